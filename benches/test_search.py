@@ -1,0 +1,13 @@
+"""The search: one case a candidate, then one a group that verifies and records its winners."""
+
+
+def test_search(diffaccel_candidate, diffaccel_search):
+    """Measure one candidate: speed in blocks with the baseline, quality on the same prompts and seeds."""
+    result = diffaccel_search.measure(diffaccel_candidate)
+    assert result["fired"]["denoiser_calls"] == diffaccel_candidate.cell.steps
+
+
+def test_winners(diffaccel_group, diffaccel_search):
+    """Choose the winner for each target, measure it again, record it."""
+    result = diffaccel_search.find_winners(diffaccel_group)
+    assert result["golden"]

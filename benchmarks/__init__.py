@@ -1,0 +1,1 @@
+"""How good is the harness itself? Each module prints one table, and the same as JSON with ``--json``."""

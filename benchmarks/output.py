@@ -1,0 +1,41 @@
+"""One table and its JSON: what every benchmark prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with ``--json``."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return made
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print rows of one shape and a summary.
+
+    Args:
+        title: what was measured.
+        rows: a mapping a row, all with the same keys.
+        summary: figures of the whole.
+        as_json: print ``{**summary, "rows": rows}`` instead of the table.
+    """
+    if as_json:
+        print(json.dumps({**summary, "rows": list(rows)}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in rows[0] if rows else ():
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console(width=140)
+    console.print(table)
+    for name, value in summary.items():
+        console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)

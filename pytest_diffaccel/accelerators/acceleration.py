@@ -1,0 +1,206 @@
+"""``accelerate``: generate images with a pipeline and accelerator parameters, and leave the pipeline as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
+from pytest_diffaccel.accelerators.counters import FiredCounters
+from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.matrix import Params, format_params
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class MethodDidNotAct(RuntimeError):
+    """A method was applied and changed nothing: its figures would be those of the unaccelerated pipeline."""
+
+
+class StepCountError(RuntimeError):
+    """The denoiser was not called once a step."""
+
+
+class Observer(Protocol):
+    """Is told of the events of one generation, in order; :mod:`pytest_diffaccel.measure.clock` keeps their times."""
+
+    def started(self) -> None:
+        """The call is about to begin."""
+
+    def denoiser_called(self) -> None:
+        """A denoiser call is about to begin."""
+
+    def step_ended(self) -> None:
+        """The scheduler has made its step."""
+
+    def ended(self) -> None:
+        """The images are there."""
+
+
+@dataclass
+class Generate:
+    """Generates batches with fixed settings; what ``accelerate`` gives.
+
+    Attributes:
+        pipeline: the diffusers pipeline.
+        accelerator: the methods applied; none for the baseline.
+        params: their parameters.
+        steps: denoising steps.
+        guidance_scale: None for the pipeline's own default.
+        height: image height in pixels; None for the pipeline's own default.
+        width: image width in pixels; None for the pipeline's own default.
+        fired: what the methods did in the last counted generation, by counter.
+    """
+
+    pipeline: Any
+    accelerator: Accelerator
+    params: Params
+    steps: int
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    fired: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each denoiser call, in order."""
+        return self.accelerator.kinds(self.params, self.steps)
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """One image a prompt, in one batch.
+
+        The first call checks that every method acts.
+
+        Args:
+            prompts: what to draw; the batch size is their number.
+            seeds: one a prompt. The start noise of an image depends on its seed alone.
+
+        Returns:
+            PIL images in prompt order.
+
+        Raises:
+            ValueError: when there are not as many seeds as prompts, or none.
+            MethodDidNotAct: when a method had no effect.
+        """
+        return self.observed(prompts, seeds, None) if self.fired else self.counted(prompts, seeds)
+
+    def counted(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """As a call, counting what the methods do (into :attr:`fired`), which takes a little longer.
+
+        Raises:
+            MethodDidNotAct: when a method had no effect.
+            StepCountError: when the denoiser was not called once a step.
+        """
+        counters = FiredCounters(guidance_batch=2 * len(prompts))
+        images = self._generate(prompts, seeds, None, counters)
+        self.fired = counters.counts
+        silent = sorted(self.accelerator.counters(self.params, self.steps) - {k for k, n in self.fired.items() if n})
+        if silent:
+            raise MethodDidNotAct(
+                f"{self.accelerator.name} with {format_params(self.params)} had no effect: {', '.join(silent)} stayed 0"
+            )
+        if self.fired["denoiser_calls"] != self.steps:
+            raise StepCountError(f"{self.fired['denoiser_calls']} denoiser calls for {self.steps} steps")
+        return images
+
+    def observed(self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None) -> list[Image]:
+        """As a call, telling ``observer`` of its events; nothing is counted or checked."""
+        return self._generate(prompts, seeds, observer, None)
+
+    def _generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None, counters: FiredCounters | None
+    ) -> list[Image]:
+        import torch
+
+        if len(prompts) != len(seeds) or not prompts:
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a prompt, at least one")
+        pipeline = self.pipeline
+        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+        # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into
+        # the next call, and ToMe's random generator, forked from the global one, would go on from where it was.
+        with restored(pipeline), torch.random.fork_rng(devices):
+            torch.manual_seed(seeds[0])
+            call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
+            options = self._options(prompts, seeds)
+            if counters:
+                counters.attach(pipeline.unet)
+            if observer:
+                pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                options["callback_on_step_end"] = _step_end_callback(observer)
+                observer.started()
+            images: list[Image] = call(**options).images
+            if observer:
+                observer.ended()
+        return images
+
+    def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        import torch
+
+        # Noise is drawn on the CPU: the same seed starts from the same latents on every device.
+        options = {
+            "prompt": list(prompts),
+            "num_inference_steps": self.steps,
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "guidance_scale": self.guidance_scale,
+            "height": self.height,
+            "width": self.width,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def _step_end_callback(observer: Observer) -> Any:
+    def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        observer.step_ended()
+        return tensors
+
+    return on_step_end
+
+
+@contextmanager
+def accelerate(
+    pipeline: Any,
+    params: Params,
+    *,
+    steps: int,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    registry: Registry | None = None,
+) -> Iterator[Generate]:
+    """Generate images with accelerator parameters.
+
+    ``with accelerate(pipeline, params, steps=20) as generate: images = generate(prompts, seeds)``
+
+    Methods are applied while a generation runs and undone after it; between and after, also after an exception, the
+    pipeline is exactly as it was: its next plain call is bit-identical to one before. So several blocks on one
+    pipeline may be open at once, and baseline and candidates can take turns.
+
+    Args:
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``;
+            ``{}`` generates the baseline, the same way.
+        steps: denoising steps, at least 1.
+        guidance_scale: classifier-free guidance; None for the pipeline's own default. T-GATE needs more than 1.
+        height: image height in pixels, a multiple of 8; None for the pipeline's own default.
+        width: image width in pixels, a multiple of 8; None for the pipeline's own default.
+        registry: the methods known; None for the built-in ones.
+
+    Yields:
+        :class:`Generate`, to be called with prompts and seeds.
+
+    Raises:
+        InvalidParams: for unknown methods or parameters, values out of range, or steps below 1.
+        ValueError: when the scheduler repeats a timestep at this number of steps.
+    """
+    from pytest_diffaccel.models.schedulers import check_timesteps
+
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
+    accelerator = (registry or default_registry()).for_params(params)
+    accelerator.check(params, steps, pipeline)
+    check_timesteps(pipeline, steps)
+    yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)

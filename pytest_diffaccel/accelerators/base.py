@@ -1,0 +1,112 @@
+"""What a method of acceleration must say of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pytest_diffaccel.matrix import Cell, Params, Point
+
+#: How wide a grid is asked for. ``pair`` and ``triple`` are a method's share in a combination's product.
+GridSize: TypeAlias = Literal["full", "pair", "triple", "coarse", "coarse pair", "coarse triple"]
+#: What generates images: a diffusers pipeline's ``__call__`` or what a method replaces it with.
+PipelineCall: TypeAlias = Callable[..., Any]
+
+
+class InvalidParams(ValueError):
+    """Parameters that no run could use: unknown, missing or out of range. The message names the fix."""
+
+
+class Method(ABC):
+    """One acceleration method.
+
+    Attributes:
+        name: as golden parameters spell it.
+        param_names: its parameters, in the order they are printed.
+        drives: other methods that this one must apply itself when combined with them.
+    """
+
+    name: ClassVar[str]
+    param_names: ClassVar[tuple[str, ...]]
+    drives: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
+        """Valid points for ``cell``, sorted, the same in every process."""
+
+    @abstractmethod
+    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+        """Refuse a point that means nothing.
+
+        Args:
+            point: all of :attr:`param_names`.
+            steps: denoising steps of the run.
+            pipeline: the diffusers pipeline, where one is at hand, for limits that depend on its topology.
+
+        Raises:
+            InvalidParams: naming the bad value and the valid range.
+        """
+
+    @abstractmethod
+    def counters(self, point: Point, steps: int) -> frozenset[str]:
+        """The counters of :mod:`.counters` that must not stay zero; none for an identity setting."""
+
+    @abstractmethod
+    def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
+        """The kind of each of ``steps`` denoiser calls; calls of one kind cost the same.
+
+        Args:
+            point: the method's parameters.
+            steps: denoising steps of the run.
+            restarts: steps at which another method makes this one begin anew.
+        """
+
+    def restarts(self, point: Point, steps: int) -> frozenset[int]:
+        """Steps at which this method, combined with those it drives, makes them begin anew."""
+        return frozenset()
+
+    @abstractmethod
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        """Patch ``pipeline`` and return what is to be called in place of ``call``.
+
+        Undoing is not the method's business: :func:`.restoration.restored` puts everything back, also after an
+        exception half way through.
+
+        Args:
+            pipeline: the diffusers pipeline.
+            call: what generates so far.
+            params: the parameters of all methods of the accelerator.
+        """
+
+    def check_names(self, point: Point) -> None:
+        """Refuse unknown and missing parameter names.
+
+        Raises:
+            InvalidParams: naming them and the known ones.
+        """
+        unknown = sorted(set(point) - set(self.param_names))
+        missing = [name for name in self.param_names if name not in point]
+        if unknown or missing:
+            said = "; ".join(
+                f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names
+            )
+            raise InvalidParams(f"{self.name}: {said} (its parameters are {', '.join(self.param_names)})")
+
+
+def check_integer(method: str, point: Point, name: str, low: int, high: int | None = None) -> int:
+    """The integer parameter ``name`` if it lies in ``[low, high]`` (``high`` None: unbounded).
+
+    Raises:
+        InvalidParams: naming the value and the range.
+    """
+    value = point[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        upper = "" if high is None else f" to {high}"
+        raise InvalidParams(f"{method}: {name}={value!r} must be a whole number from {low}{upper}")
+    return value
+
+
+def points(names: Sequence[str], rows: Iterable[Sequence[int | float]]) -> list[Mapping[str, int | float]]:
+    """Rows of values as points with the given parameter names."""
+    return [dict(zip(names, row, strict=True)) for row in rows]

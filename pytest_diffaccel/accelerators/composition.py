@@ -1,0 +1,154 @@
+"""Accelerators: one method or several together, and the registry that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
+from pytest_diffaccel.accelerators.deepcache import DeepCache
+from pytest_diffaccel.accelerators.tgate import TGate
+from pytest_diffaccel.accelerators.tome import ToMe
+from pytest_diffaccel.matrix import Cell, Params
+
+#: Kind of a step of the unaccelerated pipeline.
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One or more methods applied together.
+
+    Attributes:
+        methods: in the order in which parameters are printed.
+    """
+
+    methods: tuple[Method, ...]
+
+    @property
+    def name(self) -> str:
+        """``"DeepCache"``, ``"DeepCache and ToMe"``, ``"DeepCache, T-Gate, and ToMe"``."""
+        names = [method.name for method in self.methods]
+        if len(names) > 2:
+            return f"{', '.join(names[:-1])}, and {names[-1]}"
+        return " and ".join(names)
+
+    def grid(self, cell: Cell, *, coarse: bool) -> list[Params]:
+        """All points: a method's own grid, or the product of coarser ones."""
+        sizes: Sequence[GridSize] = ("coarse", "coarse pair", "coarse triple") if coarse else ("full", "pair", "triple")
+        size = sizes[min(len(self.methods), len(sizes)) - 1]
+        grids = [method.grid(cell, size) for method in self.methods]
+        names = [method.name for method in self.methods]
+        return [dict(zip(names, row, strict=True)) for row in product(*grids)]
+
+    def check(self, params: Params, steps: int, pipeline: Any = None) -> None:
+        """Refuse parameters that mean nothing.
+
+        Raises:
+            InvalidParams: naming the bad value and the valid ones.
+        """
+        for method in self.methods:
+            method.check(params[method.name], steps, pipeline)
+
+    def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
+        """The kind of each denoiser call; ``"plain"`` without methods."""
+        if not self.methods:
+            return (PLAIN,) * steps
+        parts = []
+        for method in self.methods:
+            restarts: frozenset[int] = frozenset()
+            for driver in self._drivers(method):
+                restarts |= driver.restarts(params[driver.name], steps)
+            kinds = method.kinds(params[method.name], steps, restarts)
+            parts.append([f"{method.name}:{kind}" for kind in kinds])
+        return tuple("|".join(kinds) for kinds in zip(*parts, strict=True))
+
+    def counters(self, params: Params, steps: int) -> frozenset[str]:
+        """The counters that must not stay zero in a run of these parameters."""
+        return frozenset().union(*(method.counters(params[method.name], steps) for method in self.methods))
+
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        """Apply every method, a driven one by its driver; returns what generates. Nothing is undone here."""
+        # A driver installs the call that knows how to run those it drives, so it goes last.
+        for method in sorted(self.methods, key=lambda method: bool(method.drives)):
+            if not self._drivers(method):
+                call = method.apply(pipeline, call, params)
+        return call
+
+    def _drivers(self, method: Method) -> list[Method]:
+        return [other for other in self.methods if method.name in other.drives]
+
+
+class Registry:
+    """The methods and accelerators that a search knows. Names are unique."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, Method] = {}
+        self._accelerators: dict[str, Accelerator] = {}
+
+    def register(self, method: Method) -> Accelerator:
+        """Add a method, and the accelerator that is this method alone.
+
+        Raises:
+            ValueError: when a method of this name, or one of its parameter names, is known already.
+        """
+        taken = {name for other in self._methods.values() for name in other.param_names}
+        clash = method.name in self._methods or taken & set(method.param_names)
+        if clash:
+            raise ValueError(f"{method.name}: a method of this name, or one with its parameter names, is registered")
+        self._methods[method.name] = method
+        return self._add(Accelerator((method,)))
+
+    def combine(self, *names: str) -> Accelerator:
+        """Add the accelerator that applies the named methods together.
+
+        Raises:
+            ValueError: when a name is unknown or the combination exists.
+        """
+        unknown = [name for name in names if name not in self._methods]
+        if unknown:
+            raise ValueError(f"cannot combine unknown methods {unknown}; known: {', '.join(self._methods)}")
+        return self._add(Accelerator(tuple(self._methods[name] for name in names)))
+
+    def _add(self, accelerator: Accelerator) -> Accelerator:
+        if accelerator.name in self._accelerators:
+            raise ValueError(f"{accelerator.name} is registered already")
+        self._accelerators[accelerator.name] = accelerator
+        return accelerator
+
+    def __iter__(self) -> Iterator[Accelerator]:
+        return iter(self._accelerators.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all accelerators in order of registration."""
+        return list(self._accelerators)
+
+    def select(self, names: Iterable[str]) -> list[Accelerator]:
+        """The accelerators of these names, in order of registration."""
+        wanted = set(names)
+        return [accelerator for name, accelerator in self._accelerators.items() if name in wanted]
+
+    def for_params(self, params: Mapping[str, Any]) -> Accelerator:
+        """The accelerator that ``params`` asks for: its methods, none for ``{}``.
+
+        Raises:
+            InvalidParams: for an unknown method.
+        """
+        unknown = sorted(set(params) - set(self._methods))
+        if unknown:
+            raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
+        return Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def default_registry() -> Registry:
+    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order."""
+    registry = Registry()
+    for method in (DeepCache(), TGate(), ToMe()):
+        registry.register(method)
+    registry.combine("DeepCache", "ToMe")
+    registry.combine("DeepCache", "T-Gate")
+    registry.combine("DeepCache", "T-Gate", "ToMe")
+    return registry

@@ -1,0 +1,82 @@
+"""Proof that a method acts: what really happened inside the UNet in one generation, seen by hooks, not by belief."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class FiredCounters:
+    """Counts, during one generation, what the methods are there to save.
+
+    The hooks sit on modules inside those that methods replace, so that they see real work only. They cost time:
+    counted generations are never timed.
+
+    Attributes:
+        denoiser_calls: UNet calls.
+        cached_steps: UNet calls in which the mid block did not run.
+        gated_calls: UNet calls on half the guidance batch.
+        merged_tokens: tokens of self-attention inputs that were merged away, summed over blocks and calls.
+        reused_attention: attention calls whose projections did not run.
+    """
+
+    def __init__(self, guidance_batch: int) -> None:
+        """Count for generations whose UNet batch with guidance is ``guidance_batch`` (twice the images)."""
+        self._guidance_batch = guidance_batch
+        self._mid_calls = 0
+        self._attention_calls = 0
+        self._projections = 0
+        self._tokens: dict[int, int] = {}
+        self.denoiser_calls = 0
+        self.gated_calls = 0
+        self.merged_tokens = 0
+
+    def attach(self, unet: nn.Module) -> None:
+        """Put hooks on ``unet``; :func:`.restoration.restored` takes them away."""
+        unet.register_forward_pre_hook(self._on_unet)
+        mid_block: Any = unet.mid_block
+        mid_block.resnets[0].register_forward_pre_hook(self._on_mid)
+        for module in unet.modules():
+            # By attribute, not by class: ToMe swaps the classes of transformer blocks.
+            if hasattr(module, "attn1") and hasattr(module, "norm1"):
+                self._attach_to_block(module)
+
+    def _attach_to_block(self, block: Any) -> None:
+        block.register_forward_pre_hook(self._on_block)
+        block.attn1.register_forward_pre_hook(lambda _module, args: self._on_self_attention(id(block), args[0]))
+        for attention in (block.attn1, block.attn2):
+            if attention is not None:
+                attention.register_forward_pre_hook(self._on_attention)
+                attention.to_q.register_forward_pre_hook(self._on_projection)
+
+    def _on_unet(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.denoiser_calls += 1
+        self.gated_calls += args[0].shape[0] < self._guidance_batch
+
+    def _on_mid(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
+        self._mid_calls += 1
+
+    def _on_block(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._tokens[id(module)] = args[0].shape[1]
+
+    def _on_self_attention(self, block: int, hidden_states: Tensor) -> None:
+        self.merged_tokens += max(0, self._tokens[block] - hidden_states.shape[1])
+
+    def _on_attention(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
+        self._attention_calls += 1
+
+    def _on_projection(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
+        self._projections += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """All counters by name."""
+        return {
+            "denoiser_calls": self.denoiser_calls,
+            "cached_steps": self.denoiser_calls - self._mid_calls,
+            "gated_calls": self.gated_calls,
+            "reused_attention": self._attention_calls - self._projections,
+            "merged_tokens": self.merged_tokens,
+        }

@@ -1,0 +1,80 @@
+"""DeepCache: deep UNet features are computed every few steps and reused in between.
+
+Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024, section 3.3 (uniform 1:N
+inference), through the authors' package of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.matrix import Cell, Params, Point
+
+# A branch is a layer of a down block: the package counts three a block, the third being the downsampler.
+LAYERS_PER_BLOCK = 3
+# Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology.
+DOWN_BLOCKS = {"SD1.5": 4, "SD2.1": 4, "SDXL": 3}
+
+_INTERVALS: Mapping[GridSize, tuple[int, ...]] = {
+    "full": (2, 3, 4, 5, 6, 8, 10),
+    "pair": (2, 3, 5, 8),
+    "triple": (2, 3, 5),
+    "coarse": (2, 3, 5, 10),
+    "coarse pair": (2, 3, 5),
+    "coarse triple": (2, 3, 5),
+}
+# None: every branch the pipe has.
+_BRANCHES: Mapping[GridSize, tuple[int, ...] | None] = {
+    "full": None,
+    "pair": (0, 3),
+    "triple": (0, 3),
+    "coarse": (0, 3),
+    "coarse pair": (0,),
+    "coarse triple": (0,),
+}
+
+
+class DeepCache(Method):
+    """DeepCache through ``DeepCacheSDHelper``, with its uniform schedule."""
+
+    name = "DeepCache"
+    param_names = ("cache_interval", "cache_branch_id")
+
+    def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
+        """Intervals x branches; intervals above the number of steps would all mean the same and are left out."""
+        branches = _BRANCHES[size] or range(LAYERS_PER_BLOCK * DOWN_BLOCKS[cell.pipe])
+        intervals = [interval for interval in _INTERVALS[size] if interval <= cell.steps]
+        return points(self.param_names, product(intervals, branches))
+
+    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+        """``cache_interval`` at least 1; ``cache_branch_id`` from 0 to three a down block, less one."""
+        self.check_names(point)
+        check_integer(self.name, point, "cache_interval", 1)
+        blocks = len(pipeline.unet.down_blocks) if pipeline is not None else max(DOWN_BLOCKS.values())
+        check_integer(self.name, point, "cache_branch_id", 0, LAYERS_PER_BLOCK * blocks - 1)
+
+    def counters(self, point: Point, steps: int) -> frozenset[str]:
+        """Interval 1 computes every step in full."""
+        return frozenset({"cached_steps"} if point["cache_interval"] > 1 and steps > 1 else ())
+
+    def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
+        """``full`` where the features are computed and stored, ``shallow@branch`` where they are reused."""
+        shallow = f"shallow@{point['cache_branch_id']}"
+        kinds, start = [], 0
+        for step in range(steps):
+            if step in restarts:
+                start = step
+            kinds.append("full" if (step - start) % point["cache_interval"] == 0 else shallow)
+        return kinds
+
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        """Enable the helper; its cache lives as long as this application."""
+        from DeepCache import DeepCacheSDHelper
+
+        helper = DeepCacheSDHelper(pipe=pipeline)
+        helper.set_params(**params[self.name])
+        helper.enable()
+        return call

@@ -1,0 +1,111 @@
+"""T-GATE: cross-attention is computed up to a gate step and its output reused after it, without guidance.
+
+Zhang et al., "Faster Diffusion via Temporal Attention Decomposition", TMLR 2025 (T-GATE v2; the ``tgate`` package,
+1.0.0): semantics-planning phase before the gate (``warm_up``, ``sp_interval``), fidelity-improving phase after it
+(``fi_interval``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.matrix import Cell, Params, Point
+
+# Gate as a share of the steps: what a gate means depends on how much of the denoising lies behind it.
+_GATES: Mapping[GridSize, tuple[float, ...]] = {
+    "full": (0.15, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75),
+    "pair": (0.25, 0.5, 0.75),
+    "triple": (0.25, 0.5),
+    "coarse": (0.25, 0.5, 0.75),
+    "coarse pair": (0.25, 0.5),
+    "coarse triple": (0.25, 0.5),
+}
+# (sp_interval, warm_up): a warm-up means something only where self-attention is reused before the gate.
+_PLANNING: Mapping[GridSize, tuple[tuple[int, int], ...]] = {
+    "full": ((1, 0), (2, 0), (2, 2), (3, 0), (3, 2), (5, 0), (5, 2)),
+    "pair": ((1, 0), (3, 2)),
+    "triple": ((1, 0), (3, 2)),
+    "coarse": ((1, 0), (3, 2)),
+    "coarse pair": ((1, 0),),
+    "coarse triple": ((1, 0),),
+}
+_FIDELITY: Mapping[GridSize, tuple[int, ...]] = {
+    "full": (1, 2, 5),
+    "pair": (1, 3),
+    "triple": (1, 3),
+    "coarse": (1, 5),
+    "coarse pair": (1, 3),
+    "coarse triple": (1,),
+}
+
+
+class TGate(Method):
+    """T-GATE through the package's own pipeline functions."""
+
+    name = "T-Gate"
+    param_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+    # The package restarts DeepCache around the gate, where the batch halves: only its own loader knows how.
+    drives = ("DeepCache",)
+
+    def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
+        """Gates x planning x fidelity, less the points whose warm-up leaves no step to reuse in before the gate."""
+        rows = []
+        for gate in sorted({max(2, round(share * cell.steps)) for share in _GATES[size]}):
+            for sp_interval, warm_up in _PLANNING[size]:
+                if sp_interval > 1 and warm_up + 1 >= gate - 1:
+                    continue
+                rows += [(gate, sp_interval, fi_interval, warm_up) for fi_interval in _FIDELITY[size]]
+        return points(self.param_names, rows)
+
+    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+        """Gate from 1 to ``steps`` (= never), intervals at least 1, warm-up before the gate."""
+        self.check_names(point)
+        gate = check_integer(self.name, point, "gate_step", 1, steps)
+        check_integer(self.name, point, "sp_interval", 1)
+        check_integer(self.name, point, "fi_interval", 1)
+        check_integer(self.name, point, "warm_up", 0, gate - 1)
+
+    def counters(self, point: Point, steps: int) -> frozenset[str]:
+        """Gated calls where the gate lies before the end, reused attention where planning or fidelity skip some."""
+        kinds = self.kinds(point, steps, frozenset())
+        gated = {"gated_calls"} if point["gate_step"] < steps else set()
+        reused = {"reused_attention"} if gated or "planning-reuse" in kinds else set()
+        return frozenset(gated | reused)
+
+    def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
+        """``planning`` before the gate, ``gated`` after it, with ``-reuse`` where self-attention is not computed."""
+        return [self._kind(point, step) for step in range(steps)]
+
+    @staticmethod
+    def _kind(point: Point, step: int) -> str:
+        gate, warm_up = point["gate_step"], point["warm_up"]
+        if step >= gate:
+            return "gated" if step % point["fi_interval"] == 0 else "gated-reuse"
+        computed = step <= warm_up or step == gate - 1 or step % point["sp_interval"] == 0
+        return "planning" if computed else "planning-reuse"
+
+    def restarts(self, point: Point, steps: int) -> frozenset[int]:
+        """The package restarts DeepCache at the last step with guidance and at the first without."""
+        gate = int(point["gate_step"])
+        return frozenset({gate - 1, gate})
+
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        """Install the package's pipeline function for this kind of pipeline.
+
+        Raises:
+            InvalidParams: for a pipeline that is neither Stable Diffusion nor SDXL.
+        """
+        import tgate
+
+        xl = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL"}.get(type(pipeline).__name__)
+        if xl is None:
+            raise InvalidParams(f"{self.name} runs Stable Diffusion and SDXL pipelines, not {type(pipeline).__name__}")
+        driven = next((params[name] for name in self.drives if name in params), None)
+        if driven is None:
+            getattr(tgate, f"Tgate{xl}Loader")(pipeline)
+        else:
+            getattr(tgate, f"Tgate{xl}DeepCacheLoader")(pipeline, **driven)
+        return partial(pipeline.tgate, **params[self.name])

@@ -1,0 +1,75 @@
+"""ToMe: similar tokens are merged before self-attention and unmerged after it.
+
+Bolya and Hoffman, "Token Merging for Fast Stable Diffusion", CVPR Workshops 2023, through the authors' ``tomesd``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
+from pytest_diffaccel.matrix import Cell, Params, Point
+
+# With strides of 2 x 2 one token in four is a destination: more than this cannot be merged and is capped silently.
+MAX_RATIO = 0.75
+DOWNSAMPLES = (1, 2, 4, 8)
+# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json).
+_DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
+
+_RATIOS: Mapping[GridSize, tuple[float, ...]] = {
+    "full": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75),
+    "pair": (0.25, 0.5, 0.75),
+    "triple": (0.25, 0.5),
+    "coarse": (0.3, 0.6),
+    "coarse pair": (0.3, 0.6),
+    "coarse triple": (0.3, 0.6),
+}
+# Which of the pipe's resolutions: the shallowest, and how many more of them.
+_DEPTHS: Mapping[GridSize, tuple[int, ...]] = {
+    "full": (0, 1, 2, 3),
+    "pair": (0, 1),
+    "triple": (0,),
+    "coarse": (0, -1),
+    "coarse pair": (0,),
+    "coarse triple": (0,),
+}
+
+
+class ToMe(Method):
+    """Token merging of self-attention, with ``tomesd``'s other settings at their defaults."""
+
+    name = "ToMe"
+    param_names = ("ratio", "max_downsample")
+
+    def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
+        """Ratios x the resolutions at which the pipe has attention."""
+        available = _DOWNSAMPLES_OF_PIPE[cell.pipe]
+        depths = [available[depth] for depth in _DEPTHS[size] if depth < len(available)]
+        return points(self.param_names, product(_RATIOS[size], depths))
+
+    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+        """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8."""
+        self.check_names(point)
+        ratio = point["ratio"]
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= MAX_RATIO:
+            raise InvalidParams(f"{self.name}: ratio={ratio!r} must be a number from 0 to {MAX_RATIO}")
+        if point["max_downsample"] not in DOWNSAMPLES:
+            known = ", ".join(map(str, DOWNSAMPLES))
+            raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
+
+    def counters(self, point: Point, steps: int) -> frozenset[str]:
+        """A ratio of 0 merges nothing."""
+        return frozenset({"merged_tokens"} if point["ratio"] > 0 else ())
+
+    def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
+        """Every step merges alike."""
+        return [f"{point['ratio']}@{point['max_downsample']}"] * steps
+
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        """Patch the UNet's transformer blocks. Its generator is forked from torch's global one at the first forward."""
+        import tomesd
+
+        tomesd.apply_patch(pipeline, **params[self.name])
+        return call

@@ -1,0 +1,115 @@
+"""What a search's test functions use: the session's search, and a case that reports what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+
+from pytest_diffaccel import options
+from pytest_diffaccel.matrix import Candidate, Cell, slug
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.search.run import SearchRun
+
+#: Names of the parametrized arguments: one case a candidate, one a group.
+CANDIDATE, GROUP = "diffaccel_candidate", "diffaccel_group"
+#: Name of the report property that carries a case's result from worker to controller.
+PROPERTY = "diffaccel"
+Group: TypeAlias = tuple[Cell, str]
+
+_RUN = pytest.StashKey["SearchRun"]()
+
+
+def search_run(config: pytest.Config) -> SearchRun:
+    """The session's search, made at the first use.
+
+    Raises:
+        pytest.UsageError: for a bad option.
+    """
+    if _RUN not in config.stash:
+        from pytest_diffaccel.accelerators.composition import default_registry
+        from pytest_diffaccel.search.run import SearchRun
+
+        registry = default_registry()
+        config.hook.pytest_diffaccel_accelerators(registry=registry)
+        try:
+            settings = options.Settings.from_options(config.option, registry.names)
+        except options.OptionError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_RUN] = SearchRun(settings, registry)
+    return config.stash[_RUN]
+
+
+def is_searching(config: pytest.Config) -> bool:
+    """Whether this session has a search."""
+    return _RUN in config.stash
+
+
+def keep_groups_together(config: pytest.Config) -> None:
+    """Under ``-n``, one worker gets all of a group, unless the user chose another distribution."""
+    if getattr(config.option, "dist", None) == "no" and config.option.numprocesses:
+        config.option.dist = "loadgroup"
+
+
+def group_of(item: pytest.Item) -> Group | None:
+    """The group that a case belongs to; None for a test that is no case of a search."""
+    callspec = getattr(item, "callspec", None)
+    params = callspec.params if callspec else {}
+    candidate: Candidate | None = params.get(CANDIDATE)
+    group: Group | None = params.get(GROUP)
+    return (candidate.cell, candidate.accelerator) if candidate else group
+
+
+def group_name(group: Group) -> str:
+    """``"SD1.5-DDIM-20-DeepCache+ToMe"``."""
+    return f"{group[0]}-{slug(group[1])}"
+
+
+class Case:
+    """Runs one case's work and puts its result on the case's report."""
+
+    def __init__(self, run: SearchRun, item: pytest.Item) -> None:
+        self._run = run
+        self._item = item
+        # Marks the case's reports from the start: one that fails has no result.
+        self._report("null")
+
+    def measure(self, candidate: Candidate) -> dict[str, Any]:
+        """Measure a candidate; see :meth:`pytest_diffaccel.search.run.SearchRun.measure`."""
+        return self._reported(self._run.measure(candidate))
+
+    def find_winners(self, group: Group) -> dict[str, Any]:
+        """Choose and verify a group's winners; the case is skipped while candidates are missing."""
+        from pytest_diffaccel.search.finals import Unfinished
+
+        try:
+            return self._reported(self._run.find_winners(*group))
+        except Unfinished as error:
+            pytest.skip(str(error))
+
+    def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
+        figures = ("speedup", "speedup_ci95", "lpips", "lpips_ci95")
+        self._item.user_properties += [(name, str(result[name])) for name in figures if name in result]
+        self._report(json.dumps(result))
+        return result
+
+    def _report(self, text: str) -> None:
+        others = [pair for pair in self._item.user_properties if pair[0] != PROPERTY]
+        self._item.user_properties[:] = [*others, (PROPERTY, text)]
+
+
+@pytest.fixture(scope="session")
+def diffaccel_run(pytestconfig: pytest.Config) -> Iterator[SearchRun]:
+    """The session's search."""
+    run = search_run(pytestconfig)
+    yield run
+    run.close()
+
+
+@pytest.fixture
+def diffaccel_search(diffaccel_run: SearchRun, request: pytest.FixtureRequest) -> Case:
+    """What a case calls to measure its candidate or to find its group's winners."""
+    return Case(diffaccel_run, request.node)

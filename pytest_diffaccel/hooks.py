@@ -1,0 +1,17 @@
+"""Hooks that this plugin offers to other plugins and to conftest files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
+
+
+def pytest_diffaccel_accelerators(registry: Registry) -> None:
+    """Register further methods and combinations.
+
+    Args:
+        registry: has the built-in ones; ``registry.register(method)`` adds one, ``registry.combine(...)`` applies
+            several together.
+    """

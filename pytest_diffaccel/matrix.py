@@ -1,0 +1,104 @@
+"""Cells, candidates and their order: what a search could measure, without measuring anything.
+
+Pure Python: pytest's collection runs through here on every worker, so nothing heavy is imported and every
+sequence has one fixed order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+PIPES = ("SD1.5", "SD2.1", "SDXL")
+SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPCMultistepScheduler")
+STEPS = (20, 25, 50)
+TARGETS = (1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0)
+
+Number: TypeAlias = int | float
+#: Parameters by method, as the libraries name them: ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
+Params: TypeAlias = Mapping[str, Mapping[str, Number]]
+#: One point of a method's own grid.
+Point: TypeAlias = Mapping[str, Number]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pipe x scheduler x number of denoising steps.
+
+    Attributes:
+        pipe: a name of :data:`PIPES`.
+        scheduler: a name of :data:`SCHEDULERS`.
+        steps: denoising steps of the unaccelerated pipeline, at least 1.
+    """
+
+    pipe: str
+    scheduler: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.pipe}-{self.scheduler}-{self.steps}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cell, an accelerator and one point of its parameter grid: one pytest case.
+
+    Attributes:
+        cell: where it is measured.
+        accelerator: the accelerator's name, for example ``"DeepCache and ToMe"``.
+        params: its parameters by method; never changed after construction.
+    """
+
+    cell: Cell
+    accelerator: str
+    params: Params
+
+    @property
+    def key(self) -> str:
+        """Canonical name, unique in the matrix, the same in every process; never a pytest node id."""
+        return f"{self.cell}-{slug(self.accelerator)}-{format_params(self.params)}"
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Grid(Protocol):
+    """What the matrix needs to know of an accelerator."""
+
+    @property
+    def name(self) -> str:
+        """The accelerator's name as tasks and golden keys spell it."""
+
+    def grid(self, cell: Cell, *, coarse: bool) -> Sequence[Params]:
+        """All valid parameter points for ``cell``, in a fixed order."""
+
+
+def slug(accelerator: str) -> str:
+    """Name without spaces and commas, for ids and file names: ``"DeepCache+T-Gate+ToMe"``."""
+    return re.sub(r",? and |, ", "+", accelerator)
+
+
+def format_params(params: Params) -> str:
+    """``"cache_interval=3,cache_branch_id=0"``: parameters of all methods in order; names are unique across methods."""
+    return ",".join(f"{name}={value}" for point in params.values() for name, value in point.items())
+
+
+def cells(pipes: Iterable[str], schedulers: Iterable[str], steps: Iterable[int]) -> list[Cell]:
+    """All cells of the product, pipe first, in the order given."""
+    scheduler_names, step_counts = list(schedulers), list(steps)
+    return [Cell(pipe, name, count) for pipe in pipes for name in scheduler_names for count in step_counts]
+
+
+def groups(cells: Sequence[Cell], accelerators: Sequence[Grid]) -> list[tuple[Cell, str]]:
+    """All (cell, accelerator name) pairs, cell first."""
+    return [(cell, accelerator.name) for cell in cells for accelerator in accelerators]
+
+
+def candidates(cells: Sequence[Cell], accelerators: Sequence[Grid], *, coarse: bool = False) -> Iterator[Candidate]:
+    """Every candidate of the matrix, group by group, each group in its grid's order."""
+    for cell in cells:
+        for accelerator in accelerators:
+            for params in accelerator.grid(cell, coarse=coarse):
+                yield Candidate(cell, accelerator.name, params)

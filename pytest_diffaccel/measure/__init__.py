@@ -1,0 +1,1 @@
+"""Measuring: clocks, randomised blocks, statistics of speed-ups, image quality and evaluation prompts."""

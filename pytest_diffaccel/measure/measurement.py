@@ -1,0 +1,173 @@
+"""What running a candidate showed, as plain frozen data: the record everything to the right is made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pytest_diffaccel.matrix import Candidate, Cell
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided 95% interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end, at most ``value``.
+        high: upper end, at least ``value``.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width_ratio(self) -> float:
+        """Half the interval's width as a fraction of the estimate."""
+        return (self.high - self.low) / 2 / self.value
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class RunTiming:
+    """Times of one whole generation of one batch.
+
+    Attributes:
+        total_s: wall time of the call, seconds.
+        step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one a step, in order.
+        kinds: the kind of each step, as the accelerator predicts it; as long as ``step_s``.
+    """
+
+    total_s: float
+    step_s: tuple[float, ...]
+    kinds: tuple[str, ...]
+
+    @property
+    def fixed_s(self) -> float:
+        """What is not a denoiser step: text encoder, latents, VAE; seconds."""
+        return self.total_s - sum(self.step_s)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One baseline run and the candidate's runs measured next to it, in random order.
+
+    Attributes:
+        baseline: the unaccelerated run.
+        runs: the candidate's runs of this block, at least one.
+        disturbance: what disturbed the block (empty: nothing seen).
+    """
+
+    baseline: RunTiming
+    runs: tuple[RunTiming, ...]
+    disturbance: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far a candidate's images are from the baseline's: same prompts, seeds and start noise.
+
+    Attributes:
+        lpips: mean over samples with its interval; 0 is identical.
+        psnr_db: mean peak signal-to-noise ratio, dB; capped at 100 for identical images.
+        ssim: mean structural similarity, at most 1.
+        lpips_per_sample: LPIPS of each sample in prompt order.
+    """
+
+    lpips: Interval
+    psnr_db: float
+    ssim: float
+    lpips_per_sample: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which images were made: equal sampling means comparable quality.
+
+    Attributes:
+        num_samples: images scored.
+        batch_size: images a call.
+        seed: seed of the first image; image ``i`` has ``seed + i``.
+        prompts_digest: first 12 hex digits of the SHA-256 of the prompts used.
+        purpose: ``"search"`` or ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen).
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int
+    prompts_digest: str
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured candidate.
+
+    Attributes:
+        candidate: what was measured.
+        environment: id of the environment it was measured in.
+        sampling: which images were made.
+        speedup: step-kind estimate of baseline time over candidate time, with its interval.
+        wall_speedup: the same from whole runs.
+        estimates_agree: whether the two estimates' intervals overlap.
+        quality: against the baseline's images.
+        blocks: every timed run.
+        fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
+        peak_memory_mb: highest memory during the candidate's runs (CUDA: allocated; CPU: resident), MiB.
+    """
+
+    candidate: Candidate
+    environment: str
+    sampling: Sampling
+    speedup: Interval
+    wall_speedup: Interval
+    estimates_agree: bool
+    quality: Quality
+    blocks: tuple[Block, ...]
+    fired: dict[str, int] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, all fields; :meth:`from_json` reads it back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Measurement:
+        """The measurement that :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: when a field is missing or unknown.
+        """
+        rest = dict(data)
+        candidate = rest.pop("candidate")
+        quality = rest.pop("quality")
+        return cls(
+            candidate=Candidate(Cell(**candidate["cell"]), candidate["accelerator"], candidate["params"]),
+            sampling=Sampling(**rest.pop("sampling")),
+            speedup=Interval(**rest.pop("speedup")),
+            wall_speedup=Interval(**rest.pop("wall_speedup")),
+            quality=Quality(
+                lpips=Interval(**quality["lpips"]),
+                psnr_db=quality["psnr_db"],
+                ssim=quality["ssim"],
+                lpips_per_sample=tuple(quality["lpips_per_sample"]),
+            ),
+            blocks=tuple(_block_from_json(block) for block in rest.pop("blocks")),
+            **rest,
+        )
+
+
+def _block_from_json(data: dict[str, Any]) -> Block:
+    return Block(
+        baseline=_run_from_json(data["baseline"]),
+        runs=tuple(_run_from_json(run) for run in data["runs"]),
+        disturbance=data["disturbance"],
+    )
+
+
+def _run_from_json(data: dict[str, Any]) -> RunTiming:
+    return RunTiming(data["total_s"], tuple(data["step_s"]), tuple(data["kinds"]))

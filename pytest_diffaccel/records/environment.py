@@ -1,0 +1,237 @@
+"""The fingerprint of a measurement: what must be equal for two measurements to be comparable.
+
+Identity only. Whatever changes between two runs on one machine (clocks, temperature, free memory, host name)
+stays out, or every run would be an environment of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import ConfigDict, TypeAdapter
+
+if TYPE_CHECKING:
+    import torch
+
+#: Distributions whose version can change a speed or an image.
+LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd", "lpips")
+ID_DIGITS = 12
+_CHUNK_BYTES = 1 << 20
+#: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
+_DRIVER_TIMEOUT_S = 60.0
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+#: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
+WeightSource: TypeAlias = str | Path | Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything that identifies the conditions of a measurement.
+
+    Attributes:
+        pipe: name of the pipeline family, for example ``"SD1.5"``.
+        model_source: where the weights come from, in plain words ("embedded stand-in, not SD1.5").
+        weights: by component, SHA-256 (64 hex digits) of its weight files, or the revision of a hub model.
+        device: the GPU's model name, or the CPU's with the number of cores this process may use.
+        driver: the NVIDIA driver's version; empty without one.
+        threads: CPU threads torch computes with.
+        versions: version of Python and of each installed library of :data:`LIBRARIES`, by name.
+        dtype: of the denoiser, for example ``"float16"``.
+        image_size: (height, width) in pixels.
+        batch_size: images a call.
+        guidance_scale: classifier-free guidance.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    pipe: str
+    model_source: str
+    weights: Mapping[str, str]
+    device: str
+    driver: str
+    threads: int
+    versions: Mapping[str, str]
+    dtype: str
+    image_size: tuple[int, int]
+    batch_size: int
+    guidance_scale: float
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON; the same in every process."""
+        # 5 == 5.0 makes equal environments, so it must not make two ids.
+        fields = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, all fields; :meth:`from_json` reads them back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Environment:
+        """The environment whose :meth:`to_json` was dumped as ``text``.
+
+        Raises:
+            pydantic.ValidationError: (a ``ValueError``) when a field is missing, unknown or of another type.
+        """
+        return _adapter().validate_json(text)
+
+
+def describe_environment(
+    *,
+    pipe: str,
+    model_source: str,
+    weights: Mapping[str, WeightSource],
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    image_size: tuple[int, int],
+    batch_size: int,
+    guidance_scale: float,
+) -> Environment:
+    """The environment of this process, for a pipeline on ``device``.
+
+    Args:
+        pipe: name of the pipeline family.
+        model_source: where the weights come from, in plain words.
+        weights: by component; paths are hashed (once a process), strings are taken as they are.
+        device: torch device the pipeline runs on.
+        dtype: of the denoiser.
+        image_size: (height, width) in pixels.
+        batch_size: images a call.
+        guidance_scale: classifier-free guidance.
+
+    Raises:
+        FileNotFoundError: when a weight file is missing or a folder holds no safetensors file.
+        subprocess.TimeoutExpired: when the NVIDIA driver does not answer. Leaving it out instead would make
+            this run an environment of its own.
+    """
+    import torch
+
+    device = torch.device(device)
+    return Environment(
+        pipe=pipe,
+        model_source=model_source,
+        weights={name: _weights_identity(source) for name, source in weights.items()},
+        device=_device_name(device),
+        driver=_driver_version() if device.type == "cuda" else "",
+        threads=torch.get_num_threads(),
+        versions=_versions(),
+        dtype=str(dtype).removeprefix("torch."),
+        image_size=image_size,
+        batch_size=batch_size,
+        guidance_scale=float(guidance_scale),
+    )
+
+
+def differences(before: Environment, after: Environment) -> list[str]:
+    """What changed, one line a change ("torch 2.13.0 -> 2.14.1"); empty when the two are equal."""
+    lines = []
+    for name, old in asdict(before).items():
+        new = getattr(after, name)
+        if isinstance(old, dict):
+            noun = " weights" if name == "weights" else ""
+            parts = [*old, *(part for part in new if part not in old)]
+            lines += [_change(f"{part}{noun}", old.get(part), new.get(part)) for part in parts]
+        else:
+            lines.append(_change(name.replace("_", " "), old, new))
+    return [line for line in lines if line]
+
+
+def _change(name: str, old: object, new: object) -> str:
+    return f"{name} {_words(old)} -> {_words(new)}" if old != new else ""
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    text = "absent" if value is None else str(value) or "none"
+    return text[:ID_DIGITS] if _SHA256.fullmatch(text) else text
+
+
+def _weights_identity(source: WeightSource) -> str:
+    if isinstance(source, str):
+        return source
+    files = [source] if isinstance(source, Path) else sorted(source)
+    if isinstance(source, Path) and source.is_dir():
+        files = sorted(source.rglob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no safetensors file to fingerprint in {source}; is the model complete?")
+    digests = [_file_digest(file) for file in files]
+    # Content alone: the same weights in another folder are the same weights.
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    path = path.resolve(strict=True)
+    status = path.stat()
+    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest_of_state(path: Path, size_bytes: int, mtime_ns: int) -> str:
+    """SHA-256 of the file; size and time are there to make another state of the file another cache entry."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = f"{_cpu_name()} ({cores} cores)"
+    return name if device.type == "cpu" else f"{device.type} of {name}"
+
+
+@cache
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+@cache
+def _driver_version() -> str:
+    """The NVIDIA driver's version; empty where there is none to ask (ROCm)."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return answer.stdout.partition("\n")[0].strip()
+
+
+@cache
+def _adapter() -> TypeAdapter[Environment]:
+    return TypeAdapter(Environment)

@@ -1,0 +1,257 @@
+"""The golden database's words: what a key and an entry are, their order, their JSON.
+
+Files of them are read and merged by :mod:`pytest_diffaccel.records.golden_file`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Number
+
+#: Prompt order; a user's own accelerators follow, alphabetically.
+ACCELERATORS = (
+    "DeepCache",
+    "T-Gate",
+    "ToMe",
+    "DeepCache and ToMe",
+    "DeepCache and T-Gate",
+    "DeepCache, T-Gate, and ToMe",
+)
+#: Digits kept: far below what a measurement can tell, few enough to read a diff.
+SPEEDUP_DECIMALS = 4
+LPIPS_DECIMALS = 6
+#: Fields of an entry by line of the file, so that a diff shows which part changed.
+_LINES = (
+    ("status", "reason", "params"),
+    ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
+    ("lpips", "lpips_ci95"),
+    ("num_samples", "batch_size", "environment"),
+)
+#: Longer than any key of ours; ``ast.literal_eval`` can exhaust memory on much longer text.
+_LONGEST_KEY = 1000
+
+Range: TypeAlias = tuple[float, float]
+Sort: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class GoldenKey:
+    """What a golden entry answers: which parameters reach ``target`` here?
+
+    Attributes:
+        pipe: name of a pipeline family.
+        scheduler: name of a scheduler.
+        steps: denoising steps, at least 1.
+        accelerator: an accelerator's name.
+        target: required speed-up, above 0.
+    """
+
+    pipe: str
+    scheduler: str
+    steps: int
+    accelerator: str
+    target: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", float(self.target))  # 2 and 2.0 are one key, spelled one way
+        if not (self.pipe and self.scheduler and self.accelerator):
+            raise ValueError(f"a golden key's names must not be empty: {self}")
+        if self.steps < 1:
+            raise ValueError(f"a golden key's steps must be at least 1: {self}")
+        if not (math.isfinite(self.target) and self.target > 0):
+            raise ValueError(f"a golden key's target must be a number above 0: {self}")
+
+    def __str__(self) -> str:
+        return str((self.pipe, self.scheduler, self.steps, self.accelerator, self.target))
+
+    @classmethod
+    def parse(cls, text: str) -> GoldenKey:
+        """The key whose ``str`` is ``text``.
+
+        Raises:
+            ValueError: when ``text`` is no key, or spelled otherwise (two spellings would be two entries).
+        """
+        example = "expected for example \"('SD1.5', 'DDIM', 20, 'DeepCache', 1.5)\""
+        parts = _literal(text)
+        if [type(part) for part in parts] != [str, str, int, str, float]:
+            raise ValueError(f"not a golden key: {text[:_LONGEST_KEY]!r}; {example}")
+        key = cls(*parts)
+        if str(key) != text:
+            raise ValueError(f"golden key {text!r} must be spelled {str(key)!r}")
+        return key
+
+    @property
+    def prompt_order(self) -> Sort:
+        """Sorts as prompts list keys: pipe, scheduler, steps, accelerator, target; unknown names last."""
+        return (
+            _rank(self.pipe, PIPES),
+            _rank(self.scheduler, SCHEDULERS),
+            self.steps,
+            _rank(self.accelerator, ACCELERATORS),
+            self.target,
+        )
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class GoldenEntry:
+    """The winner of a key, or the record that the target cannot be reached.
+
+    An unattainable entry holds the best speed-up that was reached and its parameters; when nothing could be
+    measured at all, its params are empty, its figures None and its reason ``"speed"``. Types and ranges are
+    checked on construction (``pydantic.ValidationError``, a ``ValueError``).
+
+    Attributes:
+        status: ``"met"`` or ``"unattainable"``.
+        params: parameters by method, as the libraries name them.
+        speedup: step-kind estimate of baseline time over accelerated time.
+        speedup_ci95: (low, high) of its 95% interval, around ``speedup``.
+        wall_speedup: the same from whole runs.
+        wall_speedup_ci95: its interval.
+        lpips: mean LPIPS against the baseline's images; 0 is identical.
+        lpips_ci95: its interval.
+        num_samples: images scored.
+        batch_size: images a call.
+        environment: id of the environment (12 hex digits), spelled out in ``environments.json``.
+        reason: why unattainable: no candidate was fast enough (``"speed"``), or none of those that were was
+            good enough (``"quality"``); None when met.
+    """
+
+    status: Literal["met", "unattainable"]
+    params: Mapping[str, Mapping[str, Number]]
+    speedup: Annotated[float, Field(ge=0)] | None
+    speedup_ci95: Range | None
+    wall_speedup: Annotated[float, Field(ge=0)] | None
+    wall_speedup_ci95: Range | None
+    lpips: float | None
+    lpips_ci95: Range | None
+    num_samples: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
+    reason: Literal["speed", "quality"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.status == "met") != (self.reason is None):
+            raise ValueError("an unattainable entry has a reason, and only that")
+        figures = [figure for pair in self._figures() for figure in pair]
+        if figures.count(None) == len(figures):
+            if self.params or self.reason != "speed":
+                raise ValueError("only an unattainable entry of reason 'speed' with empty params has null figures")
+            return
+        if None in figures:
+            raise ValueError("either all figures are null (nothing measured) or none is")
+        if self.status == "met" and not self.params:
+            raise ValueError("an entry that is met names its params")
+        for value, ends in self._figures():
+            if value is not None and ends is not None and not ends[0] <= value <= ends[1]:
+                raise ValueError(f"{value} lies outside its own interval {list(ends)}")
+
+    def _figures(self) -> tuple[tuple[float | None, Range | None], ...]:
+        return (
+            (self.speedup, self.speedup_ci95),
+            (self.wall_speedup, self.wall_speedup_ci95),
+            (self.lpips, self.lpips_ci95),
+        )
+
+    def rounded(self) -> GoldenEntry:
+        """The entry as the file keeps it: speed-ups to 4 decimals, LPIPS to 6."""
+        return replace(
+            self,
+            speedup=_round(self.speedup, SPEEDUP_DECIMALS),
+            speedup_ci95=_round_range(self.speedup_ci95, SPEEDUP_DECIMALS),
+            wall_speedup=_round(self.wall_speedup, SPEEDUP_DECIMALS),
+            wall_speedup_ci95=_round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
+            lpips=_round(self.lpips, LPIPS_DECIMALS),
+            lpips_ci95=_round_range(self.lpips_ci95, LPIPS_DECIMALS),
+        )
+
+    def to_json(self) -> str:
+        """The entry's JSON text, several lines indented to stand in the file; rounded."""
+        fields = asdict(self.rounded())
+        if self.reason is None:
+            del fields["reason"]
+        lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
+        return "{\n    " + ",\n    ".join(lines) + "\n  }"
+
+    @classmethod
+    def from_json(cls, text: str) -> GoldenEntry:
+        """The entry that ``text`` spells.
+
+        Raises:
+            pydantic.ValidationError: (a ``ValueError``) when it spells none.
+        """
+        return _adapter().validate_json(text)
+
+    def difference(self, other: GoldenEntry) -> str:
+        """How ``other`` says something else than this entry, in words; empty when it does not.
+
+        Figures differ only when their intervals share no point: repeating a measurement changes nothing.
+        """
+        changes = [
+            f"{name} {_dump(before)} -> {_dump(after)}"
+            for name in ("status", "reason", "params", "environment")
+            if (before := getattr(self, name)) != (after := getattr(other, name))
+        ]
+        changes += [
+            f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
+            for name in ("speedup", "lpips")
+            if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
+        ]
+        return ", ".join(changes)
+
+
+def dump_entries(entries: Mapping[GoldenKey, GoldenEntry]) -> str:
+    """The golden file's text: one flat JSON object in prompt order, one trailing newline."""
+    keys = sorted(entries, key=lambda key: key.prompt_order)
+    items = ",\n".join(f"  {_dump(str(key))}: {entries[key].to_json()}" for key in keys)
+    return f"{{\n{items}\n}}\n" if items else "{}\n"
+
+
+def _literal(text: str) -> tuple[Any, ...]:
+    """The tuple that ``text`` spells; empty when it spells none."""
+    try:
+        value = ast.literal_eval(text) if len(text) <= _LONGEST_KEY else ()
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ()
+    return value if isinstance(value, tuple) else ()
+
+
+def _rank(name: str, known: tuple[str, ...]) -> tuple[int, str]:
+    return (known.index(name), "") if name in known else (len(known), name)
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _round(value: float | None, decimals: int) -> float | None:
+    return None if value is None else round(float(value), decimals) + 0.0  # + 0.0: no "-0.0"
+
+
+def _round_range(ends: Range | None, decimals: int) -> Range | None:
+    return None if ends is None else (round(float(ends[0]), decimals) + 0.0, round(float(ends[1]), decimals) + 0.0)
+
+
+def _apart(one: Range | None, other: Range | None) -> bool:
+    if one is None or other is None:
+        return one != other
+    return one[0] > other[1] or other[0] > one[1]
+
+
+def _estimate(entry: GoldenEntry, name: str) -> str:
+    ends = getattr(entry, f"{name}_ci95")
+    return f"{getattr(entry, name):g} [{ends[0]:g}, {ends[1]:g}]" if ends else "none"
+
+
+@cache
+def _adapter() -> TypeAdapter[GoldenEntry]:
+    return TypeAdapter(GoldenEntry)

@@ -1,0 +1,157 @@
+"""Golden files: read strictly, merged by key under a lock, written in one step, never shrunk unasked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey, dump_entries
+from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
+
+#: Spells out, beside the golden files of a folder, the environments that their entries name.
+ENVIRONMENTS_NAME = "environments.json"
+_NO_ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType({})
+
+ChangeKind: TypeAlias = Literal["new", "updated", "differs", "unchanged", "pruned"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What merging meant for one key.
+
+    Attributes:
+        key: the key.
+        kind: ``"new"``, ``"updated"`` and ``"pruned"`` changed the file; ``"differs"`` would have, with
+            ``update``; ``"unchanged"`` says the same as the file.
+        before: the file's entry, None for a new key.
+        after: the entry found, rounded; None for a pruned key.
+    """
+
+    key: GoldenKey
+    kind: ChangeKind
+    before: GoldenEntry | None
+    after: GoldenEntry | None
+
+    def describe(self) -> str:
+        """One line for a terminal."""
+        if self.before and self.after:
+            details = self.before.difference(self.after)
+        else:
+            entry = self.before or self.after
+            details = _summary(entry) if entry else ""
+        return f"{self.kind}: {self.key}" + (f": {details}" if details else "")
+
+
+def read_golden(path: Path) -> dict[GoldenKey, GoldenEntry]:
+    """The entries of a golden file, in its order; empty when there is no such file.
+
+    Raises:
+        JsonFileError: when the file does not parse or validate; names path, line and reason.
+    """
+    return read_object(path, GoldenKey.parse, lambda _, text: GoldenEntry.from_json(text))
+
+
+def read_environments(golden_path: Path) -> dict[str, Environment]:
+    """The environments spelled out beside a golden file, by id; empty when there is no such file.
+
+    Raises:
+        JsonFileError: when the file does not parse or validate, or an environment stands under another id.
+    """
+    return read_object(golden_path.resolve().with_name(ENVIRONMENTS_NAME), str, _parse_environment)
+
+
+def merge(
+    path: Path,
+    found: Mapping[GoldenKey, GoldenEntry],
+    *,
+    update: bool,
+    prune: Collection[GoldenKey] | None = None,
+    environments: Mapping[str, Environment] = _NO_ENVIRONMENTS,
+) -> list[Change]:
+    """Merge what a search found into the golden file, against what is on disk at this moment.
+
+    New keys are recorded; keys that say something else are written only with ``update``; a file that nothing
+    changes stays byte-identical. Safe from several processes at once and against a kill at any moment.
+
+    Args:
+        path: the golden file; it and its folder are created if missing.
+        found: entries by key; rounded before they are compared.
+        update: overwrite entries that differ.
+        prune: keys to delete, those in ``found`` excepted; nothing else is ever deleted.
+        environments: by id; those that entries of the file name are added to ``environments.json`` beside it.
+
+    Returns:
+        One change for each key of ``found`` and each key pruned, in prompt order.
+
+    Raises:
+        JsonFileError: when either file on disk does not parse or validate; both are left as they are.
+        TimeoutError: when another process holds the folder's lock for a minute.
+    """
+    path = path.resolve()
+    with folder_lock(path.parent):
+        entries = read_golden(path)
+        known = read_environments(path)
+        changes = _changes(entries, found, update=update, prune=prune or ())
+        merged = _apply(entries, changes)
+        # Environments first: a kill in between leaves one unused, not an entry with an unknown one.
+        named = {entry.environment for entry in merged.values()}
+        added = {name: environment for name, environment in environments.items() if name in named - known.keys()}
+        if added:
+            write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **added}))
+        if merged != entries:
+            write_text(path, dump_entries(merged))
+    return changes
+
+
+def _changes(
+    entries: Mapping[GoldenKey, GoldenEntry],
+    found: Mapping[GoldenKey, GoldenEntry],
+    *,
+    update: bool,
+    prune: Collection[GoldenKey],
+) -> list[Change]:
+    changes = [_change(key, entries.get(key), entry.rounded(), update=update) for key, entry in found.items()]
+    changes += [Change(key, "pruned", entries[key], None) for key in set(prune) - found.keys() if key in entries]
+    return sorted(changes, key=lambda change: change.key.prompt_order)
+
+
+def _change(key: GoldenKey, before: GoldenEntry | None, after: GoldenEntry, *, update: bool) -> Change:
+    if before is None:
+        return Change(key, "new", None, after)
+    if not before.difference(after):
+        return Change(key, "unchanged", before, after)
+    return Change(key, "updated" if update else "differs", before, after)
+
+
+def _apply(entries: Mapping[GoldenKey, GoldenEntry], changes: Collection[Change]) -> dict[GoldenKey, GoldenEntry]:
+    merged = dict(entries)
+    for change in changes:
+        if change.kind == "pruned":
+            del merged[change.key]
+        elif change.kind in ("new", "updated") and change.after is not None:
+            merged[change.key] = change.after
+    return merged
+
+
+def _summary(entry: GoldenEntry) -> str:
+    status = entry.status + (f" ({entry.reason})" if entry.reason else "")
+    if entry.speedup is None or entry.lpips is None:
+        return f"{status}, nothing measured"
+    return f"{status}, speedup {entry.speedup:g}, lpips {entry.lpips:g}, params {json.dumps(entry.params)}"
+
+
+def _parse_environment(name: str, text: str) -> Environment:
+    environment = Environment.from_json(text)
+    if environment.id != name:
+        raise ValueError(f"environment {name} was edited: what it says has the id {environment.id}")
+    return environment
+
+
+def _dump_environments(environments: Mapping[str, Environment]) -> str:
+    fields = {name: environment.to_json() for name, environment in environments.items()}
+    return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,279 @@
+"""The store: measurements and failures in SQL, written by many processes, whole after a kill at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal, TypeAlias, get_args
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Table,
+    and_,
+    delete,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.tables import (
+    ENVIRONMENTS,
+    FAILURES,
+    MEASUREMENTS,
+    StoreError,
+    open_engine,
+)
+
+FailureKind: TypeAlias = Literal["error", "oom", "timeout", "crash", "not-fired"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A candidate that could not be measured.
+
+    Attributes:
+        candidate: what was tried.
+        environment: id of the environment it was tried in.
+        sampling: which images were to be made.
+        kind: what went wrong.
+        message: the error in words.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    candidate: Candidate
+    environment: str
+    sampling: Sampling
+    kind: FailureKind
+    message: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one cell and accelerator got.
+
+    Attributes:
+        measured: candidates with a measurement.
+        failed: candidates with a failure that no later success removed.
+    """
+
+    measured: int
+    failed: int
+
+
+class Store:
+    """Measurements, failures and environments in one database.
+
+    Each call is one transaction. A store may be shared by threads and opened by many processes at once, but
+    not carried through ``os.fork``: open it in each process. Database errors of a call are
+    ``sqlalchemy.exc.SQLAlchemyError``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> Store:
+        """The store at ``url``, created if missing.
+
+        Args:
+            url: the path of an SQLite file, or a SQLAlchemy URL of SQLite or PostgreSQL.
+
+        Raises:
+            StoreError: when the database cannot be reached, is of another kind or of another schema version.
+        """
+        return cls(open_engine(url))
+
+    def close(self) -> None:
+        """Close the connections; the store opens new ones when it is used again."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, measurement: Measurement) -> None:
+        """Keep a measurement, in place of an older one of the same candidate, environment and sampling.
+
+        A failure recorded for them is removed.
+
+        Raises:
+            ValueError: when the measurement holds a number that is not finite; nothing is stored.
+        """
+        identity = _identity(measurement.candidate.key, measurement.environment, measurement.sampling)
+        values = {
+            **identity,
+            **_place(measurement.candidate.cell, measurement.candidate.accelerator),
+            **_figures("speedup", measurement.speedup),
+            **_figures("wall_speedup", measurement.wall_speedup),
+            **_figures("lpips", measurement.quality.lpips),
+            "created_at": _now(),
+            "record": _dump_record(measurement),
+        }
+        with self._engine.begin() as connection:
+            _upsert(connection, MEASUREMENTS, values)
+            connection.execute(delete(FAILURES).where(_equal(FAILURES, identity)))
+
+    def find(self, candidate_key: str, environment: str, sampling: Sampling) -> Measurement | None:
+        """The measurement of a candidate, or None.
+
+        Raises:
+            StoreError: when the record cannot be read.
+        """
+        found = self._measurements(_identity(candidate_key, environment, sampling))
+        return found[0] if found else None
+
+    def group(self, cell: Cell, accelerator: str, environment: str, sampling: Sampling) -> list[Measurement]:
+        """All measurements of a cell and accelerator, by candidate key.
+
+        Raises:
+            StoreError: when a record cannot be read.
+        """
+        return self._measurements({**_place(cell, accelerator), **_conditions(environment, sampling)})
+
+    def save_failure(
+        self, candidate: Candidate, environment: str, sampling: Sampling, kind: FailureKind, message: str
+    ) -> None:
+        """Keep why a candidate could not be measured, in place of an older failure; a measurement stays.
+
+        Raises:
+            ValueError: when ``kind`` is unknown.
+        """
+        if kind not in get_args(FailureKind):
+            raise ValueError(f"unknown kind of failure {kind!r}; known: {', '.join(get_args(FailureKind))}")
+        values = {
+            **_identity(candidate.key, environment, sampling),
+            **_place(candidate.cell, candidate.accelerator),
+            "kind": kind,
+            "message": _storable(message),
+            "created_at": _now(),
+            "candidate": json.dumps(asdict(candidate), allow_nan=False),
+        }
+        with self._engine.begin() as connection:
+            _upsert(connection, FAILURES, values)
+
+    def failures(self, environment: str, sampling: Sampling) -> list[Failure]:
+        """All failures in an environment and sampling, by candidate key."""
+        rows = self._rows(FAILURES, _conditions(environment, sampling))
+        return [_failure(row, sampling) for row in rows]
+
+    def save_environment(self, environment: Environment) -> None:
+        """Keep what an environment's id stands for."""
+        values = {"id": environment.id, "created_at": _now(), "record": json.dumps(environment.to_json())}
+        with self._engine.begin() as connection:
+            _upsert(connection, ENVIRONMENTS, values)
+
+    def environments(self) -> dict[str, Environment]:
+        """All environments kept, by id, in the ids' order.
+
+        Raises:
+            StoreError: when a record cannot be read.
+        """
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(ENVIRONMENTS)).all()
+        try:
+            return dict(sorted((row.id, Environment.from_json(row.record)) for row in rows))
+        except ValueError as error:
+            raise self._unreadable("an environment", error) from error
+
+    def progress(self, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], Progress]:
+        """Counts by (cell, accelerator name); pairs with nothing recorded are not in it."""
+        measured = self._counts(MEASUREMENTS, environment, sampling)
+        failed = self._counts(FAILURES, environment, sampling)
+        return {pair: Progress(measured.get(pair, 0), failed.get(pair, 0)) for pair in {**measured, **failed}}
+
+    def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
+        columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
+        query = select(*columns, func.count()).where(_equal(table, _conditions(environment, sampling)))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.group_by(*columns)).all()
+        return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
+
+    def _measurements(self, where: Mapping[str, object]) -> list[Measurement]:
+        rows = self._rows(MEASUREMENTS, where)
+        try:
+            return [Measurement.from_json(json.loads(row.record)) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unreadable("a measurement", error) from error
+
+    def _rows(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(table).where(_equal(table, where))).all()
+        # Sorted here: databases sort text by their own collations.
+        return sorted(rows, key=lambda row: str(row.candidate_key))
+
+    def _unreadable(self, what: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"{what} in the store {self._engine.url!r} cannot be read ({type(error).__name__}: {error}): "
+            "another version wrote it, or it was edited; give another --store"
+        )
+
+
+def _identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
+    return {"candidate_key": candidate_key, **_conditions(environment, sampling)}
+
+
+def _conditions(environment: str, sampling: Sampling) -> dict[str, object]:
+    return {"environment": environment, **asdict(sampling)}
+
+
+def _place(cell: Cell, accelerator: str) -> dict[str, object]:
+    return {**asdict(cell), "accelerator": accelerator}
+
+
+def _figures(name: str, interval: Interval) -> dict[str, object]:
+    # float(): a driver may not know the float types of numpy.
+    return {
+        f"{name}_low": float(interval.low),
+        name: float(interval.value),
+        f"{name}_high": float(interval.high),
+    }
+
+
+def _dump_record(measurement: Measurement) -> str:
+    """The full record; Python writes floats so that they read back exactly."""
+    try:
+        return json.dumps(measurement.to_json(), allow_nan=False)
+    except ValueError as error:
+        key = measurement.candidate.key
+        raise ValueError(f"not stored: the measurement of {key} holds a number that is not finite") from error
+
+
+def _storable(message: str) -> str:
+    """The message without what a text column refuses: lone surrogates, and NUL in PostgreSQL."""
+    return message.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", r"\x00")
+
+
+def _failure(row: Row[Any], sampling: Sampling) -> Failure:
+    data = json.loads(row.candidate)
+    candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
+    return Failure(candidate, row.environment, sampling, row.kind, row.message, row.created_at)
+
+
+def _equal(table: Table, values: Mapping[str, object]) -> Any:
+    return and_(*(table.c[name] == value for name, value in values.items()))
+
+
+def _upsert(connection: Connection, table: Table, values: Mapping[str, object]) -> None:
+    keys = [column.name for column in table.primary_key]
+    new = {name: value for name, value in values.items() if name not in keys}
+    if connection.dialect.name == "sqlite":
+        in_sqlite = sqlite.insert(table).values(values)
+        connection.execute(in_sqlite.on_conflict_do_update(index_elements=keys, set_=new))
+    else:
+        in_postgresql = postgresql.insert(table).values(values)
+        connection.execute(in_postgresql.on_conflict_do_update(index_elements=keys, set_=new))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

@@ -1,0 +1,1 @@
+"""Showing what a search found: live line, logs, tables and pictures."""

@@ -1,0 +1,75 @@
+"""How far a search is, what it has found so far, and how long it will take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.options import Settings
+
+# One baseline generation of 4 images in 20 steps on 2 CPU cores, seconds (training/README.md); only for the estimate
+# before anything is measured.
+_EMBEDDED_RUN_S = {"SD1.5": 1.8, "SD2.1": 3.0, "SDXL": 1.5}
+# An accelerated generation takes, on average over a grid, this share of the baseline's time.
+_ACCELERATED_SHARE = 0.6
+
+
+def estimate_s(settings: Settings, cases: int) -> str:
+    """About how long ``cases`` cases take, in words."""
+    if settings.models != "embedded" or settings.gpus is not None:
+        return "the time left is shown once the first cases are measured"
+    pictures = math.ceil(settings.num_samples / settings.batch_size)
+    runs = settings.blocks + _ACCELERATED_SHARE * max(pictures, 1 + settings.blocks)
+    scale = settings.batch_size / 4 / 20
+    cells = settings.cells
+    run_s = sum(_EMBEDDED_RUN_S[cell.pipe] * cell.steps * scale for cell in cells) / len(cells)
+    return f"about {duration(cases * runs * run_s)} on 2 CPU cores"
+
+
+def duration(seconds: float) -> str:
+    """``"45 s"``, ``"12 min"``, ``"3.5 h"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """State of the live line."""
+
+    def __init__(self, cases: int) -> None:
+        self._cases = cases
+        self._done = 0
+        self._measured = 0
+        self._began = time.monotonic()
+        self._place = ""
+        self._best: dict[tuple[str, float], float] = {}
+        self._cell = ""
+
+    def case_ended(self, result: Mapping[str, Any] | None, duration_s: float) -> None:
+        """Take in one case; ``result`` None for a failed one."""
+        self._done += 1
+        if result is None:
+            return
+        self._cell = result["cell"]
+        self._place = f"{result['cell']} {result['accelerator']}"
+        if "golden" in result or not result["stored"]:
+            self._measured += 1
+        if "speedup" in result:
+            for target in TARGETS:
+                if result["speedup"] >= target:
+                    key = (self._cell, target)
+                    self._best[key] = min(result["lpips"], self._best.get(key, math.inf))
+
+    def line(self) -> str:
+        """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
+        reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
+        best = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
+        left = f", {duration(self._left_s())} left" if self._measured else ""
+        return f"{self._place} {self._done}/{self._cases}{left}" + (f"; least LPIPS at {best}" if best else "")
+
+    def _left_s(self) -> float:
+        """From what the measured cases took: those found stored took no time and say nothing."""
+        return (time.monotonic() - self._began) / self._measured * (self._cases - self._done)

@@ -1,0 +1,157 @@
+"""One session's results: taken in as cases end, shown live, kept in golden and logs, summed up at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.options import WORK_DIR, Settings
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden_file import Change, merge, read_golden
+from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
+from pytest_diffaccel.report.progress import Progress, estimate_s
+from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
+
+# Without a terminal that can rewrite its line, this often.
+_PLAIN_INTERVAL_S = 15.0
+
+
+class Terminal(Protocol):
+    """What is needed of pytest's terminal reporter.
+
+    Attributes:
+        showfspath: whether each file's name is printed before its cases; it would come between our lines.
+    """
+
+    showfspath: bool
+
+    @property
+    def isatty(self) -> bool:
+        """Whether a person watches."""
+
+    def write_line(self, line: str) -> None:
+        """Write a line of its own."""
+
+    def rewrite(self, line: str, *, erase: bool = ...) -> None:
+        """Replace the line just written."""
+
+    def section(self, title: str) -> None:
+        """Write a heading."""
+
+
+class SessionReport:
+    """Everything the controller shows and records of a search."""
+
+    def __init__(self, settings: Settings, known_accelerators: Sequence[str], terminal: Terminal) -> None:
+        self._settings = settings
+        self._known_accelerators = known_accelerators
+        self._terminal = terminal
+        self._progress: Progress | None = None
+        self._shown_at = 0.0
+        self._entries: dict[GoldenKey, GoldenEntry] = {}
+        self._changes: dict[GoldenKey, Change] = {}
+        self._model_sources: dict[str, str] = {}
+        self._pictures: dict[GoldenKey, Pictures] = {}
+        self._outcomes: Counter[str] = Counter()
+
+    def announce(self, cases: int) -> None:
+        """Say how many cases there are and about how long they take, before the first.
+
+        Refuses a golden file that cannot be read now, not after hours of searching.
+        """
+        read_golden(self._settings.golden)
+        self._progress = Progress(cases)
+        self._terminal.showfspath = False
+        self._terminal.write_line("")
+        self._terminal.write_line(
+            f"diffaccel: {cases} cases in {len(self._settings.cells)} cell(s), models: {self._settings.models}; "
+            f"{estimate_s(self._settings, cases)}"
+        )
+        self._terminal.write_line(
+            "diffaccel: narrow with --pipe --sched --steps --search-targets --grid coarse; "
+            "Ctrl-C loses nothing, the same command goes on"
+        )
+
+    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any] | None) -> None:
+        """Take in one case: log it, record its winners, move the live line."""
+        self._outcomes[outcome] += 1
+        if result is None:
+            _log("failures", f"{outcome} {name} after {duration_s:.1f} s")
+        else:
+            _log(result["cell"], _log_line(result, duration_s))
+            if "golden" in result:
+                self._record(result)
+        if self._progress:
+            self._progress.case_ended(result, duration_s)
+            self._show(self._progress.line())
+
+    def _record(self, result: Mapping[str, Any]) -> None:
+        found = {GoldenKey.parse(key): GoldenEntry.from_json(text) for key, text in result["golden"].items()}
+        environments = {
+            name: Environment.from_json(json.dumps(fields)) for name, fields in result["environments"].items()
+        }
+        changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
+        self._entries |= found
+        self._changes |= {change.key: change for change in changes}
+        self._model_sources |= {environment.pipe: environment.model_source for environment in environments.values()}
+        for key, folder in result["pictures"].items():
+            self._pictures[GoldenKey.parse(key)] = Pictures(
+                tuple(result["prompts"]), Path(result["baseline"]), Path(folder)
+            )
+
+    def _show(self, line: str) -> None:
+        if self._terminal.isatty:
+            self._terminal.rewrite(line, erase=True)
+        elif time.monotonic() - self._shown_at > _PLAIN_INTERVAL_S:
+            self._shown_at = time.monotonic()
+            self._terminal.write_line(line)
+
+    def summary(self) -> None:
+        """Winners, changes to the golden database, pictures, and what to do next."""
+        if self._settings.golden_prune:
+            self._prune()
+        if not self._entries:
+            return
+        self._terminal.section("diffaccel: winners")
+        for line in winners_table(self._entries, self._model_sources):
+            self._terminal.write_line(line)
+        for line in changes_text(list(self._changes.values()), self._settings.golden):
+            self._terminal.write_line(line)
+        grid = self._settings.picture_grid
+        if grid and write_picture_grid(grid, self._entries, self._pictures):
+            self._terminal.write_line(f"pictures: {grid}")
+        for line in next_steps(self._settings, list(self._changes.values()), failed=self._outcomes["failed"]):
+            self._terminal.write_line(line)
+
+    def _prune(self) -> None:
+        """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
+        cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
+        stale = [
+            key
+            for key in read_golden(self._settings.golden)
+            if (key.pipe, key.scheduler, key.steps) in cells
+            and (key.accelerator not in self._known_accelerators or key.target not in TARGETS)
+        ]
+        self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
+
+
+def _log(name: str, line: str) -> None:
+    folder = WORK_DIR / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
+        log.write(f"{stamp} {line}\n")
+
+
+def _log_line(result: Mapping[str, Any], duration_s: float) -> str:
+    if "golden" in result:
+        return f"winners of {result['accelerator']} verified in {duration_s:.1f} s"
+    low, high = result["speedup_ci95"]
+    figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
+    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else f'{duration_s:.1f} s'})"

@@ -1,0 +1,96 @@
+"""The winners as a table, and the lines around it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from itertools import groupby
+from pathlib import Path
+
+from pytest_diffaccel.matrix import Cell, format_params
+from pytest_diffaccel.options import Settings
+from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden_file import Change
+
+# Wide enough for a triple's parameters; narrower terminals wrap.
+_WIDTH = 150
+# More differences than this are counted, not listed.
+_LISTED_CHANGES = 20
+
+
+def winners_table(entries: Mapping[GoldenKey, GoldenEntry], model_sources: Mapping[str, str]) -> list[str]:
+    """One table a cell, as lines: a row a winner, with the targets that it is the winner for.
+
+    Args:
+        entries: winners and unattainable targets.
+        model_sources: plain words for where each pipe's weights come from; every table names them.
+    """
+    ordered = sorted(entries, key=lambda key: key.prompt_order)
+    lines: list[str] = []
+    for cell, keys in groupby(ordered, key=lambda key: Cell(key.pipe, key.scheduler, key.steps)):
+        title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({model_sources.get(cell.pipe, 'unknown source')})"
+        lines += _table(title, [(key, entries[key]) for key in keys])
+    return lines
+
+
+def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "parameters"):
+        table.add_column(heading, overflow="fold")
+    for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].status, row[1].params)):
+        winner = list(same)
+        targets = [f"{key.target:g}x" for key, _ in winner]
+        span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
+        entry = winner[0][1]
+        table.add_row(accelerator, span, *_figures(entry))
+    text = StringIO()
+    Console(file=text, width=_WIDTH, color_system=None).print(table)
+    return ["", *text.getvalue().rstrip().splitlines()]
+
+
+def _figures(entry: GoldenEntry) -> tuple[str, str, str]:
+    speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
+    lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
+    params = format_params(entry.params)
+    if entry.status == "met":
+        return speedup, lpips, params
+    why = {"speed": "no candidate is fast enough", "quality": "the fast ones lose too much quality"}
+    return speedup, lpips, f"unattainable: {why[entry.reason or 'speed']}; best reached by {params or 'none'}"
+
+
+def _interval(value: float | None, ends: tuple[float, float] | None, decimals: int, unit: str) -> str:
+    if value is None or ends is None:
+        return "-"
+    return f"{value:.{decimals}f}{unit} [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]"
+
+
+def changes_text(changes: Sequence[Change], golden: Path) -> list[str]:
+    """What became of the golden file: counts, and every difference that was not written."""
+    counts = Counter(change.kind for change in changes)
+    said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
+    lines = ["", f"golden: {golden}: {said}"]
+    listed = [change for change in changes if change.kind in ("differs", "updated", "pruned")]
+    lines += [f"  {change.describe()}" for change in listed[:_LISTED_CHANGES]]
+    if len(listed) > _LISTED_CHANGES:
+        lines.append(f"  and {len(listed) - _LISTED_CHANGES} more")
+    return lines
+
+
+def next_steps(settings: Settings, changes: Sequence[Change], *, failed: int) -> list[str]:
+    """What the user can do now."""
+    lines = []
+    if any(change.kind == "differs" for change in changes):
+        lines.append("next: golden records differ and were kept; write the new ones with --update-golden")
+    if failed:
+        lines.append(f"next: {failed} case(s) failed; run them again with --lf")
+    if settings.coarse:
+        lines.append("next: leave out --grid coarse for all grid points; what is measured is not measured again")
+    if settings.models == "embedded":
+        lines.append(
+            "note: embedded pipelines are small stand-ins; search your own weights with --models hub or a TOML file"
+        )
+    return lines

@@ -1,0 +1,80 @@
+"""The controller's side of a search: results come in on reports; the live line, logs and golden go out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import pytest
+
+from pytest_diffaccel.fixtures import PROPERTY, group_of, is_searching, search_run
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.report.session import SessionReport, Terminal
+
+#: Category, letter and word of a report, as pytest's hook returns them.
+_Status: TypeAlias = tuple[str, str, Any]
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is an xdist worker."""
+    return hasattr(config, "workerinput")
+
+
+def is_case(report: pytest.TestReport) -> bool:
+    """Whether the report is of a case of the search."""
+    return PROPERTY in dict(report.user_properties)
+
+
+def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
+    """What a case found, from its report; None for other tests and failed cases."""
+    result: dict[str, Any] | None = json.loads(str(dict(report.user_properties).get(PROPERTY, "null")))
+    return result if report.when == "call" else None
+
+
+class Reporting:
+    """Hooks that only the controller has (or the one process, without xdist)."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._made: SessionReport | None = None
+
+    @property
+    def _report(self) -> SessionReport:
+        if self._made is None:
+            from pytest_diffaccel.report.session import SessionReport
+
+            terminal = cast("Terminal", self._config.pluginmanager.get_plugin("terminalreporter"))
+            run = search_run(self._config)
+            self._made = SessionReport(run.settings, run.registry.names, terminal)
+        return self._made
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Say how much there is to do."""
+        cases = sum(group_of(item) is not None for item in session.items)
+        if cases and not session.config.option.collectonly:
+            self._report.announce(cases)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """The same with xdist, where the workers collect; groups are marked in the ids."""
+        if is_searching(self._config) and self._made is None:
+            self._report.announce(sum("@" in nodeid for nodeid in ids))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
+        """No dot for a passed case: the live line tells more. With ``-v`` pytest's own line stays."""
+        status = yield
+        quiet = self._config.option.verbose <= 0 and report.passed
+        return (status[0], "", "") if quiet and result_of(report) is not None else status
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take a case's result as soon as it is there."""
+        if is_case(report) and (report.when == "call" or report.failed):
+            self._report.case_ended(report.nodeid, report.outcome, report.duration, result_of(report))
+
+    def pytest_terminal_summary(self) -> None:
+        """The winners, what changed in the golden database, and what to do next."""
+        if self._made is not None:
+            self._made.summary()

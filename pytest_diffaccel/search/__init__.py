@@ -1,0 +1,1 @@
+"""Searching: measuring candidates, pooling what they share, choosing winners and measuring those again."""

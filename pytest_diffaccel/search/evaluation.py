@@ -1,0 +1,163 @@
+"""Measuring candidates: images, quality, and speed in blocks with the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
+from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.measurement import Block, Measurement, RunTiming
+from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
+from pytest_diffaccel.measure.quality import score
+from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
+from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """How many blocks to time.
+
+    Attributes:
+        least: blocks timed in any case, at least 1.
+        most: blocks timed at the most.
+        half_width_ratio: between the two, timing ends when every candidate's 95% interval of its speed-up is at most
+            this fraction of it to each side.
+    """
+
+    least: int
+    most: int
+    half_width_ratio: float
+
+    def is_met(self, subjects: Sequence[_Subject]) -> bool:
+        """Whether no more blocks are needed."""
+        return all(
+            len(subject.blocks) >= self.least
+            and step_kind_speedup(subject.blocks).half_width_ratio <= self.half_width_ratio
+            for subject in subjects
+        )
+
+
+@dataclass
+class _Subject:
+    """A candidate under measurement: its generator, the images made so far by batch, and its blocks."""
+
+    candidate: Candidate
+    generate: Generate
+    images: dict[int, list[Image]] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    fired: dict[str, int] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+
+
+def measure(
+    bench: Workbench, candidates: Sequence[Candidate], purpose: Purpose, budget: BlockBudget
+) -> list[Measurement]:
+    """Measure candidates of one cell together, each block with one baseline run for all of them.
+
+    Each candidate's first generation is counted, checks that its methods act, and warms its kinds up; timed runs and
+    quality use the same prompts, seeds and start noise as the baseline.
+
+    Args:
+        bench: the search's workbench.
+        candidates: at least one, all of the same cell.
+        purpose: which samples.
+        budget: how many blocks to time.
+
+    Returns:
+        One measurement a candidate, in their order. Nothing is stored.
+    """
+    cell = candidates[0].cell
+    references = bench.baseline_images(cell, purpose)
+    batches = bench.batches(cell, purpose)
+    with ExitStack() as stack:
+        baseline = stack.enter_context(bench.generating(cell, {}))
+        generators = [stack.enter_context(bench.generating(cell, candidate.params)) for candidate in candidates]
+        subjects = [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
+        for subject in subjects:
+            with bench.lock.generating():
+                _count(subject, batches[0])
+        with bench.lock.timing():
+            bench.warm_up(cell, baseline)
+            _time(bench, baseline, subjects, batches, budget)
+        for subject in subjects:
+            _make_missing_images(bench, subject, batches)
+    return [_measurement(bench, cell, subject, references, purpose) for subject in subjects]
+
+
+def _count(subject: _Subject, batch: Batch) -> None:
+    """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
+    device = subject.generate.pipeline.device
+    reset_peak_memory(device)
+    subject.images[0] = subject.generate.counted(*_arguments(batch))
+    subject.fired = dict(subject.generate.fired)
+    subject.peak_memory_mb = peak_memory_mb(device)
+
+
+def _arguments(batch: Batch) -> tuple[Sequence[str], Sequence[int]]:
+    return batch.prompts, batch.seeds
+
+
+def _full_batches(batches: Sequence[Batch]) -> int:
+    """How many batches are as large as the first; only those are timed."""
+    return sum(len(batch.seeds) == len(batches[0].seeds) for batch in batches)
+
+
+def _time(
+    bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batches: Sequence[Batch], budget: BlockBudget
+) -> None:
+    full = _full_batches(batches)
+
+    def run(generate: Generate, images: dict[int, list[Image]] | None) -> TimedRun:
+        def one(index: int) -> RunTiming:
+            # From batch 1 on: the counted generation has made the images of batch 0 already.
+            place = (index + 1) % full
+            made, timing = timed(generate, *_arguments(batches[place]))
+            if images is not None:
+                images[place] = made
+            return timing
+
+        return one
+
+    runs = [run(subject.generate, subject.images) for subject in subjects]
+    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed):
+        for subject, block in zip(subjects, rows, strict=True):
+            subject.blocks.append(block)
+        if budget.is_met(subjects):
+            return
+
+
+def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[Batch]) -> None:
+    for place, batch in enumerate(batches):
+        if place not in subject.images:
+            with bench.lock.generating():
+                subject.images[place] = subject.generate.observed(*_arguments(batch), None)
+
+
+def _measurement(
+    bench: Workbench, cell: Cell, subject: _Subject, references: Sequence[Image], purpose: Purpose
+) -> Measurement:
+    images = [image for place in sorted(subject.images) for image in subject.images[place]]
+    if purpose == "winner":
+        bench.save_winner_images(subject.candidate, images)
+    device = str(subject.generate.pipeline.device)
+    speedup, wall = step_kind_speedup(subject.blocks), wall_speedup(subject.blocks)
+    return Measurement(
+        candidate=subject.candidate,
+        environment=bench.environment(cell).id,
+        sampling=bench.sampling(cell, purpose),
+        speedup=speedup,
+        wall_speedup=wall,
+        estimates_agree=speedup.overlaps(wall),
+        quality=score(images, references, device),
+        blocks=tuple(subject.blocks),
+        fired=subject.fired,
+        peak_memory_mb=subject.peak_memory_mb,
+    )

@@ -1,0 +1,91 @@
+"""What a case found, as plain data that travels on its pytest report from worker to controller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.search.finals import Winner
+from pytest_diffaccel.search.workbench import Workbench
+
+
+def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[str, Any]:
+    """A candidate's figures, JSON types only."""
+    return {
+        "cell": str(measurement.candidate.cell),
+        "accelerator": measurement.candidate.accelerator,
+        "candidate": measurement.candidate.key,
+        "speedup": measurement.speedup.value,
+        "speedup_ci95": _ends(measurement.speedup),
+        "wall_speedup": measurement.wall_speedup.value,
+        "wall_speedup_ci95": _ends(measurement.wall_speedup),
+        "estimates_agree": measurement.estimates_agree,
+        "lpips": measurement.quality.lpips.value,
+        "lpips_ci95": _ends(measurement.quality.lpips),
+        "psnr_db": measurement.quality.psnr_db,
+        "ssim": measurement.quality.ssim,
+        "fired": measurement.fired,
+        "peak_memory_mb": measurement.peak_memory_mb,
+        "environment": measurement.environment,
+        "stored": stored,
+    }
+
+
+def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: Sequence[Winner]) -> dict[str, Any]:
+    """A group's golden entries, their environment and where each winner's pictures lie; JSON types only.
+
+    Returns:
+        ``cell`` and ``accelerator``; ``golden``: entry's JSON text by golden key; ``environments``: by id;
+        ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
+        and ``prompts``: theirs, in order.
+    """
+    environment = bench.environment(cell)
+    entries, pictures = {}, {}
+    for winner in winners:
+        key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
+        entries[str(key)] = _entry(winner, environment).to_json()
+        if winner.measurement:
+            pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
+    return {
+        "cell": str(cell),
+        "accelerator": accelerator,
+        "golden": entries,
+        "environments": {environment.id: environment.to_json()},
+        "pictures": pictures,
+        "baseline": str(bench.baseline_pictures(cell, "winner")),
+        "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
+    }
+
+
+def _entry(winner: Winner, environment: Environment) -> GoldenEntry:
+    measurement, reason = winner.measurement, winner.choice.reason
+    figures: Mapping[str, Any]
+    if measurement is None:
+        names = ("speedup", "wall_speedup", "lpips")
+        figures = {"params": {}, "num_samples": 0} | dict.fromkeys([*names, *(f"{name}_ci95" for name in names)])
+    else:
+        figures = {
+            "params": measurement.candidate.params,
+            "num_samples": measurement.sampling.num_samples,
+            "speedup": measurement.speedup.value,
+            "speedup_ci95": (measurement.speedup.low, measurement.speedup.high),
+            "wall_speedup": measurement.wall_speedup.value,
+            "wall_speedup_ci95": (measurement.wall_speedup.low, measurement.wall_speedup.high),
+            "lpips": measurement.quality.lpips.value,
+            "lpips_ci95": (measurement.quality.lpips.low, measurement.quality.lpips.high),
+        }
+    return GoldenEntry(
+        status="unattainable" if reason else "met",
+        reason=reason,
+        batch_size=environment.batch_size,
+        environment=environment.id,
+        **figures,
+    )
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]

@@ -1,0 +1,73 @@
+"""One search as the plugin or a script drives it: candidates and groups in, plain results out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel import matrix
+from pytest_diffaccel.matrix import Candidate, Cell
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+    from pytest_diffaccel.options import Settings
+    from pytest_diffaccel.search.workbench import Workbench
+
+
+class SearchRun:
+    """A search with its settings. Nothing heavy is imported before the first measurement.
+
+    Attributes:
+        settings: what to search and how.
+        registry: the accelerators known.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self.settings = settings
+        self.registry = registry
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The workbench, opened at the first use."""
+        from pytest_diffaccel.search.workbench import Workbench
+
+        return Workbench(self.settings, self.registry)
+
+    @property
+    def _accelerators(self) -> Sequence[Accelerator]:
+        return self.registry.select(self.settings.accelerators)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """All candidates of the settings, group by group."""
+        return list(matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse))
+
+    @cached_property
+    def groups(self) -> list[tuple[Cell, str]]:
+        """All (cell, accelerator) pairs in the candidates' order."""
+        return matrix.groups(self.settings.cells, self._accelerators)
+
+    def measure(self, candidate: Candidate) -> dict[str, Any]:
+        """Measure a candidate, or find it stored; its figures as plain data. Raises what the measurement raises."""
+        from pytest_diffaccel.search.cases import search_case
+        from pytest_diffaccel.search.outcome import measurement_properties
+
+        measurement, made_now = search_case(self.bench, candidate)
+        return measurement_properties(measurement, stored=not made_now)
+
+    def find_winners(self, cell: Cell, accelerator: str) -> dict[str, Any]:
+        """Choose and verify a group's winners; golden entries, environments and pictures as plain data.
+
+        Raises:
+            Unfinished: when candidates of the group have not been tried.
+        """
+        from pytest_diffaccel.search.finals import find_winners
+        from pytest_diffaccel.search.outcome import winner_properties
+
+        return winner_properties(self.bench, cell, accelerator, find_winners(self.bench, cell, accelerator))
+
+    def close(self) -> None:
+        """Free what the search holds, if it measured anything."""
+        if "bench" in vars(self):
+            self.bench.close()

@@ -1,0 +1,179 @@
+"""What every measurement of a search stands on: the loaded pipeline, its environment, prompts and baseline images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.measure import prompts as evaluation_prompts
+from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.timing_lock import TimingLock
+from pytest_diffaccel.models.loading import load_pipeline, weight_files
+from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.schedulers import set_scheduler
+from pytest_diffaccel.options import WORK_DIR, Settings
+from pytest_diffaccel.records.environment import Environment, describe_environment
+from pytest_diffaccel.records.images import ImageStore
+from pytest_diffaccel.records.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
+Purpose: TypeAlias = Literal["search", "winner"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts and seeds of one call, as many of each."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+class Workbench:
+    """Loads pipelines when they are needed, one at a time, and knows how a search samples.
+
+    Attributes:
+        settings: the search's settings.
+        registry: the methods known.
+        store: where measurements are kept.
+        images: baseline images, shared by all processes of the search.
+        lock: the machine's timing lock.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, work_dir: Path = WORK_DIR) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.store = Store.open(settings.store)
+        self.images = ImageStore(work_dir / "images")
+        self.lock = TimingLock(work_dir / "timing.lock")
+        self._loaded: tuple[str, Any] | None = None
+        self._warm: set[Cell] = set()
+        self._environments: dict[str, Environment] = {}
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """Where the weights come from."""
+        return ModelSource.from_option(self.settings.models)
+
+    def pipeline(self, cell: Cell) -> Any:
+        """The cell's pipeline with its scheduler; loading another pipe frees the one before."""
+        if self._loaded is None or self._loaded[0] != cell.pipe:
+            self.unload()
+            device = None if self.settings.gpus is not None else "cpu"
+            self._loaded = (cell.pipe, load_pipeline(cell.pipe, models=self.source, device=device))
+        pipeline = self._loaded[1]
+        set_scheduler(pipeline, cell.scheduler)
+        return pipeline
+
+    def unload(self) -> None:
+        """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
+        self._loaded = None
+        self._warm.clear()
+
+    @contextmanager
+    def generating(self, cell: Cell, params: Params) -> Iterator[Generate]:
+        """Generate in ``cell`` with ``params`` (``{}``: the baseline) and the model source's own call options."""
+        options = self.source.spec(cell.pipe).call_options
+        pipeline = self.pipeline(cell)
+        with accelerate(pipeline, params, steps=cell.steps, registry=self.registry, **options) as generate:
+            yield generate
+
+    def environment(self, cell: Cell) -> Environment:
+        """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""
+        if cell.pipe not in self._environments:
+            environment = self._describe(cell)
+            self.store.save_environment(environment)
+            self._environments[cell.pipe] = environment
+        return self._environments[cell.pipe]
+
+    def _describe(self, cell: Cell) -> Environment:
+        spec = self.source.spec(cell.pipe)
+        pipeline = self.pipeline(cell)
+        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        return describe_environment(
+            pipe=cell.pipe,
+            model_source=spec.description,
+            weights=weight_files(spec),
+            device=pipeline.device,
+            dtype=pipeline.unet.dtype,
+            image_size=spec.image_size or (side, side),
+            batch_size=self.settings.batch_size,
+            guidance_scale=_default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
+        )
+
+    def sampling(self, cell: Cell, purpose: Purpose) -> Sampling:
+        """Which images are made for ``purpose`` in ``cell``."""
+        return Sampling(
+            num_samples=self.settings.num_samples,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            prompts_digest=evaluation_prompts.digest(self._prompts(cell)),
+            purpose=purpose,
+        )
+
+    def _prompts(self, cell: Cell) -> Sequence[str]:
+        if self.settings.prompts is not None:
+            return evaluation_prompts.read_prompts(self.settings.prompts)
+        return evaluation_prompts.default_prompts(self.source.spec(cell.pipe))
+
+    def batches(self, cell: Cell, purpose: Purpose) -> list[Batch]:
+        """All samples of ``purpose``, batch by batch; only the last may be smaller than the batch size."""
+        settings = self.settings
+        samples = evaluation_prompts.select(self._prompts(cell), settings.num_samples, settings.seed, purpose)
+        parts = [samples[start : start + settings.batch_size] for start in range(0, len(samples), settings.batch_size)]
+        return [Batch(tuple(prompt for prompt, _ in part), tuple(seed for _, seed in part)) for part in parts]
+
+    def baseline_images(self, cell: Cell, purpose: Purpose) -> list[Image]:
+        """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
+
+        def make() -> list[Image]:
+            with self.lock.generating(), self.generating(cell, {}) as generate:
+                images = [
+                    image for batch in self.batches(cell, purpose) for image in generate(batch.prompts, batch.seeds)
+                ]
+            self._warm.add(cell)
+            return images
+
+        return self.images.find_or_make(self._image_set(cell, str(cell), purpose), make)
+
+    def baseline_pictures(self, cell: Cell, purpose: Purpose) -> Path:
+        """Folder of the baseline's images."""
+        return self.images.path(self._image_set(cell, str(cell), purpose))
+
+    def save_winner_images(self, candidate: Candidate, images: Sequence[Image]) -> None:
+        """Keep a winner's images for the picture grid and the report."""
+        self.images.save(self._image_set(candidate.cell, candidate.key, "winner"), images)
+
+    def winner_pictures(self, candidate: Candidate) -> Path:
+        """Folder of a winner's images."""
+        return self.images.path(self._image_set(candidate.cell, candidate.key, "winner"))
+
+    def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
+        return f"{self.environment(cell).id} {subject} {self.sampling(cell, purpose)}"
+
+    def warm_up(self, cell: Cell, baseline: Generate) -> None:
+        """Run the baseline once in this process, so that no timed run is its first."""
+        if cell not in self._warm:
+            batch = self.batches(cell, "search")[0]
+            baseline(batch.prompts, batch.seeds)
+            self._warm.add(cell)
+
+    def close(self) -> None:
+        """Free the pipeline and close the store."""
+        self.unload()
+        self.store.close()
+
+
+def _default_guidance_scale(pipeline: Any) -> float:
+    import inspect
+
+    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)

@@ -1,0 +1,466 @@
+"""The store on SQLite and on a real PostgreSQL: exact, shared by processes, whole after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.store import Progress, Store
+from pytest_diffaccel.records.tables import StoreError
+
+CELL = Cell("SD1.5", "DDIM", 20)
+SAMPLING = Sampling(num_samples=8, batch_size=4, seed=2**40, prompts_digest="0123456789ab", purpose="search")
+ENVIRONMENT = "3f9c2ab01d7e"
+_DATABASES = count()
+
+
+def candidate(interval: int = 2, cell: Cell = CELL, accelerator: str = "DeepCache") -> Candidate:
+    return Candidate(cell, accelerator, {"DeepCache": {"cache_interval": interval, "cache_branch_id": 0}})
+
+
+def measurement(interval: int = 2, speedup: float = 1.7, **changes: Any) -> Measurement:
+    run = RunTiming(0.1 + 0.2, (0.1, 1 / 3), ("full", "shallow@0"))
+    known = Measurement(
+        candidate=candidate(interval),
+        environment=ENVIRONMENT,
+        sampling=SAMPLING,
+        speedup=Interval(speedup, speedup - 0.1, speedup + 0.1),
+        wall_speedup=Interval(1.71, 1.6, 1.83),
+        estimates_agree=True,
+        quality=Quality(Interval(0.041, 0.036, 0.047), 31.5, 0.97, (0.04, 0.042)),
+        blocks=(Block(run, (run, run), "load 3.1"), Block(run, (run,))),
+        fired={"cached_steps": 10},
+        peak_memory_mb=812.5,
+    )
+    return replace(known, **changes)
+
+
+# Databases
+
+
+def server_programs() -> Path | None:
+    """The newest folder with PostgreSQL's server programs."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+    on_path = shutil.which("initdb")
+    folders = [*([Path(on_path).resolve().parent] if on_path else []), *folders]
+    whole = [folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()]
+    return whole[-1] if whole else None
+
+
+def other_user() -> dict[str, Any]:
+    """Arguments of ``subprocess`` for a user that is not root, whom PostgreSQL refuses."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd
+
+    names = {entry.pw_name: entry for entry in pwd.getpwall()}
+    entry = names.get("postgres") or names["nobody"]
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL of a throw-away server on a unix socket, in a folder of its own that its user can reach."""
+    pytest.importorskip("psycopg")
+    programs = server_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server programs (initdb, postgres): install the package postgresql")
+    user = other_user()
+    folder = Path(tempfile.mkdtemp(prefix="diffaccel-pg-", dir="/tmp"))  # a socket's path must be short
+    if user:
+        os.chown(folder, user["user"], user["group"])
+    make = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "-E", "UTF8"]
+    make += ["--no-sync", "--locale=C"]
+    made = subprocess.run(make, capture_output=True, text=True, cwd=folder, check=False, **user)
+    if made.returncode:
+        shutil.rmtree(folder)
+        pytest.fail(f"initdb failed: {made.stdout}{made.stderr}")
+    serve = [f"{programs}/postgres", "-D", f"{folder}/data", "-k", str(folder), "-c", "listen_addresses=", "-F"]
+    with (folder / "log").open("wb") as log:
+        server: subprocess.Popen[bytes] = subprocess.Popen(serve, stdout=log, stderr=log, cwd=folder, **user)
+    try:
+        url = f"postgresql+psycopg://tester@/postgres?host={folder}"
+        wait_for(url, server, folder / "log")
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)  # fast shutdown: clients are disconnected
+        server.wait(30)
+        shutil.rmtree(folder)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg.connect(url.replace("+psycopg", "")).close()
+        except psycopg.OperationalError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PostgreSQL did not start: {log.read_text()}")
+            time.sleep(0.05)
+        else:
+            return
+
+
+def new_database(server: str) -> str:
+    """URL of a new schema, which is as good as a new database and made in a tenth of the time."""
+    name = f"store{next(_DATABASES)}"
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return f"{server}&options=-csearch_path%3D{name}"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that is not there yet, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/folder/store.sqlite"
+    return new_database(request.getfixturevalue("postgresql_server"))
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url) as opened:
+        yield opened
+
+
+# Measurements
+
+
+def test_find_gives_back_what_was_saved(store: Store) -> None:
+    assert store.find(candidate().key, ENVIRONMENT, SAMPLING) is None
+    store.save(measurement())
+    found = store.find(candidate().key, ENVIRONMENT, SAMPLING)
+    assert found == measurement()
+    assert found.candidate.key == candidate().key
+
+
+def test_the_newest_replaces_the_older(store: Store) -> None:
+    store.save(measurement(speedup=1.7))
+    store.save(measurement(speedup=1.8))
+    found = store.group(CELL, "DeepCache", ENVIRONMENT, SAMPLING)
+    assert [one.speedup.value for one in found] == [1.8]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"environment": "000000000000"},
+        {"candidate": candidate(3)},
+        {"sampling": replace(SAMPLING, num_samples=1)},
+        {"sampling": replace(SAMPLING, batch_size=1)},
+        {"sampling": replace(SAMPLING, seed=1)},
+        {"sampling": replace(SAMPLING, prompts_digest="other")},
+        {"sampling": replace(SAMPLING, purpose="winner")},
+    ],
+)
+def test_another_identity_stands_beside(store: Store, change: dict[str, Any]) -> None:
+    other = measurement(speedup=9.0, **change)
+    store.save(measurement())
+    store.save(other)
+    assert store.find(candidate().key, ENVIRONMENT, SAMPLING) == measurement()
+    assert store.find(other.candidate.key, other.environment, other.sampling) == other
+
+
+def test_group_is_in_key_order_whatever_the_order_of_saving(store: Store) -> None:
+    elsewhere = measurement(4, candidate=candidate(4, Cell("SD1.5", "DDIM", 25)))
+    other_method = measurement(4, candidate=candidate(4, accelerator="DeepCache and ToMe"))
+    for one in (measurement(8), elsewhere, measurement(10), other_method, measurement(3), measurement(2)):
+        store.save(one)
+    found = [one.candidate.key for one in store.group(CELL, "DeepCache", ENVIRONMENT, SAMPLING)]
+    assert found == sorted(candidate(interval).key for interval in (2, 3, 8, 10))
+    assert store.group(CELL, "ToMe", ENVIRONMENT, SAMPLING) == []
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(finite, finite, finite, st.lists(finite, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_floats_survive_exactly(
+    tmp_path_factory: pytest.TempPathFactory, value: float, low: float, total: float, steps: list[float]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "floats.sqlite"
+    run = RunTiming(total, tuple(steps), ("full",) * len(steps))
+    saved = measurement(speedup=value, wall_speedup=Interval(value, low, total), blocks=(Block(run, (run,)),))
+    with Store.open(path) as store:
+        store.save(saved)
+        found = store.find(candidate().key, ENVIRONMENT, SAMPLING)
+    assert repr(found) == repr(saved)  # repr tells -0.0 from 0.0
+    with sqlite3.connect(path) as connection:
+        columns = connection.execute(
+            "SELECT wall_speedup, wall_speedup_low, wall_speedup_high FROM diffaccel_measurements"
+        ).fetchone()
+    connection.close()
+    assert columns == (value, low, total)
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, 1 / 3])
+def test_columns_hold_floats_exactly(store: Store, url: str, value: float) -> None:
+    store.save(measurement(wall_speedup=Interval(value, value, value)))
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        columns = connection.execute(text("SELECT wall_speedup, lpips_high, steps FROM diffaccel_measurements"))
+        assert tuple(columns.one()) == (value, 0.047, 20)
+    engine.dispose()
+
+
+def test_columns_are_there_to_query_by(store: Store, url: str) -> None:
+    before = datetime.now(timezone.utc)
+    store.save(measurement())
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        row = connection.execute(text("SELECT * FROM diffaccel_measurements")).one()._mapping
+    engine.dispose()
+    expected = {
+        "pipe": "SD1.5",
+        "scheduler": "DDIM",
+        "steps": 20,
+        "accelerator": "DeepCache",
+        "candidate_key": candidate().key,
+        "environment": ENVIRONMENT,
+        "purpose": "search",
+        "seed": 2**40,
+        "speedup_low": 1.7 - 0.1,
+        "speedup": 1.7,
+        "speedup_high": 1.7 + 0.1,
+        "lpips": 0.041,
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert Measurement.from_json(json.loads(row["record"])) == measurement()
+    created_at = datetime.fromisoformat(row["created_at"])
+    assert created_at.utcoffset() == timedelta(0)
+    assert before <= created_at <= datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(store: Store, value: float) -> None:
+    with pytest.raises(ValueError, match=r"cache_interval=2.*not finite"):
+        store.save(measurement(peak_memory_mb=value))
+    assert store.find(candidate().key, ENVIRONMENT, SAMPLING) is None
+
+
+# Failures, environments, progress
+
+
+def test_a_success_removes_the_failure(store: Store) -> None:
+    store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "timeout", "after 60 s")
+    store.save_failure(candidate(3), ENVIRONMENT, SAMPLING, "error", "ValueError: \0 \udcff ä")
+    store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "oom", "out of memory")
+    first, second = store.failures(ENVIRONMENT, SAMPLING)
+    assert (first.candidate, first.kind, first.message) == (candidate(), "oom", "out of memory")
+    assert (second.candidate.key, second.message) == (candidate(3).key, r"ValueError: \x00 \udcff ä")
+    assert (second.environment, second.sampling) == (ENVIRONMENT, SAMPLING)
+    assert datetime.fromisoformat(second.created_at).utcoffset() == timedelta(0)
+    store.save(measurement())
+    assert [failure.candidate for failure in store.failures(ENVIRONMENT, SAMPLING)] == [candidate(3)]
+    assert store.failures("000000000000", SAMPLING) == []
+
+
+def test_an_unknown_kind_of_failure_is_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="known: error, oom, timeout, crash, not-fired"):
+        store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "bored", "")  # type: ignore[arg-type]
+
+
+def test_environments(store: Store) -> None:
+    one = Environment("SD1.5", "stand-in", {"unet": "ab"}, "CPU", "", 2, {"torch": "2"}, "float32", (64, 64), 4, 5.0)
+    other = replace(one, threads=1)
+    for environment in (one, other, one):
+        store.save_environment(environment)
+    assert store.environments() == {one.id: one, other.id: other}
+    assert list(store.environments()) == sorted([one.id, other.id])
+
+
+def test_progress(store: Store) -> None:
+    elsewhere = Cell("SDXL", "DDIM", 20)
+    for interval in (2, 3):
+        store.save(measurement(interval))
+    store.save_failure(candidate(4), ENVIRONMENT, SAMPLING, "error", "")
+    store.save_failure(candidate(4, elsewhere), ENVIRONMENT, SAMPLING, "error", "")
+    store.save(measurement(5, environment="000000000000"))
+    assert store.progress(ENVIRONMENT, SAMPLING) == {
+        (CELL, "DeepCache"): Progress(measured=2, failed=1),
+        (elsewhere, "DeepCache"): Progress(measured=0, failed=1),
+    }
+
+
+# Opening
+
+
+def test_opening_again_finds_what_was_saved(url: str) -> None:
+    with Store.open(url) as store:
+        store.save(measurement())
+    with Store.open(url) as store:
+        assert store.find(candidate().key, ENVIRONMENT, SAMPLING) == measurement()
+
+
+def test_a_plain_path_is_sqlite_in_wal_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store.open("a folder/odd %name?.sqlite") as store:
+        monkeypatch.chdir("/")  # a relative path means the folder of opening, whatever comes later
+        store.save(measurement())
+        store.close()
+        assert store.find(candidate().key, ENVIRONMENT, SAMPLING) == measurement()
+    connection = sqlite3.connect(tmp_path / "a folder" / "odd %name?.sqlite")
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_another_schema_version_is_refused(url: str) -> None:
+    Store.open(url).close()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
+    engine.dispose()
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 1: give another --store"):
+        Store.open(url)
+
+
+def test_a_record_of_another_version_is_refused(store: Store, url: str) -> None:
+    store.save(measurement())
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE diffaccel_measurements SET record = '{}'"))
+    engine.dispose()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.find(candidate().key, ENVIRONMENT, SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("sqlite://", "in memory"),
+        (":memory:", "in memory"),
+        ("mysql://root@localhost/x", "SQLite or PostgreSQL, not mysql"),
+        ("postgresql+asyncpg://localhost/x", "not postgresql\\+asyncpg"),
+        ("postgres://me:secret@localhost/x", "no store: Can't load plugin"),
+        ("postgresql://me:secret@127.0.0.1:1/x", "cannot open the store .*127.0.0.1"),
+        ("/proc/nowhere/store.sqlite", "cannot open the store"),
+    ],
+)
+def test_what_is_no_store_is_refused(address: str, reason: str) -> None:
+    with pytest.raises(StoreError, match=reason) as caught:
+        Store.open(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, and longer than a header of one hundred bytes: " * 9)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="file is not a database"):
+        Store.open(path)
+    assert path.read_bytes() == before
+
+
+# Threads and processes
+
+WRITER = textwrap.dedent(
+    """
+    import json, sys
+    from dataclasses import replace
+    from pytest_diffaccel.matrix import Candidate
+    from pytest_diffaccel.measure.measurement import Measurement
+    from pytest_diffaccel.records.store import Store
+
+    url, record, first, last = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    measurement = Measurement.from_json(record)
+    old = measurement.candidate
+    with Store.open(url) as store:
+        for number in range(first, last):
+            params = {"DeepCache": {"cache_interval": number, "cache_branch_id": 0}}
+            store.save(replace(measurement, candidate=Candidate(old.cell, old.accelerator, params)))
+            print(number, flush=True)
+    """
+)
+
+
+def start_writer(url: str, first: int, last: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, url, json.dumps(measurement().to_json()), str(first), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def intervals(store: Store) -> set[int]:
+    found = store.group(CELL, "DeepCache", ENVIRONMENT, SAMPLING)
+    return {int(one.candidate.params["DeepCache"]["cache_interval"]) for one in found}
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: store.save(measurement(number)), range(64)))
+    assert intervals(store) == set(range(64))
+
+
+def test_processes_create_and_write_a_store_together(url: str) -> None:
+    writers = [start_writer(url, first, first + 40) for first in (0, 20, 40, 60)]  # half of each is another's too
+    errors = [writer.communicate(timeout=60)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0, 0], errors
+    with Store.open(url) as store:
+        assert intervals(store) == set(range(100))
+
+
+def test_a_killed_writer_loses_nothing_it_confirmed(url: str) -> None:
+    moments = random.Random(2)
+    confirmed: set[int] = set()
+    for first in (1_000, 100_000):
+        writer = start_writer(url, first, first + 50_000)
+        assert writer.stdout is not None
+        confirmed.add(int(writer.stdout.readline()))
+        time.sleep(moments.uniform(0, 0.1))
+        writer.kill()
+        # Not communicate(): it would miss the lines that readline() has buffered.
+        confirmed |= {int(line) for line in writer.stdout.read().splitlines()}
+        writer.communicate()
+        with Store.open(url) as store:
+            found = intervals(store)  # every record reads
+            assert found >= confirmed
+            assert len(found - confirmed) <= 1  # the one under way
+            confirmed = found
+            store.save(measurement(first - 1))
+            confirmed.add(first - 1)
+
+
+def test_a_writer_killed_while_opening_leaves_a_store_that_opens(tmp_path: Path) -> None:
+    moments = random.Random(3)
+    started = time.monotonic()
+    with Store.open(tmp_path / "first.sqlite"):
+        opening_s = time.monotonic() - started
+    for number in range(4):
+        path = tmp_path / f"{number}.sqlite"
+        code = f"from pytest_diffaccel.records.store import Store\nprint(1, flush=True)\nStore.open({str(path)!r})"
+        opener = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert opener.stdout is not None
+        opener.stdout.readline()
+        time.sleep(moments.uniform(0, 2 * opening_s))
+        opener.kill()
+        opener.communicate()
+        with Store.open(path) as store:
+            store.save(measurement())
+            assert intervals(store) == {2}
