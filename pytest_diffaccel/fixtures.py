@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pytest_diffaccel import options
+from pytest_diffaccel import devices, options
 from pytest_diffaccel.matrix import Candidate, Cell, slug
 
 if TYPE_CHECKING:
@@ -37,10 +37,22 @@ def search_run(config: pytest.Config) -> SearchRun:
         config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
             settings = options.Settings.from_options(config.option, registry.names)
-        except options.OptionError as error:
+            if settings.gpus is not None:
+                _take_gpu(config, settings.gpus)
+        except (options.OptionError, devices.NoSuchGpu) as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[_RUN] = SearchRun(settings, registry)
     return config.stash[_RUN]
+
+
+def _take_gpu(config: pytest.Config, wanted: Sequence[str]) -> None:
+    """Check the GPUs asked for; where cases run, take one of them."""
+    if hasattr(config, "workerinput"):
+        devices.use_gpu(wanted, int(config.workerinput["workerid"].removeprefix("gw")))
+    elif getattr(config.option, "numprocesses", None):
+        devices.choose_gpus(wanted, devices.visible_gpus())
+    else:
+        devices.use_gpu(wanted, 0)
 
 
 def is_searching(config: pytest.Config) -> bool:
@@ -74,8 +86,9 @@ class Case:
     def __init__(self, run: SearchRun, item: pytest.Item) -> None:
         self._run = run
         self._item = item
-        # Marks the case's reports from the start: one that fails has no result.
-        self._report("null")
+        # Marks the case's reports from the start: one that fails has nothing else.
+        group = group_of(item)
+        self._report({"cell": str(group[0]), "accelerator": group[1]} if group else {})
 
     def measure(self, candidate: Candidate) -> dict[str, Any]:
         """Measure a candidate; see :meth:`pytest_diffaccel.search.run.SearchRun.measure`."""
@@ -93,12 +106,12 @@ class Case:
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
         figures = ("speedup", "speedup_ci95", "lpips", "lpips_ci95")
         self._item.user_properties += [(name, str(result[name])) for name in figures if name in result]
-        self._report(json.dumps(result))
+        self._report(result)
         return result
 
-    def _report(self, text: str) -> None:
+    def _report(self, result: dict[str, Any]) -> None:
         others = [pair for pair in self._item.user_properties if pair[0] != PROPERTY]
-        self._item.user_properties[:] = [*others, (PROPERTY, text)]
+        self._item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
 
 
 @pytest.fixture(scope="session")

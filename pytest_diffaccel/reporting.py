@@ -22,15 +22,10 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def is_case(report: pytest.TestReport) -> bool:
-    """Whether the report is of a case of the search."""
-    return PROPERTY in dict(report.user_properties)
-
-
 def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
-    """What a case found, from its report; None for other tests and failed cases."""
-    result: dict[str, Any] | None = json.loads(str(dict(report.user_properties).get(PROPERTY, "null")))
-    return result if report.when == "call" else None
+    """What a case found, from its report; only its cell and accelerator if it failed; None for other tests."""
+    text = dict(report.user_properties).get(PROPERTY)
+    return None if text is None else json.loads(str(text))
 
 
 class Reporting:
@@ -66,13 +61,14 @@ class Reporting:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
         """No dot for a passed case: the live line tells more. With ``-v`` pytest's own line stays."""
         status = yield
-        quiet = self._config.option.verbose <= 0 and report.passed
-        return (status[0], "", "") if quiet and result_of(report) is not None else status
+        quiet = self._config.option.verbose <= 0 and report.passed and result_of(report) is not None
+        return (status[0], "", "") if quiet else status
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's result as soon as it is there."""
-        if is_case(report) and (report.when == "call" or report.failed):
-            self._report.case_ended(report.nodeid, report.outcome, report.duration, result_of(report))
+        result = result_of(report)
+        if result is not None and (report.when == "call" or report.failed):
+            self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
 
     def pytest_terminal_summary(self) -> None:
         """The winners, what changed in the golden database, and what to do next."""

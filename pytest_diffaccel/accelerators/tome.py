@@ -55,7 +55,7 @@ class ToMe(Method):
         ratio = point["ratio"]
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= MAX_RATIO:
             raise InvalidParams(f"{self.name}: ratio={ratio!r} must be a number from 0 to {MAX_RATIO}")
-        if point["max_downsample"] not in DOWNSAMPLES:
+        if point["max_downsample"] not in DOWNSAMPLES or isinstance(point["max_downsample"], bool):
             known = ", ".join(map(str, DOWNSAMPLES))
             raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
 

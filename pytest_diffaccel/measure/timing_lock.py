@@ -16,9 +16,12 @@ class TimingLock:
 
     Attributes:
         path: the lock's file, one a machine (or GPU) and working folder.
+        shareable: whether two generations at once are any use. On a CPU they are not: the threads of one wait for
+            those of the other, many times longer than one after the other takes.
     """
 
     path: Path
+    shareable: bool
 
     @contextmanager
     def timing(self) -> Iterator[None]:
@@ -29,7 +32,11 @@ class TimingLock:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Share the machine with others that do not time."""
+        """Share the machine with others that do not time, where that is any use."""
+        if not self.shareable:
+            with self.timing():
+                yield
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ReadWriteLock(self.path).read_lock():
             yield

@@ -78,17 +78,21 @@ class SessionReport:
             "Ctrl-C loses nothing, the same command goes on"
         )
 
-    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any] | None) -> None:
-        """Take in one case: log it, record its winners, move the live line."""
+    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+        """Take in one case: log it, record its winners, move the live line.
+
+        Args:
+            name: the case's node id.
+            outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
+            duration_s: how long it took, seconds.
+            result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
+        """
         self._outcomes[outcome] += 1
-        if result is None:
-            _log("failures", f"{outcome} {name} after {duration_s:.1f} s")
-        else:
-            _log(result["cell"], _log_line(result, duration_s))
-            if "golden" in result:
-                self._record(result)
+        _log(result["cell"], _log_line(name, outcome, duration_s, result))
+        if "golden" in result:
+            self._record(result)
         if self._progress:
-            self._progress.case_ended(result, duration_s)
+            self._progress.case_ended(result)
             self._show(self._progress.line())
 
     def _record(self, result: Mapping[str, Any]) -> None:
@@ -149,9 +153,11 @@ def _log(name: str, line: str) -> None:
         log.write(f"{stamp} {line}\n")
 
 
-def _log_line(result: Mapping[str, Any], duration_s: float) -> str:
+def _log_line(name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> str:
     if "golden" in result:
         return f"winners of {result['accelerator']} verified in {duration_s:.1f} s"
+    if "candidate" not in result:
+        return f"{outcome}: {name} after {duration_s:.1f} s"
     low, high = result["speedup_ci95"]
     figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
     return f"{result['candidate']} {figures} ({'stored' if result['stored'] else f'{duration_s:.1f} s'})"

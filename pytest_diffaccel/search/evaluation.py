@@ -89,7 +89,8 @@ def measure(
             _time(bench, baseline, subjects, batches, budget)
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
-    return [_measurement(bench, cell, subject, references, purpose) for subject in subjects]
+    with bench.lock.generating():
+        return [_measurement(bench, cell, subject, references, purpose) for subject in subjects]
 
 
 def _count(subject: _Subject, batch: Batch) -> None:

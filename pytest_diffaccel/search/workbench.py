@@ -54,7 +54,7 @@ class Workbench:
         self.registry = registry
         self.store = Store.open(settings.store)
         self.images = ImageStore(work_dir / "images")
-        self.lock = TimingLock(work_dir / "timing.lock")
+        self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None)
         self._loaded: tuple[str, Any] | None = None
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
