@@ -39,9 +39,9 @@ def search_run(config: pytest.Config) -> SearchRun:
             settings = options.Settings.from_options(config.option, registry.names)
             if settings.gpus is not None:
                 _take_gpu(config, settings.gpus)
-        except (options.OptionError, devices.NoSuchGpu) as error:
+            config.stash[_RUN] = SearchRun(settings, registry)
+        except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
-        config.stash[_RUN] = SearchRun(settings, registry)
     return config.stash[_RUN]
 
 

@@ -20,6 +20,7 @@ WORK_DIR = Path(".diffaccel")
 # Spellings that are not the name itself with other punctuation.
 _SCHEDULER_ALIASES = {
     "ddimscheduler": "DDIM",
+    "dpm": "DPM-Solver++",
     "dpmpp": "DPM-Solver++",
     "dpmsolvermultistepscheduler": "DPM-Solver++",
     "unipc": "UniPCMultistepScheduler",
@@ -127,8 +128,10 @@ def _choose(
     spellings = {_plain(name): name for name in known} | (aliases or {})
     chosen: set[str] = set()
     for text in given:
-        # A name may have commas of its own.
-        parts = [text] if _plain(text) in spellings else text.split(",")
+        parts = text.split(",")
+        # A name may have commas of its own; a list has no "and" at its end.
+        if _plain(text) in spellings and re.search(r"\band\b", parts[-1].lower()):
+            parts = [text]
         for part in filter(None, (part.strip() for part in parts)):
             if part.lower() == "all":
                 chosen.update(known)
@@ -136,6 +139,8 @@ def _choose(
                 chosen.add(spellings[_plain(part)])
             else:
                 raise OptionError(f"{option}: {part!r} is unknown; choose from {'; '.join(known)}; all")
+    if not chosen:
+        raise OptionError(f"{option}: nothing is named; choose from {'; '.join(known)}; all")
     return [name for name in known if name in chosen]
 
 

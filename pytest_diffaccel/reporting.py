@@ -49,13 +49,21 @@ class Reporting:
         """Say how much there is to do."""
         cases = sum(group_of(item) is not None for item in session.items)
         if cases and not session.config.option.collectonly:
-            self._report.announce(cases)
+            self._announce(cases)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         """The same with xdist, where the workers collect; groups are marked in the ids."""
         if is_searching(self._config) and self._made is None:
-            self._report.announce(sum("@" in nodeid for nodeid in ids))
+            self._announce(sum("@" in nodeid for nodeid in ids))
+
+    def _announce(self, cases: int) -> None:
+        from pytest_diffaccel.records.jsonfile import JsonFileError
+
+        try:
+            self._report.announce(cases)
+        except JsonFileError as error:
+            raise pytest.UsageError(str(error)) from error
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:

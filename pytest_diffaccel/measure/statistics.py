@@ -43,18 +43,27 @@ def wall_speedup(blocks: Sequence[Block]) -> Interval:
     """
     if not blocks:
         raise ValueError("no blocks to estimate a speed-up from")
-    ratios = np.sort(
-        [
-            math.log(block.baseline.total_s) - float(np.mean([math.log(run.total_s) for run in block.runs]))
-            for block in blocks
-        ]
-    )
-    trimmed = int(_TRIM * len(ratios))
-    kept = ratios[trimmed : len(ratios) - trimmed]
-    winsorised = np.clip(ratios, kept[0], kept[-1])
+    ratios = [
+        math.log(block.baseline.total_s) - float(np.mean([math.log(run.total_s) for run in block.runs]))
+        for block in blocks
+    ]
+    return _exponential(trimmed_interval(ratios, _WALL_PRIOR_SD))
+
+
+def trimmed_interval(values: Sequence[float], prior_sd: float) -> Interval:
+    """Trimmed mean with its moderated interval: robust against the few values that a disturbance hit.
+
+    Args:
+        values: at least one.
+        prior_sd: as for :func:`moderated_interval`.
+    """
+    ordered = np.sort(values)
+    trimmed = int(_TRIM * len(ordered))
+    kept = ordered[trimmed : len(ordered) - trimmed]
+    winsorised = np.clip(ordered, kept[0], kept[-1])
     # The winsorised spread underestimates; dividing by the share kept corrects it (Yuen 1974).
-    deviation = float(np.std(winsorised, ddof=1)) / (1 - 2 * trimmed / len(ratios)) if len(ratios) > 1 else 0.0
-    return _exponential(moderated_interval(float(np.mean(kept)), deviation, len(ratios), len(kept) - 1, _WALL_PRIOR_SD))
+    deviation = float(np.std(winsorised, ddof=1)) / (1 - 2 * trimmed / len(ordered)) if len(ordered) > 1 else 0.0
+    return moderated_interval(float(np.mean(kept)), deviation, len(ordered), len(kept) - 1, prior_sd)
 
 
 def step_kind_speedup(blocks: Sequence[Block]) -> Interval:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import median
 
-from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
-from pytest_diffaccel.measure.statistics import kind_costs, low_quantile, moderated_interval
+from pytest_diffaccel.measure.measurement import Block, Interval, Measurement
+from pytest_diffaccel.measure.statistics import trimmed_interval
 
 # How much the log of a kind's relative cost varies from block to block before any is seen; as for a block's speed-up.
 _PRIOR_SD = 0.028
-# The share of a run's time outside its steps is a kind of its own.
-_FIXED = "fixed"
+# The share of a run's time outside its steps is a kind of its own, for candidates and for the baseline.
+_FIXED, _BASELINE_FIXED = "fixed", "fixed, baseline"
 
 
 def pooled_speedups(measurements: Sequence[Measurement]) -> dict[str, Interval]:
     """Speed-up of each measured candidate from the pooled costs of its kinds.
 
     Each block gives, for each kind it holds, the kind's cost relative to the block's own baseline step; a kind's cost
-    is the mean of the logs over all blocks of all candidates. The interval of a speed-up adds up the variances of its
-    kinds, weighted by their share of the time.
+    is the trimmed mean of the logs over all blocks of all candidates. The interval of a speed-up adds up the variances
+    of its kinds, weighted by their share of the time.
 
     Args:
         measurements: of one environment and number of steps; each with at least one block.
@@ -37,44 +38,34 @@ def pooled_speedups(measurements: Sequence[Measurement]) -> dict[str, Interval]:
         for block in measurement.blocks:
             for kind, ratio in _relative_costs(block).items():
                 logs[kind].append(math.log(ratio))
-    costs = {kind: _log_cost(values) for kind, values in logs.items()}
-    return {
-        measurement.candidate.key: _speedup(measurement.blocks[0], _baseline_fixed(measurements), costs)
-        for measurement in measurements
-    }
+    costs = {kind: trimmed_interval(values, _PRIOR_SD) for kind, values in logs.items()}
+    return {measurement.candidate.key: _speedup(measurement.blocks[0], costs) for measurement in measurements}
 
 
 def _relative_costs(block: Block) -> dict[str, float]:
-    """Cost of the candidate's kinds, and of what is not a step, as multiples of the block's baseline step."""
-    step_s = _step_cost(block.baseline)
-    costs = kind_costs(block.runs)
-    costs[_FIXED] = low_quantile([run.fixed_s for run in block.runs])
-    return {kind: cost / step_s for kind, cost in costs.items()}
+    """Cost of the candidate's kinds, and of what is not a step, as multiples of the block's baseline step.
+
+    Medians, not low quantiles: a kind has between one and all of a block's steps, and the low quantile of few values
+    lies higher than that of many, in every block alike, so that no pooling averages it away.
+    """
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for run in block.runs:
+        times[_FIXED].append(run.fixed_s)
+        for kind, step_s in zip(run.kinds, run.step_s, strict=True):
+            times[kind].append(step_s)
+    times[_BASELINE_FIXED].append(block.baseline.fixed_s)
+    step_s = median(block.baseline.step_s)
+    return {kind: median(values) / step_s for kind, values in times.items()}
 
 
-def _step_cost(baseline: RunTiming) -> float:
-    return low_quantile(baseline.step_s)
-
-
-def _baseline_fixed(measurements: Sequence[Measurement]) -> float:
-    """What the baseline does beside its steps, as a multiple of its step."""
-    blocks = [block for measurement in measurements for block in measurement.blocks]
-    return low_quantile([block.baseline.fixed_s / _step_cost(block.baseline) for block in blocks])
-
-
-def _log_cost(values: Sequence[float]) -> Interval:
-    mean = sum(values) / len(values)
-    df = len(values) - 1
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / df) if df else 0.0
-    return moderated_interval(mean, deviation, len(values), df, _PRIOR_SD)
-
-
-def _speedup(block: Block, baseline_fixed: float, costs: dict[str, Interval]) -> Interval:
-    baseline = baseline_fixed + len(block.baseline.step_s)
-    counts = {_FIXED: 1} | {kind: block.runs[0].kinds.count(kind) for kind in set(block.runs[0].kinds)}
+def _speedup(block: Block, costs: dict[str, Interval]) -> Interval:
+    kinds = block.runs[0].kinds
+    baseline = math.exp(costs[_BASELINE_FIXED].value) + len(block.baseline.step_s)
+    counts = {_FIXED: 1} | {kind: kinds.count(kind) for kind in set(kinds)}
     parts = {kind: count * math.exp(costs[kind].value) for kind, count in counts.items()}
-    total = sum(parts.values())
+    shares = {kind: part / sum(parts.values()) for kind, part in parts.items()}
+    shares[_BASELINE_FIXED] = math.exp(costs[_BASELINE_FIXED].value) / baseline
     # Independent kinds: the variance of the log of a sum is that of its terms' logs, weighted by squared shares.
-    half = math.sqrt(sum(((costs[kind].high - costs[kind].value) * part / total) ** 2 for kind, part in parts.items()))
-    speedup = baseline / total
+    half = math.sqrt(sum(((costs[kind].high - costs[kind].value) * share) ** 2 for kind, share in shares.items()))
+    speedup = baseline / sum(parts.values())
     return Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half))

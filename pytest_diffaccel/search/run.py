@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel import matrix
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.prompts import read_prompts
+from pytest_diffaccel.measure.threads import wait_passively
+from pytest_diffaccel.models.registry import ModelSource
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
@@ -21,18 +24,29 @@ class SearchRun:
     Attributes:
         settings: what to search and how.
         registry: the accelerators known.
+        source: where the weights come from.
+
+    Raises:
+        ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
+        FileNotFoundError: when the prompts file is missing.
     """
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
+        wait_passively()
         self.settings = settings
         self.registry = registry
+        self.source = ModelSource.from_option(settings.models)
+        for pipe in {cell.pipe for cell in settings.cells}:
+            self.source.spec(pipe)
+        if settings.prompts is not None:
+            read_prompts(settings.prompts)
 
     @cached_property
     def bench(self) -> Workbench:
         """The workbench, opened at the first use."""
         from pytest_diffaccel.search.workbench import Workbench
 
-        return Workbench(self.settings, self.registry)
+        return Workbench(self.settings, self.registry, self.source)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -44,25 +43,22 @@ class Workbench:
     Attributes:
         settings: the search's settings.
         registry: the methods known.
+        source: where the weights come from.
         store: where measurements are kept.
         images: baseline images, shared by all processes of the search.
         lock: the machine's timing lock.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, work_dir: Path = WORK_DIR) -> None:
+    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, work_dir: Path = WORK_DIR) -> None:
         self.settings = settings
         self.registry = registry
+        self.source = source
         self.store = Store.open(settings.store)
         self.images = ImageStore(work_dir / "images")
         self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None)
         self._loaded: tuple[str, Any] | None = None
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
-
-    @cached_property
-    def source(self) -> ModelSource:
-        """Where the weights come from."""
-        return ModelSource.from_option(self.settings.models)
 
     def pipeline(self, cell: Cell) -> Any:
         """The cell's pipeline with its scheduler; loading another pipe frees the one before."""

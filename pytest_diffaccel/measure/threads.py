@@ -1,0 +1,20 @@
+"""How a CPU's threads wait for each other, which decides what a busy neighbour costs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_POLICY = "OMP_WAIT_POLICY"
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user chose otherwise.
+
+    By default a thread that waits for another spins. On a core that another process wants too, it spins away the very
+    time that the thread it waits for would need: a denoiser call then takes many times longer
+    (``python -m benchmarks.contention`` shows how many). OpenMP reads the setting when torch loads it, so this does
+    nothing once torch is imported.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault(_POLICY, "PASSIVE")
