@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.acceleration import accelerate
+    from pytest_diffaccel.codegen.script import generate_script
     from pytest_diffaccel.models.loading import load_pipeline
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "accelerate", "load_pipeline"]
+__all__ = ["__version__", "accelerate", "generate_script", "load_pipeline"]
 
 _HOMES = {
     "accelerate": "pytest_diffaccel.accelerators.acceleration",
+    "generate_script": "pytest_diffaccel.codegen.script",
     "load_pipeline": "pytest_diffaccel.models.loading",
 }
 

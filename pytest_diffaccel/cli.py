@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_diffaccel.codegen.commands import add_commands
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -15,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None for this process's own.
 
     Returns:
-        The exit status: 0, or 2 when the command cannot be carried out.
+        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
     """
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
     show.add_argument("--pipe", help="only this pipe")
     show.set_defaults(run=_show)
+    add_commands(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))

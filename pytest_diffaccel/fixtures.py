@@ -80,6 +80,18 @@ def group_name(group: Group) -> str:
     return f"{group[0]}-{slug(group[1])}"
 
 
+def case_id(nodeid: str) -> str:
+    """What stands in a node id's brackets: a candidate's key, or a group's name."""
+    return nodeid.partition("[")[2].rpartition("]")[0]
+
+
+def groups_by_case(run: SearchRun) -> dict[str, str]:
+    """The group's name of every case of a search, by what stands in its node id's brackets."""
+    names = [group_name(group) for group in run.groups]
+    candidates = {one.key: group_name((one.cell, one.accelerator)) for one in run.candidates}
+    return candidates | dict(zip(names, names, strict=True))
+
+
 class Case:
     """Runs one case's work and puts its result on the case's report."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_diffaccel import hooks, options
@@ -12,6 +14,8 @@ from pytest_diffaccel.fixtures import (
     diffaccel_search,
     group_name,
     group_of,
+    groups_by_case,
+    is_searching,
     keep_groups_together,
     search_run,
 )
@@ -37,6 +41,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         keep_groups_together(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A search's groups stay together and survive the death of their worker."""
+    if not is_searching(config) or config.option.dist != "loadgroup":
+        return None
+    from pytest_diffaccel.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log, groups_by_case(search_run(config)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     if options.is_given(config.option):
@@ -59,10 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a group together: its candidates, then its winners, on one worker."""
+    """A group's candidates, then its winners."""
     if any(group_of(item) for item in items):
         order = {group: place for place, group in enumerate(search_run(config).groups)}
         items.sort(key=lambda item: order[group] if (group := group_of(item)) else -1)
-        for item in items:
-            if group := group_of(item):
-                item.add_marker(pytest.mark.xdist_group(group_name(group)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
-from pytest_diffaccel.fixtures import PROPERTY, group_of, is_searching, search_run
+from pytest_diffaccel.fixtures import PROPERTY, case_id, group_of, groups_by_case, is_searching, search_run
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.session import SessionReport, Terminal
@@ -53,9 +53,10 @@ class Reporting:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
-        """The same with xdist, where the workers collect; groups are marked in the ids."""
+        """The same with xdist, where the workers collect."""
         if is_searching(self._config) and self._made is None:
-            self._announce(sum("@" in nodeid for nodeid in ids))
+            cases = groups_by_case(search_run(self._config))
+            self._announce(sum(case_id(nodeid) in cases for nodeid in ids))
 
     def _announce(self, cases: int) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError

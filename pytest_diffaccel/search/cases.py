@@ -33,6 +33,8 @@ def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bo
         if stored is not None:
             return stored, False
     budget = BlockBudget(bench.settings.blocks, bench.settings.blocks, 0.0)
+    # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
+    bench.store.save_failure(candidate, environment.id, sampling, "crash", "the process ended during this case")
     try:
         with time_limit(bench.settings.case_timeout_s):
             (measurement,) = measure(bench, [candidate], "search", budget)

@@ -1,0 +1,124 @@
+"""The commands ``diffaccel tasks`` and ``diffaccel generate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.codegen.batch import Batch
+    from pytest_diffaccel.codegen.lookup import Records
+
+# More files that differ than this are counted, not listed.
+_LISTED_DIFFERENCES = 20
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare both commands."""
+    tasks = commands.add_parser("tasks", help="list the tasks of code generation")
+    what = tasks.add_mutually_exclusive_group(required=True)
+    what.add_argument("--print", action="store_true", help="print every task's sentence")
+    what.add_argument("--write", type=Path, metavar="FOLDER", help="write the two JSON files of tasks")
+    tasks.set_defaults(run=_tasks)
+    generate = commands.add_parser("generate", help="write the script that a sentence asks for")
+    generate.add_argument("sentence", nargs="?", help="for example: SDXL, DDIM, 25 steps, DeepCache, 1.5x")
+    generate.add_argument("--ids", metavar="LIST", help="scripts of these tasks, such as 192-200, into a folder")
+    generate.add_argument("--all", action="store_true", help="scripts of all tasks, into a folder")
+    generate.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="file of a sentence's script (default: standard output), or folder of others (default: gt_code)",
+    )
+    generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    generate.add_argument("--check", action="store_true", help="write nothing; fail when a file in the folder differs")
+    generate.set_defaults(run=_generate)
+
+
+def _tasks(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.codegen.tasks import TASK_FILES, file_text, list_text
+    from pytest_diffaccel.records.jsonfile import write_text
+
+    if parsed.print:
+        sys.stdout.write(list_text())
+        return 0
+    parsed.write.mkdir(parents=True, exist_ok=True)
+    for name in TASK_FILES:
+        write_text(parsed.write / name, file_text(name))
+        print(parsed.write / name)
+    return 0
+
+
+def _generate(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.codegen.lookup import Records
+
+    if [parsed.sentence is not None, parsed.ids is not None, parsed.all].count(True) != 1:
+        raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
+    if parsed.check and parsed.sentence is not None:
+        raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
+    records = Records.read(parsed.golden)
+    return _generate_one(parsed, records) if parsed.sentence is not None else _generate_many(parsed, records)
+
+
+def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
+    from pytest_diffaccel.codegen.lookup import find
+    from pytest_diffaccel.codegen.parser import parse_task
+    from pytest_diffaccel.codegen.script import render, shortfall
+
+    answer = find(parse_task(parsed.sentence), records)
+    text = render(answer)
+    if not answer.attained:
+        _say(f"note: {answer.task.sentence}: {shortfall(answer)}")
+    if parsed.output is None:
+        sys.stdout.write(text)
+    else:
+        parsed.output.write_text(text, encoding="utf-8", newline="\n")
+    return 0
+
+
+def _generate_many(parsed: argparse.Namespace, records: Records) -> int:
+    from pytest_diffaccel.codegen.batch import DEFAULT_FOLDER, Batch
+    from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
+
+    folder = parsed.output or DEFAULT_FOLDER
+    batch = Batch.render(all_tasks() if parsed.all else tasks_of_ids(parsed.ids), records)
+    _report_gaps(batch, parsed.golden)
+    if not batch.scripts:
+        raise ValueError("no script to write or check: golden answers none of these tasks")
+    if parsed.check:
+        return _report_differences(batch.differences(folder), len(batch.scripts), folder)
+    batch.write(folder)
+    print(f"{len(batch.scripts)} scripts written to {folder}")
+    return 0
+
+
+def _report_gaps(batch: Batch, golden: Path) -> None:
+    from pytest_diffaccel.codegen.lookup import record_command
+
+    if batch.borrowed:
+        _say(f"note: {len(batch.borrowed)} tasks use the record of another target or number of steps, known to hold")
+    if batch.unattained:
+        _say(f"note: {len(batch.unattained)} targets are unattainable; their scripts give the best reached")
+    if batch.unrecorded:
+        command = record_command(batch.unrecorded.values(), golden)
+        _say(f"note: {len(batch.unrecorded)} tasks have no golden record; record them with: {command}")
+
+
+def _report_differences(differences: Sequence[str], scripts: int, folder: Path) -> int:
+    for line in differences[:_LISTED_DIFFERENCES]:
+        _say(line)
+    if len(differences) > _LISTED_DIFFERENCES:
+        _say(f"and {len(differences) - _LISTED_DIFFERENCES} more")
+    if differences:
+        _say(f"{len(differences)} files of {folder} are not what golden gives; run the command without --check")
+        return 1
+    print(f"{scripts} scripts in {folder} are what golden gives")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,229 @@
+"""From a task to the golden record that answers it: its own, or the nearest that is known to hold; else a refusal."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import ACCELERATORS, GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
+
+DEFAULT_GOLDEN = Path("golden/search_params.json")
+
+_Entries: TypeAlias = Mapping[GoldenKey, GoldenEntry]
+_Choice: TypeAlias = tuple[GoldenKey, bool]
+
+
+class NoRecord(ValueError):
+    """No golden record answers a task. The message says why and what to run.
+
+    Attributes:
+        task: the task.
+    """
+
+    def __init__(self, task: Task, message: str) -> None:
+        super().__init__(message)
+        self.task = task
+
+
+@dataclass(frozen=True)
+class Records:
+    """A golden file and the environments beside it, read once for many tasks.
+
+    Attributes:
+        path: the golden file.
+        entries: its records by key.
+        environments: by id.
+    """
+
+    path: Path
+    entries: _Entries
+    environments: Mapping[str, Environment]
+
+    @classmethod
+    def read(cls, path: Path) -> Records:
+        """The records of a golden file; none when there is no such file.
+
+        Raises:
+            JsonFileError: (a ``ValueError``) when either file does not parse or validate.
+        """
+        return cls(path, read_golden(path), read_environments(path))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A task and the record whose parameters its script uses.
+
+    Attributes:
+        task: the task.
+        key: the record's key; another than the task's own where there is none.
+        entry: the record; its parameters have been checked against the task's number of steps.
+        environment: where it was measured.
+        attained: whether the task's target is reached; if not, these are the parameters of the best reached.
+    """
+
+    task: Task
+    key: GoldenKey
+    entry: GoldenEntry
+    environment: Environment
+    attained: bool
+
+
+def find(task: Task, records: Records) -> Answer:
+    """The answer to a task.
+
+    Without a record of its own, a task is answered by one of the same pipe, scheduler and accelerator: of the same
+    steps and the next higher target that is met, else one whose measured interval lies above the target; of fewer
+    steps when the share of each kind of step, and so the meaning of its parameters, is kept to within one step and
+    the speedup is still reached with the shares as they are. A target above an unattainable one is unattainable too.
+
+    Raises:
+        NoRecord: when no record holds; the message names the command that records one.
+        ValueError: when the record's parameters or environment are not valid.
+    """
+    choice = _choose(task, records.entries)
+    if choice is None:
+        raise NoRecord(task, _refusal(task, records))
+    key, attained = choice
+    entry = records.entries[key]
+    _check_params(task, key, entry.params)
+    environment = records.environments.get(entry.environment)
+    if environment is None:
+        raise ValueError(
+            f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
+            f"restore it from git, or run: {record_command([task], records.path)} --update-golden"
+        )
+    return Answer(task, key, entry, environment, attained)
+
+
+def record_command(tasks: Iterable[Task], golden: Path) -> str:
+    """The search that records ``tasks``, at least one of them; a step count that is not searched is left out."""
+    chosen = list(tasks)
+    options: list[str] = []
+    for option, known, values in (
+        ("--pipe", PIPES, {task.cell.pipe for task in chosen}),
+        ("--sched", SCHEDULERS, {task.cell.scheduler for task in chosen}),
+        ("--steps", STEPS, {task.cell.steps for task in chosen}),
+        ("--search-targets", ACCELERATORS, {task.accelerator for task in chosen}),
+    ):
+        named = [str(value) for value in known if value in values]
+        if len(named) < len(known):
+            options += [part for name in named for part in (option, name)]
+    if golden != DEFAULT_GOLDEN:
+        options += ["--golden", str(golden)]
+    return shlex.join(["pytest", "benches", *options])
+
+
+def _choose(task: Task, entries: _Entries) -> _Choice | None:
+    """The key to answer from and whether it attains the target; None when none is known to hold."""
+    own = task.key
+    # Records of searches in which nothing could be measured hold no parameters to use.
+    group = {
+        key: entry
+        for key, entry in entries.items()
+        if (key.pipe, key.scheduler, key.accelerator) == (own.pipe, own.scheduler, own.accelerator) and entry.params
+    }
+    same_steps = _at_steps(group, own.steps)
+    if same_steps:
+        return _choose_target(own, same_steps)
+    # The nearest first. Fewer steps lie further apart, and what is reused between them fits less well: never from more.
+    for steps in sorted({key.steps for key in group if key.steps < own.steps}, reverse=True):
+        key = _fast_enough(own, _at_steps(group, steps), lambda key, entry: _kept_share(key, entry.params, own.steps))
+        if key is not None:
+            return key, True
+    return None
+
+
+def _choose_target(own: GoldenKey, group: _Entries) -> _Choice | None:
+    if own in group:
+        return own, group[own].status == "met"
+    met_above = [key for key, entry in group.items() if entry.status == "met" and key.target > own.target]
+    if met_above:
+        return min(met_above, key=lambda key: key.target), True
+    if fast := _fast_enough(own, group, lambda _key, _entry: 1.0):
+        return fast, True
+    missed_below = [key for key, entry in group.items() if entry.status != "met" and key.target < own.target]
+    return (max(missed_below, key=lambda key: key.target), False) if missed_below else None
+
+
+def _fast_enough(
+    own: GoldenKey, group: _Entries, kept_share: Callable[[GoldenKey, GoldenEntry], float]
+) -> GoldenKey | None:
+    """The record of least loss whose speedup surely reaches the target, with the share of it that is surely kept.
+
+    The best reached is good enough only where something met a target: then a search takes it from what is allowed.
+    """
+    any_met = any(entry.status == "met" for entry in group.values())
+    fast = [
+        (entry.lpips, key.target, key)
+        for key, entry in group.items()
+        if any_met
+        and entry.lpips is not None
+        and entry.speedup_ci95 is not None
+        and entry.speedup_ci95[0] * kept_share(key, entry) >= own.target
+    ]
+    return min(fast, key=lambda item: item[:2])[2] if fast else None
+
+
+def _kept_share(key: GoldenKey, params: Params, steps: int) -> float:
+    """The share of a record's speedup that its parameters surely keep at another number of steps; 0: not known.
+
+    A step costs what its kind costs, so the time a step grows at most as much as the share of any one kind does. And
+    parameters mean the same there only if each kind still has its share of the steps, to within one step: a gate step
+    that half the run lay behind is another setting when a third does.
+    """
+    accelerator = _registry().for_params(params)
+    here = Counter(accelerator.kinds(params, key.steps))
+    there = Counter(accelerator.kinds(params, steps))
+    growth = steps / key.steps
+    if here.keys() != there.keys() or any(abs(there[kind] - here[kind] * growth) > 1 for kind in here):
+        return 0.0
+    return min(1.0, *(here[kind] * growth / there[kind] for kind in here))
+
+
+def _at_steps(group: _Entries, steps: int) -> _Entries:
+    return {key: entry for key, entry in group.items() if key.steps == steps}
+
+
+def _check_params(task: Task, key: GoldenKey, params: Params) -> None:
+    try:
+        accelerator = _registry().for_params(params)
+        if accelerator.name != task.accelerator:
+            raise ValueError(f"its parameters are those of {accelerator.name}")
+        accelerator.check(params, task.cell.steps)
+    except ValueError as error:
+        raise ValueError(f"golden record {key}: {error}") from error
+
+
+def _refusal(task: Task, records: Records) -> str:
+    said = [f"no golden record in {records.path} is known to hold for: {task.sentence}."]
+    cell = task.cell
+    if cell.steps not in STEPS:
+        said.append(
+            f"Searches cover {', '.join(map(str, STEPS))} steps: ask for one of them, or record fewer than "
+            f"{cell.steps}, whose settings are taken where they are known to hold."
+        )
+        cell = replace(cell, steps=max((steps for steps in STEPS if steps < cell.steps), default=min(STEPS)))
+    if task.target > max(TARGETS):
+        said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")
+    recorded = replace(task, cell=cell)
+    same = replace(recorded.key, target=1.0)
+    speedups = [entry.speedup or 0 for key, entry in records.entries.items() if replace(key, target=1.0) == same]
+    if speedups:
+        said.append(f"The fastest recorded for {cell.steps} steps reaches {max(speedups):.2f}x.")
+    rewrite = " --update-golden" if recorded.key in records.entries else ""
+    return " ".join([*said, f"Run: {record_command([recorded], records.path)}{rewrite}"])
+
+
+@cache
+def _registry() -> Registry:
+    return default_registry()

@@ -1,0 +1,200 @@
+"""From a task and its golden record to the text of a stand-alone script.
+
+The templates hold one base and one block a method. What enters them is checked: numbers and names of the task, golden
+parameters, and descriptions of the environment in which nothing can end a docstring.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, Records, find
+from pytest_diffaccel.codegen.parser import parse_task
+from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.matrix import Number
+from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
+from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+#: What the script draws when it is told nothing; the embedded pipelines know these words too.
+DEFAULT_PROMPT = "red apple on a blue background"
+#: Within ruff's default line length, so that a script is well formed whatever project it is copied into.
+LINE_LENGTH = 88
+
+_BASE = "base.py.j2"
+_METHOD_TEMPLATES: Mapping[str, str] = {
+    "DeepCache": "deepcache.py.j2",
+    "T-Gate": "tgate.py.j2",
+    "ToMe": "tome.py.j2",
+}
+# As measured, and without what would be downloaded or drawn into images: safety checker, watermark.
+_PIPELINE_OPTIONS: Mapping[str, str] = {
+    "StableDiffusionPipeline": "safety_checker=None,",
+    "StableDiffusionXLPipeline": "add_watermarker=False,",
+}
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+_VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
+
+
+def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -> str:
+    """The script for a task, with the golden parameters; the same text for the same golden database.
+
+    Args:
+        task: a sentence such as ``"SDXL, UniPC, 25 steps, DeepCache + ToMe, at least 2x faster"``, or a task.
+        golden: the golden file, or its records where many scripts are made.
+
+    Raises:
+        SentenceError: (a ``ValueError``) when the sentence is no task.
+        NoRecord: (a ``ValueError``) when no golden record answers it; the message says what to run.
+        ValueError: when the golden file or its record is not valid.
+    """
+    records = golden if isinstance(golden, Records) else Records.read(golden)
+    return render(find(parse_task(task) if isinstance(task, str) else task, records))
+
+
+def render(answer: Answer) -> str:
+    """The script of an answered task, formatted as ruff formats it.
+
+    Raises:
+        ValueError: when a description in the environment holds what has no place in a docstring.
+    """
+    params = answer.entry.params
+    methods = default_registry().for_params(params).methods
+    driven = {name for method in methods for name in method.drives}
+    # As `Accelerator.apply`: a driver applies those it drives, and goes last because it installs what is called.
+    applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
+    templates, context = _templates(), _context(answer)
+    blocks: dict[str, Any] = {
+        method.name: templates.get_template(_METHOD_TEMPLATES[method.name]).make_module(context) for method in methods
+    }
+    libraries = [*_LIBRARIES, *(block.library for block in blocks.values())]
+    return templates.get_template(_BASE).render(
+        **context,
+        methods=list(blocks.values()),
+        applied=[blocks[name] for name in applied if name not in driven],
+        libraries=[_requirement(library, answer.environment.versions) for library in libraries],
+    )
+
+
+def _context(answer: Answer) -> dict[str, Any]:
+    cell = answer.task.cell
+    pipeline_class = PIPELINE_CLASSES[cell.pipe]
+    scheduler_class, scheduler_settings = SCHEDULER_CLASSES[cell.scheduler]
+    return {
+        "answer": answer,
+        "task": answer.task,
+        "entry": answer.entry,
+        "params": answer.entry.params,
+        "environment": answer.environment,
+        "shortfall": shortfall(answer),
+        "pipeline_class": pipeline_class,
+        "pipeline_option": _PIPELINE_OPTIONS[pipeline_class],
+        "scheduler_class": scheduler_class,
+        "scheduler_settings": scheduler_settings,
+        "model": HUB_IDS[cell.pipe],
+        "prompt": DEFAULT_PROMPT,
+        "dtypes": DTYPES,
+    }
+
+
+def shortfall(answer: Answer) -> str:
+    """Why a target that is not attained is not, in a sentence; empty for one that is."""
+    if answer.attained:
+        return ""
+    why = "no setting is fast enough" if answer.entry.reason == "speed" else "the fast settings lose too much quality"
+    return f"The target is unattainable: {why}. This is the best reached."
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # No autoescape: it would write HTML entities into Python. Values pass the filters below instead.
+    templates = Environment(
+        loader=PackageLoader("pytest_diffaccel.codegen"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {
+        "literal": literal,
+        "plain": plain,
+        "settings": _settings,
+        "interval": _interval,
+        "in_import_order": _in_import_order,
+        "filled": _filled,
+    }
+    return templates
+
+
+def literal(value: object) -> str:
+    """A string, number, bool, or a list or dict of them, as Python writes it, with double quotes.
+
+    Raises:
+        ValueError: for anything else, an infinite number among it.
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(name)}: {literal(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return repr(value)
+    raise ValueError(f"{value!r} has no place in a script")
+
+
+def plain(text: str) -> str:
+    r"""``text``, fit for a docstring.
+
+    Raises:
+        ValueError: when it is empty, not printable, or holds a double quote or backslash, which can end a docstring.
+    """
+    if not text or not text.isprintable() or re.search(r"[\"\\]", text):
+        raise ValueError(f"{text!r} in the golden environment has no place in a script: quotes or unprintable text")
+    return text
+
+
+def _requirement(library: str, versions: Mapping[str, str]) -> str:
+    """``"torch==2.14.1"``: as measured, less the build ("+cpu"), which no index serves."""
+    version = versions.get(library, "").partition("+")[0]
+    if not version:
+        return library
+    if not _VERSION.fullmatch(version):
+        raise ValueError(f"{version!r} in the golden environment is no version of {library}")
+    return f"{library}=={version}"
+
+
+def _in_import_order(lines: Iterable[str]) -> list[str]:
+    """Import statements as isort sorts them: ``import`` before ``from``, then by module."""
+    return sorted(
+        (line for line in lines if line), key=lambda line: (line.startswith("from "), line.split()[1].lower())
+    )
+
+
+def _settings(point: Mapping[str, Number]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in point.items())
+
+
+def _interval(value: float, ends: tuple[float, float], style: str) -> str:
+    return f"{style % value} ({style % ends[0]} to {style % ends[1]})"
+
+
+def _filled(text: str, indent: str = "") -> str:
+    """Each line of ``text`` as a paragraph of at most :data:`LINE_LENGTH`, its further lines after ``indent``."""
+    wrapper = textwrap.TextWrapper(
+        LINE_LENGTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(line) for line in text.splitlines())
