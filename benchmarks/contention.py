@@ -1,7 +1,8 @@
-"""What a busy neighbour costs a CPU pipeline, with OpenMP's threads spinning (its default) and sleeping (our setting).
+"""What a busy neighbour costs a CPU pipeline: with threads that spin (the default), that sleep, and with one thread.
 
-For each setting a process of its own loads an embedded denoiser and times calls, first alone, then beside one busy
-process a core. Run it as ``python -m benchmarks.contention`` on a machine that is otherwise quiet.
+A search on embedded pipelines uses one thread, on other models threads that sleep. For each setting a process of its own
+loads an embedded denoiser and times calls, first alone, then beside one busy process a core. Run it as
+``python -m benchmarks.contention`` on a machine that is otherwise quiet.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.output import parser, show
@@ -33,15 +35,15 @@ print(json.dumps({"median_ms": 1000 * statistics.median(times[2:]), "worst_ms": 
 """
 
 
-def time_calls(policy: str, calls: int, neighbours: int) -> dict[str, Any]:
-    """Time denoiser calls under an ``OMP_WAIT_POLICY``, beside busy processes.
+def time_calls(settings: Mapping[str, str], calls: int, neighbours: int) -> dict[str, Any]:
+    """Time denoiser calls under OpenMP's ``settings``, beside busy processes.
 
     Returns:
         Median and worst time of a call, milliseconds.
     """
     busy = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(neighbours)]
     try:
-        environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+        environment = {**os.environ, **settings}
         command = [sys.executable, "-c", _TIME_CALLS, str(calls)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     finally:
@@ -53,19 +55,24 @@ def time_calls(policy: str, calls: int, neighbours: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Time both settings, alone and beside busy neighbours, and print the slow-down."""
+    """Time the settings, alone and beside busy neighbours, and print the slow-down."""
     made = parser(__doc__ or "")
     made.add_argument("--calls", type=int, default=20)
     arguments = made.parse_args()
     cores = os.cpu_count() or 1
     rows, slowdowns = [], {}
-    for name, policy in {"spinning": "ACTIVE", "sleeping": "PASSIVE"}.items():
-        alone = time_calls(policy, arguments.calls, 0)
-        beside = time_calls(policy, arguments.calls, cores)
+    threads = {"OMP_NUM_THREADS": str(cores)}
+    for name, settings in {
+        "spinning": threads,
+        "sleeping": {**threads, "OMP_WAIT_POLICY": "PASSIVE"},
+        "one": {"OMP_NUM_THREADS": "1"},
+    }.items():
+        alone = time_calls(settings, arguments.calls, 0)
+        beside = time_calls(settings, arguments.calls, cores)
         slowdowns[f"{name}_slowdown"] = beside["median_ms"] / alone["median_ms"]
         rows += [
-            {"threads wait": name, "busy neighbours": 0, **alone},
-            {"threads wait": name, "busy neighbours": cores, **beside},
+            {"threads": name, "busy neighbours": 0, **alone},
+            {"threads": name, "busy neighbours": cores, **beside},
         ]
     show("denoiser calls beside busy neighbours", rows, slowdowns, as_json=arguments.json)
 

@@ -1,4 +1,4 @@
-"""How a CPU's threads wait for each other, which decides what a busy neighbour costs."""
+"""How many threads a CPU pipeline has and how they wait, which decides what a busy neighbour costs."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def wait_passively() -> None:
     """
     if "torch" not in sys.modules:
         os.environ.setdefault(_POLICY, "PASSIVE")
+
+
+def use_one_thread() -> None:
+    """Run torch on one thread in this process.
+
+    Right for pipelines as small as the embedded ones: their operations are too short to share out, a single thread
+    waits for nobody, and its times vary least.
+    """
+    import torch
+
+    torch.set_num_threads(1)

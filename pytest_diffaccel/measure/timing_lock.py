@@ -16,8 +16,8 @@ class TimingLock:
 
     Attributes:
         path: the lock's file, one a machine (or GPU) and working folder.
-        shareable: whether two generations at once are any use. On a CPU they are not: the threads of one wait for
-            those of the other, many times longer than one after the other takes.
+        shareable: whether two generations at once are any use. With several threads each on one CPU they are not: the
+            threads of one wait for those of the other, many times longer than one after the other takes.
     """
 
     path: Path

@@ -13,6 +13,7 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.threads import use_one_thread
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
 from pytest_diffaccel.models.registry import ModelSource
@@ -55,16 +56,22 @@ class Workbench:
         self.source = source
         self.store = Store.open(settings.store)
         self.images = ImageStore(work_dir / "images")
-        self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None)
+        self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None or self._is_embedded)
         self._loaded: tuple[str, Any] | None = None
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
+
+    @property
+    def _is_embedded(self) -> bool:
+        return self.settings.models == "embedded"
 
     def pipeline(self, cell: Cell) -> Any:
         """The cell's pipeline with its scheduler; loading another pipe frees the one before."""
         if self._loaded is None or self._loaded[0] != cell.pipe:
             self.unload()
             device = None if self.settings.gpus is not None else "cpu"
+            if self._is_embedded:
+                use_one_thread()
             self._loaded = (cell.pipe, load_pipeline(cell.pipe, models=self.source, device=device))
         pipeline = self._loaded[1]
         set_scheduler(pipeline, cell.scheduler)

@@ -1,0 +1,85 @@
+"""What the tests share: one thread for torch, embedded pipelines, and folders in which small searches run."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch starts its threads: they wait busily, so more of them than free cores make everything many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import importlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder
+
+import pytest_diffaccel
+from pytest_diffaccel.matrix import PIPES
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session")
+def pipeline_of() -> Callable[[str, str], Any]:
+    """Gives the embedded pipeline of a pipe with a scheduler; each pipe is loaded once."""
+    from pytest_diffaccel.models.schedulers import set_scheduler
+
+    @cache
+    def loaded(pipe: str) -> Any:
+        return pytest_diffaccel.load_pipeline(pipe, device="cpu")
+
+    def get(pipe: str, scheduler: str = "DDIM") -> Any:
+        embedded_folder(pipe)
+        pipeline = loaded(pipe)
+        set_scheduler(pipeline, scheduler)
+        return pipeline
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
+    """Imports all that a search imports: pytester forgets modules that a run in this process brought in."""
+    from pytest_diffaccel.measure.quality import score
+
+    for name in ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(pytest_diffaccel.__path__, "pytest_diffaccel."):
+        importlib.import_module(module.name)
+    for pipe in PIPES:
+        with pytest_diffaccel.accelerate(pipeline_of(pipe, "DDIM"), {}, steps=1) as generate:
+            images = generate(["red apple"], [0])
+    score(images, images)
+
+
+@pytest.fixture
+def small_search(pytester: pytest.Pytester, everything_imported: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
+    """A folder to search in, in this process or another; winners are verified with one block."""
+    # The folder's conftest file sets both; this sets them back.
+    monkeypatch.setattr("pytest_diffaccel.search.finals.FINAL_BUDGET", None)
+    monkeypatch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+    return SmallSearch(pytester)
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small search has run to its end."""
+    search = SearchFolder(tmp_path_factory.mktemp("finished"))
+    command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS]
+    subprocess.run(command, cwd=search.path, check=True, stdout=subprocess.DEVNULL)
+    return search.path
+
+
+@pytest.fixture
+def finished_search(small_search: SmallSearch, finished_folder: Path) -> SmallSearch:
+    """A folder in which the small search has run to its end, to run it again."""
+    for name in (".diffaccel", "golden"):
+        shutil.copytree(finished_folder / name, small_search.path / name)
+    return small_search

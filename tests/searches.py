@@ -1,0 +1,99 @@
+"""Folders in which small searches run: real ones, on an embedded pipeline, with a small accelerator of ours."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_diffaccel.models.registry import ModelSpec
+
+TESTS = Path(__file__).resolve().parent
+# Registers the small accelerator of echo.py.
+SMALL_SEARCH = """
+import sys
+sys.path.insert(0, {tests!r})
+from echo import Echo, spend_little
+
+spend_little()
+
+def pytest_diffaccel_accelerators(registry):
+    registry.register(Echo({points!r}))
+"""
+#: Speed-ups of about 1, 7 and 11: so far from every target, even of one disturbed block, that noise changes no winner.
+CLEAR_POINTS = ((1, 0), (10, 0), (20, 0))
+#: One cell, one small picture: quick.
+SMALL_OPTIONS = (
+    *("--models", "models.toml", "--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "Echo"),
+    *("--num-samples", "1", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10"),
+)
+
+
+def embedded_folder(pipe: str) -> Path:
+    """The embedded pipeline's folder; the test is skipped where it is not made yet."""
+    folder = Path(ModelSpec.from_embedded(pipe).location)
+    if not (folder / "model_index.json").is_file():
+        pytest.skip(f"{pipe} is not trained yet")
+    return folder
+
+
+class SearchFolder:
+    """A folder with the benches, a small accelerator and small pictures, to run searches in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.golden = path / "golden" / "search_params.json"
+        self.store = path / ".diffaccel" / "search.sqlite"
+        shutil.copytree(TESTS.parent / "benches", path / "benches", ignore=shutil.ignore_patterns("__pycache__"))
+        folder = embedded_folder("SD1.5")
+        (path / "models.toml").write_text(
+            f'"SD1.5" = {{ path = "{folder}", height = 32, width = 32, guidance_scale = 5.0 }}\n', encoding="utf-8"
+        )
+        self.register(*CLEAR_POINTS)
+
+    def register(self, *points: tuple[int, int]) -> None:
+        """Register Echo with a grid of (interval, mishap) points."""
+        (self.path / "conftest.py").write_text(SMALL_SEARCH.format(tests=str(TESTS), points=points), encoding="utf-8")
+
+    def stored(self) -> list[tuple[str, str, str]]:
+        """(candidate key, purpose, time) of every measurement in the store."""
+        return self.query("SELECT candidate_key, purpose, created_at FROM diffaccel_measurements ORDER BY 1, 2")
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(candidate key, kind, message) of every failure in the store."""
+        return self.query("SELECT candidate_key, kind, message FROM diffaccel_failures ORDER BY 1")
+
+    def query(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows of an SQL query on the store."""
+        with closing(sqlite3.connect(self.store)) as connection:
+            return connection.execute(query).fetchall()
+
+    def execute(self, statement: str) -> None:
+        """Change the store."""
+        with closing(sqlite3.connect(self.store)) as connection, connection:
+            connection.execute(statement)
+
+
+class SmallSearch(SearchFolder):
+    """A folder in which pytester runs searches."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        super().__init__(pytester.path)
+        self.pytester = pytester
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """Run pytest with the small search's options and ``arguments``, in this process."""
+        return self.pytester.runpytest_inprocess(*self._all(arguments))
+
+    def run_apart(self, *arguments: str) -> pytest.RunResult:
+        """The same in a process of its own."""
+        return self.pytester.runpytest_subprocess(*self._all(arguments))
+
+    @staticmethod
+    def _all(arguments: tuple[str, ...]) -> list[str]:
+        paths = () if any(one.startswith("benches") for one in arguments) else ("benches",)
+        return [*paths, *SMALL_OPTIONS, *arguments]

@@ -1,0 +1,520 @@
+"""Accelerators on real embedded pipelines: they act as they say, repeat exactly, and leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_diffaccel import accelerate
+from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
+
+GetPipeline = Callable[..., Any]
+
+STEPS = 4
+# A quarter of the embedded pipelines' picture or less: what is shown here does not hang on the size.
+SIZE = {"height": 32, "width": 32}
+PROMPTS = ("red apple on a blue background", "smiling face on a green background")
+SEEDS = (3, 4)
+
+DEEPCACHE = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
+TGATE = {"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
+TOME = {"ToMe": {"ratio": 0.5, "max_downsample": 2}}
+SETTINGS: dict[str, Params] = {
+    "DeepCache": DEEPCACHE,
+    "T-Gate": TGATE,
+    "ToMe": TOME,
+    "DeepCache and ToMe": DEEPCACHE | TOME,
+    "DeepCache and T-Gate": DEEPCACHE | TGATE,
+    "DeepCache, T-Gate, and ToMe": DEEPCACHE | TGATE | TOME,
+}
+_SAME_DEEPCACHE = {"DeepCache": {"cache_interval": 1, "cache_branch_id": 0}}
+_SAME_TGATE = {"T-Gate": {"gate_step": STEPS, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
+_SAME_TOME = {"ToMe": {"ratio": 0, "max_downsample": 2}}
+IDENTITIES: dict[str, Params] = {
+    "DeepCache": _SAME_DEEPCACHE,
+    "T-Gate": _SAME_TGATE,
+    "ToMe": _SAME_TOME,
+    "DeepCache and ToMe": _SAME_DEEPCACHE | _SAME_TOME,
+    "DeepCache and T-Gate": _SAME_DEEPCACHE | _SAME_TGATE,
+    "DeepCache, T-Gate, and ToMe": _SAME_DEEPCACHE | _SAME_TGATE | _SAME_TOME,
+}
+
+each_pipe = pytest.mark.parametrize("pipe", PIPES)
+each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
+each_accelerator = pytest.mark.parametrize("accelerator", SETTINGS)
+
+
+def generated(pipeline: Any, params: Params) -> list[Any]:
+    with accelerate(pipeline, params, steps=STEPS, **SIZE) as generate:
+        return generate(PROMPTS, SEEDS)
+
+
+def plain(pipeline: Any) -> list[Any]:
+    """The images of a plain call, as a user without this package makes it."""
+    import torch
+
+    noise = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    return list(pipeline(list(PROMPTS), num_inference_steps=STEPS, generator=noise, **SIZE).images)
+
+
+@pytest.fixture(scope="session")
+def plain_before(pipeline_of: GetPipeline) -> Callable[[str, str], list[Any]]:
+    """The images of plain calls, made once."""
+    return cache(lambda pipe, scheduler: plain(pipeline_of(pipe, scheduler)))
+
+
+def same(left: list[Any], right: list[Any]) -> bool:
+    """Whether the images are equal, bit for bit."""
+    assert len(left) == len(right) > 0
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(left, right, strict=True))
+
+
+@contextmanager
+def untouched(pipeline: Any) -> Iterator[None]:
+    """Assert that the block leaves every object of the pipeline as it was: classes, attributes, hooks."""
+    before = traces(pipeline)
+    yield
+    after = traces(pipeline)
+    assert after.keys() == before.keys()
+    for name, attributes in before.items():
+        assert after[name] == attributes, f"{name} has changed"
+
+
+def traces(pipeline: Any) -> dict[str, Any]:
+    """Class, attributes and hooks by name of every module and of the pipeline, and the attributes of their classes."""
+    found: dict[str, Any] = {"pipeline": _identities(pipeline), "its class": _identities(type(pipeline))}
+    for part, component in pipeline.components.items():
+        modules = component.named_modules() if hasattr(component, "named_modules") else ()
+        for name, module in modules:
+            hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks")}
+            found[f"{part}.{name}"] = (type(module), _identities(module), hooks)
+            found[type(module).__qualname__] = _identities(type(module))
+    return found
+
+
+def _identities(holder: Any) -> dict[str, int]:
+    return {name: id(value) for name, value in vars(holder).items()}
+
+
+# --- identity settings -----------------------------------------------------------------------------------------
+
+
+@each_pipe
+@each_scheduler
+def test_identity_settings_give_the_baselines_images(pipeline_of: GetPipeline, pipe: str, scheduler: str) -> None:
+    pipeline = pipeline_of(pipe, scheduler)
+    baseline = generated(pipeline, {})
+    assert not same(baseline[:1], baseline[1:])
+    for name, params in IDENTITIES.items():
+        assert same(generated(pipeline, params), baseline), name
+
+
+@each_pipe
+@each_scheduler
+def test_baseline_is_what_a_plain_call_gives(pipeline_of: GetPipeline, pipe: str, scheduler: str) -> None:
+    pipeline = pipeline_of(pipe, scheduler)
+    assert same(generated(pipeline, {}), plain(pipeline))
+
+
+# --- no trace --------------------------------------------------------------------------------------------------
+
+
+@each_pipe
+@each_scheduler
+def test_pipeline_is_as_it_was_after_every_accelerator(
+    pipeline_of: GetPipeline, plain_before: Any, pipe: str, scheduler: str
+) -> None:
+    before = plain_before(pipe, scheduler)
+    pipeline = pipeline_of(pipe, scheduler)
+    for name, params in SETTINGS.items():
+        with untouched(pipeline):
+            accelerated = generated(pipeline, params)
+        assert not same(accelerated, before), name
+        assert same(plain(pipeline), before), name
+
+
+class Accident(Exception):
+    """Raised in the middle of a generation."""
+
+
+@contextmanager
+def accident_at(module: Any, call: int) -> Iterator[None]:
+    """Raise :class:`Accident` when ``module`` is called for the ``call``-th time."""
+    calls = 0
+
+    def count(_module: Any, _args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Accident
+
+    hook = module.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@each_pipe
+@each_accelerator
+def test_pipeline_is_as_it_was_after_an_exception_inside(
+    pipeline_of: GetPipeline, plain_before: Any, pipe: str, accelerator: str
+) -> None:
+    """Step 1 computes in full, 2 reuses, 4 comes after the gate; the accident happens behind all patches."""
+    before = plain_before(pipe, "DDIM")
+    pipeline = pipeline_of(pipe, "DDIM")
+    for step in (1, 2, 4):
+        with untouched(pipeline), accident_at(pipeline.unet.conv_out, step), pytest.raises(Accident):
+            generated(pipeline, SETTINGS[accelerator])
+    assert same(plain(pipeline), before)
+
+
+@each_accelerator
+def test_an_exception_in_the_users_own_block_leaves_no_trace(pipeline_of: GetPipeline, accelerator: str) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    with untouched(pipeline), pytest.raises(Accident), accelerate(pipeline, SETTINGS[accelerator], steps=STEPS, **SIZE):
+        raise Accident
+
+
+def test_hooks_of_the_user_survive(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    calls = []
+    hook = pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        generated(pipeline, SETTINGS["DeepCache, T-Gate, and ToMe"])
+        first = len(calls)
+        generated(pipeline, {})
+    finally:
+        hook.remove()
+    assert (first, len(calls)) == (STEPS, 2 * STEPS)
+
+
+def test_images_that_cannot_be_patched_leave_the_pipeline_alone(pipeline_of: GetPipeline) -> None:
+    """An error while methods are being applied, not only while they run."""
+    pipeline = pipeline_of("SD1.5", "DDIM")
+
+    class Other(type(pipeline)):  # type: ignore[misc]
+        """T-GATE knows the two diffusers classes only."""
+
+    odd = Other(**pipeline.components, requires_safety_checker=False)
+    with untouched(pipeline), pytest.raises(InvalidParams, match="not Other"):
+        generated(odd, DEEPCACHE | TGATE)
+
+
+# --- the same again --------------------------------------------------------------------------------------------
+
+
+@each_pipe
+@each_scheduler
+def test_same_seeds_give_the_same_images_twice(pipeline_of: GetPipeline, pipe: str, scheduler: str) -> None:
+    """The caller's random state plays no part, nor does what ran before (ToMe draws random numbers of its own)."""
+    import torch
+
+    pipeline = pipeline_of(pipe, scheduler)
+    for name, params in SETTINGS.items():
+        with accelerate(pipeline, params, steps=STEPS, **SIZE) as generate:
+            torch.manual_seed(1)
+            first = generate(PROMPTS, SEEDS)
+            torch.manual_seed(2)
+            assert same(generate(PROMPTS, SEEDS), first), name
+
+
+@each_accelerator
+def test_same_seeds_give_the_same_images_in_another_block(pipeline_of: GetPipeline, accelerator: str) -> None:
+    pipeline = pipeline_of("SDXL", "DPM-Solver++")
+    assert same(generated(pipeline, SETTINGS[accelerator]), generated(pipeline, SETTINGS[accelerator]))
+
+
+@each_accelerator
+def test_random_state_of_the_caller_is_untouched(pipeline_of: GetPipeline, accelerator: str) -> None:
+    import random
+
+    import torch
+
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    generated(pipeline, SETTINGS[accelerator])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+def test_counting_and_observing_change_no_image(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SDXL", "DDIM")
+    with accelerate(pipeline, SETTINGS["DeepCache, T-Gate, and ToMe"], steps=STEPS, **SIZE) as generate:
+        counted = generate.counted(PROMPTS, SEEDS)
+        assert same(generate.observed(PROMPTS, SEEDS, None), counted)
+
+
+def test_several_blocks_take_turns_on_one_pipeline(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    alone = {name: generated(pipeline, params) for name, params in SETTINGS.items()}
+    baseline = generated(pipeline, {})
+    with (
+        accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate_baseline,
+        accelerate(pipeline, SETTINGS["DeepCache and T-Gate"], steps=STEPS, **SIZE) as generate_one,
+        accelerate(pipeline, SETTINGS["ToMe"], steps=STEPS, **SIZE) as generate_other,
+    ):
+        for _ in range(2):
+            assert same(generate_one(PROMPTS, SEEDS), alone["DeepCache and T-Gate"])
+            assert same(generate_baseline(PROMPTS, SEEDS), baseline)
+            assert same(generate_other(PROMPTS, SEEDS), alone["ToMe"])
+
+
+@each_pipe
+def test_start_noise_depends_on_the_seed_alone(pipeline_of: GetPipeline, pipe: str) -> None:
+    """Alone, first or last in a batch: the start noise is the same, and so is the picture but for rounding."""
+    pipeline = pipeline_of(pipe, "DDIM")
+    start = []
+    take = pipeline.unet.register_forward_pre_hook(lambda _module, args: start.append(args[0].clone()))
+    try:
+        with accelerate(pipeline, {}, steps=1, **SIZE) as generate:
+            (alone,) = generate([PROMPTS[0]], [7])
+            first, _ = generate(PROMPTS, [7, 8])
+            _, last = generate([PROMPTS[1], PROMPTS[0]], [8, 7])
+    finally:
+        take.remove()
+    assert start[0][0].equal(start[1][0])
+    assert start[0][0].equal(start[2][1])
+    for image in (first, last):
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(alone).astype(int)).max() <= 2
+
+
+# --- every method acts, and as predicted -------------------------------------------------------------------------
+
+
+@each_pipe
+@each_accelerator
+def test_what_happens_is_what_kinds_predict(pipeline_of: GetPipeline, pipe: str, accelerator: str) -> None:
+    steps, params = 8, _eight_step_settings(accelerator)
+    with accelerate(pipeline_of(pipe, "DDIM"), params, steps=steps, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    kinds, fired = generate.kinds, generate.fired
+    assert len(kinds) == fired["denoiser_calls"] == steps
+    assert fired["cached_steps"] == sum("shallow@" in kind for kind in kinds)
+    assert fired["gated_calls"] == sum("T-Gate:gated" in kind for kind in kinds)
+    assert (fired["merged_tokens"] > 0) == ("ToMe" in params)
+    assert (fired["reused_attention"] > 0) == ("T-Gate" in params)
+    if "DeepCache" in params:
+        assert fired["cached_steps"] > 0
+    if "T-Gate" in params:
+        assert fired["gated_calls"] == 4
+
+
+def _eight_step_settings(accelerator: str) -> Params:
+    """DeepCache's rhythm of three is broken by T-GATE's gate in the middle."""
+    settings = {
+        "DeepCache": {"cache_interval": 3, "cache_branch_id": 1},
+        "T-Gate": {"gate_step": 4, "sp_interval": 2, "fi_interval": 3, "warm_up": 0},
+        "ToMe": {"ratio": 0.3, "max_downsample": 4},
+    }
+    return {name: settings[name] for name in SETTINGS[accelerator]}
+
+
+@pytest.mark.parametrize("gate", [1, 4, 8])
+@pytest.mark.parametrize("fi_interval", [1, 3])
+@pytest.mark.parametrize(("sp_interval", "warm_up"), [(1, 0), (2, 0), (2, 3), (3, 1), (7, 0)])
+def test_reused_attention_is_what_tgates_kinds_predict(
+    pipeline_of: GetPipeline, sp_interval: int, warm_up: int, gate: int, fi_interval: int
+) -> None:
+    """Before the gate only self-attention is reused, after it all cross-attention too: 16 layers of each."""
+    warm_up = min(warm_up, gate - 1)
+    point = {"gate_step": gate, "sp_interval": sp_interval, "fi_interval": fi_interval, "warm_up": warm_up}
+    with accelerate(pipeline_of("SD1.5", "DDIM"), {"T-Gate": point}, steps=8, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    layers = {"planning": 0, "planning-reuse": 16, "gated": 16, "gated-reuse": 32}
+    expected = sum(layers[kind.removeprefix("T-Gate:")] for kind in generate.kinds)
+    assert generate.fired["reused_attention"] == expected
+    assert generate.fired["gated_calls"] == 8 - gate
+
+
+@pytest.mark.parametrize(("pipe", "branches"), [("SD1.5", 12), ("SDXL", 9)])
+def test_every_deepcache_branch_works(pipeline_of: GetPipeline, pipe: str, branches: int) -> None:
+    pipeline = pipeline_of(pipe, "DDIM")
+    for branch in range(branches):
+        params = {"DeepCache": {"cache_interval": 2, "cache_branch_id": branch}}
+        with accelerate(pipeline, params, steps=2, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+        assert generate.fired["cached_steps"] == 1
+    with pytest.raises(InvalidParams, match=f"cache_branch_id={branches} .* from 0 to {branches - 1}"):
+        generated(pipeline, {"DeepCache": {"cache_interval": 2, "cache_branch_id": branches}})
+
+
+def test_more_merging_merges_more_tokens(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    merged = []
+    for ratio, depth in ((0.25, 1), (0.5, 1), (0.75, 1), (0.75, 8)):
+        with accelerate(pipeline, {"ToMe": {"ratio": ratio, "max_downsample": depth}}, steps=1, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+        merged.append(generate.fired["merged_tokens"])
+    assert 0 < merged[0] < merged[1] < merged[2] < merged[3]
+
+
+def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:
+    with accelerate(pipeline_of("SD1.5", "DDIM"), {}, steps=STEPS, **SIZE) as generate:
+        generate(PROMPTS, SEEDS)
+    assert {name: count for name, count in generate.fired.items() if count} == {"denoiser_calls": STEPS}
+    assert generate.kinds == ("plain",) * STEPS
+
+
+def test_a_silent_method_is_an_error(pipeline_of: GetPipeline) -> None:
+    """SDXL has no attention at full resolution: there is nothing to merge."""
+    with pytest.raises(MethodDidNotAct, match=r"ratio=0.5,max_downsample=1 had no effect: merged_tokens stayed 0"):
+        generated(pipeline_of("SDXL", "DDIM"), {"ToMe": {"ratio": 0.5, "max_downsample": 1}})
+
+
+def test_a_combination_is_silent_when_one_of_its_methods_is(pipeline_of: GetPipeline) -> None:
+    with pytest.raises(MethodDidNotAct, match="merged_tokens"):
+        generated(pipeline_of("SDXL", "DDIM"), DEEPCACHE | {"ToMe": {"ratio": 0.5, "max_downsample": 1}})
+
+
+def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) -> None:
+    """Kinds name one call a step: figures of anything else would be sorted under the wrong kinds."""
+    from pytest_diffaccel.accelerators.base import Method
+
+    class Twice(Method):
+        name = "Twice"
+        param_names = ("times",)
+
+        def grid(self, cell: Any, size: Any) -> list[Any]:
+            return [{"times": 2}]
+
+        def check(self, point: Any, steps: int, pipeline: Any = None) -> None:
+            self.check_names(point)
+
+        def counters(self, point: Any, steps: int) -> frozenset[str]:
+            return frozenset()
+
+        def kinds(self, point: Any, steps: int, restarts: frozenset[int]) -> list[str]:
+            return ["twice"] * steps
+
+        def apply(self, pipeline: Any, call: Any, params: Params) -> Any:
+            def twice(**options: Any) -> Any:
+                call(**options)
+                return call(**options)
+
+            return twice
+
+    registry = Registry()
+    registry.register(Twice())
+    with (
+        accelerate(
+            pipeline_of("SD1.5", "DDIM"), {"Twice": {"times": 2}}, steps=2, registry=registry, **SIZE
+        ) as generate,
+        pytest.raises(StepCountError, match="4 denoiser calls for 2 steps"),
+    ):
+        generate(PROMPTS, SEEDS)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"Magic": {}}, "unknown method Magic; known: DeepCache, T-Gate, ToMe"),
+        ({"DeepCache": {"cache_interval": 2}}, "DeepCache: missing cache_branch_id"),
+        ({"ToMe": {"ratio": 0.5, "max_downsample": 1, "sx": 2}}, "ToMe: unknown sx"),
+        ({"DeepCache": {"cache_interval": 0, "cache_branch_id": 0}}, "cache_interval=0 must be a whole number from 1"),
+        ({"DeepCache": {"cache_interval": 2.0, "cache_branch_id": 0}}, "cache_interval=2.0 must be"),
+        ({"DeepCache": {"cache_interval": True, "cache_branch_id": 0}}, "cache_interval=True must be"),
+        ({"DeepCache": {"cache_interval": 2, "cache_branch_id": 12}}, "cache_branch_id=12 .* from 0 to 11"),
+        ({"DeepCache": {"cache_interval": 2, "cache_branch_id": -1}}, "cache_branch_id=-1 .* from 0 to 11"),
+        ({"T-Gate": TGATE["T-Gate"] | {"gate_step": 5}}, "gate_step=5 .* from 1 to 4"),
+        ({"T-Gate": TGATE["T-Gate"] | {"gate_step": 0}}, "gate_step=0 .* from 1 to 4"),
+        ({"T-Gate": TGATE["T-Gate"] | {"sp_interval": 0}}, "sp_interval=0 .* from 1"),
+        ({"T-Gate": TGATE["T-Gate"] | {"fi_interval": 0}}, "fi_interval=0 .* from 1"),
+        ({"T-Gate": TGATE["T-Gate"] | {"warm_up": 2}}, "warm_up=2 .* from 0 to 1"),
+        ({"ToMe": {"ratio": 0.76, "max_downsample": 1}}, "ratio=0.76 must be a number from 0 to 0.75"),
+        ({"ToMe": {"ratio": -0.1, "max_downsample": 1}}, "ratio=-0.1 must be"),
+        ({"ToMe": {"ratio": float("nan"), "max_downsample": 1}}, "ratio=nan must be"),
+        ({"ToMe": {"ratio": "0.5", "max_downsample": 1}}, "ratio='0.5' must be"),
+        ({"ToMe": {"ratio": 0.5, "max_downsample": 3}}, "max_downsample=3 must be one of 1, 2, 4, 8"),
+        ({"ToMe": {"ratio": 0.5, "max_downsample": True}}, "max_downsample=True must be one of"),
+    ],
+)
+def test_bad_parameters_are_refused_with_value_and_range(
+    pipeline_of: GetPipeline, params: Params, message: str
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    with (
+        untouched(pipeline),
+        pytest.raises(InvalidParams, match=message),
+        accelerate(pipeline, params, steps=STEPS, **SIZE),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, True, "20"])
+def test_bad_numbers_of_steps_are_refused(pipeline_of: GetPipeline, steps: Any) -> None:
+    with (
+        pytest.raises(InvalidParams, match=r"steps=.* at least 1"),
+        accelerate(pipeline_of("SD1.5"), {}, steps=steps, **SIZE),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("seeds", [(), (1,), (1, 2, 3)])
+def test_seeds_and_prompts_must_be_as_many(pipeline_of: GetPipeline, seeds: tuple[int, ...]) -> None:
+    with (
+        accelerate(pipeline_of("SD1.5"), {}, steps=1, **SIZE) as generate,
+        pytest.raises(ValueError, match=f"2 prompts and {len(seeds)} seeds"),
+    ):
+        generate(PROMPTS, seeds)
+
+
+def test_no_prompts_are_refused(pipeline_of: GetPipeline) -> None:
+    with (
+        accelerate(pipeline_of("SD1.5"), {}, steps=1, **SIZE) as generate,
+        pytest.raises(ValueError, match="at least one"),
+    ):
+        generate([], [])
+
+
+# --- the registry ----------------------------------------------------------------------------------------------
+
+
+def test_registry_knows_the_six_accelerators_in_order() -> None:
+    assert default_registry().names == list(SETTINGS)
+
+
+def test_names_and_parameters_of_methods_are_unique() -> None:
+    from echo import Echo
+
+    registry = default_registry()
+    registry.register(Echo([(2, 0)]))
+    with pytest.raises(ValueError, match="Echo: a method of this name"):
+        registry.register(Echo([(3, 0)]))
+
+    class Cuckoo(Echo):
+        name = "Cuckoo"
+        param_names = ("ratio", "mishap")
+
+    with pytest.raises(ValueError, match="parameter names"):
+        registry.register(Cuckoo([(2, 0)]))
+    assert registry.names == [*SETTINGS, "Echo"]
+
+
+def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:
+    from echo import Echo
+
+    registry = default_registry()
+    registry.register(Echo([(2, 0)]))
+    assert registry.combine("Echo", "ToMe").name == "Echo and ToMe"
+    with pytest.raises(ValueError, match="registered already"):
+        registry.combine("Echo", "ToMe")
+    with pytest.raises(ValueError, match=r"unknown methods .*Magic"):
+        registry.combine("Echo", "Magic")
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}, **TOME}
+    with untouched(pipeline), accelerate(pipeline, params, steps=STEPS, registry=registry, **SIZE) as generate:
+        generate(PROMPTS, SEEDS)
+    assert generate.fired["merged_tokens"] > 0
+    assert generate.fired["cached_steps"] == 2

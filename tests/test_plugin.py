@@ -1,0 +1,442 @@
+"""The plugin through pytest: real searches, small ones, run as users run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW
+from searches import SMALL_OPTIONS, TESTS, SmallSearch
+
+from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.records.golden import GoldenKey
+from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+
+CASE = "SD1.5-DDIM-20-Echo-echo_interval={},mishap={}".format
+# Not by -k: its expressions cannot hold "=".
+NODE = f"benches/test_search.py::test_search[{CASE('{}', '{}')}]".format
+WITHOUT_WINNERS = ("-k", "not test_winners")
+
+
+def key(target: float, accelerator: str = "Echo", steps: int = 20) -> GoldenKey:
+    return GoldenKey("SD1.5", "DDIM", steps, accelerator, target)
+
+
+def search_losses(search: SmallSearch) -> dict[int, tuple[float, float]]:
+    """(speed-up, LPIPS) by interval, as the search measured them."""
+    query = "SELECT record FROM diffaccel_measurements WHERE purpose = 'search'"
+    records = [json.loads(row[0]) for row in search.query(query)]
+    return {
+        record["candidate"]["params"]["Echo"]["echo_interval"]: (
+            record["speedup"]["value"],
+            record["quality"]["lpips"]["value"],
+        )
+        for record in records
+    }
+
+
+# --- a whole search --------------------------------------------------------------------------------------------
+
+
+def test_a_search_measures_every_candidate_and_records_its_winners(small_search: SmallSearch) -> None:
+    result = small_search.run("--junitxml", "junit.xml")
+    result.assert_outcomes(passed=4)
+    golden = read_golden(small_search.golden)
+    assert list(golden) == [key(target) for target in TARGETS]
+    found = search_losses(small_search)
+    assert found.keys() == {1, 10, 20}
+    assert found[1][0] < 1.2 < 4.0 < min(found[10][0], found[20][0])
+    assert found[1][1] == 0.0
+    winner = min((10, 20), key=lambda interval: found[interval][1])
+    for target in TARGETS:
+        entry = golden[key(target)]
+        assert entry.status == "met"
+        assert entry.params == {"Echo": {"echo_interval": winner, "mishap": 0}}
+        assert entry.speedup is not None
+        assert entry.speedup >= target
+    environments = read_environments(small_search.golden)
+    assert {entry.environment for entry in golden.values()} == environments.keys()
+    assert "SD1.5 from" in next(iter(environments.values())).model_source
+    _shows_what_it_does(result)
+    _reports_figures(small_search.path / "junit.xml")
+    assert (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text().count("LPIPS") == 3
+
+
+def _shows_what_it_does(result: pytest.RunResult) -> None:
+    result.stdout.fnmatch_lines(
+        [
+            "diffaccel: 4 cases in 1 cell(s), models: models.toml*",
+            "diffaccel: narrow with --pipe*",
+            "*diffaccel: winners*",
+            "SD1.5 DDIM 20 steps (SD1.5 from *",
+            "*accelerator*targets*speedup*LPIPS*parameters*",
+            "*Echo*x [[]*echo_interval=*",
+            "golden: golden/search_params.json: 7 new",
+        ]
+    )
+
+
+def _reports_figures(junit: Path) -> None:
+    properties = [
+        {part.get("name"): part.get("value") for part in case.iter("property")}
+        for case in ElementTree.parse(junit).iter("testcase")
+    ]
+    assert sum("speedup" in part and float(part["speedup"]) > 0.5 for part in properties) == 3
+
+
+def test_winners_are_measured_again_on_other_pictures(finished_search: SmallSearch) -> None:
+    """Choosing flatters the chosen: what is recorded is the second measurement."""
+    golden = read_golden(finished_search.golden)
+    query = "SELECT record FROM diffaccel_measurements WHERE purpose = 'winner'"
+    again = [json.loads(row[0]) for row in finished_search.query(query)]
+    recorded = {(entry.speedup, entry.lpips) for entry in golden.values()}
+    measured = {(round(one["speedup"]["value"], 4), round(one["quality"]["lpips"]["value"], 6)) for one in again}
+    assert recorded <= measured
+    assert not {round(lpips, 6) for _, lpips in search_losses(finished_search).values()} & {one[1] for one in recorded}
+
+
+def test_a_second_run_finds_everything_stored(finished_search: SmallSearch) -> None:
+    golden, stored = finished_search.golden.read_bytes(), finished_search.stored()
+    result = finished_search.run()
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["golden: golden/search_params.json: 7 unchanged"])
+    assert finished_search.golden.read_bytes() == golden
+    assert finished_search.stored() == stored
+    log = (finished_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
+    assert log.count("(stored)") == 3
+
+
+def test_golden_is_made_again_from_the_store_alone(finished_search: SmallSearch) -> None:
+    golden, stored = finished_search.golden.read_bytes(), finished_search.stored()
+    finished_search.golden.unlink()
+    finished_search.run().assert_outcomes(passed=4)
+    assert finished_search.golden.read_bytes() == golden
+    assert finished_search.stored() == stored
+
+
+def test_fresh_measures_again(finished_search: SmallSearch) -> None:
+    before = finished_search.stored()
+    finished_search.run("--fresh", NODE(20, 0)).assert_outcomes(passed=1)
+    after = finished_search.stored()
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [(candidate, purpose) for candidate, purpose, _ in changed] == [(CASE(20, 0), "search")]
+
+
+def test_other_samples_are_other_measurements(finished_search: SmallSearch) -> None:
+    finished_search.run("--seed", "1", NODE(10, 0)).assert_outcomes(passed=1)
+    candidates = [candidate for candidate, purpose, _ in finished_search.stored() if purpose == "search"]
+    assert sorted(candidates) == sorted([CASE(1, 0), CASE(10, 0), CASE(10, 0), CASE(20, 0)])
+
+
+def test_store_goes_where_it_is_told(finished_search: SmallSearch) -> None:
+    finished_search.store.rename(finished_search.path / "elsewhere.db")
+    result = finished_search.run("--store", "sqlite:///elsewhere.db", "--golden", "mine/golden.json")
+    result.assert_outcomes(passed=4)
+    assert not finished_search.store.exists()
+    assert len(read_golden(finished_search.path / "mine" / "golden.json")) == len(TARGETS)
+
+
+# --- the golden database ---------------------------------------------------------------------------------------
+
+
+def _edit(search: SmallSearch) -> bytes:
+    """Make one golden record say something else; the file's bytes after that."""
+    text = search.golden.read_text()
+    first, rest = text.split('"Echo": {"echo_interval": ', 1)
+    search.golden.write_text(f'{first}"Echo": {{"echo_interval": 99{rest[rest.index(",") :]}')
+    assert read_golden(search.golden)[key(1.2)].params["Echo"]["echo_interval"] == 99
+    return search.golden.read_bytes()
+
+
+@pytest.mark.parametrize("options", [(), ("--golden-new-only",), ("--update-golden", "--golden-new-only")])
+def test_a_difference_is_shown_and_the_record_kept(finished_search: SmallSearch, options: tuple[str, ...]) -> None:
+    edited = _edit(finished_search)
+    result = finished_search.run(*options)
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(
+        [
+            "golden: *: 1 differs, 6 unchanged",
+            '*differs: *1.2)*params*"echo_interval": 99*->*',
+            "next: *--update-golden",
+        ]
+    )
+    assert finished_search.golden.read_bytes() == edited
+
+
+def test_update_golden_writes_the_difference(finished_search: SmallSearch) -> None:
+    before = finished_search.golden.read_bytes()
+    _edit(finished_search)
+    result = finished_search.run("--update-golden")
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["golden: *: 6 unchanged, 1 updated", '*updated: *1.2)*"echo_interval": 99*->*'])
+    assert finished_search.golden.read_bytes() == before
+
+
+def test_records_of_other_searches_stay(finished_search: SmallSearch) -> None:
+    golden = read_golden(finished_search.golden)
+    others = {key(1.2, "Gone"): golden[key(1.2)], key(1.2, "Gone", steps=50): golden[key(1.2)]}
+    merge(finished_search.golden, others, update=False)
+    before = finished_search.golden.read_bytes()
+    finished_search.run("--update-golden").assert_outcomes(passed=4)
+    assert finished_search.golden.read_bytes() == before
+
+
+def test_prune_removes_what_no_search_of_the_chosen_cells_can_find(finished_search: SmallSearch) -> None:
+    golden = read_golden(finished_search.golden)
+    elsewhere, unused = key(1.2, "Gone", steps=50), key(1.2, "DeepCache")
+    others = {key(1.2, "Gone"): golden[key(1.2)], key(9.0): golden[key(1.2)], elsewhere: golden[key(1.2)]}
+    merge(finished_search.golden, {**others, unused: golden[key(1.2)]}, update=False)
+    result = finished_search.run("--golden-prune")
+    result.stdout.fnmatch_lines(["golden: *: 2 pruned, 7 unchanged", "*pruned: *9.0)*", "*pruned: *Gone*"])
+    assert read_golden(finished_search.golden).keys() == {*golden, elsewhere, unused}
+
+
+@pytest.mark.parametrize("content", ["{ broken", '{"(1, 2)": {}}', "[]"])
+def test_a_broken_golden_file_is_refused_before_anything_is_measured(small_search: SmallSearch, content: str) -> None:
+    small_search.golden.parent.mkdir()
+    small_search.golden.write_text(content)
+    result = small_search.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: golden/search_params.json:1: *mend it, or restore it from git)"])
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert small_search.golden.read_text() == content
+    assert not small_search.store.exists()
+
+
+# --- failures --------------------------------------------------------------------------------------------------
+
+
+def test_failing_candidates_fail_alone_and_the_rest_goes_on(small_search: SmallSearch) -> None:
+    small_search.register((4, ERROR), (7, NO_MEMORY), (7, SILENCE), (10, 0))
+    result = small_search.run()
+    result.assert_outcomes(passed=2, failed=3)
+    failures = [(candidate, kind) for candidate, kind, _ in small_search.failures()]
+    assert failures == [
+        (CASE(4, ERROR), "error"),
+        (CASE(7, NO_MEMORY), "oom"),
+        (CASE(7, SILENCE), "not-fired"),
+    ]
+    messages = [message for *_, message in small_search.failures()]
+    assert "an accident in the third denoiser call" in messages[0]
+    assert "out of memory at batch size 1" in messages[1]
+    assert "cached_steps stayed 0" in messages[2]
+    golden = read_golden(small_search.golden)
+    assert {str(entry.params) for entry in golden.values()} == {"{'Echo': {'echo_interval': 10, 'mishap': 0}}"}
+    result.stdout.fnmatch_lines(["next: 3 case(s) failed; run them again with --lf"])
+
+
+def test_images_after_a_failure_are_those_without_one(small_search: SmallSearch, finished_folder: Path) -> None:
+    """The pipeline is loaded anew after a failure, so the next candidate is measured as if it had been the first."""
+    small_search.register((4, ERROR), (10, 0))
+    small_search.run(*WITHOUT_WINNERS).assert_outcomes(passed=1, failed=1)
+    loss = search_losses(small_search)[10][1]
+    shutil.copy(finished_folder / ".diffaccel" / "search.sqlite", small_search.store)
+    assert search_losses(small_search)[10][1] == loss
+
+
+def test_failures_run_again_with_lf_and_are_forgotten_when_they_pass(small_search: SmallSearch) -> None:
+    small_search.register((10, 0), (4, ERROR))
+    small_search.run(*WITHOUT_WINNERS).assert_outcomes(passed=1, failed=1)
+    assert [kind for _, kind, _ in small_search.failures()] == ["error"]
+    result = small_search.run("--lf")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*winners*")
+
+
+def test_a_case_that_takes_too_long_fails(small_search: SmallSearch) -> None:
+    small_search.register((4, SLOW), (10, 0))
+    result = small_search.run("--case-timeout", "5", NODE(4, SLOW))
+    result.assert_outcomes(failed=1)
+    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(4, SLOW), "timeout")]
+    assert "took longer than --case-timeout 5 s" in small_search.failures()[0][2]
+    assert result.duration < 60
+
+
+def test_when_nothing_works_every_target_is_unattainable(small_search: SmallSearch) -> None:
+    small_search.register((4, ERROR))
+    small_search.run().assert_outcomes(passed=1, failed=1)
+    golden = read_golden(small_search.golden)
+    assert {(entry.status, entry.reason, entry.speedup) for entry in golden.values()} == {
+        ("unattainable", "speed", None)
+    }
+
+
+def test_unattainable_targets_say_why(finished_search: SmallSearch) -> None:
+    finished_search.golden.unlink()
+    result = finished_search.run("--max-quality-loss", "1e-9")
+    result.assert_outcomes(passed=4)
+    reasons = {entry.reason for entry in read_golden(finished_search.golden).values()}
+    assert reasons == {"quality"}
+    result.stdout.fnmatch_lines(["*unattainable: the fast ones lose too much quality; best reached by*"])
+
+
+# --- as pytest users know it -----------------------------------------------------------------------------------
+
+
+def test_collect_only_lists_the_cases_and_touches_nothing(small_search: SmallSearch) -> None:
+    result = small_search.run("--collect-only", "-q")
+    cases = [line for line in result.outlines if "::" in line]
+    assert cases == [
+        NODE(1, 0),
+        NODE(10, 0),
+        NODE(20, 0),
+        "benches/test_search.py::test_winners[SD1.5-DDIM-20-Echo]",
+    ]
+    assert not small_search.store.exists()
+    assert not small_search.golden.exists()
+
+
+def test_groups_stay_together_in_the_matrix_order(small_search: SmallSearch) -> None:
+    result = small_search.run("--collect-only", "-q", "--steps", "50", "--search-targets", "tome", "--grid", "coarse")
+    groups = [line.split("[")[1].split("-")[2:4] for line in result.outlines if "::" in line]
+    expected = [[steps, name] for steps in ("20", "50") for name in ["Tome"] * 4 + ["ToMe"] + ["Echo"] * 4]
+    assert [steps for steps, _ in groups] == [steps for steps, _ in expected]
+    winners = [line for line in result.outlines if "test_winners" in line]
+    assert [line.split("[")[1].rstrip("]") for line in winners] == [
+        f"SD1.5-DDIM-{steps}-{name}" for steps in (20, 50) for name in ("ToMe", "Echo")
+    ]
+
+
+def test_a_single_candidate_can_be_chosen_and_winners_wait(small_search: SmallSearch) -> None:
+    small_search.run(NODE(20, 0), "benches/test_search.py::test_winners").assert_outcomes(passed=1, skipped=1)
+    assert [candidate for candidate, *_ in small_search.stored()] == [CASE(20, 0)]
+    assert not small_search.golden.exists()
+    result = small_search.run("-k", "test_winners", "-rs")
+    result.assert_outcomes(skipped=1, deselected=3)
+    result.stdout.fnmatch_lines(["SKIPPED*2 of 3 candidates are not measured yet: run their cases first"])
+
+
+def test_x_stops_at_the_first_failure(small_search: SmallSearch) -> None:
+    small_search.register((4, ERROR), (10, 0))
+    result = small_search.run("-x")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*stopping after 1 failures*"])
+    assert small_search.stored() == []
+
+
+def test_update_golden_alone_searches_the_benches(small_search: SmallSearch) -> None:
+    small_search.pytester.makepyfile("def test_unrelated(): raise SystemExit('ran')")
+    run = small_search.pytester.runpytest_inprocess
+    result = run(*SMALL_OPTIONS, "--update-golden", "--collect-only", "-q")
+    cases = [line for line in result.outlines if "::" in line]
+    assert len(cases) == 4
+    assert all(line.startswith("benches/test_search.py::") for line in cases)
+    result = run("test_update_golden_alone_searches_the_benches.py", "--update-golden", "--collect-only", "-q")
+    assert [line for line in result.outlines if "::" in line] == [
+        "test_update_golden_alone_searches_the_benches.py::test_unrelated"
+    ]
+
+
+def test_a_registered_accelerator_is_among_the_valid_ones(small_search: SmallSearch) -> None:
+    result = small_search.run("--search-targets", "magic")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*'magic' is unknown; choose from DeepCache; *DeepCache, T-Gate, and ToMe; Echo; all"])
+
+
+def test_the_embedded_pipelines_are_searched_without_any_option_for_them(small_search: SmallSearch) -> None:
+    """A built-in accelerator on the pipelines that the package carries, at their own size."""
+    result = small_search.pytester.runpytest_inprocess(
+        *("--pipe", "sdxl", "--sched", "unipc", "--steps", "20", "--search_targets", "tome"),
+        *("--grid", "coarse", "--num_samples", "1", "--batch_size", "1"),
+        "benches/test_search.py::test_search[SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2]",
+    )
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["diffaccel: 1 cases in 1 cell(s), models: embedded; about * on 2 CPU cores"])
+    ((candidate, purpose, _),) = small_search.stored()
+    assert (candidate, purpose) == ("SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2", "search")
+
+
+# --- xdist -----------------------------------------------------------------------------------------------------
+
+
+def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSearch) -> None:
+    small_search.register((4, 0), (10, 0))
+    result = small_search.run_apart("--sched", "unipc", "-n", "2", "-v")
+    result.assert_outcomes(passed=6)
+    passed = [line for line in result.outlines if "PASSED" in line]
+    workers = {
+        scheduler: {line.split("]")[0] for line in passed if f"-{scheduler}-" in line}
+        for scheduler in ("DDIM", "UniPCMultistepScheduler")
+    }
+    assert sorted(map(len, workers.values())) == [1, 1]
+    assert workers["DDIM"] != workers["UniPCMultistepScheduler"]
+    assert [("test_winners" in line) for line in passed if "-DDIM-" in line] == [False, False, True]
+    result.stdout.fnmatch_lines(["diffaccel: 6 cases in 2 cell(s)*", "golden: *: 14 new"])
+    golden = read_golden(small_search.golden)
+    assert len(golden) == 2 * len(TARGETS)
+    assert {entry.status for entry in golden.values()} == {"met"}
+
+
+def test_a_crashed_worker_loses_one_case(small_search: SmallSearch) -> None:
+    """Nor does the case that killed it run again, and the group gets its winners without it."""
+    small_search.register((4, 0), (7, DEATH), (10, 0))
+    result = small_search.run_apart("-n", "1")
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines([f"*crashed while running*mishap={DEATH}*"])
+    assert [candidate for candidate, purpose, _ in small_search.stored() if purpose == "search"] == [
+        CASE(10, 0),
+        CASE(4, 0),
+    ]
+    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(7, DEATH), "crash")]
+    assert len(read_golden(small_search.golden)) == len(TARGETS)
+
+
+# --- what the plugin costs others ------------------------------------------------------------------------------
+
+
+def python(code: str, cwd: Path) -> Any:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin"])
+def test_importing_the_plugin_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'lpips', 'scipy', 'skimage'}"
+    python(f"import sys, {module}; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()", tmp_path)
+
+
+def test_an_unrelated_run_imports_no_torch_and_leaves_nothing_behind(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import sys\ndef test_no_torch(): assert 'torch' not in sys.modules")
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    assert "diffaccel:" not in result.stdout.str()
+    assert not (pytester.path / ".diffaccel").exists()
+    assert not (pytester.path / "golden").exists()
+
+
+def test_collecting_a_search_imports_no_torch(small_search: SmallSearch) -> None:
+    options = ["benches", *SMALL_OPTIONS, "--collect-only", "-q"]
+    python(
+        f"import sys, pytest; assert pytest.main({options!r}) == 0; assert 'torch' not in sys.modules",
+        small_search.path,
+    )
+
+
+def test_public_names_come_from_the_package(tmp_path: Path) -> None:
+    python(
+        "import pytest_diffaccel as package\n"
+        "assert {'accelerate', 'load_pipeline', '__version__'} <= set(dir(package))\n"
+        "try: package.magic\n"
+        "except AttributeError as error: assert 'magic' in str(error)\n"
+        "else: raise SystemExit('no error')\n",
+        tmp_path,
+    )
+
+
+def test_benches_of_the_repository_collect_every_candidate(pytester: pytest.Pytester) -> None:
+    """The full matrix: every candidate and every group once."""
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, candidates, cells
+
+    benches = TESTS.parent / "benches"
+    result = pytester.runpytest_inprocess(str(benches), "--collect-only", "-q", "-p", "no:cacheprovider")
+    names = [line.split("[", 1)[1].removesuffix("]") for line in result.outlines if "::test_search[" in line]
+    matrix = cells(PIPES, SCHEDULERS, STEPS)
+    assert names == [candidate.key for candidate in candidates(matrix, list(default_registry()))]
+    assert sum("::test_winners[" in line for line in result.outlines) == 27 * 6
+    assert result.duration < 30

@@ -1,0 +1,123 @@
+"""Image quality: nothing for identical images, more for more damage, and no comparison of what cannot be compared."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from pytest_diffaccel.measure.quality import lpips_distances, score
+from pytest_diffaccel.measure.statistics import mean_interval
+
+
+def picture(seed: int, side: int = 64) -> Image.Image:
+    """A picture with edges and texture: a noisy disc on a gradient."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:side, 0:side] / side
+    centre = generator.uniform(0.3, 0.7, 2)
+    disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < 0.05
+    colours = generator.integers(0, 256, (2, 3))
+    pixels = np.where(disc[..., None], colours[0], colours[1] * rows[..., None]) + generator.normal(
+        0, 8, (side, side, 3)
+    )
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+PICTURES = [picture(seed) for seed in range(3)]
+
+
+def blurred(radius: float) -> list[Image.Image]:
+    return [image.filter(ImageFilter.GaussianBlur(radius)) for image in PICTURES]
+
+
+def test_identical_images_have_lost_nothing() -> None:
+    quality = score(PICTURES, PICTURES)
+    assert (quality.lpips.value, quality.lpips.low, quality.lpips.high) == (0.0, 0.0, 0.0)
+    assert (quality.psnr_db, quality.ssim) == (100.0, pytest.approx(1.0))
+    assert quality.lpips_per_sample == (0.0, 0.0, 0.0)
+
+
+def test_more_blur_is_more_loss() -> None:
+    qualities = [score(blurred(radius), PICTURES) for radius in (0.4, 0.8, 1.6, 3.2)]
+    lpips = [quality.lpips.value for quality in qualities]
+    psnr = [quality.psnr_db for quality in qualities]
+    ssim = [quality.ssim for quality in qualities]
+    assert lpips[0] > 0
+    assert lpips == sorted(lpips)
+    assert psnr == sorted(psnr, reverse=True)
+    assert ssim == sorted(ssim, reverse=True)
+    assert psnr[0] < 100
+    assert ssim[0] < 1
+
+
+def test_other_pictures_are_further_away_than_damaged_ones() -> None:
+    others = PICTURES[1:] + PICTURES[:1]
+    assert score(others, PICTURES).lpips.value > 2 * score(blurred(0.8), PICTURES).lpips.value
+
+
+def test_one_changed_pixel_is_seen() -> None:
+    changed = PICTURES[0].copy()
+    changed.putpixel((10, 10), (255, 0, 255))
+    quality = score([changed], PICTURES[:1])
+    assert quality.lpips.value > 0
+    assert quality.psnr_db < 100
+
+
+def test_psnr_is_that_of_the_textbook() -> None:
+    grey, lighter = (Image.new("RGB", (32, 32), (level,) * 3) for level in (100, 110))
+    assert score([lighter], [grey]).psnr_db == pytest.approx(20 * math.log10(255 / 10))
+
+
+def test_lpips_does_not_hang_on_the_order_of_the_two() -> None:
+    there, back = lpips_distances(PICTURES, blurred(1)), lpips_distances(blurred(1), PICTURES)
+    assert there == pytest.approx(back, rel=1e-4)
+
+
+def test_each_sample_is_scored_against_the_one_in_its_place() -> None:
+    mixed = [PICTURES[0], blurred(2)[1], PICTURES[2]]
+    quality = score(mixed, PICTURES)
+    assert [loss > 0 for loss in quality.lpips_per_sample] == [False, True, False]
+    assert quality.lpips.value == pytest.approx(sum(quality.lpips_per_sample) / 3)
+
+
+def test_more_images_than_the_network_takes_at_once_are_scored_alike() -> None:
+    """The network runs in batches of eight; the ninth image is scored in another batch."""
+    images, references = (blurred(1) * 3)[:9], (PICTURES * 3)[:9]
+    distances = lpips_distances(images, references)
+    assert len(distances) == 9
+    assert distances[6:] == pytest.approx(distances[:3], rel=1e-4)
+
+
+def test_interval_of_the_loss_is_that_of_its_samples_and_never_negative() -> None:
+    quality = score([PICTURES[0], blurred(3)[1]], PICTURES[:2])
+    expected = mean_interval(quality.lpips_per_sample)
+    assert expected.low < 0
+    assert (quality.lpips.low, quality.lpips.value, quality.lpips.high) == (0.0, expected.value, expected.high)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_scores_lie_in_their_ranges(one: int, other: int) -> None:
+    quality = score([picture(one, 32)], [picture(other, 32)])
+    assert 0 <= quality.lpips.value <= 2
+    assert 0 <= quality.psnr_db <= 100
+    assert -1 <= quality.ssim <= 1
+
+
+def test_images_of_different_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"different sizes .*\(32, 32\).*\(64, 64\)"):
+        score([picture(0, 32)], PICTURES[:1])
+
+
+def test_as_many_references_as_images_are_needed() -> None:
+    with pytest.raises(ValueError, match="2 images cannot be compared with 3 references"):
+        score(PICTURES[:2], PICTURES)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 images"):
+        score([], [])

@@ -1,0 +1,42 @@
+"""``kill -9`` at any moment: a search goes on where it was, to the same winners, and no file is ever damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from searches import TESTS, SmallSearch, embedded_folder
+
+#: More of them: ``python -m benchmarks.resume_after_kill --kills 20``.
+KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
+
+
+@pytest.mark.slow
+def test_a_killed_search_resumes_to_the_same_winners() -> None:
+    embedded_folder("SD1.5")
+    root = TESTS.parent
+    if not (root / "benchmarks" / "resume_after_kill.py").exists():
+        pytest.skip("the benchmarks are not part of the source distribution")
+    command = [sys.executable, "-m", "benchmarks.resume_after_kill", "--kills", str(KILLS), "--json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["kills"] == len(report["rows"]) == KILLS
+    assert report["searches_with_the_same_winners"] == report["searches"] >= 1
+    assert report["lost"] == 0
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(finished_search: SmallSearch) -> None:
+    """One measurement is missing, as after a kill in the middle: only it, and nothing else, is made again."""
+    before = finished_search.stored()
+    gone = before[0][0]
+    finished_search.execute(f"DELETE FROM diffaccel_measurements WHERE candidate_key = '{gone}' AND purpose = 'search'")
+    finished_search.golden.unlink()
+    finished_search.run().assert_outcomes(passed=4)
+    after = finished_search.stored()
+    assert [row[:2] for row in after] == [row[:2] for row in before]
+    assert {new[0] for old, new in zip(before, after, strict=True) if old != new} == {gone}
+    assert finished_search.golden.exists()

@@ -1,0 +1,204 @@
+"""The training of the embedded pipelines, as far as it can be checked without its pictures, a network or a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+
+from training.architectures import PIPES, build_vae
+from training.captions import Scene, all_captions, caption, held_out_scenes, sample_prompts, training_scenes
+from training.conditioning import tokenize
+from training.loop import Run, train
+from training.objects import OBJECTS
+from training.parts import load_pipeline, new_parts
+from training.render import Layout, draw, random_layout, render, render_range
+from training.schedule import Budget, learning_rate
+from training.tokenizer import END, MAX_LENGTH, load_tokenizer, write_tokenizer
+from training.unet import LatentPool, UnetTask
+from training.vae import encode, to_signed, whiten
+
+EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel" / "models" / "embedded"
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lopsided drawings in place of the npm package's pictures."""
+    folder = tmp_path_factory.mktemp("sprites")
+    picture = Image.new("RGBA", (256, 256))
+    ImageDraw.Draw(picture).polygon([(30, 200), (60, 40), (220, 180)], fill=(200, 30, 30, 255))
+    for thing in OBJECTS:
+        picture.save(folder / f"{thing.code}.webp", lossless=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, all_captions())
+    return folder
+
+
+def test_rendering_depends_on_the_seed_and_the_number_alone(sprites: Path) -> None:
+    scenes = training_scenes()
+    whole = render(6, sprites, scenes, 64, seed=3, workers=1, framed=True)
+    later = render_range(range(4, 6), sprites, scenes, 64, seed=3, framed=True)
+    np.testing.assert_array_equal(whole.pictures[4:], later.pictures)
+    np.testing.assert_array_equal(whole.time_ids[4:], later.time_ids)
+    other = render(6, sprites, scenes, 64, seed=4, workers=1, framed=True)
+    assert not np.array_equal(whole.pictures, other.pictures)
+
+
+def test_what_the_caption_leaves_open_varies() -> None:
+    layouts = [random_layout(np.random.default_rng([0, number])) for number in range(50)]
+    for field in ("size", "across", "down", "hue_shift", "saturation_factor", "value_factor", "gradient"):
+        assert len({getattr(layout, field) for layout in layouts}) == len(layouts)
+    assert {layout.mirrored for layout in layouts} == {False, True}
+
+
+def test_the_mirror_image_is_mirrored(sprites: Path) -> None:
+    plain, mirrored = (draw(sprites, Scene(0, 0), Layout(mirrored=flag), 64) for flag in (False, True))
+    assert not np.array_equal(plain, mirrored)
+    np.testing.assert_array_equal(plain, mirrored[:, ::-1])
+
+
+def test_held_out_scenes_are_never_trained() -> None:
+    held_out = held_out_scenes()
+    assert {scene.thing for scene in held_out} == set(range(len(OBJECTS)))
+    assert not set(held_out) & set(training_scenes())
+    prompts = sample_prompts()
+    assert len(set(prompts)) == len(OBJECTS)
+    assert set(prompts) <= {caption(scene) for scene in training_scenes()}
+
+
+def test_captions_read_well() -> None:
+    assert caption(Scene(0, 4)) == "red apple on a blue background"
+    assert caption(Scene(0, 1), wording=1) == "a red apple on an orange background"
+    grapes = next(number for number, thing in enumerate(OBJECTS) if thing.name == "grapes")
+    assert caption(Scene(grapes, 4), wording=3) == "picture of grapes on a blue background"
+
+
+def test_captions_fit_and_come_back(vocabulary: Path) -> None:
+    tokenizer = load_tokenizer(vocabulary)
+    texts = all_captions()
+    for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True):
+        assert len(ids) <= MAX_LENGTH
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "Ünïcødé", "日本語の文章", "🍎🏳️‍🌈", "\x00\x07\n\t", "١٢٣ ½ ﷽", "a" * 500, "<|endoftext|> x"]
+)
+def test_any_text_can_be_tokenised(vocabulary: Path, text: str) -> None:
+    tokenizer = load_tokenizer(vocabulary)
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) is not None
+    ids = tokenize(tokenizer, [text])
+    assert ids.shape == (1, MAX_LENGTH)
+    assert int(ids.max()) < len(tokenizer)
+    body = [token for token in tokenizer.tokenize(text.replace(END, "")) if token == END]
+    assert body == [], "a byte had no token and became the unknown one"
+
+
+def test_the_rate_warms_up_and_ends_near_zero() -> None:
+    assert learning_rate(1.0, step=0, fraction=0.0) < 0.01
+    assert learning_rate(1.0, step=1000, fraction=0.0) == 1.0
+    assert learning_rate(1.0, step=9999, fraction=1.0) == pytest.approx(0.01)
+    assert Budget(steps=10, minutes=1).fraction(1, elapsed_s=30) == 0.5
+    with pytest.raises(ValueError, match="end"):
+        Budget()
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a training."""
+
+
+class Killable(UnetTask):
+    """A task that dies at a step."""
+
+    dies_at = -1
+
+    def draw(self, step: int) -> tuple[torch.Tensor, ...]:
+        if step == self.dies_at:
+            raise Killed
+        return super().draw(step)
+
+
+def tiny_task(folder: Path) -> Killable:
+    """The XL pipe, whose first text encoder has a layer that never gets a gradient, with a narrow UNet."""
+    narrow = {"block_out_channels": (16, 32, 32), "attention_head_dim": 1}
+    spec = replace(PIPES["sdxl"], unet={**PIPES["sdxl"].unet, **narrow})
+    random = torch.Generator().manual_seed(0)
+    latents = torch.randn(8, 4, 8, 8, generator=random).half()
+    pool = LatentPool(latents, torch.arange(8), torch.arange(8), torch.full((8, 6), spec.pixels))
+    return Killable(new_parts(spec, seed=0, folder=folder / "tokenizer"), pool, batch=2, seed=0)
+
+
+def test_a_killed_training_goes_on_exactly(tmp_path: Path) -> None:
+    def run(name: str) -> Run:
+        return Run("test", 1e-3, 2, Budget(steps=4), torch.device("cpu"), tmp_path / name, save_every_s=0.0)
+
+    whole = tiny_task(tmp_path)
+    train(whole, run("whole"))
+    killed = tiny_task(tmp_path)
+    killed.dies_at = 2
+    with pytest.raises(Killed):
+        train(killed, run("killed"))
+    resumed = tiny_task(tmp_path)
+    counters = train(resumed, run("killed"))
+    assert (counters.step, counters.samples) == (4, 8)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    untrained = tiny_task(tmp_path).model.state_dict()
+    assert any(not torch.equal(value, untrained[name]) for name, value in whole.model.state_dict().items())
+
+
+@torch.no_grad()
+def test_whitening_changes_latents_and_no_picture() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(64).eval()
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    signed = to_signed(torch.from_numpy(pictures))
+    before = vae.decode(vae.encode(signed).latent_dist.mean).sample
+    whiten(vae, encode(vae, pictures))
+    after = vae.encode(signed).latent_dist.mean
+    torch.testing.assert_close(after.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(vae.decode(after).sample, before, atol=1e-3, rtol=1e-3)
+
+
+def test_embedded_files_keep_their_limits() -> None:
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) <= 16 * MEGABYTE
+    assert sum(path.stat().st_size for path in files) <= 48 * MEGABYTE
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".py"}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_embedded_weights_are_half_precision_and_finite(name: str) -> None:
+    for file in (EMBEDDED / name).rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - safe_open is no mapping
+                tensor = weights.get_tensor(key)
+                assert tensor.dtype == torch.float16
+                assert bool(tensor.isfinite().all()), key
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_embedded_folders_load_as_what_they_were_trained_as(name: str) -> None:
+    spec = PIPES[name]
+    pipeline = load_pipeline(EMBEDDED / name)
+    assert pipeline.unet.config.sample_size * pipeline.vae_scale_factor == spec.pixels
+    assert pipeline.scheduler.config.prediction_type == spec.prediction
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.float32
+    folder = EMBEDDED / name
+    assert (folder / "prompts.txt").read_text(encoding="utf-8").splitlines() == sample_prompts()
+    assert "not Stable Diffusion" in (folder / "README.md").read_text(encoding="utf-8")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    assert index["_class_name"] == ("StableDiffusionXLPipeline" if spec.is_xl else "StableDiffusionPipeline")

@@ -1,0 +1,41 @@
+"""Timings made by hand, for the statistics' tests: kinds with known costs and known noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pytest_diffaccel.measure.measurement import Block, RunTiming
+
+#: What a step of each kind costs, in seconds, without noise.
+COSTS: Mapping[str, float] = {"plain": 0.10, "full": 0.10, "shallow": 0.04, "gated": 0.06}
+FIXED_S = 0.12
+BASELINE = ("plain",) * 10
+CANDIDATE = ("full", "shallow", "shallow", "full", "shallow", "shallow", "full", "shallow", "shallow", "full")
+
+
+def run(kinds: Sequence[str], noise: Sequence[float] | None = None) -> RunTiming:
+    """A run of the given kinds; ``noise`` multiplies each step and, last, the fixed part."""
+    factors = noise if noise is not None else [1.0] * (len(kinds) + 1)
+    steps = tuple(COSTS[kind] * factor for kind, factor in zip(kinds, factors, strict=False))
+    return RunTiming(sum(steps) + FIXED_S * factors[-1], steps, tuple(kinds))
+
+
+def speedup_of(kinds: Sequence[str]) -> float:
+    """The true speed-up of a candidate."""
+    return run(BASELINE).total_s / run(kinds).total_s
+
+
+def noisy_block(
+    generator: np.random.Generator, kinds: Sequence[str], *, drift_sd: float, run_sd: float, step_sd: float
+) -> Block:
+    """A block under lognormal noise: drift that its runs share, of each run, and of each step."""
+    drift = generator.normal(0, drift_sd)
+
+    def noisy(of: Sequence[str]) -> RunTiming:
+        whole = drift + generator.normal(0, run_sd)
+        return run(of, [math.exp(whole + part) for part in generator.normal(0, step_sd, len(of) + 1)])
+
+    return Block(noisy(BASELINE), (noisy(kinds),))

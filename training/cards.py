@@ -1,0 +1,107 @@
+"""The model card of an embedded pipeline's folder."""
+
+from __future__ import annotations
+
+from training.architectures import PipeSpec
+from training.captions import COLOUR_NAMES, held_out_scenes, training_scenes
+from training.objects import OBJECTS
+from training.source import PACKAGE
+from training.state import Counters
+
+GUIDANCE = 5.0  # the guidance scale that suits these models; the judgement in training/README.md is made at it
+
+_TEMPLATE = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# {name}: a small stand-in with the block topology of {namesake}
+
+**This is not Stable Diffusion.** It is a toy that pytest-diffaccel trained from nothing, to have something real to
+accelerate offline: it draws {objects} cartoon objects on {colours} background colours, at {pixels} x {pixels} pixels,
+and nothing else. No weight of {namesake} is in it. Speed-ups and quality losses measured on it are
+never those of {namesake}.
+
+## Use
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/to/{name}")
+picture = pipeline("red apple on a blue background", num_inference_steps=20, guidance_scale={guidance}).images[0]
+```
+
+`prompts.txt` lists one prompt for each object; the judgement was made with guidance {guidance}. Intended for tests and
+for trying acceleration methods; not for making pictures, and of no use for anything outside its captions.
+
+## Block topology
+
+| part | as in {namesake} | here |
+| --- | --- | --- |
+{topology}
+
+The VAE is the same in all three embedded pipelines: 4 latent channels, factor 4, whitened latents, `scaling_factor` 1.
+
+## Training
+
+| what | value |
+| --- | --- |
+| pictures | npm package `{package}` (MIT; Fluent Emoji by Microsoft, MIT): {objects} objects on backgrounds |
+| captions | "red apple on a blue background" and three other wordings; {seen} combinations seen, {unseen} held out |
+| varied | place, size, mirror image, shade and gradient of the background{framing} |
+| this run | {steps:,} steps, {samples:,} samples, {minutes:.1f} minutes of training on {device} |
+| seed | {seed} |
+| code | `python -m training --pipe {name}`; settings and judgement in `training/README.md` |
+
+## Limits
+
+Only the words of its captions mean something to it; other text gives arbitrary pictures. Two objects, counting, or
+places in the picture cannot be asked for. Fine detail is soft. Licence of weights and code: Apache-2.0.
+"""
+
+
+def topology_rows(spec: PipeSpec) -> str:
+    """The table rows of the UNet's blocks and the text encoders."""
+    unet = spec.unet
+    depth = unet.get("transformer_layers_per_block", 1)
+    projection = "linear" if unet.get("use_linear_projection") else "1 x 1 convolutions"
+    texts = " + ".join(f"{text.layers} layers, width {text.width}" for text in spec.texts)
+    kinds = "two: CLIPTextModel, CLIPTextModelWithProjection" if spec.is_xl else "CLIPTextModel"
+    last, side = "" if spec.is_xl else ", 1280", spec.latent_side
+    rows = [
+        ("down blocks", ", ".join(unet["down_block_types"]), "the same"),
+        ("up blocks", ", ".join(unet["up_block_types"]), "the same"),
+        ("layers a block", "2", "2"),
+        ("channels", "320, 640, 1280" + last, ", ".join(map(str, unet["block_out_channels"]))),
+        ("transformer layers a block", "1, 2, 10" if spec.is_xl else "1", str(depth).strip("()")),
+        ("transformer projections", projection, "the same"),
+        ("text encoders", kinds, texts),
+        ("prediction", spec.prediction, "the same"),
+        ("picture, latents", "8 pixels a latent", f"{spec.pixels} px, 4 pixels a latent: {side} x {side}"),
+    ]
+    if spec.is_xl:
+        rows.append(("added conditions", "pooled text, size and crop numbers (text_time)", "the same"))
+    return "\n".join(f"| {part} | {theirs} | {ours} |" for part, theirs, ours in rows)
+
+
+def model_card(spec: PipeSpec, seed: int, device: str, counters: Counters) -> str:
+    """The card's text in Markdown."""
+    return _TEMPLATE.format(
+        name=spec.name,
+        namesake=spec.namesake,
+        pixels=spec.pixels,
+        guidance=GUIDANCE,
+        objects=len(OBJECTS),
+        colours=len(COLOUR_NAMES),
+        topology=topology_rows(spec),
+        package=PACKAGE,
+        seen=len(training_scenes()),
+        unseen=len(held_out_scenes()),
+        framing="; original size and crop, told to the model" if spec.is_xl else "",
+        steps=counters.step,
+        samples=counters.samples,
+        minutes=counters.elapsed_s / 60,
+        device="one NVIDIA H200 GPU" if device == "cuda" else "a CPU",
+        seed=seed,
+    )

@@ -1,0 +1,113 @@
+"""``python -m training.judge``: judge the embedded pipelines, print tables, and write the picture grids."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pytest_diffaccel import load_pipeline
+from pytest_diffaccel.matrix import Params
+from training.captions import sample_prompts
+from training.cards import GUIDANCE
+from training.figures import acceleration_grid, held_out_grid, seeds_grid
+from training.judging import BATCH, Judged, acceleration_ladder, check_held_out, fastest_s, moved_by, spread
+
+Figures: TypeAlias = dict[str, float]
+
+FIGURES = Path(__file__).parent / "figures"
+NAMES = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
+# SDXL's first block has no attention, so there is nothing to merge at full resolution.
+MAX_DOWNSAMPLE = {"sd15": 1, "sd21": 1, "sdxl": 2}
+PROMPTS = 32  # of the LPIPS figures
+STRENGTHS = {"DeepCache": "cache_interval", "T-Gate": "gate_step", "ToMe": "ratio"}
+
+
+def label(params: Params) -> str:
+    """A setting in words: its method and the parameter that the ladder varies."""
+    ((method, values),) = params.items()
+    return f"{method} {STRENGTHS[method]} {values[STRENGTHS[method]]}"
+
+
+def judge_quality(pipe: str, judged: Judged, figures: Path | None) -> Figures:
+    """All that does not depend on the machine; distances are LPIPS."""
+    ladder = acceleration_ladder(MAX_DOWNSAMPLE[pipe])
+    prompts = sample_prompts()[:PROMPTS]
+    seeds = range(PROMPTS)
+    held_out = check_held_out(judged, first_seed=0)
+    if figures is not None:
+        held_out_grid(held_out.pictures, figures / f"{pipe}_held_out.png")
+        seeds_grid(judged, figures / f"{pipe}_seeds.png")
+        acceleration_grid(judged, ladder, figures / f"{pipe}_accelerated.png")
+    apart = spread(judged, prompts, seeds)
+    moved = moved_by(judged, ladder, prompts, seeds)
+    return {
+        f"held-out prompts (of {len(held_out.beaten)}) nearer to own reference than to 95%": held_out.passed,
+        "... nearest to own reference of all": held_out.nearest,
+        "LPIPS between prompts": apart.prompts,
+        "LPIPS between seeds of a prompt": apart.seeds,
+        "LPIPS between 20 and 25 steps": apart.steps,
+        **{f"LPIPS {label(params)}": distance for params, distance in zip(ladder, moved, strict=True)},
+    }
+
+
+def judge_speed(pipe: str, judged: Judged, rounds: int) -> Figures:
+    """Seconds of one batch of four, and speed-ups: on a quiet machine, or the load shown beside tells how far off."""
+    ladder = acceleration_ladder(MAX_DOWNSAMPLE[pipe])
+    load_before = os.getloadavg()[0]
+    plain_s, *faster_s = fastest_s(judged, [{}, *ladder], sample_prompts()[:BATCH], rounds)
+    return {
+        "4 pictures, 20 steps (s)": plain_s,
+        "load average before": load_before,
+        "load average after (own share included)": os.getloadavg()[0],
+        **{f"speed-up {label(params)}": plain_s / seconds for params, seconds in zip(ladder, faster_s, strict=True)},
+    }
+
+
+def table(title: str, columns: dict[str, Figures]) -> Table:
+    """One row a figure, one column a pipeline. Labels are those of the first: SDXL's ToMe merges one level deeper."""
+    result = Table(title=title)
+    result.add_column("")
+    for pipe in columns:
+        result.add_column(pipe, justify="right")
+    for name in next(iter(columns.values())):
+        cells = [figures[name] for figures in columns.values()]
+        result.add_row(name, *(str(cell) if isinstance(cell, int) else f"{cell:.3f}" for cell in cells))
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Judge and print."""
+    parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
+    parser.add_argument("--pipe", choices=[*NAMES, "all"], default="all")
+    parser.add_argument("--part", choices=["quality", "speed", "all"], default="all")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of every setting; the fastest counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the picture grids")
+    parser.add_argument("--no-figures", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    pipes = list(NAMES) if options.pipe == "all" else [options.pipe]
+    figures = None if options.no_figures else options.figures
+    judged = {pipe: Judged(load_pipeline(NAMES[pipe], device="cpu"), options.guidance) for pipe in pipes}
+    results: dict[str, dict[str, Figures]] = {}
+    if options.part in ("speed", "all"):
+        results["Speed"] = {pipe: judge_speed(pipe, judged[pipe], options.rounds) for pipe in pipes}
+    if options.part in ("quality", "all"):
+        results["Quality"] = {pipe: judge_quality(pipe, judged[pipe], figures) for pipe in pipes}
+    for title, columns in results.items():
+        Console(width=120).print(table(f"{title} (DDIM, 20 steps, guidance {options.guidance})", columns))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

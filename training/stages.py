@@ -1,0 +1,164 @@
+"""The stages of making one pipeline: the shared VAE, cached latents, the UNet with its text encoders, the folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from training.architectures import PIPES, PipeSpec, build_vae
+from training.captions import held_out_scenes, training_scenes
+from training.cards import model_card
+from training.loop import Run, train
+from training.parts import Parts, load_pipeline, new_parts, save_folder, swap
+from training.render import render
+from training.schedule import Budget
+from training.source import fetch_sprites
+from training.state import Counters
+from training.unet import LatentPool, UnetTask
+from training.vae import DecoderTask, VaeTask, encode, psnr_db, unit_gain, whiten
+
+SIDES = tuple(sorted({spec.pixels for spec in PIPES.values()}))  # picture sizes in pixels
+WHITENING_PICTURES = 2048
+UNSEEN_PICTURES = 64  # one of each held-out scene, to measure the VAE's PSNR on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line settles; checkpoints, latents and VAE lie under ``work``, finished folders in ``out``."""
+
+    device: torch.device
+    work: Path
+    out: Path
+    seed: int
+    pictures: int
+    workers: int
+    batch: int
+    peak_rate: float
+    save_every_s: float
+
+    def run(self, name: str, budget: Budget) -> Run:
+        """The run of one stage."""
+        folder = self.work / name
+        return Run(name, self.peak_rate, self.batch, budget, self.device, folder, self.save_every_s)
+
+    @property
+    def vae_folder(self) -> Path:
+        """Where the finished, whitened VAE lies."""
+        return self.work / "vae-finished"
+
+    @property
+    def sharpened_folder(self) -> Path:
+        """Where the same VAE lies after its decoder was trained further."""
+        return self.work / "vae-sharpened"
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device in place."""
+    model.to(device)
+
+
+def picture_pools(settings: Settings) -> list[torch.Tensor]:
+    """The training pictures of every size, ``[n, side, side, 3]`` each, on the device."""
+    sprites, scenes = fetch_sprites(), training_scenes()
+    batches = [render(settings.pictures, sprites, scenes, side, settings.seed, settings.workers) for side in SIDES]
+    return [torch.from_numpy(batch.pictures).to(settings.device) for batch in batches]
+
+
+def finish_vae(settings: Settings, vae: AutoencoderKL, folder: Path) -> None:
+    """Report the VAE's PSNR on pictures it never saw, and save it in a folder."""
+    for side in SIDES:
+        unseen = render(UNSEEN_PICTURES, fetch_sprites(), held_out_scenes(), side, settings.seed + 1, 1)
+        Console(stderr=True).print(f"vae: {psnr_db(vae, unseen.pictures):.1f} dB PSNR at {side} px on unseen pictures")
+    temporary = settings.work / "vae-new"
+    vae.cpu().save_pretrained(temporary, safe_serialization=True)
+    swap(temporary, folder)
+
+
+def make_vae(settings: Settings, budget: Budget) -> None:
+    """Train the VAE on all picture sizes and whiten its latents."""
+    pools = picture_pools(settings)
+    torch.manual_seed(settings.seed)
+    vae = build_vae(SIDES[0])
+    unit_gain(vae)
+    move(vae, settings.device)
+    train(VaeTask(vae, pools, settings.batch, settings.seed), settings.run("vae", budget))
+    vae.eval()
+    whiten(vae, encode(vae, pools[0][:WHITENING_PICTURES].cpu().numpy()))
+    finish_vae(settings, vae, settings.vae_folder)
+
+
+def sharpen_decoder(settings: Settings, budget: Budget) -> None:
+    """Train the finished VAE's decoder further, with its encoder frozen."""
+    pools = picture_pools(settings)
+    vae = load_vae(settings.vae_folder, PIPES["sd15"])
+    move(vae, settings.device)
+    train(DecoderTask(vae, pools, settings.batch, settings.seed + 1), settings.run("decoder", budget))
+    vae.eval()
+    finish_vae(settings, vae, settings.sharpened_folder)
+
+
+def load_vae(folder: Path, spec: PipeSpec) -> AutoencoderKL:
+    """The VAE of a folder, with the pipeline's image size in its configuration."""
+    if not folder.exists():
+        raise FileNotFoundError(f"no VAE in {folder}: run with --stage vae first, or --stage all")
+    trained = AutoencoderKL.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    vae = build_vae(spec.pixels)
+    vae.load_state_dict(trained.state_dict())
+    vae.eval()
+    return vae
+
+
+def cached_latents(settings: Settings, spec: PipeSpec, vae: AutoencoderKL) -> LatentPool:
+    """The latents of the rendered training pictures in half precision, from the work folder after the first time."""
+    file = settings.work / f"latents-{spec.pixels}{'-framed' if spec.is_xl else ''}-{settings.pictures}.safetensors"
+    if file.exists():
+        return LatentPool(**load_file(file))
+    batch = render(
+        settings.pictures, fetch_sprites(), training_scenes(), spec.pixels, settings.seed, settings.workers, spec.is_xl
+    )
+    move(vae, settings.device)
+    tensors = {
+        "latents": encode(vae, batch.pictures).half().contiguous(),
+        "things": torch.from_numpy(batch.things),
+        "colours": torch.from_numpy(batch.colours),
+        "time_ids": torch.from_numpy(batch.time_ids),
+    }
+    vae.cpu()
+    temporary = file.with_suffix(".new")
+    save_file(tensors, temporary)
+    temporary.rename(file)
+    return LatentPool(**tensors)
+
+
+def initial_parts(settings: Settings, spec: PipeSpec, start: Path | None) -> Parts:
+    """New parts, or those of the finished folder ``start / name`` to train further."""
+    parts = new_parts(spec, settings.seed, settings.work / f"{spec.name}-tokenizer")
+    sharpened = settings.sharpened_folder
+    parts.vae = load_vae(sharpened if sharpened.exists() else settings.vae_folder, spec)
+    if start is not None:
+        trained = load_pipeline(start / spec.name)
+        parts.unet.load_state_dict(trained.unet.state_dict())
+        sources = [trained.text_encoder] + ([trained.text_encoder_2] if spec.is_xl else [])
+        for text, source in zip(parts.texts, sources, strict=True):
+            text.load_state_dict(source.state_dict())
+    return parts
+
+
+def make_unet(settings: Settings, spec: PipeSpec, budget: Budget, start: Path | None) -> None:
+    """Train the UNet and the text encoders of one pipeline; at every checkpoint its folder is written too."""
+    settings.work.mkdir(parents=True, exist_ok=True)
+    parts = initial_parts(settings, spec, start)
+    pool = cached_latents(settings, spec, parts.vae).to(settings.device)
+    task = UnetTask(parts, pool, settings.batch, settings.seed)
+    task.model.to(settings.device)
+
+    def save(counters: Counters) -> None:
+        save_folder(parts, settings.out / spec.name, model_card(spec, settings.seed, settings.device.type, counters))
+
+    train(task, settings.run(spec.name, budget), save)
