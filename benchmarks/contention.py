@@ -1,7 +1,7 @@
 """What a busy neighbour costs a CPU pipeline: with threads that spin (the default), that sleep, and with one thread.
 
-A search on embedded pipelines uses one thread, on other models threads that sleep. For each setting a process of its own
-loads an embedded denoiser and times calls, first alone, then beside one busy process a core. Run it as
+A search on embedded pipelines uses one thread, on other models threads that sleep. For each setting a process of its
+own loads an embedded denoiser and times calls, first alone, then beside one busy process a core. Run it as
 ``python -m benchmarks.contention`` on a machine that is otherwise quiet.
 """
 
