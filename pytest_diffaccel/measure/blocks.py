@@ -18,7 +18,7 @@ _REPEATS = 2
 
 
 def run_blocks(
-    baseline: TimedRun, candidates: Sequence[TimedRun], count: int, *, seed: int
+    baseline: TimedRun, candidates: Sequence[TimedRun], count: int, *, seed: int, threads: int
 ) -> Iterator[tuple[Block, ...]]:
     """Measure blocks, one at a time: each is one run of the baseline and one of every candidate, in random order.
 
@@ -31,6 +31,7 @@ def run_blocks(
         candidates: at least one.
         count: blocks, at least 1.
         seed: of the order.
+        threads: threads that a run computes on, at least 1; other processes disturb only beyond the cores left.
 
     Yields:
         One :class:`Block` a candidate, all of them with the same baseline run.
@@ -40,7 +41,7 @@ def run_blocks(
     repeats = _REPEATS
     for index in range(count):
         for _ in range(1 + repeats):
-            timings, disturbance = _run_once(runs, index, order)
+            timings, disturbance = _run_once(runs, index, order, threads)
             if not disturbance:
                 break
         else:
@@ -49,10 +50,10 @@ def run_blocks(
         yield tuple(Block(timings[0], (timing,), disturbance) for timing in timings[1:])
 
 
-def _run_once(runs: Sequence[TimedRun], index: int, order: random.Random) -> tuple[list[RunTiming], str]:
+def _run_once(runs: Sequence[TimedRun], index: int, order: random.Random, threads: int) -> tuple[list[RunTiming], str]:
     """Every run once, in random order; their times in the order given, and what disturbed them."""
     places = list(range(len(runs)))
     order.shuffle(places)
     before = LoadReading.now()
     timings = {place: runs[place](index) for place in places}
-    return [timings[place] for place in range(len(runs))], before.disturbance_until(LoadReading.now())
+    return [timings[place] for place in range(len(runs))], before.disturbance_until(LoadReading.now(), threads)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
-# Work of other processes, in cores, that counts as a disturbance; below it are the kernel's own housekeeping and ours.
+# Work of other processes, in cores beyond those that the run leaves free, that counts as a disturbance; below it are the
+# kernel's own housekeeping and ours.
 _FOREIGN_CORES = 0.15
 
 
@@ -29,10 +30,16 @@ class LoadReading:
         own = os.times()
         return cls(time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system)
 
-    def disturbance_until(self, later: LoadReading) -> str:
-        """What other processes did between this reading and ``later``, in words; empty when it was little."""
+    def disturbance_until(self, later: LoadReading, threads: int) -> str:
+        """What other processes did between this reading and ``later``, in words; empty when it left cores enough.
+
+        Args:
+            later: the reading at the end.
+            threads: threads that the run computes on, at least 1.
+        """
         elapsed = later.wall_s - self.wall_s
         if elapsed <= 0:
             return ""
         foreign = ((later.busy_s - self.busy_s) - (later.own_s - self.own_s)) / elapsed
-        return f"other processes used {foreign:.1f} cores" if foreign > _FOREIGN_CORES else ""
+        free = max(0, (psutil.cpu_count() or 1) - threads)
+        return f"other processes used {foreign:.1f} cores" if foreign > free + _FOREIGN_CORES else ""

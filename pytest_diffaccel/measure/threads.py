@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _POLICY = "OMP_WAIT_POLICY"
 
@@ -29,3 +33,10 @@ def use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def computing_threads(device: torch.device) -> int:
+    """Threads of this process that a generation keeps busy: one that feeds a GPU, torch's own on the CPU."""
+    import torch
+
+    return torch.get_num_threads() if device.type == "cpu" else 1

@@ -15,6 +15,7 @@ from pytest_diffaccel.measure.measurement import Block, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.quality import score
 from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
+from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _time(
         return one
 
     runs = [run(subject.generate, subject.images) for subject in subjects]
-    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed):
+    threads = computing_threads(baseline.pipeline.device)
+    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed, threads=threads):
         for subject, block in zip(subjects, rows, strict=True):
             subject.blocks.append(block)
         if budget.is_met(subjects):
