@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
-# Work of other processes, in cores beyond those that the run leaves free, that counts as a disturbance; below it are the
-# kernel's own housekeeping and ours.
+# Work of other processes, in cores beyond those that the run leaves free, that counts as a disturbance; below it are
+# the kernel's own housekeeping and ours.
 _FOREIGN_CORES = 0.15
 
 
