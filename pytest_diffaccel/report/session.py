@@ -44,6 +44,9 @@ class Terminal(Protocol):
     def section(self, title: str) -> None:
         """Write a heading."""
 
+    def flush(self) -> None:
+        """Show now what was written."""
+
 
 class SessionReport:
     """Everything the controller shows and records of a search."""
@@ -77,6 +80,7 @@ class SessionReport:
             "diffaccel: narrow with --pipe --sched --steps --search-targets --grid coarse; "
             "Ctrl-C loses nothing, the same command goes on"
         )
+        self._terminal.flush()
 
     def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
         """Take in one case: log it, record its winners, move the live line.
@@ -115,6 +119,7 @@ class SessionReport:
         elif time.monotonic() - self._shown_at > _PLAIN_INTERVAL_S:
             self._shown_at = time.monotonic()
             self._terminal.write_line(line)
+        self._terminal.flush()
 
     def summary(self) -> None:
         """Winners, changes to the golden database, pictures, and what to do next."""

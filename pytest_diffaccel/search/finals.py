@@ -19,6 +19,8 @@ from pytest_diffaccel.search.workbench import Workbench
 
 # Enough blocks for a half-width of 2%, which 2 noisy cores give after about eight (docs/method.md).
 FINAL_BUDGET = BlockBudget(least=4, most=12, half_width_ratio=0.02)
+# A coarse grid is a first look: half the time, and a half-width of some 3%.
+COARSE_FINAL_BUDGET = BlockBudget(least=3, most=6, half_width_ratio=0.03)
 
 
 class Unfinished(Exception):
@@ -103,7 +105,8 @@ def _verify(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Meas
     if missing:
         try:
             with time_limit(bench.settings.case_timeout_s):
-                measurements = measure(bench, missing, "winner", FINAL_BUDGET)
+                budget = COARSE_FINAL_BUDGET if bench.settings.coarse else FINAL_BUDGET
+                measurements = measure(bench, missing, "winner", budget)
         except Exception:
             bench.unload()
             raise
