@@ -55,7 +55,7 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[st
 def _figures(entry: GoldenEntry) -> tuple[str, str, str]:
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
-    params = format_params(entry.params)
+    params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
     if entry.status == "met":
         return speedup, lpips, params
     why = {"speed": "no candidate is fast enough", "quality": "the fast ones lose too much quality"}
