@@ -81,11 +81,14 @@ def test_the_interval_holds_the_estimate(estimate: Estimate, measured: list[Bloc
 
 
 @each_estimate
-@given(measured=blocks())
-@settings(max_examples=30, deadline=None)
-def test_more_blocks_of_the_same_kind_narrow_the_interval(estimate: Estimate, measured: list[Block]) -> None:
-    few, many = estimate(measured), estimate(measured * 4)
-    assert math.log(many.high / many.low) < math.log(few.high / few.low)
+def test_more_blocks_narrow_the_interval(estimate: Estimate) -> None:
+    """On the average over many searches: a low quantile of a few blocks can by chance be too sure of itself."""
+
+    def width(count: int) -> float:
+        intervals = [estimate(_noisy_blocks(count, seed=seed)) for seed in range(20)]
+        return float(np.mean([math.log(interval.high / interval.low) for interval in intervals]))
+
+    assert width(16) < width(4) < width(1)
 
 
 @each_estimate
