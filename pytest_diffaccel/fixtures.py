@@ -47,12 +47,16 @@ def search_run(config: pytest.Config) -> SearchRun:
 
 def _take_gpu(config: pytest.Config, wanted: Sequence[str]) -> None:
     """Check the GPUs asked for; where cases run, take one of them."""
-    if hasattr(config, "workerinput"):
-        devices.use_gpu(wanted, int(config.workerinput["workerid"].removeprefix("gw")))
-    elif getattr(config.option, "numprocesses", None):
+    worker = worker_number(config)
+    if worker is None and getattr(config.option, "numprocesses", None):
         devices.choose_gpus(wanted, devices.visible_gpus())
     else:
-        devices.use_gpu(wanted, 0)
+        devices.use_gpu(wanted, worker or 0)
+
+
+def worker_number(config: pytest.Config) -> int | None:
+    """Number of this xdist worker; None in a process that is none."""
+    return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
 
 
 def is_searching(config: pytest.Config) -> bool:

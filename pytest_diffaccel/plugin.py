@@ -18,8 +18,9 @@ from pytest_diffaccel.fixtures import (
     is_searching,
     keep_groups_together,
     search_run,
+    worker_number,
 )
-from pytest_diffaccel.reporting import Reporting, is_worker
+from pytest_diffaccel.reporting import Reporting
 
 __all__ = ["diffaccel_run", "diffaccel_search"]
 
@@ -55,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     if options.is_given(config.option):
         search_run(config)
-    if not is_worker(config):
+    if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args[:] = ["benches"]

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 _Status: TypeAlias = tuple[str, str, Any]
 
 
-def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is an xdist worker."""
-    return hasattr(config, "workerinput")
-
-
 def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
     """What a case found, from its report; only its cell and accelerator if it failed; None for other tests."""
     text = dict(report.user_properties).get(PROPERTY)

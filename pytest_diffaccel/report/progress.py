@@ -12,7 +12,7 @@ from pytest_diffaccel.options import Settings
 
 # One baseline generation of 4 images in 20 steps on 2 CPU cores, seconds (training/README.md); only for the estimate
 # before anything is measured.
-_EMBEDDED_RUN_S = {"SD1.5": 1.8, "SD2.1": 3.0, "SDXL": 1.5}
+_EMBEDDED_RUN_S = {"SD1.5": 1.9, "SD2.1": 3.7, "SDXL": 2.4}
 # An accelerated generation takes, on average over a grid, this share of the baseline's time.
 _ACCELERATED_SHARE = 0.6
 
