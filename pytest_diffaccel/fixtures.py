@@ -104,11 +104,18 @@ class Case:
         self._item = item
         # Marks the case's reports from the start: one that fails has nothing else.
         group = group_of(item)
-        self._report({"cell": str(group[0]), "accelerator": group[1]} if group else {})
+        self._place = {"cell": str(group[0]), "accelerator": group[1]} if group else {}
+        self._report(self._place)
 
     def measure(self, candidate: Candidate) -> dict[str, Any]:
-        """Measure a candidate; see :meth:`pytest_diffaccel.search.run.SearchRun.measure`."""
-        return self._reported(self._run.measure(candidate))
+        """Measure a candidate (:meth:`.SearchRun.measure`); the case is skipped when it cannot win."""
+        from pytest_diffaccel.search.cases import NotWorthwhile
+
+        try:
+            return self._reported(self._run.measure(candidate))
+        except NotWorthwhile as error:
+            self._report({**self._place, "skipped": candidate.key, "evidence": str(error)})
+            pytest.skip(str(error))
 
     def find_winners(self, group: Group) -> dict[str, Any]:
         """Choose and verify a group's winners; the case is skipped while candidates are missing."""

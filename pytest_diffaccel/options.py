@@ -45,7 +45,8 @@ class Settings:
         num_samples: images scored a candidate, at least 1.
         batch_size: images a call, at least 1.
         coarse: whether the grids are the coarse ones.
-        blocks: timed blocks a candidate gets in the search, at least 1; winners get more.
+        exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
+        blocks: timed blocks a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.
@@ -65,6 +66,7 @@ class Settings:
     num_samples: int
     batch_size: int
     coarse: bool
+    exhaustive: bool
     blocks: int
     models: str
     prompts: Path | None
@@ -103,6 +105,7 @@ class Settings:
             num_samples=samples,
             batch_size=min(options.batch_size, samples),
             coarse=coarse,
+            exhaustive=options.exhaustive,
             blocks=options.blocks or (1 if coarse else 2),
             models=options.models,
             prompts=Path(options.prompts) if options.prompts else None,
@@ -209,6 +212,7 @@ _MATRIX_OPTIONS = (
         help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
     ),
     _option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
+    _option("--exhaustive", action="store_true", help="measure every grid point in full, also what cannot win"),
     _option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
     _option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1"),
 )
@@ -222,7 +226,12 @@ _MEASURING_OPTIONS = (
         f"else {_DEFAULT_SAMPLES_OTHERWISE})",
     ),
     _option("--batch-size", "--batch_size", type=_count, default=4, metavar="N", help="images a call (default: 4)"),
-    _option("--blocks", type=_count, metavar="N", help="timed blocks a candidate (default: 2; coarse grid: 1)"),
+    _option(
+        "--blocks",
+        type=_count,
+        metavar="N",
+        help="timed blocks a candidate in an exhaustive search (default: 2; coarse grid: 1)",
+    ),
     _option("--prompts", metavar="FILE", help="evaluation prompts, one a line"),
     _option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     _option(

@@ -63,10 +63,10 @@ class Reporting:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
-        """No dot for a passed case: the live line tells more. With ``-v`` pytest's own line stays."""
+        """No letter for a case that did not fail: the live line tells more. With ``-v`` pytest's own line stays."""
         status = yield
-        quiet = self._config.option.verbose <= 0 and report.passed and result_of(report) is not None
-        return (status[0], "", "") if quiet else status
+        quiet = self._config.option.verbose <= 0 and not report.failed and result_of(report) is not None
+        return (status[0], "", status[2]) if quiet else status
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's result as soon as it is there."""

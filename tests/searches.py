@@ -29,7 +29,7 @@ CLEAR_POINTS = ((10, 0), (15, 0), (20, 0))
 #: One cell, one small picture: quick.
 SMALL_OPTIONS = (
     *("--models", "models.toml", "--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "Echo"),
-    *("--num-samples", "1", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10"),
+    *("--num-samples", "1", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive"),
 )
 
 
@@ -88,6 +88,11 @@ class SmallSearch(SearchFolder):
     def run(self, *arguments: str) -> pytest.RunResult:
         """Run pytest with the small search's options and ``arguments``, in this process."""
         return self.pytester.runpytest_inprocess(*self._all(arguments))
+
+    def race(self, *arguments: str) -> pytest.RunResult:
+        """Run a search that evaluates only what may win, on four small pictures in two batches."""
+        options = [one for one in self._all(arguments) if one != "--exhaustive"]
+        return self.pytester.runpytest_inprocess(*options, "--num-samples", "4", "--batch-size", "2")
 
     def run_apart(self, *arguments: str) -> pytest.RunResult:
         """The same in a process of its own."""

@@ -1,49 +1,42 @@
-"""The cost model: pooling what candidates share gives each a better speed-up than it measured itself."""
+"""The cost model: what some candidates showed of their kinds of steps tells the speed-ups of all of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from timings import BASELINE, noisy_block, speedup_of
+from timings import BASELINE, COSTS, noisy_block, speedup_of
 
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Sampling
-from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
-from pytest_diffaccel.search.cost_model import pooled_speedups
+from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
+from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.search.cost_model import CostModel
 
-CELL = Cell("SD1.5", "DDIM", 20)
+REGISTRY = default_registry()
+CELL = Cell("SD1.5", "DDIM", len(BASELINE))
 INTERVALS = (2, 3, 4, 5, 6, 8, 10)
+Timed = list[tuple[Candidate, tuple[Block, ...]]]
 
 
-def kinds_of(interval: int) -> tuple[str, ...]:
-    return tuple("full" if step % interval == 0 else "shallow" for step in range(len(BASELINE)))
+def deepcache(interval: int) -> Candidate:
+    return Candidate(CELL, "DeepCache", {"DeepCache": {"cache_interval": interval, "cache_branch_id": 0}})
 
 
-def measurement(interval: int, blocks: tuple[Block, ...]) -> Measurement:
-    """What a candidate with this cache interval measured."""
-    params = {"DeepCache": {"cache_interval": interval, "cache_branch_id": 0}}
-    return Measurement(
-        candidate=Candidate(CELL, "DeepCache", params),
-        environment="3f9c2ab01d7e",
-        sampling=Sampling(8, 4, 0, "0" * 12, "search"),
-        speedup=step_kind_speedup(blocks),
-        wall_speedup=wall_speedup(blocks),
-        estimates_agree=True,
-        quality=Quality(Interval(0.1, 0.0, 0.2), 30.0, 0.9, (0.1,) * 8),
-        blocks=blocks,
-    )
+def kinds_of(candidate: Candidate) -> tuple[str, ...]:
+    return REGISTRY.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)
 
 
-def searched(seed: int, *, run_sd: float, step_sd: float, blocks: int = 1) -> list[Measurement]:
+def searched(seed: int, *, run_sd: float, step_sd: float, blocks: int = 1, drift_sd: float = 0.2) -> Timed:
     """A search over the cache interval, each candidate with a few noisy blocks."""
     generator = np.random.default_rng(seed)
     return [
-        measurement(
-            interval,
+        (
+            deepcache(interval),
             tuple(
-                noisy_block(generator, kinds_of(interval), drift_sd=0.2, run_sd=run_sd, step_sd=step_sd)
+                noisy_block(generator, kinds_of(deepcache(interval)), drift_sd=drift_sd, run_sd=run_sd, step_sd=step_sd)
                 for _ in range(blocks)
             ),
         )
@@ -51,77 +44,122 @@ def searched(seed: int, *, run_sd: float, step_sd: float, blocks: int = 1) -> li
     ]
 
 
+def predicted(timed: Timed, candidates: Sequence[Candidate] | None = None) -> list[Interval]:
+    asked = [candidate for candidate, _ in timed] if candidates is None else candidates
+    return CostModel.fit(REGISTRY, timed).speedups(asked)
+
+
 def root_mean_square(errors: list[float]) -> float:
     return math.sqrt(sum(error**2 for error in errors) / len(errors))
 
 
-def test_without_noise_every_speedup_is_the_truth() -> None:
-    for found in (searched(0, run_sd=0.0, step_sd=0.0), searched(0, run_sd=0.0, step_sd=0.0, blocks=3)):
-        pooled = pooled_speedups(found)
-        for part in found:
-            kinds = part.blocks[0].runs[0].kinds
-            assert pooled[part.candidate.key].value == pytest.approx(speedup_of(kinds))
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_without_noise_every_speedup_is_the_truth(blocks: int) -> None:
+    timed = searched(0, run_sd=0.0, step_sd=0.0, blocks=blocks)
+    for (candidate, _), speedup in zip(timed, predicted(timed), strict=True):
+        assert speedup.value == pytest.approx(speedup_of(kinds_of(candidate)), rel=2e-3)
 
 
 def test_pooled_speedups_are_nearer_to_the_truth_than_each_candidates_own() -> None:
     own, pooled = [], []
     for seed in range(20):
-        found = searched(seed, run_sd=0.02, step_sd=0.03)
-        speedups = pooled_speedups(found)
-        for part in found:
-            truth = math.log(speedup_of(part.blocks[0].runs[0].kinds))
-            own.append(math.log(part.speedup.value) - truth)
-            pooled.append(math.log(speedups[part.candidate.key].value) - truth)
+        timed = searched(seed, run_sd=0.02, step_sd=0.03)
+        for (candidate, blocks), speedup in zip(timed, predicted(timed), strict=True):
+            truth = math.log(speedup_of(kinds_of(candidate)))
+            own.append(math.log(step_kind_speedup(blocks).value) - truth)
+            pooled.append(math.log(speedup.value) - truth)
     assert root_mean_square(pooled) < root_mean_square(own) / 2
 
 
-def test_pooled_intervals_hold_the_truth_and_are_narrower() -> None:
+def test_intervals_hold_the_truth_and_are_narrower_than_each_candidates_own() -> None:
     hits, narrower = [], []
     for seed in range(30):
-        found = searched(seed, run_sd=0.01, step_sd=0.02)
-        speedups = pooled_speedups(found)
-        for part in found:
-            interval = speedups[part.candidate.key]
-            truth = speedup_of(part.blocks[0].runs[0].kinds)
-            hits.append(interval.low <= truth <= interval.high)
-            narrower.append(interval.half_width_ratio < part.speedup.half_width_ratio)
+        timed = searched(seed, run_sd=0.01, step_sd=0.02)
+        for (candidate, blocks), speedup in zip(timed, predicted(timed), strict=True):
+            hits.append(speedup.low <= speedup_of(kinds_of(candidate)) <= speedup.high)
+            narrower.append(speedup.half_width_ratio < step_kind_speedup(blocks).half_width_ratio)
     assert np.mean(hits) >= 0.9
     assert all(narrower)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_pooled_speedups_are_not_biased(blocks: int) -> None:
+def test_speedups_are_not_biased(blocks: int) -> None:
     """A kind with few steps in a run is not dearer for it: that would not average away."""
     errors = []
     for seed in range(40):
-        found = searched(seed, run_sd=0.005, step_sd=0.05, blocks=blocks)
-        speedups = pooled_speedups(found)
-        truths = [speedup_of(part.blocks[0].runs[0].kinds) for part in found]
+        timed = searched(seed, run_sd=0.005, step_sd=0.05, blocks=blocks)
         errors += [
-            math.log(speedups[part.candidate.key].value / truth) for part, truth in zip(found, truths, strict=True)
+            math.log(speedup.value / speedup_of(kinds_of(candidate)))
+            for (candidate, _), speedup in zip(timed, predicted(timed), strict=True)
         ]
     assert abs(np.mean(errors)) < 0.005
 
 
-def test_a_candidate_alone_has_its_own_estimate() -> None:
-    (alone,) = searched(0, run_sd=0.0, step_sd=0.0)[:1]
-    pooled = pooled_speedups([alone])
-    assert list(pooled) == [alone.candidate.key]
-    assert pooled[alone.candidate.key].value == pytest.approx(alone.speedup.value)
+def test_candidates_never_timed_are_told_from_those_that_share_their_kinds() -> None:
+    timed = [one for one in searched(0, run_sd=0.0, step_sd=0.0) if one[0] in (deepcache(2), deepcache(10))]
+    asked = [deepcache(interval) for interval in (3, 4, 7)]
+    for candidate, speedup in zip(asked, predicted(timed, asked), strict=True):
+        assert speedup.value == pytest.approx(speedup_of(kinds_of(candidate)), rel=5e-3)
+
+
+def test_methods_together_cost_about_the_product_of_each_and_the_interval_is_wider() -> None:
+    alone: Timed = searched(0, run_sd=0.0, step_sd=0.0)
+    gated = Candidate(CELL, "T-Gate", {"T-Gate": {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}})
+    run = [COSTS["plain"], *[COSTS["T-Gate:gated"]] * (CELL.steps - 1)]
+    baseline = RunTiming(sum([COSTS["plain"]] * CELL.steps) + 0.12, (COSTS["plain"],) * CELL.steps, BASELINE)
+    block = Block(baseline, (RunTiming(sum(run) + 0.12, tuple(run), kinds_of(gated)),))
+    together = Candidate(CELL, "DeepCache and T-Gate", {**deepcache(10).params, **gated.params})
+    both, one = predicted([*alone, (gated, (block,) * 4)], [together, deepcache(10)])
+    costs = {"full": 1.0, "shallow@0": 0.4, "planning": 1.0, "gated": 0.6}
+    steps = [math.prod(costs[part.split(":")[1]] for part in kind.split("|")) for kind in kinds_of(together)]
+    assert both.value == pytest.approx((10 + 1.2) / (sum(steps) + 1.2), rel=0.05)
+    assert both.half_width_ratio > one.half_width_ratio
+
+
+def test_nothing_known_is_a_very_wide_interval() -> None:
+    (speedup,) = CostModel.fit(REGISTRY, []).speedups([deepcache(3)])
+    assert speedup.low < 0.5
+    assert speedup.high > 4
+
+
+def merged(ratio: float, cost_s: float) -> tuple[Candidate, tuple[Block, ...]]:
+    """ToMe at a ratio, timed in a few blocks without noise."""
+    candidate = Candidate(CELL, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": 1}})
+    run = RunTiming(cost_s * CELL.steps + 0.12, (cost_s,) * CELL.steps, kinds_of(candidate))
+    baseline = RunTiming(0.1 * CELL.steps + 0.12, (0.1,) * CELL.steps, BASELINE)
+    return candidate, (Block(baseline, (run,)),) * 6
+
+
+def test_merging_ratios_never_timed_lie_between_those_that_were() -> None:
+    timed = [merged(0.1, 0.11), merged(0.4, 0.09), merged(0.75, 0.08)]
+    slow, middle, fast = predicted(timed, [timed[0][0], merged(0.55, 0.09)[0], timed[2][0]])
+    assert slow.value < middle.value < fast.value
+    assert middle.half_width_ratio < 0.1
+
+
+def test_a_contradicted_prediction_is_named_and_widens_every_interval() -> None:
+    ratios = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    calm = CostModel.fit(REGISTRY, [merged(ratio, 0.12 - 0.05 * ratio) for ratio in ratios])
+    assert calm.contradicted == []
+    assert calm.widening == 1.0
+    odd = CostModel.fit(REGISTRY, [merged(ratio, 0.2 if ratio == 0.4 else 0.12 - 0.05 * ratio) for ratio in ratios])
+    assert odd.contradicted[0] == "ToMe:0.4@1"
+    assert odd.widening > 1.0
+    (before,), (after,) = (model.speedups([merged(0.2, 0.1)[0]]) for model in (calm, odd))
+    assert after.half_width_ratio > before.half_width_ratio
 
 
 def test_a_slower_machine_in_between_changes_nothing() -> None:
     """Costs are relative to the block's own baseline: candidates measured on a throttled machine pool with others."""
     quick = searched(0, run_sd=0.0, step_sd=0.0)
-    generator = np.random.default_rng(1)
-    slow = [
-        measurement(interval, (noisy_block(generator, kinds_of(interval), drift_sd=2.0, run_sd=0.0, step_sd=0.0),))
-        for interval in INTERVALS[:3]
-    ]
-    truth = {key: interval.value for key, interval in pooled_speedups(quick).items()}
-    mixed = pooled_speedups([*slow, *quick[3:]])
-    assert {key: interval.value for key, interval in mixed.items()} == pytest.approx(truth)
+    slow = searched(1, run_sd=0.0, step_sd=0.0, drift_sd=2.0)
+    truth = [speedup.value for speedup in predicted(quick)]
+    mixed = [speedup.value for speedup in predicted([*slow[:3], *quick[3:]])]
+    assert mixed == pytest.approx(truth, rel=1e-9)
 
 
-def test_nothing_measured_gives_nothing() -> None:
-    assert pooled_speedups([]) == {}
+def test_other_step_counts_share_the_costs() -> None:
+    timed = searched(0, run_sd=0.0, step_sd=0.0)
+    longer = Candidate(Cell("SD1.5", "UniPCMultistepScheduler", 50), "DeepCache", deepcache(5).params)
+    (speedup,) = predicted(timed, [longer])
+    assert speedup.value == pytest.approx((50 * 0.1 + 0.12) / (10 * 0.1 + 40 * 0.04 + 0.12), rel=5e-3)

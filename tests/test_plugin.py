@@ -17,6 +17,7 @@ from searches import SMALL_OPTIONS, TESTS, SmallSearch
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.records.golden import GoldenKey
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.search.select import SPEED_TOLERANCE
 
 CASE = "SD1.5-DDIM-20-Echo-echo_interval={},mishap={}".format
 # Not by -k: its expressions cannot hold "=".
@@ -53,13 +54,14 @@ def test_a_search_measures_every_candidate_and_records_its_winners(small_search:
     assert searched.keys() == {10, 15, 20}
     assert all(speedup > 1.2 for speedup, _ in searched.values())
     for target in TARGETS:
-        entry, reached = golden[key(target)], {one for one, (speedup, _) in verified.items() if speedup >= target}
-        assert (entry.status == "met") == bool(reached)
-        if reached:
-            winner = min(reached, key=lambda interval: searched[interval][1])
-            assert entry.params == {"Echo": {"echo_interval": winner, "mishap": 0}}
-            assert (entry.speedup, entry.lpips) == pytest.approx(verified[winner], abs=1e-4)
+        entry = golden[key(target)]
+        interval = entry.params["Echo"]["echo_interval"]
+        assert entry.lpips == pytest.approx(verified[interval][1], abs=1e-6)
+        assert entry.speedup_ci95 is not None
+        assert (entry.status == "met") == (entry.speedup_ci95[0] >= target * (1 - SPEED_TOLERANCE))
+    least = min(searched, key=lambda interval: searched[interval][1])
     assert golden[key(1.2)].status == "met"
+    assert golden[key(1.2)].params == {"Echo": {"echo_interval": least, "mishap": 0}}
     environments = read_environments(small_search.golden)
     assert {entry.environment for entry in golden.values()} == environments.keys()
     assert "SD1.5 from" in next(iter(environments.values())).model_source
@@ -139,6 +141,53 @@ def test_store_goes_where_it_is_told(finished_search: SmallSearch) -> None:
     result.assert_outcomes(passed=4)
     assert not finished_search.store.exists()
     assert len(read_golden(finished_search.path / "mine" / "golden.json")) == len(TARGETS)
+
+
+# --- a race --------------------------------------------------------------------------------------------------------
+
+RACERS = tuple((interval, 0) for interval in range(2, 21))
+
+
+def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSearch) -> None:
+    small_search.register(*RACERS)
+    result = small_search.race("-rs")
+    counts = result.parseoutcomes()
+    assert counts["passed"] + counts["skipped"] == len(RACERS) + 1
+    assert counts["skipped"] >= 1
+    result.stdout.fnmatch_lines(["golden: *: 7 new", "SKIPPED*predicted *x [[]*, *[]]*"])
+    golden = read_golden(small_search.golden)
+    assert list(golden) == [key(target) for target in TARGETS]
+    assert golden[key(1.2)].status == "met"
+    log = (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
+    assert log.count("skipped: predicted") == counts["skipped"]
+    samples = dict(small_search.query("SELECT num_samples, count(*) FROM diffaccel_measurements GROUP BY 1"))
+    assert samples.keys() <= {2, 4}
+    assert samples[2] + len(TARGETS) >= counts["passed"] - 1
+
+
+def test_a_race_goes_on_where_it_was(small_search: SmallSearch) -> None:
+    small_search.register(*RACERS)
+    small_search.race()
+    golden, stored = small_search.golden.read_bytes(), small_search.stored()
+    result = small_search.race()
+    result.stdout.fnmatch_lines(["golden: *: 7 unchanged"])
+    assert small_search.golden.read_bytes() == golden
+    assert small_search.stored() == stored
+
+
+def test_a_race_leaves_out_what_fails(small_search: SmallSearch) -> None:
+    small_search.register((2, 0), (4, ERROR), (10, 0), (20, 0))
+    result = small_search.race()
+    assert result.parseoutcomes()["failed"] == 1
+    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(4, ERROR), "error")]
+    assert len(read_golden(small_search.golden)) == len(TARGETS)
+
+
+def test_winners_alone_race_by_themselves(small_search: SmallSearch) -> None:
+    """Without its cases, the group's winners evaluate what they need."""
+    small_search.register(*RACERS)
+    small_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
+    assert len(read_golden(small_search.golden)) == len(TARGETS)
 
 
 # --- the golden database ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timings import BASELINE, CANDIDATE, COSTS, noisy_block, run, speedup_of
+from timings import BASELINE, CANDIDATE, COSTS, FULL, SHALLOW, noisy_block, run, speedup_of
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import (
@@ -37,7 +37,7 @@ def blocks(draw: st.DrawFn, *, least: int = 1) -> list[Block]:
         return run(kinds, draw(st.lists(factors, min_size=len(kinds) + 1, max_size=len(kinds) + 1)))
 
     count = draw(st.integers(least, 6))
-    return [Block(noisy(("plain",) * 3), (noisy(("full", "shallow", "shallow")),)) for _ in range(count)]
+    return [Block(noisy(("plain",) * 3), (noisy((FULL, SHALLOW, SHALLOW)),)) for _ in range(count)]
 
 
 def scaled(timing: RunTiming, factor: float) -> RunTiming:
@@ -221,12 +221,12 @@ def test_several_runs_in_a_block_count_as_their_geometric_mean() -> None:
 def test_cost_of_a_kind_is_a_low_quantile_over_all_runs() -> None:
     slow = [3.0] * 10 + [1.0]
     costs = kind_costs([run(CANDIDATE), run(CANDIDATE), run(CANDIDATE), run(CANDIDATE, slow)])
-    assert costs == pytest.approx({"full": COSTS["full"], "shallow": COSTS["shallow"]})
+    assert costs == pytest.approx({kind: COSTS[kind] for kind in (FULL, SHALLOW)})
 
 
 def test_fixed_part_counts_once() -> None:
     """A run that is nothing but its fixed part cannot be accelerated."""
-    measured = Block(RunTiming(1.0, (0.001,), ("plain",)), (RunTiming(0.9995, (0.0005,), ("full",)),))
+    measured = Block(RunTiming(1.0, (0.001,), ("plain",)), (RunTiming(0.9995, (0.0005,), (FULL,)),))
     assert step_kind_speedup([measured]).value == pytest.approx(1.0 / 0.9995)
 
 

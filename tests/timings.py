@@ -10,10 +10,11 @@ import numpy as np
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 
 #: What a step of each kind costs, in seconds, without noise.
-COSTS: Mapping[str, float] = {"plain": 0.10, "full": 0.10, "shallow": 0.04, "gated": 0.06}
+COSTS: Mapping[str, float] = {"plain": 0.10, "DeepCache:full": 0.10, "DeepCache:shallow@0": 0.04, "T-Gate:gated": 0.06}
 FIXED_S = 0.12
 BASELINE = ("plain",) * 10
-CANDIDATE = ("full", "shallow", "shallow", "full", "shallow", "shallow", "full", "shallow", "shallow", "full")
+FULL, SHALLOW = "DeepCache:full", "DeepCache:shallow@0"
+CANDIDATE = (FULL, SHALLOW, SHALLOW, FULL, SHALLOW, SHALLOW, FULL, SHALLOW, SHALLOW, FULL)
 
 
 def run(kinds: Sequence[str], noise: Sequence[float] | None = None) -> RunTiming:

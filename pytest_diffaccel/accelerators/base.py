@@ -35,6 +35,13 @@ class Method(ABC):
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Valid points for ``cell``, sorted, the same in every process."""
 
+    def space(self, cell: Cell) -> Sequence[Point]:
+        """Every point that could be worth its while in ``cell``, each sequence of calls once, sorted.
+
+        Wider than any grid; a search draws on it lazily. A method that does not say otherwise has its full grid.
+        """
+        return self.grid(cell, "full")
+
     @abstractmethod
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
         """Refuse a point that means nothing.
@@ -61,6 +68,27 @@ class Method(ABC):
             steps: denoising steps of the run.
             restarts: steps at which another method makes this one begin anew.
         """
+
+    def features(self, kind: str) -> Mapping[str, float]:
+        """What the logarithm of the cost of a step of ``kind`` is linear in, about 0 to 1 each.
+
+        Kinds that share a feature tell of each other's cost. A method that does not say otherwise has kinds of which
+        none tells of another.
+        """
+        return {kind: 1.0}
+
+    def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
+        """Where ``point`` lies for a model of its loss: near points lose alike, and 0.3 is a difference.
+
+        Every coordinate grows with what the method saves, from 0 (nothing) to about 1. A method that does not say
+        otherwise has its parameters, scaled to the range that they have in its space.
+        """
+        space = self.space(cell)
+        ranges = [(min(one[name] for one in space), max(one[name] for one in space)) for name in self.param_names]
+        return tuple(
+            (point[name] - low) / (high - low) if high > low else 0.0
+            for name, (low, high) in zip(self.param_names, ranges, strict=True)
+        )
 
     def restarts(self, point: Point, steps: int) -> frozenset[int]:
         """Steps at which this method, combined with those it drives, makes them begin anew."""

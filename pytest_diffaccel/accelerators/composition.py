@@ -118,6 +118,11 @@ class Registry:
         self._accelerators[accelerator.name] = accelerator
         return accelerator
 
+    def features(self, kind: str) -> dict[str, Mapping[str, float]]:
+        """The features of a step's kind by method, as :meth:`Accelerator.kinds` names kinds; ``{}`` for a plain one."""
+        parts = [part.partition(":") for part in kind.split("|") if part != PLAIN]
+        return {name: self._methods[name].features(own) for name, _, own in parts}
+
     def __iter__(self) -> Iterator[Accelerator]:
         return iter(self._accelerators.values())
 

@@ -45,9 +45,13 @@ class DeepCache(Method):
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Intervals x branches; intervals above the number of steps would all mean the same and are left out."""
-        branches = _BRANCHES[size] or range(LAYERS_PER_BLOCK * DOWN_BLOCKS[cell.pipe])
+        branches = _BRANCHES[size] or range(_branches(cell))
         intervals = [interval for interval in _INTERVALS[size] if interval <= cell.steps]
         return points(self.param_names, product(intervals, branches))
+
+    def space(self, cell: Cell) -> Sequence[Point]:
+        """Intervals from 2 to the number of steps x every branch."""
+        return points(self.param_names, product(range(2, cell.steps + 1), range(_branches(cell))))
 
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
         """``cache_interval`` at least 1; ``cache_branch_id`` from 0 to three a down block, less one."""
@@ -70,6 +74,10 @@ class DeepCache(Method):
             kinds.append("full" if (step - start) % point["cache_interval"] == 0 else shallow)
         return kinds
 
+    def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
+        """Share of the steps that are shallow, and how shallow: branch 0 is 2, as neighbours differ much."""
+        return 1 - 1 / point["cache_interval"], 2 * (1 - point["cache_branch_id"] / (_branches(cell) - 1))
+
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Enable the helper; its cache lives as long as this application."""
         from DeepCache import DeepCacheSDHelper
@@ -78,3 +86,7 @@ class DeepCache(Method):
         helper.set_params(**params[self.name])
         helper.enable()
         return call
+
+
+def _branches(cell: Cell) -> int:
+    return LAYERS_PER_BLOCK * DOWN_BLOCKS[cell.pipe]

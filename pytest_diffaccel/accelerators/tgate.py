@@ -7,7 +7,7 @@ Zhang et al., "Faster Diffusion via Temporal Attention Decomposition", TMLR 2025
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,8 @@ _FIDELITY: Mapping[GridSize, tuple[int, ...]] = {
     "coarse pair": (1, 3),
     "coarse triple": (1,),
 }
+# Planning and fidelity intervals of the whole space.
+_INTERVALS = range(1, 6)
 
 
 class TGate(Method):
@@ -62,9 +64,24 @@ class TGate(Method):
             for sp_interval, warm_up in _PLANNING[size]
             for fi_interval in _FIDELITY[size]
         ]
+        return self._distinct(rows, cell.steps)
+
+    def space(self, cell: Cell) -> Sequence[Point]:
+        """Every gate and warm-up before it, intervals from 1 to 5, less what makes the same calls, or all of them."""
+        rows = [
+            (gate, sp_interval, fi_interval, warm_up)
+            for gate in range(1, cell.steps + 1)
+            for sp_interval in _INTERVALS
+            for fi_interval in (_INTERVALS if gate < cell.steps else (1,))
+            for warm_up in (range(gate) if sp_interval > 1 else (0,))
+        ]
+        return [point for point in self._distinct(rows, cell.steps) if self.counters(point, cell.steps)]
+
+    def _distinct(self, rows: Iterable[Sequence[int]], steps: int) -> list[Point]:
+        """The points of ``rows``, less those that make the same calls as an earlier one."""
         distinct: dict[tuple[str, ...], Point] = {}
         for point in points(self.param_names, rows):
-            distinct.setdefault(tuple(self.kinds(point, cell.steps, frozenset())), point)
+            distinct.setdefault(tuple(self.kinds(point, steps, frozenset())), point)
         return list(distinct.values())
 
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
@@ -93,6 +110,18 @@ class TGate(Method):
             return "gated" if step % point["fi_interval"] == 0 else "gated-reuse"
         computed = step <= warm_up or step == gate - 1 or step % point["sp_interval"] == 0
         return "planning" if computed else "planning-reuse"
+
+    def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
+        """Shares of the steps that are gated, gated and reused, planned and reused; how early reuse begins."""
+        kinds = self.kinds(point, cell.steps, frozenset())
+        reused = [step for step, kind in enumerate(kinds) if kind == "planning-reuse"]
+        begins = reused[0] if reused else cell.steps
+        return (
+            1 - point["gate_step"] / cell.steps,
+            kinds.count("gated-reuse") / cell.steps,
+            len(reused) / cell.steps,
+            1 - begins / cell.steps,
+        )
 
     def restarts(self, point: Point, steps: int) -> frozenset[int]:
         """The package restarts DeepCache at the last step with guidance and at the first without."""

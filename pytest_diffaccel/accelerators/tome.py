@@ -15,6 +15,7 @@ from pytest_diffaccel.matrix import Cell, Params, Point
 # With strides of 2 x 2 one token in four is a destination: more than this cannot be merged and is capped silently.
 MAX_RATIO = 0.75
 DOWNSAMPLES = (1, 2, 4, 8)
+_FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
 # SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json).
 _DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
 
@@ -49,6 +50,10 @@ class ToMe(Method):
         depths = [available[depth] for depth in _DEPTHS[size] if depth < len(available)]
         return points(self.param_names, product(_RATIOS[size], depths))
 
+    def space(self, cell: Cell) -> Sequence[Point]:
+        """Ratios from 0.05 to 0.75 x every resolution at which the pipe has attention."""
+        return points(self.param_names, product(_FINE_RATIOS, _DOWNSAMPLES_OF_PIPE[cell.pipe]))
+
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
         """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8."""
         self.check_names(point)
@@ -66,6 +71,22 @@ class ToMe(Method):
     def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
         """Every step merges alike."""
         return [f"{point['ratio']}@{point['max_downsample']}"] * steps
+
+    def features(self, kind: str) -> Mapping[str, float]:
+        """A parabola of the ratio at each resolution: merging costs something of itself, and saves ever more."""
+        text, _, downsample = kind.partition("@")
+        share = float(text) / MAX_RATIO
+        return {
+            "merging": 1.0,
+            "share": share,
+            f"merging@{downsample}": 1.0,
+            f"share@{downsample}": share,
+            f"squared share@{downsample}": share**2,
+        }
+
+    def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
+        """The ratio and how many resolutions merge, both of which the loss follows slowly."""
+        return 0.6 * point["ratio"] / MAX_RATIO, 0.2 * DOWNSAMPLES.index(int(point["max_downsample"]))
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Patch the UNet's transformer blocks. Its generator is forked from torch's global one at the first forward."""

@@ -111,11 +111,12 @@ class Measurement:
         candidate: what was measured.
         environment: id of the environment it was measured in.
         sampling: which images were made.
-        speedup: step-kind estimate of baseline time over candidate time, with its interval.
+        speedup: step-kind estimate of baseline time over candidate time, with its interval; without blocks, what the
+            cost model predicted.
         wall_speedup: the same from whole runs.
         estimates_agree: whether the two estimates' intervals overlap.
         quality: against the baseline's images.
-        blocks: every timed run.
+        blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
         peak_memory_mb: highest memory during the candidate's runs (CUDA: allocated; CPU: resident), MiB.
     """

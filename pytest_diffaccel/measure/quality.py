@@ -77,7 +77,6 @@ def score(images: Sequence[Image], references: Sequence[Image], device: str = "c
 
     metrics: Any = skimage_metrics  # untyped
     distances = lpips_distances(images, references, device)
-    lpips = mean_interval(distances)
     psnr, ssim = [], []
     for image, reference in zip(images, references, strict=True):
         left, right = np.asarray(image), np.asarray(reference)
@@ -85,12 +84,33 @@ def score(images: Sequence[Image], references: Sequence[Image], device: str = "c
         psnr.append(_PSNR_CAP_DB if same else min(_PSNR_CAP_DB, float(metrics.peak_signal_noise_ratio(right, left))))
         ssim.append(float(metrics.structural_similarity(right, left, channel_axis=2)))
     return Quality(
-        # A distance is not negative, though the interval of a small mean may reach below.
-        lpips=Interval(lpips.value, max(0.0, lpips.low), lpips.high),
+        lpips=_lpips(distances),
         psnr_db=float(np.mean(psnr)),
         ssim=float(np.mean(ssim)),
         lpips_per_sample=tuple(distances),
     )
+
+
+def pooled_quality(one: Quality, other: Quality) -> Quality:
+    """Quality over the samples of both, ``one``'s first."""
+    first, second = len(one.lpips_per_sample), len(other.lpips_per_sample)
+    distances = one.lpips_per_sample + other.lpips_per_sample
+
+    def mean(left: float, right: float) -> float:
+        return (first * left + second * right) / (first + second)
+
+    return Quality(
+        lpips=_lpips(distances),
+        psnr_db=mean(one.psnr_db, other.psnr_db),
+        ssim=mean(one.ssim, other.ssim),
+        lpips_per_sample=distances,
+    )
+
+
+def _lpips(distances: Sequence[float]) -> Interval:
+    lpips = mean_interval(distances)
+    # A distance is not negative, though the interval of a small mean may reach below.
+    return Interval(lpips.value, max(0.0, lpips.low), lpips.high)
 
 
 def _check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:

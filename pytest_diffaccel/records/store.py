@@ -141,6 +141,26 @@ class Store:
         """
         return self._measurements({**_place(cell, accelerator), **_conditions(environment, sampling)})
 
+    def evaluations(self, environment: str, sampling: Sampling, cell: Cell | None = None) -> list[Measurement]:
+        """Each candidate's measurement with the most samples, up to ``sampling``'s number; by candidate key.
+
+        Args:
+            environment: an environment's id.
+            sampling: what is made; measurements of fewer samples begin with the same ones.
+            cell: only of this cell; None for all.
+
+        Raises:
+            StoreError: when a record cannot be read.
+        """
+        conditions = _conditions(environment, sampling) | (asdict(cell) if cell else {})
+        del conditions["num_samples"]
+        most: dict[str, Measurement] = {}
+        for measurement in self._measurements(conditions):
+            key, samples = measurement.candidate.key, measurement.sampling.num_samples
+            if samples <= sampling.num_samples and (key not in most or samples > most[key].sampling.num_samples):
+                most[key] = measurement
+        return list(most.values())
+
     def save_failure(
         self, candidate: Candidate, environment: str, sampling: Sampling, kind: FailureKind, message: str
     ) -> None:
@@ -161,6 +181,12 @@ class Store:
         }
         with self._engine.begin() as connection:
             _upsert(connection, FAILURES, values)
+
+    def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
+        """Remove the failure of a candidate that works after all."""
+        with self._engine.begin() as connection:
+            identity = _identity(candidate.key, environment, sampling)
+            connection.execute(delete(FAILURES).where(_equal(FAILURES, identity)))
 
     def failures(self, environment: str, sampling: Sampling) -> list[Failure]:
         """All failures in an environment and sampling, by candidate key."""

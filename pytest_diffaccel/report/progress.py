@@ -15,18 +15,24 @@ from pytest_diffaccel.options import Settings
 _EMBEDDED_RUN_S = {"SD1.5": 1.9, "SD2.1": 3.7, "SDXL": 2.4}
 # An accelerated generation takes, on average over a grid, this share of the baseline's time.
 _ACCELERATED_SHARE = 0.6
+# Of the candidates, the share that is evaluated at all; and the runs that a group's race and its winners take.
+_EVALUATED_SHARE, _RUNS_A_GROUP = 0.25, 20
 
 
 def estimate_s(settings: Settings, cases: int) -> str:
     """About how long ``cases`` cases take, in words."""
     if settings.models != "embedded" or settings.gpus is not None:
         return "the time left is shown once the first cases are measured"
-    pictures = math.ceil(settings.num_samples / settings.batch_size)
-    runs = settings.blocks + _ACCELERATED_SHARE * max(pictures, 1 + settings.blocks)
+    if settings.exhaustive:
+        pictures = math.ceil(settings.num_samples / settings.batch_size)
+        runs = cases * (settings.blocks + _ACCELERATED_SHARE * max(pictures, 1 + settings.blocks))
+    else:
+        groups = len(settings.cells) * len(settings.accelerators)
+        runs = cases * _EVALUATED_SHARE * (1 + 2 * _ACCELERATED_SHARE) + _RUNS_A_GROUP * groups
     scale = settings.batch_size / 4 / 20
     cells = settings.cells
     run_s = sum(_EMBEDDED_RUN_S[cell.pipe] * cell.steps * scale for cell in cells) / len(cells)
-    return f"about {duration(cases * runs * run_s)} on 2 CPU cores"
+    return f"about {duration(runs * run_s)} on 2 CPU cores"
 
 
 def duration(seconds: float) -> str:

@@ -160,7 +160,10 @@ def _log(name: str, line: str) -> None:
 
 def _log_line(name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> str:
     if "golden" in result:
-        return f"winners of {result['accelerator']} verified in {duration_s:.1f} s"
+        more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
+        return f"winners of {result['accelerator']} verified in {duration_s:.1f} s{more}"
+    if "skipped" in result:
+        return f"{result['skipped']} skipped: {result['evidence']}"
     if "candidate" not in result:
         return f"{outcome}: {name} after {duration_s:.1f} s"
     low, high = result["speedup_ci95"]

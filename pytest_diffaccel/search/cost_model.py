@@ -1,71 +1,194 @@
-"""Speed-ups from costs by kind of step, pooled over all candidates that share the kind.
+"""Speed-ups of all candidates from what some of them showed of the costs of their kinds of steps.
 
-A DeepCache candidate with interval 3 and one with interval 5 make the same two kinds of calls, only in other numbers.
-Pooling what each of them showed about a kind gives every one of them a speed-up that none could have measured alone.
+A DeepCache candidate with interval 3 and one with interval 5 make the same two kinds of calls, only in other numbers;
+pooled over all candidates, cells and step counts of a pipe, a kind's cost is known far better than any one of them
+could measure it. And kinds are alike: what T-GATE saves on a full step it saves on a shallow one, in proportion. So
+the logarithm of a kind's cost is a Gaussian process over the features of its methods and their products, and kinds
+that were never timed are predicted, with an interval that says how well.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from statistics import median
 
-from pytest_diffaccel.measure.measurement import Block, Interval, Measurement
+import numpy as np
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.measurement import Block, Interval
 from pytest_diffaccel.measure.statistics import trimmed_interval
+from pytest_diffaccel.search.regression import Array, Regression
 
-# How much the log of a kind's relative cost varies from block to block before any is seen; as for a block's speed-up.
-_PRIOR_SD = 0.028
-# The share of a run's time outside its steps is a kind of its own, for candidates and for the baseline.
-_FIXED, _BASELINE_FIXED = "fixed", "fixed, baseline"
+# Standard deviations of the logarithm of a kind's cost. How much the log of its relative cost varies from block to
+# block before any is seen; as for a block's speed-up.
+_BLOCK_SD = 0.028
+# What a method's feature may do to the cost, before anything is timed: from a tenth of it to all of it.
+_FEATURE_SD = 1.5
+# How far two methods together may be from the product of each, and a kind from what its features say.
+_TOGETHER_SD, _OWN_SD = 0.15, 0.02
+# What lies outside the steps, where this accelerator was never timed: another's, and this much of it to either side.
+_UNKNOWN_FIXED_SD = 0.25
+_BASELINE = ""
+_NORMAL_95 = 1.96
+# Candidates predicted at once: bounds the covariance of all their kinds.
+_CHUNK = 64
 
 
-def pooled_speedups(measurements: Sequence[Measurement]) -> dict[str, Interval]:
-    """Speed-up of each measured candidate from the pooled costs of its kinds.
+@dataclass(frozen=True)
+class _Estimate:
+    """Logarithm of a relative cost, its variance, and from how many blocks."""
 
-    Each block gives, for each kind it holds, the kind's cost relative to the block's own baseline step; a kind's cost
-    is the trimmed mean of the logs over all blocks of all candidates. The interval of a speed-up adds up the variances
-    of its kinds, weighted by their share of the time.
+    log_ratio: float
+    variance: float
+    blocks: int
 
-    Args:
-        measurements: of one environment and number of steps; each with at least one block.
 
-    Returns:
-        By candidate key.
+class CostModel:
+    """Costs of kinds of steps, relative to a step of the unaccelerated pipeline, and what follows for candidates.
+
+    Attributes:
+        registry: the methods, whose features kinds have.
+        kinds: cost of every kind that was timed, by kind.
+        fixed: cost of what is not a step, by accelerator; ``""`` is the baseline.
     """
-    logs: defaultdict[str, list[float]] = defaultdict(list)
-    for measurement in measurements:
-        for block in measurement.blocks:
-            for kind, ratio in _relative_costs(block).items():
-                logs[kind].append(math.log(ratio))
-    costs = {kind: trimmed_interval(values, _PRIOR_SD) for kind, values in logs.items()}
-    return {measurement.candidate.key: _speedup(measurement.blocks[0], costs) for measurement in measurements}
+
+    def __init__(self, registry: Registry, kinds: dict[str, _Estimate], fixed: dict[str, _Estimate]) -> None:
+        self.registry = registry
+        self.kinds = kinds
+        self.fixed = fixed
+
+    @classmethod
+    def fit(cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> CostModel:
+        """Learn from timed blocks.
+
+        Each block gives, for each kind it holds, the kind's cost relative to the block's own baseline step; a kind's
+        cost is the trimmed mean of the logs over all blocks of all candidates.
+
+        Args:
+            registry: the methods known.
+            timed: blocks of one environment; candidates of any of its cells and accelerators.
+        """
+        steps: defaultdict[str, list[float]] = defaultdict(list)
+        fixed: defaultdict[str, list[float]] = defaultdict(list)
+        for candidate, blocks in timed:
+            for block in blocks:
+                for kind, ratio in _relative_steps(block):
+                    steps[kind].append(math.log(ratio))
+                step_s = median(block.baseline.step_s)
+                fixed[_BASELINE].append(math.log(block.baseline.fixed_s / step_s))
+                fixed[candidate.accelerator] += [math.log(run.fixed_s / step_s) for run in block.runs]
+        return cls(registry, *({name: _estimate(logs) for name, logs in one.items()} for one in (steps, fixed)))
+
+    def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
+        """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
+        found: list[Interval] = []
+        for start in range(0, len(candidates), _CHUNK):
+            found += self._speedups(candidates[start : start + _CHUNK])
+        return found
+
+    @property
+    def contradicted(self) -> list[str]:
+        """Kinds whose measured cost the others do not bear out, by more than three standard deviations; furthest first.
+
+        They widen every interval (:attr:`widening`), and so make more measuring worth its while.
+        """
+        if not self.kinds:
+            return []
+        far = np.abs(self._regression.surprises)
+        kinds = list(self.kinds)
+        return [kinds[place] for place in np.argsort(-far, kind="stable") if far[place] > 3]
+
+    @cached_property
+    def widening(self) -> float:
+        """Factor on all intervals, at least 1: how much further off predictions were than they said they would be."""
+        if not self.kinds:
+            return 1.0
+        return max(1.0, float(np.sqrt(np.mean(np.square(self._regression.surprises)))))
+
+    @cached_property
+    def _regression(self) -> Regression:
+        kinds = list(self.kinds)
+        estimates = self.kinds.values()
+        values = np.array([one.log_ratio for one in estimates])
+        return Regression(self._covariance(kinds, kinds), values, np.array([one.variance for one in estimates]))
+
+    def _covariance(self, one: Sequence[str], other: Sequence[str]) -> Array:
+        """Prior covariance of the log costs of kinds, (len(one), len(other))."""
+        features = [self.registry.features(kind) for kind in (*one, *other)]
+        alike: dict[str, Array] = {}
+        for method in {name for row in features for name in row}:
+            names = sorted({name for row in features for name in row.get(method, {})})
+            table = np.array([[row.get(method, {}).get(name, 0.0) for name in names] for row in features])
+            alike[method] = table[: len(one)] @ table[len(one) :].T
+        covariance: Array = _OWN_SD**2 * (np.array(one)[:, None] == np.array(other)[None, :])
+        for both in alike.values():
+            covariance = covariance + _FEATURE_SD**2 * both
+        for left, right in combinations(alike.values(), 2):
+            covariance = covariance + _TOGETHER_SD**2 * left * right
+        return covariance
+
+    def _log_costs(self, kinds: Sequence[str]) -> tuple[Array, Array]:
+        """Mean and covariance of the log costs of kinds; nothing timed yet: as dear as a plain step, or anything."""
+        own = self._covariance(kinds, kinds)
+        if not self.kinds:
+            return np.zeros(len(kinds)), own
+        return self._regression.predict(self._covariance(kinds, list(self.kinds)), own)
+
+    def _speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
+        calls = [self._kinds(candidate) for candidate in candidates]
+        kinds = sorted({kind for row in calls for kind in row})
+        counts = np.array([[row.count(kind) for kind in kinds] for row in calls], dtype=float)
+        log_costs, covariance = self._log_costs(kinds)
+        parts = counts * np.exp(log_costs)
+        baseline_fixed = self.fixed.get(_BASELINE, _Estimate(0.0, _UNKNOWN_FIXED_SD**2, 0))
+        found = []
+        for candidate, steps in zip(candidates, parts, strict=True):
+            fixed = self._fixed(candidate.accelerator)
+            baseline_s = math.exp(baseline_fixed.log_ratio) + candidate.cell.steps
+            total = float(steps.sum()) + math.exp(fixed.log_ratio)
+            shares = steps / total
+            # The logarithm of a sum varies as its terms' logarithms, weighted by their shares.
+            variance = (
+                float(shares @ covariance @ shares)
+                + (math.exp(fixed.log_ratio) / total) ** 2 * fixed.variance
+                + (math.exp(baseline_fixed.log_ratio) / baseline_s) ** 2 * baseline_fixed.variance
+            )
+            half = _NORMAL_95 * self.widening * math.sqrt(max(0.0, variance))
+            speedup = baseline_s / total
+            found.append(Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half)))
+        return found
+
+    def _kinds(self, candidate: Candidate) -> tuple[str, ...]:
+        return self.registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)
+
+    def _fixed(self, accelerator: str) -> _Estimate:
+        if accelerator in self.fixed:
+            return self.fixed[accelerator]
+        known = [one.log_ratio for one in self.fixed.values()]
+        return _Estimate(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)
 
 
-def _relative_costs(block: Block) -> dict[str, float]:
-    """Cost of the candidate's kinds, and of what is not a step, as multiples of the block's baseline step.
+def _relative_steps(block: Block) -> Iterator[tuple[str, float]]:
+    """Cost of each kind that the candidate has, as a multiple of the block's baseline step.
 
     Medians, not low quantiles: a kind has between one and all of a block's steps, and the low quantile of few values
     lies higher than that of many, in every block alike, so that no pooling averages it away.
     """
     times: defaultdict[str, list[float]] = defaultdict(list)
     for run in block.runs:
-        times[_FIXED].append(run.fixed_s)
         for kind, step_s in zip(run.kinds, run.step_s, strict=True):
             times[kind].append(step_s)
-    times[_BASELINE_FIXED].append(block.baseline.fixed_s)
     step_s = median(block.baseline.step_s)
-    return {kind: median(values) / step_s for kind, values in times.items()}
+    for kind, values in times.items():
+        yield kind, median(values) / step_s
 
 
-def _speedup(block: Block, costs: dict[str, Interval]) -> Interval:
-    kinds = block.runs[0].kinds
-    baseline = math.exp(costs[_BASELINE_FIXED].value) + len(block.baseline.step_s)
-    counts = {_FIXED: 1} | {kind: kinds.count(kind) for kind in set(kinds)}
-    parts = {kind: count * math.exp(costs[kind].value) for kind, count in counts.items()}
-    shares = {kind: part / sum(parts.values()) for kind, part in parts.items()}
-    shares[_BASELINE_FIXED] = math.exp(costs[_BASELINE_FIXED].value) / baseline
-    # Independent kinds: the variance of the log of a sum is that of its terms' logs, weighted by squared shares.
-    half = math.sqrt(sum(((costs[kind].high - costs[kind].value) * share) ** 2 for kind, share in shares.items()))
-    speedup = baseline / sum(parts.values())
-    return Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half))
+def _estimate(logs: Sequence[float]) -> _Estimate:
+    interval = trimmed_interval(logs, _BLOCK_SD)
+    return _Estimate(interval.value, ((interval.high - interval.value) / _NORMAL_95) ** 2, len(logs))

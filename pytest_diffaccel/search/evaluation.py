@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.clock import timed
-from pytest_diffaccel.measure.measurement import Block, Measurement, RunTiming
+from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
-from pytest_diffaccel.measure.quality import score
+from pytest_diffaccel.measure.quality import pooled_quality, score
 from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
@@ -27,8 +27,8 @@ class BlockBudget:
     """How many blocks to time.
 
     Attributes:
-        least: blocks timed in any case, at least 1.
-        most: blocks timed at the most.
+        least: blocks timed in any case.
+        most: blocks timed at the most; 0 where the speed-up is known well enough.
         half_width_ratio: between the two, timing ends when every candidate's 95% interval of its speed-up is at most
             this fraction of it to each side.
     """
@@ -39,7 +39,7 @@ class BlockBudget:
 
     def is_met(self, subjects: Sequence[_Subject]) -> bool:
         """Whether no more blocks are needed."""
-        return all(
+        return self.most == 0 or all(
             len(subject.blocks) >= self.least
             and step_kind_speedup(subject.blocks).half_width_ratio <= self.half_width_ratio
             for subject in subjects
@@ -59,7 +59,12 @@ class _Subject:
 
 
 def measure(
-    bench: Workbench, candidates: Sequence[Candidate], purpose: Purpose, budget: BlockBudget
+    bench: Workbench,
+    candidates: Sequence[Candidate],
+    purpose: Purpose,
+    budget: BlockBudget,
+    num_samples: int | None = None,
+    predicted: Interval | None = None,
 ) -> list[Measurement]:
     """Measure candidates of one cell together, each block with one baseline run for all of them.
 
@@ -71,13 +76,15 @@ def measure(
         candidates: at least one, all of the same cell.
         purpose: which samples.
         budget: how many blocks to time.
+        num_samples: how many of the samples; None for all.
+        predicted: the speed-up, where no blocks are timed.
 
     Returns:
         One measurement a candidate, in their order. Nothing is stored.
     """
     cell = candidates[0].cell
     references = bench.baseline_images(cell, purpose)
-    batches = bench.batches(cell, purpose)
+    batches = bench.batches(cell, purpose, num_samples)
     with ExitStack() as stack:
         baseline = stack.enter_context(bench.generating(cell, {}))
         generators = [stack.enter_context(bench.generating(cell, candidate.params)) for candidate in candidates]
@@ -85,13 +92,40 @@ def measure(
         for subject in subjects:
             with bench.lock.generating():
                 _count(subject, batches[0])
-        with bench.lock.timing():
-            bench.warm_up(cell, baseline)
-            _time(bench, baseline, subjects, batches, budget)
+        if not budget.is_met(subjects):
+            with bench.lock.timing():
+                bench.warm_up(cell, baseline)
+                _time(bench, baseline, subjects, batches, budget)
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
     with bench.lock.generating():
-        return [_measurement(bench, cell, subject, references, purpose) for subject in subjects]
+        return [_measurement(bench, subject, references, purpose, predicted) for subject in subjects]
+
+
+def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Measurement:
+    """The measurement with more of its samples: only those it lacks are made.
+
+    Args:
+        bench: the search's workbench.
+        measurement: of the search, with fewer samples; whole batches of them.
+        num_samples: how many it gets.
+
+    Returns:
+        What a measurement of ``num_samples`` from the start would be. Nothing is stored.
+    """
+    candidate, had = measurement.candidate, measurement.sampling.num_samples
+    cell = candidate.cell
+    references = bench.baseline_images(cell, "search")
+    images: list[Image] = []
+    with bench.lock.generating(), bench.generating(cell, candidate.params) as generate:
+        for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
+            images += generate.observed(*_arguments(batch), None)
+        added = score(images, references[had:num_samples], str(generate.pipeline.device))
+    return replace(
+        measurement,
+        sampling=bench.sampling(cell, "search", num_samples),
+        quality=pooled_quality(measurement.quality, added),
+    )
 
 
 def _count(subject: _Subject, batch: Batch) -> None:
@@ -145,21 +179,24 @@ def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[
 
 
 def _measurement(
-    bench: Workbench, cell: Cell, subject: _Subject, references: Sequence[Image], purpose: Purpose
+    bench: Workbench, subject: _Subject, references: Sequence[Image], purpose: Purpose, predicted: Interval | None
 ) -> Measurement:
     images = [image for place in sorted(subject.images) for image in subject.images[place]]
     if purpose == "winner":
         bench.save_winner_images(subject.candidate, images)
-    device = str(subject.generate.pipeline.device)
-    speedup, wall = step_kind_speedup(subject.blocks), wall_speedup(subject.blocks)
+    cell, device = subject.candidate.cell, str(subject.generate.pipeline.device)
+    if predicted is not None and not subject.blocks:
+        speedup = wall = predicted
+    else:
+        speedup, wall = step_kind_speedup(subject.blocks), wall_speedup(subject.blocks)
     return Measurement(
         candidate=subject.candidate,
         environment=bench.environment(cell).id,
-        sampling=bench.sampling(cell, purpose),
+        sampling=bench.sampling(cell, purpose, len(images)),
         speedup=speedup,
         wall_speedup=wall,
         estimates_agree=speedup.overlaps(wall),
-        quality=score(images, references, device),
+        quality=score(images, references[: len(images)], device),
         blocks=tuple(subject.blocks),
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,

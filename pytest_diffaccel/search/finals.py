@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.search.cost_model import pooled_speedups
 from pytest_diffaccel.search.evaluation import BlockBudget, measure
-from pytest_diffaccel.search.select import Choice, Option, choose
+from pytest_diffaccel.search.racing import plan
+from pytest_diffaccel.search.select import Choice, choose
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
-# Enough blocks for a half-width of 2%, which 2 noisy cores give after about eight (docs/method.md).
-FINAL_BUDGET = BlockBudget(least=4, most=12, half_width_ratio=0.02)
-# A coarse grid is a first look: half the time, and a half-width of some 3%.
-COARSE_FINAL_BUDGET = BlockBudget(least=3, most=6, half_width_ratio=0.03)
+# Enough for a wall estimate of its own; pooled with all other blocks of the same kinds, the speed-up is known to 1% or
+# 2%.
+FINAL_BUDGET = BlockBudget(least=4, most=4, half_width_ratio=0.0)
+# A verification may move a rival past its target by a hair. That rival's kinds are known by then.
+_AGAIN_BUDGET = BlockBudget(least=2, most=2, half_width_ratio=0.0)
 
 
 class Unfinished(Exception):
@@ -54,17 +55,21 @@ def find_winners(bench: Workbench, cell: Cell, accelerator: str) -> list[Winner]
     Raises:
         Unfinished: when candidates of the group's grid have not been tried.
     """
-    searched = _in_grid(bench, cell, accelerator)
+    measured = None
+    if bench.settings.exhaustive:
+        measured = [measurement.candidate for measurement in _in_grid(bench, cell, accelerator)]
     verified: dict[str, Measurement] = {}
     while True:
-        choices = [choose(_options(searched, verified), target, bench.settings.max_quality_loss) for target in TARGETS]
+        options = plan(bench, cell, accelerator).options
+        options = [option for option in options if measured is None or option.candidate in measured]
+        choices = [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
         chosen = {choice.option.candidate.key: choice.option.candidate for choice in choices if choice.option}
         missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if not missing:
             return [
                 Winner(choice, verified[choice.option.candidate.key] if choice.option else None) for choice in choices
             ]
-        verified |= _verify(bench, missing)
+        verified |= _verify(bench, missing, _AGAIN_BUDGET if verified else FINAL_BUDGET)
 
 
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
@@ -81,19 +86,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     return measured
 
 
-def _options(searched: Sequence[Measurement], verified: dict[str, Measurement]) -> list[Option]:
-    pooled = pooled_speedups(searched)
-    options = []
-    for measurement in searched:
-        key = measurement.candidate.key
-        final = verified.get(key)
-        speedup = final.speedup if final else pooled[key]
-        # The loss that chooses stays the search's: all options on the same images.
-        options.append(Option(measurement.candidate, speedup, measurement.quality.lpips.value, final is not None))
-    return options
-
-
-def _verify(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+def _verify(bench: Workbench, candidates: Sequence[Candidate], budget: BlockBudget) -> dict[str, Measurement]:
     sampling = bench.sampling(candidates[0].cell, "winner")
     verified, missing = {}, []
     for candidate in candidates:
@@ -105,12 +98,11 @@ def _verify(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Meas
     if missing:
         try:
             with time_limit(bench.settings.case_timeout_s):
-                budget = COARSE_FINAL_BUDGET if bench.settings.coarse else FINAL_BUDGET
                 measurements = measure(bench, missing, "winner", budget)
         except Exception:
             bench.unload()
             raise
         for measurement in measurements:
-            bench.store.save(measurement)
+            bench.keep(measurement)
             verified[measurement.candidate.key] = measurement
     return verified

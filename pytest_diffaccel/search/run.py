@@ -78,8 +78,11 @@ class SearchRun:
         """
         from pytest_diffaccel.search.finals import find_winners
         from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.racing import race
 
-        return winner_properties(self.bench, cell, accelerator, find_winners(self.bench, cell, accelerator))
+        explored = 0 if self.settings.exhaustive else race(self.bench, cell, accelerator)
+        winners = find_winners(self.bench, cell, accelerator)
+        return winner_properties(self.bench, cell, accelerator, winners) | {"explored": explored}
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""

@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
 
 Reason: TypeAlias = Literal["speed", "quality"]
 
+#: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
+#: the speed-up itself seldom does.
+SPEED_TOLERANCE = 0.02
+#: Losses that differ by less than this share cannot be told apart by anyone who looks.
+EQUAL_LOSS = 0.02
+# A rival drops out of the race when its loss is worse than the leader's with this confidence.
+_CONFIDENCE = 0.90
+
 
 @dataclass(frozen=True)
 class Option:
-    """A measured candidate as the choice sees it.
+    """An evaluated candidate as the choice sees it.
 
     Attributes:
         candidate: what it is.
-        speedup: with its interval.
-        lpips: mean loss on the images of the search, for all options the same prompts and seeds.
-        verified: whether the speed-up is from the final measurement, to be believed as it stands.
+        speedup: with its interval, from all that is known.
+        losses: LPIPS of each sample, at least one; the samples of all options begin with the same ones.
     """
 
     candidate: Candidate
     speedup: Interval
-    lpips: float
-    verified: bool
+    losses: tuple[float, ...]
+
+    @cached_property
+    def lpips(self) -> float:
+        """Mean loss."""
+        return float(np.mean(self.losses))
 
     def reaches(self, target: float) -> bool:
-        """Whether it is fast enough; one not yet verified gets the benefit of its interval."""
-        return (self.speedup.value if self.verified else self.speedup.high) >= target
+        """Whether it is fast enough: the lower end of its interval, less the tolerance."""
+        return self.speedup.low >= target * (1 - SPEED_TOLERANCE)
+
+    def loses_to(self, other: Option) -> bool:
+        """Whether its loss is worse on the samples that both have, beyond the paired interval.
+
+        One sample each says nothing of chance: then the difference decides.
+        """
+        difference, margin = self._paired(other)
+        return difference > margin
+
+    def _paired(self, other: Option) -> tuple[float, float]:
+        """Mean difference of losses on common samples, and how far off it may be to one side."""
+        common = min(len(self.losses), len(other.losses))
+        differences = np.subtract(self.losses[:common], other.losses[:common])
+        if common == 1:
+            return float(differences[0]), 0.0
+        error = float(np.std(differences, ddof=1)) / math.sqrt(common)
+        return float(np.mean(differences)), float(stats.t.ppf(_CONFIDENCE, common - 1)) * error
 
 
 @dataclass(frozen=True)
@@ -51,22 +84,54 @@ class Choice:
 def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
     """The winner for a target.
 
-    Of the options that reach it with a loss of at most ``max_loss``, the one with the least loss; equal loss goes to
-    the faster, then to the first by key.
+    Of the options that reach it with a loss of at most ``max_loss``, the one with the least loss; what ties with it,
+    within the paired interval and :data:`EQUAL_LOSS`, goes to the faster, then to the simpler, then to the first by
+    key.
 
     Args:
-        options: measured candidates of one cell and accelerator.
+        options: evaluated candidates of one cell and accelerator.
         target: required speed-up.
         max_loss: largest LPIPS allowed.
     """
     fast = [option for option in options if option.reaches(target)]
     good = [option for option in fast if option.lpips <= max_loss]
     if good:
-        return Choice(target, min(good, key=_loss_then_speed), None)
+        best = leader(good)
+        ties = [option for option in good if option is best or _ties(option, best)]
+        return Choice(target, min(ties, key=_faster_then_simpler), None)
     allowed = [option for option in options if option.lpips <= max_loss] or list(options)
-    fastest = max(allowed, key=lambda option: (option.speedup.value, option.candidate.key), default=None)
-    return Choice(target, fastest, "quality" if fast else "speed")
+    return Choice(target, min(allowed, key=_faster_then_simpler, default=None), "quality" if fast else "speed")
 
 
-def _loss_then_speed(option: Option) -> tuple[float, float, str]:
-    return option.lpips, -option.speedup.value, option.candidate.key
+def leader(options: Sequence[Option]) -> Option:
+    """The one of least loss, where some have more samples than others.
+
+    The mean of a few samples depends on which they are; so each is scaled by how the option with the most samples did
+    on all of its samples against those few.
+
+    Raises:
+        ValueError: without options.
+    """
+    most = min(options, key=lambda option: (-len(option.losses), option.lpips, option.candidate.key))
+
+    def scaled(option: Option) -> float:
+        seen = float(np.mean(most.losses[: len(option.losses)]))
+        return option.lpips * (most.lpips / seen if seen > 0 else 1.0)
+
+    return min(options, key=lambda option: (scaled(option), option.candidate.key))
+
+
+def equally_good(one: Option, other: Option) -> bool:
+    """Whether the two are known to lose alike: the whole paired interval lies within :data:`EQUAL_LOSS`."""
+    difference, margin = one._paired(other)
+    return abs(difference) + margin <= EQUAL_LOSS * other.lpips
+
+
+def _ties(option: Option, best: Option) -> bool:
+    difference, margin = option._paired(best)
+    return difference <= min(margin, EQUAL_LOSS * best.lpips)
+
+
+def _faster_then_simpler(option: Option) -> tuple[float, int, str]:
+    key = option.candidate.key
+    return -option.speedup.value, len(key), key

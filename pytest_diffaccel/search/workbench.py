@@ -12,7 +12,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
-from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.threads import use_one_thread
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
@@ -22,6 +22,7 @@ from pytest_diffaccel.options import WORK_DIR, Settings
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,6 +61,31 @@ class Workbench:
         self._loaded: tuple[str, Any] | None = None
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
+        self._knowledge: dict[str, Knowledge] = {}
+        self._group: tuple[Cell, str] | None = None
+
+    @property
+    def first_samples(self) -> int:
+        """Samples of a candidate's first evaluation."""
+        settings = self.settings
+        return settings.num_samples if settings.exhaustive else min(settings.batch_size, settings.num_samples)
+
+    def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
+        """What is known in the cell's environment; what other processes found is read when a group begins."""
+        group = (cell, accelerator)
+        if cell.pipe not in self._knowledge or (group != self._group and not self.settings.fresh):
+            environment = self.environment(cell).id
+            samplings = () if self.settings.fresh else (self.sampling(cell, "search"), self.sampling(cell, "winner"))
+            stored = (one for sampling in samplings for one in self.store.evaluations(environment, sampling))
+            self._knowledge[cell.pipe] = Knowledge(self.registry, stored)
+        self._group = group
+        return self._knowledge[cell.pipe]
+
+    def keep(self, measurement: Measurement) -> None:
+        """Store a measurement, and know it."""
+        self.store.save(measurement)
+        if measurement.candidate.cell.pipe in self._knowledge:
+            self._knowledge[measurement.candidate.cell.pipe].add(measurement)
 
     @property
     def _is_embedded(self) -> bool:
@@ -113,10 +139,10 @@ class Workbench:
             guidance_scale=_default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
         )
 
-    def sampling(self, cell: Cell, purpose: Purpose) -> Sampling:
-        """Which images are made for ``purpose`` in ``cell``."""
+    def sampling(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> Sampling:
+        """Which images are made for ``purpose`` in ``cell``: as many as the settings say, or fewer."""
         return Sampling(
-            num_samples=self.settings.num_samples,
+            num_samples=num_samples or self.settings.num_samples,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             prompts_digest=evaluation_prompts.digest(self._prompts(cell)),
@@ -128,10 +154,11 @@ class Workbench:
             return evaluation_prompts.read_prompts(self.settings.prompts)
         return evaluation_prompts.default_prompts(self.source.spec(cell.pipe))
 
-    def batches(self, cell: Cell, purpose: Purpose) -> list[Batch]:
-        """All samples of ``purpose``, batch by batch; only the last may be smaller than the batch size."""
+    def batches(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> list[Batch]:
+        """All samples of ``purpose``, or the first of them, batch by batch; only the last may be smaller."""
         settings = self.settings
-        samples = evaluation_prompts.select(self._prompts(cell), settings.num_samples, settings.seed, purpose)
+        count = num_samples or settings.num_samples
+        samples = evaluation_prompts.select(self._prompts(cell), count, settings.seed, purpose)
         parts = [samples[start : start + settings.batch_size] for start in range(0, len(samples), settings.batch_size)]
         return [Batch(tuple(prompt for prompt, _ in part), tuple(seed for _, seed in part)) for part in parts]
 

@@ -1,0 +1,79 @@
+"""One measurement for the search, and what is kept of it, good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.records.store import FailureKind
+from pytest_diffaccel.search.evaluation import BlockBudget, measure
+from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
+from pytest_diffaccel.search.workbench import Workbench
+
+# A speed-up predicted this well needs no blocks of its own: the winners get theirs anyway.
+_KNOWN_SPEEDUP = 0.02
+
+
+class OutOfMemory(RuntimeError):
+    """The generation did not fit into memory; the message says what to try."""
+
+
+def evaluate(bench: Workbench, candidate: Candidate) -> Measurement:
+    """Measure a candidate on its first samples: all of them in an exhaustive search, else one batch.
+
+    Raises:
+        CaseTimeout: after ``--case-timeout``.
+        OutOfMemory: when memory ran out.
+        Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
+    """
+    blocks, predicted = bench.settings.blocks, None
+    if not bench.settings.exhaustive:
+        (predicted,) = bench.knowledge(candidate.cell, candidate.accelerator).costs.speedups([candidate])
+        blocks = 0 if predicted.half_width_ratio <= _KNOWN_SPEEDUP else 1
+
+    def make() -> Measurement:
+        budget = BlockBudget(blocks, blocks, 0.0)
+        (made,) = measure(bench, [candidate], "search", budget, bench.first_samples, predicted)
+        return made
+
+    return _attempt(bench, candidate, make)
+
+
+def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurement]) -> Measurement:
+    """Make a measurement and keep it; or keep why it failed."""
+    environment = bench.environment(candidate.cell).id
+    sampling = bench.sampling(candidate.cell, "search")
+    # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
+    bench.store.save_failure(candidate, environment, sampling, "crash", "the process ended during this case")
+    try:
+        with time_limit(bench.settings.case_timeout_s):
+            measurement = make()
+    except Exception as error:
+        kind, explained = _explain(error, bench)
+        bench.unload()
+        bench.store.save_failure(candidate, environment, sampling, kind, str(explained))
+        if explained is error:
+            raise
+        raise explained from error
+    bench.keep(measurement)
+    bench.store.forget_failure(candidate, environment, sampling)
+    return measurement
+
+
+def _explain(error: Exception, bench: Workbench) -> tuple[FailureKind, Exception]:
+    if isinstance(error, CaseTimeout):
+        return "timeout", error
+    if isinstance(error, MethodDidNotAct):
+        return "not-fired", error
+    # CUDA's error by name (no torch is imported for this); torch's CPU allocator raises a plain RuntimeError.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        size = bench.settings.batch_size
+        fix = f"try --batch-size {max(1, size // 2)}" if size > 1 else "the smallest batch does not fit either"
+        return "oom", OutOfMemory(f"out of memory at batch size {size}: {fix} ({error})")
+    return "error", error

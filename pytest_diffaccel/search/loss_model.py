@@ -1,0 +1,151 @@
+"""Losses of all candidates from those of some: which are worth generating, and which cannot win.
+
+A method's loss is a smooth function of its parameters, and the losses of methods that act together add up like the
+sides of a right angle: on 640 combinations of three embedded pipelines the root of the sum of the squares of the
+methods' own losses told a combination's to within 10% (``python -m benchmarks.search_cost``). Both are Gaussian
+processes on the logarithm of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from pytest_diffaccel.accelerators.base import Method
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
+from pytest_diffaccel.search.regression import Array, Regression, bells
+
+# A loss this small is none: keeps the logarithm finite.
+_NEGLIGIBLE = 5e-4
+# A method of which nothing is known: its losses are around this, times or divided by e.
+_UNKNOWN_LOG_LOSS, _UNKNOWN_SD = math.log(0.05), 1.0
+# Standard deviations of a method's log loss: its level, its trend along each coordinate, and what bends the trend.
+_LEVEL_SD, _TREND_SD, _BEND_SD = 1.0, 1.4, 1.0
+# Coordinates are scaled so that this is a difference (Method.coordinates); combinations differ more slowly.
+_LENGTH, _TOGETHER_LENGTH = 0.3, 0.5
+# What the model cannot say of a method's loss; of a combination's beside its methods' own.
+_NOISE_SD, _TOGETHER_NOISE_SD = 0.12, 0.05
+# A combination against its right angle: this much above it, and how that varies, in general and from point to point.
+_TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.12
+
+
+def log_loss(loss: float) -> float:
+    """Logarithm of an LPIPS, finite at 0."""
+    return math.log(max(0.0, loss) + _NEGLIGIBLE)
+
+
+class _MethodLoss:
+    """Log loss of one method over its own points."""
+
+    def __init__(self, method: Method, cell: Cell, points: Sequence[Point], losses: Sequence[float]) -> None:
+        self._method = method
+        self._cell = cell
+        self._level = float(np.mean(losses)) if losses else _UNKNOWN_LOG_LOSS
+        self._known = self._places(points)
+        self._values = np.array(losses) - self._level
+
+    @cached_property
+    def _regression(self) -> Regression:
+        noise = np.full(len(self._values), _NOISE_SD**2)
+        return Regression(self._covariance(self._known, self._known), self._values, noise)
+
+    def predict(self, points: Sequence[Point]) -> tuple[Array, Array]:
+        """Mean and variance of the log loss at each point, (n,) each."""
+        if not len(self._values):
+            return np.full(len(points), _UNKNOWN_LOG_LOSS), np.full(len(points), _UNKNOWN_SD**2)
+        places = self._places(points)
+        own = _LEVEL_SD**2 + _TREND_SD**2 * np.square(places).sum(axis=1) + _BEND_SD**2
+        mean, variance = self._regression.predict_each(self._covariance(places, self._known), own)
+        return mean + self._level, variance
+
+    def _places(self, points: Sequence[Point]) -> Array:
+        return np.array([self._method.coordinates(point, self._cell) for point in points], dtype=float)
+
+    @staticmethod
+    def _covariance(one: Array, other: Array) -> Array:
+        covariance: Array = _LEVEL_SD**2 + _TREND_SD**2 * one @ other.T + _BEND_SD**2 * bells(one, other, _LENGTH)
+        return covariance
+
+
+class LossModel:
+    """Losses of a cell's candidates, on the samples that all of them share.
+
+    Args:
+        registry: the methods known.
+        cell: the cell.
+        evaluated: losses seen on those samples, by candidate, of any accelerator of the cell.
+    """
+
+    def __init__(self, registry: Registry, cell: Cell, evaluated: Mapping[Candidate, float]) -> None:
+        self._cell = cell
+        self._evaluated = evaluated
+        self._methods: dict[str, _MethodLoss] = {}
+        for accelerator in registry:
+            if len(accelerator.methods) == 1:
+                (method,) = accelerator.methods
+                own = {one: loss for one, loss in evaluated.items() if list(one.params) == [method.name]}
+                points = [one.params[method.name] for one in own]
+                self._methods[method.name] = _MethodLoss(
+                    method, cell, points, [log_loss(loss) for loss in own.values()]
+                )
+
+    def predict(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:
+        """Mean and standard deviation of the log loss (:func:`log_loss`) of each of ``rows``, (n,) each."""
+        if len(accelerator.methods) == 1:
+            (method,) = accelerator.methods
+            mean, variance = self._methods[method.name].predict([params[method.name] for params in rows])
+            return mean, np.sqrt(variance)
+        return self._predict_together(accelerator, rows)
+
+    def _predict_together(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:
+        known = [one for one in self._evaluated if one.accelerator == accelerator.name]
+        known_rows = [one.params for one in known]
+        mean, variance = self._right_angle(accelerator, rows)
+        own = _TOGETHER_LEVEL_SD**2 + _TOGETHER_BEND_SD**2 + variance
+        if not known:
+            return mean, np.sqrt(own)
+        known_mean, known_variance = self._right_angle(accelerator, known_rows)
+        places, known_places = self._places(accelerator, rows), self._places(accelerator, known_rows)
+        values = np.array([log_loss(self._evaluated[one]) for one in known]) - known_mean
+        regression = Regression(
+            self._covariance(known_places, known_places, known_variance, known_variance),
+            values,
+            np.full(len(known), _TOGETHER_NOISE_SD**2),
+        )
+        between = self._covariance(places, known_places, variance, known_variance)
+        shift, left = regression.predict_each(between, own)
+        return mean + shift, np.sqrt(left)
+
+    def _right_angle(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:
+        """Log of the root of the sum of the squares of the methods' own losses, and its variance."""
+        parts = [
+            self._methods[method.name].predict([params[method.name] for params in rows])
+            for method in accelerator.methods
+        ]
+        squares = np.exp(2 * np.array([mean for mean, _ in parts]))
+        shares = squares / squares.sum(axis=0)
+        variances = np.array([variance for _, variance in parts])
+        return 0.5 * np.log(squares.sum(axis=0)) + _TOGETHER_LOG, (shares**2 * variances).sum(axis=0)
+
+    def _places(self, accelerator: Accelerator, rows: Sequence[Params]) -> Array:
+        return np.array(
+            [
+                [
+                    place
+                    for method in accelerator.methods
+                    for place in method.coordinates(params[method.name], self._cell)
+                ]
+                for params in rows
+            ]
+        )
+
+    @staticmethod
+    def _covariance(one: Array, other: Array, variance: Array, other_variance: Array) -> Array:
+        # Near points err alike, also in what their methods' own losses say of them.
+        bend = _TOGETHER_BEND_SD**2 + np.sqrt(variance[:, None] * other_variance[None, :])
+        covariance: Array = _TOGETHER_LEVEL_SD**2 + bend * bells(one, other, _TOGETHER_LENGTH)
+        return covariance

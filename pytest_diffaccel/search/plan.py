@@ -1,0 +1,219 @@
+"""Which candidates of a group are worth evaluating, and which of those need more samples.
+
+Everything here is arithmetic on what is known: predicted speed-ups, predicted losses, and the losses of the samples
+made so far. What makes the samples (a pipeline, or a table that is replayed) asks, evaluates, and asks again.
+
+A candidate is worth a first evaluation when it is expected to lower some target's least loss noticeably: the expected
+improvement (Jones, Schonlau and Welch 1998), times the probability that it is fast enough (Gardner et al. 2014). One
+evaluation serves all targets. Those evaluated then race (Maron and Moore 1994): on the same prompts and seeds, one
+whose loss is worse than the leader's beyond the paired interval drops out, and what is left gets more samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.loss_model import LossModel, log_loss
+from pytest_diffaccel.search.regression import Array
+from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, equally_good, leader
+
+# Evaluate while a target's least loss is expected to fall by this share of it.
+_NOTICEABLE_GAIN = 0.01
+# A speed-up predicted less well than this is worth a look of its own where it could reach a target.
+_VAGUE_SPEEDUP = 0.06
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to evaluate a candidate, and what says so.
+
+    Attributes:
+        evaluate: whether it is worth it.
+        evidence: in words, for a case's skip reason or a log.
+    """
+
+    evaluate: bool
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A group as far as it is known.
+
+    Attributes:
+        registry: the methods known.
+        accelerator: the group's accelerator.
+        cell: the group's cell.
+        costs: what is known of speed.
+        evaluated: LPIPS of each sample made, in prompt order, by candidate: all of the cell's, of any accelerator,
+            since what a method loses alone tells what it loses with others.
+        max_loss: largest LPIPS a winner may have.
+        first: samples of a first evaluation, on which losses are modelled; at least 1.
+    """
+
+    registry: Registry
+    accelerator: Accelerator
+    cell: Cell
+    costs: CostModel
+    evaluated: Mapping[Candidate, tuple[float, ...]]
+    max_loss: float
+    first: int
+
+    def verdict(self, candidate: Candidate) -> Verdict:
+        """Whether ``candidate`` is worth a first evaluation, given all that is known now."""
+        (speedup,) = self.costs.speedups([candidate])
+        said = f"predicted {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+        if not _fast(speedup, TARGETS[0]):
+            if self._teaches(candidate):
+                return Verdict(True, f"{said}; shows what the method loses where it does little")
+            return Verdict(False, f"{said}: reaches no target (the lowest is {TARGETS[0]:g}x)")
+        if speedup.half_width_ratio > _VAGUE_SPEEDUP:
+            return Verdict(True, f"{said}: not known well enough")
+        mean, sd = self._losses([candidate])
+        gains = self._gains([speedup], mean, sd)[0]
+        low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
+        said += f" at LPIPS {math.exp(mean[0]):.4f} [{low:.4f}, {high:.4f}]"
+        if gains.max() >= _NOTICEABLE_GAIN:
+            return Verdict(True, f"{said}: could win {TARGETS[int(gains.argmax())]:g}x")
+        return Verdict(False, f"{said}; {self._why_not(speedup)}")
+
+    def _teaches(self, candidate: Candidate) -> bool:
+        """Whether it is one of the first points of a method alone: combinations lean on what those say.
+
+        Slow points too: what does too little alone is often what a combination needs.
+        """
+        alone = [one for one in self.evaluated if one.accelerator == self.accelerator.name]
+        if len(self.accelerator.methods) > 1:
+            return False
+        return not alone or (len(alone) < 4 and candidate in self._landmarks)
+
+    @property
+    def _landmarks(self) -> list[Candidate]:
+        grid = self.accelerator.grid(self.cell, coarse=False)
+        return [Candidate(self.cell, self.accelerator.name, grid[place]) for place in (0, len(grid) // 2, -1)]
+
+    def best(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """The one most worth evaluating next, gain for time; None when none is.
+
+        Args:
+            candidates: of the group, none of them evaluated.
+        """
+        speedups = self.costs.speedups(candidates)
+        fast = [place for place, speedup in enumerate(speedups) if _fast(speedup, TARGETS[0])]
+        if not fast:
+            return None
+        chosen = [candidates[place] for place in fast]
+        gains = self._gains([speedups[place] for place in fast], *self._losses(chosen))
+        gains[gains < _NOTICEABLE_GAIN] = 0.0
+        if not gains.any():
+            return None
+        worth = gains.sum(axis=1) * np.array([speedups[place].value for place in fast])
+        return chosen[int(worth.argmax())]
+
+    def promising(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+        """Those of ``candidates`` that are expected to gain anything, the ``most`` of them that gain most, best
+        first.
+        """
+        speedups = self.costs.speedups(candidates)
+        fast = [place for place, speedup in enumerate(speedups) if _fast(speedup, TARGETS[0])]
+        if not fast:
+            return []
+        chosen = [candidates[place] for place in fast]
+        gains = self._gains([speedups[place] for place in fast], *self._losses(chosen)).max(axis=1)
+        return [chosen[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
+
+    def improves_on(self, before: Plan) -> bool:
+        """Whether some target's least loss is noticeably lower than ``before``."""
+        return any(self._least(target) < before._least(target) - _NOTICEABLE_GAIN for target in TARGETS)
+
+    def losses_of(self, accelerator: Accelerator, rows: Sequence[Params]) -> Array:
+        """Expected log loss of points of any accelerator of the cell, (n,)."""
+        return self._model.predict(accelerator, rows)[0]
+
+    @cached_property
+    def _model(self) -> LossModel:
+        first = {one: float(np.mean(losses[: self.first])) for one, losses in self.evaluated.items()}
+        return LossModel(self.registry, self.cell, first)
+
+    def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
+        return self._model.predict(self.accelerator, [one.params for one in candidates])
+
+    def _gains(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
+        """Expected improvement of the log of each target's least loss, (candidates, targets)."""
+        gains = np.zeros((len(speedups), len(TARGETS)))
+        for place, target in enumerate(TARGETS):
+            ahead = self._least(target) - mean
+            far = ahead / sd
+            improvement = ahead * stats.norm.cdf(far) + sd * stats.norm.pdf(far)
+            gains[:, place] = improvement * [_probability(speedup, target) for speedup in speedups]
+        return gains
+
+    def _least(self, target: float) -> float:
+        """Least log loss among the evaluated that reach ``target``; the largest allowed where none does."""
+        reached = [float(np.mean(self.evaluated[one][: self.first])) for one in self._reaching(target)]
+        return log_loss(min([self.max_loss, *reached]))
+
+    def _reaching(self, target: float) -> list[Candidate]:
+        return [option.candidate for option in self.options if option.reaches(target)]
+
+    @cached_property
+    def options(self) -> list[Option]:
+        """The group's evaluated candidates, by key."""
+        own = sorted(
+            (one for one in self.evaluated if one.accelerator == self.accelerator.name), key=lambda one: one.key
+        )
+        speedups = self.costs.speedups(own)
+        return [Option(one, speedup, self.evaluated[one]) for one, speedup in zip(own, speedups, strict=True)]
+
+    def _why_not(self, speedup: Interval) -> str:
+        target = max(target for target in TARGETS if _fast(speedup, target))
+        reaching = [option for option in self.options if option.reaches(target)]
+        if not reaching:
+            return f"no target below LPIPS {self.max_loss:g} is expected of it"
+        best = leader(reaching)
+        first = float(np.mean(best.losses[: self.first]))
+        return f"{target:g}x is reached at {first:.4f} by {format_params(best.candidate.params)}"
+
+    def undecided(self, most: int) -> dict[Candidate, int]:
+        """Candidates that need more samples before the targets' winners can be told, and how many in all.
+
+        Args:
+            most: samples of a whole evaluation; nobody gets more.
+        """
+        needed: dict[Candidate, int] = {}
+        options = self.options
+        for target in TARGETS:
+            reaching = [option for option in options if option.reaches(target)]
+            if not reaching:
+                continue
+            first = leader(reaching)
+            rivals = [option for option in reaching if not option.loses_to(first) and not equally_good(option, first)]
+            fewest = min(len(option.losses) for option in [*rivals, first])
+            if len(rivals) > (first in rivals) and fewest < most:
+                for option in [*rivals, first]:
+                    if len(option.losses) == fewest:
+                        needed[option.candidate] = min(most, 2 * fewest)
+        return needed
+
+
+def _fast(speedup: Interval, target: float) -> bool:
+    """Whether it may reach the target."""
+    return speedup.high >= target * (1 - SPEED_TOLERANCE)
+
+
+def _probability(speedup: Interval, target: float) -> float:
+    """That the speed-up will be found to reach the target."""
+    sd = math.log(speedup.high / speedup.low) / (2 * _NORMAL_95)
+    distance = math.log(speedup.value / (target * (1 - SPEED_TOLERANCE)))
+    return float(stats.norm.cdf(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)

@@ -1,0 +1,64 @@
+"""Exact Gaussian-process regression, small enough to read: what is known of some points says of others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A Gaussian process with zero mean, conditioned on noisy values (Rasmussen and Williams 2006, section 2.2).
+
+    Attributes:
+        prior: covariance of the known points, (n, n).
+        values: what was seen at them, (n,).
+        noise: variance of each value, (n,), above 0.
+    """
+
+    prior: Array
+    values: Array
+    noise: Array
+
+    @cached_property
+    def _precision(self) -> Array:
+        inverse: Array = np.linalg.inv(self.prior + np.diag(self.noise)).astype(np.float64)
+        return inverse
+
+    @cached_property
+    def _weights(self) -> Array:
+        weights: Array = self._precision @ self.values
+        return weights
+
+    def predict(self, between: Array, own: Array) -> tuple[Array, Array]:
+        """Mean (m,) and covariance (m, m) at other points.
+
+        Args:
+            between: prior covariance of the other points with the known ones, (m, n).
+            own: prior covariance of the other points, (m, m).
+        """
+        return between @ self._weights, own - between @ self._precision @ between.T
+
+    def predict_each(self, between: Array, own: Array) -> tuple[Array, Array]:
+        """Mean (m,) and variance (m,) at other points; ``own`` are their prior variances, (m,)."""
+        spread = own - np.einsum("ij,jk,ik->i", between, self._precision, between)
+        return between @ self._weights, np.maximum(spread, 0.0)
+
+    @cached_property
+    def surprises(self) -> Array:
+        """How far each value lies from what all the others say of it, in standard deviations (section 5.4.2)."""
+        surprises: Array = self._weights / np.sqrt(np.diag(self._precision))
+        return surprises
+
+
+def bells(one: Array, other: Array, length: float) -> Array:
+    """Squared-exponential covariance of points (m, d) and (n, d), of unit variance; (m, n)."""
+    squared = ((one[:, None, :] - other[None, :, :]) ** 2).sum(axis=-1)
+    covariance: Array = np.exp(-squared / (2 * length**2))
+    return covariance

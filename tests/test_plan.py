@@ -1,0 +1,172 @@
+"""The plan: what may win is evaluated, what cannot is passed over for a reason that holds, and all targets end
+decided."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
+from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.loss_model import LossModel, log_loss
+from pytest_diffaccel.search.plan import Plan
+from pytest_diffaccel.search.select import choose
+
+REGISTRY = default_registry()
+CELL = Cell("SD1.5", "DDIM", 20)
+SAMPLES, FIRST = 16, 4
+MAX_LOSS = 0.25
+
+
+def candidate(interval: int, branch: int = 0) -> Candidate:
+    return Candidate(CELL, "DeepCache", {"DeepCache": {"cache_interval": interval, "cache_branch_id": branch}})
+
+
+GRID = [Candidate(CELL, "DeepCache", params) for params in REGISTRY.select(["DeepCache"])[0].grid(CELL, coarse=False)]
+
+
+def shallow_cost(branch: int) -> float:
+    return 0.15 + 0.07 * branch
+
+
+def true_speedup(one: Candidate) -> float:
+    point = one.params["DeepCache"]
+    kinds = REGISTRY.for_params(one.params).kinds(one.params, CELL.steps)
+    full = sum(kind == "DeepCache:full" for kind in kinds)
+    shallow = shallow_cost(int(point["cache_branch_id"])) * (CELL.steps - full)
+    return (CELL.steps + 1) / (full + shallow + 1)
+
+
+def true_losses(one: Candidate, seed: int = 0) -> tuple[float, ...]:
+    """Grows with the interval, falls with the branch; samples differ in how hard they are, and a little by chance."""
+    point = one.params["DeepCache"]
+    level = 0.01 * (point["cache_interval"] - 1) * math.exp(-0.25 * point["cache_branch_id"])
+    hardness = np.random.default_rng(seed).lognormal(0, 0.4, SAMPLES)
+    chance = np.random.default_rng([seed, *map(int, point.values())]).lognormal(0, 0.1, SAMPLES)
+    return tuple(float(value) for value in level * hardness * chance)
+
+
+def costs() -> CostModel:
+    """All that timing can tell: every branch's kinds, in many blocks."""
+    baseline = RunTiming(21.0, (1.0,) * 20, ("plain",) * 20)
+
+    def block(one: Candidate) -> Block:
+        kinds = REGISTRY.for_params(one.params).kinds(one.params, CELL.steps)
+        branch = int(one.params["DeepCache"]["cache_branch_id"])
+        steps = tuple(1.0 if kind == "DeepCache:full" else shallow_cost(branch) for kind in kinds)
+        return Block(baseline, (RunTiming(sum(steps) + 1.0, steps, kinds),))
+
+    return CostModel.fit(
+        REGISTRY, [(candidate(2, branch), (block(candidate(2, branch)),) * 20) for branch in range(12)]
+    )
+
+
+COSTS = costs()
+
+
+def plan(evaluated: dict[Candidate, tuple[float, ...]]) -> Plan:
+    return Plan(REGISTRY, REGISTRY.select(["DeepCache"])[0], CELL, COSTS, evaluated, MAX_LOSS, FIRST)
+
+
+def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
+    """What the cases and then the race of a group evaluate."""
+    evaluated: dict[Candidate, tuple[float, ...]] = {}
+    for one in GRID:
+        if plan(evaluated).verdict(one).evaluate:
+            evaluated[one] = true_losses(one, seed)[:FIRST]
+    while (best := plan(evaluated).best([one for one in GRID if one not in evaluated])) is not None:
+        evaluated[best] = true_losses(best, seed)[:FIRST]
+    while needed := plan(evaluated).undecided(SAMPLES):
+        evaluated |= {one: true_losses(one, seed)[:count] for one, count in needed.items()}
+    return evaluated
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_winners_of_an_exhaustive_search_are_found_at_a_fraction_of_its_samples(seed: int) -> None:
+    found = plan(search(seed))
+    truth = {one: float(np.mean(true_losses(one, seed))) for one in GRID}
+    right = 0
+    for target in TARGETS:
+        choice = choose(found.options, target, MAX_LOSS)
+        reaching = {one: loss for one, loss in truth.items() if true_speedup(one) >= target}
+        assert (choice.reason is None) == bool(reaching)
+        if choice.option is not None and reaching:
+            right += truth[choice.option.candidate] <= 1.02 * min(reaching.values())
+    assert right >= sum(any(true_speedup(one) >= target for one in GRID) for target in TARGETS) - 1
+    assert sum(map(len, found.evaluated.values())) < len(GRID) * SAMPLES / 5
+
+
+def test_what_is_passed_over_could_not_have_won() -> None:
+    evaluated = search()
+    found = plan(evaluated)
+    for one in GRID:
+        if one not in evaluated:
+            verdict = found.verdict(one)
+            assert not verdict.evaluate
+            assert "predicted" in verdict.evidence
+            best = [float(np.mean(evaluated[other][:FIRST])) for other in evaluated if true_speedup(other) >= 1.2]
+            assert true_speedup(one) < 1.22 or np.mean(true_losses(one)[:FIRST]) > 0.95 * min(best)
+
+
+def test_a_slow_candidate_says_that_it_reaches_no_target() -> None:
+    evidence = plan(search()).verdict(candidate(2, 11)).evidence
+    assert "reaches no target (the lowest is 1.2x)" in evidence
+
+
+def test_a_dominated_candidate_names_what_beats_it() -> None:
+    evaluated = {one: true_losses(one) for one in GRID if one != candidate(10, 5)}
+    evidence = plan(evaluated).verdict(candidate(10, 5)).evidence
+    assert "is reached at" in evidence
+    assert "cache_interval=" in evidence
+
+
+def test_the_race_ends_and_nobody_gets_more_samples_than_there_are() -> None:
+    evaluated = search()
+    assert plan(evaluated).undecided(SAMPLES) == {}
+    assert max(map(len, evaluated.values())) <= SAMPLES
+
+
+def test_clear_winners_get_no_more_samples() -> None:
+    evaluated = {candidate(2, 0): (0.01, 0.011, 0.012, 0.011), candidate(3, 0): (0.05, 0.06, 0.05, 0.06)}
+    assert plan(evaluated).undecided(SAMPLES) == {}
+
+
+def test_rivals_get_the_samples_that_the_leader_has() -> None:
+    evaluated = {candidate(2, 0): (0.01, 0.05, 0.02, 0.03), candidate(3, 0): (0.02, 0.03, 0.03, 0.031)}
+    needed = plan(evaluated).undecided(SAMPLES)
+    assert needed == {candidate(2, 0): 8, candidate(3, 0): 8}
+
+
+def single(name: str) -> Accelerator:
+    return REGISTRY.select([name])[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.sampled_from(range(len(GRID))), min_size=3, max_size=30))
+def test_the_loss_model_knows_what_it_has_seen(places: set[int]) -> None:
+    seen = {GRID[place]: float(np.mean(true_losses(GRID[place]))) for place in places}
+    mean, sd = LossModel(REGISTRY, CELL, seen).predict(single("DeepCache"), [one.params for one in seen])
+    truth = np.array([log_loss(loss) for loss in seen.values()])
+    assert np.all(np.abs(mean - truth) <= 4 * np.maximum(sd, 0.12))
+    assert np.all(sd < 0.2)
+
+
+def test_losses_of_methods_together_add_up_like_the_sides_of_a_right_angle() -> None:
+    merged: list[Params] = [{"ToMe": {"ratio": ratio, "max_downsample": 1}} for ratio in (0.2, 0.5, 0.75)]
+    seen = {candidate(interval): 0.03 for interval in (2, 3, 5)}
+    seen |= {Candidate(CELL, "ToMe", params): 0.04 for params in merged}
+    together = REGISTRY.select(["DeepCache and ToMe"])[0]
+    mean, sd = LossModel(REGISTRY, CELL, seen).predict(together, [{**candidate(3).params, **merged[1]}])
+    assert math.exp(mean[0]) == pytest.approx(0.05, rel=0.15)
+    assert sd[0] < 0.35
+
+
+def test_of_an_unknown_method_the_model_says_that_it_does_not_know() -> None:
+    _, sd = LossModel(REGISTRY, CELL, {}).predict(single("ToMe"), [{"ToMe": {"ratio": 0.5, "max_downsample": 1}}])
+    assert sd[0] >= 1.0
