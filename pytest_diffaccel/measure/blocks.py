@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -40,6 +41,7 @@ def run_blocks(
     runs = [baseline, *candidates]
     repeats = _REPEATS
     for index in range(count):
+        started_at = time.time()
         for _ in range(1 + repeats):
             timings, disturbance = _run_once(runs, index, order, threads)
             if not disturbance:
@@ -47,7 +49,7 @@ def run_blocks(
         else:
             # It does not pass: making the blocks to come again would cost time and mend nothing.
             repeats = 0
-        yield tuple(Block(timings[0], (timing,), disturbance) for timing in timings[1:])
+        yield tuple(Block(timings[0], (timing,), disturbance, started_at) for timing in timings[1:])
 
 
 def _run_once(runs: Sequence[TimedRun], index: int, order: random.Random, threads: int) -> tuple[list[RunTiming], str]:

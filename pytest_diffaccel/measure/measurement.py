@@ -60,11 +60,13 @@ class Block:
         baseline: the unaccelerated run.
         runs: the candidate's runs of this block, at least one.
         disturbance: what disturbed the block (empty: nothing seen).
+        started_at: when, seconds since the epoch; orders the blocks of a search.
     """
 
     baseline: RunTiming
     runs: tuple[RunTiming, ...]
     disturbance: str = ""
+    started_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _block_from_json(data: dict[str, Any]) -> Block:
         baseline=_run_from_json(data["baseline"]),
         runs=tuple(_run_from_json(run) for run in data["runs"]),
         disturbance=data["disturbance"],
+        started_at=data["started_at"],
     )
 
 

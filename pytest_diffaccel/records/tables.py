@@ -32,7 +32,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 #: Raised with every change of a table or of the record in it.
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).

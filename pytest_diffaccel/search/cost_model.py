@@ -10,43 +10,30 @@ that were never timed are predicted, with an interval that says how well.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
-from statistics import median
 
 import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval
-from pytest_diffaccel.measure.statistics import trimmed_interval
+from pytest_diffaccel.search.kind_costs import BASELINE, Cost, KindCosts
 from pytest_diffaccel.search.regression import Array, Regression
 
-# Standard deviations of the logarithm of a kind's cost. How much the log of its relative cost varies from block to
-# block before any is seen; as for a block's speed-up.
-_BLOCK_SD = 0.028
-# What a method's feature may do to the cost, before anything is timed: from a tenth of it to all of it.
+# Standard deviations of the logarithm of a kind's cost. What a method's feature may do to it, before anything is
+# timed: from a tenth of it to all of it.
 _FEATURE_SD = 1.5
 # How far two methods together may be from the product of each, and a kind from what its features say.
 _TOGETHER_SD, _OWN_SD = 0.15, 0.02
 # What lies outside the steps, where this accelerator was never timed: another's, and this much of it to either side.
 _UNKNOWN_FIXED_SD = 0.25
-_BASELINE = ""
 _NORMAL_95 = 1.96
+# A normal variable's standard deviation, as a multiple of the median of its absolute value.
+_SD_OF_MEDIAN = 1.4826
 # Candidates predicted at once: bounds the covariance of all their kinds.
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Logarithm of a relative cost, its variance, and from how many blocks."""
-
-    log_ratio: float
-    variance: float
-    blocks: int
 
 
 class CostModel:
@@ -58,7 +45,7 @@ class CostModel:
         fixed: cost of what is not a step, by accelerator; ``""`` is the baseline.
     """
 
-    def __init__(self, registry: Registry, kinds: dict[str, _Estimate], fixed: dict[str, _Estimate]) -> None:
+    def __init__(self, registry: Registry, kinds: Mapping[str, Cost], fixed: Mapping[str, Cost]) -> None:
         self.registry = registry
         self.kinds = kinds
         self.fixed = fixed
@@ -67,23 +54,12 @@ class CostModel:
     def fit(cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> CostModel:
         """Learn from timed blocks.
 
-        Each block gives, for each kind it holds, the kind's cost relative to the block's own baseline step; a kind's
-        cost is the trimmed mean of the logs over all blocks of all candidates.
-
         Args:
             registry: the methods known.
             timed: blocks of one environment; candidates of any of its cells and accelerators.
         """
-        steps: defaultdict[str, list[float]] = defaultdict(list)
-        fixed: defaultdict[str, list[float]] = defaultdict(list)
-        for candidate, blocks in timed:
-            for block in blocks:
-                for kind, ratio in _relative_steps(block):
-                    steps[kind].append(math.log(ratio))
-                step_s = median(block.baseline.step_s)
-                fixed[_BASELINE].append(math.log(block.baseline.fixed_s / step_s))
-                fixed[candidate.accelerator] += [math.log(run.fixed_s / step_s) for run in block.runs]
-        return cls(registry, *({name: _estimate(logs) for name, logs in one.items()} for one in (steps, fixed)))
+        costs = KindCosts.from_blocks(timed)
+        return cls(registry, costs.kinds, costs.fixed)
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
@@ -106,10 +82,13 @@ class CostModel:
 
     @cached_property
     def widening(self) -> float:
-        """Factor on all intervals, at least 1: how much further off predictions were than they said they would be."""
+        """Factor on all intervals, at least 1: how much further off predictions were than they said they would be.
+
+        By the median: a single block in which something else ran says little of all the others.
+        """
         if not self.kinds:
             return 1.0
-        return max(1.0, float(np.sqrt(np.mean(np.square(self._regression.surprises)))))
+        return max(1.0, _SD_OF_MEDIAN * float(np.median(np.abs(self._regression.surprises))))
 
     @cached_property
     def _regression(self) -> Regression:
@@ -146,7 +125,7 @@ class CostModel:
         counts = np.array([[row.count(kind) for kind in kinds] for row in calls], dtype=float)
         log_costs, covariance = self._log_costs(kinds)
         parts = counts * np.exp(log_costs)
-        baseline_fixed = self.fixed.get(_BASELINE, _Estimate(0.0, _UNKNOWN_FIXED_SD**2, 0))
+        baseline_fixed = self.fixed.get(BASELINE, Cost(0.0, _UNKNOWN_FIXED_SD**2, 0))
         found = []
         for candidate, steps in zip(candidates, parts, strict=True):
             fixed = self._fixed(candidate.accelerator)
@@ -167,28 +146,8 @@ class CostModel:
     def _kinds(self, candidate: Candidate) -> tuple[str, ...]:
         return self.registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)
 
-    def _fixed(self, accelerator: str) -> _Estimate:
+    def _fixed(self, accelerator: str) -> Cost:
         if accelerator in self.fixed:
             return self.fixed[accelerator]
         known = [one.log_ratio for one in self.fixed.values()]
-        return _Estimate(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)
-
-
-def _relative_steps(block: Block) -> Iterator[tuple[str, float]]:
-    """Cost of each kind that the candidate has, as a multiple of the block's baseline step.
-
-    Medians, not low quantiles: a kind has between one and all of a block's steps, and the low quantile of few values
-    lies higher than that of many, in every block alike, so that no pooling averages it away.
-    """
-    times: defaultdict[str, list[float]] = defaultdict(list)
-    for run in block.runs:
-        for kind, step_s in zip(run.kinds, run.step_s, strict=True):
-            times[kind].append(step_s)
-    step_s = median(block.baseline.step_s)
-    for kind, values in times.items():
-        yield kind, median(values) / step_s
-
-
-def _estimate(logs: Sequence[float]) -> _Estimate:
-    interval = trimmed_interval(logs, _BLOCK_SD)
-    return _Estimate(interval.value, ((interval.high - interval.value) / _NORMAL_95) ** 2, len(logs))
+        return Cost(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)

@@ -1,0 +1,177 @@
+"""What each kind of step costs, from timed blocks.
+
+A kind's cost in a block is the low quantile of its step times there, since disturbance only ever adds time, as a
+multiple of what an unaccelerated step cost about then; its cost is the median over blocks. What "about then" means is
+learnt from the blocks themselves: where the machine drifts, the block's own baseline tells it best; where it is merely
+noisy, the baselines of several minutes do. So is how much a block's figure varies, and by how much the low quantile of
+few steps lies above that of many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.measure.statistics import low_quantile
+from pytest_diffaccel.search.regression import Array
+
+#: Name of the baseline among accelerators.
+BASELINE = ""
+# Unaccelerated runs before and after a block that tell what a step cost about then: a few minutes of a search.
+_WINDOW = 8
+# A figure from this many steps or fewer varies more than one from many.
+_FEW_STEPS = 3
+# Before this many figures are there, a block's is taken to vary as on 2 noisy cores, where a search of an embedded
+# pipeline showed 0.070 for few steps and 0.045 for many (standard deviation of the logarithm).
+_ENOUGH_FIGURES, _TYPICAL_SD = 20, {True: 0.070, False: 0.045}
+# A median varies this much more than a mean; a standard deviation is this many times the median absolute deviation.
+_MEDIAN_SPREAD, _SD_OF_MAD = 1.25, 1.4826
+# What no number of blocks averages away: that a kind's cost is not the same under every load.
+_LEAST_SD = 0.005
+_BIAS_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost relative to an unaccelerated step.
+
+    Attributes:
+        log_ratio: its logarithm.
+        variance: of that.
+        blocks: how many blocks it is from.
+    """
+
+    log_ratio: float
+    variance: float
+    blocks: int
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """What one block shows of one kind: the logarithm of the low quantile of its step times, in seconds."""
+
+    kind: str
+    baseline: RunTiming
+    log_s: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class KindCosts:
+    """Costs of all that was timed.
+
+    Attributes:
+        kinds: by kind of step.
+        fixed: of what is not a step, by accelerator; :data:`BASELINE` for the unaccelerated pipeline's.
+    """
+
+    kinds: Mapping[str, Cost]
+    fixed: Mapping[str, Cost]
+
+    @classmethod
+    def from_blocks(cls, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> KindCosts:
+        """Learn from the blocks of one environment, of any of its candidates."""
+        pairs = [(candidate.accelerator, block) for candidate, own in timed for block in own]
+        pairs.sort(key=lambda pair: pair[1].started_at)
+        runs = list(dict.fromkeys(block.baseline for _, block in pairs))
+        figures = list(_figures([block for _, block in pairs], _bias(runs)))
+        floors = _floors(runs, figures)
+        return cls(_kind_costs(figures, floors), _fixed_costs(pairs, floors))
+
+
+def _bias(runs: Sequence[RunTiming]) -> dict[int, float]:
+    """How far the low quantile of so many steps of a run lies above that of all its steps (log), on average."""
+    generator = np.random.default_rng(0)
+    longest = max((len(run.step_s) for run in runs), default=0)
+    bias = {}
+    for steps in range(1, longest + 1):
+        # A few runs tell it; all of a long search would take a while.
+        above = [
+            math.log(low_quantile(list(generator.choice(run.step_s, steps, replace=False))) / low_quantile(run.step_s))
+            for run in runs[-_BIAS_DRAWS:]
+            if len(run.step_s) >= steps
+        ]
+        bias[steps] = float(np.mean(above))
+    return bias
+
+
+def _figures(blocks: Iterable[Block], bias: Mapping[int, float]) -> Iterable[_Figure]:
+    for block in blocks:
+        times: defaultdict[str, list[float]] = defaultdict(list)
+        for run in block.runs:
+            for kind, step_s in zip(run.kinds, run.step_s, strict=True):
+                times[kind].append(step_s)
+        for kind, values in times.items():
+            log_s = math.log(low_quantile(values)) - bias.get(len(values), 0.0)
+            yield _Figure(kind, block.baseline, log_s, len(values))
+
+
+def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTiming, float]:
+    """Logarithm of what an unaccelerated step cost about the time of each unaccelerated run, in seconds.
+
+    Between the run's own level and that of the runs around it, as far as the other runs of its block went along with
+    it.
+    """
+    own = {run: math.log(low_quantile(run.step_s)) for run in runs}
+    around = {
+        run: median(own[near] for near in runs[max(0, place - _WINDOW) : place + _WINDOW + 1])
+        for place, run in enumerate(runs)
+    }
+    moved = went_along = 0.0
+    for same in _by_kind(figures).values():
+        moves = _centred([own[figure.baseline] - around[figure.baseline] for figure in same])
+        others = _centred([figure.log_s - around[figure.baseline] for figure in same])
+        steps = np.array([figure.steps for figure in same])
+        moved += float(steps @ moves**2)
+        went_along += float(steps @ (moves * others))
+    share = min(1.0, max(0.0, went_along / moved)) if moved > 0 else 1.0
+    return {run: around[run] + share * (own[run] - around[run]) for run in runs}
+
+
+def _centred(values: Sequence[float]) -> Array:
+    centred: Array = np.array(values) - np.mean(values)
+    return centred
+
+
+def _kind_costs(figures: Sequence[_Figure], floors: Mapping[RunTiming, float]) -> dict[str, Cost]:
+    logs = {
+        kind: [figure.log_s - floors[figure.baseline] for figure in same] for kind, same in _by_kind(figures).items()
+    }
+    steps = {kind: median(figure.steps for figure in same) for kind, same in _by_kind(figures).items()}
+    apart: dict[bool, list[float]] = {True: [], False: []}
+    for kind, values in logs.items():
+        if len(values) > 2:
+            scale = math.sqrt(len(values) / (len(values) - 1))
+            apart[steps[kind] <= _FEW_STEPS] += [scale * abs(value - median(values)) for value in values]
+    sds = {
+        few: _SD_OF_MAD * median(values) if len(values) >= _ENOUGH_FIGURES else _TYPICAL_SD[few]
+        for few, values in apart.items()
+    }
+    return {kind: _cost(values, sds[steps[kind] <= _FEW_STEPS]) for kind, values in logs.items()}
+
+
+def _fixed_costs(pairs: Sequence[tuple[str, Block]], floors: Mapping[RunTiming, float]) -> dict[str, Cost]:
+    logs = {BASELINE: [math.log(run.fixed_s) - floor for run, floor in floors.items()]} if floors else {}
+    for accelerator, block in pairs:
+        own = logs.setdefault(accelerator, [])
+        own += [math.log(run.fixed_s) - floors[block.baseline] for run in block.runs]
+    return {name: _cost(values, _TYPICAL_SD[True]) for name, values in logs.items()}
+
+
+def _cost(values: Sequence[float], sd: float) -> Cost:
+    spread = _MEDIAN_SPREAD if len(values) > 2 else 1.0
+    return Cost(median(values), (spread * sd) ** 2 / len(values) + _LEAST_SD**2, len(values))
+
+
+def _by_kind(figures: Sequence[_Figure]) -> dict[str, list[_Figure]]:
+    same: defaultdict[str, list[_Figure]] = defaultdict(list)
+    for figure in figures:
+        same[figure.kind].append(figure)
+    return same
