@@ -6,6 +6,7 @@ what follows ``--`` goes to ``pytest benches``. Each search has a working folder
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,10 @@ def search(folder: Path, options: Sequence[str]) -> dict[GoldenKey, GoldenEntry]
     golden = folder / "golden.json"
     command = [sys.executable, "-m", "pytest", str(ROOT / "benches"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     began = time.monotonic()
-    subprocess.run([*command, "--golden", str(golden), *options], cwd=folder, check=True, stdout=sys.stderr)
+    # This clone's package, whatever is installed.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command += ["--golden", str(golden), *options]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=sys.stderr)
     print(f"searched in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return read_golden(golden)
 

@@ -14,6 +14,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import step_kind_speedup
 from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.fewer_steps import steps_as_fast
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", len(BASELINE))
@@ -156,6 +157,20 @@ def test_a_slower_machine_in_between_changes_nothing() -> None:
     truth = [speedup.value for speedup in predicted(quick)]
     mixed = [speedup.value for speedup in predicted([*slow[:3], *quick[3:]])]
     assert mixed == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize("fewer", [1, 4, 9, 10])
+def test_fewer_steps_are_as_fast_as_their_time_says(fewer: int) -> None:
+    model = CostModel.fit(REGISTRY, searched(0, run_sd=0.0, step_sd=0.0))
+    speedup = model.of_fewer_steps(10, fewer)
+    assert speedup.value == pytest.approx((1.0 + 0.12) / (0.1 * fewer + 0.12), rel=0.01)
+    assert speedup.low <= speedup.value <= speedup.high
+
+
+@pytest.mark.parametrize(("speedup", "steps"), [(1.0, 10), (1.05, 9), (2.0, 4), (5.0, 1), (6.0, None)])
+def test_the_rival_has_the_most_steps_that_are_as_fast(speedup: float, steps: int | None) -> None:
+    model = CostModel.fit(REGISTRY, searched(0, run_sd=0.0, step_sd=0.0))
+    assert steps_as_fast(model, 10, speedup) == steps
 
 
 def test_other_step_counts_share_the_costs() -> None:

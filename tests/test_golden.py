@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import ACCELERATORS, GoldenEntry, GoldenKey, dump_entries
+from pytest_diffaccel.records.golden import ACCELERATORS, FewerSteps, GoldenEntry, GoldenKey, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.jsonfile import JsonFileError
 
@@ -53,6 +53,7 @@ NOTHING_MEASURED = GoldenEntry(
     environment="3f9c2ab01d7e",
     reason="speed",
 )
+FEWER_STEPS = FewerSteps(steps=11, speedup=1.69, lpips=0.062, lpips_ci95=(0.05, 0.074))
 FILE = """\
 {
   "('SD1.5', 'DDIM', 20, 'DeepCache', 1.5)": {
@@ -556,3 +557,26 @@ def test_a_temporary_file_left_by_a_kill_is_harmless(path: Path) -> None:
     merge(path, {replace(KEY, steps=50): ENTRY}, update=False)
     assert len(read_golden(path)) == 2
     assert not left.exists()
+
+
+# --- the rival: fewer steps ------------------------------------------------------------------------------------
+
+
+def test_an_entry_says_whether_it_beats_fewer_steps() -> None:
+    better, worse = replace(ENTRY, fewer_steps=FEWER_STEPS), replace(ENTRY, lpips=0.07, lpips_ci95=(0.06, 0.08))
+    assert better.beats_fewer_steps is True
+    assert replace(worse, fewer_steps=FEWER_STEPS).beats_fewer_steps is False
+    assert ENTRY.beats_fewer_steps is None
+
+
+def test_fewer_steps_are_written_and_read_back() -> None:
+    entry = replace(ENTRY, fewer_steps=FEWER_STEPS)
+    assert GoldenEntry.from_json(entry.to_json()) == entry
+    assert '"fewer_steps": {"steps": 11, "speedup": 1.69, "lpips": 0.062' in entry.to_json()
+    assert '"beats_fewer_steps": true' in entry.to_json()
+
+
+@pytest.mark.parametrize("lie", [{"beats_fewer_steps": False, "fewer_steps": FEWER_STEPS}, {"beats_fewer_steps": True}])
+def test_a_claim_about_fewer_steps_that_the_figures_deny_is_refused(lie: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="fewer_steps"):
+        replace(ENTRY, **lie)

@@ -62,6 +62,11 @@ def test_a_search_measures_every_candidate_and_records_its_winners(small_search:
     least = min(searched, key=lambda interval: searched[interval][1])
     assert golden[key(1.2)].status == "met"
     assert golden[key(1.2)].params == {"Echo": {"echo_interval": least, "mishap": 0}}
+    for entry in golden.values():
+        assert entry.fewer_steps is not None
+        assert entry.speedup is not None
+        assert entry.fewer_steps.steps < 20
+        assert entry.fewer_steps.speedup >= entry.speedup
     environments = read_environments(small_search.golden)
     assert {entry.environment for entry in golden.values()} == environments.keys()
     assert "SD1.5 from" in next(iter(environments.values())).model_source

@@ -35,6 +35,7 @@ _LINES = (
     ("status", "reason", "params"),
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
     ("lpips", "lpips_ci95"),
+    ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
 )
 #: Longer than any key of ours; ``ast.literal_eval`` can exhaust memory on much longer text.
@@ -103,6 +104,35 @@ class GoldenKey:
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class FewerSteps:
+    """The unaccelerated pipeline with fewer steps, as fast as an accelerator: the rival that it has to beat.
+
+    Attributes:
+        steps: how many steps are as fast.
+        speedup: of those steps.
+        lpips: mean LPIPS against the images of all steps, on the winner's samples.
+        lpips_ci95: its interval.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    speedup: Annotated[float, Field(ge=0)]
+    lpips: float
+    lpips_ci95: Range
+
+    def rounded(self) -> FewerSteps:
+        """As the file keeps it."""
+        return replace(
+            self,
+            speedup=round(self.speedup, SPEEDUP_DECIMALS),
+            lpips=round(self.lpips, LPIPS_DECIMALS) + 0.0,
+            lpips_ci95=(
+                round(self.lpips_ci95[0], LPIPS_DECIMALS) + 0.0,
+                round(self.lpips_ci95[1], LPIPS_DECIMALS) + 0.0,
+            ),
+        )
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class GoldenEntry:
     """The winner of a key, or the record that the target cannot be reached.
 
@@ -124,6 +154,9 @@ class GoldenEntry:
         environment: id of the environment (12 hex digits), spelled out in ``environments.json``.
         reason: why unattainable: no candidate was fast enough (``"speed"``), or none of those that were was
             good enough (``"quality"``); None when met.
+        fewer_steps: the unaccelerated pipeline at the step count that is as fast; None when no step count is, or in
+            records of before it was measured.
+        beats_fewer_steps: whether ``lpips`` is below that of fewer steps; None without them.
     """
 
     status: Literal["met", "unattainable"]
@@ -138,8 +171,17 @@ class GoldenEntry:
     batch_size: Annotated[int, Field(ge=1)]
     environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
     reason: Literal["speed", "quality"] | None = None
+    fewer_steps: FewerSteps | None = None
+    beats_fewer_steps: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.fewer_steps is not None and self.lpips is not None:
+            beats = self.lpips < self.fewer_steps.lpips
+            if self.beats_fewer_steps not in (None, beats):
+                raise ValueError(f"beats_fewer_steps is {self.beats_fewer_steps}, and the two losses say otherwise")
+            object.__setattr__(self, "beats_fewer_steps", beats)
+        elif self.beats_fewer_steps is not None:
+            raise ValueError("beats_fewer_steps without fewer_steps")
         if (self.status == "met") != (self.reason is None):
             raise ValueError("an unattainable entry has a reason, and only that")
         figures = [figure for pair in self._figures() for figure in pair]
@@ -172,15 +214,18 @@ class GoldenEntry:
             wall_speedup_ci95=_round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
             lpips=_round(self.lpips, LPIPS_DECIMALS),
             lpips_ci95=_round_range(self.lpips_ci95, LPIPS_DECIMALS),
+            fewer_steps=self.fewer_steps and self.fewer_steps.rounded(),
+            beats_fewer_steps=None,
         )
 
     def to_json(self) -> str:
         """The entry's JSON text, several lines indented to stand in the file; rounded."""
         fields = asdict(self.rounded())
-        if self.reason is None:
-            del fields["reason"]
+        for name in ("reason", "fewer_steps", "beats_fewer_steps"):
+            if fields[name] is None:
+                del fields[name]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
-        return "{\n    " + ",\n    ".join(lines) + "\n  }"
+        return "{\n    " + ",\n    ".join(filter(None, lines)) + "\n  }"
 
     @classmethod
     def from_json(cls, text: str) -> GoldenEntry:

@@ -25,6 +25,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.tables import (
+    DECISIONS,
     ENVIRONMENTS,
     FAILURES,
     MEASUREMENTS,
@@ -192,6 +193,17 @@ class Store:
         """All failures in an environment and sampling, by candidate key."""
         rows = self._rows(FAILURES, _conditions(environment, sampling))
         return [_failure(row, sampling) for row in rows]
+
+    def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
+        """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
+        values = {**_identity(subject, environment, sampling), "evidence": evidence, "created_at": _now()}
+        with self._engine.begin() as connection:
+            _upsert(connection, DECISIONS, values)
+
+    def decision(self, subject: str, environment: str, sampling: Sampling) -> str | None:
+        """Why ``subject`` needs no measuring; None when that was not decided."""
+        rows = self._rows(DECISIONS, _identity(subject, environment, sampling))
+        return str(rows[0].evidence) if rows else None
 
     def save_environment(self, environment: Environment) -> None:
         """Keep what an environment's id stands for."""

@@ -104,6 +104,13 @@ FAILURES = Table(
     _created_at(),
     Column("candidate", Text, nullable=False),
 )
+DECISIONS = Table(
+    "diffaccel_decisions",
+    METADATA,
+    *_identity(),
+    _created_at(),
+    Column("evidence", Text, nullable=False),
+)
 ENVIRONMENTS = Table(
     "diffaccel_environments",
     METADATA,

@@ -39,7 +39,7 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[st
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "parameters"):
+    for heading in ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters"):
         table.add_column(heading, overflow="fold")
     for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].status, row[1].params)):
         winner = list(same)
@@ -52,14 +52,24 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[st
     return ["", *text.getvalue().rstrip().splitlines()]
 
 
-def _figures(entry: GoldenEntry) -> tuple[str, str, str]:
+def _figures(entry: GoldenEntry) -> tuple[str, str, str, str]:
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
+    fewer = _fewer_steps(entry)
     params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
     if entry.status == "met":
-        return speedup, lpips, params
+        return speedup, lpips, fewer, params
     why = {"speed": "no candidate is fast enough", "quality": "the fast ones lose too much quality"}
-    return speedup, lpips, f"unattainable: {why[entry.reason or 'speed']}; best reached by {params or 'none'}"
+    return speedup, lpips, fewer, f"unattainable: {why[entry.reason or 'speed']}; best reached by {params or 'none'}"
+
+
+def _fewer_steps(entry: GoldenEntry) -> str:
+    """LPIPS of the plain pipeline at the step count that is as fast, and whether it makes the winner pointless."""
+    if entry.fewer_steps is None:
+        return "-"
+    return f"{entry.fewer_steps.lpips:.3f} ({entry.fewer_steps.steps})" + (
+        "" if entry.beats_fewer_steps else " better!"
+    )
 
 
 def _interval(value: float | None, ends: tuple[float, float] | None, decimals: int, unit: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.attempt import evaluate
-from pytest_diffaccel.search.racing import plan
+from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -30,7 +30,12 @@ def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bo
     if known is not None and known.sampling.num_samples >= bench.first_samples:
         return known, False
     if not bench.settings.exhaustive:
-        verdict = plan(bench, candidate.cell, candidate.accelerator).verdict(candidate)
+        group = Group(bench, candidate.cell, candidate.accelerator)
+        decided = group.decision(candidate.key)
+        if decided is not None:
+            raise NotWorthwhile(decided)
+        verdict = group.plan().verdict(candidate)
         if not verdict.evaluate:
+            group.decide(candidate.key, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)
     return evaluate(bench, candidate), True

@@ -68,6 +68,15 @@ class CostModel:
             found += self._speedups(candidates[start : start + _CHUNK])
         return found
 
+    def of_fewer_steps(self, steps: int, fewer: int) -> Interval:
+        """Speed-up of the unaccelerated pipeline with ``fewer`` steps instead of ``steps``, with its 95% interval."""
+        fixed = self.fixed.get(BASELINE, Cost(0.0, _UNKNOWN_FIXED_SD**2, 0))
+        outside = math.exp(fixed.log_ratio)
+        speedup = (steps + outside) / (fewer + outside)
+        # What lies outside the steps is in both times: only the difference of its shares counts.
+        half = _NORMAL_95 * math.sqrt(fixed.variance) * (outside / (fewer + outside) - outside / (steps + outside))
+        return Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half))
+
     @property
     def contradicted(self) -> list[str]:
         """Kinds whose measured cost the others do not bear out, by more than three standard deviations; furthest first.

@@ -6,13 +6,14 @@ its group in blocks of their own, on other prompts and seeds; one that then miss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.evaluation import BlockBudget, measure
-from pytest_diffaccel.search.racing import plan
+from pytest_diffaccel.search.fewer_steps import rival
+from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.select import Choice, choose
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
@@ -35,10 +36,12 @@ class Winner:
     Attributes:
         choice: what was chosen, or the best reached and why that is not enough.
         measurement: the final measurement of the chosen; None when nothing was measured.
+        rival: the unaccelerated pipeline with as few steps as are as fast; None when there is none.
     """
 
     choice: Choice
     measurement: Measurement | None
+    rival: Measurement | None
 
 
 def find_winners(bench: Workbench, cell: Cell, accelerator: str) -> list[Winner]:
@@ -60,16 +63,24 @@ def find_winners(bench: Workbench, cell: Cell, accelerator: str) -> list[Winner]
         measured = [measurement.candidate for measurement in _in_grid(bench, cell, accelerator)]
     verified: dict[str, Measurement] = {}
     while True:
-        options = plan(bench, cell, accelerator).options
+        options = Group(bench, cell, accelerator).plan().options
         options = [option for option in options if measured is None or option.candidate in measured]
         choices = [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
         chosen = {choice.option.candidate.key: choice.option.candidate for choice in choices if choice.option}
         missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if not missing:
-            return [
-                Winner(choice, verified[choice.option.candidate.key] if choice.option else None) for choice in choices
-            ]
+            return [_winner(bench, cell, accelerator, choice, verified) for choice in choices]
         verified |= _verify(bench, missing, _AGAIN_BUDGET if verified else FINAL_BUDGET)
+
+
+def _winner(
+    bench: Workbench, cell: Cell, accelerator: str, choice: Choice, verified: Mapping[str, Measurement]
+) -> Winner:
+    if choice.option is None:
+        return Winner(choice, None, None)
+    costs = bench.knowledge(cell, accelerator).costs
+    measurement = verified[choice.option.candidate.key]
+    return Winner(choice, measurement, rival(bench, cell, costs, choice.option.speedup.value))
 
 
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, GoldenKey
 from pytest_diffaccel.search.finals import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -63,7 +63,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
 
 def _entry(winner: Winner, environment: Environment) -> GoldenEntry:
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
-    figures: Mapping[str, Any]
+    figures: dict[str, Any]
     if measurement is None or option is None:
         names = ("speedup", "wall_speedup", "lpips")
         figures = {"params": {}, "num_samples": 0} | dict.fromkeys([*names, *(f"{name}_ci95" for name in names)])
@@ -79,6 +79,11 @@ def _entry(winner: Winner, environment: Environment) -> GoldenEntry:
             "lpips": measurement.quality.lpips.value,
             "lpips_ci95": (measurement.quality.lpips.low, measurement.quality.lpips.high),
         }
+        if winner.rival is not None:
+            fewer = winner.rival.quality.lpips
+            figures["fewer_steps"] = FewerSteps(
+                winner.rival.candidate.cell.steps, winner.rival.speedup.value, fewer.value, (fewer.low, fewer.high)
+            )
     return GoldenEntry(
         status="unattainable" if reason else "met",
         reason=reason,

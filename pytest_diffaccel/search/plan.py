@@ -29,7 +29,7 @@ from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, equally_good
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.01
-# A speed-up predicted less well than this is worth a look of its own where it could reach a target.
+# A speed-up predicted less well than this gets the benefit of its interval.
 _VAGUE_SPEEDUP = 0.06
 _NORMAL_95 = 1.96
 
@@ -78,8 +78,6 @@ class Plan:
             if self._teaches(candidate):
                 return Verdict(True, f"{said}; shows what the method loses where it does little")
             return Verdict(False, f"{said}: reaches no target (the lowest is {TARGETS[0]:g}x)")
-        if speedup.half_width_ratio > _VAGUE_SPEEDUP:
-            return Verdict(True, f"{said}: not known well enough")
         mean, sd = self._losses([candidate])
         gains = self._gains([speedup], mean, sd)[0]
         low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
@@ -213,7 +211,9 @@ def _fast(speedup: Interval, target: float) -> bool:
 
 
 def _probability(speedup: Interval, target: float) -> float:
-    """That the speed-up will be found to reach the target."""
+    """That the speed-up will be found to reach the target; 1 where it may and too little is known to say."""
+    if speedup.half_width_ratio > _VAGUE_SPEEDUP:
+        return float(_fast(speedup, target))
     sd = math.log(speedup.high / speedup.low) / (2 * _NORMAL_95)
     distance = math.log(speedup.value / (target * (1 - SPEED_TOLERANCE)))
     return float(stats.norm.cdf(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)

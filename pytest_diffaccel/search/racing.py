@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Accelerator
-from pytest_diffaccel.matrix import Candidate, Cell, Params
-from pytest_diffaccel.search.attempt import evaluate
-from pytest_diffaccel.search.evaluation import extend
+from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,76 +19,60 @@ _LOG = logging.getLogger(__name__)
 _PATIENCE = 8
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16
-# Candidates beyond the grid that are looked at again and again as more becomes known.
-_PROMISING = 400
+#: Candidates beyond the grid that are looked at again and again as more becomes known.
+PROMISING = 400
 
 
-def plan(bench: Workbench, cell: Cell, accelerator: str) -> Plan:
-    """The group as far as it is known now."""
-    knowledge = bench.knowledge(cell, accelerator)
-    (known,) = bench.registry.select([accelerator])
-    return Plan(
-        registry=bench.registry,
-        accelerator=known,
-        cell=cell,
-        costs=knowledge.costs,
-        evaluated=knowledge.losses(cell),
-        max_loss=bench.settings.max_quality_loss,
-        first=bench.first_samples,
-    )
+class Track(Protocol):
+    """Where a group's race is run: with a pipeline, or on a table of what one showed."""
+
+    def plan(self) -> Plan:
+        """The group as far as it is known now."""
+
+    def evaluate(self, candidate: Candidate) -> None:
+        """Give a candidate its first samples. Raises what goes wrong; others may go on."""
+
+    def extend(self, candidate: Candidate, num_samples: int) -> None:
+        """Give an evaluated candidate more samples."""
 
 
-def race(bench: Workbench, cell: Cell, accelerator: str) -> int:
-    """Evaluate what may win, then give those that cannot be told apart more samples.
-
-    A candidate that fails is left out; why is in the store.
-
-    Returns:
-        How many candidates were evaluated beyond those of the cases.
+def settle(track: Track, num_samples: int) -> None:
+    """Give those that cannot be told apart more samples, until they can or have ``num_samples``.
 
     Raises:
         Exception: when a candidate that was evaluated before fails now.
     """
-    evaluated = _explore(bench, cell, accelerator)
-    while needed := plan(bench, cell, accelerator).undecided(bench.settings.num_samples):
+    while needed := track.plan().undecided(num_samples):
         for candidate, samples in needed.items():
-            known = bench.knowledge(cell, accelerator).find(candidate)
-            if known is not None:
-                bench.keep(extend(bench, known, samples))
-    return evaluated
+            track.extend(candidate, samples)
 
 
-def _explore(bench: Workbench, cell: Cell, accelerator: str) -> int:
-    known = plan(bench, cell, accelerator)
-    open_candidates = _open_candidates(bench, known)
+def explore(track: Track, candidates: Sequence[Candidate]) -> int:
+    """Evaluate what may win, most promising first; one that fails is left out.
+
+    Args:
+        track: where.
+        candidates: those of the group that may be evaluated and are not yet.
+
+    Returns:
+        How many candidates were evaluated.
+    """
+    open_candidates = list(candidates)
+    known = track.plan()
     evaluated = in_vain = 0
     while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
         open_candidates.remove(candidate)
         try:
-            evaluate(bench, candidate)
+            track.evaluate(candidate)
             evaluated += 1
         except Exception as error:
             _LOG.warning("%s: %s", candidate.key, error)
-        before, known = known, plan(bench, cell, accelerator)
+        before, known = known, track.plan()
         in_vain = 0 if known.improves_on(before) else in_vain + 1
     return evaluated
 
 
-def _open_candidates(bench: Workbench, known: Plan) -> list[Candidate]:
-    """Those not tried yet: of the grid, and of the whole space the most promising."""
-    settings, accelerator = bench.settings, known.accelerator
-    rows = list(accelerator.grid(known.cell, coarse=settings.coarse))
-    if not settings.coarse:
-        rows += _space(known)
-    failures = bench.store.failures(bench.environment(known.cell).id, bench.sampling(known.cell, "search"))
-    tried = {one.key for one in known.evaluated} | {failure.candidate.key for failure in failures}
-    fresh = {
-        one.key: one for params in rows if (one := Candidate(known.cell, accelerator.name, params)).key not in tried
-    }
-    return known.promising(list(fresh.values()), _PROMISING)
-
-
-def _space(known: Plan) -> Iterator[Params]:
+def space(known: Plan) -> Iterator[Params]:
     """Points of the accelerator's space: all of a method's, or combinations of the best trade-offs of each."""
     accelerator = known.accelerator
     names = [method.name for method in accelerator.methods]

@@ -77,10 +77,10 @@ class SearchRun:
             Unfinished: when candidates of the group have not been tried.
         """
         from pytest_diffaccel.search.finals import find_winners
+        from pytest_diffaccel.search.group import Group
         from pytest_diffaccel.search.outcome import winner_properties
-        from pytest_diffaccel.search.racing import race
 
-        explored = 0 if self.settings.exhaustive else race(self.bench, cell, accelerator)
+        explored = 0 if self.settings.exhaustive else Group(self.bench, cell, accelerator).race()
         winners = find_winners(self.bench, cell, accelerator)
         return winner_properties(self.bench, cell, accelerator, winners) | {"explored": explored}
 

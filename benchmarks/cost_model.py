@@ -1,0 +1,74 @@
+"""How well the cost model predicts speed-ups of candidates that it has not seen, on recorded tables.
+
+Run ``python -m benchmarks.cost_model``; no pipeline is needed. The model learns from blocks of randomly chosen
+candidates, 50 timed calls in all, and predicts the candidates that were timed in many blocks, none of which it saw.
+What they measured has an error of its own; coverage counts a prediction as right when the difference lies within both
+intervals together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import parser, show
+from benchmarks.recorded import read
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.search.cost_model import CostModel
+
+# Of a block's two calls one is the baseline's.
+TIMED_BLOCKS = 25
+DRAWS = 20
+
+
+def _log_sd(interval: Interval) -> float:
+    return math.log(interval.high / interval.low) / (2 * 1.96)
+
+
+def cell_errors(cell: Cell, tables: dict[str, Any]) -> tuple[list[float], list[bool]]:
+    """Errors of the log speed-up, and whether each lies within the intervals."""
+    registry = default_registry()
+    precise = [point for point in tables["blocks"][cell] if point.candidate.params]
+    names = {point.candidate for point in precise}
+    seen = [point for point in tables["exhaustive"][cell] if point.candidate not in names]
+    measured = [step_kind_speedup(point.blocks) for point in precise]
+    errors, covered = [], []
+    for seed in range(DRAWS):
+        chosen = np.random.default_rng(seed).choice(len(seen), TIMED_BLOCKS, replace=False)
+        model = CostModel.fit(registry, [(seen[place].candidate, seen[place].blocks[:1]) for place in chosen])
+        for speedup, truth in zip(model.speedups([point.candidate for point in precise]), measured, strict=True):
+            error = math.log(speedup.value / truth.value)
+            errors.append(error)
+            covered.append(abs(error) <= 1.96 * math.hypot(_log_sd(speedup), _log_sd(truth)))
+    return errors, covered
+
+
+def main() -> None:
+    """Print the errors by cell and in all."""
+    arguments = parser(__doc__ or "").parse_args()
+    tables = {name: read(name) for name in ("exhaustive", "blocks")}
+    rows, all_errors, all_covered = [], [], []
+    for cell in tables["blocks"]:
+        errors, covered = cell_errors(cell, tables)
+        rows.append({"cell": str(cell), **_figures(errors, covered)})
+        all_errors += errors
+        all_covered += covered
+    show("predicted against measured", rows, _figures(all_errors, all_covered), as_json=arguments.json)
+
+
+def _figures(errors: list[float], covered: list[bool]) -> dict[str, float]:
+    return {
+        "median_error": float(np.median(np.abs(errors))),
+        "p95_error": float(np.percentile(np.abs(errors), 95)),
+        "coverage": float(np.mean(covered)),
+        "bias": float(np.mean(errors)),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A group as a search with a pipeline sees it: its plan, its evaluations, its race."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_diffaccel.matrix import Candidate, Cell, slug
+from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.search.attempt import evaluate
+from pytest_diffaccel.search.evaluation import extend
+from pytest_diffaccel.search.plan import Plan
+from pytest_diffaccel.search.racing import PROMISING, explore, settle, space
+from pytest_diffaccel.search.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cell and an accelerator on a workbench; a :class:`.racing.Track`.
+
+    Attributes:
+        bench: the search's workbench.
+        cell: the cell.
+        accelerator: the accelerator's name.
+    """
+
+    bench: Workbench
+    cell: Cell
+    accelerator: str
+
+    def plan(self) -> Plan:
+        """The group as far as it is known now."""
+        knowledge = self.bench.knowledge(self.cell, self.accelerator)
+        (known,) = self.bench.registry.select([self.accelerator])
+        return Plan(
+            registry=self.bench.registry,
+            accelerator=known,
+            cell=self.cell,
+            costs=knowledge.costs,
+            evaluated=knowledge.losses(self.cell),
+            max_loss=self.bench.settings.max_quality_loss,
+            first=self.bench.first_samples,
+        )
+
+    def evaluate(self, candidate: Candidate) -> None:
+        """Measure a candidate on its first samples; raises what :func:`.attempt.evaluate` raises."""
+        evaluate(self.bench, candidate)
+
+    def extend(self, candidate: Candidate, num_samples: int) -> None:
+        """Measure an evaluated candidate on more samples."""
+        known = self.bench.knowledge(self.cell, self.accelerator).find(candidate)
+        if known is not None:
+            self.bench.keep(extend(self.bench, known, num_samples))
+
+    def race(self) -> int:
+        """Evaluate whatever else may win, once, and tell the rivals apart; how many candidates were evaluated."""
+        explored, evaluated = f"{self.cell}-{slug(self.accelerator)}", 0
+        if self.decision(explored) is None:
+            evaluated = explore(self, self._open_candidates())
+            self.decide(explored, "explored")
+        settle(self, self.bench.settings.num_samples)
+        return evaluated
+
+    def decide(self, subject: str, evidence: str) -> None:
+        """Keep that a candidate, by its key, or the group itself needs no more evaluations, and why."""
+        self.bench.store.save_decision(subject, *self._conditions, evidence)
+
+    def decision(self, subject: str) -> str | None:
+        """What an earlier run decided; None when it did not, or decides anew."""
+        if self.bench.settings.fresh:
+            return None
+        return self.bench.store.decision(subject, *self._conditions)
+
+    @property
+    def _conditions(self) -> tuple[str, Sampling]:
+        return self.bench.environment(self.cell).id, self.bench.sampling(self.cell, "search")
+
+    def _open_candidates(self) -> list[Candidate]:
+        """Those not tried yet: of the grid, and of the whole space the most promising."""
+        known, bench = self.plan(), self.bench
+        rows = list(known.accelerator.grid(self.cell, coarse=bench.settings.coarse))
+        if not bench.settings.coarse:
+            rows += space(known)
+        failures = bench.store.failures(*self._conditions)
+        tried = {one.key for one in known.evaluated} | {failure.candidate.key for failure in failures}
+        candidates = {one.key: one for one in (Candidate(self.cell, self.accelerator, params) for params in rows)}
+        return known.promising([one for key, one in candidates.items() if key not in tried], PROMISING)
