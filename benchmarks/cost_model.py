@@ -35,7 +35,7 @@ def cell_errors(cell: Cell, tables: dict[str, Any]) -> tuple[list[float], list[b
     registry = default_registry()
     precise = [point for point in tables["blocks"][cell] if point.candidate.params]
     names = {point.candidate for point in precise}
-    seen = [point for point in tables["exhaustive"][cell] if point.candidate not in names]
+    seen = [point for point in tables["exhaustive"][cell] if point.blocks and point.candidate not in names]
     measured = [step_kind_speedup(point.blocks) for point in precise]
     errors, covered = [], []
     for seed in range(DRAWS):

@@ -198,8 +198,9 @@ def _joined(folder: Path, kind: str) -> Iterator[Mapping[str, Any]]:
     for cell in CELLS.values():
         quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in _rows(path)}
         times = {row["key"]: row for row in _rows(folder / f"{kind}-{cell.pipe}.jsonl")}
-        for one in [Candidate(cell, "", {}), *candidates(cell, default_registry())]:
-            if one.key in times and (one.key in quality or not one.params):
+        alone = [Candidate(cell, "", {})] if kind == "blocks" else []
+        for one in [*alone, *candidates(cell, default_registry())]:
+            if (one.key in times or kind == "times") and (one.key in quality or not one.params):
                 yield {
                     "pipe": cell.pipe,
                     "scheduler": cell.scheduler,
@@ -207,7 +208,7 @@ def _joined(folder: Path, kind: str) -> Iterator[Mapping[str, Any]]:
                     "accelerator": one.accelerator,
                     "params": json.dumps(one.params),
                     "lpips": quality[one.key]["lpips"] if one.params else [0.0] * NUM_SAMPLES,
-                    "blocks": times[one.key]["blocks"],
+                    "blocks": times[one.key]["blocks"] if one.key in times else [],
                 }
 
 

@@ -23,7 +23,7 @@ class Point:
     Attributes:
         candidate: what it is; without params for the baseline against itself.
         losses: LPIPS of each sample, the same prompts and seeds for all.
-        blocks: timed next to the baseline, at least one.
+        blocks: timed next to the baseline; none where only losses are recorded yet.
     """
 
     candidate: Candidate

@@ -10,7 +10,7 @@ it ever is.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -31,7 +31,8 @@ from pytest_diffaccel.search.select import EQUAL_LOSS, Option, choose
 REGISTRY = default_registry()
 BATCH = 4
 MAX_LOSS = 0.25
-KNOWN_SPEEDUP = 0.02
+# Blocks that tell a borderline speed-up, as in pytest_diffaccel.search.group.
+_BLOCKS_ENOUGH = 8
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]
 
@@ -80,6 +81,21 @@ def named(table: Table, evaluated: Sequence[Candidate]) -> dict[Goal, Candidate 
     return winners
 
 
+class Told(CostModel):
+    """A cost model that is told some candidates' speed-ups: those that were timed in many blocks.
+
+    Attributes:
+        told: their speed-ups.
+    """
+
+    told: Mapping[Candidate, Interval]
+
+    def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
+        """As told, else as predicted."""
+        predicted = super().speedups(candidates)
+        return [self.told.get(one, speedup) for one, speedup in zip(candidates, predicted, strict=True)]
+
+
 @dataclass
 class Replay:
     """Our search on a table; a :class:`pytest_diffaccel.search.racing.Track` of one group after the other.
@@ -89,17 +105,18 @@ class Replay:
         order: the samples' places, shuffled by the seed.
         accelerator: the group that is searched now.
         images: generated so far.
-        time: denoiser time so far, in baseline generations of one sample.
+        spent: denoiser time so far, in baseline generations of one sample.
     """
 
     table: Table
     order: Sequence[int]
     accelerator: Accelerator
     images: int = 0
-    time: float = 0.0
+    spent: float = 0.0
     _seen: dict[Candidate, int] = field(default_factory=dict)
     _timed: set[Candidate] = field(default_factory=set)
-    _costs: CostModel | None = None
+    _told: dict[Candidate, Interval] = field(default_factory=dict)
+    _costs: Told | None = None
 
     def plan(self) -> Plan:
         """The group as far as it is known now."""
@@ -112,29 +129,42 @@ class Replay:
     @property
     def _model(self) -> CostModel:
         if self._costs is None:
-            self._costs = CostModel.fit(REGISTRY, [(one, self.table.points[one].blocks[:1]) for one in self._timed])
+            timed = [(one, self.table.points[one].blocks[:1]) for one in self._timed]
+            self._costs = Told.fit(REGISTRY, timed)
+            self._costs.told = self._told
         return self._costs
 
     def evaluate(self, candidate: Candidate) -> None:
         """The counted generation; a block with a baseline run where the speed-up is not known well."""
-        (predicted,) = self._model.speedups([candidate])
+        timed = self.plan().timing_tells(candidate)
         self._seen[candidate] = BATCH
         self._generate(candidate, BATCH)
-        if predicted.half_width_ratio > KNOWN_SPEEDUP:
+        if timed:
             self._timed.add(candidate)
             self._costs = None
             self._generate(candidate, BATCH)
             self.images += BATCH
-            self.time += BATCH
+            self.spent += BATCH
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """More samples."""
         self._generate(candidate, num_samples - self._seen[candidate])
         self._seen[candidate] = num_samples
 
+    def time(self, candidate: Candidate) -> bool:
+        """Blocks enough to know the speed-up: the table's truth, as many blocks would tell it."""
+        if candidate in self._told:
+            return False
+        self._told[candidate] = self.table.speedups[candidate]
+        for _ in range(_BLOCKS_ENOUGH):
+            self._generate(candidate, BATCH)
+            self.images += BATCH
+            self.spent += BATCH
+        return True
+
     def _generate(self, candidate: Candidate, count: int) -> None:
         self.images += count
-        self.time += count / self.table.speedups[candidate].value
+        self.spent += count / self.table.speedups[candidate].value
 
     def search(self) -> dict[Goal, Candidate | None]:
         """All groups, as the cases and the winners' cases of a search go about them."""
@@ -145,8 +175,7 @@ class Replay:
             for candidate in group:
                 if candidate.params in grid and self.plan().verdict(candidate).evaluate:
                     self.evaluate(candidate)
-            known = self.plan()
-            explore(self, known.promising([one for one in group if one not in self._seen], len(group)))
+            explore(self, group, len(group))
             settle(self, self.table.samples)
             options = self.plan().options
             for target in TARGETS:
@@ -220,8 +249,8 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
     places = np.array([_coordinates(one) for one in group])
     low, high = places.min(axis=0), places.max(axis=0)
     asked: dict[Candidate, None] = {}
-    for _ in range(len(group)):
-        trial = study.ask()
+
+    def objective(trial: Any) -> tuple[float, float]:
         if name == "GridSampler":
             found = group[trial.suggest_categorical("place", list(range(len(group))))]
         else:
@@ -230,7 +259,9 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
             scale = np.where(high > low, high - low, 1.0)
             found = group[int(np.argmin((((places - wanted) / scale) ** 2).sum(axis=1)))]
         asked[found] = None
-        study.tell(trial, [table.speedups[found].value, table.loss(found)])
+        return table.speedups[found].value, table.loss(found)
+
+    study.optimize(objective, n_trials=len(group))
     return list(asked)
 
 
@@ -276,7 +307,7 @@ def _ours(tables: Sequence[Table], seed: int) -> tuple[float, int, float, list[f
         random.Random(seed).shuffle(order)
         replay = Replay(table, order, next(iter(REGISTRY)))
         right, own = judge(table, replay.search())
-        time, images = time + replay.time, images + replay.images
+        time, images = time + replay.spent, images + replay.images
         rights.append(right)
         regrets += own
     return time, images, float(np.mean(rights)), regrets
@@ -307,7 +338,8 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=20, help="seeds of ours and of random search")
     made.add_argument("--optuna-seeds", type=int, default=3, help="seeds of each Optuna sampler")
     arguments = made.parse_args()
-    tables = [Table(cell, points) for cell, points in read("exhaustive").items()]
+    recorded = {cell: [point for point in points if point.blocks] for cell, points in read("exhaustive").items()}
+    tables = [Table(cell, points) for cell, points in recorded.items() if points]
     rows, summary = compare(tables, arguments.seeds, arguments.optuna_seeds)
     show("search cost, medians over seeds", rows, summary, as_json=arguments.json)
 

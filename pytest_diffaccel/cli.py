@@ -41,6 +41,5 @@ def _show(parsed: argparse.Namespace) -> int:
     entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.pipe)}
     if not entries:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: pytest benches")
-    environments = read_environments(parsed.golden).values()
-    print("\n".join(winners_table(entries, {each.pipe: each.model_source for each in environments})))
+    print("\n".join(winners_table(entries, read_environments(parsed.golden))))
     return 0

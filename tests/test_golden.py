@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
-from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import ACCELERATORS, FewerSteps, GoldenEntry, GoldenKey, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.jsonfile import JsonFileError
@@ -478,6 +478,17 @@ def test_environments_that_entries_name_are_spelled_out(path: Path) -> None:
     before = (path.parent / "environments.json").read_bytes()
     merge(path, {KEY: entry}, update=True, environments={later.id: later})
     assert (path.parent / "environments.json").read_bytes() == before
+
+
+def test_what_is_learnt_of_an_environment_is_added_and_stays(path: Path) -> None:
+    entry = replace(ENTRY, environment=ENVIRONMENT.id)
+    merge(path, {KEY: entry}, update=False, environments={ENVIRONMENT.id: ENVIRONMENT})
+    assert read_environments(path)[ENVIRONMENT.id].scale is None
+    scaled = replace(ENVIRONMENT, scale=QualityScale(repeat=0.0, batch=0.001, one_ulp=0.002, unrelated=0.5))
+    assert scaled.id == ENVIRONMENT.id
+    for environment in (scaled, ENVIRONMENT):
+        merge(path, {KEY: entry}, update=False, environments={environment.id: environment})
+        assert read_environments(path)[ENVIRONMENT.id].scale == scaled.scale
 
 
 def test_golden_files_of_a_folder_share_their_environments(path: Path) -> None:

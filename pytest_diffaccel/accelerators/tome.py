@@ -15,6 +15,8 @@ from pytest_diffaccel.matrix import Cell, Params, Point
 # With strides of 2 x 2 one token in four is a destination: more than this cannot be merged and is capped silently.
 MAX_RATIO = 0.75
 DOWNSAMPLES = (1, 2, 4, 8)
+# How much the resolutions differ in what merging costs and saves, beside what they have in common.
+_OWN_SHARE = 0.15
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
 # SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json).
 _DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
@@ -73,15 +75,15 @@ class ToMe(Method):
         return [f"{point['ratio']}@{point['max_downsample']}"] * steps
 
     def features(self, kind: str) -> Mapping[str, float]:
-        """A parabola of the ratio at each resolution: merging costs something of itself, and saves ever more."""
+        """A parabola of the ratio, much alike at all resolutions: merging costs something, and saves ever more."""
         text, _, downsample = kind.partition("@")
         share = float(text) / MAX_RATIO
         return {
             "merging": 1.0,
             "share": share,
-            f"merging@{downsample}": 1.0,
-            f"share@{downsample}": share,
-            f"squared share@{downsample}": share**2,
+            "squared share": share**2,
+            f"merging@{downsample}": _OWN_SHARE,
+            f"share@{downsample}": _OWN_SHARE * share,
         }
 
     def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,28 @@ WeightSource: TypeAlias = str | Path | Sequence[Path]
 
 
 @dataclass(frozen=True)
+class QualityScale:
+    """What LPIPS means in an environment: mean LPIPS to the unaccelerated images, over one batch.
+
+    Attributes:
+        repeat: of the same images made again.
+        batch: of the same images made one by one.
+        one_ulp: of images whose start noise is one unit in the last place larger.
+        unrelated: of images of the same prompts with other seeds.
+    """
+
+    repeat: float
+    batch: float
+    one_ulp: float
+    unrelated: float
+
+    @property
+    def noise_floor(self) -> float:
+        """Below this, a loss is not one."""
+        return max(self.repeat, self.batch, self.one_ulp)
+
+
+@dataclass(frozen=True)
 class Environment:
     """Everything that identifies the conditions of a measurement.
 
@@ -52,6 +74,7 @@ class Environment:
         image_size: (height, width) in pixels.
         batch_size: images a call.
         guidance_scale: classifier-free guidance.
+        scale: what LPIPS means here, once measured; no part of the identity.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -67,12 +90,14 @@ class Environment:
     image_size: tuple[int, int]
     batch_size: int
     guidance_scale: float
+    scale: QualityScale | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON; the same in every process."""
         # 5 == 5.0 makes equal environments, so it must not make two ids.
         fields = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
+        fields.pop("scale", None)
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
@@ -80,8 +105,11 @@ class Environment:
         return hash(self.id)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, all fields; :meth:`from_json` reads them back equal."""
-        return asdict(self)
+        """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""
+        fields = asdict(self)
+        if self.scale is None:
+            del fields["scale"]
+        return fields
 
     @classmethod
     def from_json(cls, text: str) -> Environment:

@@ -251,6 +251,8 @@ class GoldenEntry:
             for name in ("speedup", "lpips")
             if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
         ]
+        if self.fewer_steps is None is not other.fewer_steps:
+            changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")
         return ", ".join(changes)
 
 

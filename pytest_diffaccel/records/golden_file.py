@@ -100,7 +100,11 @@ def merge(
         merged = _apply(entries, changes)
         # Environments first: a kill in between leaves one unused, not an entry with an unknown one.
         named = {entry.environment for entry in merged.values()}
-        added = {name: environment for name, environment in environments.items() if name in named - known.keys()}
+        added = {
+            name: environment
+            for name, environment in environments.items()
+            if name in named and (name not in known or known[name].scale is None is not environment.scale)
+        }
         if added:
             write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **added}))
         if merged != entries:

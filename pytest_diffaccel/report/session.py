@@ -59,7 +59,7 @@ class SessionReport:
         self._shown_at = 0.0
         self._entries: dict[GoldenKey, GoldenEntry] = {}
         self._changes: dict[GoldenKey, Change] = {}
-        self._model_sources: dict[str, str] = {}
+        self._environments: dict[str, Environment] = {}
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
 
@@ -107,7 +107,7 @@ class SessionReport:
         changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
         self._entries |= found
         self._changes |= {change.key: change for change in changes}
-        self._model_sources |= {environment.pipe: environment.model_source for environment in environments.values()}
+        self._environments |= environments
         for key, folder in result["pictures"].items():
             self._pictures[GoldenKey.parse(key)] = Pictures(
                 tuple(result["prompts"]), Path(result["baseline"]), Path(folder)
@@ -128,7 +128,7 @@ class SessionReport:
         if not self._entries:
             return
         self._terminal.section("diffaccel: winners")
-        for line in winners_table(self._entries, self._model_sources):
+        for line in winners_table(self._entries, self._environments):
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_diffaccel.matrix import Cell, format_params
 from pytest_diffaccel.options import Settings
+from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
 from pytest_diffaccel.records.golden_file import Change
 
@@ -19,22 +20,31 @@ _WIDTH = 150
 _LISTED_CHANGES = 20
 
 
-def winners_table(entries: Mapping[GoldenKey, GoldenEntry], model_sources: Mapping[str, str]) -> list[str]:
+def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]) -> list[str]:
     """One table a cell, as lines: a row a winner, with the targets that it is the winner for.
 
     Args:
         entries: winners and unattainable targets.
-        model_sources: plain words for where each pipe's weights come from; every table names them.
+        environments: by id, what the entries' environments are; every table names its model source, and puts losses on
+            the scale of what pictures lose that have nothing but a prompt in common.
     """
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     lines: list[str] = []
     for cell, keys in groupby(ordered, key=lambda key: Cell(key.pipe, key.scheduler, key.steps)):
-        title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({model_sources.get(cell.pipe, 'unknown source')})"
-        lines += _table(title, [(key, entries[key]) for key in keys])
+        rows = [(key, entries[key]) for key in keys]
+        environment = environments.get(rows[-1][1].environment)
+        source = environment.model_source if environment else "unknown source"
+        scale = environment.scale if environment else None
+        lines += _table(f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})", rows, scale)
+        if scale:
+            lines.append(
+                f"LPIPS %: of the {scale.unrelated:.3f} between pictures of one prompt with other seeds; "
+                f"noise floor {scale.noise_floor:.4f}. Fewer steps: LPIPS (steps) of the plain pipeline, as fast."
+            )
     return lines
 
 
-def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[str]:
+def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
@@ -46,15 +56,17 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]]) -> list[st
         targets = [f"{key.target:g}x" for key, _ in winner]
         span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
         entry = winner[0][1]
-        table.add_row(accelerator, span, *_figures(entry))
+        table.add_row(accelerator, span, *_figures(entry, scale))
     text = StringIO()
     Console(file=text, width=_WIDTH, color_system=None).print(table)
     return ["", *text.getvalue().rstrip().splitlines()]
 
 
-def _figures(entry: GoldenEntry) -> tuple[str, str, str, str]:
+def _figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
+    if scale and entry.lpips is not None:
+        lpips += f" {entry.lpips / scale.unrelated:.0%}"
     fewer = _fewer_steps(entry)
     params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
     if entry.status == "met":

@@ -6,32 +6,31 @@ from collections.abc import Callable
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.store import FailureKind
 from pytest_diffaccel.search.evaluation import BlockBudget, measure
 from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.search.workbench import Workbench
-
-# A speed-up predicted this well needs no blocks of its own: the winners get theirs anyway.
-_KNOWN_SPEEDUP = 0.02
 
 
 class OutOfMemory(RuntimeError):
     """The generation did not fit into memory; the message says what to try."""
 
 
-def evaluate(bench: Workbench, candidate: Candidate) -> Measurement:
+def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None) -> Measurement:
     """Measure a candidate on its first samples: all of them in an exhaustive search, else one batch.
+
+    Args:
+        bench: the search's workbench.
+        candidate: what to measure.
+        predicted: its speed-up, where that is known well enough; None to time it.
 
     Raises:
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
     """
-    blocks, predicted = bench.settings.blocks, None
-    if not bench.settings.exhaustive:
-        (predicted,) = bench.knowledge(candidate.cell, candidate.accelerator).costs.speedups([candidate])
-        blocks = 0 if predicted.half_width_ratio <= _KNOWN_SPEEDUP else 1
+    blocks = 0 if predicted is not None else bench.settings.blocks if bench.settings.exhaustive else 1
 
     def make() -> Measurement:
         budget = BlockBudget(blocks, blocks, 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.search.attempt import evaluate
 from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -29,8 +28,8 @@ def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bo
     known = knowledge.find(candidate)
     if known is not None and known.sampling.num_samples >= bench.first_samples:
         return known, False
+    group = Group(bench, candidate.cell, candidate.accelerator)
     if not bench.settings.exhaustive:
-        group = Group(bench, candidate.cell, candidate.accelerator)
         decided = group.decision(candidate.key)
         if decided is not None:
             raise NotWorthwhile(decided)
@@ -38,4 +37,4 @@ def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bo
         if not verdict.evaluate:
             group.decide(candidate.key, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)
-    return evaluate(bench, candidate), True
+    return group.measure(candidate), True

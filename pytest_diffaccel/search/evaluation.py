@@ -128,6 +128,25 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     )
 
 
+def timed_again(bench: Workbench, measurement: Measurement, blocks: int) -> Measurement:
+    """The measurement with ``blocks`` more timed blocks. Nothing is stored."""
+    candidate = measurement.candidate
+    batches = bench.batches(candidate.cell, "search", bench.first_samples)
+    with (
+        bench.generating(candidate.cell, {}) as baseline,
+        bench.generating(candidate.cell, candidate.params) as generate,
+    ):
+        subject = _Subject(candidate, generate)
+        with bench.lock.timing():
+            bench.warm_up(candidate.cell, baseline)
+            generate(*_arguments(batches[0]))
+            _time(bench, baseline, [subject], batches, BlockBudget(blocks, blocks, 0.0))
+    every = (*measurement.blocks, *subject.blocks)
+    speedup, wall = step_kind_speedup(every), wall_speedup(every)
+    agree = speedup.overlaps(wall)
+    return replace(measurement, blocks=every, speedup=speedup, wall_speedup=wall, estimates_agree=agree)
+
+
 def _count(subject: _Subject, batch: Batch) -> None:
     """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
     device = subject.generate.pipeline.device

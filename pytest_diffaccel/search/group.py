@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import Candidate, Cell, slug
-from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.search.attempt import evaluate
-from pytest_diffaccel.search.evaluation import extend
+from pytest_diffaccel.search.evaluation import extend, timed_again
 from pytest_diffaccel.search.plan import Plan
 from pytest_diffaccel.search.racing import PROMISING, explore, settle, space
 from pytest_diffaccel.search.workbench import Workbench
+
+# A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
+_BLOCKS_MORE, _MOST_BLOCKS = 3, 9
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,13 @@ class Group:
 
     def evaluate(self, candidate: Candidate) -> None:
         """Measure a candidate on its first samples; raises what :func:`.attempt.evaluate` raises."""
-        evaluate(self.bench, candidate)
+        self.measure(candidate)
+
+    def measure(self, candidate: Candidate) -> Measurement:
+        """Measure a candidate on its first samples, timed where that tells something; raises as :meth:`evaluate`."""
+        known = self.plan()
+        timed = self.bench.settings.exhaustive or known.timing_tells(candidate)
+        return evaluate(self.bench, candidate, None if timed else known.costs.speedups([candidate])[0])
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Measure an evaluated candidate on more samples."""
@@ -51,11 +60,19 @@ class Group:
         if known is not None:
             self.bench.keep(extend(self.bench, known, num_samples))
 
+    def time(self, candidate: Candidate) -> bool:
+        """Time an evaluated candidate in more blocks; False when it has enough."""
+        known = self.bench.knowledge(self.cell, self.accelerator).find(candidate)
+        if known is None or len(known.blocks) >= _MOST_BLOCKS:
+            return False
+        self.bench.keep(timed_again(self.bench, known, _BLOCKS_MORE))
+        return True
+
     def race(self) -> int:
         """Evaluate whatever else may win, once, and tell the rivals apart; how many candidates were evaluated."""
         explored, evaluated = f"{self.cell}-{slug(self.accelerator)}", 0
         if self.decision(explored) is None:
-            evaluated = explore(self, self._open_candidates())
+            evaluated = explore(self, self._open_candidates(), PROMISING)
             self.decide(explored, "explored")
         settle(self, self.bench.settings.num_samples)
         return evaluated
@@ -75,12 +92,11 @@ class Group:
         return self.bench.environment(self.cell).id, self.bench.sampling(self.cell, "search")
 
     def _open_candidates(self) -> list[Candidate]:
-        """Those not tried yet: of the grid, and of the whole space the most promising."""
+        """Those that did not fail: of the grid and, unless that is coarse, of the whole space."""
         known, bench = self.plan(), self.bench
         rows = list(known.accelerator.grid(self.cell, coarse=bench.settings.coarse))
         if not bench.settings.coarse:
             rows += space(known)
-        failures = bench.store.failures(*self._conditions)
-        tried = {one.key for one in known.evaluated} | {failure.candidate.key for failure in failures}
+        failed = {failure.candidate.key for failure in bench.store.failures(*self._conditions)}
         candidates = {one.key: one for one in (Candidate(self.cell, self.accelerator, params) for params in rows)}
-        return known.promising([one for key, one in candidates.items() if key not in tried], PROMISING)
+        return [one for key, one in candidates.items() if key not in failed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
@@ -10,6 +11,7 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, GoldenKey
 from pytest_diffaccel.search.finals import Winner
+from pytest_diffaccel.search.null_control import measure_scale
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -44,6 +46,9 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         and ``prompts``: theirs, in order.
     """
     environment = bench.environment(cell)
+    if environment.scale is None:
+        environment = replace(environment, scale=measure_scale(bench, cell))
+        bench.keep_environment(environment)
     entries, pictures = {}, {}
     for winner in winners:
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)

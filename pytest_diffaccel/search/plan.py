@@ -31,6 +31,8 @@ from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, equally_good
 _NOTICEABLE_GAIN = 0.01
 # A speed-up predicted less well than this gets the benefit of its interval.
 _VAGUE_SPEEDUP = 0.06
+# One predicted this well needs no blocks of its own: the winners get theirs anyway.
+_KNOWN_SPEEDUP = 0.025
 _NORMAL_95 = 1.96
 
 
@@ -131,6 +133,50 @@ class Plan:
         gains = self._gains([speedups[place] for place in fast], *self._losses(chosen)).max(axis=1)
         return [chosen[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
 
+    def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.
+
+        Combinations are right where each method does a little, of which those that are fast alone say nothing.
+        """
+        if len(self.accelerator.methods) > 1:
+            return None
+        (method,) = self.accelerator.methods
+
+        def done(candidate: Candidate) -> tuple[float, str]:
+            return sum(method.coordinates(candidate.params[method.name], self.cell)), candidate.key
+
+        least = min(candidates, key=done)
+        return None if least in self.evaluated else least
+
+    def timing_tells(self, candidate: Candidate) -> bool:
+        """Whether a block of its own would tell something of the candidate's speed that matters.
+
+        It would where the speed-up is hardly known, or not whether it reaches some target.
+        """
+        (speedup,) = self.costs.speedups([candidate])
+        if speedup.half_width_ratio > _VAGUE_SPEEDUP:
+            return True
+        return speedup.half_width_ratio > _KNOWN_SPEEDUP and any(_borderline(speedup, target) for target in TARGETS)
+
+    def borderline(self) -> list[Candidate]:
+        """Evaluated candidates that would win a target if they surely reached it: more timing decides it."""
+        found = {}
+        for target in TARGETS:
+            reaching = [option for option in self.options if option.reaches(target)]
+            best = leader(reaching) if reaching else None
+            hopeful = [
+                option
+                for option in self.options
+                if not option.reaches(target)
+                and _borderline(option.speedup, target)
+                and option.lpips <= self.max_loss
+                and (best is None or (leader([best, option]) is option and not equally_good(option, best)))
+            ]
+            if hopeful:
+                closest = leader(hopeful).candidate
+                found[closest.key] = closest
+        return list(found.values())
+
     def improves_on(self, before: Plan) -> bool:
         """Whether some target's least loss is noticeably lower than ``before``."""
         return any(self._least(target) < before._least(target) - _NOTICEABLE_GAIN for target in TARGETS)
@@ -208,6 +254,11 @@ class Plan:
 def _fast(speedup: Interval, target: float) -> bool:
     """Whether it may reach the target."""
     return speedup.high >= target * (1 - SPEED_TOLERANCE)
+
+
+def _borderline(speedup: Interval, target: float) -> bool:
+    """Whether it is open if it reaches the target."""
+    return speedup.low < target * (1 - SPEED_TOLERANCE) <= speedup.high
 
 
 def _probability(speedup: Interval, target: float) -> float:

@@ -35,41 +35,59 @@ class Track(Protocol):
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Give an evaluated candidate more samples."""
 
+    def time(self, candidate: Candidate) -> bool:
+        """Time an evaluated candidate in more blocks; False when it has enough."""
+
 
 def settle(track: Track, num_samples: int) -> None:
-    """Give those that cannot be told apart more samples, until they can or have ``num_samples``.
+    """Time those that may or may not be fast enough, then give those that cannot be told apart more samples.
+
+    Args:
+        track: where.
+        num_samples: samples of a whole evaluation; nobody gets more.
 
     Raises:
         Exception: when a candidate that was evaluated before fails now.
     """
+    while sum(track.time(candidate) for candidate in track.plan().borderline()):
+        pass
     while needed := track.plan().undecided(num_samples):
         for candidate, samples in needed.items():
             track.extend(candidate, samples)
 
 
-def explore(track: Track, candidates: Sequence[Candidate]) -> int:
+def explore(track: Track, candidates: Sequence[Candidate], most: int) -> int:
     """Evaluate what may win, most promising first; one that fails is left out.
 
     Args:
         track: where.
-        candidates: those of the group that may be evaluated and are not yet.
+        candidates: those of the group that may be evaluated, whether or not they are yet.
+        most: candidates that are looked at again and again as more becomes known.
 
     Returns:
         How many candidates were evaluated.
     """
-    open_candidates = list(candidates)
     known = track.plan()
     evaluated = in_vain = 0
+    gentlest = known.gentlest(candidates)
+    if gentlest is not None and _evaluates(track, gentlest):
+        evaluated, known = 1, track.plan()
+    open_candidates = known.promising([one for one in candidates if one not in known.evaluated], most)
     while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
         open_candidates.remove(candidate)
-        try:
-            track.evaluate(candidate)
-            evaluated += 1
-        except Exception as error:
-            _LOG.warning("%s: %s", candidate.key, error)
+        evaluated += _evaluates(track, candidate)
         before, known = known, track.plan()
         in_vain = 0 if known.improves_on(before) else in_vain + 1
     return evaluated
+
+
+def _evaluates(track: Track, candidate: Candidate) -> bool:
+    try:
+        track.evaluate(candidate)
+    except Exception as error:
+        _LOG.warning("%s: %s", candidate.key, error)
+        return False
+    return True
 
 
 def space(known: Plan) -> Iterator[Params]:

@@ -120,9 +120,14 @@ class Workbench:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""
         if cell.pipe not in self._environments:
             environment = self._describe(cell)
-            self.store.save_environment(environment)
-            self._environments[cell.pipe] = environment
+            # What an earlier run learnt about it stays.
+            self.keep_environment(self.store.environments().get(environment.id, environment))
         return self._environments[cell.pipe]
+
+    def keep_environment(self, environment: Environment) -> None:
+        """Keep what was learnt about an environment, in place of what was known of it."""
+        self.store.save_environment(environment)
+        self._environments[environment.pipe] = environment
 
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)

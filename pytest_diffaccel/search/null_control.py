@@ -1,0 +1,57 @@
+"""What LPIPS means here: how far pictures move that nobody changed, and how far apart unrelated ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.quality import lpips_distances
+from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.search.workbench import Workbench
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Added to a seed to get a picture that has nothing but its prompt in common; no other seed of a search is this far off.
+_OTHER_SEEDS = 2**31
+
+
+def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
+    """Measure the scale with the unaccelerated pipeline of ``cell``, on the search's first batch."""
+    batch = bench.batches(cell, "search", bench.settings.batch_size)[0]
+    with bench.lock.generating(), bench.generating(cell, {}) as generate:
+        device = str(generate.pipeline.device)
+        references = generate(batch.prompts, batch.seeds)
+
+        def distance(images: Sequence[Image]) -> float:
+            return float(np.mean(lpips_distances(images, references, device)))
+
+        repeat = distance(generate(batch.prompts, batch.seeds))
+        pairs = zip(batch.prompts, batch.seeds, strict=True)
+        alone = distance([generate([prompt], [seed])[0] for prompt, seed in pairs])
+        with _nudged_latents(generate.pipeline):
+            one_ulp = distance(generate(batch.prompts, batch.seeds))
+        unrelated = distance(generate(batch.prompts, [seed + _OTHER_SEEDS for seed in batch.seeds]))
+    return QualityScale(repeat=repeat, batch=alone, one_ulp=one_ulp, unrelated=unrelated)
+
+
+@contextmanager
+def _nudged_latents(pipeline: Any) -> Iterator[None]:
+    """Start from noise that is one unit in the last place larger everywhere."""
+    import torch
+
+    prepare = pipeline.prepare_latents
+
+    def nudged(*args: Any, **kwargs: Any) -> Any:
+        latents = prepare(*args, **kwargs)
+        return torch.nextafter(latents, torch.full_like(latents, torch.inf))
+
+    pipeline.prepare_latents = nudged
+    try:
+        yield
+    finally:
+        del pipeline.prepare_latents
