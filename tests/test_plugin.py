@@ -149,7 +149,8 @@ def test_store_goes_where_it_is_told(finished_search: SmallSearch) -> None:
 
 # --- a race --------------------------------------------------------------------------------------------------------
 
-RACERS = tuple((interval, 0) for interval in range(2, 21))
+# The last one computes every call, and reaches no target.
+RACERS = (*((interval, 0) for interval in range(2, 21)), (1, 0))
 
 
 def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSearch) -> None:
@@ -157,8 +158,7 @@ def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSear
     result = small_search.race("-rs")
     counts = result.parseoutcomes()
     assert counts["passed"] + counts["skipped"] == len(RACERS) + 1
-    assert counts["skipped"] >= 1
-    result.stdout.fnmatch_lines(["golden: *: 7 new", "SKIPPED*predicted *x [[]*, *[]]*"])
+    result.stdout.fnmatch_lines(["golden: *: 7 new", "SKIPPED*predicted *x [[]*, *[]]: reaches no target*"])
     golden = read_golden(small_search.golden)
     assert list(golden) == [key(target) for target in TARGETS]
     first = golden[key(1.2)]
@@ -330,7 +330,7 @@ def test_unattainable_targets_say_why(finished_search: SmallSearch) -> None:
     result.assert_outcomes(passed=4)
     reasons = {entry.reason for entry in read_golden(finished_search.golden).values()}
     assert reasons == {"quality"}
-    result.stdout.fnmatch_lines(["*unattainable: the fast ones lose too much quality; best reached by*"])
+    result.stdout.fnmatch_lines(["*unattainable: the fast ones lose too much*"])
 
 
 # --- as pytest users know it -----------------------------------------------------------------------------------

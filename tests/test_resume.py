@@ -32,7 +32,7 @@ def test_a_killed_search_resumes_to_the_same_winners() -> None:
 def test_what_was_measured_before_an_interruption_is_not_measured_again(finished_search: SmallSearch) -> None:
     """One measurement is missing, as after a kill in the middle: only it, and nothing else, is made again."""
     before = finished_search.stored()
-    gone = before[0][0]
+    gone = next(candidate for candidate, purpose, _ in before if purpose == "search")
     finished_search.execute(f"DELETE FROM diffaccel_measurements WHERE candidate_key = '{gone}' AND purpose = 'search'")
     finished_search.golden.unlink()
     finished_search.run().assert_outcomes(passed=4)

@@ -14,6 +14,8 @@ from pytest_diffaccel.search.workbench import Workbench
 
 # A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
 _BLOCKS_MORE, _MOST_BLOCKS = 3, 9
+# What is kept of a group whose winners are found.
+_DONE = "winners found"
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,25 @@ class Group:
         return True
 
     def race(self) -> int:
-        """Evaluate whatever else may win, once, and tell the rivals apart; how many candidates were evaluated."""
-        explored, evaluated = f"{self.cell}-{slug(self.accelerator)}", 0
-        if self.decision(explored) is None:
+        """Evaluate whatever else may win, and tell the rivals apart; how many candidates were evaluated.
+
+        What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
+        """
+        evaluated = 0
+        if self.decision(self._name) is None:
             evaluated = explore(self, self._open_candidates(), PROMISING)
-            self.decide(explored, "explored")
-        settle(self, self.bench.settings.num_samples)
+            self.decide(self._name, "explored")
+        if self.decision(self._name) != _DONE:
+            settle(self, self.bench.settings.num_samples)
         return evaluated
+
+    def finish(self) -> None:
+        """Keep that the group's winners are found."""
+        self.decide(self._name, _DONE)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.cell}-{slug(self.accelerator)}"
 
     def decide(self, subject: str, evidence: str) -> None:
         """Keep that a candidate, by its key, or the group itself needs no more evaluations, and why."""

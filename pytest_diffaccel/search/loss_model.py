@@ -25,12 +25,12 @@ _NEGLIGIBLE = 5e-4
 _UNKNOWN_LOG_LOSS, _UNKNOWN_SD = math.log(0.05), 1.0
 # Standard deviations of a method's log loss: its level, its trend along each coordinate, and what bends the trend.
 _LEVEL_SD, _TREND_SD, _BEND_SD = 1.0, 1.4, 1.0
-# Coordinates are scaled so that this is a difference (Method.coordinates); combinations differ more slowly.
-_LENGTH, _TOGETHER_LENGTH = 0.3, 0.5
+# Coordinates are scaled so that this is a difference (Method.coordinates).
+_LENGTH = 0.3
 # What the model cannot say of a method's loss; of a combination's beside its methods' own.
-_NOISE_SD, _TOGETHER_NOISE_SD = 0.12, 0.05
+_NOISE_SD, _TOGETHER_NOISE_SD = 0.12, 0.08
 # A combination against its right angle: this much above it, and how that varies, in general and from point to point.
-_TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.12
+_TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.3
 
 
 def log_loss(loss: float) -> float:
@@ -147,5 +147,5 @@ class LossModel:
     def _covariance(one: Array, other: Array, variance: Array, other_variance: Array) -> Array:
         # Near points err alike, also in what their methods' own losses say of them.
         bend = _TOGETHER_BEND_SD**2 + np.sqrt(variance[:, None] * other_variance[None, :])
-        covariance: Array = _TOGETHER_LEVEL_SD**2 + bend * bells(one, other, _TOGETHER_LENGTH)
+        covariance: Array = _TOGETHER_LEVEL_SD**2 + bend * bells(one, other, _LENGTH)
         return covariance

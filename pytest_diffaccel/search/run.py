@@ -80,9 +80,12 @@ class SearchRun:
         from pytest_diffaccel.search.group import Group
         from pytest_diffaccel.search.outcome import winner_properties
 
-        explored = 0 if self.settings.exhaustive else Group(self.bench, cell, accelerator).race()
+        group = Group(self.bench, cell, accelerator)
+        explored = 0 if self.settings.exhaustive else group.race()
         winners = find_winners(self.bench, cell, accelerator)
-        return winner_properties(self.bench, cell, accelerator, winners) | {"explored": explored}
+        properties = winner_properties(self.bench, cell, accelerator, winners)
+        group.finish()
+        return properties | {"explored": explored}
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""
