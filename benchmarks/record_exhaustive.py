@@ -6,7 +6,8 @@ Three steps, each resumable, into a working folder:
   (``--device cuda``, in several processes with ``--shard 0/4``) it takes minutes, on two CPU cores hours;
 - ``python -m benchmarks.record_exhaustive times --pipe SD1.5`` times every point in a block with the baseline, and some
   points in many blocks; the machine must be quiet, and it is the CPU's times that count;
-- ``python -m benchmarks.record_exhaustive pack`` writes ``benchmarks/data/exhaustive.parquet`` and ``blocks.parquet``.
+- ``python -m benchmarks.record_exhaustive pack`` writes ``benchmarks/data/exhaustive.parquet`` and ``blocks.parquet``;
+  what the folder does not hold stays as it was packed before.
 """
 
 from __future__ import annotations
@@ -189,26 +190,35 @@ def pack(folder: Path, output: Path) -> None:
 
     output.mkdir(exist_ok=True)
     for name, kind in (("exhaustive", "times"), ("blocks", "blocks")):
-        table = pa.Table.from_pylist(list(_joined(folder, kind)))
-        parquet.write_table(table, output / f"{name}.parquet", compression="zstd", compression_level=19)
+        path = output / f"{name}.parquet"
+        packed = parquet.read_table(path).to_pylist() if path.exists() else []
+        table = pa.Table.from_pylist(list(_joined(folder, kind, packed)))
+        parquet.write_table(table, path, compression="zstd", compression_level=19)
         print(f"{output / name}.parquet: {table.num_rows} rows")
 
 
-def _joined(folder: Path, kind: str) -> Iterator[Mapping[str, Any]]:
+def _joined(folder: Path, kind: str, packed: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """What the folder holds; what it does not, as it was packed before."""
+    before = {(row["pipe"], row["accelerator"], row["params"]): row for row in packed}
     for cell in CELLS.values():
         quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in _rows(path)}
         times = {row["key"]: row for row in _rows(folder / f"{kind}-{cell.pipe}.jsonl")}
         alone = [Candidate(cell, "", {})] if kind == "blocks" else []
         for one in [*alone, *candidates(cell, default_registry())]:
-            if (one.key in times or kind == "times") and (one.key in quality or not one.params):
+            old = before.get((cell.pipe, one.accelerator, json.dumps(one.params)))
+            lpips = (
+                [0.0] * NUM_SAMPLES if not one.params else quality.get(one.key, {}).get("lpips", old and old["lpips"])
+            )
+            blocks = times.get(one.key, {}).get("blocks", old["blocks"] if old else [])
+            if lpips is not None and (blocks or kind == "times"):
                 yield {
                     "pipe": cell.pipe,
                     "scheduler": cell.scheduler,
                     "steps": cell.steps,
                     "accelerator": one.accelerator,
                     "params": json.dumps(one.params),
-                    "lpips": quality[one.key]["lpips"] if one.params else [0.0] * NUM_SAMPLES,
-                    "blocks": times[one.key]["blocks"] if one.key in times else [],
+                    "lpips": lpips,
+                    "blocks": blocks,
                 }
 
 
