@@ -32,7 +32,7 @@ REGISTRY = default_registry()
 BATCH = 4
 MAX_LOSS = 0.25
 # Blocks that tell a borderline speed-up, as in pytest_diffaccel.search.group.
-_BLOCKS_ENOUGH = 8
+_BLOCKS_ENOUGH = 4
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]
 

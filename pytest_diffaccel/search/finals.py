@@ -20,7 +20,7 @@ from pytest_diffaccel.search.workbench import Workbench
 
 # Enough for a wall estimate of its own; pooled with all other blocks of the same kinds, the speed-up is known to 1% or
 # 2%.
-FINAL_BUDGET = BlockBudget(least=4, most=4, half_width_ratio=0.0)
+FINAL_BUDGET = BlockBudget(least=3, most=3, half_width_ratio=0.0)
 # A verification may move a rival past its target by a hair. That rival's kinds are known by then.
 _AGAIN_BUDGET = BlockBudget(least=2, most=2, half_width_ratio=0.0)
 

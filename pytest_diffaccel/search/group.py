@@ -13,7 +13,7 @@ from pytest_diffaccel.search.racing import PROMISING, explore, settle, space
 from pytest_diffaccel.search.workbench import Workbench
 
 # A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
-_BLOCKS_MORE, _MOST_BLOCKS = 3, 9
+_BLOCKS_MORE, _MOST_BLOCKS = 2, 5
 # What is kept of a group whose winners are found.
 _DONE = "winners found"
 
