@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,25 +27,27 @@ SEEDS = (3, 4)
 DEEPCACHE = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
 TGATE = {"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
 TOME = {"ToMe": {"ratio": 0.5, "max_downsample": 2}}
-SETTINGS: dict[str, Params] = {
-    "DeepCache": DEEPCACHE,
-    "T-Gate": TGATE,
-    "ToMe": TOME,
-    "DeepCache and ToMe": DEEPCACHE | TOME,
-    "DeepCache and T-Gate": DEEPCACHE | TGATE,
-    "DeepCache, T-Gate, and ToMe": DEEPCACHE | TGATE | TOME,
-}
-_SAME_DEEPCACHE = {"DeepCache": {"cache_interval": 1, "cache_branch_id": 0}}
-_SAME_TGATE = {"T-Gate": {"gate_step": STEPS, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
-_SAME_TOME = {"ToMe": {"ratio": 0, "max_downsample": 2}}
-IDENTITIES: dict[str, Params] = {
-    "DeepCache": _SAME_DEEPCACHE,
-    "T-Gate": _SAME_TGATE,
-    "ToMe": _SAME_TOME,
-    "DeepCache and ToMe": _SAME_DEEPCACHE | _SAME_TOME,
-    "DeepCache and T-Gate": _SAME_DEEPCACHE | _SAME_TGATE,
-    "DeepCache, T-Gate, and ToMe": _SAME_DEEPCACHE | _SAME_TGATE | _SAME_TOME,
-}
+
+
+def accelerators(*methods: Params) -> dict[str, Params]:
+    """The six accelerators made of settings of DeepCache, T-GATE and ToMe."""
+    deepcache, tgate, tome = methods
+    return {
+        "DeepCache": deepcache,
+        "T-Gate": tgate,
+        "ToMe": tome,
+        "DeepCache and ToMe": {**deepcache, **tome},
+        "DeepCache and T-Gate": {**deepcache, **tgate},
+        "DeepCache, T-Gate, and ToMe": {**deepcache, **tgate, **tome},
+    }
+
+
+SETTINGS = accelerators(DEEPCACHE, TGATE, TOME)
+IDENTITIES = accelerators(
+    {"DeepCache": {"cache_interval": 1, "cache_branch_id": 0}},
+    {"T-Gate": {"gate_step": STEPS, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}},
+    {"ToMe": {"ratio": 0, "max_downsample": 2}},
+)
 
 each_pipe = pytest.mark.parametrize("pipe", PIPES)
 each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)

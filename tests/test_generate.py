@@ -26,8 +26,9 @@ from pytest_diffaccel.codegen.script import generate_script, literal, plain
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import ACCELERATORS, GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import merge
+from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDANCE_SCALE = 4.0

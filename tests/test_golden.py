@@ -15,30 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from entries import MET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
 from pytest_diffaccel.records.environment import Environment, QualityScale
-from pytest_diffaccel.records.golden import ACCELERATORS, FewerSteps, GoldenEntry, GoldenKey, dump_entries
+from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.records.jsonfile import JsonFileError
 
 KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
-ENTRY = GoldenEntry(
-    status="met",
-    params={"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}},
-    speedup=1.67,
-    speedup_ci95=(1.65, 1.69),
-    wall_speedup=1.71,
-    wall_speedup_ci95=(1.6, 1.83),
-    lpips=0.041,
-    lpips_ci95=(0.036, 0.047),
-    num_samples=32,
-    batch_size=8,
-    environment="3f9c2ab01d7e",
-)
 NOTHING_MEASURED = GoldenEntry(
     status="unattainable",
     params={},
@@ -203,7 +192,7 @@ def test_entry_round_trip(entry: GoldenEntry) -> None:
 
 
 def test_entry_is_rounded() -> None:
-    entry = replace(ENTRY, speedup=1.666666, lpips=0.0412345678, lpips_ci95=(-1e-9, 0.05))
+    entry = replace(MET, speedup=1.666666, lpips=0.0412345678, lpips_ci95=(-1e-9, 0.05))
     data = json.loads(entry.to_json())
     assert data["speedup"] == 1.6667
     assert data["lpips"] == 0.041235
@@ -235,10 +224,10 @@ def test_entry_is_rounded() -> None:
 )
 def test_entry_refuses(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        replace(ENTRY, **change)
+        replace(MET, **change)
 
 
-@pytest.mark.parametrize("change", [{"reason": "quality"}, {"params": ENTRY.params}, {"lpips": 0.1}])
+@pytest.mark.parametrize("change", [{"reason": "quality"}, {"params": MET.params}, {"lpips": 0.1}])
 def test_entry_with_nothing_measured_refuses(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         replace(NOTHING_MEASURED, **change)
@@ -258,7 +247,7 @@ def test_entry_with_nothing_measured_refuses(change: dict[str, Any]) -> None:
     ],
 )
 def test_difference(change: dict[str, Any], words: str) -> None:
-    found = ENTRY.difference(replace(ENTRY, **change))
+    found = MET.difference(replace(MET, **change))
     assert found.startswith(words)
     assert bool(found) == bool(words)
 
@@ -267,7 +256,7 @@ def test_difference(change: dict[str, Any], words: str) -> None:
 
 
 def test_file_is_as_the_design_shows(path: Path) -> None:
-    merge(path, {replace(KEY, target=4.0): NOTHING_MEASURED, KEY: ENTRY}, update=False)
+    merge(path, {replace(KEY, target=4.0): NOTHING_MEASURED, KEY: MET}, update=False)
     assert path.read_text(encoding="utf-8") == FILE
 
 
@@ -345,9 +334,9 @@ def test_merging_never_loses_a_key(
 
 
 def test_only_update_overwrites_what_differs(path: Path) -> None:
-    merge(path, {KEY: ENTRY}, update=False)
+    merge(path, {KEY: MET}, update=False)
     before = path.read_bytes()
-    faster = replace(ENTRY, speedup=2.0, speedup_ci95=(1.9, 2.1))
+    faster = replace(MET, speedup=2.0, speedup_ci95=(1.9, 2.1))
     (shown,) = merge(path, {KEY: faster}, update=False)
     assert (shown.kind, path.read_bytes()) == ("differs", before)
     assert shown.describe() == f"differs: {KEY}: speedup 1.67 [1.65, 1.69] -> 2 [1.9, 2.1]"
@@ -360,7 +349,7 @@ def test_an_overlapping_repetition_leaves_the_file_byte_identical(path: Path) ->
     path.parent.mkdir()
     by_hand = json.dumps(json.loads(FILE)).encode()  # valid, if not as we would write it
     path.write_bytes(by_hand)
-    repeated = replace(ENTRY, speedup=1.66, speedup_ci95=(1.64, 1.68), num_samples=64)
+    repeated = replace(MET, speedup=1.66, speedup_ci95=(1.64, 1.68), num_samples=64)
     (change,) = merge(path, {KEY: repeated}, update=True)
     assert change.kind == "unchanged"
     assert path.read_bytes() == by_hand
@@ -368,8 +357,8 @@ def test_an_overlapping_repetition_leaves_the_file_byte_identical(path: Path) ->
 
 def test_only_prune_deletes(path: Path) -> None:
     kept, gone = replace(KEY, target=2.0), replace(KEY, target=3.0)
-    merge(path, {KEY: ENTRY, kept: ENTRY, gone: ENTRY}, update=False)
-    changes = merge(path, {KEY: ENTRY}, update=False, prune=[KEY, gone, replace(KEY, steps=50)])
+    merge(path, {KEY: MET, kept: MET, gone: MET}, update=False)
+    changes = merge(path, {KEY: MET}, update=False, prune=[KEY, gone, replace(KEY, steps=50)])
     assert [(change.key, change.kind) for change in changes] == [(KEY, "unchanged"), (gone, "pruned")]
     assert changes[1].describe().startswith(f"pruned: {gone}: met, speedup 1.67")
     assert list(read_golden(path)) == [KEY, kept]
@@ -398,7 +387,7 @@ def test_a_wrong_file_is_refused_with_its_line(path: Path, old: str, new: str, l
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     with pytest.raises(JsonFileError) as caught:
-        merge(path, {replace(KEY, steps=50): ENTRY}, update=True)
+        merge(path, {replace(KEY, steps=50): MET}, update=True)
     assert caught.value.path == path
     assert caught.value.line == line
     assert reason in caught.value.reason
@@ -415,7 +404,7 @@ def test_what_is_no_object_is_refused(path: Path, data: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(data)
     with pytest.raises(JsonFileError):
-        merge(path, {KEY: ENTRY}, update=True)
+        merge(path, {KEY: MET}, update=True)
     assert path.read_bytes() == data
 
 
@@ -426,7 +415,7 @@ def test_a_truncated_file_is_refused_and_left_alone(new_path: Callable[[], Path]
     path.parent.mkdir()
     path.write_text(FILE[:length], encoding="utf-8")
     with pytest.raises(JsonFileError):
-        merge(path, {KEY: ENTRY}, update=True, prune=[KEY])
+        merge(path, {KEY: MET}, update=True, prune=[KEY])
     assert path.read_text(encoding="utf-8") == FILE[:length]
 
 
@@ -443,7 +432,7 @@ def test_a_corrupted_file_is_refused_or_still_a_database(
         found = read_golden(path)
     except JsonFileError:
         with pytest.raises(JsonFileError):
-            merge(path, {KEY: ENTRY}, update=True)
+            merge(path, {KEY: MET}, update=True)
         assert path.read_bytes() == data
     else:
         assert len(found) == 2
@@ -455,7 +444,7 @@ def test_a_link_stays_a_link_and_the_mode_stays(path: Path, tmp_path: Path) -> N
     target.chmod(0o640)
     path.parent.mkdir()
     path.symlink_to(target)
-    merge(path, {replace(KEY, steps=50): ENTRY}, update=False)
+    merge(path, {replace(KEY, steps=50): MET}, update=False)
     assert path.is_symlink()
     assert len(read_golden(target)) == 3
     assert target.stat().st_mode & 0o777 == 0o640
@@ -467,10 +456,10 @@ def test_a_link_stays_a_link_and_the_mode_stays(path: Path, tmp_path: Path) -> N
 def test_environments_that_entries_name_are_spelled_out(path: Path) -> None:
     unused = replace(ENVIRONMENT, threads=64)
     found = {environment.id: environment for environment in (ENVIRONMENT, unused)}
-    merge(path, {KEY: replace(ENTRY, environment=ENVIRONMENT.id)}, update=False, environments=found)
+    merge(path, {KEY: replace(MET, environment=ENVIRONMENT.id)}, update=False, environments=found)
     assert read_environments(path) == {ENVIRONMENT.id: ENVIRONMENT}
     later = replace(ENVIRONMENT, dtype="float16")
-    entry = replace(ENTRY, environment=later.id)
+    entry = replace(MET, environment=later.id)
     merge(path, {KEY: entry}, update=True, environments={later.id: later})
     kept = read_environments(path)
     assert kept == {environment.id: environment for environment in (ENVIRONMENT, later)}
@@ -481,7 +470,7 @@ def test_environments_that_entries_name_are_spelled_out(path: Path) -> None:
 
 
 def test_what_is_learnt_of_an_environment_is_added_and_stays(path: Path) -> None:
-    entry = replace(ENTRY, environment=ENVIRONMENT.id)
+    entry = replace(MET, environment=ENVIRONMENT.id)
     merge(path, {KEY: entry}, update=False, environments={ENVIRONMENT.id: ENVIRONMENT})
     assert read_environments(path)[ENVIRONMENT.id].scale is None
     scaled = replace(ENVIRONMENT, scale=QualityScale(repeat=0.0, batch=0.001, one_ulp=0.002, unrelated=0.5))
@@ -494,7 +483,7 @@ def test_what_is_learnt_of_an_environment_is_added_and_stays(path: Path) -> None
 def test_golden_files_of_a_folder_share_their_environments(path: Path) -> None:
     for number, name in enumerate(("search_params.json", "NVIDIA H200.search_params.json"), start=1):
         environment = replace(ENVIRONMENT, threads=number)
-        entry = replace(ENTRY, environment=environment.id)
+        entry = replace(MET, environment=environment.id)
         merge(path.with_name(name), {KEY: entry}, update=False, environments={environment.id: environment})
     assert len(read_environments(path)) == 2
 
@@ -504,12 +493,12 @@ def test_golden_files_of_a_folder_share_their_environments(path: Path) -> None:
 )
 def test_wrong_environments_are_refused_and_nothing_is_written(path: Path, old: str, new: str) -> None:
     environments = {ENVIRONMENT.id: ENVIRONMENT}
-    merge(path, {KEY: replace(ENTRY, environment=ENVIRONMENT.id)}, update=False, environments=environments)
+    merge(path, {KEY: replace(MET, environment=ENVIRONMENT.id)}, update=False, environments=environments)
     file = path.parent / "environments.json"
     file.write_text(file.read_text().replace(old, new, 1))
     before = file.read_bytes(), path.read_bytes()
     with pytest.raises(JsonFileError, match=r"environments\.json:"):
-        merge(path, {replace(KEY, steps=50): ENTRY}, update=True, environments=environments)
+        merge(path, {replace(KEY, steps=50): MET}, update=True, environments=environments)
     assert (file.read_bytes(), path.read_bytes()) == before
 
 
@@ -520,7 +509,8 @@ WRITER = textwrap.dedent(
     import sys
     from dataclasses import replace
     from pathlib import Path
-    from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+    from pytest_diffaccel.records.golden import GoldenEntry
+    from pytest_diffaccel.records.golden_key import GoldenKey
     from pytest_diffaccel.records.golden_file import merge
 
     path, entry, first, count = Path(sys.argv[1]), GoldenEntry.from_json(sys.argv[2]), *map(int, sys.argv[3:])
@@ -532,7 +522,7 @@ WRITER = textwrap.dedent(
 
 
 def start_writer(path: Path, first: int, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, str(path), ENTRY.to_json(), str(first), str(count)]
+    command = [sys.executable, "-c", WRITER, str(path), MET.to_json(), str(first), str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -556,16 +546,16 @@ def test_a_killed_writer_leaves_a_whole_file(path: Path) -> None:
         writer.kill()
         confirmed |= {int(line) for line in writer.communicate()[0].splitlines()}
         assert {key.steps for key in read_golden(path)} >= confirmed
-    merge(path, {KEY: ENTRY}, update=False)  # and no dead writer holds the lock
+    merge(path, {KEY: MET}, update=False)  # and no dead writer holds the lock
     assert KEY in read_golden(path)
 
 
 def test_a_temporary_file_left_by_a_kill_is_harmless(path: Path) -> None:
-    merge(path, {KEY: ENTRY}, update=False)
+    merge(path, {KEY: MET}, update=False)
     left = path.with_name(".search_params.json.tmp")
-    left.write_text(dump_entries({KEY: ENTRY})[:50], encoding="utf-8")
-    assert read_golden(path) == {KEY: ENTRY}
-    merge(path, {replace(KEY, steps=50): ENTRY}, update=False)
+    left.write_text(dump_entries({KEY: MET})[:50], encoding="utf-8")
+    assert read_golden(path) == {KEY: MET}
+    merge(path, {replace(KEY, steps=50): MET}, update=False)
     assert len(read_golden(path)) == 2
     assert not left.exists()
 
@@ -574,14 +564,14 @@ def test_a_temporary_file_left_by_a_kill_is_harmless(path: Path) -> None:
 
 
 def test_an_entry_says_whether_it_beats_fewer_steps() -> None:
-    better, worse = replace(ENTRY, fewer_steps=FEWER_STEPS), replace(ENTRY, lpips=0.07, lpips_ci95=(0.06, 0.08))
+    better, worse = replace(MET, fewer_steps=FEWER_STEPS), replace(MET, lpips=0.07, lpips_ci95=(0.06, 0.08))
     assert better.beats_fewer_steps is True
     assert replace(worse, fewer_steps=FEWER_STEPS).beats_fewer_steps is False
-    assert ENTRY.beats_fewer_steps is None
+    assert MET.beats_fewer_steps is None
 
 
 def test_fewer_steps_are_written_and_read_back() -> None:
-    entry = replace(ENTRY, fewer_steps=FEWER_STEPS)
+    entry = replace(MET, fewer_steps=FEWER_STEPS)
     assert GoldenEntry.from_json(entry.to_json()) == entry
     assert '"fewer_steps": {"steps": 11, "speedup": 1.69, "lpips": 0.062' in entry.to_json()
     assert '"beats_fewer_steps": true' in entry.to_json()
@@ -590,4 +580,4 @@ def test_fewer_steps_are_written_and_read_back() -> None:
 @pytest.mark.parametrize("lie", [{"beats_fewer_steps": False, "fewer_steps": FEWER_STEPS}, {"beats_fewer_steps": True}])
 def test_a_claim_about_fewer_steps_that_the_figures_deny_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="fewer_steps"):
-        replace(ENTRY, **lie)
+        replace(MET, **lie)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_diffaccel.codegen.parser import _FILLERS, MAX_LENGTH, SentenceError, parse_task
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
-from pytest_diffaccel.records.golden import ACCELERATORS
+from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 PIPE_SPELLINGS = {
     "SD1.5": ["SD1.5", "sd 1.5", "SD-v1.5", "SD v1-5", "Stable Diffusion 1.5", "stable-diffusion-v1-5", "sd15"],

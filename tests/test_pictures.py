@@ -7,26 +7,14 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from entries import MET
 from PIL import Image
 from searches import SmallSearch
 
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 
-ENTRY = GoldenEntry(
-    status="met",
-    params={"ToMe": {"ratio": 0.5, "max_downsample": 1}},
-    speedup=1.67,
-    speedup_ci95=(1.65, 1.69),
-    wall_speedup=1.71,
-    wall_speedup_ci95=(1.6, 1.83),
-    lpips=0.041,
-    lpips_ci95=(0.036, 0.047),
-    num_samples=2,
-    batch_size=2,
-    environment="3f9c2ab01d7e",
-)
-UNATTAINABLE = replace(ENTRY, status="unattainable", reason="speed")
+UNATTAINABLE = replace(MET, status="unattainable", reason="speed")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
 Colour = tuple[int, int, int]
 
@@ -70,7 +58,7 @@ def rows(path: Path) -> int:
 
 def test_a_column_for_the_baseline_and_each_accelerator_in_prompt_order(folder, tmp_path: Path) -> None:
     baseline = folder(GREY)
-    entries = {key("ToMe", 1.2): ENTRY, key("DeepCache", 1.2): ENTRY}
+    entries = {key("ToMe", 1.2): MET, key("DeepCache", 1.2): MET}
     folders = {
         key("ToMe", 1.2): pictures(baseline, folder(RED)),
         key("DeepCache", 1.2): pictures(baseline, folder(GREEN)),
@@ -81,7 +69,7 @@ def test_a_column_for_the_baseline_and_each_accelerator_in_prompt_order(folder, 
 
 def test_an_accelerator_is_shown_at_twice_the_speed_or_the_nearest_met_below(folder, tmp_path: Path) -> None:
     colours = {1.2: RED, 1.8: GREEN, 3.0: BLUE}
-    entries = {key("ToMe", target): ENTRY for target in colours}
+    entries = {key("ToMe", target): MET for target in colours}
     folders = {key("ToMe", target): pictures(folder(GREY), folder(colour)) for target, colour in colours.items()}
     write_picture_grid(tmp_path / "grid.png", entries, folders)
     assert columns(tmp_path / "grid.png") == [GREY, GREEN]
@@ -95,7 +83,7 @@ def test_an_accelerator_that_meets_nothing_is_shown_at_its_best(folder, tmp_path
 
 
 def test_cells_are_not_mixed(folder, tmp_path: Path) -> None:
-    entries = {key("ToMe", 1.2): ENTRY, key("DeepCache", 1.2, steps=50): ENTRY}
+    entries = {key("ToMe", 1.2): MET, key("DeepCache", 1.2, steps=50): MET}
     folders = {
         key("ToMe", 1.2): pictures(folder(GREY), folder(RED)),
         key("DeepCache", 1.2, steps=50): pictures(folder(BLUE), folder(GREEN)),
@@ -106,14 +94,14 @@ def test_cells_are_not_mixed(folder, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("made", "shown"), [(1, 1), (2, 2), (9, 6)])
 def test_as_many_rows_as_pictures_but_no_more_than_six(folder, tmp_path: Path, made: int, shown: int) -> None:
-    entries = {key("ToMe", 1.2): ENTRY}
+    entries = {key("ToMe", 1.2): MET}
     folders = {key("ToMe", 1.2): pictures(folder(GREY, made), folder(RED, made))}
     write_picture_grid(tmp_path / "grid.png", entries, folders)
     assert rows(tmp_path / "grid.png") == shown
 
 
 def test_without_pictures_nothing_is_written(tmp_path: Path) -> None:
-    assert not write_picture_grid(tmp_path / "grid.png", {key("ToMe", 1.2): ENTRY}, {})
+    assert not write_picture_grid(tmp_path / "grid.png", {key("ToMe", 1.2): MET}, {})
     assert not (tmp_path / "grid.png").exists()
 
 

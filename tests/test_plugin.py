@@ -8,15 +8,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW
 from searches import SMALL_OPTIONS, TESTS, SmallSearch
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.records.golden import GoldenKey
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.select import SPEED_TOLERANCE
 
 CASE = "SD1.5-DDIM-20-Echo-echo_interval={},mishap={}".format
@@ -447,8 +446,10 @@ def test_a_crashed_worker_loses_one_case(small_search: SmallSearch) -> None:
 # --- what the plugin costs others ------------------------------------------------------------------------------
 
 
-def python(code: str, cwd: Path) -> Any:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, check=True, capture_output=True, text=True)
+def python(code: str, cwd: Path) -> None:
+    """Run code in a process of its own; its failed assertion fails the test."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin"])

@@ -14,8 +14,9 @@ from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import ACCELERATORS, GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
+from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 DEFAULT_GOLDEN = Path("golden/search_params.json")
 

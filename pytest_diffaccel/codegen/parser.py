@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, slug
-from pytest_diffaccel.records.golden import ACCELERATORS
+from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 #: The longest sentence read; the longest task has 145 characters.
 MAX_LENGTH = 1000

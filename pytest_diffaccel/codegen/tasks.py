@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells, slug
-from pytest_diffaccel.records.golden import ACCELERATORS, GoldenKey
+from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 #: Id of the first task: earlier ids belong to other categories of the benchmark that the tasks come from.
 FIRST_ID = 192

@@ -1,32 +1,22 @@
-"""The golden database's words: what a key and an entry are, their order, their JSON.
+"""The golden database's entries: what is recorded of a key, and its JSON.
 
 Files of them are read and merged by :mod:`pytest_diffaccel.records.golden_file`.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Number
+from pytest_diffaccel.matrix import Number
+from pytest_diffaccel.records.golden_key import GoldenKey
 
-#: Prompt order; a user's own accelerators follow, alphabetically.
-ACCELERATORS = (
-    "DeepCache",
-    "T-Gate",
-    "ToMe",
-    "DeepCache and ToMe",
-    "DeepCache and T-Gate",
-    "DeepCache, T-Gate, and ToMe",
-)
 #: Digits kept: far below what a measurement can tell, few enough to read a diff.
 SPEEDUP_DECIMALS = 4
 LPIPS_DECIMALS = 6
@@ -38,69 +28,8 @@ _LINES = (
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
 )
-#: Longer than any key of ours; ``ast.literal_eval`` can exhaust memory on much longer text.
-_LONGEST_KEY = 1000
 
 Range: TypeAlias = tuple[float, float]
-Sort: TypeAlias = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class GoldenKey:
-    """What a golden entry answers: which parameters reach ``target`` here?
-
-    Attributes:
-        pipe: name of a pipeline family.
-        scheduler: name of a scheduler.
-        steps: denoising steps, at least 1.
-        accelerator: an accelerator's name.
-        target: required speed-up, above 0.
-    """
-
-    pipe: str
-    scheduler: str
-    steps: int
-    accelerator: str
-    target: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target", float(self.target))  # 2 and 2.0 are one key, spelled one way
-        if not (self.pipe and self.scheduler and self.accelerator):
-            raise ValueError(f"a golden key's names must not be empty: {self}")
-        if self.steps < 1:
-            raise ValueError(f"a golden key's steps must be at least 1: {self}")
-        if not (math.isfinite(self.target) and self.target > 0):
-            raise ValueError(f"a golden key's target must be a number above 0: {self}")
-
-    def __str__(self) -> str:
-        return str((self.pipe, self.scheduler, self.steps, self.accelerator, self.target))
-
-    @classmethod
-    def parse(cls, text: str) -> GoldenKey:
-        """The key whose ``str`` is ``text``.
-
-        Raises:
-            ValueError: when ``text`` is no key, or spelled otherwise (two spellings would be two entries).
-        """
-        example = "expected for example \"('SD1.5', 'DDIM', 20, 'DeepCache', 1.5)\""
-        parts = _literal(text)
-        if [type(part) for part in parts] != [str, str, int, str, float]:
-            raise ValueError(f"not a golden key: {text[:_LONGEST_KEY]!r}; {example}")
-        key = cls(*parts)
-        if str(key) != text:
-            raise ValueError(f"golden key {text!r} must be spelled {str(key)!r}")
-        return key
-
-    @property
-    def prompt_order(self) -> Sort:
-        """Sorts as prompts list keys: pipe, scheduler, steps, accelerator, target; unknown names last."""
-        return (
-            _rank(self.pipe, PIPES),
-            _rank(self.scheduler, SCHEDULERS),
-            self.steps,
-            _rank(self.accelerator, ACCELERATORS),
-            self.target,
-        )
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -261,19 +190,6 @@ def dump_entries(entries: Mapping[GoldenKey, GoldenEntry]) -> str:
     keys = sorted(entries, key=lambda key: key.prompt_order)
     items = ",\n".join(f"  {_dump(str(key))}: {entries[key].to_json()}" for key in keys)
     return f"{{\n{items}\n}}\n" if items else "{}\n"
-
-
-def _literal(text: str) -> tuple[Any, ...]:
-    """The tuple that ``text`` spells; empty when it spells none."""
-    try:
-        value = ast.literal_eval(text) if len(text) <= _LONGEST_KEY else ()
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return ()
-    return value if isinstance(value, tuple) else ()
-
-
-def _rank(name: str, known: tuple[str, ...]) -> tuple[int, str]:
-    return (known.index(name), "") if name in known else (len(known), name)
 
 
 def _dump(value: object) -> str:

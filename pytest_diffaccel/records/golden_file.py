@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey, dump_entries
+from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
 
 #: Spells out, beside the golden files of a folder, the environments that their entries name.

@@ -6,24 +6,24 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias, get_args
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-    Table,
-    and_,
-    delete,
-    func,
-    select,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, Row, Table, delete, func, select
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.rows import (
+    conditions,
+    dump_record,
+    equal,
+    figures,
+    identity,
+    now,
+    place,
+    storable,
+    upsert,
+)
 from pytest_diffaccel.records.tables import (
     DECISIONS,
     ENVIRONMENTS,
@@ -111,19 +111,19 @@ class Store:
         Raises:
             ValueError: when the measurement holds a number that is not finite; nothing is stored.
         """
-        identity = _identity(measurement.candidate.key, measurement.environment, measurement.sampling)
+        chosen = identity(measurement.candidate.key, measurement.environment, measurement.sampling)
         values = {
-            **identity,
-            **_place(measurement.candidate.cell, measurement.candidate.accelerator),
-            **_figures("speedup", measurement.speedup),
-            **_figures("wall_speedup", measurement.wall_speedup),
-            **_figures("lpips", measurement.quality.lpips),
-            "created_at": _now(),
-            "record": _dump_record(measurement),
+            **chosen,
+            **place(measurement.candidate.cell, measurement.candidate.accelerator),
+            **figures("speedup", measurement.speedup),
+            **figures("wall_speedup", measurement.wall_speedup),
+            **figures("lpips", measurement.quality.lpips),
+            "created_at": now(),
+            "record": dump_record(measurement),
         }
         with self._engine.begin() as connection:
-            _upsert(connection, MEASUREMENTS, values)
-            connection.execute(delete(FAILURES).where(_equal(FAILURES, identity)))
+            upsert(connection, MEASUREMENTS, values)
+            connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
     def find(self, candidate_key: str, environment: str, sampling: Sampling) -> Measurement | None:
         """The measurement of a candidate, or None.
@@ -131,7 +131,7 @@ class Store:
         Raises:
             StoreError: when the record cannot be read.
         """
-        found = self._measurements(_identity(candidate_key, environment, sampling))
+        found = self._measurements(identity(candidate_key, environment, sampling))
         return found[0] if found else None
 
     def group(self, cell: Cell, accelerator: str, environment: str, sampling: Sampling) -> list[Measurement]:
@@ -140,7 +140,7 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
-        return self._measurements({**_place(cell, accelerator), **_conditions(environment, sampling)})
+        return self._measurements({**place(cell, accelerator), **conditions(environment, sampling)})
 
     def evaluations(self, environment: str, sampling: Sampling, cell: Cell | None = None) -> list[Measurement]:
         """Each candidate's measurement with the most samples, up to ``sampling``'s number; by candidate key.
@@ -153,10 +153,10 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
-        conditions = _conditions(environment, sampling) | (asdict(cell) if cell else {})
-        del conditions["num_samples"]
+        where = conditions(environment, sampling) | (asdict(cell) if cell else {})
+        del where["num_samples"]
         most: dict[str, Measurement] = {}
-        for measurement in self._measurements(conditions):
+        for measurement in self._measurements(where):
             key, samples = measurement.candidate.key, measurement.sampling.num_samples
             if samples <= sampling.num_samples and (key not in most or samples > most[key].sampling.num_samples):
                 most[key] = measurement
@@ -173,43 +173,43 @@ class Store:
         if kind not in get_args(FailureKind):
             raise ValueError(f"unknown kind of failure {kind!r}; known: {', '.join(get_args(FailureKind))}")
         values = {
-            **_identity(candidate.key, environment, sampling),
-            **_place(candidate.cell, candidate.accelerator),
+            **identity(candidate.key, environment, sampling),
+            **place(candidate.cell, candidate.accelerator),
             "kind": kind,
-            "message": _storable(message),
-            "created_at": _now(),
+            "message": storable(message),
+            "created_at": now(),
             "candidate": json.dumps(asdict(candidate), allow_nan=False),
         }
         with self._engine.begin() as connection:
-            _upsert(connection, FAILURES, values)
+            upsert(connection, FAILURES, values)
 
     def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
         """Remove the failure of a candidate that works after all."""
         with self._engine.begin() as connection:
-            identity = _identity(candidate.key, environment, sampling)
-            connection.execute(delete(FAILURES).where(_equal(FAILURES, identity)))
+            chosen = identity(candidate.key, environment, sampling)
+            connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
     def failures(self, environment: str, sampling: Sampling) -> list[Failure]:
         """All failures in an environment and sampling, by candidate key."""
-        rows = self._rows(FAILURES, _conditions(environment, sampling))
+        rows = self._rows(FAILURES, conditions(environment, sampling))
         return [_failure(row, sampling) for row in rows]
 
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
         """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
-        values = {**_identity(subject, environment, sampling), "evidence": evidence, "created_at": _now()}
+        values = {**identity(subject, environment, sampling), "evidence": evidence, "created_at": now()}
         with self._engine.begin() as connection:
-            _upsert(connection, DECISIONS, values)
+            upsert(connection, DECISIONS, values)
 
     def decision(self, subject: str, environment: str, sampling: Sampling) -> str | None:
         """Why ``subject`` needs no measuring; None when that was not decided."""
-        rows = self._rows(DECISIONS, _identity(subject, environment, sampling))
+        rows = self._rows(DECISIONS, identity(subject, environment, sampling))
         return str(rows[0].evidence) if rows else None
 
     def save_environment(self, environment: Environment) -> None:
         """Keep what an environment's id stands for."""
-        values = {"id": environment.id, "created_at": _now(), "record": json.dumps(environment.to_json())}
+        values = {"id": environment.id, "created_at": now(), "record": json.dumps(environment.to_json())}
         with self._engine.begin() as connection:
-            _upsert(connection, ENVIRONMENTS, values)
+            upsert(connection, ENVIRONMENTS, values)
 
     def environments(self) -> dict[str, Environment]:
         """All environments kept, by id, in the ids' order.
@@ -232,7 +232,7 @@ class Store:
 
     def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
         columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
-        query = select(*columns, func.count()).where(_equal(table, _conditions(environment, sampling)))
+        query = select(*columns, func.count()).where(equal(table, conditions(environment, sampling)))
         with self._engine.connect() as connection:
             rows = connection.execute(query.group_by(*columns)).all()
         return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
@@ -246,7 +246,7 @@ class Store:
 
     def _rows(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
         with self._engine.connect() as connection:
-            rows = connection.execute(select(table).where(_equal(table, where))).all()
+            rows = connection.execute(select(table).where(equal(table, where))).all()
         # Sorted here: databases sort text by their own collations.
         return sorted(rows, key=lambda row: str(row.candidate_key))
 
@@ -257,61 +257,7 @@ class Store:
         )
 
 
-def _identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
-    return {"candidate_key": candidate_key, **_conditions(environment, sampling)}
-
-
-def _conditions(environment: str, sampling: Sampling) -> dict[str, object]:
-    return {"environment": environment, **asdict(sampling)}
-
-
-def _place(cell: Cell, accelerator: str) -> dict[str, object]:
-    return {**asdict(cell), "accelerator": accelerator}
-
-
-def _figures(name: str, interval: Interval) -> dict[str, object]:
-    # float(): a driver may not know the float types of numpy.
-    return {
-        f"{name}_low": float(interval.low),
-        name: float(interval.value),
-        f"{name}_high": float(interval.high),
-    }
-
-
-def _dump_record(measurement: Measurement) -> str:
-    """The full record; Python writes floats so that they read back exactly."""
-    try:
-        return json.dumps(measurement.to_json(), allow_nan=False)
-    except ValueError as error:
-        key = measurement.candidate.key
-        raise ValueError(f"not stored: the measurement of {key} holds a number that is not finite") from error
-
-
-def _storable(message: str) -> str:
-    """The message without what a text column refuses: lone surrogates, and NUL in PostgreSQL."""
-    return message.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", r"\x00")
-
-
 def _failure(row: Row[Any], sampling: Sampling) -> Failure:
     data = json.loads(row.candidate)
     candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
     return Failure(candidate, row.environment, sampling, row.kind, row.message, row.created_at)
-
-
-def _equal(table: Table, values: Mapping[str, object]) -> Any:
-    return and_(*(table.c[name] == value for name, value in values.items()))
-
-
-def _upsert(connection: Connection, table: Table, values: Mapping[str, object]) -> None:
-    keys = [column.name for column in table.primary_key]
-    new = {name: value for name, value in values.items() if name not in keys}
-    if connection.dialect.name == "sqlite":
-        in_sqlite = sqlite.insert(table).values(values)
-        connection.execute(in_sqlite.on_conflict_do_update(index_elements=keys, set_=new))
-    else:
-        in_postgresql = postgresql.insert(table).values(values)
-        connection.execute(in_postgresql.on_conflict_do_update(index_elements=keys, set_=new))
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")

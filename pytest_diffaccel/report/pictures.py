@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.options import WORK_DIR, Settings
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import Progress, estimate_s
 from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table

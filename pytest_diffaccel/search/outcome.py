@@ -9,7 +9,8 @@ from typing import Any
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, GoldenKey
+from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.finals import Winner
 from pytest_diffaccel.search.null_control import measure_scale
 from pytest_diffaccel.search.workbench import Workbench

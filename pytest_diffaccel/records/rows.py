@@ -1,0 +1,76 @@
+"""How the store's records become rows of its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import Connection, Table, and_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+
+
+def identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
+    """The columns that name one record."""
+    return {"candidate_key": candidate_key, **conditions(environment, sampling)}
+
+
+def conditions(environment: str, sampling: Sampling) -> dict[str, object]:
+    """The columns that say in which environment and on which samples."""
+    return {"environment": environment, **asdict(sampling)}
+
+
+def place(cell: Cell, accelerator: str) -> dict[str, object]:
+    """The columns that say where in the matrix."""
+    return {**asdict(cell), "accelerator": accelerator}
+
+
+def figures(name: str, interval: Interval) -> dict[str, object]:
+    """The three columns of an estimate."""
+    # float(): a driver may not know the float types of numpy.
+    return {
+        f"{name}_low": float(interval.low),
+        name: float(interval.value),
+        f"{name}_high": float(interval.high),
+    }
+
+
+def dump_record(measurement: Measurement) -> str:
+    """The full record; Python writes floats so that they read back exactly."""
+    try:
+        return json.dumps(measurement.to_json(), allow_nan=False)
+    except ValueError as error:
+        key = measurement.candidate.key
+        raise ValueError(f"not stored: the measurement of {key} holds a number that is not finite") from error
+
+
+def storable(message: str) -> str:
+    """The message without what a text column refuses: lone surrogates, and NUL in PostgreSQL."""
+    return message.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", r"\x00")
+
+
+def equal(table: Table, values: Mapping[str, object]) -> Any:
+    """The SQL condition that the columns have these values."""
+    return and_(*(table.c[name] == value for name, value in values.items()))
+
+
+def upsert(connection: Connection, table: Table, values: Mapping[str, object]) -> None:
+    """Insert a row, or write over the one of the same primary key."""
+    keys = [column.name for column in table.primary_key]
+    new = {name: value for name, value in values.items() if name not in keys}
+    if connection.dialect.name == "sqlite":
+        in_sqlite = sqlite.insert(table).values(values)
+        connection.execute(in_sqlite.on_conflict_do_update(index_elements=keys, set_=new))
+    else:
+        in_postgresql = postgresql.insert(table).values(values)
+        connection.execute(in_postgresql.on_conflict_do_update(index_elements=keys, set_=new))
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
