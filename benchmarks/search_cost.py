@@ -151,16 +151,16 @@ class Replay:
         self._generate(candidate, num_samples - self._seen[candidate])
         self._seen[candidate] = num_samples
 
-    def time(self, candidate: Candidate) -> bool:
-        """Blocks enough to know the speed-up: the table's truth, as many blocks would tell it."""
-        if candidate in self._told:
-            return False
-        self._told[candidate] = self.table.speedups[candidate]
-        for _ in range(_BLOCKS_ENOUGH):
-            self._generate(candidate, BATCH)
-            self.images += BATCH
-            self.spent += BATCH
-        return True
+    def time(self, candidates: Sequence[Candidate]) -> bool:
+        """Blocks enough to know the speed-ups: the table's truth, as many blocks would tell it."""
+        untold = [one for one in candidates if one not in self._told]
+        for candidate in untold:
+            self._told[candidate] = self.table.speedups[candidate]
+            self._generate(candidate, BATCH * _BLOCKS_ENOUGH)
+        if untold:
+            self.images += BATCH * _BLOCKS_ENOUGH
+            self.spent += BATCH * _BLOCKS_ENOUGH
+        return bool(untold)
 
     def _generate(self, candidate: Candidate, count: int) -> None:
         self.images += count

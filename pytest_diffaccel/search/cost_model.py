@@ -29,9 +29,10 @@ _FEATURE_SD = 1.5
 _TOGETHER_SD, _OWN_SD = 0.15, 0.02
 # What lies outside the steps, where this accelerator was never timed: another's, and this much of it to either side.
 _UNKNOWN_FIXED_SD = 0.25
-# What no number of blocks averages away: two searches of one cell, one after the other on a quiet machine, found the
-# same winners' speed-ups 0.2% to 1.2% apart (python -m benchmarks.repeatability).
-_SEARCH_SD = 0.008
+# What no number of blocks averages away: of two searches of one cell, one after the other on two cores of a shared
+# machine, a neighbour made all steps of the second a tenth slower, and the same candidates' speed-ups were 1.9% apart
+# (standard deviation; python -m benchmarks.repeatability); on a quiet machine 0.2% to 1.2%.
+_SEARCH_SD = 0.013
 _NORMAL_95 = 1.96
 # A normal variable's standard deviation, as a multiple of the median of its absolute value.
 _SD_OF_MEDIAN = 1.4826

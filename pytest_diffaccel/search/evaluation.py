@@ -86,9 +86,7 @@ def measure(
     references = bench.baseline_images(cell, purpose)
     batches = bench.batches(cell, purpose, num_samples)
     with ExitStack() as stack:
-        baseline = stack.enter_context(bench.generating(cell, {}))
-        generators = [stack.enter_context(bench.generating(cell, candidate.params)) for candidate in candidates]
-        subjects = [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
+        baseline, subjects = _generators(stack, bench, candidates)
         for subject in subjects:
             with bench.lock.generating():
                 _count(subject, batches[0])
@@ -128,23 +126,36 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     )
 
 
-def timed_again(bench: Workbench, measurement: Measurement, blocks: int) -> Measurement:
-    """The measurement with ``blocks`` more timed blocks. Nothing is stored."""
-    candidate = measurement.candidate
-    batches = bench.batches(candidate.cell, "search", bench.first_samples)
-    with (
-        bench.generating(candidate.cell, {}) as baseline,
-        bench.generating(candidate.cell, candidate.params) as generate,
-    ):
-        subject = _Subject(candidate, generate)
+def timed_again(bench: Workbench, measurements: Sequence[Measurement], blocks: int) -> list[Measurement]:
+    """The measurements, all of one cell, each with ``blocks`` more timed blocks that share a baseline run.
+
+    Nothing is stored.
+    """
+    candidates = [measurement.candidate for measurement in measurements]
+    cell = candidates[0].cell
+    batches = bench.batches(cell, "search", bench.first_samples)
+    with ExitStack() as stack:
+        baseline, subjects = _generators(stack, bench, candidates)
         with bench.lock.timing():
-            bench.warm_up(candidate.cell, baseline)
-            generate(*_arguments(batches[0]))
-            _time(bench, baseline, [subject], batches, BlockBudget(blocks, blocks, 0.0))
+            bench.warm_up(cell, baseline)
+            for subject in subjects:
+                subject.generate(*_arguments(batches[0]))
+            _time(bench, baseline, subjects, batches, BlockBudget(blocks, blocks, 0.0))
+    return [_with_blocks(*pair) for pair in zip(measurements, subjects, strict=True)]
+
+
+def _with_blocks(measurement: Measurement, subject: _Subject) -> Measurement:
     every = (*measurement.blocks, *subject.blocks)
     speedup, wall = step_kind_speedup(every), wall_speedup(every)
     agree = speedup.overlaps(wall)
     return replace(measurement, blocks=every, speedup=speedup, wall_speedup=wall, estimates_agree=agree)
+
+
+def _generators(stack: ExitStack, bench: Workbench, candidates: Sequence[Candidate]) -> tuple[Generate, list[_Subject]]:
+    """The baseline of the candidates' cell and the candidates themselves, ready to generate."""
+    baseline = stack.enter_context(bench.generating(candidates[0].cell, {}))
+    generators = [stack.enter_context(bench.generating(one.cell, one.params)) for one in candidates]
+    return baseline, [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
 
 
 def _count(subject: _Subject, batch: Batch) -> None:

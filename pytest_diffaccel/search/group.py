@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import Candidate, Cell, slug
@@ -62,12 +63,15 @@ class Group:
         if known is not None:
             self.bench.keep(extend(self.bench, known, num_samples))
 
-    def time(self, candidate: Candidate) -> bool:
-        """Time an evaluated candidate in more blocks; False when it has enough."""
-        known = self.bench.knowledge(self.cell, self.accelerator).find(candidate)
-        if known is None or len(known.blocks) >= _MOST_BLOCKS:
+    def time(self, candidates: Sequence[Candidate]) -> bool:
+        """Time evaluated candidates in more blocks, together; False when all of them have enough."""
+        knowledge = self.bench.knowledge(self.cell, self.accelerator)
+        known = [measurement for one in candidates if (measurement := knowledge.find(one)) is not None]
+        open_ones = [measurement for measurement in known if len(measurement.blocks) < _MOST_BLOCKS]
+        if not open_ones:
             return False
-        self.bench.keep(timed_again(self.bench, known, _BLOCKS_MORE))
+        for measurement in timed_again(self.bench, open_ones, _BLOCKS_MORE):
+            self.bench.keep(measurement)
         return True
 
     def race(self) -> int:

@@ -32,7 +32,9 @@ _NOTICEABLE_GAIN = 0.01
 # A speed-up predicted less well than this gets the benefit of its interval.
 _VAGUE_SPEEDUP = 0.06
 # One predicted this well needs no blocks of its own: the winners get theirs anyway.
-_KNOWN_SPEEDUP = 0.025
+_KNOWN_SPEEDUP = 0.035
+# Where nothing is evaluated, anything comes nearer to a target than this.
+_NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
 
 
@@ -76,7 +78,7 @@ class Plan:
         """Whether ``candidate`` is worth a first evaluation, given all that is known now."""
         (speedup,) = self.costs.speedups([candidate])
         said = f"predicted {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
-        if not _fast(speedup, TARGETS[0]):
+        if not self._fast_enough(speedup):
             if self._teaches(candidate):
                 return Verdict(True, f"{said}; shows what the method loses where it does little")
             return Verdict(False, f"{said}: reaches no target (the lowest is {TARGETS[0]:g}x)")
@@ -84,9 +86,11 @@ class Plan:
         gains = self._gains([speedup], mean, sd)[0]
         low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
         said += f" at LPIPS {math.exp(mean[0]):.4f} [{low:.4f}, {high:.4f}]"
-        if gains.max() >= _NOTICEABLE_GAIN:
-            return Verdict(True, f"{said}: could win {TARGETS[int(gains.argmax())]:g}x")
-        return Verdict(False, f"{said}; {self._why_not(speedup)}")
+        if gains.max() < _NOTICEABLE_GAIN:
+            return Verdict(False, f"{said}; {self._why_not(speedup)}")
+        place = int(gains.argmax())
+        could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
+        return Verdict(True, f"{said}: could {could}")
 
     def _teaches(self, candidate: Candidate) -> bool:
         """Whether it is one of the first points of a method alone: combinations lean on what those say.
@@ -110,7 +114,7 @@ class Plan:
             candidates: of the group, none of them evaluated.
         """
         speedups = self.costs.speedups(candidates)
-        fast = [place for place, speedup in enumerate(speedups) if _fast(speedup, TARGETS[0])]
+        fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
         if not fast:
             return None
         chosen = [candidates[place] for place in fast]
@@ -126,7 +130,7 @@ class Plan:
         first.
         """
         speedups = self.costs.speedups(candidates)
-        fast = [place for place, speedup in enumerate(speedups) if _fast(speedup, TARGETS[0])]
+        fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
         if not fast:
             return []
         chosen = [candidates[place] for place in fast]
@@ -178,7 +182,9 @@ class Plan:
         return list(found.values())
 
     def improves_on(self, before: Plan) -> bool:
-        """Whether some target's least loss is noticeably lower than ``before``."""
+        """Whether some target's least loss, or the best speed-up reached, is noticeably better than ``before``."""
+        if math.log(self._nearest / before._nearest) > _NOTICEABLE_GAIN:
+            return True
         return any(self._least(target) < before._least(target) - _NOTICEABLE_GAIN for target in TARGETS)
 
     def losses_of(self, accelerator: Accelerator, rows: Sequence[Params]) -> Array:
@@ -194,13 +200,18 @@ class Plan:
         return self._model.predict(self.accelerator, [one.params for one in candidates])
 
     def _gains(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
-        """Expected improvement of the log of each target's least loss, (candidates, targets)."""
-        gains = np.zeros((len(speedups), len(TARGETS)))
+        """Expected improvement of the log of each target's least loss and, last, of the speed-up that comes nearest to
+        a target that none reaches, (candidates, targets + 1).
+        """
+        gains = np.zeros((len(speedups), len(TARGETS) + 1))
         for place, target in enumerate(TARGETS):
             ahead = self._least(target) - mean
             far = ahead / sd
             improvement = ahead * stats.norm.cdf(far) + sd * stats.norm.pdf(far)
             gains[:, place] = improvement * [_probability(speedup, target) for speedup in speedups]
+        if not self._reaches_all:
+            nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
+            gains[:, -1] = np.maximum(0.0, nearer) * stats.norm.cdf((log_loss(self.max_loss) - mean) / sd)
         return gains
 
     def _least(self, target: float) -> float:
@@ -210,6 +221,23 @@ class Plan:
 
     def _reaching(self, target: float) -> list[Candidate]:
         return [option.candidate for option in self.options if option.reaches(target)]
+
+    def _fast_enough(self, speedup: Interval) -> bool:
+        """Whether it may reach a target, or come nearer to the lowest than anything evaluated."""
+        return _fast(speedup, TARGETS[0]) or (not self._reaches_all and speedup.value > self._nearest)
+
+    @cached_property
+    def _allowed(self) -> list[Option]:
+        return [option for option in self.options if option.lpips <= self.max_loss]
+
+    @property
+    def _reaches_all(self) -> bool:
+        return any(option.reaches(TARGETS[-1]) for option in self._allowed)
+
+    @property
+    def _nearest(self) -> float:
+        """The best speed-up reached so far with a loss that is allowed."""
+        return max((option.speedup.value for option in self._allowed), default=_NOTHING_REACHED)
 
     @cached_property
     def options(self) -> list[Option]:

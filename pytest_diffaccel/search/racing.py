@@ -35,8 +35,8 @@ class Track(Protocol):
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Give an evaluated candidate more samples."""
 
-    def time(self, candidate: Candidate) -> bool:
-        """Time an evaluated candidate in more blocks; False when it has enough."""
+    def time(self, candidates: Sequence[Candidate]) -> bool:
+        """Time evaluated candidates in more blocks, together; False when all of them have enough."""
 
 
 def settle(track: Track, num_samples: int) -> None:
@@ -49,7 +49,7 @@ def settle(track: Track, num_samples: int) -> None:
     Raises:
         Exception: when a candidate that was evaluated before fails now.
     """
-    while sum(track.time(candidate) for candidate in track.plan().borderline()):
+    while track.time(track.plan().borderline()):
         pass
     while needed := track.plan().undecided(num_samples):
         for candidate, samples in needed.items():

@@ -99,8 +99,15 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
         best = leader(good)
         ties = [option for option in good if option is best or _ties(option, best)]
         return Choice(target, min(ties, key=_faster_then_simpler), None)
+    return Choice(target, _best_reached(options, max_loss), "quality" if fast else "speed")
+
+
+def _best_reached(options: Sequence[Option], max_loss: float) -> Option | None:
+    """Of those of allowed loss (or of all) that are as fast as the fastest, as far as a search can tell, the leader."""
     allowed = [option for option in options if option.lpips <= max_loss] or list(options)
-    return Choice(target, min(allowed, key=_faster_then_simpler, default=None), "quality" if fast else "speed")
+    fastest = max((option.speedup.value for option in allowed), default=0.0)
+    as_fast = [option for option in allowed if option.speedup.value >= fastest * (1 - SPEED_TOLERANCE)]
+    return leader(as_fast) if as_fast else None
 
 
 def leader(options: Sequence[Option]) -> Option:
