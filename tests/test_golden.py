@@ -577,6 +577,15 @@ def test_fewer_steps_are_written_and_read_back() -> None:
     assert '"beats_fewer_steps": true' in entry.to_json()
 
 
+def test_the_loss_on_which_a_winner_was_chosen_stands_beside_its_own() -> None:
+    entry = replace(MET, selection_lpips=0.0312345678)
+    assert '"lpips_ci95": [0.036, 0.047], "selection_lpips": 0.031235' in entry.to_json()
+    assert GoldenEntry.from_json(entry.to_json()) == entry.rounded()
+    assert "selection_lpips" not in MET.to_json()
+    with pytest.raises(ValueError, match="selection_lpips"):
+        replace(NOTHING_MEASURED, selection_lpips=0.1)
+
+
 @pytest.mark.parametrize("lie", [{"beats_fewer_steps": False, "fewer_steps": FEWER_STEPS}, {"beats_fewer_steps": True}])
 def test_a_claim_about_fewer_steps_that_the_figures_deny_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="fewer_steps"):

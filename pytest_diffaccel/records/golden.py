@@ -24,7 +24,7 @@ LPIPS_DECIMALS = 6
 _LINES = (
     ("status", "reason", "params"),
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
-    ("lpips", "lpips_ci95"),
+    ("lpips", "lpips_ci95", "selection_lpips"),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
 )
@@ -78,6 +78,8 @@ class GoldenEntry:
         wall_speedup_ci95: its interval.
         lpips: mean LPIPS against the baseline's images; 0 is identical.
         lpips_ci95: its interval.
+        selection_lpips: its loss on the other prompts and seeds on which it was chosen, and which flatter the chosen;
+            None in records of before it was kept.
         num_samples: images scored.
         batch_size: images a call.
         environment: id of the environment (12 hex digits), spelled out in ``environments.json``.
@@ -100,10 +102,13 @@ class GoldenEntry:
     batch_size: Annotated[int, Field(ge=1)]
     environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
     reason: Literal["speed", "quality"] | None = None
+    selection_lpips: float | None = None
     fewer_steps: FewerSteps | None = None
     beats_fewer_steps: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.selection_lpips is not None and self.lpips is None:
+            raise ValueError("selection_lpips without lpips")
         if self.fewer_steps is not None and self.lpips is not None:
             beats = self.lpips < self.fewer_steps.lpips
             if self.beats_fewer_steps not in (None, beats):
@@ -143,6 +148,7 @@ class GoldenEntry:
             wall_speedup_ci95=_round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
             lpips=_round(self.lpips, LPIPS_DECIMALS),
             lpips_ci95=_round_range(self.lpips_ci95, LPIPS_DECIMALS),
+            selection_lpips=_round(self.selection_lpips, LPIPS_DECIMALS),
             fewer_steps=self.fewer_steps and self.fewer_steps.rounded(),
             beats_fewer_steps=None,
         )
@@ -150,7 +156,7 @@ class GoldenEntry:
     def to_json(self) -> str:
         """The entry's JSON text, several lines indented to stand in the file; rounded."""
         fields = asdict(self.rounded())
-        for name in ("reason", "fewer_steps", "beats_fewer_steps"):
+        for name in ("reason", "selection_lpips", "fewer_steps", "beats_fewer_steps"):
             if fields[name] is None:
                 del fields[name]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]

@@ -84,6 +84,7 @@ def _entry(winner: Winner, environment: Environment) -> GoldenEntry:
             "wall_speedup_ci95": (measurement.wall_speedup.low, measurement.wall_speedup.high),
             "lpips": measurement.quality.lpips.value,
             "lpips_ci95": (measurement.quality.lpips.low, measurement.quality.lpips.high),
+            "selection_lpips": option.lpips,
         }
         if winner.rival is not None:
             fewer = winner.rival.quality.lpips
