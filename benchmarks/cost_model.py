@@ -18,7 +18,7 @@ from benchmarks.recorded import read
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.search.cost_model import CostModel
 
 # Of a block's two calls one is the baseline's.

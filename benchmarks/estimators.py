@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.output import parser, show
 from benchmarks.recorded import Point, read
 from pytest_diffaccel.measure.measurement import Block, Interval
-from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
+from pytest_diffaccel.measure.statistics import wall_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 
 COUNTS = (4, 8, 16)
 DRAWS = 40

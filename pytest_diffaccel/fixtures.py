@@ -39,7 +39,8 @@ def search_run(config: pytest.Config) -> SearchRun:
             settings = options.Settings.from_options(config.option, registry.names)
             if settings.gpus is not None:
                 _take_gpu(config, settings.gpus)
-            config.stash[_RUN] = SearchRun(settings, registry)
+            workers = config.workerinput["workercount"] if hasattr(config, "workerinput") else 1
+            config.stash[_RUN] = SearchRun(settings, registry, workers)
         except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]

@@ -52,6 +52,7 @@ class Settings:
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
         case_timeout_s: seconds after which a case fails; None for no limit.
+        search_budget_s: seconds that the whole search may take; None for no limit.
         fresh: whether stored measurements are made again.
         golden: path of the golden database.
         update_golden: whether existing golden keys that differ are rewritten.
@@ -73,6 +74,7 @@ class Settings:
     seed: int
     max_quality_loss: float
     case_timeout_s: float | None
+    search_budget_s: float | None
     fresh: bool
     golden: Path
     update_golden: bool
@@ -112,6 +114,7 @@ class Settings:
             seed=options.seed,
             max_quality_loss=options.max_quality_loss,
             case_timeout_s=options.case_timeout,
+            search_budget_s=_budget(options.search_budget, exhaustive=options.exhaustive),
             fresh=options.fresh,
             golden=Path(options.golden),
             update_golden=options.update_golden and not options.golden_new_only,
@@ -162,6 +165,25 @@ def _gpus(given: str | None) -> tuple[str, ...] | None:
         return names
     meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
+
+
+def _budget(seconds: float | None, *, exhaustive: bool) -> float | None:
+    if seconds is not None and exhaustive:
+        raise OptionError("--search-budget: an exhaustive search measures everything; leave one of the two out")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    """Seconds of ``"30min"``, ``"2h"``, ``"1h30min"``, ``"90s"``."""
+    parts = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", "")
+    )
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
+    )
+    if seconds <= 0:
+        raise ArgumentTypeError(f"{text!r} must be a duration such as 30min, 2h, 1h30min or 90s")
+    return seconds
 
 
 def _count(text: str) -> int:
@@ -240,6 +262,12 @@ _MEASURING_OPTIONS = (
         default=_DEFAULT_MAX_QUALITY_LOSS,
         metavar="LPIPS",
         help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
+    ),
+    _option(
+        "--search-budget",
+        type=_duration,
+        metavar="TIME",
+        help="30min, 2h, ...: the best winners that can be found in this time, most promising candidates first",
     ),
     _option("--case-timeout", type=_positive, metavar="SECONDS", help="fail a case that takes longer"),
 )

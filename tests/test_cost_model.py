@@ -12,7 +12,7 @@ from timings import BASELINE, COSTS, noisy_block, speedup_of
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.fewer_steps import steps_as_fast
 

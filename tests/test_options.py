@@ -242,6 +242,13 @@ def test_any_option_counts_as_given(argument: str) -> None:
     assert is_given(parsed(argument))
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30min", 1800), ("30m", 1800), ("2h", 7200), ("1h30min", 5400), ("1.5 h", 5400)]
+)
+def test_a_budget_is_a_duration(settings: Any, text: str, seconds: float) -> None:
+    assert settings("--search-budget", text).search_budget_s == seconds
+
+
 # --- refusals, as pytest shows them ----------------------------------------------------------------------------
 
 
@@ -259,6 +266,10 @@ def test_any_option_counts_as_given(argument: str) -> None:
         (("--max-quality-loss", "0"), "*'0' must be a number above 0*"),
         (("--max-quality-loss", "nan"), "*'nan' must be a number above 0*"),
         (("--case-timeout", "inf"), "*'inf' must be a number above 0*"),
+        (("--search-budget", "30"), "*'30' must be a duration such as 30min, 2h, 1h30min or 90s*"),
+        (("--search-budget", "min"), "*'min' must be a duration such as 30min*"),
+        (("--search-budget", "0min"), "*'0min' must be a duration such as 30min*"),
+        (("--search-budget", "1h", "--exhaustive"), "*--search-budget: an exhaustive search measures everything*"),
         (("--seed", "x"), "*--seed*invalid int value*"),
         (("--pipe", ","), "*--pipe: nothing is named; choose from SD1.5; SD2.1; SDXL; all"),
         (("--grid", "huge"), "*--grid*invalid choice: 'huge' (choose from*full*coarse*"),
@@ -288,6 +299,7 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
         *("--pipe=NAME", "--sched=NAME", "--steps=N", "--search-targets=NAME", "--search_targets=NAME", "--grid="),
         *("--models=SOURCE", "--gpus=[LIST]", "--num-samples=N", "--num_samples=N", "--batch-size=N", "--blocks=N"),
         *("--prompts=FILE", "--seed=N", "--max-quality-loss=LPIPS", "--case-timeout=SECONDS", "--store=URL"),
+        *("--search-budget=TIME",),
         *("--fresh", "--golden=FILE", "--update-golden", "--golden-new-only", "--golden-prune", "--picture-grid=FILE"),
     ):
         assert option in text or option.replace("=", " ") in text, option

@@ -191,6 +191,25 @@ def test_a_race_leaves_out_what_fails(small_search: SmallSearch) -> None:
     assert len(read_golden(small_search.golden)) == len(TARGETS)
 
 
+def test_a_search_whose_time_is_up_records_nothing_that_it_does_not_know(small_search: SmallSearch) -> None:
+    small_search.register(*RACERS)
+    result = small_search.race("--search-budget", "0.001s", "-rs")
+    result.stdout.fnmatch_lines(
+        ["*left to the winners' case*", "search budget: * promising candidates were not tried*"]
+    )
+    assert not small_search.golden.exists()
+    result = small_search.race()
+    result.stdout.fnmatch_lines(["golden: *: 7 new"])
+
+
+def test_within_its_budget_a_search_finds_all_winners(small_search: SmallSearch) -> None:
+    small_search.register(*RACERS)
+    result = small_search.race("--search-budget", "1h")
+    result.assert_outcomes(passed=1, skipped=len(RACERS))
+    result.stdout.fnmatch_lines(["golden: *: 7 new"])
+    assert "search budget" not in result.stdout.str()
+
+
 def test_winners_alone_race_by_themselves(small_search: SmallSearch) -> None:
     """Without its cases, the group's winners evaluate what they need."""
     small_search.register(*RACERS)

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, COSTS, FULL, SHALLOW, noisy_block, run, speedup_of
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import (
-    kind_costs,
-    low_quantile,
-    mean_interval,
-    moderated_interval,
-    step_kind_speedup,
-    wall_speedup,
-)
+from pytest_diffaccel.measure.statistics import half_width, low_quantile, mean_interval, wall_speedup
+from pytest_diffaccel.measure.step_kinds import RunTimes, step_kind_speedup
 
 Estimate = Callable[[Sequence[Block]], Interval]
 
@@ -220,8 +214,9 @@ def test_several_runs_in_a_block_count_as_their_geometric_mean() -> None:
 
 def test_cost_of_a_kind_is_a_low_quantile_over_all_runs() -> None:
     slow = [3.0] * 10 + [1.0]
-    costs = kind_costs([run(CANDIDATE), run(CANDIDATE), run(CANDIDATE), run(CANDIDATE, slow)])
-    assert costs == pytest.approx({kind: COSTS[kind] for kind in (FULL, SHALLOW)})
+    times = RunTimes.of([(run(CANDIDATE),), (run(CANDIDATE),), (run(CANDIDATE),), (run(CANDIDATE, slow),)])
+    assert times.costs() == pytest.approx({kind: COSTS[kind] for kind in (FULL, SHALLOW)})
+    assert times.seconds() == pytest.approx(run(CANDIDATE).total_s)
 
 
 def test_fixed_part_counts_once() -> None:
@@ -263,17 +258,17 @@ def test_mean_interval_moves_with_its_values(values: list[float], shift: float) 
     assert after.high - after.low == pytest.approx(before.high - before.low, abs=1e-9)
 
 
-def test_moderated_interval_lies_between_prior_and_sample() -> None:
+def test_a_moderated_interval_lies_between_prior_and_sample() -> None:
     """Four degrees of freedom of the prior and as many of the sample: the variances are averaged."""
-    interval = moderated_interval(0.0, deviation=3.0, count=5, df=4, prior_sd=1.0)
-    assert interval.high == pytest.approx(2.3060041 * math.sqrt((1 + 9) / 2 / 5))
+    half = half_width(3.0, count=5, df=4, prior_sd=1.0)
+    assert half == pytest.approx(2.3060041 * math.sqrt((1 + 9) / 2 / 5))
 
 
 def test_prior_vanishes_with_many_samples() -> None:
-    interval = moderated_interval(0.0, deviation=1.0, count=10_000, df=9_999, prior_sd=50.0)
-    without = moderated_interval(0.0, deviation=1.0, count=10_000, df=9_999, prior_sd=1.0)
-    assert interval.high / without.high < 1.5
-    assert interval.high < 0.05
+    half = half_width(1.0, count=10_000, df=9_999, prior_sd=50.0)
+    without = half_width(1.0, count=10_000, df=9_999, prior_sd=1.0)
+    assert half / without < 1.5
+    assert half < 0.05
 
 
 # --- intervals -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import Progress, estimate_s
-from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
+from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
 
 # Without a terminal that can rewrite its line, this often.
 _PLAIN_INTERVAL_S = 15.0
@@ -63,6 +63,7 @@ class SessionReport:
         self._environments: dict[str, Environment] = {}
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
+        self._left: dict[str, int] = {}
 
     def announce(self, cases: int) -> None:
         """Say how many cases there are and about how long they take, before the first.
@@ -105,6 +106,8 @@ class SessionReport:
         environments = {
             name: Environment.from_json(json.dumps(fields)) for name, fields in result["environments"].items()
         }
+        if result["left"]:
+            self._left[f"{result['cell']} {result['accelerator']}"] = result["left"]
         changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
         self._entries |= found
         self._changes |= {change.key: change for change in changes}
@@ -126,10 +129,12 @@ class SessionReport:
         """Winners, changes to the golden database, pictures, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if not self._entries:
+        if not self._entries and not self._left:
             return
         self._terminal.section("diffaccel: winners")
         for line in winners_table(self._entries, self._environments):
+            self._terminal.write_line(line)
+        for line in left_out(self._left):
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)

@@ -103,6 +103,18 @@ def changes_text(changes: Sequence[Change], golden: Path) -> list[str]:
     return lines
 
 
+def left_out(left: Mapping[str, int]) -> list[str]:
+    """What a search whose time was up did not try.
+
+    Args:
+        left: candidates that were still promising, by group.
+    """
+    if not left:
+        return []
+    lines = ["", f"search budget: {sum(left.values())} promising candidates were not tried; the same command goes on"]
+    return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
+
+
 def next_steps(settings: Settings, changes: Sequence[Change], *, failed: int) -> list[str]:
     """What the user can do now."""
     lines = []

@@ -12,8 +12,13 @@ class NotWorthwhile(Exception):
     """What is known says that the candidate cannot win; the message is the evidence."""
 
 
-def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bool]:
+def search_case(bench: Workbench, candidate: Candidate, *, within_budget: bool) -> tuple[Measurement, bool]:
     """Measure a candidate for the search, unless it was measured before or cannot win.
+
+    Args:
+        bench: the search's workbench.
+        candidate: what to measure.
+        within_budget: whether the search's time is limited: then the winners' case evaluates, most promising first.
 
     Returns:
         The measurement, and whether it was made now (else an earlier run made it).
@@ -30,6 +35,8 @@ def search_case(bench: Workbench, candidate: Candidate) -> tuple[Measurement, bo
         return known, False
     group = Group(bench, candidate.cell, candidate.accelerator)
     if not bench.settings.exhaustive:
+        if within_budget:
+            raise NotWorthwhile("left to the winners' case, which evaluates the most promising first (--search-budget)")
         decided = group.decision(candidate.key)
         if decided is not None:
             raise NotWorthwhile(decided)

@@ -14,7 +14,8 @@ from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.quality import pooled_quality, score
-from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
+from pytest_diffaccel.measure.statistics import wall_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
 

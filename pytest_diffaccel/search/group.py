@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pytest_diffaccel.matrix import Candidate, Cell, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.search.attempt import evaluate
+from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.evaluation import extend, timed_again
 from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.racing import PROMISING, explore, settle, space
+from pytest_diffaccel.search.racing import PROMISING, Explored, explore, settle, space
 from pytest_diffaccel.search.workbench import Workbench
 
 # A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
@@ -74,18 +75,19 @@ class Group:
             self.bench.keep(measurement)
         return True
 
-    def race(self) -> int:
-        """Evaluate whatever else may win, and tell the rivals apart; how many candidates were evaluated.
+    def race(self, time_is_up: TimeIsUp) -> Explored:
+        """Evaluate whatever else may win, and tell the rivals apart, until the group's time is up.
 
         What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
         """
-        evaluated = 0
+        explored = Explored(0, 0)
         if self.decision(self._name) is None:
-            evaluated = explore(self, self._open_candidates(), PROMISING)
-            self.decide(self._name, "explored")
+            explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
+            if not explored.left:
+                self.decide(self._name, "explored")
         if self.decision(self._name) != _DONE:
-            settle(self, self.bench.settings.num_samples)
-        return evaluated
+            settle(self, self.bench.settings.num_samples, time_is_up)
+        return explored
 
     def finish(self) -> None:
         """Keep that the group's winners are found."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Candidate, Params
+from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.plan import Plan
 
 _LOG = logging.getLogger(__name__)
@@ -39,46 +41,60 @@ class Track(Protocol):
         """Time evaluated candidates in more blocks, together; False when all of them have enough."""
 
 
-def settle(track: Track, num_samples: int) -> None:
+def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = lambda: False) -> None:
     """Time those that may or may not be fast enough, then give those that cannot be told apart more samples.
 
     Args:
         track: where.
         num_samples: samples of a whole evaluation; nobody gets more.
+        time_is_up: asked before each round.
 
     Raises:
         Exception: when a candidate that was evaluated before fails now.
     """
-    while track.time(track.plan().borderline()):
+    while not time_is_up() and track.time(track.plan().borderline()):
         pass
-    while needed := track.plan().undecided(num_samples):
+    while not time_is_up() and (needed := track.plan().undecided(num_samples)):
         for candidate, samples in needed.items():
             track.extend(candidate, samples)
 
 
-def explore(track: Track, candidates: Sequence[Candidate], most: int) -> int:
-    """Evaluate what may win, most promising first; one that fails is left out.
+@dataclass(frozen=True)
+class Explored:
+    """What an exploration did.
+
+    Attributes:
+        evaluated: how many candidates it evaluated.
+        left: how many it would have gone on with, had there been time.
+    """
+
+    evaluated: int
+    left: int
+
+
+def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up: TimeIsUp = lambda: False) -> Explored:
+    """Evaluate what may win, most promising first; one that fails is passed over.
 
     Args:
         track: where.
         candidates: those of the group that may be evaluated, whether or not they are yet.
         most: candidates that are looked at again and again as more becomes known.
-
-    Returns:
-        How many candidates were evaluated.
+        time_is_up: asked before each evaluation.
     """
     known = track.plan()
     evaluated = in_vain = 0
     gentlest = known.gentlest(candidates)
-    if gentlest is not None and _evaluates(track, gentlest):
+    if gentlest is not None and not time_is_up() and _evaluates(track, gentlest):
         evaluated, known = 1, track.plan()
     open_candidates = known.promising([one for one in candidates if one not in known.evaluated], most)
     while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
+        if time_is_up():
+            return Explored(evaluated, len(known.promising(open_candidates, most)))
         open_candidates.remove(candidate)
         evaluated += _evaluates(track, candidate)
         before, known = known, track.plan()
         in_vain = 0 if known.improves_on(before) else in_vain + 1
-    return evaluated
+    return Explored(evaluated, 0)
 
 
 def _evaluates(track: Track, candidate: Candidate) -> bool:

@@ -11,6 +11,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.search.budget import Budget
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
@@ -25,13 +26,14 @@ class SearchRun:
         settings: what to search and how.
         registry: the accelerators known.
         source: where the weights come from.
+        budget: the search's time.
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
         FileNotFoundError: when the prompts file is missing.
     """
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, workers: int = 1) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -40,6 +42,7 @@ class SearchRun:
             self.source.spec(pipe)
         if settings.prompts is not None:
             read_prompts(settings.prompts)
+        self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, workers)
 
     @cached_property
     def bench(self) -> Workbench:
@@ -67,7 +70,7 @@ class SearchRun:
         from pytest_diffaccel.search.cases import search_case
         from pytest_diffaccel.search.outcome import measurement_properties
 
-        measurement, made_now = search_case(self.bench, candidate)
+        measurement, made_now = search_case(self.bench, candidate, within_budget=self.budget.limits)
         return measurement_properties(measurement, stored=not made_now)
 
     def find_winners(self, cell: Cell, accelerator: str) -> dict[str, Any]:
@@ -79,13 +82,18 @@ class SearchRun:
         from pytest_diffaccel.search.finals import find_winners
         from pytest_diffaccel.search.group import Group
         from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.racing import Explored
 
         group = Group(self.bench, cell, accelerator)
-        explored = 0 if self.settings.exhaustive else group.race()
+        explored = Explored(0, 0) if self.settings.exhaustive else group.race(self.budget.next_group())
         winners = find_winners(self.bench, cell, accelerator)
+        if explored.left:
+            # What was not tried may reach the other targets.
+            winners = [winner for winner in winners if winner.choice.reason is None]
         properties = winner_properties(self.bench, cell, accelerator, winners)
-        group.finish()
-        return properties | {"explored": explored}
+        if not explored.left:
+            group.finish()
+        return properties | {"explored": explored.evaluated, "left": explored.left}
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""
