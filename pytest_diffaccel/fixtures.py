@@ -119,13 +119,16 @@ class Case:
             pytest.skip(str(error))
 
     def find_winners(self, group: Group) -> dict[str, Any]:
-        """Choose and verify a group's winners; the case is skipped while candidates are missing."""
+        """Choose and verify a group's winners; skipped while candidates, or the time for them, are missing."""
         from pytest_diffaccel.search.finals import Unfinished
 
         try:
-            return self._reported(self._run.find_winners(*group))
+            result = self._reported(self._run.find_winners(*group))
         except Unfinished as error:
             pytest.skip(str(error))
+        if not result["golden"]:
+            pytest.skip(f"--search-budget: no winner yet, and no time for {result['left']} promising candidates")
+        return result
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
         figures = ("speedup", "speedup_ci95", "lpips", "lpips_ci95")

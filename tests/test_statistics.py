@@ -179,9 +179,10 @@ def test_wall_intervals_cover_the_truth_in_95_of_100_cases(count: int) -> None:
     assert 0.90 <= coverage(wall_speedup, count, 800, run_sd=0.083) <= 0.99
 
 
-@pytest.mark.parametrize(("count", "simulations"), [(4, 400), (8, 200), (20, 120)])
+@pytest.mark.parametrize(("count", "simulations"), [(4, 600), (8, 600), (20, 400)])
 def test_step_kind_intervals_cover_the_truth_in_95_of_100_cases(count: int, simulations: int) -> None:
-    assert 0.90 <= coverage(step_kind_speedup, count, simulations, run_sd=0.01) <= 0.99
+    """Noise between that of a quiet machine, 1% a run, and of one that others use."""
+    assert 0.92 <= coverage(step_kind_speedup, count, simulations, run_sd=0.03) <= 0.995
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 20])

@@ -84,7 +84,7 @@ def low_quantile(values: ArrayLike) -> Any:
     return found if array.ndim > 1 else float(found)
 
 
-def half_width(deviation: ArrayLike, count: int, df: int, prior_sd: float) -> Any:
+def half_width(deviation: ArrayLike, count: int, df: int, prior_sd: float, prior_df: float = _PRIOR_DF) -> Any:
     """Half the width of Student's 95% interval of a mean whose variance is moderated by a prior.
 
     With few samples the sample variance is as noisy as the samples; it is averaged with a variance known beforehand,
@@ -96,9 +96,10 @@ def half_width(deviation: ArrayLike, count: int, df: int, prior_sd: float) -> An
         count: samples, at least 1.
         df: degrees of freedom of ``deviation``, at least 0.
         prior_sd: standard deviation of one sample, expected beforehand.
+        prior_df: how many degrees of freedom that is worth, above 0.
     """
-    variance = (_PRIOR_DF * prior_sd**2 + df * np.square(deviation)) / (_PRIOR_DF + df)
-    return stats.t.ppf((1 + _CONFIDENCE) / 2, _PRIOR_DF + df) * np.sqrt(variance / count)
+    variance = (prior_df * prior_sd**2 + df * np.square(deviation)) / (prior_df + df)
+    return stats.t.ppf((1 + _CONFIDENCE) / 2, prior_df + df) * np.sqrt(variance / count)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

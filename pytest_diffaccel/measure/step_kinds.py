@@ -20,9 +20,10 @@ from pytest_diffaccel.measure.statistics import half_width, low_quantile
 
 Array: TypeAlias = NDArray[np.float64]
 
-# What one block's log ratio is expected to vary by before any is seen. Measured on 2 noisy shared cores
-# (docs/method.md): 1.4% from 4 blocks.
-_PRIOR_SD = 0.028
+# What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
+# beside several blocks: few, since it is 0.03 on a quiet machine and 0.1 on one that others use
+# (python -m benchmarks.interval_coverage).
+_PRIOR_SD, _PRIOR_DF = 0.03, 1.0
 # Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
 # quantile of all, which would hang on one or two runs and say little of its own error.
 _FASTER = 0.5
@@ -100,7 +101,11 @@ def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
         without = np.array([np.log(baseline.seconds(kept) / candidate.seconds(kept)) for kept in others])
         # Of one block, so that it is comparable with the prior.
         deviation = np.sqrt((parts - 1) * np.var(without, axis=0) * count)
-    return estimate, half_width(deviation, count, parts - 1, _PRIOR_SD)
+    # As for a trimmed mean, only the values that count are worth degrees of freedom.
+    df = max(1, math.ceil(_FASTER * parts) - 1)
+    if parts == 1:
+        return estimate, half_width(deviation, count, 0, _PRIOR_SD)
+    return estimate, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
 
 
 def step_kind_speedup(blocks: Sequence[Block]) -> Interval:
