@@ -4,6 +4,7 @@ decided."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,21 @@ def test_what_is_passed_over_could_not_have_won() -> None:
 def test_a_slow_candidate_says_that_it_reaches_no_target() -> None:
     evidence = plan(search()).verdict(candidate(2, 11)).evidence
     assert "reaches no target (the lowest is 1.2x)" in evidence
+
+
+def test_where_no_target_is_reached_only_what_comes_nearer_is_evaluated() -> None:
+    """What is not much faster, or surely loses more than is allowed, gains nothing."""
+    slow = [one for one in GRID if 1.0 < true_speedup(one) < 1.17]
+    assert len(slow) > 2
+    slowest, nearest = min(slow, key=true_speedup), max(slow, key=true_speedup)
+    known = plan({slowest: true_losses(slowest)[:FIRST]})
+    verdict = known.verdict(nearest)
+    assert verdict.evaluate == (true_speedup(nearest) > 1.04 * true_speedup(slowest))
+    for one in slow:
+        assert ("reaches no target" in known.verdict(one).evidence) == (not known.verdict(one).evaluate)
+    hopeless = replace(known, evaluated={one: (0.9,) * FIRST for one in slow[1:]}, max_loss=1e-3)
+    assert not hopeless.verdict(slow[0]).evaluate
+    assert "reaches no target" in hopeless.verdict(slow[0]).evidence
 
 
 def test_a_dominated_candidate_names_what_beats_it() -> None:

@@ -36,6 +36,7 @@ _KNOWN_SPEEDUP = 0.035
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
+_REACHES_NONE = f"reaches no target (the lowest is {TARGETS[0]:g}x)"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Plan:
         if not self._fast_enough(speedup):
             if self._teaches(candidate):
                 return Verdict(True, f"{said}; shows what the method loses where it does little")
-            return Verdict(False, f"{said}: reaches no target (the lowest is {TARGETS[0]:g}x)")
+            return Verdict(False, f"{said}: {_REACHES_NONE}")
         mean, sd = self._losses([candidate])
         gains = self._gains([speedup], mean, sd)[0]
         low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
@@ -249,7 +250,9 @@ class Plan:
         return [Option(one, speedup, self.evaluated[one]) for one, speedup in zip(own, speedups, strict=True)]
 
     def _why_not(self, speedup: Interval) -> str:
-        target = max(target for target in TARGETS if _fast(speedup, target))
+        target = max((target for target in TARGETS if _fast(speedup, target)), default=None)
+        if target is None:
+            return f"{_REACHES_NONE}, and comes hardly nearer to it than others"
         reaching = [option for option in self.options if option.reaches(target)]
         if not reaching:
             return f"no target below LPIPS {self.max_loss:g} is expected of it"
