@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_diffaccel import hooks, options
+from pytest_diffaccel import hooks, judge_options, options
 from pytest_diffaccel.fixtures import (
     CANDIDATE,
     GROUP,
@@ -20,9 +20,10 @@ from pytest_diffaccel.fixtures import (
     search_run,
     worker_number,
 )
+from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diffaccel_judge, judge_settings
 from pytest_diffaccel.reporting import Reporting
 
-__all__ = ["diffaccel_run", "diffaccel_search"]
+__all__ = ["diffaccel_bench", "diffaccel_judge", "diffaccel_run", "diffaccel_search"]
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -33,6 +34,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     options.add_options(parser)
+    judge_options.add_options(parser)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,18 +60,21 @@ def pytest_configure(config: pytest.Config) -> None:
         search_run(config)
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
+        config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")
         if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args[:] = ["benches"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case a candidate, one a group."""
+    """One case a candidate, one a group, one a task."""
     if CANDIDATE in metafunc.fixturenames:
         candidates = search_run(metafunc.config).candidates
         metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])
     if GROUP in metafunc.fixturenames:
         groups = search_run(metafunc.config).groups
         metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
+    if TASK in metafunc.fixturenames:
+        metafunc.parametrize(TASK, list(judge_settings(metafunc.config).tasks))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
@@ -122,6 +122,12 @@ def record_command(tasks: Iterable[Task], golden: Path) -> str:
     if golden != DEFAULT_GOLDEN:
         options += ["--golden", str(golden)]
     return shlex.join(["pytest", "benches", *options])
+
+
+def update_command(task: Task) -> str:
+    """The search that measures a task's winner again; its expression picks the group's candidates and its winners."""
+    group = f"{task.cell}-{slug(task.accelerator)}"
+    return shlex.join(["pytest", "--update-golden", "-k", f"{group}- or {group}]"])
 
 
 def _choose(task: Task, entries: _Entries) -> _Choice | None:

@@ -1,0 +1,142 @@
+"""What a script's process says of a pipeline call, checked for form, and how it differs from the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.matrix import Number
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
+
+# Images of one call beyond which it is no script of the tasks.
+_MOST_IMAGES = 32
+_Text = Annotated[str, Field(max_length=10_000)]
+_Prompts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MOST_IMAGES)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Arguments:
+    """A pipeline call's arguments, those that are repeated."""
+
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    prompt: _Prompts
+    height: Annotated[int, Field(ge=8, le=8192)]
+    width: Annotated[int, Field(ge=8, le=8192)]
+    guidance_scale: float
+    prompt_2: _Prompts | None = None
+    negative_prompt: _Prompts | None = None
+    negative_prompt_2: _Prompts | None = None
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=_MOST_IMAGES)] = 1
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    clip_skip: int | None = None
+
+    @property
+    def images(self) -> int:
+        """How many images the call gives."""
+        prompts = 1 if isinstance(self.prompt, str) else len(self.prompt)
+        return prompts * self.num_images_per_prompt
+
+    def for_prompts(self, prompts: list[str]) -> Arguments:
+        """The same call for other prompts, one image each; a negative prompt stays if it is one for all."""
+        kept = {
+            name: value if isinstance(value, str) else None
+            for name, value in (("negative_prompt", self.negative_prompt), ("negative_prompt_2", self.negative_prompt_2))
+        }
+        return replace(self, prompt=prompts, prompt_2=None, num_images_per_prompt=1, **kept)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments; those of other pipelines and those left open are absent."""
+        given = {name: value for name, value in vars(self).items() if not name.startswith("_") and value is not None}
+        # SDXL has no eta worth naming at 0, and SD no second prompt: what is at its default need not be said.
+        return {name: value for name, value in given.items() if value != 0.0 or name == "guidance_scale"}
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Claim:
+    """One pipeline call, as the script's process tells it.
+
+    Attributes:
+        pipe: whose weights it uses.
+        scheduler: class of its scheduler.
+        scheduler_config: that scheduler's settings.
+        arguments: the call's.
+        methods: parameters by accelerator method, as golden writes them.
+        oddities: what the judge cannot repeat.
+    """
+
+    pipe: str
+    scheduler: str
+    scheduler_config: Mapping[str, str | int | float | bool | None]
+    arguments: Arguments
+    methods: Mapping[str, Mapping[str, Number]]
+    oddities: list[str]
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Claim:
+        """The claim in a message.
+
+        Raises:
+            ValueError: when it is none.
+        """
+        return TypeAdapter(cls).validate_python({name: value for name, value in header.items() if name != "event"})
+
+    def mismatches(self, expected: Expected, registry: Registry) -> list[str]:
+        """How the call differs from what the task asks for, a sentence each; empty when it does not."""
+        task = expected.task
+        scheduler = SCHEDULER_CLASSES[task.cell.scheduler][0]
+        asked: tuple[tuple[str, object, object], ...] = (
+            ("weights", self.pipe or "unknown", task.cell.pipe),
+            ("scheduler", self.scheduler, scheduler),
+            ("num_inference_steps", self.arguments.num_inference_steps, task.cell.steps),
+            ("accelerators", sorted(self.methods), sorted(task.methods)),
+            ("image size", (self.arguments.height, self.arguments.width), expected.image_size),
+        )
+        said = [f"{name}: {_words(found)}, not {_words(wanted)}" for name, found, wanted in asked if found != wanted]
+        if self.scheduler == scheduler:
+            said += [
+                f"scheduler setting {name}: {self.scheduler_config.get(name)!r}, not {wanted!r}"
+                for name, wanted in expected.scheduler_config.items()
+                if self.scheduler_config.get(name) != wanted
+            ]
+        if self.arguments.guidance_scale <= 1:
+            said.append(f"guidance_scale: {self.arguments.guidance_scale:g} switches guidance off")
+        said += [f"cannot be judged: {oddity}" for oddity in self.oddities]
+        return said or self._bad_params(task.cell.steps, registry)
+
+    def _bad_params(self, steps: int, registry: Registry) -> list[str]:
+        try:
+            registry.for_params(self.methods).check(self.methods, steps)
+        except ValueError as error:
+            return [str(error)]
+        return []
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a task's call must be.
+
+    Attributes:
+        task: the task.
+        image_size: height and width of the model source's images, pixels.
+        scheduler_config: settings of the scheduler that the judge gives its own pipeline.
+    """
+
+    task: Task
+    image_size: tuple[int, int]
+    scheduler_config: Mapping[str, str | int | float | bool | None]
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, list):
+        return " and ".join(value) or "none"
+    return str(value)

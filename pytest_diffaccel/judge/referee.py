@@ -1,0 +1,209 @@
+"""Sees, in a script's process, every call of a pipeline, and repeats it with start noise that the judge draws.
+
+What is seen here is only claimed: the script could change this code while it runs. The judge believes a claim once it
+has made the same images from it itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from pytest_diffaccel.judge.channel import Channel
+from pytest_diffaccel.judge.resolving import PIPE
+
+#: Arguments of a pipeline's call that the judge repeats, where they are plain values.
+REPEATED = (
+    *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "num_images_per_prompt", "num_inference_steps"),
+    *("guidance_scale", "guidance_rescale", "height", "width", "eta", "clip_skip"),
+)
+# Arguments that say where the start noise comes from, which is the judge's, and how images are handed over.
+_REPLACED = ("generator", "latents", "output_type", "return_dict")
+# Functions that watch a run; whether they change it shows in the images.
+_WATCHING = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps")
+_GATE_SETTINGS = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+_TOME_DEFAULTS = {
+    "sx": 2,
+    "sy": 2,
+    "use_rand": True,
+    "merge_attn": True,
+    "merge_crossattn": False,
+    "merge_mlp": False,
+}
+
+
+@dataclass
+class Referee:
+    """Stands between a script and its pipelines.
+
+    Attributes:
+        channel: to the judge.
+        own_size: height and width at which the published weights of the task's pipe were trained, pixels.
+        source_size: those of the configured source, which stand for them.
+    """
+
+    channel: Channel
+    own_size: tuple[int, int]
+    source_size: tuple[int, int]
+    _running: bool = False
+
+    def watch(self) -> None:
+        """See every call from now on."""
+        import diffusers
+        import tgate
+
+        for owner in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline):
+            cls: Any = owner
+            cls.__call__ = self._watched(cls.__call__, gated=False)
+        for name in ("SD", "SDXL", "SD_DeepCache", "SDXL_DeepCache"):
+            module = inspect.getmodule(getattr(tgate, f"Tgate{name.replace('_', '')}Loader"))
+            vars(module)["tgate"] = self._watched(vars(module)["tgate"], gated=True)
+
+    def _watched(self, call: Callable[..., Any], *, gated: bool) -> Callable[..., Any]:
+        signature = inspect.signature(call)
+
+        @wraps(call)
+        def watched(pipeline: Any, *args: Any, **options: Any) -> Any:
+            if self._running:
+                return call(pipeline, *args, **options)
+            bound = signature.bind(pipeline, *args, **options)
+            bound.apply_defaults()
+            arguments = dict(list(bound.arguments.items())[1:])
+            arguments |= arguments.pop("kwargs", {})
+            self._running = True
+            try:
+                return self._repeat(call, pipeline, arguments, signature, gated=gated)
+            finally:
+                self._running = False
+
+        return watched
+
+    def _repeat(
+        self,
+        call: Callable[..., Any],
+        pipeline: Any,
+        arguments: dict[str, Any],
+        signature: inspect.Signature,
+        *,
+        gated: bool,
+    ) -> Any:
+        self._take_source_size(arguments)
+        claim = _claim(pipeline, arguments, signature, gated=gated)
+        self.channel.send({"event": "call", **claim})
+        result = None
+        while (order := self.channel.receive().header)["order"] == "generate":
+            result = _generate(call, pipeline, arguments, int(order["seed"]))
+            images = [_as_image(image) for image in result[0]]
+            sizes = [[image.height, image.width] for image in images]
+            self.channel.send({"event": "images", "sizes": sizes}, b"".join(image.tobytes() for image in images))
+        return _handed_over(result, arguments)
+
+    def _take_source_size(self, arguments: dict[str, Any]) -> None:
+        """A script that asks for its model's own size gets the source's."""
+        for name, own, source in zip(("height", "width"), self.own_size, self.source_size, strict=True):
+            if arguments.get(name) in (None, own):
+                arguments[name] = source
+
+
+def _claim(
+    pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signature, *, gated: bool
+) -> dict[str, Any]:
+    methods, oddities = _methods(pipeline, arguments, gated=gated)
+    known = {*REPEATED, *_REPLACED, *_WATCHING, *(_GATE_SETTINGS if gated else ())}
+    odd = [
+        name
+        for name, value in arguments.items()
+        if name not in known
+        and not (name in signature.parameters and _is_same(value, signature.parameters[name].default))
+    ]
+    scheduler = pipeline.scheduler
+    return {
+        "pipe": str(getattr(pipeline.unet, PIPE, "")),
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": {
+            name: value
+            for name, value in scheduler.config.items()
+            if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
+        },
+        "arguments": {name: arguments[name] for name in REPEATED if arguments.get(name) is not None},
+        "methods": methods,
+        "oddities": [*oddities, *(f"argument {name}" for name in odd)],
+    }
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, str | int | float | bool | tuple) and bool(value == default))
+
+
+def _methods(
+    pipeline: Any, arguments: Mapping[str, Any], *, gated: bool
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What accelerates this call, read off the objects that do it; and settings of theirs that are not repeated."""
+    methods: dict[str, dict[str, Any]] = {}
+    oddities: list[str] = []
+    if helper := _deepcache_helper(pipeline.unet):
+        block, layer = helper.params["cache_block_id"], helper.params["cache_layer_id"]
+        methods["DeepCache"] = {"cache_interval": helper.params["cache_interval"], "cache_branch_id": 3 * block + layer}
+        if helper.params["skip_mode"] != "uniform":
+            oddities.append(f"DeepCache with skip_mode {helper.params['skip_mode']}")
+    if gated:
+        methods["T-Gate"] = {name: arguments[name] for name in _GATE_SETTINGS}
+    if any(type(module).__name__ == "ToMeBlock" for module in pipeline.unet.modules()):
+        settings = pipeline.unet._tome_info["args"]
+        methods["ToMe"] = {name: settings[name] for name in ("ratio", "max_downsample")}
+        oddities += [f"ToMe with {name}" for name, value in _TOME_DEFAULTS.items() if settings[name] != value]
+    return methods, oddities
+
+
+def _deepcache_helper(unet: Any) -> Any:
+    """The helper whose wrapper is in force around the UNet; None when there is none."""
+    cells = getattr(vars(unet).get("forward"), "__closure__", None) or ()
+    return next((cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "cached_output")), None)
+
+
+def _generate(call: Callable[..., Any], pipeline: Any, arguments: Mapping[str, Any], seed: int) -> Any:
+    """One run from the judge's start noise, with what libraries keep of earlier runs forgotten."""
+    import torch
+
+    _forget(pipeline)
+    prompt = arguments.get("prompt")
+    prompts = 1 if isinstance(prompt, str) or prompt is None else len(prompt)
+    images = prompts * int(arguments.get("num_images_per_prompt") or 1)
+    torch.manual_seed(seed)
+    generators = [torch._C.Generator("cpu").manual_seed(seed + place) for place in range(images)]
+    ours = {"generator": generators, "latents": None, "output_type": "pil", "return_dict": False}
+    return call(pipeline, **{**arguments, **ours})
+
+
+def _forget(pipeline: Any) -> None:
+    if helper := _deepcache_helper(pipeline.unet):
+        helper.cached_output, helper.start_timestep, helper.cur_timestep = {}, None, 0
+    if hasattr(pipeline.unet, "_tome_info"):
+        pipeline.unet._tome_info["args"]["generator"] = None
+    for module in pipeline.unet.modules():
+        if type(module).__name__ == "Attention":
+            for patch in ("forward", "cache"):  # T-GATE's, put on anew by each of its runs
+                vars(module).pop(patch, None)
+
+
+def _as_image(image: Any) -> Any:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _handed_over(result: Any, arguments: Mapping[str, Any]) -> Any:
+    """The last run's images as the script asked for them."""
+    import numpy as np
+    import torch
+    from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+
+    images: Any = result[0]
+    if arguments.get("output_type") in ("np", "pt"):
+        images = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])
+    if arguments.get("output_type") == "pt":
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if not arguments.get("return_dict", True):
+        return (images, *result[1:])
+    return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)

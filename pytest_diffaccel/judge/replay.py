@@ -1,0 +1,130 @@
+"""The judge's own pipelines, on which no script's code ever ran: claims are repeated on them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.counters import FiredCounters
+from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.judge.claim import Arguments, Expected
+from pytest_diffaccel.matrix import Params
+from pytest_diffaccel.models.registry import ModelSource
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a repeated call did.
+
+    Attributes:
+        scheduler_steps: steps that the scheduler made.
+        fired: the methods' counters (:class:`.FiredCounters`).
+        silent: counters that the methods should have moved, and did not.
+    """
+
+    scheduler_steps: int
+    fired: Mapping[str, int]
+    silent: tuple[str, ...]
+
+
+class Replay:
+    """Repeats calls.
+
+    Args:
+        source: where weights come from, the same as for scripts.
+        registry: the methods known.
+        device: torch device; None: CUDA where there is any, else the CPU.
+    """
+
+    def __init__(self, source: ModelSource, registry: Registry, device: str) -> None:
+        self._source = source
+        self._registry = registry
+        self._device = device
+        self._pipelines: dict[str, Any] = {}
+
+    def pipeline(self, task: Task) -> Any:
+        """The pipe's pipeline with the task's scheduler."""
+        from pytest_diffaccel.models.loading import load_pipeline
+        from pytest_diffaccel.models.schedulers import set_scheduler
+
+        pipe = task.cell.pipe
+        if pipe not in self._pipelines:
+            self._pipelines[pipe] = load_pipeline(pipe, models=self._source, device=self._device)
+        set_scheduler(self._pipelines[pipe], task.cell.scheduler)
+        return self._pipelines[pipe]
+
+    def expected(self, task: Task) -> Expected:
+        """What the task's call must be."""
+        pipeline = self.pipeline(task)
+        own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        config = {
+            name: value
+            for name, value in pipeline.scheduler.config.items()
+            if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
+        }
+        return Expected(task, self._source.spec(task.cell.pipe).image_size or (own, own), config)
+
+    def images(self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]) -> list[Image]:
+        """The call's images.
+
+        Args:
+            task: whose pipeline and scheduler to use.
+            arguments: the call's.
+            params: of the methods that accelerate it; none for the baseline.
+            seeds: of the start noise, one an image.
+        """
+        pipeline = self.pipeline(task)
+        with self._applied(pipeline, arguments, params, seeds) as run:
+            return run()
+
+    def counted(
+        self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]
+    ) -> tuple[list[Image], Counts]:
+        """The call's images, and what it did."""
+        pipeline = self.pipeline(task)
+        counters = FiredCounters(guidance_batch=2 * arguments.images)
+        with self._applied(pipeline, arguments, params, seeds) as run, _counting_steps(pipeline.scheduler) as steps:
+            counters.attach(pipeline.unet)
+            images = run()
+        accelerator = self._registry.for_params(params)
+        expected = accelerator.counters(params, arguments.num_inference_steps)
+        silent = tuple(sorted(name for name in expected if not counters.counts[name]))
+        return images, Counts(len(steps), counters.counts, silent)
+
+    @contextmanager
+    def _applied(self, pipeline: Any, arguments: Arguments, params: Params, seeds: Sequence[int]) -> Iterator[Any]:
+        import torch
+
+        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        with restored(pipeline), torch.random.fork_rng(devices):
+            torch.manual_seed(seeds[0])
+            call = self._registry.for_params(params).apply(pipeline, pipeline.__call__, params)
+            yield lambda: call(**arguments.options, generator=generators).images
+
+
+@contextmanager
+def _counting_steps(scheduler: Any) -> Iterator[list[int]]:
+    """Collects one entry a step that ``scheduler`` makes."""
+    steps: list[int] = []
+    original = scheduler.step
+
+    def step(*args: Any, **options: Any) -> Any:
+        steps.append(1)
+        return original(*args, **options)
+
+    # diffusers reads the signature of the step to learn which options it takes.
+    vars(step)["__signature__"] = inspect.signature(original)
+    scheduler.step = step
+    try:
+        yield steps
+    finally:
+        del scheduler.step

@@ -1,0 +1,84 @@
+"""Times a script's live call against the judge's own baseline, in turns, by the judge's clock."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.judge.trial import LiveCall, ScriptMisbehaved, difference_levels
+from pytest_diffaccel.judge.verdict import StageResult
+from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
+from pytest_diffaccel.measure.statistics import wall_speedup
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.codegen.lookup import Answer
+    from pytest_diffaccel.codegen.tasks import Task
+    from pytest_diffaccel.judge.replay import Replay
+
+# Pairs until the interval may tell, and until it must do.
+_FEWEST_PAIRS, _MOST_PAIRS = 3, 8
+# Images that differ by more were not made by the call that was proven; as in the trial.
+_SAME_LEVELS = 0.25
+
+
+def judge_speed(
+    call: LiveCall, task: Task, replay: Replay, *, tolerance_ratio: float, answer: Answer | None
+) -> StageResult:
+    """Time pairs of runs until it is clear whether the target is reached.
+
+    Each run of the script starts from new noise, and the images of the last are made again by the judge: time cannot be
+    saved by not working. A target counts as missed when the whole 95% interval lies below ``target * (1 -
+    tolerance_ratio)``; where golden says that it is unattainable, only an interval wholly above it counts as reached.
+
+    Raises:
+        ScriptMisbehaved: when a run gives other images than its call.
+        TimeoutError: when the script's time is up.
+    """
+    attainable = answer is None or answer.attained
+    threshold = task.target * (1 - tolerance_ratio) if attainable else task.target
+    order, blocks = random.Random(0), []
+    call.run_again()
+    _baseline_s(call, task, replay)
+    while True:
+        first = order.random() < 0.5
+        baseline_s = _baseline_s(call, task, replay) if first else 0.0
+        images, seeds = call.run_again()
+        script_s = call.seconds
+        if not first:
+            baseline_s = _baseline_s(call, task, replay)
+        blocks.append(Block(RunTiming(baseline_s, (), ()), (RunTiming(script_s, (), ()),)))
+        speedup = wall_speedup(blocks)
+        clear = len(blocks) >= _FEWEST_PAIRS and not speedup.low < threshold <= speedup.high
+        if clear or len(blocks) >= _MOST_PAIRS:
+            break
+    own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
+    if (levels := difference_levels(images, own)) > _SAME_LEVELS:
+        raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
+    return _result(speedup, len(blocks), task, threshold, answer if not attainable else None)
+
+
+def _baseline_s(call: LiveCall, task: Task, replay: Replay) -> float:
+    arguments = call.claim.arguments
+    began = time.perf_counter()
+    replay.images(task, arguments, {}, range(arguments.images))
+    return time.perf_counter() - began
+
+
+def _result(speedup: Interval, pairs: int, task: Task, threshold: float, unattained: Answer | None) -> StageResult:
+    figures: dict[str, Any] = {
+        "speedup": round(speedup.value, 3),
+        "speedup_ci95": [round(speedup.low, 3), round(speedup.high, 3)],
+        "pairs": pairs,
+        "target": task.target,
+    }
+    measured = f"{speedup.value:.2f}x (95% interval {speedup.low:.2f} to {speedup.high:.2f})"
+    if unattained is not None:
+        if speedup.low >= threshold:
+            said = f"{measured} reaches {task.target}x, which golden records as unattainable: golden is out of date"
+            return StageResult("speed", "xpassed", said, figures)
+        reason = f"{task.target}x is recorded as unattainable ({unattained.entry.reason}); measured {measured}"
+        return StageResult("speed", "xfailed", reason, figures)
+    if speedup.high < threshold:
+        return StageResult("speed", "failed", f"{measured} lies below {threshold:.2f}x", figures)
+    return StageResult("speed", "passed", measured, figures)

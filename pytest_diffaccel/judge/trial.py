@@ -1,0 +1,263 @@
+"""One script's run: its calls as they come in, the one that is judged, its images beside the judge's own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
+from pytest_diffaccel.judge.claim import Claim, Expected
+from pytest_diffaccel.judge.verdict import StageResult
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.judge.replay import Counts, Replay
+    from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
+
+# Mean absolute difference, in levels of 255, within which images are the same: GPUs do not repeat the last bit. Leaving
+# out one of 20 steps moves them by more (tests/test_judge.py).
+_SAME_LEVELS = 0.25
+# torch's CPU generator keeps 32 bits of a seed.
+_SEED_BITS = 31
+# Calls after this many are not listened to any more.
+_MOST_CALLS = 100
+
+
+class ScriptMisbehaved(Exception):
+    """The script or its process did what no honest script does; the message says what."""
+
+
+@dataclass
+class LiveCall:
+    """The judged call of a script, waiting in its process to be repeated as often as the judge likes.
+
+    Attributes:
+        claim: what the process says it is.
+        seconds: wall time of its last run, by the judge's clock.
+    """
+
+    claim: Claim
+    _process: ScriptProcess
+    seconds: float = field(default=0.0, init=False)
+
+    def run_again(self) -> tuple[list[Image], list[int]]:
+        """As :meth:`run`; it is the judge's wish, so it has the script's whole time, and takes none of it."""
+        spent_s, self._process.waited_s = self._process.waited_s, 0.0
+        try:
+            return self.run()
+        finally:
+            self._process.waited_s = spent_s
+
+    def run(self) -> tuple[list[Image], list[int]]:
+        """Run it once from start noise that nobody knows before.
+
+        Returns:
+            The images, and the seeds of their start noise.
+
+        Raises:
+            ScriptMisbehaved: when it does not give the images that it should.
+            TimeoutError: when the script's time is up.
+            ChannelClosed: when its process has ended.
+        """
+        arguments = self.claim.arguments
+        first = secrets.randbits(_SEED_BITS)
+        began = time.perf_counter()
+        self._process.channel.send({"order": "generate", "seed": first})
+        images = _images(self._process.receive())
+        self.seconds = time.perf_counter() - began
+        found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
+        if found != wanted:
+            raise ScriptMisbehaved(f"images: {_sizes(found)}, not {_sizes(wanted)}")
+        return images, [first + place for place in range(arguments.images)]
+
+
+@dataclass
+class Trial:
+    """What one run of a script showed.
+
+    Attributes:
+        result: of the stage ``runs``.
+        claim: the judged call, proven; None when there was none.
+        later: the result of what was done with the live call.
+        missing: what could not be put in force of the confinement, in words.
+    """
+
+    result: StageResult
+    claim: Claim | None = None
+    later: StageResult | None = None
+    missing: Sequence[str] = ()
+
+
+class Court:
+    """Runs scripts and repeats what they claim.
+
+    Args:
+        workplace: where they run.
+        replay: the judge's own pipelines.
+        registry: the methods known.
+    """
+
+    def __init__(self, workplace: Workplace, replay: Replay, registry: Registry) -> None:
+        self._workplace = workplace
+        self._replay = replay
+        self._registry = registry
+
+    def try_script(
+        self, process: ScriptProcess, expected: Expected, use: Callable[[LiveCall], StageResult] | None
+    ) -> Trial:
+        """Follow a script to its end.
+
+        Args:
+            process: the script, just started.
+            expected: what the task asks for.
+            use: what to do with the judged call once it is proven, while the script waits.
+        """
+        hearing = _Hearing(process, expected, self._registry, self._replay, use)
+        try:
+            hearing.listen()
+            status = self._workplace.ended(max(0.1, process.limits.seconds - process.waited_s))
+        except TimeoutError:
+            return hearing.failed(f"did not end within {process.limits.seconds:g} s")
+        except (ScriptMisbehaved, ChannelError) as error:
+            return hearing.failed(str(error))
+        if status != 0:
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            words = process.last_words()
+            return hearing.failed(f"ended with {how}{': ' + words if words else ''}")
+        return hearing.ended()
+
+
+class _Hearing:
+    """Listens to one script's process."""
+
+    def __init__(
+        self,
+        process: ScriptProcess,
+        expected: Expected,
+        registry: Registry,
+        replay: Replay,
+        use: Callable[[LiveCall], StageResult] | None,
+    ) -> None:
+        self._process, self._expected, self._use = process, expected, use
+        self._registry, self._replay = registry, replay
+        self._complaint = "made no image with a pipeline of diffusers"
+        self._figures: dict[str, Any] = {}
+        self._trial = Trial(StageResult("runs", "failed"))
+
+    def listen(self) -> None:
+        """Take calls until the process ends; judge the first that is what the task asks for."""
+        for _ in range(_MOST_CALLS):
+            try:
+                message = self._process.receive()
+                self._take(message)
+            except ChannelClosed:
+                return
+        raise ScriptMisbehaved(f"called its pipeline more than {_MOST_CALLS} times")
+
+    def _take(self, message: Message) -> None:
+        event = message.header.get("event")
+        if event == "confined":
+            self._trial.missing = [str(one) for one in message.header.get("missing", ())]
+        elif event == "call":
+            self._take_call(message)
+        else:
+            raise ScriptMisbehaved("sent what is no call of a pipeline")
+
+    def _take_call(self, message: Message) -> None:
+        try:
+            claim = Claim.from_header(message.header)
+        except ValueError as error:
+            line = " ".join(str(error).split())[:300]
+            raise ScriptMisbehaved(f"called its pipeline in a way that cannot be judged: {line}") from error
+        mismatches = claim.mismatches(self._expected, self._registry)
+        call = LiveCall(claim, self._process)
+        if mismatches or self._trial.claim is not None:
+            self._complaint = "; ".join(mismatches)
+            call.run()
+        else:
+            self._judge(call)
+        self._process.channel.send({"order": "go on"})
+
+    def _judge(self, call: LiveCall) -> None:
+        claim, task = call.claim, self._expected.task
+        images, seeds = call.run()
+        own, counts = self._replay.counted(task, claim.arguments, claim.methods, seeds)
+        levels = difference_levels(images, own)
+        if levels > _SAME_LEVELS:
+            raise ScriptMisbehaved(
+                f"its images are not those of its settings: they differ by {levels:.2f} of 255 levels from the same "
+                f"call with {claim.methods} repeated by the judge"
+            )
+        if complaint := _counted_wrongly(counts, task.cell.steps):
+            raise ScriptMisbehaved(complaint)
+        self._figures = {
+            "seconds": round(call.seconds, 3),
+            "images": len(images),
+            "image_size": [claim.arguments.height, claim.arguments.width],
+            "denoiser_calls": counts.fired["denoiser_calls"],
+            "scheduler_steps": counts.scheduler_steps,
+            "guidance_scale": claim.arguments.guidance_scale,
+            "params": claim.methods,
+        }
+        self._trial.claim = claim
+        if self._use is not None:
+            self._trial.later = self._use(call)
+
+    def failed(self, why: str) -> Trial:
+        """The trial of a script that failed; what was proven before does not count."""
+        self._trial.result, self._trial.claim = StageResult("runs", "failed", why, self._figures), None
+        return self._trial
+
+    def ended(self) -> Trial:
+        """The trial of a script that ended as it should."""
+        if self._trial.claim is None:
+            return self.failed(self._complaint)
+        self._trial.result = StageResult("runs", "passed", "", self._figures)
+        return self._trial
+
+
+def difference_levels(images: Sequence[Image], references: Sequence[Image]) -> float:
+    """The largest mean absolute difference of an image to the reference at its place, in levels of 255."""
+    import numpy as np
+
+    return max(
+        float(np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).mean())
+        for one, other in zip(images, references, strict=True)
+    )
+
+
+def _counted_wrongly(counts: Counts, steps: int) -> str:
+    calls = counts.fired["denoiser_calls"]
+    if (calls, counts.scheduler_steps) != (steps, steps):
+        return f"{calls} denoiser calls and {counts.scheduler_steps} scheduler steps, not {steps}"
+    return f"no effect: {', '.join(counts.silent)} stayed 0" if counts.silent else ""
+
+
+def _images(message: Message) -> list[Image]:
+    from PIL import Image
+
+    header, body = message.header, message.body
+    sizes = header.get("sizes")
+    if header.get("event") != "images" or not isinstance(sizes, list):
+        raise ScriptMisbehaved("sent something else where images were due")
+    images, place = [], 0
+    for size in sizes:
+        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+            raise ScriptMisbehaved("sent images of no size")
+        length = 3 * size[0] * size[1]
+        if place + length > len(body):
+            raise ScriptMisbehaved("sent fewer pixels than its images have")
+        images.append(Image.frombytes("RGB", (size[1], size[0]), body[place : place + length]))
+        place += length
+    return images
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    if not sizes:
+        return "none"
+    return f"{len(sizes)} of {' and '.join(sorted({f'{width}x{height}' for width, height in sizes}))} pixels"

@@ -1,0 +1,81 @@
+"""What the judge found: plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+#: In the order in which they are judged.
+STAGES = ("static", "runs", "speed", "quality")
+
+#: ``"xfailed"``: misses a target that golden records as unattainable; ``"xpassed"``: reaches one.
+Outcome: TypeAlias = Literal["passed", "failed", "xfailed", "xpassed", "skipped"]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage's outcome.
+
+    Attributes:
+        stage: a name of :data:`STAGES`.
+        outcome: how it ended.
+        detail: why, in a sentence; empty for a plain pass.
+        figures: what was measured, by name; plain JSON values.
+    """
+
+    stage: str
+    outcome: Outcome
+    detail: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge found of one script.
+
+    Attributes:
+        prompt_id: the task's id.
+        stages: results in the order judged; stages that were not asked for are absent.
+    """
+
+    prompt_id: str
+    stages: tuple[StageResult, ...]
+
+    @property
+    def failures(self) -> tuple[StageResult, ...]:
+        """The stages that failed."""
+        return tuple(one for one in self.stages if one.outcome == "failed")
+
+    @property
+    def passed(self) -> bool:
+        """Whether no stage failed and at least one was judged."""
+        return not self.failures and any(one.outcome != "skipped" for one in self.stages)
+
+    def of(self, stage: str) -> StageResult | None:
+        """The result of one stage; None when it was not asked for."""
+        return next((one for one in self.stages if one.stage == stage), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as ``--scores`` writes it and reports carry it."""
+        return {"prompt_id": self.prompt_id, "stages": [asdict(one) for one in self.stages]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """The verdict that :meth:`to_json` wrote."""
+        return cls(data["prompt_id"], tuple(StageResult(**one) for one in data["stages"]))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a script may use.
+
+    Attributes:
+        seconds: wall time, without what the judge spends on its own work.
+        memory_mb: memory that the script's process may reserve beyond what libraries and pipelines take.
+        file_mb: size of any file that it writes.
+    """
+
+    seconds: float = 120.0
+    memory_mb: int = 4096
+    file_mb: int = 64

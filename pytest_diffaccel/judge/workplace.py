@@ -1,0 +1,181 @@
+"""The judge's side of the fork server: starts it, asks it for script processes, ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest_diffaccel
+from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
+from pytest_diffaccel.judge.sandbox import clean_environment
+from pytest_diffaccel.judge.verdict import Limits
+
+#: Height and width in pixels.
+Size = tuple[int, int]
+
+# Loading libraries and a pipeline takes seconds, on a busy machine many.
+_START_TIMEOUT_S = 300.0
+_END_TIMEOUT_S = 10.0
+_KEPT_OUTPUT = 4000
+
+
+@dataclass
+class ScriptProcess:
+    """A script that runs in a confined process of its own.
+
+    Attributes:
+        channel: to the referee in it; what comes from there is a claim.
+        limits: what it may use.
+        waited_s: wall time the judge has waited for it so far, which is the time the script has used.
+    """
+
+    channel: Channel
+    limits: Limits
+    folder: Path
+    waited_s: float = 0.0
+    output: str = field(default="", init=False)
+
+    def receive(self) -> Message:
+        """What it sends next, within its time.
+
+        Raises:
+            TimeoutError: when its time is up.
+            ChannelClosed: when it has ended.
+            ChannelError: when it sent what is no message.
+        """
+        began = time.perf_counter()
+        try:
+            return self.channel.receive(max(0.0, self.limits.seconds - self.waited_s))
+        finally:
+            self.waited_s += time.perf_counter() - began
+
+    def last_words(self) -> str:
+        """The last line that it wrote to standard error; empty when there is none."""
+        text = (self.folder / "stderr").read_bytes()[-_KEPT_OUTPUT:].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+class Workplace:
+    """Where scripts run: a fork server, started at the first use.
+
+    Args:
+        models: the model source, as ``--models`` names it.
+        device: the torch device of scripts' pipelines.
+        threads: torch threads of a script's process.
+    """
+
+    def __init__(self, models: str, device: str, threads: int) -> None:
+        self._arguments = (models, device, str(threads))
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def running(self, script: str, pipe: str, sizes: tuple[Size, Size], limits: Limits) -> Iterator[ScriptProcess]:
+        """Run a script; when the block is left, its process is ended, and its folder is gone.
+
+        Args:
+            script: its text.
+            pipe: the pipe to have loaded.
+            sizes: the published weights' own image size, and the configured source's.
+            limits: what it may use.
+
+        Raises:
+            RuntimeError: when the fork server cannot be started or has died.
+        """
+        self._start()
+        with TemporaryDirectory(prefix="diffaccel-judge-") as name, contextlib.ExitStack() as stack:
+            folder = Path(name)
+            work = folder / "work"
+            work.mkdir()
+            path = folder / "script.py"
+            path.write_text(script, encoding="utf-8", newline="\n")
+            ours, theirs = socket.socketpair()
+            stack.callback(ours.close)
+            with theirs, (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+                self._control.send(
+                    {
+                        "script": str(path),
+                        "folder": str(work),
+                        "pipe": pipe,
+                        "own_size": sizes[0],
+                        "source_size": sizes[1],
+                        "limits": asdict(limits),
+                    }
+                )
+                socket.send_fds(self._end, [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
+            self._process: int = self._answer("started")["process"]
+            self._status: int | None = None
+            try:
+                yield ScriptProcess(Channel(ours), limits, folder)
+            finally:
+                if self._status is None:
+                    self._kill()
+                    self.ended()
+
+    def ended(self, timeout_s: float | None = None) -> int:
+        """Wait for the script's process to end.
+
+        Returns:
+            Its exit status; minus the signal that ended it.
+
+        Raises:
+            TimeoutError: when it has not ended in time; it is killed when the block is left.
+        """
+        if self._status is None:
+            self._status = int(self._answer("ended", timeout_s)["status"])
+        return self._status
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGKILL)
+
+    def _start(self) -> None:
+        if self._server is not None:
+            return
+        self._end, theirs = socket.socketpair()
+        self._control = Channel(self._end)
+        environment = clean_environment(os.environ)
+        package = str(Path(pytest_diffaccel.__file__).parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        with theirs:
+            command = [sys.executable, "-m", "pytest_diffaccel.judge.forkserver", str(theirs.fileno())]
+            # A session of its own: Ctrl-C is the judge's to handle, which then ends the server.
+            self._server = subprocess.Popen(
+                [*command, *self._arguments],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._answer("ready", _START_TIMEOUT_S)
+
+    def _answer(self, event: str, timeout_s: float | None = None) -> dict[str, int]:
+        try:
+            header = self._control.receive(timeout_s).header
+        except (ChannelClosed, ChannelError) as error:
+            raise RuntimeError("the judge's fork server has died; what it printed stands above") from error
+        if header.get("event") != event:
+            raise RuntimeError(f"the judge's fork server answered {header!r} where {event!r} was due")
+        return dict(header)
+
+    def close(self) -> None:
+        """End the server, if it was started."""
+        if self._server is None:
+            return
+        self._control.close()
+        try:
+            self._server.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+        self._server = None

@@ -1,0 +1,145 @@
+"""The options of ``pytest codegen``: from the command line to one frozen :class:`JudgeSettings`."""
+
+from __future__ import annotations
+
+import random
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.judge.verdict import STAGES
+from pytest_diffaccel.options import OptionError
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.codegen.tasks import Task
+
+_DEFAULT_TOLERANCE = 0.10
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What to judge, and how.
+
+    Attributes:
+        tasks: the tasks, by id, a case each.
+        code: folder of other people's scripts; None judges what golden renders to.
+        stages: names of the stages, in their order.
+        tolerance_ratio: share of a target by which a speedup may miss it.
+        models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
+        seed: of the evaluation prompts' choice.
+        scores: where to write the pass rates as JSON, or None.
+        records: the golden database.
+        without_script: how many tasks have no script in ``code`` and are left out.
+    """
+
+    tasks: Mapping[str, Task]
+    code: Path | None
+    stages: tuple[str, ...]
+    tolerance_ratio: float
+    models: str
+    seed: int
+    scores: Path | None
+    records: Records
+    without_script: int
+
+    @classmethod
+    def from_options(cls, options: Namespace) -> JudgeSettings:
+        """Check every option, and choose the tasks.
+
+        Raises:
+            OptionError: naming the bad value and the valid ones.
+            ValueError: for bad ids or a broken golden file.
+        """
+        from pytest_diffaccel.codegen.lookup import Records
+        from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
+
+        code = Path(options.code) if options.code else None
+        if code is not None and not code.is_dir():
+            raise OptionError(f"--code: {options.code!r} is no folder; give one with scripts such as 192.py")
+        records = Records.read(Path(options.golden))
+        tasks = dict(all_tasks() if options.ids is None else tasks_of_ids(options.ids))
+        asked = len(tasks)
+        if code is not None and options.ids is None:
+            tasks = {prompt_id: task for prompt_id, task in tasks.items() if (code / f"{prompt_id}.py").is_file()}
+            if not tasks:
+                raise OptionError(f"--code: {options.code!r} holds no script of a task, such as 192.py")
+        without_script = asked - len(tasks)
+        if options.sample is not None:
+            tasks = _sample(tasks, options.sample, options.seed, None if code else records)
+        return cls(
+            tasks=tasks,
+            code=code,
+            stages=_stages(options.stages),
+            tolerance_ratio=options.ratio_tolerance,
+            models=options.models,
+            seed=options.seed,
+            scores=Path(options.scores) if options.scores else None,
+            records=records,
+            without_script=without_script,
+        )
+
+
+def _sample(tasks: Mapping[str, Task], count: int, seed: int, records: Records | None) -> dict[str, Task]:
+    """So many of the tasks, the same ones for the same seed; with records, of those that they answer."""
+    from pytest_diffaccel.codegen.lookup import NoRecord, find
+
+    ids = []
+    for prompt_id, task in tasks.items():
+        try:
+            if records is not None:
+                find(task, records)
+        except NoRecord:
+            continue
+        ids.append(prompt_id)
+    chosen = set(random.Random(seed).sample(ids, min(count, len(ids))))
+    return {prompt_id: task for prompt_id, task in tasks.items() if prompt_id in chosen}
+
+
+def _stages(text: str) -> tuple[str, ...]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in (*STAGES, "all"):
+            raise OptionError(f"--stages: {name!r} is unknown; choose from {', '.join(STAGES)}, all")
+    if not names:
+        raise OptionError(f"--stages: nothing is named; choose from {', '.join(STAGES)}, all")
+    return STAGES if "all" in names else tuple(stage for stage in STAGES if stage in names)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ArgumentTypeError(f"{text!r} must be a share from 0 to below 1, such as {_DEFAULT_TOLERANCE}")
+    return share
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
+    group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
+    group.addoption("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310")
+    group.addoption("--sample", type=_count, metavar="N", help="judge N tasks, drawn by --seed")
+    group.addoption("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's")
+    group.addoption("--scores", metavar="FILE", help="write pass rates and every verdict as JSON")
+    group.addoption(
+        "--stages", default="all", metavar="LIST", help=f"what to judge: {','.join(STAGES)} or all (default)"
+    )
+    group.addoption(
+        "--ratio-tolerance",
+        type=_share,
+        default=_DEFAULT_TOLERANCE,
+        metavar="SHARE",
+        help=f"share of its target by which a speedup may miss it (default: {_DEFAULT_TOLERANCE})",
+    )
