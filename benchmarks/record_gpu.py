@@ -24,6 +24,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from diffusers.utils import logging
+
 from benchmarks.gpu_plan import BATCHES, kind_candidates
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import default_registry
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--busy-blocks", type=int, help="blocks in device time (default: 1 for kinds, 2 for winners)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after this time")
     arguments = parser.parse_args()
+    logging.set_verbosity_error()  # SDXL's pipeline warns at every decoding that it casts the VAE
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     winners = arguments.step == "winners"
     if winners and arguments.candidates is None:

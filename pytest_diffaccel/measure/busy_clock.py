@@ -76,10 +76,10 @@ class BusyClock:
         Raises:
             ValueError: when the profiler did not see every step.
         """
-        from torch.autograd import DeviceType
+        from torch import autograd
 
         events = self._profiler.profiler.kineto_results.events()
-        cuda: Any = DeviceType.CUDA  # torch leaves it untyped
+        cuda = vars(autograd)["DeviceType"].CUDA  # torch's types do not know it
         return busy_timing((_activity(event) for event in events if event.device_type() == cuda), kinds)
 
 

@@ -172,8 +172,13 @@ def models(architecture: Architecture, eos_token: int) -> dict[str, Any]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     def clip(shapes: Mapping[str, Any]) -> Any:
-        limits = {"vocab_size": _VOCABULARY, "max_position_embeddings": _TOKENS}
-        return CLIPTextConfig(**limits, **shapes, eos_token_id=eos_token, pad_token_id=eos_token)
+        return CLIPTextConfig(
+            vocab_size=_VOCABULARY,
+            max_position_embeddings=_TOKENS,
+            eos_token_id=eos_token,
+            pad_token_id=eos_token,
+            **shapes,
+        )
 
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(**architecture.unet),
