@@ -75,7 +75,7 @@ def candidates(cell: Cell, registry: Registry) -> list[Candidate]:
     return [Candidate(cell, one.name, params) for one in registry for params in points(cell, one)]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
     """What was recorded so far; a line cut off by a kill is left out."""
     if not path.exists():
         return []
@@ -104,7 +104,7 @@ def record_quality(cell: Cell, folder: Path, device: str, shard: int, shards: in
             return generate(prompts, seeds)
 
     path = folder / f"quality-{cell.pipe}-{shard}of{shards}.jsonl"
-    done = {row["key"] for row in _rows(path)}
+    done = {row["key"] for row in rows_of(path)}
     todo = [one for one in candidates(cell, default_registry())[shard::shards] if one.key not in done]
     references = images({})
     with path.open("a", encoding="utf-8") as out:
@@ -149,7 +149,7 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
 
         return one
 
-    done = {row["key"] for row in _rows(path)}
+    done = {row["key"] for row in rows_of(path)}
     todo = [one for one in subjects if one.key not in done]
     # Shuffled: drift over an hour must not look like a difference between accelerators.
     random.Random(_SEED).shuffle(todo)
@@ -201,8 +201,8 @@ def _joined(folder: Path, kind: str, packed: Sequence[Mapping[str, Any]]) -> Ite
     """What the folder holds; what it does not, as it was packed before."""
     before = {(row["pipe"], row["accelerator"], row["params"]): row for row in packed}
     for cell in CELLS.values():
-        quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in _rows(path)}
-        times = {row["key"]: row for row in _rows(folder / f"{kind}-{cell.pipe}.jsonl")}
+        quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in rows_of(path)}
+        times = {row["key"]: row for row in rows_of(folder / f"{kind}-{cell.pipe}.jsonl")}
         alone = [Candidate(cell, "", {})] if kind == "blocks" else []
         for one in [*alone, *candidates(cell, default_registry())]:
             old = before.get((cell.pipe, one.accelerator, json.dumps(one.params)))

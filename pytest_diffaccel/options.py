@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
+from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
 
 if TYPE_CHECKING:
     import pytest
@@ -100,6 +101,8 @@ class Settings:
             [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
         )
         coarse = options.grid == "coarse"
+        if options.models == ARCHITECTURE:
+            raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
         samples = options.num_samples or _DEFAULT_SAMPLES.get(options.models, _DEFAULT_SAMPLES_OTHERWISE)
         return cls(
             cells=tuple(chosen_cells),

@@ -130,7 +130,7 @@ def test_models_file_refuses(models_file: Any, text: str, message: str) -> None:
 
 
 def test_source_refuses_what_it_does_not_have(models_file: Any) -> None:
-    with pytest.raises(ValueError, match="'embedded', 'hub' or a TOML file"):
+    with pytest.raises(ValueError, match="'embedded', 'hub', 'architecture' or a TOML file"):
         ModelSource.from_option("embeded")
     with pytest.raises(ValueError, match=r"valid: SD1\.5"):
         ModelSource.from_option("hub").spec("SD3")

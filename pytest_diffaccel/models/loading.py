@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_scheduler, set_scheduler
@@ -57,7 +58,8 @@ def load_pipeline(
         pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
         scheduler: ``"DDIM"``, ``"DPM-Solver++"`` or ``"UniPCMultistepScheduler"``.
         models: where weights come from: ``"embedded"`` (small stand-ins that this package carries),
-            ``"hub"``, the path of a TOML file, or a :class:`~pytest_diffaccel.models.registry.ModelSource`.
+            ``"hub"``, ``"architecture"`` (full size, random weights), the path of a TOML file, or a
+            :class:`~pytest_diffaccel.models.registry.ModelSource`.
         device: a torch device such as ``"cpu"`` or ``"cuda:1"``; None: CUDA where there is any, else the CPU.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the model source's, else float16 on
             CUDA and float32 elsewhere.
@@ -77,9 +79,12 @@ def load_pipeline(
     spec = source.spec(pipe)
     target = _device(device)
     number_type = _dtype(dtype or spec.dtype, target)
-    load = _from_file if spec.kind == "file" else _from_folder
     with _no_progress_bars():
-        pipeline = load(spec, number_type)
+        if spec.kind == "architecture":
+            pipeline = build_pipeline(ARCHITECTURES[pipe], Path(spec.location), target, number_type)
+        else:
+            load = _from_file if spec.kind == "file" else _from_folder
+            pipeline = load(spec, number_type)
     pipeline.to(target)
     pipeline.set_progress_bar_config(disable=True)
     set_scheduler(pipeline, scheduler)

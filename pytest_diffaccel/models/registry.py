@@ -20,8 +20,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind: TypeAlias = Literal["embedded", "directory", "file", "hub"]
+Kind: TypeAlias = Literal["embedded", "directory", "file", "hub", "architecture"]
 
+#: The source that has shapes and no weights.
+ARCHITECTURE = "architecture"
+#: Why it cannot be asked for anything that looks at images.
+NO_QUALITY = (
+    "models 'architecture' has random weights: it tells speed and memory, and its images are noise, so nothing "
+    "that scores them can use it"
+)
 DTYPES = ("float32", "float16", "bfloat16")
 #: Public weights. Stability AI withdrew its SD2.1 repository in November 2025; a community mirror keeps it.
 HUB_IDS: Mapping[str, str] = {
@@ -45,8 +52,9 @@ class ModelSpec:
 
     Attributes:
         pipe: a name of :data:`pytest_diffaccel.matrix.PIPES`.
-        kind: ``"embedded"`` (in this package), ``"directory"``, ``"file"`` (a ``.safetensors``) or ``"hub"``.
-        location: the directory, the file, or the hub id.
+        kind: ``"embedded"`` (in this package), ``"directory"``, ``"file"`` (a ``.safetensors``), ``"hub"`` or
+            ``"architecture"`` (the pipe's shapes with random weights).
+        location: the directory, the file, or the hub id; of an architecture, where its tokenizers are.
         description: the source in plain words, for reports: ``"embedded stand-in, not SD1.5"``.
         config: for a single file: directory or hub id of the tokenizer and scheduler settings it lacks.
         dtype: a name of :data:`DTYPES`; None: float16 on CUDA, float32 elsewhere.
@@ -74,6 +82,12 @@ class ModelSpec:
     def from_hub(cls, pipe: str) -> ModelSpec:
         """The public weights of ``pipe``."""
         return cls(pipe, "hub", HUB_IDS[pipe], f"{pipe} public weights, {HUB_IDS[pipe]}")
+
+    @classmethod
+    def from_architecture(cls, pipe: str) -> ModelSpec:
+        """The full-size pipe with random weights, and the embedded stand-in's tokenizers."""
+        description = f"architecture only: {pipe}'s shapes, random weights; speed, no quality"
+        return cls(pipe, "architecture", cls.from_embedded(pipe).location, description)
 
     @classmethod
     def from_toml(cls, pipe: str, entry: object, base: Path) -> ModelSpec:
@@ -120,7 +134,7 @@ class ModelSource:
     """What ``--models`` names: a spec for each pipe that it has.
 
     Attributes:
-        name: ``"embedded"``, ``"hub"``, or the models file's path as it was given.
+        name: ``"embedded"``, ``"hub"``, ``"architecture"``, or the models file's path as it was given.
         specs: one spec a pipe, in the order of :data:`pytest_diffaccel.matrix.PIPES`.
     """
 
@@ -132,8 +146,8 @@ class ModelSource:
         """Read ``--models``.
 
         Args:
-            text: ``"embedded"``, ``"hub"`` or the path of a TOML file that maps pipes to directories, single
-                ``.safetensors`` files or hub ids.
+            text: ``"embedded"``, ``"hub"``, ``"architecture"`` or the path of a TOML file that maps pipes to
+                directories, single ``.safetensors`` files or hub ids.
 
         Raises:
             ValueError: for anything else, naming the bad value and the fix.
@@ -142,13 +156,17 @@ class ModelSource:
             return cls(text, tuple(ModelSpec.from_embedded(pipe) for pipe in PIPES))
         if text == "hub":
             return cls(text, tuple(ModelSpec.from_hub(pipe) for pipe in PIPES))
+        if text == ARCHITECTURE:
+            return cls(text, tuple(ModelSpec.from_architecture(pipe) for pipe in PIPES))
         return cls._from_file(text)
 
     @classmethod
     def _from_file(cls, text: str) -> ModelSource:
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ValueError(f"models {text!r}: not 'embedded', 'hub' or a TOML file that exists; {_LINE}")
+            raise ValueError(
+                f"models {text!r}: not 'embedded', 'hub', 'architecture' or a TOML file that exists; {_LINE}"
+            )
         try:
             entries = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # broken TOML or bytes that are no UTF-8

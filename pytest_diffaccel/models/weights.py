@@ -46,7 +46,10 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
 
     Raises:
         FileNotFoundError: if a component has no weights, naming what is missing and the fix.
+        ValueError: for a source without weights.
     """
+    if spec.kind == "architecture":
+        raise ValueError(f"{spec.description}: it has no weight files")
     if spec.kind == "file":
         return {"pipeline": [_existing_file(Path(spec.location))]}
     folder = cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location)

@@ -27,6 +27,7 @@ _LINES = (
     ("lpips", "lpips_ci95", "selection_lpips"),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
+    ("basis", "quality_from"),
 )
 
 Range: TypeAlias = tuple[float, float]
@@ -88,6 +89,9 @@ class GoldenEntry:
         fewer_steps: the unaccelerated pipeline at the step count that is as fast; None when no step count is, or in
             records of before it was measured.
         beats_fewer_steps: whether ``lpips`` is below that of fewer steps; None without them.
+        basis: whether the speed-ups were measured on these parameters, or predicted by the cost model from the kinds
+            of steps that they make.
+        quality_from: whose losses these are, in words, where they are not of the environment's own weights.
     """
 
     status: Literal["met", "unattainable"]
@@ -105,6 +109,8 @@ class GoldenEntry:
     selection_lpips: float | None = None
     fewer_steps: FewerSteps | None = None
     beats_fewer_steps: bool | None = None
+    basis: Literal["measured", "predicted"] = "measured"
+    quality_from: Annotated[str, Field(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.selection_lpips is not None and self.lpips is None:
@@ -156,9 +162,11 @@ class GoldenEntry:
     def to_json(self) -> str:
         """The entry's JSON text, several lines indented to stand in the file; rounded."""
         fields = asdict(self.rounded())
-        for name in ("reason", "selection_lpips", "fewer_steps", "beats_fewer_steps"):
+        for name in ("reason", "selection_lpips", "fewer_steps", "beats_fewer_steps", "quality_from"):
             if fields[name] is None:
                 del fields[name]
+        if self.basis == "measured":
+            del fields["basis"]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
         return "{\n    " + ",\n    ".join(filter(None, lines)) + "\n  }"
 
@@ -178,7 +186,7 @@ class GoldenEntry:
         """
         changes = [
             f"{name} {_dump(before)} -> {_dump(after)}"
-            for name in ("status", "reason", "params", "environment")
+            for name in ("status", "reason", "params", "environment", "basis", "quality_from")
             if (before := getattr(self, name)) != (after := getattr(other, name))
         ]
         changes += [

@@ -1,0 +1,200 @@
+"""The golden database of a GPU from what ``record_gpu`` recorded there: ``golden/nvidia-h200.search_params.json``.
+
+- ``python -m benchmarks.gpu_golden plan FILE`` writes the winners to verify, for ``record_gpu winners --candidates``;
+- ``python -m benchmarks.gpu_golden golden`` writes all 1134 entries: speed-ups of verified winners as measured, the
+  others as the cost model predicts them; losses of the embedded pipelines, each entry says of which cell;
+- ``python -m benchmarks.gpu_golden table`` compares prediction and measurement of every verified winner, and
+  ``python -m benchmarks.gpu_golden best`` shows the best speed-ups within the quality bound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.gpu_records import BUSY, DATA, REGISTRY, WALL, GpuRecords, all_cells, options, scored
+from benchmarks.output import parser, show
+from pytest_diffaccel.matrix import PIPES, TARGETS, Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.measure.statistics import mean_interval
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_file import merge, read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.select import choose
+
+GOLDEN = Path("golden/nvidia-h200.search_params.json")
+MAX_LOSS = 0.25
+#: A GPU that works for less than this share of an unaccelerated generation waits for launches.
+LAUNCH_BOUND = 0.9
+# Verified at 20 steps: targets of interest, and winners a cell that fit into ten minutes with all nine cells.
+_VERIFIED_STEPS, _VERIFIED_TARGETS = 20, (2.0, 1.5, 3.0)
+_VERIFIED_A_CELL = {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}
+_ORDER = ("DeepCache", "T-Gate", "DeepCache and T-Gate", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe", "ToMe")
+
+
+class Chooser:
+    """Chooses winners from recorded losses and speed-ups, measured ones where there are any."""
+
+    def __init__(self, records: GpuRecords) -> None:
+        self.records = records
+        self.measured = records.measured()
+        self._models: dict[tuple[str, str], CostModel] = {}
+
+    def predicted(self, pipe: str, clock: str, candidates: list[Candidate]) -> list[Interval]:
+        """Speed-ups by the cost model of the short runs."""
+        if (pipe, clock) not in self._models:
+            self._models[pipe, clock] = self.records.model(pipe, clock)
+        return self._models[pipe, clock].speedups(candidates)
+
+    def entries(self, cell: Cell, accelerator: str) -> Iterator[tuple[GoldenKey, GoldenEntry]]:
+        """A group's golden entries."""
+        points = scored(cell, accelerator)
+        by_candidate = {point.candidate: point for point in points}
+        candidates = list(by_candidate)
+        predicted = self.predicted(cell.pipe, BUSY, candidates)
+        known = [
+            self.measured[one][0] if one in self.measured else speedup
+            for one, speedup in zip(candidates, predicted, strict=True)
+        ]
+        environment = self.records.environments[cell.pipe]
+        for target in TARGETS:
+            choice = choose(options(points, known), target, MAX_LOSS)
+            if choice.option is None:
+                raise ValueError(f"{cell} {accelerator}: no losses are recorded")
+            winner = choice.option.candidate
+            wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
+            loss = mean_interval(choice.option.losses)
+            yield (
+                GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target),
+                GoldenEntry(
+                    status="unattainable" if choice.reason else "met",
+                    reason=choice.reason,
+                    params=winner.params,
+                    speedup=choice.option.speedup.value,
+                    speedup_ci95=(choice.option.speedup.low, choice.option.speedup.high),
+                    wall_speedup=wall.value,
+                    wall_speedup_ci95=(wall.low, wall.high),
+                    lpips=loss.value,
+                    lpips_ci95=(loss.low, loss.high),
+                    num_samples=len(choice.option.losses),
+                    batch_size=environment.batch_size,
+                    environment=environment.id,
+                    basis="measured" if winner in self.measured else "predicted",
+                    quality_from=by_candidate[winner].quality_from,
+                ),
+            )
+
+    def _wall(self, candidate: Candidate) -> Interval:
+        return self.predicted(candidate.cell.pipe, WALL, [candidate])[0]
+
+
+def plan(chooser: Chooser) -> list[Candidate]:
+    """The winners to verify, pipe by pipe, most wanted first within a cell."""
+    chosen: list[Candidate] = []
+    for cell in all_cells():
+        if cell.steps != _VERIFIED_STEPS:
+            continue
+        entries = {
+            (key.accelerator, key.target): entry for name in _ORDER for key, entry in chooser.entries(cell, name)
+        }
+        wanted = [(name, target) for target in _VERIFIED_TARGETS for name in _ORDER]
+        winners = [
+            Candidate(cell, name, entries[name, target].params)
+            for name, target in wanted
+            if entries[name, target].status == "met"
+        ]
+        chosen += list(dict.fromkeys(winners))[: _VERIFIED_A_CELL[cell.pipe]]
+    return chosen
+
+
+def comparison(chooser: Chooser) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row a verified winner: predicted and measured speed-ups."""
+    rows, errors = [], {BUSY: [], WALL: []}  # type: tuple[list[dict[str, Any]], dict[str, list[float]]]
+    for one, (device, wall) in chooser.measured.items():
+        guess = {clock: chooser.predicted(one.cell.pipe, clock, [one])[0].value for clock in (BUSY, WALL)}
+        errors[BUSY].append(abs(guess[BUSY] / device.value - 1))
+        errors[WALL].append(abs(guess[WALL] / wall.value - 1))
+        share = chooser.records.busy_share(one)
+        rows.append(
+            {
+                "cell": str(one.cell),
+                "accelerator": one.accelerator,
+                "device": device.value,
+                "device_predicted": guess[BUSY],
+                "wall": wall.value,
+                "wall_predicted": guess[WALL],
+                "busy_share": share,
+                "baseline_busy_share": chooser.records.busy_share(one, baseline=True),
+                "launch_bound": share < LAUNCH_BOUND,
+            }
+        )
+    return rows, {
+        "verified": len(rows),
+        "median_error_device": median(errors[BUSY]),
+        "median_error_wall": median(errors[WALL]),
+    }
+
+
+def best(entries: Mapping[GoldenKey, GoldenEntry]) -> list[dict[str, Any]]:
+    """Per pipe and accelerator: the entry of the highest device speed-up within the quality bound, measured first."""
+    rows = []
+    for pipe in PIPES:
+        for accelerator in REGISTRY.names:
+            own = [
+                (entry.basis == "measured", entry.speedup or 0.0, str(key), key, entry)
+                for key, entry in entries.items()
+                if (key.pipe, key.accelerator) == (pipe, accelerator) and (entry.lpips or 0.0) <= MAX_LOSS
+            ]
+            if own:
+                *_, key, entry = max(own)
+                rows.append(
+                    {
+                        "pipe": pipe,
+                        "accelerator": accelerator,
+                        "device": entry.speedup,
+                        "wall": entry.wall_speedup,
+                        "basis": entry.basis,
+                        "cell": f"{key.scheduler} {key.steps}",
+                        "params": json.dumps(entry.params),
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    """Run one step."""
+    made = parser(__doc__ or "")
+    made.add_argument("step", choices=["plan", "golden", "table", "best"])
+    made.add_argument("file", type=Path, nargs="?", help="for plan: what to write")
+    made.add_argument("--records", type=Path, default=DATA, help="what record_gpu recorded")
+    made.add_argument("--golden", type=Path, default=GOLDEN, help="golden file")
+    arguments = made.parse_args()
+    if arguments.step == "best":
+        show("best within the quality bound", best(read_golden(arguments.golden)), {}, as_json=arguments.json)
+        return
+    chooser = Chooser(GpuRecords.from_file(arguments.records))
+    if arguments.step == "plan":
+        if arguments.file is None:
+            made.error("plan needs a file to write")
+        lines = [
+            {"pipe": one.cell.pipe, "scheduler": one.cell.scheduler, "steps": one.cell.steps, "params": one.params}
+            for one in plan(chooser)
+        ]
+        arguments.file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        print(f"{arguments.file}: {len(lines)} candidates")
+    elif arguments.step == "table":
+        rows, summary = comparison(chooser)
+        show("verified winners: predicted against measured", rows, summary, as_json=arguments.json)
+    else:
+        found = dict(pair for cell in all_cells() for name in REGISTRY.names for pair in chooser.entries(cell, name))
+        known = {one.id: one for one in chooser.records.environments.values()}
+        changes = merge(arguments.golden, found, update=True, environments=known)
+        print(f"{arguments.golden}: {len(found)} entries, {sum(one.kind != 'unchanged' for one in changes)} changed")
+
+
+if __name__ == "__main__":
+    main()

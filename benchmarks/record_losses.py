@@ -1,0 +1,68 @@
+"""Score the embedded pipelines' recorded points with the schedulers of which ``record_exhaustive`` holds none.
+
+``python -m benchmarks.record_losses --device cuda --shard 0/8`` records one share of every missing pipe and scheduler
+at 20 steps into a folder a cell; ``python -m benchmarks.record_losses --pack`` joins the folders into
+``benchmarks/data/losses.parquet``. The golden records of a GPU take the order of parameters by quality from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record_exhaustive import CELLS, candidates, record_quality, rows_of
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
+
+STEPS = 20
+DATA = Path(__file__).resolve().parent / "data" / "losses.parquet"
+
+
+def missing_cells() -> list[Cell]:
+    """A cell of 20 steps for every pipe and scheduler that was not recorded with any number of steps."""
+    recorded = {(cell.pipe, cell.scheduler) for cell in CELLS.values()}
+    return [Cell(pipe, name, STEPS) for name in SCHEDULERS for pipe in PIPES if (pipe, name) not in recorded]
+
+
+def packed(folder: Path) -> Iterator[dict[str, Any]]:
+    """A row a point that was scored."""
+    for cell in missing_cells():
+        found = {row["key"]: row["lpips"] for path in (folder / str(cell)).glob("*.jsonl") for row in rows_of(path)}
+        for one in candidates(cell, default_registry()):
+            if found.get(one.key):
+                where = {"pipe": cell.pipe, "scheduler": cell.scheduler, "steps": cell.steps}
+                params = json.dumps(one.params)
+                yield {**where, "accelerator": one.accelerator, "params": params, "lpips": found[one.key], "blocks": []}
+
+
+def main() -> None:
+    """Record a share, or pack."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", action="store_true", help="join what was recorded")
+    parser.add_argument("--folder", type=Path, default=Path(".diffaccel/losses"), help="working folder")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--cell", choices=[str(cell) for cell in missing_cells()], action="append", help="default: all")
+    parser.add_argument("--shard", default="0/1", help="this process's share, as 0/8")
+    arguments = parser.parse_args()
+    if arguments.pack:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.Table.from_pylist(list(packed(arguments.folder)))
+        parquet.write_table(table, DATA, compression="zstd", compression_level=19)
+        print(f"{DATA.name}: {table.num_rows} rows")
+        return
+    shard, shards = (int(part) for part in arguments.shard.split("/"))
+    for cell in missing_cells():
+        if arguments.cell and str(cell) not in arguments.cell:
+            continue
+        folder = arguments.folder / str(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        record_quality(cell, folder, arguments.device, shard, shards)
+
+
+if __name__ == "__main__":
+    main()

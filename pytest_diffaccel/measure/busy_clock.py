@@ -1,0 +1,139 @@
+"""Device time: how long the GPU works on each denoiser step, however slowly the host feeds it.
+
+In eager half precision at small batches a GPU waits for launches: a step lasts as long as the host takes to launch its
+kernels, and a method that halves the kernels' work saves nothing. What it saves on the device is the sum of the
+kernels' own durations, which the profiler (CUPTI) reads off the GPU. No code has to be captured or changed for that: a
+marker kernel at either end of every step says which kernels belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.measure.measurement import RunTiming
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.acceleration import Generate
+
+# The kernel of torch.cuda._sleep, which nothing in a pipeline launches.
+_MARKER = "spin_kernel"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One kernel or copy on the device.
+
+    Attributes:
+        start_ns: when it began, on any clock.
+        end_ns: when it ended.
+        marks: whether it is a marker, which begins or ends a step.
+    """
+
+    start_ns: int
+    end_ns: int
+    marks: bool = False
+
+
+class BusyClock:
+    """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.acceleration.Observer`.
+
+    A profiled run is slower on the host than a plain one: take its device time, and wall time from another run.
+    """
+
+    def __init__(self) -> None:
+        self._profiler: Any = None
+
+    def started(self) -> None:
+        """Wait for earlier work and begin to profile."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        torch.cuda.synchronize()
+        make: Any = profile  # torch leaves it untyped
+        self._profiler = make(activities=[ProfilerActivity.CUDA])
+        self._profiler.__enter__()
+
+    def denoiser_called(self) -> None:
+        """Mark the start of a step in the stream."""
+        _mark()
+
+    def step_ended(self) -> None:
+        """Mark the end of a step in the stream."""
+        _mark()
+
+    def ended(self) -> None:
+        """Wait for the run's work and end the profile."""
+        import torch
+
+        torch.cuda.synchronize()
+        self._profiler.__exit__(None, None, None)
+
+    def timing(self, kinds: Sequence[str]) -> RunTiming:
+        """Busy seconds of the run and of each step; ``kinds`` names each step's kind.
+
+        Raises:
+            ValueError: when the profiler did not see every step.
+        """
+        from torch import autograd
+
+        events = self._profiler.profiler.kineto_results.events()
+        cuda = vars(autograd)["DeviceType"].CUDA  # torch's types do not know it
+        return busy_timing((_activity(event) for event in events if event.device_type() == cuda), kinds)
+
+
+def _mark() -> None:
+    import torch
+
+    sleep: Any = torch.cuda._sleep
+    sleep(1)
+
+
+def _activity(event: Any) -> Activity:
+    return Activity(event.start_ns(), event.start_ns() + event.duration_ns(), _MARKER in event.name())
+
+
+def busy_timing(activities: Iterable[Activity], kinds: Sequence[str]) -> RunTiming:
+    """Device time of a run from what occupied the GPU.
+
+    Args:
+        activities: in any order; where they overlap, the time counts once.
+        kinds: the kind of each step, in order. Two markers a step are expected.
+
+    Returns:
+        Seconds for which the GPU was busy, in all and in each step; markers left out.
+
+    Raises:
+        ValueError: when the number of markers is not twice that of the steps.
+    """
+    marks, total_ns, busy_until = 0, 0, 0
+    steps_ns = [0] * len(kinds)
+    for activity in sorted(activities, key=lambda one: (one.start_ns, one.end_ns)):
+        if activity.marks:
+            marks += 1
+        else:
+            added = max(0, activity.end_ns - max(activity.start_ns, busy_until))
+            total_ns += added
+            if marks % 2 and marks // 2 < len(steps_ns):
+                steps_ns[marks // 2] += added
+        busy_until = max(busy_until, activity.end_ns)
+    if marks != 2 * len(kinds):
+        raise ValueError(f"the profiler saw {marks} markers for {len(kinds)} steps; two a step are expected")
+    return RunTiming(total_ns / 1e9, tuple(step / 1e9 for step in steps_ns), tuple(kinds))
+
+
+def busy(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Any], RunTiming]:
+    """Generate one batch and read how long the GPU was busy with it.
+
+    Args:
+        generate: on a CUDA pipeline.
+        prompts: what to draw.
+        seeds: one a prompt.
+
+    Returns:
+        The PIL images and the run's device times.
+    """
+    clock = BusyClock()
+    images = generate.observed(prompts, seeds, clock)
+    return images, clock.timing(generate.kinds)

@@ -1,0 +1,51 @@
+"""What only a CUDA device shows: device time, memory measured and run out of. Run with ``pytest -m gpu tests``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from searches import SmallSearch
+
+from pytest_diffaccel import accelerate, load_pipeline
+from pytest_diffaccel.measure.busy_clock import busy
+from pytest_diffaccel.measure.clock import timed
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Leaves this process 64 MiB of the device."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(64 * 2**20 / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_device_time_of_each_step() -> None:
+    pipeline = load_pipeline("SD1.5", device="cuda")
+    params = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
+    with accelerate(pipeline, params, steps=6, guidance_scale=5.0) as generate:
+        generate(["red apple"] * 8, range(8))
+        _, device = busy(generate, ["red apple"] * 8, range(8))
+        _, wall = timed(generate, ["red apple"] * 8, range(8))
+    full, shallow = device.step_s[::2], device.step_s[1::2]
+    assert 0 < max(shallow) < min(full)
+    assert sum(device.step_s) < device.total_s < wall.total_s
+
+
+def test_a_search_measures_memory_on_the_device(small_search: SmallSearch) -> None:
+    small_search.run("--gpus").assert_outcomes(passed=4)
+    rows = small_search.query("SELECT * FROM diffaccel_measurements LIMIT 1")
+    assert rows and small_search.golden.is_file()
+    environments = json.loads((small_search.golden.parent / "environments.json").read_text())
+    assert {one["device"] for one in environments.values()} == {torch.cuda.get_device_name(0)}
+
+
+def test_running_out_of_memory_names_a_batch_that_may_fit(small_search: SmallSearch, little_memory: None) -> None:
+    result = small_search.run("--gpus", "--num-samples", "64", "--batch-size", "64")
+    result.stdout.fnmatch_lines(["*out of memory at batch size 64: try --batch-size 32*"])
