@@ -15,8 +15,8 @@ from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 _CONFIDENCE = 0.95
 # Share of block log ratios trimmed at each end before averaging them.
 _TRIM = 0.2
-# Disturbance only ever adds time: a kind's cost is the low quantile of its step times.
-_COST_QUANTILE = 0.10
+#: Disturbance only ever adds time: a kind's cost is the low quantile of its step times.
+COST_QUANTILE = 0.10
 _BOOTSTRAP_RESAMPLES = 500
 
 # What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth.
@@ -117,7 +117,7 @@ def _modelled_seconds(runs: Sequence[RunTiming]) -> float:
 def low_quantile(values: Sequence[float]) -> float:
     """The 10% quantile, median-unbiased (Hyndman and Fan's type 8), so that few values and many estimate the same."""
     ordered = sorted(values)
-    position = (len(ordered) + 1 / 3) * _COST_QUANTILE + 1 / 3 - 1
+    position = (len(ordered) + 1 / 3) * COST_QUANTILE + 1 / 3 - 1
     below = min(max(math.floor(position), 0), len(ordered) - 1)
     above = min(below + 1, len(ordered) - 1)
     weight = min(max(position - below, 0.0), 1.0)
