@@ -65,4 +65,4 @@ class Verdict:
 
 def percent(ratio: float) -> str:
     """``"-3.1%"``, with its sign."""
-    return f"{ratio:+.1%}"
+    return f"{round(ratio, 3) + 0.0:+.1%}"
