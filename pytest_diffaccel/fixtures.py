@@ -12,15 +12,19 @@ from pytest_diffaccel import devices, options
 from pytest_diffaccel.matrix import Candidate, Cell, slug
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.gate.plan import GateCase
+    from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.search.run import SearchRun
 
-#: Names of the parametrized arguments: one case a candidate, one a group.
-CANDIDATE, GROUP = "diffaccel_candidate", "diffaccel_group"
+#: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
+CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
 #: Name of the report property that carries a case's result from worker to controller.
 PROPERTY = "diffaccel"
 Group: TypeAlias = tuple[Cell, str]
 
 _RUN = pytest.StashKey["SearchRun"]()
+_GATE = pytest.StashKey["GateRun | None"]()
 
 
 def search_run(config: pytest.Config) -> SearchRun:
@@ -41,9 +45,30 @@ def search_run(config: pytest.Config) -> SearchRun:
                 _take_gpu(config, settings.gpus)
             workers = config.workerinput["workercount"] if hasattr(config, "workerinput") else 1
             config.stash[_RUN] = SearchRun(settings, registry, workers)
+            config.stash[_GATE] = _gate_of(settings, registry)
         except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]
+
+
+def gate_run(config: pytest.Config) -> GateRun | None:
+    """The session's gate, made at the first use; None in a session without ``--gate``.
+
+    Raises:
+        pytest.UsageError: for a bad option, or a golden file that cannot be read.
+    """
+    if not options.is_given(config.option):
+        return None
+    search_run(config)
+    return config.stash[_GATE]
+
+
+def _gate_of(settings: options.Settings, registry: Registry) -> GateRun | None:
+    if settings.gate is None:
+        return None
+    from pytest_diffaccel.gate.run import GateRun
+
+    return GateRun(settings, settings.gate, registry)
 
 
 def _take_gpu(config: pytest.Config, wanted: Sequence[str]) -> None:
@@ -80,6 +105,19 @@ def group_of(item: pytest.Item) -> Group | None:
     return (candidate.cell, candidate.accelerator) if candidate else group
 
 
+def is_out_of_place(function: object, *, gate: bool) -> bool:
+    """Whether a test function is a search's in a session of the gate, or the gate's in another."""
+    code = getattr(function, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code else ()
+    return any(name in names for name in ((CANDIDATE, GROUP) if gate else (GATE_CASE,)))
+
+
+def gate_case_of(item: pytest.Item) -> GateCase | None:
+    """The gate's case that an item is."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(GATE_CASE) if callspec else None
+
+
 def group_name(group: Group) -> str:
     """``"SD1.5-DDIM-20-DeepCache+ToMe"``."""
     return f"{group[0]}-{slug(group[1])}"
@@ -95,6 +133,11 @@ def groups_by_case(run: SearchRun) -> dict[str, str]:
     names = [group_name(group) for group in run.groups]
     candidates = {one.key: group_name((one.cell, one.accelerator)) for one in run.candidates}
     return candidates | dict(zip(names, names, strict=True))
+
+
+def gate_groups_by_case(gate: GateRun) -> dict[str, str]:
+    """The pipe of every case of a gate, by what stands in its node id's brackets: one worker loads a pipe."""
+    return {case.key: case.cell.pipe for case in gate.cases}
 
 
 class Case:
@@ -141,6 +184,46 @@ class Case:
         self._item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
 
 
+class Judgement:
+    """Judges one case of the gate and puts the verdict on the case's report."""
+
+    def __init__(self, gate: GateRun, item: pytest.Item) -> None:
+        self._gate = gate
+        self._item = item
+        case = gate_case_of(item)
+        # From the start: a case that breaks off has nothing else.
+        if case is not None:
+            self._report({"cell": str(case.cell), "case": case.key})
+
+    def judge(self, case: GateCase) -> dict[str, Any]:
+        """Judge a case (:meth:`.GateRun.judge`); it fails when it regressed, or with ``--gate-strict`` is undecided."""
+        result = self._gate.judge(case)
+        verdict = result["verdict"]
+        self._item.user_properties.append(("gate_status", verdict["status"]))
+        self._item.user_properties += [(name, f"{value:.6g}") for name, value in verdict["figures"].items()]
+        for finding in verdict["findings"]:
+            self._item.user_properties += _finding_properties(finding)
+        self._report(result)
+        failing = ("regressed", "refused", *(("inconclusive",) if self._gate.gate.strict else ()))
+        if verdict["status"] in failing:
+            pytest.fail(result["text"], pytrace=False)
+        return result
+
+    def _report(self, result: dict[str, Any]) -> None:
+        others = [pair for pair in self._item.user_properties if pair[0] != PROPERTY]
+        self._item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
+
+
+def _finding_properties(finding: dict[str, Any]) -> list[tuple[str, object]]:
+    subject = finding["subject"]
+    made: list[tuple[str, object]] = [(f"{subject}_status", finding["status"]), (f"{subject}_text", finding["text"])]
+    if finding["change"] is not None:
+        made.append((f"{subject}_change", f"{finding['change']:.6g}"))
+    if finding["change_ci95"] is not None:
+        made.append((f"{subject}_change_ci95", "[{:.6g}, {:.6g}]".format(*finding["change_ci95"])))
+    return made
+
+
 @pytest.fixture(scope="session")
 def diffaccel_run(pytestconfig: pytest.Config) -> Iterator[SearchRun]:
     """The session's search."""
@@ -153,3 +236,19 @@ def diffaccel_run(pytestconfig: pytest.Config) -> Iterator[SearchRun]:
 def diffaccel_search(diffaccel_run: SearchRun, request: pytest.FixtureRequest) -> Case:
     """What a case calls to measure its candidate or to find its group's winners."""
     return Case(diffaccel_run, request.node)
+
+
+@pytest.fixture(scope="session")
+def diffaccel_gate_run(pytestconfig: pytest.Config) -> Iterator[GateRun]:
+    """The session's gate."""
+    gate = gate_run(pytestconfig)
+    if gate is None:
+        raise pytest.UsageError("a case of the gate needs --gate")
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def diffaccel_gate(diffaccel_gate_run: GateRun, request: pytest.FixtureRequest) -> Judgement:
+    """What a case of the gate calls to be judged."""
+    return Judgement(diffaccel_gate_run, request.node)

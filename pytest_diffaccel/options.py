@@ -37,6 +37,23 @@ class OptionError(ValueError):
 
 
 @dataclass(frozen=True)
+class GateSettings:
+    """What ``--gate`` is told.
+
+    Attributes:
+        slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
+        quality: the smallest relative increase of LPIPS that matters, between 0 and 1.
+        budget_s: seconds that all cases may take together.
+        strict: whether a case that cannot be decided fails.
+    """
+
+    slowdown: float
+    quality: float
+    budget_s: float
+    strict: bool
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that a search is told.
 
@@ -61,6 +78,7 @@ class Settings:
         store: SQLAlchemy URL or SQLite path of the measurements.
         picture_grid: where to write the picture grid, or None.
         gpus: indices or names of the GPUs to use; None for the CPU, empty for all.
+        gate: what the gate is told; None for a search.
     """
 
     cells: tuple[Cell, ...]
@@ -83,6 +101,7 @@ class Settings:
     store: str
     picture_grid: Path | None
     gpus: tuple[str, ...] | None
+    gate: GateSettings | None = None
 
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
@@ -125,6 +144,7 @@ class Settings:
             store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
             picture_grid=Path(options.picture_grid) if options.picture_grid else None,
             gpus=_gpus(options.gpus),
+            gate=_gate(options),
         )
 
 
@@ -189,6 +209,29 @@ def _duration(text: str) -> float:
     return seconds
 
 
+def _gate(options: Namespace) -> GateSettings | None:
+    if options.gate:
+        return GateSettings(options.gate_slowdown, options.gate_quality, options.gate_budget, options.gate_strict)
+    alone = [one.names[0] for one in _GATE_OPTIONS if getattr(options, one.dest) != one.default]
+    if alone:
+        raise OptionError(f"{alone[0]} means nothing without --gate")
+    return None
+
+
+def _share(text: str) -> float:
+    number = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < number < 1:
+        raise ArgumentTypeError(f"{text!r} must be a share between 0 and 100%, such as 3% or 0.03")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
@@ -196,10 +239,7 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _number(text)
     if not 0 < number < math.inf:
         raise ArgumentTypeError(f"{text!r} must be a number above 0")
     return number
@@ -283,10 +323,26 @@ _RECORD_OPTIONS = (
     _option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
     _option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
+_GATE_OPTIONS = (
+    _option("--gate", action="store_true", help="judge the golden winners instead of searching"),
+    _option(
+        "--gate-slowdown",
+        type=_share,
+        default=0.03,
+        metavar="SHARE",
+        help="smallest slowdown that matters (default: 3%%)",
+    ),
+    _option(
+        "--gate-quality", type=_share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"
+    ),
+    _option("--gate-budget", type=_duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
+    _option("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
+)
 _GROUPS = {
     "diffusion acceleration: what to search": _MATRIX_OPTIONS,
     "diffusion acceleration: how to measure": _MEASURING_OPTIONS,
     "diffusion acceleration: what to keep": _RECORD_OPTIONS,
+    "diffusion acceleration: regression gate": _GATE_OPTIONS,
 }
 
 

@@ -9,12 +9,18 @@ import pytest
 from pytest_diffaccel import hooks, judge_options, options
 from pytest_diffaccel.fixtures import (
     CANDIDATE,
+    GATE_CASE,
     GROUP,
+    diffaccel_gate,
+    diffaccel_gate_run,
     diffaccel_run,
     diffaccel_search,
+    gate_groups_by_case,
+    gate_run,
     group_name,
     group_of,
     groups_by_case,
+    is_out_of_place,
     is_searching,
     keep_groups_together,
     search_run,
@@ -23,7 +29,14 @@ from pytest_diffaccel.fixtures import (
 from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diffaccel_judge, judge_settings
 from pytest_diffaccel.reporting import Reporting
 
-__all__ = ["diffaccel_bench", "diffaccel_judge", "diffaccel_run", "diffaccel_search"]
+__all__ = [
+    "diffaccel_bench",
+    "diffaccel_gate",
+    "diffaccel_gate_run",
+    "diffaccel_judge",
+    "diffaccel_run",
+    "diffaccel_search",
+]
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -51,7 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from pytest_diffaccel.scheduling import GroupScheduling
 
-    return GroupScheduling(config, log, groups_by_case(search_run(config)))
+    gate = gate_run(config)
+    groups = gate_groups_by_case(gate) if gate else groups_by_case(search_run(config))
+    return GroupScheduling(config, log, groups)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,8 +80,19 @@ def pytest_configure(config: pytest.Config) -> None:
             config.args[:] = ["benches"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[pytest.Item] | None:
+    """With ``--gate`` the gate's cases, without it the search's."""
+    return [] if is_out_of_place(obj, gate=collector.config.option.gate) else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case a candidate, one a group, one a task."""
+    """One case a candidate, one a group, one a task; with ``--gate``, one a golden winner or baseline."""
+    gate = gate_run(metafunc.config)
+    if gate is not None:
+        if GATE_CASE in metafunc.fixturenames:
+            metafunc.parametrize(GATE_CASE, gate.cases, ids=[case.key for case in gate.cases])
+        return
     if CANDIDATE in metafunc.fixturenames:
         candidates = search_run(metafunc.config).candidates
         metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
-from pytest_diffaccel.fixtures import PROPERTY, case_id, group_of, groups_by_case, is_searching, search_run
+from pytest_diffaccel.fixtures import (
+    PROPERTY,
+    case_id,
+    gate_case_of,
+    gate_groups_by_case,
+    gate_run,
+    group_of,
+    groups_by_case,
+    is_searching,
+    search_run,
+)
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.report.gate import GateReport
     from pytest_diffaccel.report.session import SessionReport, Terminal
 
 #: Category, letter and word of a report, as pytest's hook returns them.
@@ -28,29 +39,34 @@ class Reporting:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._made: SessionReport | None = None
+        self._made: SessionReport | GateReport | None = None
 
     @property
-    def _report(self) -> SessionReport:
+    def _report(self) -> SessionReport | GateReport:
         if self._made is None:
+            from pytest_diffaccel.report.gate import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
             terminal = cast("Terminal", self._config.pluginmanager.get_plugin("terminalreporter"))
-            run = search_run(self._config)
-            self._made = SessionReport(run.settings, run.registry.names, terminal)
+            run, gate = search_run(self._config), gate_run(self._config)
+            if gate is not None:
+                self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
+            else:
+                self._made = SessionReport(run.settings, run.registry.names, terminal)
         return self._made
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Say how much there is to do."""
-        cases = sum(group_of(item) is not None for item in session.items)
-        if cases and not session.config.option.collectonly:
+        cases = sum((group_of(item) or gate_case_of(item)) is not None for item in session.items)
+        if (cases or self._config.option.gate) and not session.config.option.collectonly:
             self._announce(cases)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         """The same with xdist, where the workers collect."""
         if is_searching(self._config) and self._made is None:
-            cases = groups_by_case(search_run(self._config))
+            gate = gate_run(self._config)
+            cases = gate_groups_by_case(gate) if gate else groups_by_case(search_run(self._config))
             self._announce(sum(case_id(nodeid) in cases for nodeid in ids))
 
     def _announce(self, cases: int) -> None:
@@ -74,7 +90,15 @@ class Reporting:
         if result is not None and (report.when == "call" or report.failed):
             self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """A gate tells regressions, refusals, cases that broke off and nothing measured apart by its exit code."""
+        from pytest_diffaccel.report.gate import GateReport
+
+        if isinstance(self._made, GateReport) and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            session.exitstatus = self._made.exit_code(exitstatus)
+
     def pytest_terminal_summary(self) -> None:
-        """The winners, what changed in the golden database, and what to do next."""
+        """The winners or verdicts, what changed in the golden database, and what to do next."""
         if self._made is not None:
             self._made.summary()

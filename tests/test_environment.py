@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from pytest_diffaccel.records import environment as module
-from pytest_diffaccel.records.environment import Environment, describe_environment, differences
+from pytest_diffaccel.records.environment import Environment, QualityScale, describe_environment, differences
 
 ENVIRONMENT = Environment(
     pipe="SD1.5",
@@ -165,3 +165,9 @@ def test_driver_is_asked_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_importing_needs_no_torch() -> None:
     code = "import sys, pytest_diffaccel.records.environment as _; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_scale_of_losses_is_no_difference() -> None:
+    measured = replace(ENVIRONMENT, scale=QualityScale(repeat=0.0, batch=1e-7, one_ulp=1e-7, unrelated=0.2))
+    assert differences(measured, ENVIRONMENT) == []
+    assert differences(measured, replace(measured, driver="575.1")) == ["driver 570.86.15 -> 575.1"]

@@ -47,7 +47,10 @@ class Arguments:
         """The same call for other prompts, one image each; a negative prompt stays if it is one for all."""
         kept = {
             name: value if isinstance(value, str) else None
-            for name, value in (("negative_prompt", self.negative_prompt), ("negative_prompt_2", self.negative_prompt_2))
+            for name, value in (
+                ("negative_prompt", self.negative_prompt),
+                ("negative_prompt_2", self.negative_prompt_2),
+            )
         }
         return replace(self, prompt=prompts, prompt_2=None, num_images_per_prompt=1, **kept)
 

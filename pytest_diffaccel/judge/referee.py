@@ -108,9 +108,7 @@ class Referee:
                 arguments[name] = source
 
 
-def _claim(
-    pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signature, *, gated: bool
-) -> dict[str, Any]:
+def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signature, *, gated: bool) -> dict[str, Any]:
     methods, oddities = _methods(pipeline, arguments, gated=gated)
     known = {*REPEATED, *_REPLACED, *_WATCHING, *(_GATE_SETTINGS if gated else ())}
     odd = [

@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -96,9 +96,9 @@ class Environment:
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON; the same in every process."""
         # 5 == 5.0 makes equal environments, so it must not make two ids.
-        fields = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
-        fields.pop("scale", None)
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        identity = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
+        identity.pop("scale", None)
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
     def __hash__(self) -> int:
@@ -106,10 +106,10 @@ class Environment:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""
-        fields = asdict(self)
+        known = asdict(self)
         if self.scale is None:
-            del fields["scale"]
-        return fields
+            del known["scale"]
+        return known
 
     @classmethod
     def from_json(cls, text: str) -> Environment:
@@ -170,9 +170,9 @@ def describe_environment(
 def differences(before: Environment, after: Environment) -> list[str]:
     """What changed, one line a change ("torch 2.13.0 -> 2.14.1"); empty when the two are equal."""
     lines = []
-    for name, old in asdict(before).items():
-        new = getattr(after, name)
-        if isinstance(old, dict):
+    for name in (one.name for one in fields(before) if one.compare):
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, Mapping):
             noun = " weights" if name == "weights" else ""
             parts = [*old, *(part for part in new if part not in old)]
             lines += [_change(f"{part}{noun}", old.get(part), new.get(part)) for part in parts]

@@ -16,8 +16,9 @@ from pytest_diffaccel.search.workbench import Workbench
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Added to a seed to get a picture that has nothing but its prompt in common; no other seed of a search is this far off.
-_OTHER_SEEDS = 2**31
+#: Added to a seed to get a picture that has nothing but its prompt in common; no other seed of a search is this far
+#: off.
+OTHER_SEEDS = 2**31
 
 
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
@@ -33,14 +34,14 @@ def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
         repeat = distance(generate(batch.prompts, batch.seeds))
         pairs = zip(batch.prompts, batch.seeds, strict=True)
         alone = distance([generate([prompt], [seed])[0] for prompt, seed in pairs])
-        with _nudged_latents(generate.pipeline):
+        with nudged_latents(generate.pipeline):
             one_ulp = distance(generate(batch.prompts, batch.seeds))
-        unrelated = distance(generate(batch.prompts, [seed + _OTHER_SEEDS for seed in batch.seeds]))
+        unrelated = distance(generate(batch.prompts, [seed + OTHER_SEEDS for seed in batch.seeds]))
     return QualityScale(repeat=repeat, batch=alone, one_ulp=one_ulp, unrelated=unrelated)
 
 
 @contextmanager
-def _nudged_latents(pipeline: Any) -> Iterator[None]:
+def nudged_latents(pipeline: Any) -> Iterator[None]:
     """Start from noise that is one unit in the last place larger everywhere."""
     import torch
 

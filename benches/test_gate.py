@@ -1,0 +1,7 @@
+"""The regression gate: one case a golden winner, and one a cell's baseline; collected with --gate only."""
+
+
+def test_gate(diffaccel_gate_case, diffaccel_gate):
+    """Judge one case against its golden record: it works, is as good and as fast; or it cannot be told."""
+    result = diffaccel_gate.judge(diffaccel_gate_case)
+    assert result["verdict"]["status"] in ("ok", "improved", "inconclusive")

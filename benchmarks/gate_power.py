@@ -1,0 +1,197 @@
+"""Does the gate cry wolf, and does it catch what it should? Its real test on simulated clocks, at several noises.
+
+Run ``python -m benchmarks.gate_power``; no pipeline is needed, and it takes under a minute on two cores. A gate run is
+50 cases. Each case has a reference, recorded in a session of its own by the same code, and is then timed in blocks:
+every step of every run is simulated, and goes through the figures, looks and boundaries that judge a real case. A/A
+runs show false alarms; in the others one case is slower by the smallest slowdown that matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import parser, show
+from pytest_diffaccel.gate.figures import Runs, blocks_a_figure
+from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
+from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
+
+CASES = 50
+# The steps of one run: an accelerator that computes every third step in full.
+BASELINE = ("full",) * 20
+CANDIDATE = tuple("full" if step % 3 == 0 else "shallow" for step in range(20))
+COSTS = {"full": 1.0, "shallow": 0.4}
+FIXED = 1.2
+_STEP_SD = 0.01
+# Simulated at once; bounds memory.
+_CHUNK = 2000
+
+#: Factors on the time of runs that follow each other, of shape (cases, runs in order) and a last axis of the run's
+#: steps, or of 1 where a run is disturbed as a whole; the last argument makes random numbers.
+Noise = Callable[[tuple[int, int], np.random.Generator], Array]
+
+
+def quiet(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """A quiet GPU: 1% a run."""
+    return np.exp(generator.normal(0, 0.01, shape))[..., None]
+
+
+def heavy_tailed(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """A GPU whose runs are now and then much slower: Student's t with 3 degrees of freedom, standard deviation 1%."""
+    return np.exp(generator.standard_t(3, shape) * 0.01 / math.sqrt(3))[..., None]
+
+
+def drifting(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """A GPU that warms up: 1% a run, and up to 10% slower from the first run to the last."""
+    drift = generator.uniform(0, 0.1, (shape[0], 1)) * np.linspace(0, 1, shape[1])
+    return np.exp(generator.normal(0, 0.01, shape) + drift)[..., None]
+
+
+def correlated(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """Runs that resemble the run before: a first-order autoregression with coefficient 0.8, 1.4% a run."""
+    noise = generator.normal(0, 0.014 * math.sqrt(1 - 0.8**2), shape)
+    noise[:, 0] = generator.normal(0, 0.014, shape[0])
+    for run in range(1, shape[1]):
+        noise[:, run] += 0.8 * noise[:, run - 1]
+    return np.exp(noise)[..., None]
+
+
+def shared_cores(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """Shared CPU cores: others slow some steps of most runs, by a third and more; 10% a run, and 1% a speed-up by step
+    kinds from 8 blocks.
+    """
+    steps = np.arange(len(BASELINE))
+    begin = generator.integers(0, len(steps), shape)[..., None]
+    length = generator.integers(5, len(steps), shape)[..., None]
+    by = generator.exponential(0.32, shape) * (generator.random(shape) < 0.7)
+    disturbed = (steps >= begin) & (steps < begin + length)
+    return (1 + generator.normal(0, 0.014, shape))[..., None] * (1 + by[..., None] * disturbed)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level, and what the gate is asked to see there.
+
+    Attributes:
+        noise: of runs.
+        device: type of the device.
+        slowdown: the smallest that matters, as a fraction.
+    """
+
+    noise: Noise
+    device: str
+    slowdown: float
+
+    @property
+    def design(self) -> Design:
+        """The design that a case gets whose blocks fit into the budget."""
+        return Design(
+            MOST_FIGURES[self.device],
+            math.log1p(self.slowdown),
+            speed_share(CASES),
+            TYPICAL_SESSION_SD[self.device],
+        )
+
+
+LEVELS = {
+    "quiet GPU, 1%": Level(quiet, "cuda", 0.03),
+    "heavy tails, 1%": Level(heavy_tailed, "cuda", 0.03),
+    "warming up, 1%": Level(drifting, "cuda", 0.03),
+    "autocorrelated, 1.4%": Level(correlated, "cuda", 0.03),
+    "shared CPU, 10%": Level(shared_cores, "cpu", 0.05),
+}
+
+
+def figures(level: Level, cases: int, count: int, slowdown: float, generator: np.random.Generator) -> Array:
+    """Figures of cases whose candidate is slower by ``slowdown``, (cases, count)."""
+    blocks = blocks_a_figure(level.device)
+    runs = 2 * count * blocks
+    factors = level.noise((cases, runs), generator).reshape(cases, count, blocks, 2, -1)
+    # The order within a block is random.
+    swapped = generator.random((cases, count, blocks, 1)) < 0.5
+    baseline = np.where(swapped, factors[..., 1, :], factors[..., 0, :])
+    candidate = np.where(swapped, factors[..., 0, :], factors[..., 1, :]) * (1 + slowdown)
+    return _timed(BASELINE, baseline, generator).log_seconds() - _timed(CANDIDATE, candidate, generator).log_seconds()
+
+
+def _timed(kinds: tuple[str, ...], factors: Array, generator: np.random.Generator) -> Runs:
+    """Simulated clocks: each step at its kind's cost, times the run's factor and a noise of its own."""
+    noise = 1 + _STEP_SD * generator.standard_normal((*factors.shape[:-1], len(kinds)), dtype=np.float32)
+    costs = np.array([COSTS[kind] for kind in kinds])
+    return Runs(costs * factors * noise, FIXED * factors[..., 0], kinds)
+
+
+def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Verdict of each case, and the number of blocks it took."""
+    design = level.design
+    shift = design.session_sd * generator.standard_normal((cases, 2))
+    recorded = robust_mean(figures(level, cases, design.most, 0.0, generator) + shift[:, :1])
+    reference = Estimate(recorded.mean, np.hypot(recorded.error, design.session_sd), recorded.df)
+    found = np.full(cases, OPEN)
+    used = np.zeros(cases)
+    values = np.empty((cases, 0))
+    for look in design.looks:
+        left = np.flatnonzero(found == OPEN)
+        if not len(left):
+            break
+        more = figures(level, len(left), look - values.shape[-1], slowdown, generator) + shift[left, 1:]
+        values = np.concatenate([values, more], axis=-1)
+        own = Estimate(reference.mean[left], reference.error[left], reference.df[left])
+        decided = design.decide(values, own)
+        found[left] = decided
+        used[left] = look * blocks_a_figure(level.device)
+        values = values[decided == OPEN]
+    return found, used
+
+
+def many(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:
+    """:func:`verdicts` in chunks that fit into memory."""
+    parts = [verdicts(level, min(_CHUNK, cases - start), slowdown, generator) for start in range(0, cases, _CHUNK)]
+    return np.concatenate([found for found, _ in parts]), np.concatenate([used for _, used in parts])
+
+
+def row(name: str, level: Level, runs: int, generator: np.random.Generator) -> dict[str, Any]:
+    """One noise level: false alarms of whole gate runs, and what becomes of a slowdown that matters."""
+    unchanged, used = many(level, runs * CASES, 0.0, generator)
+    slowed, used_slowed = many(level, 2000, level.slowdown, generator)
+    measured = figures(level, 1000, 1, 0.0, generator).std()
+    alarms = (unchanged.reshape(runs, CASES) == REGRESSED).any(axis=1)
+    return {
+        "noise": name,
+        "sd_of_figure": float(measured),
+        "slowdown": level.slowdown,
+        "false_alarm_rate": float(alarms.mean()),
+        "undecided": float((unchanged == OPEN).mean()),
+        "falsely_improved": float((unchanged == IMPROVED).mean()),
+        "blocks": float(used.mean()),
+        "power": float((slowed == REGRESSED).mean()),
+        "called_ok": float(np.isin(slowed, (OK, IMPROVED)).mean()),
+        "blocks_slowed": float(used_slowed.mean()),
+    }
+
+
+def main() -> None:
+    """Print a row a noise level, and the figures that the gate promises."""
+    made = parser(__doc__ or "")
+    made.add_argument("--runs", type=int, default=400, help="A/A gate runs of 50 cases a noise level (default: 400)")
+    made.add_argument("--seed", type=int, default=0)
+    arguments = made.parse_args()
+    rows = [
+        row(name, level, arguments.runs, np.random.default_rng([arguments.seed, place]))
+        for place, (name, level) in enumerate(LEVELS.items())
+    ]
+    summary = {
+        "false_alarm_rate": max(one["false_alarm_rate"] for one in rows),
+        "power_at_3pct": rows[0]["power"],
+        "power_at_5pct_cpu": rows[-1]["power"],
+        "called_ok": max(one["called_ok"] for one in rows),
+    }
+    show("the gate on simulated clocks", rows, summary, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()

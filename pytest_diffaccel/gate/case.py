@@ -1,0 +1,184 @@
+"""One case of the gate: works as it should, is as good, is as fast; in that order, the cheap questions first."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.gate.conditions import conditions
+from pytest_diffaccel.gate.figures import blocks_a_figure
+from pytest_diffaccel.gate.pictures import CellPictures, losses
+from pytest_diffaccel.gate.plan import Budget, GateCase, design, speed_share
+from pytest_diffaccel.gate.quality import quality_finding, same_pictures
+from pytest_diffaccel.gate.reference import Reference
+from pytest_diffaccel.gate.sequential import robust_mean
+from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
+from pytest_diffaccel.gate.verdict import Finding
+from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
+from pytest_diffaccel.measure.clock import timed as timed_run
+from pytest_diffaccel.measure.measurement import RunTiming
+from pytest_diffaccel.measure.threads import computing_threads
+from pytest_diffaccel.options import GateSettings
+from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.search.workbench import Workbench
+
+# Pictures of other seeds that lie so much nearer or further than recorded are not drawn by the same weights.
+_PICTURES_TOLERANCE = 0.2
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What a case showed.
+
+    Attributes:
+        findings: at least one.
+        notes: information.
+        session: to be recorded as a reference; None where nothing was timed.
+        figures: numbers by name.
+    """
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    session: Session | None = None
+    figures: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is needed to judge a case.
+
+    Attributes:
+        bench: the search's workbench.
+        settings: the gate's.
+        cases: how many the whole run has.
+        budget: of the whole run.
+        pictures: gives a cell's pictures.
+        sessions: the case's recorded sessions.
+        reference: what its speed is compared with.
+        recording: whether a reference is recorded: timed to the end.
+    """
+
+    bench: Workbench
+    settings: GateSettings
+    cases: int
+    budget: Budget
+    pictures: Callable[[GateCase], CellPictures]
+    sessions: tuple[Session, ...]
+    reference: Reference
+    recording: bool
+
+    def examine(self, case: GateCase) -> Showing:
+        """Judge a case.
+
+        Raises:
+            Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
+        """
+        if self.budget.left_s <= 0 and not self.recording:
+            return Showing((self._no_time("before this case"),))
+        with ExitStack() as stack:
+            baseline = stack.enter_context(self.bench.generating(case.cell, {}))
+            params = case.candidate.params if case.candidate else {}
+            generate = stack.enter_context(self.bench.generating(case.cell, params))
+            pictures = self.pictures(case)
+            batch_s = self._count(case, generate)
+            quality, lpips = self._quality(case, generate, pictures)
+            timed, speed, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
+        figures = [("lpips", float(np.mean(lpips)))] if case.candidate else [("unrelated_lpips", float(np.mean(lpips)))]
+        if timed is None:
+            return Showing((*quality, speed), notes, None, tuple(figures))
+        estimate = robust_mean(timed.log_speedups)
+        figures += [
+            ("speedup", math.exp(float(estimate.mean))),
+            ("baseline_s", timed.baseline_s),
+            ("blocks", len(timed.blocks)),
+        ]
+        return Showing((*quality, speed), notes, self._session(case, timed, lpips), tuple(figures))
+
+    def _count(self, case: GateCase, generate: Generate) -> float:
+        """The first generation, which counts what the methods do; seconds of the batch."""
+        batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
+        began = time.monotonic()
+        with self.bench.lock.generating():
+            generate.counted(batch.prompts, batch.seeds)
+        return time.monotonic() - began
+
+    def _quality(
+        self, case: GateCase, generate: Generate, pictures: CellPictures
+    ) -> tuple[tuple[Finding, ...], tuple[float, ...]]:
+        """Findings, and LPIPS by sample."""
+        then = self.sessions[-1].lpips if self._same_samples(case) else ()
+        if case.candidate is None:
+            changed = same_pictures(pictures.unrelated, then, _PICTURES_TOLERANCE) if then else ""
+            finding = Finding("quality", "regressed" if changed else "ok", changed or "the same pictures as recorded")
+            if not then:
+                finding = replace(finding, text="no pictures recorded to compare with")
+            return (finding,), pictures.unrelated
+        recorded = then or (float(case.entry.lpips or 0.0),)
+        found = losses(self.bench, case, generate, pictures, recorded)
+        return (quality_finding(found, self.settings.quality, speed_share(self.cases)),), found.now
+
+    def _same_samples(self, case: GateCase) -> bool:
+        if not self.sessions:
+            return False
+        sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
+        last = self.sessions[-1]
+        return (last.seed, last.prompts_digest) == (sampling.seed, sampling.prompts_digest)
+
+    def _speed(
+        self, case: GateCase, baseline: Generate, generate: Generate, block_s: float
+    ) -> tuple[Timed | None, Finding, tuple[str, ...]]:
+        device = baseline.pipeline.device
+        size = blocks_a_figure(device.type)
+        affordable = None if self.recording else int(self.budget.left_s / (block_s * size))
+        plan = design(case, self.reference, device.type, self.cases, self.settings.slowdown, affordable)
+        if plan is None:
+            return None, self._no_time("before a first look at the speed"), ()
+        runs = [self._run(case, one) for one in (baseline, generate)]
+        with self.bench.lock.timing():
+            rows = run_blocks(
+                runs[0],
+                runs[1:],
+                plan.most * size,
+                seed=self.bench.settings.seed,
+                threads=computing_threads(device),
+            )
+            timed = time_until_certain((row[0] for row in rows), size, plan, self.reference, to_the_end=self.recording)
+        finding, note = explain_by_times(speed_finding(timed, plan, self.reference), timed, self.reference)
+        if case.candidate is None and finding.status != "ok":
+            # Nothing is slower than itself: it is the measuring that is not sound, or too noisy.
+            finding = Finding("speed", "inconclusive", f"the baseline against itself: {finding.text}")
+        return timed, finding, (*filter(None, [note]), *conditions(timed))
+
+    def _run(self, case: GateCase, generate: Generate) -> TimedRun:
+        batches = self.bench.batches(case.cell, "winner", case.entry.num_samples)
+        full = [batch for batch in batches if len(batch.seeds) == len(batches[0].seeds)]
+
+        def one(index: int) -> RunTiming:
+            batch = full[index % len(full)]
+            return timed_run(generate, batch.prompts, batch.seeds)[1]
+
+        return one
+
+    def _session(self, case: GateCase, timed: Timed, lpips: tuple[float, ...]) -> Session:
+        estimate = robust_mean(timed.log_speedups)
+        sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
+        return Session(
+            log_speedup=float(estimate.mean),
+            standard_error=float(estimate.error),
+            df=float(estimate.df),
+            figure_sd=timed.figure_sd,
+            baseline_s=timed.baseline_s,
+            lpips=tuple(float(one) for one in lpips),
+            seed=sampling.seed,
+            prompts_digest=sampling.prompts_digest,
+            environment=self.bench.environment(case.cell).id,
+        )
+
+    def _no_time(self, when: str) -> Finding:
+        return Finding("speed", "inconclusive", f"the budget of {self.budget.seconds:.0f} s was spent {when}")

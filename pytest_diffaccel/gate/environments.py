@@ -1,0 +1,47 @@
+"""Which environments may be compared: another machine or model is refused, another library is what the gate is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.records.environment import Environment, differences
+
+#: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
+_MUST_EQUAL = ("pipe", "device", "model_source", "image_size", "dtype", "batch_size", "guidance_scale", "weights")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Golden's environment beside this one.
+
+    Attributes:
+        refused: what makes them incomparable, one line each; empty when they may be compared.
+        causes: what else differs: library and driver versions, threads.
+    """
+
+    refused: tuple[str, ...]
+    causes: tuple[str, ...]
+
+    @classmethod
+    def between(cls, golden: Environment, now: Environment) -> Comparison:
+        """Compare two environments of one pipe."""
+        refused = [name for name in _MUST_EQUAL if getattr(golden, name) != getattr(now, name)]
+        same = {name: getattr(golden, name) for name in refused}
+        all_lines = differences(golden, now)
+        causes = differences(golden, _with(now, same))
+        return cls(tuple(line for line in all_lines if line not in causes), tuple(causes))
+
+
+def _with(environment: Environment, fields: dict[str, object]) -> Environment:
+    return replace(environment, **fields)  # type: ignore[arg-type]  # fields of another environment
+
+
+def refusal(comparison: Comparison, golden: Path, cell: Cell) -> str:
+    """Why a case cannot be judged here, and what to do."""
+    return (
+        f"{golden} was recorded elsewhere: {'; '.join(comparison.refused)}. Give the --golden file of this machine and "
+        f"model, or record one: pytest benches --pipe {cell.pipe} --sched {cell.scheduler} --steps {cell.steps} "
+        "--golden golden/THIS_DEVICE.search_params.json"
+    )

@@ -1,0 +1,78 @@
+"""Images of a gate run, all made in it, and what of their distances is rounding."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.gate.plan import GateCase
+from pytest_diffaccel.gate.quality import Losses
+from pytest_diffaccel.measure.quality import lpips_distances
+from pytest_diffaccel.search.null_control import OTHER_SEEDS, nudged_latents
+from pytest_diffaccel.search.workbench import Workbench
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class CellPictures:
+    """What the unaccelerated pipeline draws in a cell.
+
+    Attributes:
+        plain: one image a sample.
+        nudged: the same from start noise one unit in the last place larger.
+        unrelated: LPIPS of the first batch's images to those of other seeds.
+        batch_s: time of one batch, warm.
+    """
+
+    plain: list[Image]
+    nudged: list[Image]
+    unrelated: tuple[float, ...]
+    batch_s: float
+
+    @classmethod
+    def make(cls, bench: Workbench, case: GateCase) -> CellPictures:
+        """Make them; the first generation is counted.
+
+        Raises:
+            StepCountError: when the denoiser is not called once a step.
+        """
+        with bench.lock.generating(), bench.generating(case.cell, {}) as generate:
+            plain = _images(bench, case, generate)
+            with nudged_latents(generate.pipeline):
+                nudged = _images(bench, case, generate)
+            batch = bench.batches(case.cell, "winner", case.entry.num_samples)[0]
+            began = time.monotonic()
+            others = generate(batch.prompts, [seed + OTHER_SEEDS for seed in batch.seeds])
+            batch_s = time.monotonic() - began
+            unrelated = lpips_distances(others, plain[: len(others)], str(generate.pipeline.device))
+        return cls(plain, nudged, tuple(unrelated), batch_s)
+
+
+def losses(
+    bench: Workbench, case: GateCase, generate: Generate, pictures: CellPictures, then: tuple[float, ...]
+) -> Losses:
+    """LPIPS of a winner's samples to the unaccelerated ones, with the A/A control.
+
+    Args:
+        bench: the workbench.
+        case: a winner's.
+        generate: with the winner's parameters.
+        pictures: of its cell.
+        then: the reference's LPIPS.
+    """
+    distances = partial(lpips_distances, device=str(generate.pipeline.device))
+    with bench.lock.generating():
+        now = distances(_images(bench, case, generate), pictures.plain)
+        with nudged_latents(generate.pipeline):
+            control = distances(_images(bench, case, generate), pictures.nudged)
+    return Losses(tuple(now), tuple(control), then)
+
+
+def _images(bench: Workbench, case: GateCase, generate: Generate) -> list[Image]:
+    batches = bench.batches(case.cell, "winner", case.entry.num_samples)
+    return [image for batch in batches for image in generate(batch.prompts, batch.seeds)]

@@ -1,0 +1,149 @@
+"""Which cases a gate run has, in which order, and how many figures each is worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pytest_diffaccel.gate.reference import Reference
+from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
+from pytest_diffaccel.matrix import PIPES, Candidate, Cell, slug
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.reference import subject
+
+#: Figures of a case at the most, by type of device: enough for 3% at 1% a run (GPU), for 5% on shared cores (CPU).
+MOST_FIGURES: Mapping[str, int] = {"cuda": 48, "cpu": 24}
+#: How far the speed-ups of two sessions lie apart though nothing changed (standard deviation of a session's logarithm):
+#: memory comes to lie otherwise, neighbours are others. Learnt from references of several sessions.
+TYPICAL_SESSION_SD: Mapping[str, float] = {"cuda": 0.002, "cpu": 0.004}
+#: How much a figure varies: runs of 1% on a quiet GPU, or 4 blocks on shared cores (standard deviation of the
+#: logarithm).
+TYPICAL_FIGURE_SD = 0.0142
+# A baseline against itself shows that the measuring is sound; so many figures do.
+_BASELINE_FIGURES = 8
+_POWER = 0.95
+
+
+@dataclass(frozen=True)
+class GateCase:
+    """One pytest case: a distinct golden winner, or a cell's baseline.
+
+    Attributes:
+        cell: where.
+        candidate: the winner; None for the baseline.
+        entry: its golden record; for a baseline, one of the cell's.
+        targets: what it is the winner for, ascending; none for a baseline.
+    """
+
+    cell: Cell
+    candidate: Candidate | None
+    entry: GoldenEntry
+    targets: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """Its canonical name: the candidate's, or the cell's."""
+        return self.candidate.key if self.candidate else f"{self.cell}-baseline"
+
+    @property
+    def title(self) -> str:
+        """For people: cell and accelerator."""
+        return f"{self.cell}-{slug(self.candidate.accelerator)}" if self.candidate else self.key
+
+    @property
+    def subject(self) -> str:
+        """Its name among the gate's references."""
+        return subject(self.entry.environment, self.key)
+
+    @property
+    def cost(self) -> float:
+        """Of a block, in steps of the unaccelerated pipeline."""
+        return self.cell.steps * (1 + 1 / (self.entry.speedup or 1.0 if self.candidate else 1.0))
+
+
+def gate_cases(
+    golden: Mapping[GoldenKey, GoldenEntry], cells: Sequence[Cell], accelerators: Sequence[str], known: Sequence[str]
+) -> list[GateCase]:
+    """The cases of the chosen cells and accelerators, most informative first.
+
+    A pipe at a time, since loading one takes long; its baselines first, which all else stands on; then winners that
+    have been measured by a gate before (their slowdowns show soonest), the cheapest first.
+
+    Args:
+        golden: the golden records.
+        cells: the chosen ones.
+        accelerators: names of the chosen ones.
+        known: subjects with recorded sessions.
+    """
+    winners: dict[str, GateCase] = {}
+    baselines: dict[Cell, GateCase] = {}
+    for key in sorted(golden, key=lambda key: key.prompt_order):
+        cell, entry = Cell(key.pipe, key.scheduler, key.steps), golden[key]
+        if cell not in cells or key.accelerator not in accelerators or entry.status != "met":
+            continue
+        baselines.setdefault(cell, GateCase(cell, None, entry, ()))
+        candidate = Candidate(cell, key.accelerator, entry.params)
+        before = winners.get(candidate.key, GateCase(cell, candidate, entry, ()))
+        winners[candidate.key] = replace(before, targets=(*before.targets, key.target))
+
+    def order(case: GateCase) -> tuple[int, bool, bool, float, str]:
+        unknown = case.subject not in known
+        return (PIPES.index(case.cell.pipe), case.candidate is not None, unknown, case.cost, case.key)
+
+    return sorted([*baselines.values(), *winners.values()], key=order)
+
+
+def speed_share(cases: int) -> float:
+    """What of the family's error rate one of ``cases`` cases may spend on speed; quality has the other half."""
+    return FALSE_ALARM_RATE / 2 / max(cases, 1)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time of a whole run; it begins when this is made.
+
+    Attributes:
+        seconds: how much.
+        began_s: when, on the monotonic clock.
+    """
+
+    seconds: float
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, possibly below 0."""
+        return self.began_s + self.seconds - time.monotonic()
+
+
+def design(
+    case: GateCase, reference: Reference, device: str, cases: int, slowdown: float, affordable: int | None
+) -> Design | None:
+    """When to look at a case: as many figures as show the smallest slowdown that matters in 95% of runs.
+
+    Args:
+        case: the case.
+        reference: what it is compared with.
+        device: type of the device.
+        cases: of the whole run.
+        slowdown: the smallest that matters, as a fraction.
+        affordable: figures for which there is time; None where that does not matter: a reference is recorded.
+
+    Returns:
+        None when there is no time for the first look.
+    """
+    most = MOST_FIGURES.get(device, MOST_FIGURES["cpu"])
+    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd)
+    if affordable is None:
+        return made
+    sd = reference.figure_sd or TYPICAL_FIGURE_SD
+    choices = [*(look for look in LOOKS if look < most), most]
+    enough = next((look for look in choices if replace(made, most=look).power(sd, reference.error) >= _POWER), most)
+    if case.candidate is None:
+        enough = _BASELINE_FIGURES
+    # Half as many again: the noise of this session may be larger.
+    wanted = min(most, affordable, math.ceil(1.5 * enough))
+    return replace(made, most=wanted) if wanted >= LOOKS[0] else None

@@ -1,0 +1,157 @@
+"""One gate run as the plugin or a script drives it: golden records in, verdicts as plain data out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.gate.environments import Comparison, refusal
+from pytest_diffaccel.gate.plan import TYPICAL_SESSION_SD, Budget, GateCase, gate_cases
+from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
+from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.options import GateSettings, Settings
+from pytest_diffaccel.records.golden_file import read_environments, read_golden
+from pytest_diffaccel.records.reference import read_references
+from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.time_limit import time_limit
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.gate.case import Examination
+    from pytest_diffaccel.gate.pictures import CellPictures
+
+
+class GateRun:
+    """A gate run with its settings. Nothing heavy is imported before the first case.
+
+    Attributes:
+        settings: what to judge and how; samples and batches are as golden was recorded.
+        gate: the gate's own settings.
+        cases: most informative first; none when golden has no winner in the chosen cells.
+
+    Raises:
+        ValueError: when the golden file or what lies beside it cannot be read, or its records have several batch sizes.
+    """
+
+    def __init__(self, settings: Settings, gate: GateSettings, registry: Registry) -> None:
+        golden = read_golden(settings.golden)
+        self._environments = read_environments(settings.golden)
+        self._sessions = read_references(settings.golden)
+        self.gate = gate
+        self.cases = gate_cases(golden, settings.cells, settings.accelerators, list(self._sessions))
+        sizes = sorted({case.entry.batch_size for case in self.cases})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{settings.golden} has records of several batch sizes ({', '.join(map(str, sizes))}), which cannot be "
+                "judged in one run: choose cells with --pipe --sched --steps"
+            )
+        self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
+        self._search = SearchRun(self.settings, registry)
+        self._pictures: dict[tuple[Cell, int], CellPictures] = {}
+
+    @property
+    def recording(self) -> bool:
+        """Whether references are recorded."""
+        return self.settings.update_golden
+
+    @cached_property
+    def without_reference(self) -> int:
+        """Winners that can only be compared with golden's interval."""
+        return sum(case.candidate is not None and case.subject not in self._sessions for case in self.cases)
+
+    @cached_property
+    def _budget(self) -> Budget:
+        return Budget(self.gate.budget_s)
+
+    def judge(self, case: GateCase) -> dict[str, Any]:
+        """Judge a case.
+
+        Returns:
+            JSON types: ``"cell"``, ``"accelerator"``, ``"case"``, ``"targets"``, the ``"verdict"`` and, where one may
+            be recorded, the ``"session"`` by subject.
+
+        Raises:
+            CaseTimeout: after ``--case-timeout``.
+            Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
+        """
+        left_s = self._budget.left_s
+        try:
+            with time_limit(self.settings.case_timeout_s):
+                verdict, session = self._judge(case)
+        except Exception:
+            self._search.bench.unload()
+            raise
+        return {
+            "cell": str(case.cell),
+            "accelerator": case.candidate.accelerator if case.candidate else "",
+            "case": case.key,
+            "targets": list(case.targets),
+            "verdict": verdict.to_json(),
+            "text": verdict.describe(),
+            "sessions": {case.subject: asdict(session)} if session and verdict.status != "regressed" else {},
+            "seconds": left_s - self._budget.left_s,
+        }
+
+    def _judge(self, case: GateCase) -> tuple[Verdict, Any]:
+        from pytest_diffaccel.accelerators.base import InvalidParams
+
+        bench = self._search.bench
+        golden = self._environments.get(case.entry.environment)
+        compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
+        if compared.refused:
+            text = refusal(compared, self.settings.golden, case.cell)
+            return Verdict((Finding("environment", "refused", text),)), None
+        try:
+            showing = self._examination(case).examine(case)
+        except (MethodDidNotAct, StepCountError, InvalidParams) as error:
+            bench.unload()
+            return Verdict((Finding("function", "regressed", str(error)),), compared.causes), None
+        verdict = Verdict(showing.findings, compared.causes, showing.notes, showing.figures)
+        return verdict, showing.session if self.recording else None
+
+    def _examination(self, case: GateCase) -> Examination:
+        from pytest_diffaccel.gate.case import Examination
+
+        bench = self._search.bench
+        sessions = self._sessions.get(case.subject, ())
+        return Examination(
+            bench,
+            self.gate,
+            len(self.cases),
+            self._budget,
+            self._cell_pictures,
+            sessions,
+            self._reference(case),
+            self.recording,
+        )
+
+    def _reference(self, case: GateCase) -> Reference:
+        sessions = self._sessions.get(case.subject, ())
+        device = self._search.bench.pipeline(case.cell).device.type
+        typical = TYPICAL_SESSION_SD.get(device, TYPICAL_SESSION_SD["cpu"])
+        known = (
+            Reference.from_sessions(sessions, learnt_session_sd(self._sessions.values(), typical)) if sessions else None
+        )
+        if case.candidate is None:
+            return replace(Reference.of_baseline(), baseline_s=known.baseline_s if known else None)
+        return known or Reference.from_golden(case.entry)
+
+    @property
+    def _cell_pictures(self) -> Callable[[GateCase], CellPictures]:
+        def get(case: GateCase) -> CellPictures:
+            from pytest_diffaccel.gate.pictures import CellPictures
+
+            place = (case.cell, case.entry.num_samples)
+            if place not in self._pictures:
+                self._pictures[place] = CellPictures.make(self._search.bench, case)
+            return self._pictures[place]
+
+        return get
+
+    def close(self) -> None:
+        """Free what the run holds."""
+        self._search.close()

@@ -1,0 +1,135 @@
+"""Is a case still as fast? Timed in blocks with the unaccelerated pipeline, look by look, until that is certain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pytest_diffaccel.gate.figures import Figure
+from pytest_diffaccel.gate.reference import Reference
+from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, robust_mean
+from pytest_diffaccel.gate.verdict import Finding, Status, percent
+from pytest_diffaccel.measure.measurement import Block
+
+_STATUS: dict[int, Status] = {OK: "ok", REGRESSED: "regressed", IMPROVED: "improved", OPEN: "inconclusive"}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Everything timed of a case.
+
+    Attributes:
+        figures: in order, at least one.
+        blocks: all of them.
+        decision: of the last look.
+    """
+
+    figures: tuple[Figure, ...]
+    blocks: tuple[Block, ...]
+    decision: int
+
+    @property
+    def log_speedups(self) -> Array:
+        """One a figure."""
+        return np.array([figure.log_speedup for figure in self.figures])
+
+    @property
+    def baseline_s(self) -> float:
+        """Time of an undisturbed unaccelerated run: the median of the figures'."""
+        return float(np.median([figure.baseline_s for figure in self.figures]))
+
+    @property
+    def figure_sd(self) -> float:
+        """Standard deviation of a figure's logarithm, from the trimmed mean's error."""
+        return float(robust_mean(self.log_speedups).error) * math.sqrt(len(self.figures))
+
+
+def time_until_certain(
+    blocks: Iterator[Block], size: int, design: Design, reference: Reference, *, to_the_end: bool = False
+) -> Timed:
+    """Take blocks until a look decides, or the design's last look is over.
+
+    Args:
+        blocks: makes and times one block each time; at least as many as the design may need.
+        size: blocks a figure.
+        design: when to look.
+        reference: what to compare with.
+        to_the_end: take all figures, and look once: to record a reference.
+    """
+    taken: list[Block] = []
+    figures: list[Figure] = []
+    decision = OPEN
+    for block in blocks:
+        taken.append(block)
+        if len(taken) % size:
+            continue
+        figures.append(Figure.from_blocks(taken[-size:]))
+        if len(figures) == design.most or (len(figures) in design.looks and not to_the_end):
+            values = np.array([figure.log_speedup for figure in figures])
+            decision = int(design.decide(values, reference.estimate))
+            if decision != OPEN or len(figures) == design.most:
+                break
+    return Timed(tuple(figures), tuple(taken), decision)
+
+
+def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding:
+    """What the timed figures say, in words."""
+    values = timed.log_speedups
+    change = float(design.change(values, reference.estimate).mean)
+    low, high = (float(end) for end in design.interval(values, reference.estimate))
+    status = _STATUS[timed.decision]
+    ratios = math.expm1(change), (math.expm1(low), math.expm1(high))
+    text = (
+        f"{math.exp(reference.log_speedup + change):.3f}x instead of {math.exp(reference.log_speedup):.3f}x "
+        f"({percent(ratios[0])} [{percent(ratios[1][0])}, {percent(ratios[1][1])}] of {reference.source}, "
+        f"{len(timed.blocks)} blocks)"
+    )
+    if status == "inconclusive":
+        power = design.power(timed.figure_sd, reference.error)
+        smallest = math.expm1(design.smallest)
+        text += (
+            f"; neither a slowdown nor its absence is certain: at this noise a slowdown of {smallest:.0%} is shown in "
+            f"{power:.0%} of runs, one of {_shown(timed, design, reference):.0%} in 95%"
+        )
+    return Finding("speed", status, text, ratios[0], ratios[1])
+
+
+def _shown(timed: Timed, design: Design, reference: Reference) -> float:
+    """The slowdown that would be shown in 95% of runs."""
+
+    def power(log_slowdown: float) -> float:
+        return replace(design, smallest=log_slowdown).power(timed.figure_sd, reference.error)
+
+    slowdowns = np.geomspace(0.002, 3.0, 200)
+    return math.expm1(next((one for one in map(float, slowdowns) if power(one) >= 0.95), 3.0))
+
+
+def explain_by_times(finding: Finding, timed: Timed, reference: Reference) -> tuple[Finding, str]:
+    """Whether a faster speed-up is the winner's doing: absolute times of unaccelerated runs, then and now.
+
+    A speed-up also rises when the unaccelerated pipeline becomes slower, and that is no improvement.
+
+    Returns:
+        The finding, ok instead of improved where the winner did not become faster; and a note on the baseline's time,
+        empty where nothing is known of it.
+    """
+    if reference.baseline_s is None:
+        if finding.status != "improved":
+            return finding, ""
+        why = "no recorded time of the baseline: whether the winner became faster or the baseline slower is not known"
+        return _as_ok(finding, why), ""
+    slower = math.log(timed.baseline_s / reference.baseline_s)
+    note = f"an unaccelerated run takes {timed.baseline_s:.3f} s, {percent(math.expm1(slower))} of the recorded time"
+    if finding.status == "improved" and finding.change is not None and slower > math.log1p(finding.change) / 2:
+        why = (
+            f"but the unaccelerated pipeline became {percent(math.expm1(slower))} slower: no improvement of the winner"
+        )
+        return _as_ok(finding, why), note
+    return finding, note
+
+
+def _as_ok(finding: Finding, why: str) -> Finding:
+    return Finding(finding.subject, "ok", f"{finding.text}; {why}", finding.change, finding.change_ci95)

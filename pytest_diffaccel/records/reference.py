@@ -1,0 +1,106 @@
+"""Gate references: what the gate itself measured of golden winners, far more closely than a search has to.
+
+A search knows a winner's speed-up to 2% or so, too little to show that it became 3% slower. So a gate may keep sessions
+of its own beside the golden file, in ``gate.json``: recorded while all was well, and compared with from then on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
+
+#: Lies beside the golden file.
+REFERENCE_NAME = "gate.json"
+#: Sessions kept of a subject; older ones make room.
+_MOST_SESSIONS = 8
+_DIGITS = 6
+
+_Positive: TypeAlias = Annotated[float, Field(gt=0)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class Session:
+    """What one gate run measured of a subject: a winner, or a cell's baseline.
+
+    Attributes:
+        log_speedup: logarithm of the speed-up; of the baseline against itself, about 0.
+        standard_error: of that, within the session.
+        df: degrees of freedom of the standard error.
+        figure_sd: standard deviation of a figure of a few blocks.
+        baseline_s: time of an undisturbed unaccelerated run.
+        lpips: of each sample, in order; of the baseline: to pictures of other seeds.
+        seed: seed of the first sample.
+        prompts_digest: of the prompts used.
+        environment: id of the environment.
+    """
+
+    log_speedup: float
+    standard_error: Annotated[float, Field(ge=0)]
+    df: _Positive
+    figure_sd: Annotated[float, Field(ge=0)]
+    baseline_s: _Positive
+    lpips: tuple[float, ...]
+    seed: int
+    prompts_digest: str
+    environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
+
+
+def subject(environment: str, key: str) -> str:
+    """Name of a subject: a golden record's environment, and a candidate's or cell's key."""
+    return f"{environment} {key}"
+
+
+def read_references(golden: Path) -> dict[str, tuple[Session, ...]]:
+    """Sessions by subject, oldest first; empty when there is no such file.
+
+    Args:
+        golden: the golden file that they lie beside.
+
+    Raises:
+        JsonFileError: when the file does not parse or validate.
+    """
+    return read_object(_path(golden), str, lambda _, text: _adapter().validate_json(text))
+
+
+def add_sessions(golden: Path, found: Mapping[str, Session]) -> None:
+    """Add a session to each subject; those of another environment than its own make room.
+
+    Raises:
+        JsonFileError: when the file on disk does not parse or validate; it is left as it is.
+    """
+    path = _path(golden)
+    with folder_lock(path.parent):
+        known = read_references(golden)
+        for name, session in found.items():
+            same = [one for one in known.get(name, ()) if one.environment == session.environment]
+            known[name] = (*same, session)[-_MOST_SESSIONS:]
+        write_text(path, _dump(known))
+
+
+def _path(golden: Path) -> Path:
+    return golden.resolve().with_name(REFERENCE_NAME)
+
+
+def _dump(known: Mapping[str, Sequence[Session]]) -> str:
+    fields = {name: [_rounded(session) for session in sessions] for name, sessions in known.items()}
+    return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rounded(session: Session) -> dict[str, object]:
+    fields = asdict(session)
+    fields["lpips"] = [round(value, _DIGITS) + 0.0 for value in session.lpips]
+    return {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in fields.items()}
+
+
+@cache
+def _adapter() -> TypeAdapter[tuple[Session, ...]]:
+    return TypeAdapter(tuple[Session, ...])

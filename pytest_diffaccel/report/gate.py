@@ -1,0 +1,161 @@
+"""A gate run as people read it: a line a case as it ends, a table of verdicts, what to do next, and an exit code."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.gate.verdict import percent
+from pytest_diffaccel.options import GateSettings, Settings
+from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
+from pytest_diffaccel.report.progress import duration
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.report.session import Terminal
+
+#: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
+REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
+# Of a verdict, a finding that says most.
+_GRAVEST = {"ok": 0, "improved": 1, "inconclusive": 2, "regressed": 3, "refused": 4}
+
+
+class GateReport:
+    """Everything the controller shows and records of a gate run."""
+
+    def __init__(self, settings: Settings, gate: GateSettings, without_reference: int, terminal: Terminal) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._without_reference = without_reference
+        self._terminal = terminal
+        self._cases = 0
+        self._began = time.monotonic()
+        self._results: list[Mapping[str, Any]] = []
+        self._broken: list[str] = []
+        self._recorded = 0
+
+    def announce(self, cases: int) -> None:
+        """Say what is judged, and against what."""
+        self._cases = cases
+        self._terminal.showfspath = False
+        self._terminal.write_line("")
+        if not cases:
+            cell = self._settings.cells[0]
+            self._terminal.write_line(
+                f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
+                f"some: pytest benches --pipe {cell.pipe} --sched {cell.scheduler} --steps {cell.steps}"
+            )
+            return
+        gate = self._gate
+        doing = "recording references" if self._settings.update_golden else f"budget {duration(gate.budget_s)}"
+        self._terminal.write_line(
+            f"diffaccel gate: {cases} cases of {self._settings.golden}, models: {self._settings.models}; slowdowns of "
+            f"{gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
+        )
+        if self._without_reference and not self._settings.update_golden:
+            self._terminal.write_line(
+                f"diffaccel gate: {self._without_reference} winners have no gate reference: they are compared with "
+                "golden's intervals, which small slowdowns hide in; record one while all is well: "
+                "pytest benches --gate --update-golden"
+            )
+        self._terminal.flush()
+
+    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+        """Take in one case: show it, record its reference.
+
+        Args:
+            name: the case's node id.
+            outcome: ``"passed"`` or ``"failed"``.
+            duration_s: how long it took, seconds.
+            result: see :meth:`.GateRun.judge`; without a verdict when it broke off.
+        """
+        if "verdict" not in result:
+            self._broken.append(result["case"])
+            self._terminal.write_line(self._line("broke off", result["case"], outcome))
+            return
+        self._results.append(result)
+        verdict = result["verdict"]
+        self._terminal.write_line(self._line(verdict["status"], result["case"], _short(verdict)))
+        self._terminal.flush()
+        found = {subject: _session(fields) for subject, fields in result["sessions"].items()}
+        if found:
+            add_sessions(self._settings.golden, found)
+            self._recorded += len(found)
+
+    def _line(self, status: str, case: str, text: str) -> str:
+        done = len(self._results) + len(self._broken)
+        left_s = (time.monotonic() - self._began) / done * (self._cases - done)
+        return f"{status:<12} {case}: {text} ({done}/{self._cases}, {duration(left_s)} left)"
+
+    def exit_code(self, exitstatus: int) -> int:
+        """0 where nothing regressed, else what went wrong, the gravest first; ``exitstatus`` is pytest's own."""
+        counts = Counter(result["verdict"]["status"] for result in self._results)
+        if counts["regressed"]:
+            return REGRESSED
+        if self._broken:
+            return BROKE_OFF
+        if counts["refused"]:
+            return REFUSED
+        if not any(result["verdict"]["figures"] for result in self._results):
+            return NOTHING_MEASURED
+        return int(exitstatus)
+
+    def summary(self) -> None:
+        """Verdicts that are not ok, in full; how many are; what changed since golden; what to do next."""
+        if not self._results and not self._broken:
+            return
+        self._terminal.section("diffaccel: gate")
+        counts = Counter(result["verdict"]["status"] for result in self._results)
+        for result in self._results:
+            notes = result["verdict"]["notes"]
+            if result["verdict"]["status"] != "ok":
+                targets = ", ".join(f"{target:g}x" for target in result["targets"])
+                self._terminal.write_line(f"{result['case']}" + (f" (winner for {targets})" if targets else ""))
+                for line in result["text"].splitlines():
+                    self._terminal.write_line(f"  {line}")
+            elif notes:
+                self._terminal.write_line(f"{result['case']}: {'; '.join(notes)}")
+        causes = list(dict.fromkeys(cause for result in self._results for cause in result["verdict"]["causes"]))
+        if causes:
+            self._terminal.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
+        counted = [f"{count} {status}" for status, count in counts.items()]
+        counted += [f"{len(self._broken)} broke off"] if self._broken else []
+        self._terminal.write_line(f"gate: {', '.join(counted)} of {self._cases}")
+        for line in self._next_steps(counts):
+            self._terminal.write_line(line)
+
+    def _next_steps(self, counts: Mapping[str, int]) -> list[str]:
+        lines = []
+        if self._recorded:
+            path = self._settings.golden.with_name(REFERENCE_NAME)
+            lines.append(f"recorded: {self._recorded} sessions in {path}; commit it beside the golden file")
+        if counts.get("inconclusive") and not self._settings.update_golden:
+            strict = "" if self._gate.strict else "warning: "
+            lines.append(
+                f"{strict}{counts['inconclusive']} case(s) could not be decided: give them time with --gate-budget, "
+                "record references with --gate --update-golden, or ask for less with --gate-slowdown"
+            )
+        if counts.get("improved"):
+            lines.append("next: golden is out of date where winners improved: pytest benches --update-golden --fresh")
+        if counts.get("regressed"):
+            lines.append("next: what is wanted as it is now is recorded by: pytest benches --update-golden --fresh")
+        if self._settings.models == "embedded":
+            lines.append("note: embedded pipelines are small stand-ins for the real models")
+        return lines
+
+
+def _session(fields: Mapping[str, Any]) -> Session:
+    return Session(**{**fields, "lpips": tuple(fields["lpips"])})
+
+
+def _short(verdict: Mapping[str, Any]) -> str:
+    """The figures of a verdict in one line."""
+    parts = []
+    for finding in sorted(verdict["findings"], key=lambda one: -_GRAVEST[one["status"]]):
+        if finding["change"] is None:
+            parts.append(f"{finding['subject']} {finding['status']}")
+            continue
+        low, high = finding["change_ci95"]
+        parts.append(f"{finding['subject']} {percent(finding['change'])} [{percent(low)}, {percent(high)}]")
+    return ", ".join(parts)

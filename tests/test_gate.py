@@ -1,0 +1,184 @@
+"""The gate through pytest, on a real pipeline: it passes what is unchanged, and names what was broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from searches import SMALL_OPTIONS, TESTS, SmallSearch
+
+from pytest_diffaccel.gate.environments import Comparison
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.reference import read_references
+from pytest_diffaccel.report.gate import NOTHING_MEASURED, REFUSED, REGRESSED
+
+BASELINE = "test_gate[[]SD1.5-DDIM-20-baseline[]]"
+DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
+OPTIONS = ("--gate", "--search-targets", "deepcache")
+QUICK = """
+import faults
+faults.judge_quickly()
+"""
+
+
+@pytest.fixture(scope="session")
+def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a golden DeepCache winner, and the gate's reference of it."""
+    folder = tmp_path_factory.mktemp("gated") / "folder"
+    shutil.copytree(finished_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    golden = folder / "golden" / "search_params.json"
+    (environment,) = read_environments(golden)
+    entry = GoldenEntry(
+        status="met",
+        params={"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}},
+        speedup=1.5,
+        speedup_ci95=(1.2, 1.9),
+        wall_speedup=1.5,
+        wall_speedup_ci95=(1.2, 1.9),
+        lpips=0.01,
+        lpips_ci95=(0.0, 0.02),
+        num_samples=1,
+        batch_size=1,
+        environment=environment,
+    )
+    found = {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target): entry for target in (1.2, 1.5)}
+    merge(golden, found, update=False)
+    _break(folder, "")
+    command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS, *OPTIONS, "--update-golden"]
+    made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert "recorded: 2 sessions in golden/gate.json" in made.stdout, made.stdout
+    return folder
+
+
+def _break(folder: Path, fault: str) -> None:
+    conftest = folder / "conftest.py"
+    made = conftest.read_text(encoding="utf-8").partition("import faults")[0].rstrip() + "\n" + QUICK
+    conftest.write_text(made + fault + "\n", encoding="utf-8")
+
+
+class Gate:
+    """Runs the gate in a copy of the folder, each in a process of its own."""
+
+    def __init__(self, search: SmallSearch, folder: Path) -> None:
+        self.path = search.path
+        self._search = search
+        for name in (".diffaccel", "golden"):
+            shutil.copytree(folder / name, search.path / name)
+        shutil.copy(folder / "conftest.py", search.path)
+        self.golden = search.golden
+
+    def run(self, *options: str, fault: str = "") -> pytest.RunResult:
+        _break(self.path, fault)
+        return self._search.run_apart(*OPTIONS, *options)
+
+
+@pytest.fixture
+def gate(small_search: SmallSearch, gated_folder: Path) -> Gate:
+    return Gate(small_search, gated_folder)
+
+
+def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
+    golden = gate.golden.read_bytes()
+    result = gate.run("--junitxml", "junit.xml", "--gate-slowdown", "20%")
+    assert result.ret == 0
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "collected 2 items",
+            "diffaccel gate: 2 cases of golden/search_params.json, models: models.toml; slowdowns of 20.0%*",
+            f"* {DEEPCACHE}: *speed *% [[]*",
+            "gate: * of 2",
+        ]
+    )
+    cases = ElementTree.parse(gate.path / "junit.xml").iter("testcase")
+    properties = [{part.get("name"): part.get("value") for part in case.iter("property")} for case in cases]
+    (winner,) = (one for one in properties if "speed_change" in one and one["gate_status"] and "lpips" in one)
+    assert float(winner["speedup"] or 0) > 1
+    assert winner["quality_status"] == "ok"
+    assert float(winner["quality_change"] or 1) == pytest.approx(0, abs=1e-4)
+    assert gate.golden.read_bytes() == golden
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("faults.slow_steps(faults.DeepCache, 0.05)", "speed regressed: *x instead of *x (-*"),
+        ("faults.other_branch(2)", "* regressed: *"),
+        ("faults.one_step_less()", "function regressed: 19 denoiser calls for 20 steps"),
+        ("faults.no_effect(faults.DeepCache)", "function regressed: *had no effect*"),
+        ("faults.corrupt_weight()", "quality regressed: pictures of one prompt with other seeds*instead of*"),
+    ],
+    ids=["slow accelerator", "wrong branch", "a step less", "no effect", "corrupted weight"],
+)
+def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
+    result = gate.run(fault=fault)
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines([named, "gate: *regressed*of 2"])
+
+
+def test_a_slower_baseline_is_no_improvement(gate: Gate) -> None:
+    result = gate.run(fault="faults.slow_baseline(0.05)")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*an unaccelerated run takes * s, +* of the recorded time*"])
+    result.stdout.no_fnmatch_line("improved *")
+    result.stdout.no_fnmatch_line("next: golden is out of date*")
+
+
+def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: Gate) -> None:
+    environments = gate.golden.with_name("environments.json")
+    text = environments.read_text(encoding="utf-8")
+    (known,) = read_environments(gate.golden).values()
+    for changed, code, said in (
+        (replace(known, device="NVIDIA H200"), REFUSED, "*NVIDIA H200 -> *Give the --golden file of this machine*"),
+        (replace(known, versions={**known.versions, "torch": "1.0"}), 0, "*since golden was recorded: torch 1.0 -> *"),
+    ):
+        environments.write_text(json.dumps({changed.id: changed.to_json()}), encoding="utf-8")
+        for name in ("search_params.json", "gate.json"):
+            file = gate.golden.with_name(name)
+            file.write_text(file.read_text(encoding="utf-8").replace(known.id, changed.id), encoding="utf-8")
+        result = gate.run("--gate-slowdown", "50%")
+        assert result.ret == code
+        result.stdout.fnmatch_lines([said])
+        known = changed
+    assert text
+
+
+def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
+    result = gate.run("--steps", "25", "--steps", "50")
+    assert result.ret in (0, NOTHING_MEASURED)
+    gate.golden.unlink()
+    result = gate.run()
+    assert result.ret == NOTHING_MEASURED
+    result.stdout.fnmatch_lines(["diffaccel gate: golden/search_params.json holds no winner*record some: pytest*"])
+
+
+def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> None:
+    assert gate.run("--gate-budget", "0.001s").ret == NOTHING_MEASURED
+    result = gate.run("--gate-budget", "0.001s", "--gate-strict")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*the budget of 0 s was spent before this case*"])
+
+
+def test_a_reference_is_recorded_once_a_session(gate: Gate) -> None:
+    references = read_references(gate.golden)
+    assert {len(sessions) for sessions in references.values()} == {1}
+    gate.run("--update-golden")
+    assert {len(sessions) for sessions in read_references(gate.golden).values()} == {2}
+    assert read_golden(gate.golden)
+
+
+def test_equal_environments_have_no_causes(gated_folder: Path) -> None:
+    (known,) = read_environments(gated_folder / "golden" / "search_params.json").values()
+    assert Comparison.between(known, known) == Comparison((), ())
+    other = replace(known, image_size=(64, 64), threads=7, weights={**known.weights, "unet": "0" * 64})
+    compared = Comparison.between(known, other)
+    assert [line.split()[0] for line in compared.refused] == ["unet", "image"]
+    assert [line.split()[0] for line in compared.causes] == ["threads"]

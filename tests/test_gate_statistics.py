@@ -1,0 +1,218 @@
+"""The gate's statistics: laws of the sequential test, false alarms and power on simulated clocks, findings in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from timings import BASELINE, CANDIDATE, noisy_block
+
+from pytest_diffaccel.gate.figures import Figure, Runs
+from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
+from pytest_diffaccel.gate.quality import Losses, quality_finding, same_pictures
+from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
+from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSED, Design, Estimate, robust_mean
+from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
+from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.records.reference import Session
+
+CASES = 50
+DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)
+KNOWN = Reference(math.log(1.7), 0.003, 30.0, 0.002, 1.0, 0.014, "a test")
+SESSION = Session(0.5, 0.002, 20.0, 0.01, 2.0, (0.01,), 0, "abc", "0123456789ab")
+numbers = st.floats(-1.0, 1.0)
+figures = st.lists(numbers, min_size=5, max_size=40).map(np.array)
+
+
+def decided(values: np.ndarray, reference: Reference = KNOWN, design: Design = DESIGN) -> int:
+    return int(design.decide(values, reference.estimate))
+
+
+@given(st.integers(5, 200), st.floats(1e-6, 0.5))
+def test_looks_spend_the_error_rate_and_no_more(most: int, rate: float) -> None:
+    design = replace(DESIGN, most=most)
+    portions = [design.portion(look, rate) for look in design.looks]
+    assert sum(portions) == pytest.approx(rate)
+    assert min(portions) > 0
+    assert design.looks[-1] == most
+    assert set(design.looks[:-1]) <= set(LOOKS)
+
+
+@given(figures, numbers)
+def test_a_mean_moves_with_its_values_and_its_error_does_not(values: np.ndarray, shift: float) -> None:
+    before, after = robust_mean(values), robust_mean(values + shift)
+    assert after.mean == pytest.approx(before.mean + shift, abs=1e-9)
+    assert after.error == pytest.approx(before.error, abs=1e-6)
+    assert values.min() - 1e-12 <= before.mean <= values.max() + 1e-12
+
+
+def test_figures_that_follow_each_other_widen_the_error() -> None:
+    noise = np.random.default_rng(0).normal(size=64)
+    assert robust_mean(np.sort(noise)).error > 2 * robust_mean(noise).error
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_a_figure_is_the_step_kind_estimate_of_its_blocks(seed: int, count: int) -> None:
+    generator = np.random.default_rng(seed)
+    blocks = [noisy_block(generator, CANDIDATE, drift_sd=0.1, run_sd=0.1, step_sd=0.05) for _ in range(count)]
+    figure = Figure.from_blocks(blocks)
+    assert math.exp(figure.log_speedup) == pytest.approx(step_kind_speedup(blocks).value)
+
+
+def test_many_cases_at_once_are_judged_as_each_alone() -> None:
+    generator = np.random.default_rng(1)
+    many = generator.normal(math.log(1.65), 0.014, (30, 16))
+    together = DESIGN.decide(many, KNOWN.estimate)
+    assert list(together) == [decided(row) for row in many]
+    assert len(set(together)) > 1
+
+
+def _chances(noise: np.ndarray, shift: float) -> dict[int, float]:
+    """Shares of decisions after all looks, of cases whose figures have this noise; known reference."""
+    found = np.full(len(noise), OPEN)
+    reference = Estimate(*(np.array(value) for value in (0.0, 0.003, 30.0)))
+    for look in DESIGN.looks:
+        still = found == OPEN
+        found[still] = DESIGN.decide(noise[still, :look] + shift, reference)
+    return {decision: float((found == decision).mean()) for decision in range(4)}
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy-tailed", "skewed"])
+def test_few_false_alarms_and_few_misses(kind: str) -> None:
+    generator = np.random.default_rng(2)
+    shape = (20_000, DESIGN.most)
+    noise = {
+        "normal": generator.normal(size=shape),
+        "heavy-tailed": generator.standard_t(3, shape) / math.sqrt(3),
+        "skewed": (generator.lognormal(size=shape) - math.exp(0.5)) / 2.16,
+    }[kind] * 0.014
+    unchanged, slower = _chances(noise, 0.0), _chances(noise, -math.log1p(0.03))
+    # One in 10,000 a case: 2 expected of 20,000 at the most, and 8 has a chance of 1 in 1000.
+    assert unchanged[REGRESSED] < 8 / 20_000
+    assert slower[REGRESSED] > 0.95
+    assert slower[OK] < 0.02
+
+
+def test_a_slowdown_too_small_to_matter_is_ok() -> None:
+    noise = np.random.default_rng(3).normal(0, 0.001, 16)
+    assert decided(noise + math.log(1.7 / 1.012)) == OK
+
+
+def test_heavy_noise_is_inconclusive() -> None:
+    noise = np.random.default_rng(4).normal(0, 0.2, DESIGN.most)
+    assert decided(noise + math.log(1.7)) == OPEN
+
+
+def _timed(factor: float, seed: int = 0, *, noise: float = 0.01, most: int = 32) -> tuple[Finding, Finding, str]:
+    """Findings on simulated blocks whose candidate is slower by ``factor``, before and after absolute times."""
+    generator = np.random.default_rng(seed)
+
+    def blocks() -> Sequence[Block]:
+        made = [noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=noise, step_sd=0.005) for _ in range(64)]
+        return [replace(one, runs=tuple(replace(run, **_slower(run, factor)) for run in one.runs)) for one in made]
+
+    plain = noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=0.0, step_sd=0.0)
+    figure = Figure.from_blocks([plain])
+    reference = replace(KNOWN, log_speedup=figure.log_speedup, baseline_s=figure.baseline_s)
+    design = replace(DESIGN, most=most)
+    timed = time_until_certain(iter(blocks()), 1, design, reference)
+    finding = speed_finding(timed, design, reference)
+    return finding, *explain_by_times(finding, timed, reference)
+
+
+def _slower(run: object, factor: float) -> dict[str, object]:
+    steps = tuple(step * factor for step in run.step_s)  # type: ignore[attr-defined]
+    return {"step_s": steps, "total_s": run.total_s * factor}  # type: ignore[attr-defined]
+
+
+def test_a_slower_candidate_regresses_with_figure_and_interval() -> None:
+    finding, *_ = _timed(1.06)
+    assert finding.status == "regressed"
+    assert finding.change == pytest.approx(-0.057, abs=0.02)
+    assert finding.change_ci95 is not None
+    assert finding.change_ci95[0] < finding.change < finding.change_ci95[1]
+    assert "instead of" in finding.text
+
+
+def test_an_unchanged_candidate_is_ok_after_few_blocks() -> None:
+    finding, *_ = _timed(1.0)
+    assert finding.status == "ok"
+    assert int(finding.text.split(" blocks")[0].split()[-1]) < 32
+
+
+def test_inconclusive_says_what_would_have_been_shown() -> None:
+    finding, *_ = _timed(1.02, noise=0.1)
+    assert finding.status == "inconclusive"
+    assert "in 95%" in finding.text
+
+
+def test_a_faster_candidate_improves_and_a_slower_baseline_does_not() -> None:
+    finding, explained, note = _timed(1 / 1.15)
+    assert finding.status == explained.status == "improved"
+    assert "of the recorded time" in note
+    slow = Timed((Figure(math.log(1.7 * 1.15), 1.15),), (), IMPROVED)
+    explained, note = explain_by_times(replace(finding, change=0.15), slow, KNOWN)
+    assert explained.status == "ok"
+    assert "unaccelerated pipeline became +15.0% slower" in explained.text
+    explained, _ = explain_by_times(finding, slow, replace(KNOWN, baseline_s=None))
+    assert explained.status == "ok"
+
+
+def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() -> None:
+    alike = [SESSION, SESSION, SESSION]
+    apart = [replace(SESSION, log_speedup=0.5 + shift) for shift in (-0.03, 0.0, 0.03)]
+    assert learnt_session_sd([[SESSION]], 0.004) == pytest.approx(0.004)
+    assert learnt_session_sd([alike], 0.004) < 0.004 < learnt_session_sd([apart], 0.004)
+    one, three = (Reference.from_sessions(sessions, 0.004) for sessions in ([SESSION], alike))
+    assert three.error < one.error
+    assert one.error == pytest.approx(math.hypot(0.002, 0.004))
+
+
+@pytest.mark.parametrize(
+    ("now", "control", "status"),
+    [
+        ((0.02, 0.04), (0.02, 0.04), "ok"),
+        ((0.0202, 0.0404), (0.02021, 0.0404), "ok"),
+        ((0.03, 0.05), (0.03001, 0.05001), "regressed"),
+        ((0.03, 0.05), (0.05, 0.03), "inconclusive"),
+        ((0.02, 0.04), (0.03, 0.03), "inconclusive"),
+        ((0.01, 0.02), (0.01, 0.02), "improved"),
+        ((math.nan, 0.02), (0.01, 0.02), "regressed"),
+    ],
+)
+def test_quality_needs_a_loss_that_matters_and_is_no_rounding(
+    now: tuple[float, ...], control: tuple[float, ...], status: str
+) -> None:
+    assert quality_finding(Losses(now, control, (0.02, 0.04)), 0.05, 1e-4).status == status
+
+
+def test_broken_pictures_are_no_longer_as_far_apart() -> None:
+    assert not same_pictures([0.16, 0.15], [0.16, 0.16], 0.2)
+    assert "instead of 0.1600" in same_pictures([0.0, 0.0], [0.16, 0.16], 0.2)
+    assert same_pictures([math.nan], [0.16], 0.2)
+
+
+def test_a_verdict_is_its_gravest_finding() -> None:
+    ok, improved, open_, worse = (
+        Finding("speed", status, "") for status in ("ok", "improved", "inconclusive", "regressed")
+    )
+    assert Verdict((ok, improved)).status == "improved"
+    assert Verdict((improved, open_)).status == "inconclusive"
+    assert Verdict((worse, improved, ok)).status == "regressed"
+
+
+def test_designs_have_the_power_that_is_asked_of_them() -> None:
+    """At the noise that the project expects: 1% a run on a GPU, 1.4% a figure of 4 blocks on shared cores."""
+    for device, smallest in (("cuda", 0.03), ("cpu", 0.05)):
+        session_sd = TYPICAL_SESSION_SD[device]
+        design = Design(MOST_FIGURES[device], math.log1p(smallest), speed_share(CASES), session_sd)
+        recorded = math.hypot(0.0142 / math.sqrt(design.most), session_sd)
+        assert design.power(0.0142, recorded) > 0.95
+    assert Runs(np.ones((1, len(BASELINE))), np.ones(1), BASELINE).log_seconds() == pytest.approx(math.log(11))
