@@ -28,9 +28,7 @@ _MB = 2**20
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of an environment a script's process gets: paths, language, threads; no keys, tokens or names."""
     passed_on = {
-        name: value
-        for name, value in environment.items()
-        if name in _PASSED_ON or name.startswith(_THREAD_SETTINGS)
+        name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_THREAD_SETTINGS)
     }
     return passed_on | {
         "HF_HUB_OFFLINE": "1",

@@ -68,7 +68,7 @@ def _steps(tree: ast.AST, task: Task) -> Iterator[str]:
         if keyword.arg == _STEPS
     ]
     values = {_value(node, constants) for node in given}
-    if not given and _STEPS not in {name for name in (*_names(tree), *_strings(tree))}:
+    if not given and _STEPS not in {*_names(tree), *_strings(tree)}:
         yield f"{_STEPS}: none, not {task.cell.steps}"
     elif values and None not in values and task.cell.steps not in values:
         yield f"{_STEPS}: {' and '.join(map(str, sorted(filter(None, values))))}, not {task.cell.steps}"
@@ -111,7 +111,9 @@ def _methods(tree: ast.AST, task: Task) -> Iterator[str]:
             # T-GATE drives DeepCache through loaders of its own.
             if any("DeepCache" in alias.name for alias in node.names):
                 found.add("DeepCache")
-        found |= {_LIBRARY_METHODS[name] for name in (one.partition(".")[0] for one in modules) if name in _LIBRARY_METHODS}
+        found |= {
+            _LIBRARY_METHODS[name] for name in (one.partition(".")[0] for one in modules) if name in _LIBRARY_METHODS
+        }
     missing = [method for method in task.methods if method not in found]
     extra = sorted(found - set(task.methods))
     if missing:
