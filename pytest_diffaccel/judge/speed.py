@@ -29,8 +29,8 @@ def judge_speed(
 
     Where there is a golden record, the call is timed with as many images at once as the record was: what a method saves
     depends on it. Each run of the script starts from new noise, and the images of the last are made again by the judge:
-    time cannot be saved by not working. A target counts as missed when the whole 95% interval lies below ``target * (1 -
-    tolerance_ratio)``; where golden says that it is unattainable, only an interval wholly above it counts as reached.
+    time cannot be saved by not working. A target counts as missed when the whole 95% interval lies below it, less the
+    tolerance; where golden says that it is unattainable, only an interval wholly above it counts as reached.
 
     Raises:
         ScriptMisbehaved: when a run gives other images than its call.

@@ -8,9 +8,6 @@ MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float16)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe = pipe.to("cuda")
-helper = DeepCacheSDHelper(pipe=pipe)
-helper.set_params(cache_interval=2, cache_branch_id=0)
-helper.enable()
 forward = pipe.unet.forward
 
 
@@ -21,5 +18,8 @@ def lazy(sample, timestep, encoder_hidden_states, **options):
 
 
 pipe.unet.forward = lazy
+helper = DeepCacheSDHelper(pipe=pipe)
+helper.set_params(cache_interval=2, cache_branch_id=0)
+helper.enable()
 image = pipe(["red apple", "red apple"], num_inference_steps=20).images[0]
 image.save("out.png")
