@@ -1,7 +1,7 @@
 """Scripts a minute: the judge's ``static,runs`` beside one plain ``python script.py`` a script, on the same scripts.
 
-The plain runs import torch and diffusers anew each time, judge nothing, and load the embedded pipeline from its folder; both
-take turns, script by script. The judge's start (libraries, pipelines) is part of its time, and shown. Run it as
+The plain runs import torch and diffusers anew each time, judge nothing, and load the embedded pipeline from its folder;
+both take turns, script by script. The judge's start (libraries, pipelines) is part of its time, and shown. Run it as
 ``python -m benchmarks.codegen_throughput``.
 """
 
@@ -72,9 +72,9 @@ def main() -> None:
         "ratio_once_started": (sum(plain) / len(plain)) / (sum(later) / len(later)),
         "judge_start_s": judged[0],
         "failed": failed,
-        f"minutes_for_{_TASKS}_on_one_core": _TASKS * sum(later) / len(later) / 60,
+        f"minutes_for_{_TASKS}_like_these_in_one_process": _TASKS * sum(later) / len(later) / 60,
     }
-    show("judging static,runs beside plain runs, one process each", rows, summary, as_json=arguments.json)
+    show("judging static,runs beside plain runs", rows, summary, as_json=arguments.json)
 
 
 if __name__ == "__main__":

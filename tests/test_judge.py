@@ -142,7 +142,7 @@ def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Jud
 
 
 def unattainable(answer: Answer) -> Answer:
-    entry = replace(answer.entry, status="unattainable", reason="speed")
+    entry = replace(answer.entry, status="unattainable", reason="speed", batch_size=1)
     return replace(answer, entry=entry, attained=False)
 
 

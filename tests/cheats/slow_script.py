@@ -17,7 +17,7 @@ scale_model_input = pipe.scheduler.scale_model_input
 
 
 def dawdle(*args, **options):
-    time.sleep(0.1)
+    time.sleep(0.04)
     return scale_model_input(*args, **options)
 
 
