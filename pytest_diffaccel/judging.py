@@ -11,6 +11,7 @@ import pytest
 from pytest_diffaccel import judge_options
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.codegen.lookup import Answer
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.judge import Judge
     from pytest_diffaccel.judge.verdict import Verdict
@@ -73,7 +74,7 @@ class _Case:
         self._settings, self._judge, self._item = settings, judge, item
 
     def judge(self, prompt_id: str) -> Verdict:
-        from pytest_diffaccel.codegen.lookup import Answer, NoRecord, find, record_command
+        from pytest_diffaccel.codegen.lookup import NoRecord, find, record_command
 
         task = self._settings.tasks[prompt_id]
         answer: Answer | None = None

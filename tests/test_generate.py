@@ -522,3 +522,9 @@ def test_a_broken_golden_file_is_refused_with_its_line(tmp_path: Path, capsys: p
     path.write_text("{\n  broken\n}\n", encoding="utf-8")
     assert command(path, task().sentence) == 2
     assert f"{path}:2: not JSON" in capsys.readouterr().err
+
+
+def test_the_committed_scripts_are_what_golden_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    golden = str(ROOT / "golden" / "search_params.json")
+    assert main(["generate", "--all", "--check", "--golden", golden, "-o", str(ROOT / "gt_code")]) == 0
+    assert "are what golden gives" in capsys.readouterr().out

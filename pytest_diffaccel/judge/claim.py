@@ -46,13 +46,20 @@ class Arguments:
     def for_prompts(self, prompts: list[str]) -> Arguments:
         """The same call for other prompts, one image each; a negative prompt stays if it is one for all."""
         kept = {
-            name: value if isinstance(value, str) else None
+            name: [value] * len(prompts) if isinstance(value, str) else None
             for name, value in (
                 ("negative_prompt", self.negative_prompt),
                 ("negative_prompt_2", self.negative_prompt_2),
             )
         }
-        return replace(self, prompt=prompts, prompt_2=None, num_images_per_prompt=1, **kept)
+        return replace(
+            self,
+            prompt=prompts,
+            prompt_2=None,
+            num_images_per_prompt=1,
+            negative_prompt=kept["negative_prompt"],
+            negative_prompt_2=kept["negative_prompt_2"],
+        )
 
     @property
     def options(self) -> dict[str, Any]:

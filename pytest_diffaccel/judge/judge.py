@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class Rules:
     models: str = "embedded"
     seed: int = 0
     lock: Path = Path(".diffaccel/timing.lock")
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 class Judge:

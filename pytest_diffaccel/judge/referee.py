@@ -93,9 +93,10 @@ class Referee:
         self._take_source_size(arguments)
         claim = _claim(pipeline, arguments, signature, gated=gated)
         self.channel.send({"event": "call", **claim})
-        result = None
+        result: Any = None
         while (order := self.channel.receive().header)["order"] == "generate":
-            result = _generate(call, pipeline, arguments, int(order["seed"]))
+            number = {"num_images_per_prompt": int(order["images_per_prompt"])}
+            result = _generate(call, pipeline, {**arguments, **number}, int(order["seed"]))
             images = [_as_image(image) for image in result[0]]
             sizes = [[image.height, image.width] for image in images]
             self.channel.send({"event": "images", "sizes": sizes}, b"".join(image.tobytes() for image in images))

@@ -83,7 +83,8 @@ class Replay:
         """
         pipeline = self.pipeline(task)
         with self._applied(pipeline, arguments, params, seeds) as run:
-            return run()
+            images: list[Image] = run()
+        return images
 
     def counted(
         self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]

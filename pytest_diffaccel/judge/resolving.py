@@ -61,7 +61,8 @@ def resolve_models(load: Callable[[str], Any], source: ModelSource, device: str)
         return pipeline
 
     pipelines: Any = diffusers.DiffusionPipeline
-    for owner in (pipelines, diffusers.AutoPipelineForText2Image):
+    owners: tuple[Any, ...] = (pipelines, diffusers.AutoPipelineForText2Image)
+    for owner in owners:
         owner.from_pretrained = classmethod(from_pretrained)
     pipelines.from_single_file = classmethod(from_pretrained)
     _keep_on_device(pipelines, device)
@@ -104,7 +105,7 @@ def _resolve_parts(source: ModelSource) -> None:
     for owner in owners:
         original = owner.from_pretrained.__func__
 
-        def from_pretrained(cls: Any, name: object, *args: Any, _original: Any = original, **options: Any) -> Any:
+        def from_pretrained(cls: Any, /, name: object, *args: Any, _original: Any = original, **options: Any) -> Any:
             spec = source.spec(pipe_of(name))
             folder = spec.location if spec.kind in ("embedded", "directory") else name
             kept = {key: value for key, value in options.items() if key not in ("dtype", "torch_dtype", "variant")}

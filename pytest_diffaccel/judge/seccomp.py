@@ -81,7 +81,7 @@ def filter_system_calls() -> bool:
     if calls is None:
         return False
     instructions = _instructions(calls)
-    filters = (_Filter * len(instructions))(*instructions)
+    filters = (_Filter * len(instructions))(*(_Filter(*one) for one in instructions))
     program = _Program(len(instructions), filters)
     return _prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.addressof(program)) == 0
 

@@ -27,15 +27,18 @@ def judge_speed(
 ) -> StageResult:
     """Time pairs of runs until it is clear whether the target is reached.
 
-    Each run of the script starts from new noise, and the images of the last are made again by the judge: time cannot be
-    saved by not working. A target counts as missed when the whole 95% interval lies below ``target * (1 -
-    tolerance_ratio)``; where golden says that it is unattainable, only an interval wholly above it counts as reached.
+    Where there is a golden record, the call is timed with as many images at once as the record was: what a method saves
+    depends on it. Each run of the script starts from new noise, and the images of the last are made again by the judge:
+    time cannot be saved by not working. A target counts as missed when the whole 95% interval lies below it, less the
+    tolerance; where golden says that it is unattainable, only an interval wholly above it counts as reached.
 
     Raises:
         ScriptMisbehaved: when a run gives other images than its call.
         TimeoutError: when the script's time is up.
     """
     attainable = answer is None or answer.attained
+    if answer is not None:
+        call = call.in_batches_of(answer.entry.batch_size)
     threshold = task.target * (1 - tolerance_ratio) if attainable else task.target
     order, blocks = random.Random(0), []
     call.run_again()
@@ -55,7 +58,8 @@ def judge_speed(
     own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
     if (levels := difference_levels(images, own)) > _SAME_LEVELS:
         raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
-    return _result(speedup, len(blocks), task, threshold, answer if not attainable else None)
+    batch_size = call.claim.arguments.images
+    return _result(speedup, len(blocks), batch_size, task, threshold, answer if not attainable else None)
 
 
 def _baseline_s(call: LiveCall, task: Task, replay: Replay) -> float:
@@ -65,11 +69,14 @@ def _baseline_s(call: LiveCall, task: Task, replay: Replay) -> float:
     return time.perf_counter() - began
 
 
-def _result(speedup: Interval, pairs: int, task: Task, threshold: float, unattained: Answer | None) -> StageResult:
+def _result(
+    speedup: Interval, pairs: int, batch_size: int, task: Task, threshold: float, unattained: Answer | None
+) -> StageResult:
     figures: dict[str, Any] = {
         "speedup": round(speedup.value, 3),
         "speedup_ci95": [round(speedup.low, 3), round(speedup.high, 3)],
         "pairs": pairs,
+        "batch_size": batch_size,
         "target": task.target,
     }
     measured = f"{speedup.value:.2f}x (95% interval {speedup.low:.2f} to {speedup.high:.2f})"

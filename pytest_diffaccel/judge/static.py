@@ -68,7 +68,7 @@ def _steps(tree: ast.AST, task: Task) -> Iterator[str]:
         if keyword.arg == _STEPS
     ]
     values = {_value(node, constants) for node in given}
-    if not given and _STEPS not in {name for name in (*_names(tree), *_strings(tree))}:
+    if not given and _STEPS not in {*_names(tree), *_strings(tree)}:
         yield f"{_STEPS}: none, not {task.cell.steps}"
     elif values and None not in values and task.cell.steps not in values:
         yield f"{_STEPS}: {' and '.join(map(str, sorted(filter(None, values))))}, not {task.cell.steps}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
@@ -45,6 +45,12 @@ class LiveCall:
     _process: ScriptProcess
     seconds: float = field(default=0.0, init=False)
 
+    def in_batches_of(self, images: int) -> LiveCall:
+        """The same call, for about as many images at once."""
+        prompts = self.claim.arguments.images // self.claim.arguments.num_images_per_prompt
+        arguments = replace(self.claim.arguments, num_images_per_prompt=max(1, round(images / prompts)))
+        return LiveCall(replace(self.claim, arguments=arguments), self._process)
+
     def run_again(self) -> tuple[list[Image], list[int]]:
         """As :meth:`run`; it is the judge's wish, so it has the script's whole time, and takes none of it."""
         spent_s, self._process.waited_s = self._process.waited_s, 0.0
@@ -67,7 +73,8 @@ class LiveCall:
         arguments = self.claim.arguments
         first = secrets.randbits(_SEED_BITS)
         began = time.perf_counter()
-        self._process.channel.send({"order": "generate", "seed": first})
+        order = {"order": "generate", "seed": first, "images_per_prompt": arguments.num_images_per_prompt}
+        self._process.channel.send(order)
         images = _images(self._process.receive())
         self.seconds = time.perf_counter() - began
         found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images

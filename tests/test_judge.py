@@ -1,0 +1,348 @@
+"""The judge: what it makes of honest scripts, and how it catches every cheat of ``tests/cheats``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import embedded_folder
+
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
+from pytest_diffaccel.codegen.script import render
+from pytest_diffaccel.codegen.tasks import Task, all_tasks
+from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
+from pytest_diffaccel.judge.claim import Arguments, Claim
+from pytest_diffaccel.judge.judge import Judge, Rules
+from pytest_diffaccel.judge.replay import Replay
+from pytest_diffaccel.judge.scores import Scores
+from pytest_diffaccel.judge.static import judge_source
+from pytest_diffaccel.judge.trial import _SAME_LEVELS, difference_levels
+from pytest_diffaccel.judge.verdict import Limits, StageResult, Verdict
+from pytest_diffaccel.models.registry import ModelSource
+
+ROOT = Path(__file__).resolve().parents[1]
+CHEATS = Path(__file__).resolve().parent / "cheats"
+#: SD1.5, DDIM, 20 steps, DeepCache, 1.5x: what every cheat pretends to be.
+TASK_ID = "193"
+# By file: the stage that fails and words of its complaint.
+CAUGHT = {
+    "fewer_steps": ("runs", "num_inference_steps: 10, not 20"),
+    "hidden_steps": ("runs", "not those of its settings"),
+    "smaller_image": ("runs", "image size: 32x32, not 64x64"),
+    "smaller_batch": ("runs", "not those of its settings"),
+    "another_scheduler": ("runs", "scheduler: EulerDiscreteScheduler, not DDIMScheduler"),
+    "scheduler_settings": ("runs", "scheduler setting timestep_spacing: 'trailing'"),
+    "stored_images": ("runs", "not those of its settings"),
+    "replaced_judge": ("runs", "not those of its settings"),
+    "forged_messages": ("runs", "not those of its settings"),
+    "no_guidance": ("runs", "guidance_scale: 1 switches guidance off"),
+    "half_guidance": ("runs", ""),
+    "fake_ratio": ("runs", "accelerators: none, not DeepCache"),
+    "exits_early": ("runs", "made no image"),
+    "endless_loop": ("runs", "did not end within"),
+    "fork_bomb": ("runs", "PermissionError"),
+    "starts_programs": ("runs", "PermissionError"),
+    "hoards_memory": ("runs", "MemoryError"),
+    "writes_outside": ("runs", "PermissionError"),
+    "uses_network": ("runs", "PermissionError"),
+    "kills_the_judge": ("runs", "PermissionError"),
+    "patched_time": ("speed", "lies below"),
+    "slowed_baseline": ("speed", "lies below"),
+    "slow_script": ("speed", "lies below"),
+}
+
+
+@pytest.fixture(scope="session")
+def records() -> Records:
+    return Records.read(ROOT / "golden" / "search_params.json")
+
+
+@pytest.fixture(scope="session")
+def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Judge]]:
+    """Gives the session's judge with other stages or limits: its fork server is started once."""
+    embedded_folder("SD1.5")
+    lock = tmp_path_factory.mktemp("judge") / "timing.lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFACCEL_SECRET", "swordfish")
+        judge = Judge(Rules(lock=lock))
+
+        def get(*stages: str, seconds: float = 60.0) -> Judge:
+            judge.rules = replace(judge.rules, stages=stages, limits=Limits(seconds=seconds))
+            return judge
+
+        yield get
+        judge.close()
+
+
+def cheat(name: str) -> str:
+    return (CHEATS / f"{name}.py").read_text(encoding="utf-8")
+
+
+def task(prompt_id: str = TASK_ID) -> Task:
+    return all_tasks()[prompt_id]
+
+
+def result(verdict: Verdict, stage: str) -> StageResult:
+    found = verdict.of(stage)
+    assert found is not None
+    return found
+
+
+# Honest scripts
+
+
+def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]) -> None:
+    verdict = judge_of("static", "runs", "speed").judge(TASK_ID, task(), cheat("honest"), None)
+    assert verdict.passed, verdict.failures
+    runs = result(verdict, "runs").figures
+    assert (runs["denoiser_calls"], runs["scheduler_steps"], runs["images"], runs["image_size"]) == (
+        20,
+        20,
+        1,
+        [64, 64],
+    )
+    assert runs["params"] == {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
+    low, high = result(verdict, "speed").figures["speedup_ci95"]
+    assert 1 < low < high
+
+
+@pytest.mark.parametrize("prompt_id", ["192", "199", "206", "213", "220", "227"])
+def test_rendered_scripts_of_every_accelerator_run(
+    judge_of: Callable[..., Judge], records: Records, prompt_id: str
+) -> None:
+    answer = find(task(prompt_id), records)
+    verdict = judge_of("static", "runs").judge(prompt_id, answer.task, render(answer), answer)
+    assert verdict.passed, verdict.failures
+    assert result(verdict, "runs").figures["params"] == answer.entry.params
+
+
+def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Records) -> None:
+    answer = find(task(), records)
+    verdict = judge_of("quality").judge(TASK_ID, answer.task, render(answer), answer)
+    quality = result(verdict, "quality")
+    assert quality.outcome == "passed"
+    assert quality.figures["samples"] == answer.entry.num_samples
+    # Other builds of torch give other pictures; the interval is the record's own.
+    low, high = answer.entry.lpips_ci95 or (0, 0)
+    assert low <= quality.figures["lpips"] <= high
+
+
+def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Judge], records: Records) -> None:
+    worse = cheat("honest").replace("cache_interval=2", "cache_interval=10")
+    verdict = judge_of("quality").judge(TASK_ID, task(), worse, find(task(), records))
+    assert result(verdict, "quality").outcome == "failed"
+    assert "above the record's" in result(verdict, "quality").detail
+
+
+def unattainable(answer: Answer) -> Answer:
+    entry = replace(answer.entry, status="unattainable", reason="speed", batch_size=1)
+    return replace(answer, entry=entry, attained=False)
+
+
+def test_a_miss_of_an_unattainable_target_is_expected(judge_of: Callable[..., Judge], records: Records) -> None:
+    verdict = judge_of("speed").judge("198", task("198"), cheat("honest"), unattainable(find(task(), records)))
+    speed = result(verdict, "speed")
+    assert (speed.outcome, verdict.passed) == ("xfailed", True)
+    assert "4.0x is recorded as unattainable (speed)" in speed.detail
+
+
+def test_reaching_an_unattainable_target_says_that_golden_is_out_of_date(
+    judge_of: Callable[..., Judge], records: Records
+) -> None:
+    fast = cheat("honest").replace("cache_interval=2", "cache_interval=5")
+    verdict = judge_of("speed").judge("192", task("192"), fast, unattainable(find(task("192"), records)))
+    speed = result(verdict, "speed")
+    assert (speed.outcome, verdict.passed) == ("xpassed", True)
+    assert "golden is out of date" in speed.detail
+
+
+def test_the_command_that_updates_golden_picks_one_group() -> None:
+    command = update_command(task())
+    assert command == "pytest --update-golden -k 'SD1.5-DDIM-20-DeepCache- or SD1.5-DDIM-20-DeepCache]'"
+
+
+# Cheats
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_a_cheat_is_caught(judge_of: Callable[..., Judge], name: str) -> None:
+    stage, words = CAUGHT[name]
+    seconds = 2.0 if name == "endless_loop" else 60.0
+    stages = ("runs", "speed") if stage == "speed" else ("runs",)
+    verdict = judge_of(*stages, seconds=seconds).judge(TASK_ID, task(), cheat(name), None)
+    assert [one.stage for one in verdict.failures] == [stage], verdict
+    assert words in verdict.failures[0].detail
+
+
+def test_every_cheat_has_its_test() -> None:
+    assert {path.stem for path in CHEATS.glob("*.py")} == {*CAUGHT, "honest", "reads_secrets"}
+
+
+def test_secrets_of_the_environment_are_not_to_be_found(judge_of: Callable[..., Judge]) -> None:
+    verdict = judge_of("runs").judge(TASK_ID, task(), cheat("reads_secrets"), None)
+    assert verdict.passed, verdict.failures
+
+
+def test_confinement_is_whole_here(judge_of: Callable[..., Judge]) -> None:
+    judge = judge_of("runs")
+    judge.judge(TASK_ID, task(), cheat("honest"), None)
+    assert judge.missing == []
+
+
+def test_one_step_less_shows_in_the_images() -> None:
+    replay = Replay(ModelSource.from_option("embedded"), default_registry(), "cpu")
+    call = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
+    images = replay.images(task(), call, {}, [0])
+    fewer = replay.images(task(), replace(call, num_inference_steps=19), {}, [0])
+    assert difference_levels(images, fewer) > 2 * _SAME_LEVELS
+    assert difference_levels(images, replay.images(task(), call, {}, [0])) == 0
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("import torch", "import torch ("), "does not parse"),
+        (("StableDiffusionPipeline", "StableDiffusionXLPipeline"), "pipeline: StableDiffusionXLPipeline"),
+        (("DDIMScheduler", "PNDMScheduler"), "scheduler: PNDMScheduler, not DDIMScheduler"),
+        (("num_inference_steps=20", "num_inference_steps=50"), "num_inference_steps: 50, not 20"),
+        (("num_inference_steps=20", ""), "num_inference_steps: none, not 20"),
+        (("from DeepCache import DeepCacheSDHelper", ""), "DeepCache not imported"),
+        (("import torch", "import tomesd, torch"), "ToMe imported, which the task does not ask for"),
+    ],
+)
+def test_static_names_what_differs(change: tuple[str, str], words: str) -> None:
+    found = judge_source(cheat("honest").replace(*change), task())
+    assert found.outcome == "failed"
+    assert words in found.detail
+
+
+def test_static_reads_constants_and_tgates_own_loaders(records: Records) -> None:
+    for prompt_id in ("192", "199", "206", "213", "220", "227"):
+        answer = find(task(prompt_id), records)
+        assert judge_source(render(answer), answer.task) == StageResult("static", "passed")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"event": "call", "pipe": 1},
+        {"pipe": "SD1.5", "arguments": {"num_inference_steps": 10**9}},
+    ],
+)
+def test_what_is_no_claim_is_refused(header: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        Claim.from_header(header)
+
+
+def test_a_channel_refuses_what_is_no_message() -> None:
+    import socket
+
+    left, right = socket.socketpair()
+    with left, right:
+        channel = Channel(left)
+        right.sendall(b"\xff" * 8)
+        with pytest.raises(ChannelError, match="bytes"):
+            channel.receive(1)
+        right.sendall(b"\0\0\0\1\0\0\0\0x")
+        with pytest.raises(ChannelError, match="not JSON"):
+            channel.receive(1)
+        right.sendall(b"\0")
+        with pytest.raises(TimeoutError):
+            channel.receive(0.05)
+        right.close()
+        with pytest.raises(ChannelClosed):
+            channel.receive(1)
+
+
+def test_scores_count_each_stage_and_all() -> None:
+    passed, failed = StageResult("runs", "passed"), StageResult("runs", "failed", "why")
+    missed = StageResult("speed", "xfailed", "unattainable")
+    scores = Scores.of([Verdict("200", (passed, missed)), Verdict("199", (failed,)), Verdict("201", (passed,))])
+    assert scores.stages["runs"].to_json() == {
+        "passed": 2, "failed": 1, "xfailed": 0, "skipped": 0, "pass_rate": 2 / 3
+    }  # fmt: skip
+    assert scores.stages["speed"].pass_rate is None
+    assert scores.overall.to_json() == {
+        "passed": 1, "failed": 1, "xfailed": 1, "skipped": 0, "pass_rate": 0.5
+    }  # fmt: skip
+    content = json.loads(scores.to_json())
+    assert [one["prompt_id"] for one in content["scripts"]] == ["199", "200", "201"]
+    assert [line.split()[0] for line in scores.lines()] == ["stage", "runs", "speed", "all"]
+
+
+# pytest codegen
+
+
+def run_codegen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "codegen").mkdir(exist_ok=True)
+    source = (ROOT / "codegen" / "test_scripts.py").read_text(encoding="utf-8")
+    (folder / "codegen" / "test_scripts.py").write_text(source, encoding="utf-8")
+    golden = ROOT / "golden" / "search_params.json"
+    command = [sys.executable, "-m", "pytest", "codegen", "--golden", str(golden), "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_codegen_judges_what_golden_renders_to(tmp_path: Path) -> None:
+    done = run_codegen(tmp_path, "--ids", "192,195,500", "--stages", "static,runs", "-rs", "--scores", "scores.json")
+    assert done.returncode == 0, done.stdout
+    assert "2 passed, 1 skipped" in done.stdout
+    assert "1 tasks have no golden record; record them with: pytest benches --pipe SD1.5" in done.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert scores["all"]["pass_rate"] == 1
+    assert set(scores["stages"]) == {"static", "runs"}
+
+
+def test_codegen_judges_other_peoples_scripts(tmp_path: Path) -> None:
+    (tmp_path / "gen_code").mkdir()
+    (tmp_path / "gen_code" / "193.py").write_text(cheat("honest"), encoding="utf-8")
+    (tmp_path / "gen_code" / "194.py").write_text(cheat("fake_ratio"), encoding="utf-8")
+    done = run_codegen(tmp_path, "--code", "gen_code", "--stages", "static,runs", "-v")
+    assert done.returncode == 1
+    assert "test_script[193] PASSED" in done.stdout
+    assert "runs: accelerators: none, not DeepCache" in done.stdout
+    assert "1132 of the 1134 tasks have no script in gen_code" in done.stdout
+    assert "50.0%" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stages", "static,fast"], "--stages: 'fast' is unknown; choose from static, runs, speed, quality, all"),
+        (["--ids", "1"], "ids '1': write ids from 192 to 1325"),
+        (["--code", "nowhere"], "--code: 'nowhere' is no folder"),
+        (["--ratio-tolerance", "2"], "must be a share from 0 to below 1"),
+        (["--sample", "0"], "must be a whole number of at least 1"),
+    ],
+)
+def test_bad_options_are_refused(
+    pytester: pytest.Pytester, everything_imported: None, arguments: list[str], words: str
+) -> None:
+    pytester.makepyfile(test_scripts="def test_script(diffaccel_task_id, diffaccel_judge): pass")
+    done = pytester.runpytest_inprocess(*arguments)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR or done.ret == pytest.ExitCode.INTERRUPTED
+    assert words in done.stdout.str() + done.stderr.str()
+
+
+def test_a_sample_is_the_same_for_the_same_seed_and_has_scripts(
+    pytester: pytest.Pytester, everything_imported: None
+) -> None:
+    pytester.makepyfile(test_scripts="def test_script(diffaccel_task_id, diffaccel_judge): pass")
+    golden = str(ROOT / "golden" / "search_params.json")
+    runs = [
+        pytester.runpytest_inprocess("--collect-only", "-q", "--sample", "5", "--seed", seed, "--golden", golden)
+        for seed in ("0", "0", "1")
+    ]
+    chosen = [[line for line in run.outlines if "test_script[" in line] for run in runs]
+    assert len(chosen[0]) == 5
+    assert chosen[0] == chosen[1] != chosen[2]
