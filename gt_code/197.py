@@ -2,11 +2,9 @@
 
 Task 197: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache with 3.0x speedup
-The target is unattainable: the fast settings lose too much quality. This is the best
-reached.
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup: 2.99x (2.93x to 3.04x), as whole runs 3.00x (2.70x to 3.34x); 95% intervals
+Speedup: 3.03x (2.95x to 3.12x), as whole runs 3.07x (2.65x to 3.56x); 95% intervals
 Quality: LPIPS 0.088 (0.050 to 0.126) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
@@ -16,12 +14,11 @@ Model: embedded stand-in, not SD1.5
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1"]
-# tool.diffaccel = { task = "197", status = "unattainable", target = 3.0 }
+# tool.diffaccel = { task = "197", status = "met", target = 3.0 }
 # ///
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,7 +100,6 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt], [args.seed])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")

@@ -3,9 +3,9 @@
 Task 199: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 T-Gate with 1.2x speedup
 
-T-Gate: gate_step=15, sp_interval=3, fi_interval=5, warm_up=2
-Speedup: 1.20x (1.18x to 1.23x), as whole runs 1.19x (1.07x to 1.33x); 95% intervals
-Quality: LPIPS 0.038 (0.022 to 0.055) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=10, sp_interval=1, fi_interval=5, warm_up=0
+Speedup: 1.27x (1.24x to 1.31x), as whole runs 1.28x (1.12x to 1.47x); 95% intervals
+Quality: LPIPS 0.056 (0.033 to 0.078) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -35,7 +35,7 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 5, "warm_up": 2}
+TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

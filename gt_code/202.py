@@ -5,7 +5,7 @@ T-Gate with 2.0x speedup
 The target is unattainable: no setting is fast enough. This is the best reached.
 
 T-Gate: gate_step=5, sp_interval=1, fi_interval=5, warm_up=0
-Speedup: 1.58x (1.55x to 1.61x), as whole runs 1.56x (1.40x to 1.74x); 95% intervals
+Speedup: 1.54x (1.50x to 1.58x), as whole runs 1.54x (1.34x to 1.77x); 95% intervals
 Quality: LPIPS 0.095 (0.056 to 0.135) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

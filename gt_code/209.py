@@ -5,7 +5,7 @@ ToMe with 2.0x speedup
 The target is unattainable: no setting is fast enough. This is the best reached.
 
 ToMe: ratio=0.6, max_downsample=1
-Speedup: 0.97x (0.95x to 1.00x), as whole runs 0.99x (0.89x to 1.10x); 95% intervals
+Speedup: 0.99x (0.95x to 1.03x), as whole runs 0.99x (0.86x to 1.13x); 95% intervals
 Quality: LPIPS 0.008 (0.002 to 0.013) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

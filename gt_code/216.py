@@ -5,7 +5,7 @@ DeepCache and ToMe with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.3, max_downsample=1
-Speedup: 2.05x (2.01x to 2.09x), as whole runs 1.97x (1.76x to 2.20x); 95% intervals
+Speedup: 2.06x (2.00x to 2.11x), as whole runs 2.04x (1.78x to 2.34x); 95% intervals
 Quality: LPIPS 0.035 (0.019 to 0.052) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

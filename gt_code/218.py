@@ -6,7 +6,7 @@ The target is unattainable: no setting is fast enough. This is the best reached.
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.6, max_downsample=1
-Speedup: 2.95x (2.89x to 3.00x), as whole runs 2.96x (2.66x to 3.29x); 95% intervals
+Speedup: 2.99x (2.91x to 3.08x), as whole runs 2.95x (2.57x to 3.39x); 95% intervals
 Quality: LPIPS 0.095 (0.052 to 0.138) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -5,7 +5,7 @@ DeepCache and T-Gate with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=3, warm_up=0
-Speedup: 1.94x (1.91x to 1.98x), as whole runs 1.91x (1.71x to 2.14x); 95% intervals
+Speedup: 1.95x (1.90x to 2.01x), as whole runs 1.97x (1.72x to 2.26x); 95% intervals
 Quality: LPIPS 0.061 (0.037 to 0.084) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -5,7 +5,7 @@ DeepCache and T-Gate with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
-Speedup: 2.36x (2.32x to 2.41x), as whole runs 2.38x (2.14x to 2.65x); 95% intervals
+Speedup: 2.38x (2.32x to 2.45x), as whole runs 2.07x (1.64x to 2.61x); 95% intervals
 Quality: LPIPS 0.073 (0.046 to 0.100) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

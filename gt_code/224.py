@@ -5,7 +5,7 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=3, warm_up=0
-Speedup: 2.52x (2.47x to 2.56x), as whole runs 2.53x (2.26x to 2.83x); 95% intervals
+Speedup: 2.54x (2.47x to 2.61x), as whole runs 2.55x (2.22x to 2.92x); 95% intervals
 Quality: LPIPS 0.084 (0.060 to 0.108) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

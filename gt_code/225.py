@@ -5,7 +5,7 @@ DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
-Speedup: 3.38x (3.32x to 3.45x), as whole runs 3.37x (3.01x to 3.78x); 95% intervals
+Speedup: 3.42x (3.33x to 3.51x), as whole runs 3.40x (2.97x to 3.90x); 95% intervals
 Quality: LPIPS 0.148 (0.099 to 0.197) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -6,7 +6,7 @@ DeepCache, T-Gate, and ToMe with 1.5x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.3, max_downsample=1
-Speedup: 1.72x (1.68x to 1.76x), as whole runs 1.67x (1.46x to 1.90x); 95% intervals
+Speedup: 1.77x (1.72x to 1.82x), as whole runs 1.76x (1.53x to 2.01x); 95% intervals
 Quality: LPIPS 0.059 (0.034 to 0.083) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

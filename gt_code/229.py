@@ -6,7 +6,7 @@ DeepCache, T-Gate, and ToMe with 1.8x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.6, max_downsample=1
-Speedup: 1.82x (1.79x to 1.86x), as whole runs 1.83x (1.63x to 2.06x); 95% intervals
+Speedup: 1.83x (1.78x to 1.88x), as whole runs 1.81x (1.57x to 2.07x); 95% intervals
 Quality: LPIPS 0.060 (0.037 to 0.083) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -6,7 +6,7 @@ DeepCache, T-Gate, and ToMe with 2.0x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.6, max_downsample=1
-Speedup: 2.31x (2.27x to 2.35x), as whole runs 2.36x (2.12x to 2.63x); 95% intervals
+Speedup: 2.32x (2.26x to 2.39x), as whole runs 2.27x (1.98x to 2.60x); 95% intervals
 Quality: LPIPS 0.076 (0.047 to 0.105) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

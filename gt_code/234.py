@@ -2,10 +2,10 @@
 
 Task 234: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache with 1.2x speedup
-Settings and figures are those recorded for 20 steps and a target of 1.5x.
+Settings and figures are those recorded for 20 steps and a target of 1.2x.
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup: 1.69x (1.66x to 1.72x), as whole runs 1.68x (1.51x to 1.87x); 95% intervals
+Speedup: 1.71x (1.66x to 1.76x), as whole runs 1.68x (1.46x to 1.94x); 95% intervals
 Quality: LPIPS 0.010 (0.007 to 0.012) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

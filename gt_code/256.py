@@ -6,7 +6,7 @@ Settings and figures are those recorded for 20 steps and a target of 1.2x.
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.3, max_downsample=1
-Speedup: 1.61x (1.58x to 1.64x), as whole runs 1.60x (1.44x to 1.78x); 95% intervals
+Speedup: 1.61x (1.56x to 1.66x), as whole runs 1.60x (1.40x to 1.84x); 95% intervals
 Quality: LPIPS 0.012 (0.006 to 0.017) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -6,7 +6,7 @@ Settings and figures are those recorded for 20 steps and a target of 2.5x.
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.3, max_downsample=1
-Speedup: 2.84x (2.78x to 2.89x), as whole runs 2.84x (2.56x to 3.16x); 95% intervals
+Speedup: 2.85x (2.77x to 2.93x), as whole runs 2.81x (2.45x to 3.22x); 95% intervals
 Quality: LPIPS 0.089 (0.054 to 0.124) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -7,7 +7,7 @@ Settings and figures are those recorded for 20 steps and a target of 2.5x.
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.6, max_downsample=1
-Speedup: 2.51x (2.46x to 2.56x), as whole runs 2.51x (2.25x to 2.80x); 95% intervals
+Speedup: 2.52x (2.46x to 2.60x), as whole runs 2.47x (2.04x to 3.00x); 95% intervals
 Quality: LPIPS 0.115 (0.071 to 0.160) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -7,7 +7,7 @@ Settings and figures are those recorded for 20 steps and a target of 3.0x.
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.3, max_downsample=1
-Speedup: 3.14x (3.08x to 3.20x), as whole runs 3.22x (2.90x to 3.58x); 95% intervals
+Speedup: 3.21x (3.13x to 3.30x), as whole runs 3.11x (2.71x to 3.56x); 95% intervals
 Quality: LPIPS 0.143 (0.097 to 0.188) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -5,7 +5,7 @@ DeepCache with 2.0x speedup
 Settings and figures are those recorded for 20 steps and a target of 1.8x.
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup: 2.16x (2.12x to 2.20x), as whole runs 2.10x (1.85x to 2.38x); 95% intervals
+Speedup: 2.19x (2.13x to 2.25x), as whole runs 2.26x (1.96x to 2.61x); 95% intervals
 Quality: LPIPS 0.035 (0.020 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

@@ -5,7 +5,7 @@ DeepCache with 2.5x speedup
 Settings and figures are those recorded for 20 steps and a target of 2.5x.
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup: 2.99x (2.93x to 3.04x), as whole runs 3.00x (2.70x to 3.34x); 95% intervals
+Speedup: 3.03x (2.95x to 3.12x), as whole runs 3.07x (2.65x to 3.56x); 95% intervals
 Quality: LPIPS 0.088 (0.050 to 0.126) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5

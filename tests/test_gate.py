@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from searches import SMALL_OPTIONS, TESTS, SmallSearch
+from searches import SMALL_OPTIONS, SmallSearch
 
 from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.records.golden import GoldenEntry
