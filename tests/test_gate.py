@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from searches import SMALL_OPTIONS, TESTS, SmallSearch
+from searches import SMALL_OPTIONS, SmallSearch
 
 from pytest_diffaccel.gate.environments import Comparison
-from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import read_references
 from pytest_diffaccel.report.gate import NOTHING_MEASURED, REFUSED, REGRESSED
 
-BASELINE = "test_gate[[]SD1.5-DDIM-20-baseline[]]"
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")
 QUICK = """
@@ -50,7 +49,7 @@ def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory
         environment=environment,
     )
     found = {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target): entry for target in (1.2, 1.5)}
-    merge(golden, found, update=False)
+    golden.write_text(dump_entries(found), encoding="utf-8")
     _break(folder, "")
     command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS, *OPTIONS, "--update-golden"]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -134,7 +133,6 @@ def test_a_slower_baseline_is_no_improvement(gate: Gate) -> None:
 
 def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: Gate) -> None:
     environments = gate.golden.with_name("environments.json")
-    text = environments.read_text(encoding="utf-8")
     (known,) = read_environments(gate.golden).values()
     for changed, code, said in (
         (replace(known, device="NVIDIA H200"), REFUSED, "*NVIDIA H200 -> *Give the --golden file of this machine*"),
@@ -148,12 +146,9 @@ def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: 
         assert result.ret == code
         result.stdout.fnmatch_lines([said])
         known = changed
-    assert text
 
 
 def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
-    result = gate.run("--steps", "25", "--steps", "50")
-    assert result.ret in (0, NOTHING_MEASURED)
     gate.golden.unlink()
     result = gate.run()
     assert result.ret == NOTHING_MEASURED
