@@ -37,7 +37,7 @@ class Session:
         df: degrees of freedom of the standard error.
         figure_sd: standard deviation of a figure of a few blocks.
         baseline_s: time of an undisturbed unaccelerated run.
-        lpips: of each sample, in order; of the baseline: to pictures of other seeds.
+        lpips: of each sample, in order; of the baseline: to a grey picture, and to pictures of other seeds.
         seed: seed of the first sample.
         prompts_digest: of the prompts used.
         environment: id of the environment.
