@@ -106,6 +106,7 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     assert gate.golden.read_bytes() == golden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
@@ -123,6 +124,7 @@ def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
     result.stdout.fnmatch_lines([named, "gate: *regressed*of 2"])
 
 
+@pytest.mark.slow
 def test_a_slower_baseline_is_no_improvement(gate: Gate) -> None:
     result = gate.run(fault="faults.slow_baseline(0.02)")
     assert result.ret == 0
@@ -131,6 +133,7 @@ def test_a_slower_baseline_is_no_improvement(gate: Gate) -> None:
     result.stdout.no_fnmatch_line("next: golden is out of date*")
 
 
+@pytest.mark.slow
 def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: Gate) -> None:
     environments = gate.golden.with_name("environments.json")
     (known,) = read_environments(gate.golden).values()
@@ -155,6 +158,7 @@ def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
     result.stdout.fnmatch_lines(["diffaccel gate: golden/search_params.json holds no winner*record some: pytest*"])
 
 
+@pytest.mark.slow
 def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> None:
     assert gate.run("--gate-budget", "0.001s").ret == NOTHING_MEASURED
     result = gate.run("--gate-budget", "0.001s", "--gate-strict")
@@ -162,6 +166,7 @@ def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> No
     result.stdout.fnmatch_lines(["*the budget of 0 s was spent before this case*"])
 
 
+@pytest.mark.slow
 def test_a_reference_is_recorded_once_a_session(gate: Gate) -> None:
     references = read_references(gate.golden)
     assert {len(sessions) for sessions in references.values()} == {1}

@@ -22,7 +22,7 @@ from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_te
 REFERENCE_NAME = "gate.json"
 #: Sessions kept of a subject; older ones make room.
 _MOST_SESSIONS = 8
-_DIGITS = 6
+_DIGITS = 9
 
 _Positive: TypeAlias = Annotated[float, Field(gt=0)]
 
