@@ -105,11 +105,12 @@ def group_of(item: pytest.Item) -> Group | None:
     return (candidate.cell, candidate.accelerator) if candidate else group
 
 
-def is_out_of_place(function: object, *, gate: bool) -> bool:
-    """Whether a test function is a search's in a session of the gate, or the gate's in another."""
+def is_out_of_place(function: object, gate: GateRun | None) -> bool:
+    """Whether a test function is a search's in a session of the gate, or the gate's where there are no cases for it."""
     code = getattr(function, "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code else ()
-    return any(name in names for name in ((CANDIDATE, GROUP) if gate else (GATE_CASE,)))
+    hidden = ((CANDIDATE, GROUP) if gate else ()) + (() if gate and gate.cases else (GATE_CASE,))
+    return any(name in names for name in hidden)
 
 
 def gate_case_of(item: pytest.Item) -> GateCase | None:

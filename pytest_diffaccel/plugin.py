@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[pytest.Item] | None:
     """With ``--gate`` the gate's cases, without it the search's."""
-    return [] if is_out_of_place(obj, gate=collector.config.option.gate) else None
+    return [] if is_out_of_place(obj, gate_run(collector.config)) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,13 +14,12 @@ import pytest
 from searches import SMALL_OPTIONS, SmallSearch
 
 from pytest_diffaccel.gate.environments import Comparison
-from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
+from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import read_references
 from pytest_diffaccel.report.gate import NOTHING_MEASURED, REFUSED, REGRESSED
 
-BASELINE = "test_gate[[]SD1.5-DDIM-20-baseline[]]"
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")
 QUICK = """
@@ -50,7 +49,7 @@ def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory
         environment=environment,
     )
     found = {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target): entry for target in (1.2, 1.5)}
-    merge(golden, found, update=False)
+    golden.write_text(dump_entries(found), encoding="utf-8")
     _break(folder, "")
     command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS, *OPTIONS, "--update-golden"]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -107,14 +106,15 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     assert gate.golden.read_bytes() == golden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        ("faults.slow_steps(faults.DeepCache, 0.05)", "speed regressed: *x instead of *x (-*"),
+        ("faults.slow_steps(faults.DeepCache, 0.02)", "speed regressed: *x instead of *x (-*"),
         ("faults.other_branch(2)", "* regressed: *"),
         ("faults.one_step_less()", "function regressed: 19 denoiser calls for 20 steps"),
         ("faults.no_effect(faults.DeepCache)", "function regressed: *had no effect*"),
-        ("faults.corrupt_weight()", "quality regressed: pictures of one prompt with other seeds*instead of*"),
+        ("faults.corrupt_weight()", "quality regressed: the unaccelerated pipeline draws other pictures*"),
     ],
     ids=["slow accelerator", "wrong branch", "a step less", "no effect", "corrupted weight"],
 )
@@ -124,17 +124,18 @@ def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
     result.stdout.fnmatch_lines([named, "gate: *regressed*of 2"])
 
 
+@pytest.mark.slow
 def test_a_slower_baseline_is_no_improvement(gate: Gate) -> None:
-    result = gate.run(fault="faults.slow_baseline(0.05)")
+    result = gate.run(fault="faults.slow_baseline(0.02)")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*an unaccelerated run takes * s, +* of the recorded time*"])
     result.stdout.no_fnmatch_line("improved *")
     result.stdout.no_fnmatch_line("next: golden is out of date*")
 
 
+@pytest.mark.slow
 def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: Gate) -> None:
     environments = gate.golden.with_name("environments.json")
-    text = environments.read_text(encoding="utf-8")
     (known,) = read_environments(gate.golden).values()
     for changed, code, said in (
         (replace(known, device="NVIDIA H200"), REFUSED, "*NVIDIA H200 -> *Give the --golden file of this machine*"),
@@ -148,18 +149,16 @@ def test_another_machine_is_refused_and_another_library_is_a_likely_cause(gate: 
         assert result.ret == code
         result.stdout.fnmatch_lines([said])
         known = changed
-    assert text
 
 
 def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
-    result = gate.run("--steps", "25", "--steps", "50")
-    assert result.ret in (0, NOTHING_MEASURED)
     gate.golden.unlink()
     result = gate.run()
     assert result.ret == NOTHING_MEASURED
     result.stdout.fnmatch_lines(["diffaccel gate: golden/search_params.json holds no winner*record some: pytest*"])
 
 
+@pytest.mark.slow
 def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> None:
     assert gate.run("--gate-budget", "0.001s").ret == NOTHING_MEASURED
     result = gate.run("--gate-budget", "0.001s", "--gate-strict")
@@ -167,6 +166,7 @@ def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> No
     result.stdout.fnmatch_lines(["*the budget of 0 s was spent before this case*"])
 
 
+@pytest.mark.slow
 def test_a_reference_is_recorded_once_a_session(gate: Gate) -> None:
     references = read_references(gate.golden)
     assert {len(sessions) for sessions in references.values()} == {1}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
-from pytest_diffaccel.options import OptionError, Settings, add_options, is_given
+from pytest_diffaccel.options import GateSettings, OptionError, Settings, add_options, is_given
 
 ACCELERATORS = default_registry().names
 
@@ -304,3 +304,28 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
     ):
         assert option in text or option.replace("=", " ") in text, option
     assert "diffusion acceleration" in text
+
+
+# --- the gate --------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_has_defaults_and_spellings(settings: Any) -> None:
+    assert settings().gate is None
+    assert settings("--gate").gate == GateSettings(0.03, 0.05, 600.0, False)
+    for share in ("4%", "0.04"):
+        assert settings("--gate", "--gate-slowdown", share, "--gate-quality", share).gate.slowdown == pytest.approx(
+            0.04
+        )
+    for spelled, seconds in (("90s", 90), ("90", 90), ("1.5min", 90), ("2 h", 7200)):
+        assert settings("--gate", "--gate-budget", spelled).gate.budget_s == seconds
+    with pytest.raises(OptionError, match="--gate-strict means nothing without --gate"):
+        settings("--gate-strict")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--gate-slowdown", "3"), ("--gate-quality", "x%"), ("--gate-budget", "0s"), ("--gate-budget", "1week")],
+)
+def test_a_bad_value_of_the_gate_is_refused(arguments: tuple[str, str]) -> None:
+    with pytest.raises(pytest.UsageError, match="must be"):
+        parsed("--gate", *arguments)

@@ -28,8 +28,8 @@ from pytest_diffaccel.options import GateSettings
 from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.search.workbench import Workbench
 
-# Pictures of other seeds that lie so much nearer or further than recorded are not drawn by the same weights.
-_PICTURES_TOLERANCE = 0.2
+# Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
+_PICTURES_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Examination:
             batch_s = self._count(case, generate)
             quality, lpips = self._quality(case, generate, pictures)
             timed, speed, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
-        figures = [("lpips", float(np.mean(lpips)))] if case.candidate else [("unrelated_lpips", float(np.mean(lpips)))]
+        figures = (
+            [("lpips", float(np.mean(lpips)))] if case.candidate else [("fingerprint_lpips", float(np.mean(lpips)))]
+        )
         if timed is None:
             return Showing((*quality, speed), notes, None, tuple(figures))
         estimate = robust_mean(timed.log_speedups)
@@ -114,11 +116,11 @@ class Examination:
         """Findings, and LPIPS by sample."""
         then = self.sessions[-1].lpips if self._same_samples(case) else ()
         if case.candidate is None:
-            changed = same_pictures(pictures.unrelated, then, _PICTURES_TOLERANCE) if then else ""
+            changed = same_pictures(pictures.fingerprint, then, _PICTURES_TOLERANCE) if then else ""
             finding = Finding("quality", "regressed" if changed else "ok", changed or "the same pictures as recorded")
             if not then:
                 finding = replace(finding, text="no pictures recorded to compare with")
-            return (finding,), pictures.unrelated
+            return (finding,), pictures.fingerprint
         recorded = then or (float(case.entry.lpips or 0.0),)
         found = losses(self.bench, case, generate, pictures, recorded)
         return (quality_finding(found, self.settings.quality, speed_share(self.cases)),), found.now

@@ -17,6 +17,8 @@ from pytest_diffaccel.search.workbench import Workbench
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_GREY = (128, 128, 128)
+
 
 @dataclass(frozen=True)
 class CellPictures:
@@ -25,13 +27,14 @@ class CellPictures:
     Attributes:
         plain: one image a sample.
         nudged: the same from start noise one unit in the last place larger.
-        unrelated: LPIPS of the first batch's images to those of other seeds.
+        fingerprint: LPIPS of each image to a grey one, then of the first batch's to those of other seeds: numbers that
+            tell whether the pictures are still the same ones, without keeping a pixel.
         batch_s: time of one batch, warm.
     """
 
     plain: list[Image]
     nudged: list[Image]
-    unrelated: tuple[float, ...]
+    fingerprint: tuple[float, ...]
     batch_s: float
 
     @classmethod
@@ -41,6 +44,8 @@ class CellPictures:
         Raises:
             StepCountError: when the denoiser is not called once a step.
         """
+        from PIL import Image
+
         with bench.lock.generating(), bench.generating(case.cell, {}) as generate:
             plain = _images(bench, case, generate)
             with nudged_latents(generate.pipeline):
@@ -49,8 +54,11 @@ class CellPictures:
             began = time.monotonic()
             others = generate(batch.prompts, [seed + OTHER_SEEDS for seed in batch.seeds])
             batch_s = time.monotonic() - began
-            unrelated = lpips_distances(others, plain[: len(others)], str(generate.pipeline.device))
-        return cls(plain, nudged, tuple(unrelated), batch_s)
+            device = str(generate.pipeline.device)
+            grey = [Image.new("RGB", image.size, _GREY) for image in plain]
+            fingerprint = lpips_distances(plain, grey, device)
+            fingerprint += lpips_distances(others, plain[: len(others)], device)
+        return cls(plain, nudged, tuple(fingerprint), batch_s)
 
 
 def losses(

@@ -85,15 +85,18 @@ def _judge(change: float, matters: float, sure: float, floor: float) -> tuple[St
 def same_pictures(now: Sequence[float], then: Sequence[float], tolerance: float) -> str:
     """Whether the unaccelerated pipeline still draws what it drew; in words when it does not.
 
-    Pictures of one prompt and other seeds lie a typical distance apart. Broken weights move it: to nothing when all
-    pictures become alike, or far up when they become noise.
-
     Args:
-        now: LPIPS between pictures of one prompt with two seeds, in this run.
-        then: the recorded ones.
-        tolerance: relative change of the mean that is put down to rounding.
+        now: LPIPS of its pictures to things that do not change, in this run.
+        then: the recorded ones, in the same order.
+        tolerance: mean relative change that is put down to rounding.
     """
-    before, after = float(np.mean(then)), float(np.mean(now))
-    if math.isfinite(after) and abs(after - before) <= tolerance * before:
+    if len(now) != len(then):
         return ""
-    return f"pictures of one prompt with other seeds are LPIPS {after:.4f} apart instead of {before:.4f}"
+    before, after = np.array(then), np.array(now)
+    moved = float(np.mean(np.abs(after - before)) / np.mean(before))
+    if moved <= tolerance:
+        return ""
+    return (
+        "the unaccelerated pipeline draws other pictures than were recorded: their LPIPS to grey and to other seeds "
+        f"moved by {moved:.0%}; are its weights whole?"
+    )

@@ -22,7 +22,7 @@ from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_te
 REFERENCE_NAME = "gate.json"
 #: Sessions kept of a subject; older ones make room.
 _MOST_SESSIONS = 8
-_DIGITS = 6
+_DIGITS = 9
 
 _Positive: TypeAlias = Annotated[float, Field(gt=0)]
 
@@ -37,7 +37,7 @@ class Session:
         df: degrees of freedom of the standard error.
         figure_sd: standard deviation of a figure of a few blocks.
         baseline_s: time of an undisturbed unaccelerated run.
-        lpips: of each sample, in order; of the baseline: to pictures of other seeds.
+        lpips: of each sample, in order; of the baseline: to a grey picture, and to pictures of other seeds.
         seed: seed of the first sample.
         prompts_digest: of the prompts used.
         environment: id of the environment.
