@@ -590,3 +590,24 @@ def test_the_loss_on_which_a_winner_was_chosen_stands_beside_its_own() -> None:
 def test_a_claim_about_fewer_steps_that_the_figures_deny_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="fewer_steps"):
         replace(MET, **lie)
+
+
+def test_basis_and_quality_source_are_kept_off_the_file_when_default() -> None:
+    plain = MET
+    assert "basis" not in plain.to_json()
+    assert "quality_from" not in plain.to_json()
+    predicted = replace(plain, basis="predicted", quality_from="embedded SD1.5-DDIM-20")
+    assert '"basis": "predicted", "quality_from": "embedded SD1.5-DDIM-20"' in predicted.to_json()
+    assert GoldenEntry.from_json(predicted.to_json()) == predicted
+    assert GoldenEntry.from_json(plain.to_json()).basis == "measured"
+
+
+@pytest.mark.parametrize("change", [{"basis": "guessed"}, {"quality_from": ""}])
+def test_unknown_basis_and_empty_quality_source_are_refused(change: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(MET, **change)
+
+
+def test_a_prediction_that_was_measured_is_a_difference() -> None:
+    predicted = replace(MET, basis="predicted")
+    assert 'basis "predicted" -> "measured"' in predicted.difference(MET)

@@ -41,7 +41,8 @@ def test_device_time_of_each_step() -> None:
 def test_a_search_measures_memory_on_the_device(small_search: SmallSearch) -> None:
     small_search.run("--gpus").assert_outcomes(passed=4)
     rows = small_search.query("SELECT * FROM diffaccel_measurements LIMIT 1")
-    assert rows and small_search.golden.is_file()
+    assert rows
+    assert small_search.golden.is_file()
     environments = json.loads((small_search.golden.parent / "environments.json").read_text())
     assert {one["device"] for one in environments.values()} == {torch.cuda.get_device_name(0)}
 
