@@ -57,7 +57,7 @@ class Chooser:
         candidates = list(by_candidate)
         predicted = self.predicted(cell.pipe, BUSY, candidates)
         known = [
-            self.measured[one][0] if one in self.measured else speedup
+            _about(self.measured[one][0].value, speedup) if one in self.measured else speedup
             for one, speedup in zip(candidates, predicted, strict=True)
         ]
         environment = self.records.environments[cell.pipe]
@@ -90,6 +90,12 @@ class Chooser:
 
     def _wall(self, candidate: Candidate) -> Interval:
         return self.predicted(candidate.cell.pipe, WALL, [candidate])[0]
+
+
+def _about(value: float, predicted: Interval) -> Interval:
+    """A measured speed-up with the cost model's interval: the spread of one block is known from all the others only."""
+    ratio = value / predicted.value
+    return Interval(value, predicted.low * ratio, predicted.high * ratio)
 
 
 def plan(chooser: Chooser) -> list[Candidate]:
