@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -611,3 +611,14 @@ def test_unknown_basis_and_empty_quality_source_are_refused(change: dict[str, st
 def test_a_prediction_that_was_measured_is_a_difference() -> None:
     predicted = replace(MET, basis="predicted")
     assert 'basis "predicted" -> "measured"' in predicted.difference(MET)
+
+
+def test_the_golden_file_of_the_h200_says_what_each_record_stands_on() -> None:
+    path = Path(__file__).resolve().parent.parent / "golden" / "nvidia-h200.search_params.json"
+    entries, environments = read_golden(path), read_environments(path)
+    expected = {GoldenKey(*key) for key in product(PIPES, SCHEDULERS, STEPS, ACCELERATORS, TARGETS)}
+    assert set(entries) == expected
+    assert {entry.basis for entry in entries.values()} == {"measured", "predicted"}
+    for key, entry in entries.items():
+        assert (entry.quality_from or "").startswith(f"embedded {key.pipe}-")
+        assert "architecture only" in environments[entry.environment].model_source
