@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -590,3 +590,35 @@ def test_the_loss_on_which_a_winner_was_chosen_stands_beside_its_own() -> None:
 def test_a_claim_about_fewer_steps_that_the_figures_deny_is_refused(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="fewer_steps"):
         replace(MET, **lie)
+
+
+def test_basis_and_quality_source_are_kept_off_the_file_when_default() -> None:
+    plain = MET
+    assert "basis" not in plain.to_json()
+    assert "quality_from" not in plain.to_json()
+    predicted = replace(plain, basis="predicted", quality_from="embedded SD1.5-DDIM-20")
+    assert '"basis": "predicted", "quality_from": "embedded SD1.5-DDIM-20"' in predicted.to_json()
+    assert GoldenEntry.from_json(predicted.to_json()) == predicted
+    assert GoldenEntry.from_json(plain.to_json()).basis == "measured"
+
+
+@pytest.mark.parametrize("change", [{"basis": "guessed"}, {"quality_from": ""}])
+def test_unknown_basis_and_empty_quality_source_are_refused(change: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(MET, **change)
+
+
+def test_a_prediction_that_was_measured_is_a_difference() -> None:
+    predicted = replace(MET, basis="predicted")
+    assert 'basis "predicted" -> "measured"' in predicted.difference(MET)
+
+
+def test_the_golden_file_of_the_h200_says_what_each_record_stands_on() -> None:
+    path = Path(__file__).resolve().parent.parent / "golden" / "nvidia-h200.search_params.json"
+    entries, environments = read_golden(path), read_environments(path)
+    expected = {GoldenKey(*key) for key in product(PIPES, SCHEDULERS, STEPS, ACCELERATORS, TARGETS)}
+    assert set(entries) == expected
+    assert {entry.basis for entry in entries.values()} == {"measured", "predicted"}
+    for key, entry in entries.items():
+        assert (entry.quality_from or "").startswith(f"embedded {key.pipe}-")
+        assert "architecture only" in environments[entry.environment].model_source
