@@ -20,7 +20,7 @@ from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSE
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.measure.measurement import Block
-from pytest_diffaccel.measure.statistics import step_kind_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.reference import Session
 
 CASES = 50
