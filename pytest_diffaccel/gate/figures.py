@@ -1,7 +1,7 @@
 """A figure: the logarithm of a speed-up from a few neighbouring blocks, by the cost of each kind of step.
 
 Figures are what the sequential test counts. On a CPU whole runs are disturbed by whatever else the machine does; a low
-quantile over the steps of a few runs sees past it (:func:`.step_kind_speedup`, of which this is the form for arrays),
+quantile over the steps of a few runs sees past it (:mod:`.step_kinds`),
 one run's alone does not. On a GPU of one's own a block is a figure.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pytest_diffaccel.gate.sequential import Array
 from pytest_diffaccel.measure.measurement import Block, RunTiming
-from pytest_diffaccel.measure.statistics import low_quantile
+from pytest_diffaccel.measure.step_kinds import RunTimes
 
 #: Blocks of a figure, by the type of device.
 _BLOCKS_A_FIGURE = {"cuda": 1}
@@ -46,14 +46,12 @@ class Runs:
         return cls(np.array([run.step_s for run in runs]), np.array([run.fixed_s for run in runs]), runs[0].kinds)
 
     def log_seconds(self) -> Array:
-        """Logarithm of what a run costs undisturbed, (...): the fixed part and each step at its kind's low quantile."""
+        """Logarithm of what a run costs undisturbed, (...): its fixed part and its steps' kinds."""
         names = np.array(self.kinds)
-        total = low_quantile(self.fixed_s)
-        for kind in sorted(set(self.kinds)):
-            chosen = self.step_s[..., names == kind]
-            pooled = chosen.reshape(*chosen.shape[:-2], -1)
-            total = total + chosen.shape[-1] * low_quantile(pooled)
-        return np.asarray(np.log(total))
+        kinds = sorted(set(self.kinds))
+        steps = {kind: self.step_s[..., None, names == kind] for kind in kinds}
+        counts = {kind: self.kinds.count(kind) for kind in kinds}
+        return np.asarray(np.log(RunTimes(self.fixed_s[..., None], steps, counts).seconds()))
 
 
 @dataclass(frozen=True)
