@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.gate.figures import Runs, blocks_a_figure
+from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
 from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
+from pytest_diffaccel.measure.step_kinds import RunTimes
 
 CASES = 50
 # The steps of one run: an accelerator that computes every third step in full.
@@ -115,14 +116,16 @@ def figures(level: Level, cases: int, count: int, slowdown: float, generator: np
     swapped = generator.random((cases, count, blocks, 1)) < 0.5
     baseline = np.where(swapped, factors[..., 1, :], factors[..., 0, :])
     candidate = np.where(swapped, factors[..., 0, :], factors[..., 1, :]) * (1 + slowdown)
-    return _timed(BASELINE, baseline, generator).log_seconds() - _timed(CANDIDATE, candidate, generator).log_seconds()
+    found: Array = np.log(_seconds(BASELINE, baseline, generator) / _seconds(CANDIDATE, candidate, generator))
+    return found
 
 
-def _timed(kinds: tuple[str, ...], factors: Array, generator: np.random.Generator) -> Runs:
-    """Simulated clocks: each step at its kind's cost, times the run's factor and a noise of its own."""
+def _seconds(kinds: tuple[str, ...], factors: Array, generator: np.random.Generator) -> Array:
+    """What simulated clocks tell: each step takes its kind's cost, times the run's factor and a noise of its own."""
     noise = 1 + _STEP_SD * generator.standard_normal((*factors.shape[:-1], len(kinds)), dtype=np.float32)
     costs = np.array([COSTS[kind] for kind in kinds])
-    return Runs(costs * factors * noise, FIXED * factors[..., 0], kinds)
+    steps = costs * factors * noise
+    return RunTimes.from_steps(FIXED * factors[..., :1], steps[..., None, :], kinds).seconds()
 
 
 def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:

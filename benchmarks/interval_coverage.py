@@ -129,9 +129,8 @@ def _times(noise: Noise, level: Array, kinds: tuple[str, ...], generator: np.ran
     factors = np.exp(level[..., None] + noise.step_sd * np.clip(own, -30, 30))
     if noise.spike_share:
         factors *= 1 + (generator.random(shape) < noise.spike_share) * generator.exponential(noise.spike_mean, shape)
-    names = np.array(kinds)
-    steps = {kind: COSTS[kind] * factors[..., None, :-1][..., names == kind] for kind in dict.fromkeys(kinds)}
-    return RunTimes(FIXED * factors[..., -1:], steps, {kind: kinds.count(kind) for kind in steps})
+    steps = np.array([COSTS[kind] for kind in kinds]) * factors[..., :-1]
+    return RunTimes.from_steps(FIXED * factors[..., -1:], steps[..., None, :], kinds)
 
 
 def totals(times: RunTimes) -> Array:

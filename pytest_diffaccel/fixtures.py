@@ -52,15 +52,8 @@ def search_run(config: pytest.Config) -> SearchRun:
 
 
 def gate_run(config: pytest.Config) -> GateRun | None:
-    """The session's gate, made at the first use; None in a session without ``--gate``.
-
-    Raises:
-        pytest.UsageError: for a bad option, or a golden file that cannot be read.
-    """
-    if not options.is_given(config.option):
-        return None
-    search_run(config)
-    return config.stash[_GATE]
+    """The session's gate, made with its search when pytest was configured; None in a session without ``--gate``."""
+    return config.stash.get(_GATE, None)
 
 
 def _gate_of(settings: options.Settings, registry: Registry) -> GateRun | None:
@@ -141,6 +134,12 @@ def gate_groups_by_case(gate: GateRun) -> dict[str, str]:
     return {case.key: case.cell.pipe for case in gate.cases}
 
 
+def _report(item: pytest.Item, result: dict[str, Any]) -> None:
+    """Put a case's result on its reports, in place of what stood there."""
+    others = [pair for pair in item.user_properties if pair[0] != PROPERTY]
+    item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
+
+
 class Case:
     """Runs one case's work and puts its result on the case's report."""
 
@@ -150,7 +149,7 @@ class Case:
         # Marks the case's reports from the start: one that fails has nothing else.
         group = group_of(item)
         self._place = {"cell": str(group[0]), "accelerator": group[1]} if group else {}
-        self._report(self._place)
+        _report(self._item, self._place)
 
     def measure(self, candidate: Candidate) -> dict[str, Any]:
         """Measure a candidate (:meth:`.SearchRun.measure`); the case is skipped when it cannot win."""
@@ -159,7 +158,7 @@ class Case:
         try:
             return self._reported(self._run.measure(candidate))
         except NotWorthwhile as error:
-            self._report({**self._place, "skipped": candidate.key, "evidence": str(error)})
+            _report(self._item, {**self._place, "skipped": candidate.key, "evidence": str(error)})
             pytest.skip(str(error))
 
     def find_winners(self, group: Group) -> dict[str, Any]:
@@ -177,12 +176,8 @@ class Case:
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
         figures = ("speedup", "speedup_ci95", "lpips", "lpips_ci95")
         self._item.user_properties += [(name, str(result[name])) for name in figures if name in result]
-        self._report(result)
+        _report(self._item, result)
         return result
-
-    def _report(self, result: dict[str, Any]) -> None:
-        others = [pair for pair in self._item.user_properties if pair[0] != PROPERTY]
-        self._item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
 
 
 class Judgement:
@@ -194,7 +189,7 @@ class Judgement:
         case = gate_case_of(item)
         # From the start: a case that breaks off has nothing else.
         if case is not None:
-            self._report({"cell": str(case.cell), "case": case.key})
+            _report(self._item, {"cell": str(case.cell), "case": case.key})
 
     def judge(self, case: GateCase) -> dict[str, Any]:
         """Judge a case (:meth:`.GateRun.judge`); it fails when it regressed, or with ``--gate-strict`` is undecided."""
@@ -204,15 +199,11 @@ class Judgement:
         self._item.user_properties += [(name, f"{value:.6g}") for name, value in verdict["figures"].items()]
         for finding in verdict["findings"]:
             self._item.user_properties += _finding_properties(finding)
-        self._report(result)
+        _report(self._item, result)
         failing = ("regressed", "refused", *(("inconclusive",) if self._gate.gate.strict else ()))
         if verdict["status"] in failing:
             pytest.fail(result["text"], pytrace=False)
         return result
-
-    def _report(self, result: dict[str, Any]) -> None:
-        others = [pair for pair in self._item.user_properties if pair[0] != PROPERTY]
-        self._item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
 
 
 def _finding_properties(finding: dict[str, Any]) -> list[tuple[str, object]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge.verdict import STAGES
-from pytest_diffaccel.options import OptionError
+from pytest_diffaccel.option_types import OptionError, count, number
 
 if TYPE_CHECKING:
     import pytest
@@ -111,26 +111,17 @@ def _stages(text: str) -> tuple[str, ...]:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
+    share = number(text)
     if not 0 <= share < 1:
         raise ArgumentTypeError(f"{text!r} must be a share from 0 to below 1, such as {_DEFAULT_TOLERANCE}")
     return share
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
     group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
     group.addoption("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310")
-    group.addoption("--sample", type=_count, metavar="N", help="judge N tasks, drawn by --seed")
+    group.addoption("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed")
     group.addoption("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's")
     group.addoption("--scores", metavar="FILE", help="write pass rates and every verdict as JSON")
     group.addoption(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pytest_diffaccel.gate_options import GATE_OPTIONS, GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
 from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
+from pytest_diffaccel.option_types import OptionError, count, duration, option, positive
 
 if TYPE_CHECKING:
     import pytest
@@ -30,27 +31,6 @@ _SCHEDULER_ALIASES = {
 _DEFAULT_MAX_QUALITY_LOSS = 0.25
 _DEFAULT_SAMPLES = {"embedded": 8}
 _DEFAULT_SAMPLES_OTHERWISE = 32
-
-
-class OptionError(ValueError):
-    """A bad option value; the message names it and lists the valid ones."""
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """What ``--gate`` is told.
-
-    Attributes:
-        slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
-        quality: the smallest relative increase of LPIPS that matters, between 0 and 1.
-        budget_s: seconds that all cases may take together.
-        strict: whether a case that cannot be decided fails.
-    """
-
-    slowdown: float
-    quality: float
-    budget_s: float
-    strict: bool
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ class Settings:
             store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
             picture_grid=Path(options.picture_grid) if options.picture_grid else None,
             gpus=_gpus(options.gpus),
-            gate=_gate(options),
+            gate=GateSettings.from_options(options),
         )
 
 
@@ -196,153 +176,69 @@ def _budget(seconds: float | None, *, exhaustive: bool) -> float | None:
     return seconds
 
 
-def _duration(text: str) -> float:
-    """Seconds of ``"30min"``, ``"2h"``, ``"1h30min"``, ``"90s"``."""
-    parts = re.fullmatch(
-        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", "")
-    )
-    seconds = (
-        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
-    )
-    if seconds <= 0:
-        raise ArgumentTypeError(f"{text!r} must be a duration such as 30min, 2h, 1h30min or 90s")
-    return seconds
-
-
-def _gate(options: Namespace) -> GateSettings | None:
-    if options.gate:
-        return GateSettings(options.gate_slowdown, options.gate_quality, options.gate_budget, options.gate_strict)
-    alone = [one.names[0] for one in _GATE_OPTIONS if getattr(options, one.dest) != one.default]
-    if alone:
-        raise OptionError(f"{alone[0]} means nothing without --gate")
-    return None
-
-
-def _share(text: str) -> float:
-    number = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if not 0 < number < 1:
-        raise ArgumentTypeError(f"{text!r} must be a share between 0 and 100%, such as 3% or 0.03")
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise ArgumentTypeError(f"{text!r} must be a number above 0")
-    return number
-
-
-@dataclass(frozen=True)
-class _Option:
-    """One option as argparse declares it."""
-
-    names: tuple[str, ...]
-    keywords: Mapping[str, Any]
-
-    @property
-    def dest(self) -> str:
-        return self.names[0].lstrip("-").replace("-", "_")
-
-    @property
-    def default(self) -> Any:
-        return self.keywords.get("default", False if self.keywords.get("action") == "store_true" else None)
-
-
-def _option(*names: str, **keywords: Any) -> _Option:
-    return _Option(names, keywords)
-
-
 _MATRIX_OPTIONS = (
-    _option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default)"),
-    _option("--sched", action="append", metavar="NAME", help="DDIM, DPM-Solver++, UniPC or all (default)"),
-    _option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default)"),
-    _option(
+    option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default)"),
+    option("--sched", action="append", metavar="NAME", help="DDIM, DPM-Solver++, UniPC or all (default)"),
+    option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default)"),
+    option(
         "--search-targets",
         "--search_targets",
         action="append",
         metavar="NAME",
         help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
     ),
-    _option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
-    _option("--exhaustive", action="store_true", help="measure every grid point in full, also what cannot win"),
-    _option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
-    _option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1"),
+    option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
+    option("--exhaustive", action="store_true", help="measure every grid point in full, also what cannot win"),
+    option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
+    option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1"),
 )
 _MEASURING_OPTIONS = (
-    _option(
+    option(
         "--num-samples",
         "--num_samples",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"images scored a candidate (default: {_DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
         f"else {_DEFAULT_SAMPLES_OTHERWISE})",
     ),
-    _option("--batch-size", "--batch_size", type=_count, default=4, metavar="N", help="images a call (default: 4)"),
-    _option(
+    option("--batch-size", "--batch_size", type=count, default=4, metavar="N", help="images a call (default: 4)"),
+    option(
         "--blocks",
-        type=_count,
+        type=count,
         metavar="N",
         help="timed blocks a candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    _option("--prompts", metavar="FILE", help="evaluation prompts, one a line"),
-    _option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
-    _option(
+    option("--prompts", metavar="FILE", help="evaluation prompts, one a line"),
+    option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
+    option(
         "--max-quality-loss",
-        type=_positive,
+        type=positive,
         default=_DEFAULT_MAX_QUALITY_LOSS,
         metavar="LPIPS",
         help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
     ),
-    _option(
+    option(
         "--search-budget",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help="30min, 2h, ...: the best winners that can be found in this time, most promising candidates first",
     ),
-    _option("--case-timeout", type=_positive, metavar="SECONDS", help="fail a case that takes longer"),
+    option("--case-timeout", type=positive, metavar="SECONDS", help="fail a case that takes longer"),
 )
 _RECORD_OPTIONS = (
-    _option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)"),
-    _option("--fresh", action="store_true", help="measure again what is stored"),
-    _option("--golden", default="golden/search_params.json", metavar="FILE", help="golden database of winners"),
-    _option("--update-golden", action="store_true", help="rewrite golden records that differ"),
-    _option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
-    _option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
-    _option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
-)
-_GATE_OPTIONS = (
-    _option("--gate", action="store_true", help="judge the golden winners instead of searching"),
-    _option(
-        "--gate-slowdown",
-        type=_share,
-        default=0.03,
-        metavar="SHARE",
-        help="smallest slowdown that matters (default: 3%%)",
-    ),
-    _option(
-        "--gate-quality", type=_share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"
-    ),
-    _option("--gate-budget", type=_duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
-    _option("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
+    option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)"),
+    option("--fresh", action="store_true", help="measure again what is stored"),
+    option("--golden", default="golden/search_params.json", metavar="FILE", help="golden database of winners"),
+    option("--update-golden", action="store_true", help="rewrite golden records that differ"),
+    option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
+    option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
+    option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
 _GROUPS = {
     "diffusion acceleration: what to search": _MATRIX_OPTIONS,
     "diffusion acceleration: how to measure": _MEASURING_OPTIONS,
     "diffusion acceleration: what to keep": _RECORD_OPTIONS,
-    "diffusion acceleration: regression gate": _GATE_OPTIONS,
+    "diffusion acceleration: regression gate": GATE_OPTIONS,
 }
 
 
@@ -350,10 +246,10 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare every option. What their values mean is :meth:`Settings.from_options`'s business."""
     for title, declared in _GROUPS.items():
         group = parser.getgroup(title)
-        for option in declared:
-            group.addoption(*option.names, dest=option.dest, **option.keywords)
+        for one in declared:
+            group.addoption(*one.names, dest=one.dest, **one.keywords)
 
 
 def is_given(options: Namespace) -> bool:
     """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
-    return any(getattr(options, option.dest) != option.default for group in _GROUPS.values() for option in group)
+    return any(getattr(options, one.dest) != one.default for group in _GROUPS.values() for one in group)

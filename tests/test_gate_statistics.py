@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, noisy_block
 
-from pytest_diffaccel.gate.figures import Figure, Runs
+from pytest_diffaccel.gate.figures import Figure
 from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
 from pytest_diffaccel.gate.quality import Losses, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
@@ -20,7 +20,7 @@ from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSE
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.measure.measurement import Block
-from pytest_diffaccel.measure.step_kinds import step_kind_speedup
+from pytest_diffaccel.measure.step_kinds import RunTimes, step_kind_speedup
 from pytest_diffaccel.records.reference import Session
 
 CASES = 50
@@ -216,4 +216,5 @@ def test_designs_have_the_power_that_is_asked_of_them() -> None:
         design = Design(MOST_FIGURES[device], math.log1p(smallest), speed_share(CASES), session_sd)
         recorded = math.hypot(0.0142 / math.sqrt(design.most), session_sd)
         assert design.power(0.0142, recorded) > 0.95
-    assert Runs(np.ones((1, len(BASELINE))), np.ones(1), BASELINE).log_seconds() == pytest.approx(math.log(11))
+    times = RunTimes.from_steps(np.ones((1, 1)), np.ones((1, 1, len(BASELINE))), BASELINE)
+    assert math.log(times.seconds()) == pytest.approx(math.log(11))

@@ -23,7 +23,7 @@ from pytest_diffaccel.judge.judge import Judge, Rules
 from pytest_diffaccel.judge.replay import Replay
 from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import _SAME_LEVELS, difference_levels
+from pytest_diffaccel.judge.trial import SAME_LEVELS, difference_levels
 from pytest_diffaccel.judge.verdict import Limits, StageResult, Verdict
 from pytest_diffaccel.models.registry import ModelSource
 
@@ -201,7 +201,7 @@ def test_one_step_less_shows_in_the_images() -> None:
     call = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
     images = replay.images(task(), call, {}, [0])
     fewer = replay.images(task(), replace(call, num_inference_steps=19), {}, [0])
-    assert difference_levels(images, fewer) > 2 * _SAME_LEVELS
+    assert difference_levels(images, fewer) > 2 * SAME_LEVELS
     assert difference_levels(images, replay.images(task(), call, {}, [0])) == 0
 
 

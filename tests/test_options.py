@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
-from pytest_diffaccel.options import GateSettings, OptionError, Settings, add_options, is_given
+from pytest_diffaccel.option_types import OptionError
+from pytest_diffaccel.options import Settings, add_options, is_given
 
 ACCELERATORS = default_registry().names
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from entries import MET
 from searches import SMALL_OPTIONS, SmallSearch
 
 from pytest_diffaccel.gate.environments import Comparison
-from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import read_references
@@ -35,9 +36,8 @@ def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(finished_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
     golden = folder / "golden" / "search_params.json"
     (environment,) = read_environments(golden)
-    entry = GoldenEntry(
-        status="met",
-        params={"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}},
+    entry = replace(
+        MET,
         speedup=1.5,
         speedup_ci95=(1.2, 1.9),
         wall_speedup=1.5,

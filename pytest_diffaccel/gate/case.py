@@ -20,11 +20,11 @@ from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding
+from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.clock import timed as timed_run
 from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
-from pytest_diffaccel.options import GateSettings
 from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.search.workbench import Workbench
 

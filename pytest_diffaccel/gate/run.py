@@ -12,8 +12,9 @@ from pytest_diffaccel.gate.environments import Comparison, refusal
 from pytest_diffaccel.gate.plan import TYPICAL_SESSION_SD, Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.options import GateSettings, Settings
+from pytest_diffaccel.options import Settings
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.reference import read_references
 from pytest_diffaccel.search.run import SearchRun

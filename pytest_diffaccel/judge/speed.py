@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.judge.trial import LiveCall, ScriptMisbehaved, difference_levels
+from pytest_diffaccel.judge.trial import SAME_LEVELS, LiveCall, ScriptMisbehaved, difference_levels
 from pytest_diffaccel.judge.verdict import StageResult
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # Pairs until the interval may tell, and until it must do.
 _FEWEST_PAIRS, _MOST_PAIRS = 3, 8
-# Images that differ by more were not made by the call that was proven; as in the trial.
-_SAME_LEVELS = 0.25
 
 
 def judge_speed(
@@ -56,7 +54,7 @@ def judge_speed(
         if clear or len(blocks) >= _MOST_PAIRS:
             break
     own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
-    if (levels := difference_levels(images, own)) > _SAME_LEVELS:
+    if (levels := difference_levels(images, own)) > SAME_LEVELS:
         raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
     batch_size = call.claim.arguments.images
     return _result(speedup, len(blocks), batch_size, task, threshold, answer if not attainable else None)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pytest_diffaccel.judge.replay import Counts, Replay
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 
-# Mean absolute difference, in levels of 255, within which images are the same: GPUs do not repeat the last bit. Leaving
-# out one of 20 steps moves them by more (tests/test_judge.py).
-_SAME_LEVELS = 0.25
+#: Mean absolute difference, in levels of 255, within which images are the same: GPUs do not repeat the last bit.
+#: Leaving out one of 20 steps moves them by more (tests/test_judge.py).
+SAME_LEVELS = 0.25
 # torch's CPU generator keeps 32 bits of a seed.
 _SEED_BITS = 31
 # Calls after this many are not listened to any more.
@@ -195,7 +195,7 @@ class _Hearing:
         images, seeds = call.run()
         own, counts = self._replay.counted(task, claim.arguments, claim.methods, seeds)
         levels = difference_levels(images, own)
-        if levels > _SAME_LEVELS:
+        if levels > SAME_LEVELS:
             raise ScriptMisbehaved(
                 f"its images are not those of its settings: they differ by {levels:.2f} of 255 levels from the same "
                 f"call with {claim.methods} repeated by the judge"

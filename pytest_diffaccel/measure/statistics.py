@@ -43,8 +43,12 @@ def wall_speedup(blocks: Sequence[Block]) -> Interval:
         math.log(block.baseline.total_s) - float(np.mean([math.log(run.total_s) for run in block.runs]))
         for block in blocks
     ]
-    value, half = (float(one) for one in trimmed_mean(ratios, _WALL_PRIOR_SD))
-    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half))
+    return ratio_interval(*trimmed_mean(ratios))
+
+
+def ratio_interval(log_ratio: float, half: float) -> Interval:
+    """A ratio with its interval, of its logarithm and half the width of that one's."""
+    return Interval(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
 def trimmed_mean(values: ArrayLike, prior_sd: float = _WALL_PRIOR_SD) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import half_width, low_quantile
+from pytest_diffaccel.measure.statistics import half_width, low_quantile, ratio_interval
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -48,11 +48,22 @@ class RunTimes:
     @classmethod
     def of(cls, blocks: Sequence[Sequence[RunTiming]]) -> RunTimes:
         """The runs of each block, as many in each and all with the same kinds of steps."""
-        kinds = np.array(blocks[0][0].kinds)
-        steps = np.array([[run.step_s for run in runs] for runs in blocks])
-        by_kind = {str(kind): steps[..., kinds == kind] for kind in dict.fromkeys(kinds)}
         fixed = np.array([[run.fixed_s for run in runs] for runs in blocks])
-        return cls(fixed, by_kind, {kind: int(np.sum(kinds == kind)) for kind in by_kind})
+        steps = np.array([[run.step_s for run in runs] for runs in blocks])
+        return cls.from_steps(fixed, steps, blocks[0][0].kinds)
+
+    @classmethod
+    def from_steps(cls, fixed_s: Array, step_s: Array, kinds: Sequence[str]) -> RunTimes:
+        """Of all steps in order.
+
+        Args:
+            fixed_s: as above.
+            step_s: (..., n, runs of a block, steps).
+            kinds: the kind of each step.
+        """
+        names = np.array(kinds)
+        by_kind = {kind: step_s[..., names == kind] for kind in dict.fromkeys(kinds)}
+        return cls(fixed_s, by_kind, {kind: kinds.count(kind) for kind in by_kind})
 
     @cached_property
     def levels(self) -> dict[str, Array]:
@@ -95,16 +106,14 @@ def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
     estimate = np.log(baseline.seconds() / candidate.seconds())
     places = np.arange(count)
     parts = min(count, _MOST_PARTS)
-    deviation: Array = np.zeros_like(estimate)
-    if parts > 1:
-        others = [places[places * parts // count != part] for part in range(parts)]
-        without = np.array([np.log(baseline.seconds(kept) / candidate.seconds(kept)) for kept in others])
-        # Of one block, so that it is comparable with the prior.
-        deviation = np.sqrt((parts - 1) * np.var(without, axis=0) * count)
+    if parts == 1:
+        return estimate, half_width(np.zeros_like(estimate), count, 0, _PRIOR_SD)
+    others = [places[places * parts // count != part] for part in range(parts)]
+    without = np.array([np.log(baseline.seconds(kept) / candidate.seconds(kept)) for kept in others])
+    # Of one block, so that it is comparable with the prior.
+    deviation = np.sqrt((parts - 1) * np.var(without, axis=0) * count)
     # As for a trimmed mean, only the values that count are worth degrees of freedom.
     df = max(1, math.ceil(_FASTER * parts) - 1)
-    if parts == 1:
-        return estimate, half_width(deviation, count, 0, _PRIOR_SD)
     return estimate, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
 
 
@@ -127,5 +136,4 @@ def step_kind_speedup(blocks: Sequence[Block]) -> Interval:
     if not blocks:
         raise ValueError("no blocks to estimate a speed-up from")
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
-    value, half = (float(one) for one in log_speedup(baseline, RunTimes.of([block.runs for block in blocks])))
-    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half))
+    return ratio_interval(*map(float, log_speedup(baseline, RunTimes.of([block.runs for block in blocks]))))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
-from pytest_diffaccel.options import GateSettings, Settings
+from pytest_diffaccel.gate_options import GateSettings
+from pytest_diffaccel.options import Settings
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import duration
 

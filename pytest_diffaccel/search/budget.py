@@ -8,6 +8,12 @@ from collections.abc import Callable
 #: Tells whether to begin no more work.
 TimeIsUp = Callable[[], bool]
 
+
+def never() -> bool:
+    """The limit of a search without one."""
+    return False
+
+
 # The rest of a group's time verifies its winners.
 _EVALUATING = 0.65
 
@@ -35,7 +41,7 @@ class Budget:
     def next_group(self) -> TimeIsUp:
         """The limit of the group that begins now, for evaluating candidates; verifying is what remains."""
         if self._seconds is None:
-            return lambda: False
+            return never
         now = time.monotonic()
         if self._started_at is None:
             self._started_at = now

@@ -24,13 +24,12 @@ from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_par
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.loss_model import LossModel, log_loss
+from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline, may_reach, probability
 from pytest_diffaccel.search.regression import Array
 from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, equally_good, leader
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.01
-# A speed-up predicted less well than this gets the benefit of its interval.
-_VAGUE_SPEEDUP = 0.06
 # One predicted this well needs no blocks of its own: the winners get theirs anyway.
 _KNOWN_SPEEDUP = 0.035
 # Where nothing is evaluated, anything comes nearer to a target than this.
@@ -159,9 +158,9 @@ class Plan:
         It would where the speed-up is hardly known, or not whether it reaches some target.
         """
         (speedup,) = self.costs.speedups([candidate])
-        if speedup.half_width_ratio > _VAGUE_SPEEDUP:
+        if speedup.half_width_ratio > VAGUE_SPEEDUP:
             return True
-        return speedup.half_width_ratio > _KNOWN_SPEEDUP and any(_borderline(speedup, target) for target in TARGETS)
+        return speedup.half_width_ratio > _KNOWN_SPEEDUP and any(is_borderline(speedup, target) for target in TARGETS)
 
     def borderline(self) -> list[Candidate]:
         """Evaluated candidates that would win a target if they surely reached it: more timing decides it."""
@@ -173,7 +172,7 @@ class Plan:
                 option
                 for option in self.options
                 if not option.reaches(target)
-                and _borderline(option.speedup, target)
+                and is_borderline(option.speedup, target)
                 and option.lpips <= self.max_loss
                 and (best is None or (leader([best, option]) is option and not equally_good(option, best)))
             ]
@@ -209,7 +208,7 @@ class Plan:
             ahead = self._least(target) - mean
             far = ahead / sd
             improvement = ahead * stats.norm.cdf(far) + sd * stats.norm.pdf(far)
-            gains[:, place] = improvement * [_probability(speedup, target) for speedup in speedups]
+            gains[:, place] = improvement * [probability(speedup, target) for speedup in speedups]
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
             gains[:, -1] = np.maximum(0.0, nearer) * stats.norm.cdf((log_loss(self.max_loss) - mean) / sd)
@@ -225,17 +224,17 @@ class Plan:
 
     def _fast_enough(self, speedup: Interval) -> bool:
         """Whether it may reach a target, or come nearer to the lowest than anything evaluated."""
-        return _fast(speedup, TARGETS[0]) or (not self._reaches_all and speedup.value > self._nearest)
+        return may_reach(speedup, TARGETS[0]) or (not self._reaches_all and speedup.value > self._nearest)
 
     @cached_property
     def _allowed(self) -> list[Option]:
         return [option for option in self.options if option.lpips <= self.max_loss]
 
-    @property
+    @cached_property
     def _reaches_all(self) -> bool:
         return any(option.reaches(TARGETS[-1]) for option in self._allowed)
 
-    @property
+    @cached_property
     def _nearest(self) -> float:
         """The best speed-up reached so far with a loss that is allowed."""
         return max((option.speedup.value for option in self._allowed), default=_NOTHING_REACHED)
@@ -250,7 +249,7 @@ class Plan:
         return [Option(one, speedup, self.evaluated[one]) for one, speedup in zip(own, speedups, strict=True)]
 
     def _why_not(self, speedup: Interval) -> str:
-        target = max((target for target in TARGETS if _fast(speedup, target)), default=None)
+        target = max((target for target in TARGETS if may_reach(speedup, target)), default=None)
         if target is None:
             return f"{_REACHES_NONE}, and comes hardly nearer to it than others"
         reaching = [option for option in self.options if option.reaches(target)]
@@ -280,22 +279,3 @@ class Plan:
                     if len(option.losses) == fewest:
                         needed[option.candidate] = min(most, 2 * fewest)
         return needed
-
-
-def _fast(speedup: Interval, target: float) -> bool:
-    """Whether it may reach the target."""
-    return speedup.high >= target * (1 - SPEED_TOLERANCE)
-
-
-def _borderline(speedup: Interval, target: float) -> bool:
-    """Whether it is open if it reaches the target."""
-    return speedup.low < target * (1 - SPEED_TOLERANCE) <= speedup.high
-
-
-def _probability(speedup: Interval, target: float) -> float:
-    """That the speed-up will be found to reach the target; 1 where it may and too little is known to say."""
-    if speedup.half_width_ratio > _VAGUE_SPEEDUP:
-        return float(_fast(speedup, target))
-    sd = math.log(speedup.high / speedup.low) / (2 * _NORMAL_95)
-    distance = math.log(speedup.value / (target * (1 - SPEED_TOLERANCE)))
-    return float(stats.norm.cdf(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)

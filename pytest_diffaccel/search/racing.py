@@ -12,7 +12,7 @@ import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Candidate, Params
-from pytest_diffaccel.search.budget import TimeIsUp
+from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.plan import Plan
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Track(Protocol):
         """Time evaluated candidates in more blocks, together; False when all of them have enough."""
 
 
-def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = lambda: False) -> None:
+def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None:
     """Time those that may or may not be fast enough, then give those that cannot be told apart more samples.
 
     Args:
@@ -72,7 +72,7 @@ class Explored:
     left: int
 
 
-def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up: TimeIsUp = lambda: False) -> Explored:
+def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up: TimeIsUp = never) -> Explored:
     """Evaluate what may win, most promising first; one that fails is passed over.
 
     Args:

@@ -1,0 +1,53 @@
+"""The options of ``--gate``: from the command line to one frozen :class:`GateSettings`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from pytest_diffaccel.option_types import OptionError, duration, option, share
+
+GATE_OPTIONS = (
+    option("--gate", action="store_true", help="judge the golden winners instead of searching"),
+    option(
+        "--gate-slowdown",
+        type=share,
+        default=0.03,
+        metavar="SHARE",
+        help="smallest slowdown that matters (default: 3%%)",
+    ),
+    option("--gate-quality", type=share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"),
+    option("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
+    option("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
+)
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What ``--gate`` is told.
+
+    Attributes:
+        slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
+        quality: the smallest relative increase of LPIPS that matters, between 0 and 1.
+        budget_s: seconds that all cases may take together.
+        strict: whether a case that cannot be decided fails.
+    """
+
+    slowdown: float
+    quality: float
+    budget_s: float
+    strict: bool
+
+    @classmethod
+    def from_options(cls, options: Namespace) -> GateSettings | None:
+        """What was given; None without ``--gate``.
+
+        Raises:
+            OptionError: when another of its options was given alone.
+        """
+        if options.gate:
+            return cls(options.gate_slowdown, options.gate_quality, options.gate_budget, options.gate_strict)
+        alone = [one.names[0] for one in GATE_OPTIONS if getattr(options, one.dest) != one.default]
+        if alone:
+            raise OptionError(f"{alone[0]} means nothing without --gate")
+        return None
