@@ -163,12 +163,14 @@ class Case:
 
     def find_winners(self, group: Group) -> dict[str, Any]:
         """Choose and verify a group's winners; skipped while candidates, or the time for them, are missing."""
-        from pytest_diffaccel.search.finals import Unfinished
+        from pytest_diffaccel.search.finals import NothingWorked, Unfinished
 
         try:
             result = self._reported(self._run.find_winners(*group))
         except Unfinished as error:
             pytest.skip(str(error))
+        except NothingWorked as error:
+            pytest.fail(str(error), pytrace=False)
         if not result["golden"]:
             pytest.skip(f"--search-budget: no winner yet, and no time for {result['left']} promising candidates")
         return result

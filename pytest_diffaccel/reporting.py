@@ -34,6 +34,13 @@ def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
     return None if text is None else json.loads(str(text))
 
 
+def _reason(report: pytest.TestReport) -> str:
+    """Why a case failed, in one line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(crash.message if crash is not None else report.longrepr).strip()
+    return text.partition("\n")[0]
+
+
 class Reporting:
     """Hooks that only the controller has (or the one process, without xdist)."""
 
@@ -88,6 +95,8 @@ class Reporting:
         """Take a case's result as soon as it is there."""
         result = result_of(report)
         if result is not None and (report.when == "call" or report.failed):
+            if report.failed:
+                result["error"] = _reason(report)
             self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
 
     @pytest.hookimpl(trylast=True)

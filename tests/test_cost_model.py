@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from timings import BASELINE, COSTS, noisy_block, speedup_of
+from timings import BASELINE, CANDIDATE, COSTS, FULL, noisy_block, run, speedup_of
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -178,3 +179,14 @@ def test_other_step_counts_share_the_costs() -> None:
     longer = Candidate(Cell("SD1.5", "UniPCMultistepScheduler", 50), "DeepCache", deepcache(5).params)
     (speedup,) = predicted(timed, [longer])
     assert speedup.value == pytest.approx((50 * 0.1 + 0.12) / (10 * 0.1 + 40 * 0.04 + 0.12), rel=5e-3)
+
+
+def test_longer_runs_of_before_are_understood_after_many_shorter_ones() -> None:
+    """A search of 30 steps, then one of 10: the runs of late cannot tell how the low quantile of 30 steps lies."""
+    longer = Candidate(replace(CELL, steps=30), "DeepCache", deepcache(3).params)
+    long = [(longer, (Block(run(("plain",) * 30), (run(kinds_of(longer)),)),))]
+    full = run((FULL,) * len(BASELINE))
+    baselines = [run(BASELINE, [1 + at / 10**6] * (len(BASELINE) + 1)) for at in range(1, 31)]
+    short = [(deepcache(20), tuple(Block(one, (full,), started_at=one.total_s) for one in baselines))]
+    (speedup,) = predicted(long + short, [deepcache(3)])
+    assert speedup.value == pytest.approx(speedup_of(CANDIDATE), rel=0.01)

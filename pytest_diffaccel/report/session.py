@@ -64,6 +64,7 @@ class SessionReport:
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
+        self._told: set[tuple[str, str, str]] = set()
 
     def announce(self, cases: int) -> None:
         """Say how many cases there are and about how long they take, before the first.
@@ -95,11 +96,21 @@ class SessionReport:
         """
         self._outcomes[outcome] += 1
         _log(result["cell"], _log_line(name, outcome, duration_s, result))
+        self._tell_failure(result)
         if "golden" in result:
             self._record(result)
         if self._progress:
             self._progress.case_ended(result)
             self._show(self._progress.line())
+
+    def _tell_failure(self, result: Mapping[str, Any]) -> None:
+        """Say at once why a case failed, each reason once a group: a search of hours ends long after."""
+        reason = (result["cell"], result["accelerator"], str(result.get("error", "")))
+        if "error" in result and reason not in self._told:
+            self._told.add(reason)
+            self._terminal.write_line("")
+            self._terminal.write_line("diffaccel: {} {}: {}".format(*reason))
+            self._terminal.flush()
 
     def _record(self, result: Mapping[str, Any]) -> None:
         found = {GoldenKey.parse(key): GoldenEntry.from_json(text) for key, text in result["golden"].items()}
@@ -171,7 +182,8 @@ def _log_line(name: str, outcome: str, duration_s: float, result: Mapping[str, A
     if "skipped" in result:
         return f"{result['skipped']} skipped: {result['evidence']}"
     if "candidate" not in result:
-        return f"{outcome}: {name} after {duration_s:.1f} s"
+        why = f": {result['error']}" if "error" in result else ""
+        return f"{outcome}: {name} after {duration_s:.1f} s{why}"
     low, high = result["speedup_ci95"]
     figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
     return f"{result['candidate']} {figures} ({'stored' if result['stored'] else f'{duration_s:.1f} s'})"

@@ -29,6 +29,10 @@ class Unfinished(Exception):
     """Some candidates of the group have been neither measured nor tried: no winner can be named yet."""
 
 
+class NothingWorked(Exception):
+    """Every candidate that was tried failed: that shows nothing about any target, so nothing is recorded."""
+
+
 @dataclass(frozen=True)
 class Winner:
     """A target's outcome.
@@ -57,6 +61,7 @@ def find_winners(bench: Workbench, cell: Cell, accelerator: str) -> list[Winner]
 
     Raises:
         Unfinished: when candidates of the group's grid have not been tried.
+        NothingWorked: when all that were tried failed.
     """
     measured = None
     if bench.settings.exhaustive:
@@ -65,12 +70,25 @@ def find_winners(bench: Workbench, cell: Cell, accelerator: str) -> list[Winner]
     while True:
         options = Group(bench, cell, accelerator).plan().options
         options = [option for option in options if measured is None or option.candidate in measured]
+        if not options:
+            _refuse_without_any(bench, cell, accelerator)
         choices = [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
         chosen = {choice.option.candidate.key: choice.option.candidate for choice in choices if choice.option}
         missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if not missing:
             return [_winner(bench, cell, accelerator, choice, verified) for choice in choices]
         verified |= _verify(bench, missing, _AGAIN_BUDGET if verified else FINAL_BUDGET)
+
+
+def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
+    """Raise what failed, if something did; without failures, no candidate has had its turn yet."""
+    failures = bench.store.failures(bench.environment(cell).id, bench.sampling(cell, "search"))
+    failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
+    if failed:
+        raise NothingWorked(
+            f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
+            f"the first: {failed[0].candidate.key}: {failed[0].message}"
+        )
 
 
 def _winner(

@@ -93,10 +93,10 @@ def _bias(runs: Sequence[RunTiming]) -> dict[int, float]:
     bias = {}
     for steps in range(1, longest + 1):
         # A few runs tell it; all of a long search would take a while.
+        long_enough = [run for run in runs if len(run.step_s) >= steps][-_BIAS_DRAWS:]
         above = [
             math.log(low_quantile(list(generator.choice(run.step_s, steps, replace=False))) / low_quantile(run.step_s))
-            for run in runs[-_BIAS_DRAWS:]
-            if len(run.step_s) >= steps
+            for run in long_enough
         ]
         bias[steps] = float(np.mean(above))
     return bias

@@ -78,6 +78,7 @@ class SearchRun:
 
         Raises:
             Unfinished: when candidates of the group have not been tried.
+            NothingWorked: when all that were tried failed.
         """
         from pytest_diffaccel.search.finals import find_winners
         from pytest_diffaccel.search.group import Group
