@@ -1,0 +1,50 @@
+"""The golden database in one table: what each accelerator reaches at each target, over all cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from itertools import groupby
+from statistics import median
+
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
+
+
+def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
+    """A row an accelerator and target, as lines.
+
+    The medians are of the cells in which the target is met; a winner "beats fewer steps" when its LPIPS is below that
+    of the unaccelerated pipeline at the step count that is as fast.
+
+    Args:
+        entries: winners and unattainable targets of any number of cells.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("accelerator")
+    for heading in ("target", "met", "unattainable", "median speedup", "median LPIPS", "beat fewer steps"):
+        table.add_column(heading, justify="right")
+    ordered = sorted(entries, key=lambda key: key.prompt_order[-2:])
+    for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target)):
+        table.add_row(accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
+    text = StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    cells = {(key.pipe, key.scheduler, key.steps) for key in entries}
+    return [*text.getvalue().rstrip().splitlines(), f"{len(entries)} keys of {len(cells)} cell(s)"]
+
+
+def _figures(entries: Sequence[GoldenEntry]) -> tuple[str, str, str, str, str]:
+    met = [entry for entry in entries if entry.status == "met"]
+    speedups = [entry.speedup for entry in met if entry.speedup is not None]
+    losses = [entry.lpips for entry in met if entry.lpips is not None]
+    rivals = [entry.beats_fewer_steps for entry in met if entry.beats_fewer_steps is not None]
+    return (
+        str(len(met)),
+        str(len(entries) - len(met)),
+        f"{median(speedups):.2f}x" if speedups else "-",
+        f"{median(losses):.3f}" if losses else "-",
+        f"{sum(rivals)} of {len(rivals)}" if rivals else "-",
+    )
