@@ -28,6 +28,7 @@ from sqlalchemy import create_engine, text
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
+from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.store import Progress, Store
 from pytest_diffaccel.records.tables import StoreError
@@ -312,6 +313,26 @@ def test_progress(store: Store) -> None:
 
 
 # Opening
+
+
+def test_contents_are_everything_in_the_order_it_came(store: Store) -> None:
+    elsewhere = replace(SAMPLING, purpose="winner")
+    assert store.contents() == Contents((), (), (), {})
+    store.save(measurement(3))
+    store.save(measurement(2, environment="000000000000", sampling=elsewhere))
+    store.save_failure(candidate(4), ENVIRONMENT, elsewhere, "oom", "out of memory")
+    store.save_decision("SD1.5-DDIM-20 ToMe", ENVIRONMENT, SAMPLING, "predicted 1.05x")
+    found = store.contents()
+    assert [one.measurement for one in found.measurements] == [
+        measurement(3),
+        measurement(2, environment="000000000000", sampling=elsewhere),
+    ]
+    assert [(one.candidate, one.sampling, one.kind) for one in found.failures] == [(candidate(4), elsewhere, "oom")]
+    assert [(one.subject, one.environment, one.evidence) for one in found.decisions] == [
+        ("SD1.5-DDIM-20 ToMe", ENVIRONMENT, "predicted 1.05x")
+    ]
+    stored = [one.created_at for one in (*found.measurements, *found.failures, *found.decisions)]
+    assert stored == sorted(stored)
 
 
 def test_opening_again_finds_what_was_saved(url: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_
+from sqlalchemy import Connection, Table, and_, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_diffaccel.matrix import Cell
@@ -55,8 +55,8 @@ def storable(message: str) -> str:
 
 
 def equal(table: Table, values: Mapping[str, object]) -> Any:
-    """The SQL condition that the columns have these values."""
-    return and_(*(table.c[name] == value for name, value in values.items()))
+    """The SQL condition that the columns have these values; with none, that is always so."""
+    return and_(true(), *(table.c[name] == value for name, value in values.items()))
 
 
 def upsert(connection: Connection, table: Table, values: Mapping[str, object]) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 from sqlalchemy import Engine, Row, Table, delete, func, select
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.records.contents import Contents, Decision, Failure, FailureKind, Recorded
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
     conditions,
@@ -32,29 +33,6 @@ from pytest_diffaccel.records.tables import (
     StoreError,
     open_engine,
 )
-
-FailureKind: TypeAlias = Literal["error", "oom", "timeout", "crash", "not-fired"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A candidate that could not be measured.
-
-    Attributes:
-        candidate: what was tried.
-        environment: id of the environment it was tried in.
-        sampling: which images were to be made.
-        kind: what went wrong.
-        message: the error in words.
-        created_at: when, ISO 8601 in UTC.
-    """
-
-    candidate: Candidate
-    environment: str
-    sampling: Sampling
-    kind: FailureKind
-    message: str
-    created_at: str
 
 
 @dataclass(frozen=True)
@@ -192,7 +170,7 @@ class Store:
     def failures(self, environment: str, sampling: Sampling) -> list[Failure]:
         """All failures in an environment and sampling, by candidate key."""
         rows = self._rows(FAILURES, conditions(environment, sampling))
-        return [_failure(row, sampling) for row in rows]
+        return [_failure(row) for row in rows]
 
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
         """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
@@ -230,6 +208,19 @@ class Store:
         failed = self._counts(FAILURES, environment, sampling)
         return {pair: Progress(measured.get(pair, 0), failed.get(pair, 0)) for pair in {**measured, **failed}}
 
+    def contents(self) -> Contents:
+        """Everything in the store, also of other environments and samplings.
+
+        Raises:
+            StoreError: when a record cannot be read.
+        """
+        return Contents(
+            tuple(self._recorded({})),
+            tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {})),
+            tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {})),
+            self.environments(),
+        )
+
     def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
         columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
         query = select(*columns, func.count()).where(equal(table, conditions(environment, sampling)))
@@ -238,17 +229,24 @@ class Store:
         return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
 
     def _measurements(self, where: Mapping[str, object]) -> list[Measurement]:
-        rows = self._rows(MEASUREMENTS, where)
+        # Sorted here: databases sort text by their own collations.
+        recorded = sorted(self._recorded(where), key=lambda one: one.measurement.candidate.key)
+        return [one.measurement for one in recorded]
+
+    def _recorded(self, where: Mapping[str, object]) -> list[Recorded]:
+        rows = self._rows_as_stored(MEASUREMENTS, where)
         try:
-            return [Measurement.from_json(json.loads(row.record)) for row in rows]
+            return [Recorded(Measurement.from_json(json.loads(row.record)), row.created_at) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise self._unreadable("a measurement", error) from error
 
     def _rows(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
+        return sorted(self._rows_as_stored(table, where), key=lambda row: str(row.candidate_key))
+
+    def _rows_as_stored(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
         with self._engine.connect() as connection:
-            rows = connection.execute(select(table).where(equal(table, where))).all()
-        # Sorted here: databases sort text by their own collations.
-        return sorted(rows, key=lambda row: str(row.candidate_key))
+            rows = connection.execute(select(table).where(equal(table, where)))
+            return sorted(rows, key=lambda row: str(row.created_at))
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:
         return StoreError(
@@ -257,7 +255,15 @@ class Store:
         )
 
 
-def _failure(row: Row[Any], sampling: Sampling) -> Failure:
+def _sampling(row: Row[Any]) -> Sampling:
+    return Sampling(row.num_samples, row.batch_size, row.seed, row.prompts_digest, row.purpose)
+
+
+def _failure(row: Row[Any]) -> Failure:
     data = json.loads(row.candidate)
     candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
-    return Failure(candidate, row.environment, sampling, row.kind, row.message, row.created_at)
+    return Failure(candidate, row.environment, _sampling(row), row.kind, row.message, row.created_at)
+
+
+def _decision(row: Row[Any]) -> Decision:
+    return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)

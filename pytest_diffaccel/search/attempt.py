@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.records.store import FailureKind
+from pytest_diffaccel.records.contents import FailureKind
 from pytest_diffaccel.search.evaluation import BlockBudget, measure
 from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.search.workbench import Workbench

@@ -1,0 +1,83 @@
+"""What a store holds, as plain frozen data: for those who read all of it, such as reports and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.records.environment import Environment
+
+FailureKind: TypeAlias = Literal["error", "oom", "timeout", "crash", "not-fired"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A measurement and when it was stored.
+
+    Attributes:
+        measurement: what was measured.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    measurement: Measurement
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A candidate that could not be measured.
+
+    Attributes:
+        candidate: what was tried.
+        environment: id of the environment it was tried in.
+        sampling: which images were to be made.
+        kind: what went wrong.
+        message: the error in words.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    candidate: Candidate
+    environment: str
+    sampling: Sampling
+    kind: FailureKind
+    message: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a candidate or a whole group needed no measuring.
+
+    Attributes:
+        subject: the candidate's key, or the group's name.
+        environment: id of the environment it was decided for.
+        sampling: which images were to be made.
+        evidence: the reason in words.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    subject: str
+    environment: str
+    sampling: Sampling
+    evidence: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a store, each part in the order in which it was stored.
+
+    Attributes:
+        measurements: of all candidates, environments and samplings.
+        failures: candidates that could not be measured.
+        decisions: what was passed over, and why.
+        environments: what each environment's id stands for.
+    """
+
+    measurements: tuple[Recorded, ...]
+    failures: tuple[Failure, ...]
+    decisions: tuple[Decision, ...]
+    environments: Mapping[str, Environment]
