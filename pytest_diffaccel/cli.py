@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_diffaccel.codegen.commands import add_commands
+from pytest_diffaccel.report.html.command import add_command as add_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
     show.set_defaults(run=_show)
     add_commands(commands)
+    add_report(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))

@@ -94,17 +94,12 @@ class Settings:
         Raises:
             OptionError: naming the bad value and the valid ones.
         """
-        chosen_cells = cells(
-            _choose("--pipe", options.pipe, PIPES),
-            _choose("--sched", options.sched, SCHEDULERS, _SCHEDULER_ALIASES),
-            [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
-        )
         coarse = options.grid == "coarse"
         if options.models == ARCHITECTURE:
             raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
         samples = options.num_samples or _DEFAULT_SAMPLES.get(options.models, _DEFAULT_SAMPLES_OTHERWISE)
         return cls(
-            cells=tuple(chosen_cells),
+            cells=tuple(chosen_cells(options)),
             accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
             num_samples=samples,
             batch_size=min(options.batch_size, samples),
@@ -126,6 +121,19 @@ class Settings:
             gpus=_gpus(options.gpus),
             gate=GateSettings.from_options(options),
         )
+
+
+def chosen_cells(options: Namespace) -> list[Cell]:
+    """The cells that ``--pipe``, ``--sched`` and ``--steps`` name; all of the matrix without them.
+
+    Raises:
+        OptionError: naming the bad value and the valid ones.
+    """
+    return cells(
+        _choose("--pipe", options.pipe, PIPES),
+        _choose("--sched", options.sched, SCHEDULERS, _SCHEDULER_ALIASES),
+        [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
+    )
 
 
 def _choose(

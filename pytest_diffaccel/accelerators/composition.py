@@ -131,6 +131,11 @@ class Registry:
         """Names of all accelerators in order of registration."""
         return list(self._accelerators)
 
+    @property
+    def method_names(self) -> frozenset[str]:
+        """Names of all methods."""
+        return frozenset(self._methods)
+
     def select(self, names: Iterable[str]) -> list[Accelerator]:
         """The accelerators of these names, in order of registration."""
         wanted = set(names)

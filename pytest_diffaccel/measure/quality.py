@@ -9,6 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import Interval, Quality
 from pytest_diffaccel.measure.statistics import mean_interval
@@ -23,16 +24,21 @@ _PSNR_CAP_DB = 100.0
 _LPIPS_BATCH = 8
 
 
-@lru_cache(maxsize=2)
-def lpips_model(device: str) -> Any:
-    """LPIPS with the SqueezeNet 1.1 backbone that the package carries (Zhang et al., CVPR 2018), on ``device``."""
+@lru_cache(maxsize=3)
+def lpips_model(device: str, *, spatial: bool = False) -> Any:
+    """LPIPS with the SqueezeNet 1.1 backbone that the package carries (Zhang et al., CVPR 2018), on ``device``.
+
+    Args:
+        device: torch device.
+        spatial: whether it gives a value a pixel instead of their mean.
+    """
     import lpips
     from safetensors.torch import load_file
 
     with warnings.catch_warnings():
         # It asks torchvision for an untrained backbone in a way that torchvision deprecates.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        model = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+        model = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False, spatial=spatial)
     backbone = resources.files("pytest_diffaccel.measure") / "data" / "squeezenet1_1_backbone.safetensors"
     with resources.as_file(backbone) as path:
         model.net.load_state_dict(load_file(path))
@@ -60,6 +66,27 @@ def lpips_distances(images: Sequence[Image], references: Sequence[Image], device
             left, right = (_as_tensor(part[batch]).to(device) for part in (images, references))
             distances += lpips_model(device)(left, right).flatten().tolist()
     return distances
+
+
+def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDArray[np.float32]]:
+    """LPIPS at every place of each image, (height, width): the metric before it is averaged.
+
+    Args:
+        images: PIL images of equal size.
+        references: as many, of the same size.
+
+    Raises:
+        ValueError: when the numbers or sizes differ.
+    """
+    import torch
+
+    _check_pairs(images, references)
+    maps: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for pair in zip(images, references, strict=True):
+            left, right = (_as_tensor([image]) for image in pair)
+            maps.append(lpips_model("cpu", spatial=True)(left, right)[0, 0].numpy())
+    return maps
 
 
 def score(images: Sequence[Image], references: Sequence[Image], device: str = "cpu") -> Quality:

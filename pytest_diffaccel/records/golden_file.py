@@ -113,6 +113,11 @@ def merge(
     return changes
 
 
+def differences_from(entries: Mapping[GoldenKey, GoldenEntry], found: Mapping[GoldenKey, GoldenEntry]) -> list[Change]:
+    """What merging ``found`` into ``entries`` without updating would mean, in prompt order; nothing is written."""
+    return _changes(entries, found, update=False, prune=())
+
+
 def _changes(
     entries: Mapping[GoldenKey, GoldenEntry],
     found: Mapping[GoldenKey, GoldenEntry],

@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from pytest_diffaccel.measure.measurement import Sampling
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def image_set(environment: str, subject: str, sampling: Sampling) -> str:
+    """Name of a set of images.
+
+    Args:
+        environment: id of the environment that made them.
+        subject: a candidate's key, or a cell's name for its unaccelerated images.
+        sampling: which images.
+    """
+    return f"{environment} {subject} {sampling}"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pytest_diffaccel.search.workbench import Workbench
 
 # A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
 _BLOCKS_MORE, _MOST_BLOCKS = 2, 5
-# What is kept of a group whose winners are found.
-_DONE = "winners found"
+#: What is kept of a group whose winners are found.
+DONE = "winners found"
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Group:
             explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
             if not explored.left:
                 self.decide(self._name, "explored")
-        if self.decision(self._name) != _DONE:
+        if self.decision(self._name) != DONE:
             settle(self, self.bench.settings.num_samples, time_is_up)
         return explored
 
     def finish(self) -> None:
         """Keep that the group's winners are found."""
-        self.decide(self._name, _DONE)
+        self.decide(self._name, DONE)
 
     @property
     def _name(self) -> str:

@@ -53,7 +53,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
     entries, pictures = {}, {}
     for winner in winners:
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
-        entries[str(key)] = _entry(winner, environment).to_json()
+        entries[str(key)] = golden_entry(winner, environment).to_json()
         if winner.measurement:
             pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
@@ -67,7 +67,8 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
     }
 
 
-def _entry(winner: Winner, environment: Environment) -> GoldenEntry:
+def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
+    """What golden records of a target's outcome in ``environment``."""
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
     figures: dict[str, Any]
     if measurement is None or option is None:

@@ -20,7 +20,7 @@ from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
 from pytest_diffaccel.options import WORK_DIR, Settings
 from pytest_diffaccel.records.environment import Environment, describe_environment
-from pytest_diffaccel.records.images import ImageStore
+from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.knowledge import Knowledge
 
@@ -193,7 +193,7 @@ class Workbench:
         return self.images.path(self._image_set(candidate.cell, candidate.key, "winner"))
 
     def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
-        return f"{self.environment(cell).id} {subject} {self.sampling(cell, purpose)}"
+        return image_set(self.environment(cell).id, subject, self.sampling(cell, purpose))
 
     def warm_up(self, cell: Cell, baseline: Generate) -> None:
         """Run the baseline once in this process, so that no timed run is its first."""

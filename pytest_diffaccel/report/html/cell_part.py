@@ -1,0 +1,128 @@
+"""The part of a page that shows one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.charts import Chart
+from pytest_diffaccel.report.html.data import chart_row, row_data
+from pytest_diffaccel.report.html.failures import FailurePart, failure_parts
+from pytest_diffaccel.report.html.findings import Findings, accelerators_of, find
+from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.pareto import pareto_chart
+from pytest_diffaccel.report.html.pictures import Gallery, WinnerPictures
+from pytest_diffaccel.report.html.rows import frontier_of
+from pytest_diffaccel.report.html.sensitivity import sensitivity_charts
+from pytest_diffaccel.report.html.timing import kind_costs_chart, samples_chart
+
+
+@dataclass(frozen=True)
+class CellPart:
+    """One cell's part.
+
+    Attributes:
+        number: the cell's place on the page, from 0.
+        findings: what was found.
+        data: its rows, by column.
+        pareto: what each candidate gains and costs; None where nothing was measured.
+        pictures: of its winners.
+        sensitivity: a chart an accelerator.
+        samples_chart: timed runs in order; None where nothing was timed.
+        kind_costs: what its winners' steps cost; None where no winner was timed.
+        failures: what failed, with its log.
+    """
+
+    number: int
+    findings: Findings
+    data: tuple[dict[str, Any], ...]
+    pareto: Chart | None
+    pictures: tuple[WinnerPictures, ...]
+    sensitivity: tuple[Chart, ...]
+    samples_chart: Chart | None
+    kind_costs: Chart | None
+    failures: list[FailurePart]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell."""
+        return self.findings.cell
+
+    @property
+    def record(self) -> CellRecord:
+        """What the store holds of it."""
+        return self.findings.record
+
+    @property
+    def environment_json(self) -> dict[str, Any] | None:
+        """Its environment."""
+        return self.record.described.to_json() if self.record.described else None
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Each measurement's losses by sample and run times by block, rounded."""
+        return [
+            {
+                "key": one.candidate.key,
+                "purpose": one.sampling.purpose,
+                "lpips": [round(loss, 5) for loss in one.quality.lpips_per_sample],
+                "blocks_s": [
+                    [_ms(block.baseline.total_s), *(_ms(run.total_s) for run in block.runs)] for block in one.blocks
+                ],
+            }
+            for one in (*self.record.searched.values(), *self.record.verified.values(), *self.record.rivals)
+        ]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds, 4)
+
+
+def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) -> list[CellPart]:
+    """The parts of all wanted cells.
+
+    Args:
+        material: what they are made of.
+        path: the page, beside which full-size pictures go.
+        progress: told which cell is being made.
+    """
+    progress("choosing winners")
+    found = find(material)
+    accelerators = accelerators_of(found, material.registry.names)
+    gallery = Gallery(path, material.images, material.prompts, found)
+    parts = []
+    for number, one in enumerate(found):
+        progress(f"{one.cell} ({number + 1} of {len(found)})")
+        parts.append(_part(number, one, accelerators, gallery, material.logs))
+    return parts
+
+
+def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
+    known = list(one.record.best_known.values())
+    winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict == "winner"]
+    timed = [*one.record.searched.values(), *one.record.verified.values()]
+    data = tuple(row_data(one.record, row) for row in one.rows)
+    return CellPart(
+        number=number,
+        findings=one,
+        data=data,
+        pareto=_pareto(number, one, data, accelerators) if known else None,
+        pictures=tuple(gallery.of(one)),
+        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.speedups)),
+        samples_chart=samples_chart(f"samples-{number}", timed, accelerators),
+        kind_costs=kind_costs_chart(f"kinds-{number}", winners),
+        failures=failure_parts(one.record, logs),
+    )
+
+
+def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelerators: Sequence[str]) -> Chart:
+    measured = [chart_row(row) for row in data if row["speedup"] is not None]
+    best = [
+        (one.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
+        for measurement in frontier_of(list(one.record.best_known.values()), one.speedups)
+    ]
+    return pareto_chart(f"pareto-{number}", one.record, measured, best, accelerators)

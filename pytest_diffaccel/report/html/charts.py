@@ -1,0 +1,101 @@
+"""Charts as Vega-Lite specifications, and the pictures of them that are shown without JavaScript."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+Spec: TypeAlias = Mapping[str, Any]
+
+#: Colours that people with any kind of colour blindness tell apart (Okabe and Ito 2008), readable on light and dark.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1", "#999999")
+#: Shapes that go with them, so that no chart depends on colour alone.
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+# Pixels of a chart that has no width of its own, without JavaScript.
+_WIDTH = 720
+# Texts and lines take the page's own colour, so that one picture fits light and dark.
+_CONFIG: Spec = {
+    "background": None,
+    "aria": False,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "domainColor": "currentColor",
+        "tickColor": "currentColor",
+        "gridColor": "currentColor",
+        "gridOpacity": 0.12,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+    },
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "labelLimit": 260},
+    "header": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "labelLimit": 400},
+    "text": {"color": "currentColor"},
+    "rule": {"color": "currentColor"},
+}
+_LONG_NUMBER = re.compile(r"(\d+\.\d)\d+")
+_ID = re.compile(r'\bid="([^"]+)"')
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        name: unique on the page, letters, digits and dashes.
+        label: what it shows, for those who do not see it.
+        spec: its Vega-Lite specification; a part that is as wide as its page has ``"width": "container"``.
+        rows: the dataset ``"rows"``, which the page holds already and the specification leaves out.
+    """
+
+    name: str
+    label: str
+    spec: Spec
+    rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def full_spec(self) -> dict[str, Any]:
+        """The specification as the page's script gets it, with the colours of the page."""
+        return {**self.spec, "config": _CONFIG}
+
+    @property
+    def svg(self) -> str:
+        """The chart as a picture, to stand in a page with others."""
+        from vl_convert import vegalite_to_svg
+
+        spec = self.full_spec
+        if spec.get("width") == "container":
+            spec["width"] = _WIDTH
+        if self.rows:
+            spec["datasets"] = {**spec.get("datasets", {}), "rows": list(self.rows)}
+        return _for_page(vegalite_to_svg(spec), self.name)
+
+
+def accelerator_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
+    """Scales of colour and shape: an accelerator has the same in all charts of a page."""
+    count = len(names)
+    colours = [COLOURS[place % len(COLOURS)] for place in range(count)]
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(count)]
+    return {"domain": list(names), "range": colours}, {"domain": list(names), "range": shapes}
+
+
+def _for_page(svg: str, name: str) -> str:
+    """Shorter, and with ids that no other picture of the page has."""
+    svg = _LONG_NUMBER.sub(r"\1", svg)
+    svg = _ID.sub(lambda found: f'id="{name}-{found[1]}"', svg)
+    return _REFERENCE.sub(lambda found: f"url(#{name}-{found[1]})", svg)
+
+
+@cache
+def library() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script, under 1 MB, that loads nothing; safe inside a script element."""
+    from vl_convert import javascript_bundle
+
+    script: str = javascript_bundle()
+    return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")

@@ -1,0 +1,113 @@
+"""The command ``diffaccel report``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.matrix import Cell
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.report.html.material import Material
+
+_SQLITE = "sqlite:///"
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    report = commands.add_parser("report", help="write what a search found, or has found so far, as one HTML file")
+    report.add_argument(
+        "--store", metavar="URL", help="measurements: SQLite file or SQLAlchemy URL (default: .diffaccel)"
+    )
+    report.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
+    report.add_argument("--pipe", action="append", metavar="NAME", help="only these pipes; repeatable")
+    report.add_argument("--sched", action="append", metavar="NAME", help="only these schedulers; repeatable")
+    report.add_argument("--steps", action="append", metavar="N", help="only these numbers of steps; repeatable")
+    report.add_argument("--prompts", type=Path, metavar="FILE", help="the prompts that the search was given")
+    report.add_argument(
+        "--max-quality-loss", type=float, default=0.25, metavar="LPIPS", help="what the search was told (default: 0.25)"
+    )
+    report.set_defaults(run=_report)
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.report.html.page import write_report
+
+    material = _material(parsed)
+    write_report(parsed.output, material, _say if sys.stderr.isatty() else lambda _: None)
+    size_mb = parsed.output.stat().st_size / 1e6
+    print(f"{parsed.output} ({size_mb:.1f} MB)")
+    return 0
+
+
+def _material(parsed: argparse.Namespace) -> Material:
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.records.images import ImageStore
+    from pytest_diffaccel.records.store import Store
+    from pytest_diffaccel.report.html.material import Material
+    from pytest_diffaccel.report.html.prompts import Prompts
+
+    store, folder = _places(parsed.store)
+    with Store.open(store) as opened:
+        contents = opened.contents()
+    return Material(
+        contents=contents,
+        registry=default_registry(),
+        max_loss=parsed.max_quality_loss,
+        golden_path=parsed.golden,
+        golden=read_golden(parsed.golden),
+        environments=read_environments(parsed.golden),
+        images=ImageStore(folder / "images"),
+        logs=folder / "logs",
+        prompts=Prompts(parsed.prompts),
+        command=_command(parsed),
+        wanted=_wanted(parsed),
+    )
+
+
+def _places(given: str | None) -> tuple[str, Path]:
+    """The store, and the working folder in which its search left pictures and logs: beside an SQLite file.
+
+    Raises:
+        FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
+    """
+    from pytest_diffaccel.options import WORK_DIR
+
+    store = given or str(WORK_DIR / "search.sqlite")
+    if "://" in store and not store.startswith(_SQLITE):
+        return store, WORK_DIR
+    file = Path(store.removeprefix(_SQLITE))
+    if not file.is_file():
+        raise FileNotFoundError(f"no store {file}; search first (pytest benches), or name it with --store")
+    return store, file.parent if (file.parent / "images").is_dir() else WORK_DIR
+
+
+def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
+    from pytest_diffaccel.options import chosen_cells
+
+    if not (parsed.pipe or parsed.sched or parsed.steps):
+        return lambda _: True
+    chosen = set(chosen_cells(parsed))
+    return lambda cell: cell in chosen
+
+
+def _command(parsed: argparse.Namespace) -> str:
+    """What searches the chosen cells again."""
+    words = ["pytest", "benches"]
+    for name in ("pipe", "sched", "steps", "store"):
+        given: Iterable[str] = getattr(parsed, name) or ()
+        for value in [given] if isinstance(given, str) else given:
+            words += [f"--{name}", value]
+    if parsed.golden != Path("golden/search_params.json"):
+        words += ["--golden", str(parsed.golden)]
+    return shlex.join(words)
+
+
+def _say(doing: str) -> None:
+    print(f"\r\x1b[K{doing}", end="\r", file=sys.stderr, flush=True)

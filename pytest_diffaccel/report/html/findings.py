@@ -1,0 +1,96 @@
+"""A cell's findings: its records, its winners, and how the winners of its groups stand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_diffaccel.matrix import Cell, slug
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_file import Change, differences_from
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.html.cells import CellRecord, cells_of
+from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.rows import Row, rows_of
+from pytest_diffaccel.report.html.standing import fit_costs, standing
+from pytest_diffaccel.search.group import DONE
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a cell.
+
+    Attributes:
+        record: what the store holds.
+        speedups: of each measured candidate, by key.
+        entries: winners, and what comes nearest to targets that none reaches.
+        rows: its candidates.
+        changes: what its entries are to golden.
+    """
+
+    record: CellRecord
+    speedups: Mapping[str, Interval]
+    entries: Mapping[GoldenKey, GoldenEntry]
+    rows: tuple[Row, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def cell(self) -> Cell:
+        """The cell."""
+        return self.record.cell
+
+    @property
+    def groups(self) -> list[str]:
+        """Accelerators that were begun."""
+        return list(dict.fromkeys(row.accelerator for row in self.rows))
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Accelerators whose winners are not all found, as far as the store says."""
+        return [name for name in self.groups if slug(name) not in self.record.finished]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many rows have each verdict."""
+        return Counter(row.verdict for row in self.rows)
+
+
+def find(material: Material) -> list[Findings]:
+    """The findings of every wanted cell that the store knows, in order."""
+    records = cells_of(material.contents, done=DONE)
+    # Costs are learnt from all cells of an environment, as the search does.
+    costs = fit_costs(material.registry, records)
+    found = []
+    for record in records:
+        if not material.wanted(record.cell):
+            continue
+        stands = standing(record, costs.get(record.environment), material.max_loss)
+        in_golden = {
+            key: entry
+            for key, entry in material.golden.items()
+            if _cell(key) == record.cell and entry.environment == record.environment
+        }
+        changes = _changes(material, record.cell, stands.entries)
+        just_found = {change.key: change.after for change in changes if change.after is not None}
+        entries = {**in_golden, **stands.entries, **just_found}
+        rows = rows_of(record, stands.speedups, entries, material.prompts, material.max_loss)
+        found.append(Findings(record, stands.speedups, entries, tuple(rows), changes))
+    return found
+
+
+def _changes(material: Material, cell: Cell, entries: Mapping[GoldenKey, GoldenEntry]) -> tuple[Change, ...]:
+    if material.changes is not None:
+        return tuple(change for change in material.changes if _cell(change.key) == cell)
+    return tuple(differences_from(material.golden, entries))
+
+
+def _cell(key: GoldenKey) -> Cell:
+    return Cell(key.pipe, key.scheduler, key.steps)
+
+
+def accelerators_of(found: Sequence[Findings], registry_names: Sequence[str]) -> list[str]:
+    """All accelerators of the findings: those that are registered first, in their order."""
+    seen = {row.accelerator for one in found for row in one.rows}
+    return [name for name in registry_names if name in seen] + sorted(seen - set(registry_names))

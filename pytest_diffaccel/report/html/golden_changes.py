@@ -1,0 +1,96 @@
+"""What a search means for golden, by category, and the command that accepts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_diffaccel.records.golden_file import Change
+from pytest_diffaccel.report.html.findings import Findings
+from pytest_diffaccel.report.html.material import Material
+
+#: In the order in which a page lists them.
+CATEGORIES = (
+    "slower",
+    "worse",
+    "faster",
+    "better",
+    "new",
+    "moved to another environment",
+    "other parameters or status",
+    "removed",
+)
+
+
+@dataclass(frozen=True)
+class GoldenPart:
+    """Golden and what was found.
+
+    Attributes:
+        path: the golden file.
+        by_category: changes; one that is faster and worse stands under both.
+        unchanged: how many keys say the same.
+        pending: how many changes golden does not hold yet.
+        command: what writes them.
+        written: whether a search wrote the changes that are not pending.
+    """
+
+    path: str
+    by_category: tuple[tuple[str, tuple[Change, ...]], ...]
+    unchanged: int
+    pending: int
+    command: str
+    written: bool
+
+
+def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
+    """The part of a page that compares with golden."""
+    changes = [change for one in found for change in one.changes]
+    if material.changes is not None:
+        # What was pruned may lie in a cell that the store does not know.
+        changes += [change for change in material.changes if change not in changes]
+    by_category = {name: tuple(one for one in changes if name in categories(one)) for name in CATEGORIES}
+    pending = [change for change in changes if _is_pending(change, written=material.changes is not None)]
+    return GoldenPart(
+        path=str(material.golden_path),
+        by_category=tuple((name, own) for name, own in by_category.items() if own),
+        unchanged=sum(change.kind == "unchanged" for change in changes),
+        pending=len(pending),
+        command=_command(material.command, pending),
+        written=material.changes is not None,
+    )
+
+
+def _is_pending(change: Change, *, written: bool) -> bool:
+    return change.kind == "differs" or (change.kind == "new" and not written)
+
+
+def _command(search: str, pending: Iterable[Change]) -> str:
+    update = any(change.kind == "differs" for change in pending) and "--update-golden" not in search
+    return f"{search} --update-golden" if update else search
+
+
+def categories(change: Change) -> list[str]:
+    """What a change is: none for one that says the same."""
+    before, after = change.before, change.after
+    if change.kind == "unchanged":
+        return []
+    if before is None:
+        return ["new"]
+    if after is None:
+        return ["removed"]
+    if before.environment != after.environment:
+        # Its figures are another machine's, or other weights': no comparison.
+        return ["moved to another environment"]
+    return list(_compared(change)) or ["other parameters or status"]
+
+
+def _compared(change: Change) -> Iterator[str]:
+    for name, lower, higher in (("speedup", "slower", "faster"), ("lpips", "better", "worse")):
+        before, after = (getattr(entry, f"{name}_ci95") for entry in (change.before, change.after))
+        if before is None or after is None:
+            continue
+        if after[1] < before[0]:
+            yield lower
+        elif after[0] > before[1]:
+            yield higher

@@ -1,0 +1,107 @@
+"""The page: every part of a report, in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.records.jsonfile import write_text
+from pytest_diffaccel.report.html.banner import Banner
+from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
+from pytest_diffaccel.report.html.charts import library
+from pytest_diffaccel.report.html.data import COLUMNS
+from pytest_diffaccel.report.html.golden_changes import golden_part
+from pytest_diffaccel.report.html.material import Material
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+class NothingToReport(ValueError):
+    """The store holds nothing of the chosen cells."""
+
+
+def write_report(path: Path, material: Material, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write the report; a reader of the file never sees half of it.
+
+    Args:
+        path: the HTML file; its folder is made, and a folder for full-size pictures beside it.
+        material: what it is made of.
+        progress: told which part is being made.
+
+    Raises:
+        NothingToReport: when the store holds nothing of the chosen cells.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = cell_parts(material, path, progress)
+    if not parts:
+        raise NothingToReport("the store holds nothing of the chosen cells; search them first: pytest benches")
+    progress("writing")
+    write_text(path, _render(material, parts))
+
+
+def _render(material: Material, parts: Sequence[CellPart]) -> str:
+    scripts = [library(), _asset("report.js")]
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            banner=Banner.of(material, parts),
+            cells=parts,
+            golden=golden_part(material, [part.findings for part in parts]),
+            columns=COLUMNS,
+            data=_data(parts),
+            style=_asset("report.css"),
+            scripts=scripts,
+            script_hashes=[_hash(script) for script in scripts],
+        )
+    )
+
+
+def _data(parts: Sequence[CellPart]) -> dict[str, Any]:
+    """All rows, each a list in the columns' order: names are told once."""
+    return {
+        "columns": COLUMNS,
+        "cells": [{"cell": str(part.cell), "rows": [list(row.values()) for row in part.data]} for part in parts],
+        "environments": {part.record.environment: part.environment_json for part in parts},
+        "measurements": {str(part.cell): part.samples for part in parts},
+    }
+
+
+def _hash(script: str) -> str:
+    """What the page's content security policy knows a script of its own by: no other runs."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pytest_diffaccel.report.html") / "page" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("pytest_diffaccel.report.html", "page")
+    templates = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    templates.filters |= {"figure": figure, "interval": interval}
+    return templates
+
+
+def figure(value: float | None, decimals: int = 2, unit: str = "") -> str:
+    """A number as people read it; empty for none."""
+    return "" if value is None else f"{value:.{decimals}f}{unit}"
+
+
+def interval(row: dict[str, Any], name: str, decimals: int = 2, unit: str = "") -> str:
+    """``"1.67x [1.65, 1.69]"`` of a row's columns ``name``, ``name_low`` and ``name_high``; empty for none."""
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    return f"{value:.{decimals}f}{unit} [{figure(low, decimals)}, {figure(high, decimals)}]"

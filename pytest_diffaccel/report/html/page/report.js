@@ -1,0 +1,168 @@
+"use strict";
+(() => {
+  document.documentElement.classList.add("scripted");
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const asObject = (row) => Object.fromEntries(data.columns.map((name, place) => [name, row[place]]));
+  const rowsOf = (cell) => data.cells[cell].rows.map(asObject);
+  const element = (name, text, className) => {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (className) made.className = className;
+    return made;
+  };
+
+  // Tables: sorted by their heads, filtered by the fields above them.
+  for (const table of document.querySelectorAll("table.candidates")) {
+    const section = table.closest("section");
+    const body = table.tBodies[0];
+    const rows = rowsOf(section.dataset.cell);
+    const lines = Array.from(body.rows, (line, place) => ({ line, row: rows[place], text: line.textContent.toLowerCase() }));
+    const heads = Array.from(table.tHead.rows[0].cells);
+    for (const head of heads) {
+      const button = element("button", head.textContent);
+      button.type = "button";
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const column = head.dataset.column;
+        lines.sort((one, other) => compare(one.row[column], other.row[column], up ? 1 : -1));
+        body.append(...lines.map((each) => each.line));
+      });
+    }
+    const filters = section.querySelector(".filters");
+    const [find, accelerator, verdict, least] = ["find", "accelerator", "verdict", "least"].map((name) => filters.querySelector("." + name));
+    const narrow = () => {
+      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const { line, row, text } of lines) {
+        const fits =
+          words.every((word) => text.includes(word)) &&
+          (!accelerator.value || row.accelerator === accelerator.value) &&
+          (!verdict.value || row.verdict === verdict.value) &&
+          (!least.value || row.speedup >= Number(least.value));
+        line.hidden = !fits;
+        shown += fits;
+      }
+      filters.querySelector("output").textContent = shown + " of " + lines.length + " candidates";
+    };
+    filters.addEventListener("input", narrow);
+  }
+  // What is not known comes last in either direction.
+  function compare(one, other, sign) {
+    const missing = (value) => value === null || value === "";
+    if (missing(one) || missing(other)) return missing(one) - missing(other);
+    const order = typeof one === "number" ? one - other : String(one).localeCompare(String(other), "en", { numeric: true });
+    return sign * order;
+  }
+
+  // Pictures: a slider that lays the accelerated one over the other.
+  for (const pair of document.querySelectorAll(".pair")) {
+    const [under, over] = [".baseline img", ".candidate img"].map((which) => pair.querySelector(which).cloneNode());
+    over.alt = "";
+    const box = element("div", undefined, "blink");
+    const stack = element("div", undefined, "stack");
+    const label = element("label", "unaccelerated ⟷ accelerated");
+    const slider = element("input");
+    Object.assign(slider, { type: "range", min: 0, max: 100, step: 5, value: 0 });
+    over.style.opacity = 0;
+    slider.addEventListener("input", () => {
+      over.style.opacity = slider.value / 100;
+    });
+    stack.append(under, over);
+    label.append(slider);
+    box.append(stack, label);
+    pair.after(box);
+  }
+
+  // Charts: drawn when they come into sight, in place of their pictures.
+  const tip = document.getElementById("tip");
+  function tooltip(_, event, item, value) {
+    if (!value) {
+      tip.hidden = true;
+      return;
+    }
+    const list = element("dl");
+    for (const [name, text] of Object.entries(value)) {
+      if (text !== "" && text !== "null" && text !== "undefined") list.append(element("dt", name), element("dd", String(text)));
+    }
+    tip.replaceChildren(list);
+    const key = item && item.datum && item.datum.key;
+    const shown = key && Array.from(document.querySelectorAll("details.winner")).find((each) => each.dataset.key === key);
+    if (shown) {
+      const thumbs = element("div", undefined, "thumbs");
+      thumbs.append(...Array.from(shown.querySelector(".pair").querySelectorAll("a img"), (image) => image.cloneNode()));
+      tip.append(thumbs);
+    }
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8)) + "px";
+    tip.style.top = (event.clientY + 18 + box.height > innerHeight ? Math.max(4, event.clientY - box.height - 12) : event.clientY + 18) + "px";
+  }
+  function narrowLegends(spec, columns) {
+    for (const value of Object.values(spec)) {
+      if (value && typeof value === "object") {
+        if (value.orient === "bottom" && value.columns) value.columns = columns;
+        narrowLegends(value, columns);
+      }
+    }
+  }
+  async function draw(figure) {
+    const spec = JSON.parse(figure.querySelector(".spec").textContent);
+    const plot = figure.querySelector(".plot");
+    const narrow = figure.clientWidth < 560;
+    if (spec.data && spec.data.name === "rows") spec.datasets = { ...spec.datasets, rows: rowsOf(figure.closest("section").dataset.cell) };
+    if (narrow) {
+      narrowLegends(spec, 1);
+      if (spec.facet) spec.columns = 1;
+      // Long labels would leave no room for what they label.
+      spec.config = { ...spec.config, axis: { ...spec.config.axis, labelLimit: 130 } };
+      const bars = spec.encoding && spec.encoding.y && spec.encoding.y.axis;
+      if (bars) bars.labelLimit = 120;
+    }
+    const live = element("div", undefined, "plot live");
+    plot.after(live);
+    try {
+      await vegaEmbed(live, spec, { mode: "vega-lite", renderer: "svg", actions: false, tooltip, ast: false });
+      plot.remove();
+    } catch (error) {
+      live.remove();
+      console.error(error);
+    }
+  }
+  const inSight = new IntersectionObserver(
+    (entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (isIntersecting) {
+          inSight.unobserve(target);
+          draw(target);
+        }
+      }
+    },
+    { rootMargin: "300px" },
+  );
+  document.querySelectorAll(".chart").forEach((figure) => inSight.observe(figure));
+  addEventListener("scroll", () => (tip.hidden = true), { passive: true });
+  addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true));
+
+  // Downloads.
+  function save(name, type, text) {
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+  const field = (value) => {
+    let text = value === null ? "" : String(value);
+    // A spreadsheet would take it for a formula.
+    if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
+    return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+  };
+  document.getElementById("csv").addEventListener("click", () => {
+    const lines = [data.columns, ...data.cells.flatMap((cell) => cell.rows)];
+    save("diffaccel.csv", "text/csv", lines.map((line) => line.map(field).join(",")).join("\r\n") + "\r\n");
+  });
+  document.getElementById("json").addEventListener("click", () => save("diffaccel.json", "application/json", JSON.stringify(data)));
+})();

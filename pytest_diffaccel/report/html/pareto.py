@@ -1,0 +1,191 @@
+"""The chart of a cell: what each candidate gains and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.charts import Chart, Spec, accelerator_scales
+
+_HEIGHT = 420
+_SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
+_LPIPS = {"field": "lpips", "type": "quantitative", "title": "LPIPS to the unaccelerated picture (lower is better)"}
+_TRANSFORM = [
+    {"filter": "datum.speedup != null"},
+    *(
+        {
+            "calculate": f"format(datum.{name}, '{digits}') + '{unit} [' + format(datum.{name}_low, '{digits}') + ', ' + "
+            f"format(datum.{name}_high, '{digits}') + ']'",
+            "as": f"{name}_text",
+        }
+        for name, digits, unit in (("speedup", ".2f", "x"), ("lpips", ".4f", ""))
+    ),
+]
+_TOOLTIP = [
+    {"field": "accelerator"},
+    {"field": "params"},
+    {"field": "speedup_text", "title": "speed-up"},
+    {"field": "lpips_text", "title": "LPIPS"},
+    {"field": "verdict"},
+    {"field": "reason"},
+]
+
+
+def pareto_chart(
+    name: str,
+    record: CellRecord,
+    rows: Sequence[Mapping[str, Any]],
+    frontier: Sequence[tuple[float, float]],
+    accelerators: Sequence[str],
+) -> Chart:
+    """Speed-up against LPIPS.
+
+    Args:
+        name: the chart's.
+        record: the cell.
+        rows: its measured candidates, as :mod:`.data` has them.
+        frontier: (speed-up, LPIPS) of those that none beats, by rising speed-up.
+        accelerators: names of all accelerators of the page.
+    """
+    rivals = [
+        {
+            "speedup": round(one.speedup.value, 4),
+            "lpips": round(one.quality.lpips.value, 5),
+            "low": round(one.quality.lpips.low, 5),
+            "high": round(one.quality.lpips.high, 5),
+            "steps": one.candidate.cell.steps,
+        }
+        for one in record.rivals
+    ]
+    top = _top(record, rows, rivals)
+    x = {**_SPEEDUP, "scale": {"zero": False, "domainMin": _left(rows), "nice": False}}
+    y = {**_LPIPS, "scale": {"domain": [0, top], "nice": False}}
+    colour, shape = accelerator_scales(accelerators)
+    layers = [
+        *_bands(record, top),
+        *_intervals(x, y, colour),
+        _line([{"speedup": speedup, "lpips": lpips} for speedup, lpips in frontier], x, y, "step-before", []),
+        *_rivals(rivals, x, y),
+        {
+            "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.8, "clip": True},
+            "params": [{"name": "shown", "select": {"type": "point", "fields": ["accelerator"]}, "bind": "legend"}],
+            "encoding": {
+                "x": x,
+                "y": y,
+                "color": {"field": "accelerator", "scale": colour, "legend": _legend()},
+                "shape": {"field": "accelerator", "scale": shape, "legend": _legend()},
+                "opacity": {"condition": {"param": "shown", "value": 0.8}, "value": 0.08},
+                "tooltip": _TOOLTIP,
+            },
+        },
+        *_winners(x, y),
+    ]
+    label = f"Speed-up against LPIPS of {len(rows)} candidates of {record.cell}, all of them in the table below"
+    spec = {"width": "container", "height": _HEIGHT, "data": {"name": "rows"}, "transform": _TRANSFORM, "layer": layers}
+    return Chart(name, label, spec, rows)
+
+
+def _legend() -> Spec:
+    return {"orient": "bottom", "title": None, "columns": 3}
+
+
+def _left(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The chart begins at the slowest interval, but no lower than 0.6: what is slower interests nobody."""
+    return max(0.6, min([1.0, *(row["speedup_low"] for row in rows if row["speedup_low"] is not None)]))
+
+
+def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
+    """A little above the largest loss, with the ceiling in sight; a few intervals may be cut."""
+    scale = record.described.scale if record.described else None
+    shown = [one["lpips"] for one in (*rows, *rivals) if one["lpips"] is not None]
+    return round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
+
+
+def _bands(record: CellRecord, top: float) -> list[Spec]:
+    """The ceiling, from which on pictures have nothing but their prompt in common, and the noise floor."""
+    scale = record.described.scale if record.described else None
+    if scale is None:
+        return []
+    rows = [
+        {"low": scale.unrelated, "high": top, "text": f"unrelated pictures: {scale.unrelated:.3f} and more"},
+        {"low": 0, "high": scale.noise_floor, "text": f"noise floor: {scale.noise_floor:.1g}"},
+    ]
+    low = {"field": "low", "type": "quantitative"}
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {"type": "rect", "color": "#8a8f98", "opacity": 0.22, "clip": True},
+            "encoding": {"y": low, "y2": {"field": "high"}},
+        },
+        {
+            "data": {"values": rows},
+            "mark": {"type": "text", "align": "right", "baseline": "bottom", "dx": -6, "dy": -3, "fontSize": 12},
+            "encoding": {"y": low, "text": {"field": "text"}, "x": {"value": "width"}},
+        },
+    ]
+
+
+def _intervals(x: Spec, y: Spec, colour: Spec) -> list[Spec]:
+    mark = {"type": "rule", "opacity": 0.22, "clip": True}
+    own = {"color": {"field": "accelerator", "scale": colour, "legend": None}}
+    across = {**own, "x": {**x, "field": "speedup_low"}, "x2": {"field": "speedup_high"}, "y": y}
+    along = {**own, "y": {**y, "field": "lpips_low"}, "y2": {"field": "lpips_high"}, "x": x}
+    return [{"mark": mark, "encoding": across}, {"mark": mark, "encoding": along}]
+
+
+def _line(values: Sequence[Mapping[str, Any]], x: Spec, y: Spec, interpolate: str, dash: Sequence[int]) -> Spec:
+    mark = {"type": "line", "color": "currentColor", "strokeWidth": 1.5, "interpolate": interpolate, "clip": True}
+    if dash:
+        mark["strokeDash"] = list(dash)
+    order = {"field": "speedup", "type": "quantitative"}
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": {"x": x, "y": y, "order": order}}
+
+
+def _rivals(rivals: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
+    if not rivals:
+        return []
+    tooltip = [
+        {"field": "steps", "title": "unaccelerated, steps"},
+        {"field": "speedup", "title": "speed-up"},
+        {"field": "lpips", "title": "LPIPS"},
+    ]
+    data = {"values": list(rivals)}
+    return [
+        _line(rivals, x, y, "linear", (5, 4)),
+        {
+            "data": data,
+            "mark": {"type": "rule", "opacity": 0.3, "clip": True},
+            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
+        },
+        {
+            "data": data,
+            "mark": {"type": "text", "text": "+", "fontSize": 16, "clip": True},
+            "encoding": {"x": x, "y": y, "tooltip": tooltip},
+        },
+    ]
+
+
+def _winners(x: Spec, y: Spec) -> list[Spec]:
+    data = {"transform": [{"filter": "datum.verdict == 'winner'"}]}
+    ring = {"type": "point", "filled": False, "size": 170, "stroke": "currentColor", "strokeWidth": 1.8, "clip": True}
+    text = {"type": "text", "dy": -14, "fontSize": 11, "clip": True}
+    return [
+        {**data, "mark": ring, "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP}},
+        {**data, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "targets"}}},
+    ]
+
+
+def target_words(targets: Sequence[float]) -> str:
+    """``"1.5x to 2x"`` for neighbouring targets, else all of them."""
+    if len(targets) > 2 and _neighbours(targets):
+        return f"{targets[0]:g}x to {targets[-1]:g}x"
+    return ", ".join(f"{target:g}x" for target in targets)
+
+
+def _neighbours(targets: Sequence[float]) -> bool:
+    if targets[0] not in TARGETS:
+        return False
+    first = TARGETS.index(targets[0])
+    return tuple(targets) == TARGETS[first : first + len(targets)]

@@ -1,0 +1,200 @@
+"""A cell's candidates as rows: figures, verdict, and the reason for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, TypeAlias
+
+from pytest_diffaccel.matrix import TARGETS, format_params
+from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.prompts import Prompts
+from pytest_diffaccel.search.reach import may_reach
+
+Verdict: TypeAlias = Literal["winner", "frontier", "beaten", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What measuring a candidate showed.
+
+    Attributes:
+        speedup: from all timed blocks of its kinds of steps.
+        wall_speedup: from whole runs of its own blocks; None where it was not timed itself.
+        baseline_s: median of the unaccelerated runs of its blocks, seconds; None where it was not timed itself.
+        seconds: median of its own runs.
+        lpips: mean over samples with its interval.
+        worst_lpips: of the sample that lost most.
+        worst_prompt: that sample's prompt.
+        psnr_db: mean peak signal-to-noise ratio, dB.
+        ssim: mean structural similarity.
+        peak_memory_mb: MiB; None where it was not looked at.
+        samples: images scored.
+        blocks: timed blocks.
+        verified: whether these are the figures of other prompts and seeds than it was chosen on.
+        estimates_agree: whether the intervals of both speed-up estimates overlap.
+        fired: how often each method acted in one generation, by counter.
+    """
+
+    speedup: Interval
+    wall_speedup: Interval | None
+    baseline_s: float | None
+    seconds: float | None
+    lpips: Interval
+    worst_lpips: float
+    worst_prompt: str
+    psnr_db: float
+    ssim: float
+    peak_memory_mb: float | None
+    samples: int
+    blocks: int
+    verified: bool
+    estimates_agree: bool
+    fired: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate.
+
+    Attributes:
+        key: its key.
+        accelerator: its accelerator's name.
+        params: ``name=value`` pairs of all methods.
+        verdict: what became of it; ``"frontier"``: no measured candidate is as fast and loses less.
+        reason: why, in words.
+        targets: for a winner, the targets that it is the record of; those it reaches only.
+        figures: None where it was not measured.
+    """
+
+    key: str
+    accelerator: str
+    params: str
+    verdict: Verdict
+    reason: str
+    targets: tuple[float, ...]
+    figures: Figures | None
+
+
+def rows_of(
+    record: CellRecord,
+    speedups: Mapping[str, Interval],
+    entries: Mapping[GoldenKey, GoldenEntry],
+    prompts: Prompts,
+    max_loss: float,
+) -> list[Row]:
+    """Winners first, then what was measured by rising loss, then what failed or was skipped.
+
+    Args:
+        record: the cell.
+        speedups: of each measured candidate, by key.
+        entries: the cell's winners, and what comes nearest to targets that none reaches.
+        prompts: what was drawn.
+        max_loss: largest LPIPS that a winner may have.
+    """
+    measured = sorted(record.best_known.values(), key=lambda one: one.quality.lpips.value)
+    won = _won(entries)
+    frontier = {one.candidate.key for one in frontier_of(measured, speedups)}
+    rows = []
+    for one in measured:
+        key, params = one.candidate.key, format_params(one.candidate.params)
+        own = won.get((one.candidate.accelerator, params), [])
+        verdict: Verdict = "winner" if own else "frontier" if key in frontier else "beaten"
+        met = tuple(target for target, entry in own if entry.status == "met")
+        reason = _why_won(own) if own else _why_not(one, measured, speedups, max_loss)
+        figures = _figures(one, speedups[key], prompts, verified=key in record.verified)
+        rows.append(Row(key, one.candidate.accelerator, params, verdict, reason, met, figures))
+    rows.sort(key=lambda row: row.verdict != "winner")
+    rows += [
+        Row(
+            one.candidate.key,
+            one.candidate.accelerator,
+            format_params(one.candidate.params),
+            "failed",
+            f"{one.kind}: {one.message}",
+            (),
+            None,
+        )
+        for one in record.failures
+        if one.candidate.key not in record.best_known
+    ]
+    rows += [Row(one.key, one.accelerator, one.params, "skipped", one.evidence, (), None) for one in record.skipped]
+    return rows
+
+
+def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Measurement]:
+    """Those that no other is as fast as with less loss, by rising speed-up."""
+    fastest_first = sorted(measured, key=lambda one: (-speedups[one.candidate.key].value, one.quality.lpips.value))
+    frontier: list[Measurement] = []
+    least = math.inf
+    for one in fastest_first:
+        if one.quality.lpips.value < least:
+            least = one.quality.lpips.value
+            frontier.append(one)
+    return frontier[::-1]
+
+
+def _won(entries: Mapping[GoldenKey, GoldenEntry]) -> dict[tuple[str, str], list[tuple[float, GoldenEntry]]]:
+    won: dict[tuple[str, str], list[tuple[float, GoldenEntry]]] = {}
+    for key, entry in sorted(entries.items(), key=lambda item: item[0].prompt_order):
+        won.setdefault((key.accelerator, format_params(entry.params)), []).append((key.target, entry))
+    return won
+
+
+def _why_won(own: Sequence[tuple[float, GoldenEntry]]) -> str:
+    met = ", ".join(f"{target:g}x" for target, entry in own if entry.status == "met")
+    parts = [f"least loss at {met}"] if met else []
+    why = {"speed": "too slow for", "quality": "fast ones lose too much at"}
+    for reason, words in why.items():
+        missed = ", ".join(f"{target:g}x" for target, entry in own if entry.reason == reason)
+        parts += [f"best reached, {words} {missed}"] if missed else []
+    rival = own[0][1].fewer_steps
+    if rival is not None and own[0][1].beats_fewer_steps is False:
+        parts.append(f"{rival.steps} plain steps are as fast and lose less")
+    return "; ".join(parts)
+
+
+def _why_not(
+    one: Measurement, measured: Sequence[Measurement], speedups: Mapping[str, Interval], max_loss: float
+) -> str:
+    own, loss = speedups[one.candidate.key], one.quality.lpips.value
+    if not may_reach(own, TARGETS[0]):
+        return f"reaches no target (the lowest is {TARGETS[0]:g}x)"
+    if loss > max_loss:
+        return f"loses more than {max_loss:g}"
+    for other in measured:
+        faster = speedups[other.candidate.key].value >= own.value
+        if faster and other.quality.lpips.value < loss:
+            return (
+                f"{other.candidate.accelerator} {format_params(other.candidate.params)} is as fast and loses "
+                f"{other.quality.lpips.value:.4f}"
+            )
+    return "on the frontier; at each target it reaches another record loses less, or is as good and faster"
+
+
+def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> Figures:
+    quality = one.quality
+    place = max(range(len(quality.lpips_per_sample)), key=quality.lpips_per_sample.__getitem__)
+    runs = [run.total_s for block in one.blocks for run in block.runs]
+    return Figures(
+        speedup=speedup,
+        wall_speedup=one.wall_speedup if one.blocks else None,
+        baseline_s=median(block.baseline.total_s for block in one.blocks) if one.blocks else None,
+        seconds=median(runs) if runs else None,
+        lpips=quality.lpips,
+        worst_lpips=quality.lpips_per_sample[place],
+        worst_prompt=prompts.of(one.sampling, place),
+        psnr_db=quality.psnr_db,
+        ssim=quality.ssim,
+        peak_memory_mb=one.peak_memory_mb or None,
+        samples=one.sampling.num_samples,
+        blocks=len(one.blocks),
+        verified=verified,
+        estimates_agree=one.estimates_agree,
+        fired=one.fired,
+    )

@@ -1,0 +1,118 @@
+"""How a method's loss and speed depend on its parameters: heat maps over two of them, small multiples for the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_diffaccel.matrix import Number, slug
+from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.report.html.charts import Chart
+
+# Fewer points than this show no shape.
+_LEAST_POINTS = 4
+# More small multiples than this are left out, those with the fewest points first.
+_MOST_MULTIPLES = 9
+_SQUARE = 40
+
+
+def sensitivity_charts(name: str, measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Chart]:
+    """A chart an accelerator with enough measured points.
+
+    Args:
+        name: what the charts' names begin with.
+        measured: a cell's measurements.
+        speedups: by key.
+    """
+    by_accelerator: dict[str, list[Measurement]] = {}
+    for one in measured:
+        by_accelerator.setdefault(one.candidate.accelerator, []).append(one)
+    charts = []
+    for accelerator, own in by_accelerator.items():
+        chart = _chart(f"{name}-{_plain(accelerator)}", accelerator, own, speedups)
+        if chart is not None:
+            charts.append(chart)
+    return charts
+
+
+def _plain(accelerator: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in slug(accelerator))
+
+
+def _point(one: Measurement) -> dict[str, Number]:
+    return {name: value for point in one.candidate.params.values() for name, value in point.items()}
+
+
+def _chart(
+    name: str, accelerator: str, measured: Sequence[Measurement], speedups: Mapping[str, Interval]
+) -> Chart | None:
+    points = [_point(one) for one in measured]
+    names = list(dict.fromkeys(parameter for point in points for parameter in point))
+    varied = {parameter: len({point.get(parameter) for point in points}) for parameter in names}
+    axes = sorted((one for one in names if varied[one] > 1), key=lambda one: -varied[one])[:2]
+    if len(axes) < 2 or len(points) < _LEAST_POINTS:
+        return None
+    rest = [one for one in names if one not in axes and varied[one] > 1]
+    rows = [
+        {
+            "x": point[axes[0]],
+            "y": point[axes[1]],
+            "rest": ", ".join(f"{one}={point[one]}" for one in rest),
+            "lpips": round(measurement.quality.lpips.value, 5),
+            "speedup": round(speedups[measurement.candidate.key].value, 3),
+            "key": measurement.candidate.key,
+        }
+        for point, measurement in zip(points, measured, strict=True)
+        if all(one in point for one in (*axes, *rest))
+    ]
+    most = [text for text, _ in Counter(row["rest"] for row in rows).most_common(_MOST_MULTIPLES)]
+    left_out = len({row["rest"] for row in rows}) - len(most)
+    rows = sorted((row for row in rows if row["rest"] in most), key=lambda row: row["rest"])
+    label = f"{accelerator}: LPIPS (colour) and speed-up (number) over {axes[0]} and {axes[1]}"
+    if rest:
+        label += f"; a map each {', '.join(rest)}"
+    if left_out:
+        label += f"; {left_out} maps with fewer points are left out"
+    return Chart(name, label, _spec(rows, axes, several=bool(rest)))
+
+
+def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bool) -> dict[str, Any]:
+    losses = [row["lpips"] for row in rows]
+    middle = (min(losses) + max(losses)) / 2
+    encoding = {
+        "x": {"field": "x", "type": "ordinal", "title": axes[0], "axis": {"labelAngle": 0}},
+        "y": {"field": "y", "type": "ordinal", "title": axes[1]},
+    }
+    colour = {
+        "field": "lpips",
+        "type": "quantitative",
+        "title": "LPIPS",
+        "scale": {"scheme": "viridis", "zero": False},
+        "legend": {"orient": "bottom", "direction": "horizontal", "gradientLength": 160},
+    }
+    tooltip = [
+        {"field": "x", "title": axes[0]},
+        {"field": "y", "title": axes[1]},
+        {"field": "rest", "title": "others"},
+        {"field": "lpips", "title": "LPIPS"},
+        {"field": "speedup", "title": "speed-up"},
+    ]
+    number = {
+        "text": {"field": "speedup", "type": "quantitative", "format": ".2f"},
+        # Dark on the light half of the colours, light on the dark one.
+        "color": {"condition": {"test": f"datum.lpips > {middle}", "value": "#111"}, "value": "#fff"},
+    }
+    layers = {
+        "width": {"step": _SQUARE},
+        "height": {"step": 24},
+        "layer": [
+            {"mark": {"type": "rect"}, "encoding": {"color": colour, "tooltip": tooltip}},
+            {"mark": {"type": "text", "fontSize": 11}, "encoding": number},
+        ],
+        "encoding": encoding,
+    }
+    if not several:
+        return {"data": {"values": list(rows)}, **layers}
+    facet = {"field": "rest", "type": "nominal", "title": None}
+    return {"data": {"values": list(rows)}, "facet": facet, "columns": 3, "spec": layers}

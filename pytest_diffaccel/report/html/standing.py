@@ -1,0 +1,97 @@
+"""What the search would record now: winners chosen from a store by the search's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.matrix import TARGETS, Candidate
+from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.fewer_steps import steps_as_fast
+from pytest_diffaccel.search.finals import Winner
+from pytest_diffaccel.search.outcome import golden_entry
+from pytest_diffaccel.search.select import Option, choose
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A cell as its search sees it.
+
+    Attributes:
+        speedups: of each measured candidate, from all blocks of its kinds of steps in the environment; by key.
+        entries: what is chosen and verified so far; a target whose choice is not verified yet is not in it.
+    """
+
+    speedups: Mapping[str, Interval]
+    entries: Mapping[GoldenKey, GoldenEntry]
+
+
+def fit_costs(registry: Registry, records: Sequence[CellRecord]) -> dict[str, CostModel]:
+    """The cost model of each environment, by id, from all timed blocks that the registry knows the methods of."""
+    timed: dict[str, list[Measurement]] = {}
+    for record in records:
+        known = [one for one in (*record.searched.values(), *record.verified.values()) if _is_known(registry, one)]
+        timed.setdefault(record.environment, []).extend(known)
+    return {
+        environment: CostModel.fit(registry, [(one.candidate, one.blocks) for one in measurements])
+        for environment, measurements in timed.items()
+        if any(one.blocks for one in measurements)
+    }
+
+
+def _is_known(registry: Registry, measurement: Measurement) -> bool:
+    """Whether the methods are registered here: a user's own are where their conftest is loaded."""
+    return set(measurement.candidate.params) <= registry.method_names
+
+
+def standing(record: CellRecord, costs: CostModel | None, max_loss: float) -> Standing:
+    """How a cell stands.
+
+    Args:
+        record: what the store holds of it.
+        costs: its environment's cost model; None where nothing was timed: then speed-ups are each measurement's own.
+        max_loss: largest LPIPS that a winner may have.
+    """
+    speedups = {key: one.speedup for key, one in record.best_known.items()}
+    if costs is None:
+        return Standing(speedups, {})
+    known = [one.candidate for one in record.best_known.values() if _is_known(costs.registry, one)]
+    speedups |= {one.key: speedup for one, speedup in zip(known, costs.speedups(known), strict=True)}
+    entries: dict[GoldenKey, GoldenEntry] = {}
+    for accelerator, own in _groups(known, record).items():
+        options = [Option(one, speedups[one.key], _losses(record, one)) for one in own]
+        for target in TARGETS:
+            entry = _entry(record, costs, options, target, max_loss)
+            if entry is not None:
+                cell = record.cell
+                entries[GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target)] = entry
+    return Standing(speedups, entries)
+
+
+def _groups(known: Sequence[Candidate], record: CellRecord) -> dict[str, list[Candidate]]:
+    groups: dict[str, list[Candidate]] = {}
+    for one in sorted(known, key=lambda candidate: candidate.key):
+        if one.key in record.searched:
+            groups.setdefault(one.accelerator, []).append(one)
+    return groups
+
+
+def _losses(record: CellRecord, candidate: Candidate) -> tuple[float, ...]:
+    return record.searched[candidate.key].quality.lpips_per_sample
+
+
+def _entry(
+    record: CellRecord, costs: CostModel, options: Sequence[Option], target: float, max_loss: float
+) -> GoldenEntry | None:
+    choice = choose(options, target, max_loss)
+    chosen = record.verified.get(choice.option.candidate.key) if choice.option else None
+    if choice.option is None or chosen is None or record.described is None:
+        return None
+    steps = steps_as_fast(costs, record.cell.steps, choice.option.speedup.value)
+    rival = next((one for one in record.rivals if one.candidate.cell.steps == steps), None)
+    return golden_entry(Winner(choice, chosen, rival), record.described)
