@@ -14,9 +14,9 @@ from pytest_diffaccel.report.html.data import chart_row, row_data
 from pytest_diffaccel.report.html.failures import FailurePart, failure_parts
 from pytest_diffaccel.report.html.findings import Findings, accelerators_of, find
 from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.pareto import pareto_chart
+from pytest_diffaccel.report.html.pareto import pareto_chart, target_words
 from pytest_diffaccel.report.html.pictures import Gallery, WinnerPictures
-from pytest_diffaccel.report.html.rows import frontier_of
+from pytest_diffaccel.report.html.rows import Figures, Row, frontier_of
 from pytest_diffaccel.report.html.sensitivity import sensitivity_charts
 from pytest_diffaccel.report.html.timing import kind_costs_chart, samples_chart
 
@@ -104,6 +104,7 @@ def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) 
 def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
     known = list(one.record.best_known.values())
     winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict == "winner"]
+    winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.speedups[pair[0].key].value))
     timed = [*one.record.searched.values(), *one.record.verified.values()]
     data = tuple(row_data(one.record, row) for row in one.rows)
     return CellPart(
@@ -112,7 +113,7 @@ def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gall
         data=data,
         pareto=_pareto(number, one, data, accelerators) if known else None,
         pictures=tuple(gallery.of(one)),
-        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.speedups)),
+        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.speedups, accelerators)),
         samples_chart=samples_chart(f"samples-{number}", timed, accelerators),
         kind_costs=kind_costs_chart(f"kinds-{number}", winners),
         failures=failure_parts(one.record, logs),
@@ -125,4 +126,26 @@ def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelera
         (one.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
         for measurement in frontier_of(list(one.record.best_known.values()), one.speedups)
     ]
-    return pareto_chart(f"pareto-{number}", one.record, measured, best, accelerators)
+    return pareto_chart(f"pareto-{number}", one.record, measured, best, _best_at_targets(one.rows), accelerators)
+
+
+def _best_at_targets(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of the winners of all accelerators at a target the one that loses least, with its targets as a label."""
+    best: dict[float, tuple[Row, Figures]] = {}
+    for row in rows:
+        figures = row.figures
+        for target in row.targets:
+            if figures and (target not in best or figures.lpips.value < best[target][1].lpips.value):
+                best[target] = row, figures
+    labels: dict[str, list[float]] = {}
+    for target, (row, _) in sorted(best.items()):
+        labels.setdefault(row.key, []).append(target)
+    shown = {row.key: figures for row, figures in best.values()}
+    return [
+        {
+            "speedup": round(shown[key].speedup.value, 4),
+            "lpips": round(shown[key].lpips.value, 5),
+            "text": target_words(targets),
+        }
+        for key, targets in labels.items()
+    ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.html.findings import Findings
 from pytest_diffaccel.report.html.material import Material
@@ -68,6 +70,16 @@ def _is_pending(change: Change, *, written: bool) -> bool:
 def _command(search: str, pending: Iterable[Change]) -> str:
     update = any(change.kind == "differs" for change in pending) and "--update-golden" not in search
     return f"{search} --update-golden" if update else search
+
+
+def entry_words(entry: GoldenEntry | None) -> str:
+    """An entry in one line; a dash for none."""
+    if entry is None:
+        return "-"
+    status = "" if entry.status == "met" else f"unattainable ({entry.reason}), best reached "
+    if entry.speedup is None or entry.lpips is None:
+        return f"{status}nothing"
+    return f"{status}{entry.speedup:.2f}x, LPIPS {entry.lpips:.4f}, {format_params(entry.params).replace(',', ', ')}"
 
 
 def categories(change: Change) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
 from pytest_diffaccel.report.html.charts import library
 from pytest_diffaccel.report.html.data import COLUMNS
-from pytest_diffaccel.report.html.golden_changes import golden_part
+from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
 from pytest_diffaccel.report.html.material import Material
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _templates() -> Environment:
     templates = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    templates.filters |= {"figure": figure, "interval": interval}
+    templates.filters |= {"figure": figure, "interval": interval, "entry_words": entry_words, "fact": fact}
     return templates
 
 
@@ -105,3 +105,12 @@ def interval(row: dict[str, Any], name: str, decimals: int = 2, unit: str = "") 
     if value is None:
         return ""
     return f"{value:.{decimals}f}{unit} [{figure(low, decimals)}, {figure(high, decimals)}]"
+
+
+def fact(value: Any) -> str:
+    """Part of an environment as people read it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {fact(part)}" for name, part in value.items())
+    return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

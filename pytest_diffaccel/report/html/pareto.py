@@ -12,17 +12,17 @@ from pytest_diffaccel.report.html.charts import Chart, Spec, accelerator_scales
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
 _LPIPS = {"field": "lpips", "type": "quantitative", "title": "LPIPS to the unaccelerated picture (lower is better)"}
-_TRANSFORM = [
-    {"filter": "datum.speedup != null"},
-    *(
-        {
-            "calculate": f"format(datum.{name}, '{digits}') + '{unit} [' + format(datum.{name}_low, '{digits}') + ', ' + "
-            f"format(datum.{name}_high, '{digits}') + ']'",
-            "as": f"{name}_text",
-        }
-        for name, digits, unit in (("speedup", ".2f", "x"), ("lpips", ".4f", ""))
-    ),
-]
+# Targets are among them: a candidate's place shows which it reaches.
+_TICKS = (0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
+
+
+def _text(name: str, digits: str, unit: str) -> Spec:
+    """A figure with its interval, in words."""
+    parts = [f"format(datum.{name}{end}, '{digits}')" for end in ("", "_low", "_high")]
+    return {"calculate": f"{parts[0]} + '{unit} [' + {parts[1]} + ', ' + {parts[2]} + ']'", "as": f"{name}_text"}
+
+
+_TRANSFORM = [{"filter": "datum.speedup != null"}, _text("speedup", ".2f", "x"), _text("lpips", ".4f", "")]
 _TOOLTIP = [
     {"field": "accelerator"},
     {"field": "params"},
@@ -38,6 +38,7 @@ def pareto_chart(
     record: CellRecord,
     rows: Sequence[Mapping[str, Any]],
     frontier: Sequence[tuple[float, float]],
+    best: Sequence[Mapping[str, Any]],
     accelerators: Sequence[str],
 ) -> Chart:
     """Speed-up against LPIPS.
@@ -47,6 +48,7 @@ def pareto_chart(
         record: the cell.
         rows: its measured candidates, as :mod:`.data` has them.
         frontier: (speed-up, LPIPS) of those that none beats, by rising speed-up.
+        best: the best winner of all accelerators at each target: ``speedup``, ``lpips`` and ``text``.
         accelerators: names of all accelerators of the page.
     """
     rivals = [
@@ -60,8 +62,10 @@ def pareto_chart(
         for one in record.rivals
     ]
     top = _top(record, rows, rivals)
-    x = {**_SPEEDUP, "scale": {"zero": False, "domainMin": _left(rows), "nice": False}}
-    y = {**_LPIPS, "scale": {"domain": [0, top], "nice": False}}
+    # Ratios are shown as ratios; losses by their root, so that small ones do not vanish beside the largest.
+    axis = {"values": list(_TICKS), "format": "~g", "labelOverlap": True}
+    x = {**_SPEEDUP, "scale": {"type": "log", "domain": _width(rows), "nice": False}, "axis": axis}
+    y = {**_LPIPS, "scale": {"type": "sqrt", "domain": [0, top], "nice": False}}
     colour, shape = accelerator_scales(accelerators)
     layers = [
         *_bands(record, top),
@@ -80,7 +84,7 @@ def pareto_chart(
                 "tooltip": _TOOLTIP,
             },
         },
-        *_winners(x, y),
+        *_winners(best, x, y),
     ]
     label = f"Speed-up against LPIPS of {len(rows)} candidates of {record.cell}, all of them in the table below"
     spec = {"width": "container", "height": _HEIGHT, "data": {"name": "rows"}, "transform": _TRANSFORM, "layer": layers}
@@ -91,9 +95,11 @@ def _legend() -> Spec:
     return {"orient": "bottom", "title": None, "columns": 3}
 
 
-def _left(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The chart begins at the slowest interval, but no lower than 0.6: what is slower interests nobody."""
-    return max(0.6, min([1.0, *(row["speedup_low"] for row in rows if row["speedup_low"] is not None)]))
+def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Where the chart begins and ends; what is slower than 0.7x interests nobody."""
+    slowest = min(row["speedup_low"] for row in rows)
+    fastest = max(row["speedup"] for row in rows)
+    return [round(max(0.7, min(0.98, slowest)), 4), round(max(1.25, 1.06 * fastest), 4)]
 
 
 def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
@@ -129,7 +135,7 @@ def _bands(record: CellRecord, top: float) -> list[Spec]:
 
 def _intervals(x: Spec, y: Spec, colour: Spec) -> list[Spec]:
     mark = {"type": "rule", "opacity": 0.22, "clip": True}
-    own = {"color": {"field": "accelerator", "scale": colour, "legend": None}}
+    own = {"color": {"field": "accelerator", "scale": colour, "legend": _legend()}}
     across = {**own, "x": {**x, "field": "speedup_low"}, "x2": {"field": "speedup_high"}, "y": y}
     along = {**own, "y": {**y, "field": "lpips_low"}, "y2": {"field": "lpips_high"}, "x": x}
     return [{"mark": mark, "encoding": across}, {"mark": mark, "encoding": along}]
@@ -167,14 +173,19 @@ def _rivals(rivals: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]
     ]
 
 
-def _winners(x: Spec, y: Spec) -> list[Spec]:
-    data = {"transform": [{"filter": "datum.verdict == 'winner'"}]}
+def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
     ring = {"type": "point", "filled": False, "size": 170, "stroke": "currentColor", "strokeWidth": 1.8, "clip": True}
-    text = {"type": "text", "dy": -14, "fontSize": 11, "clip": True}
-    return [
-        {**data, "mark": ring, "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP}},
-        {**data, "mark": text, "encoding": {"x": x, "y": y, "text": {"field": "targets"}}},
-    ]
+    rings = {
+        "transform": [{"filter": "datum.verdict == 'winner'"}],
+        "mark": ring,
+        "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP},
+    }
+    labels = {
+        "data": {"values": list(best)},
+        "mark": {"type": "text", "dy": 17, "fontSize": 12, "fontWeight": "bold"},
+        "encoding": {"x": x, "y": y, "text": {"field": "text"}},
+    }
+    return [rings, labels]
 
 
 def target_words(targets: Sequence[float]) -> str:

@@ -17,19 +17,22 @@ _MOST_MULTIPLES = 9
 _SQUARE = 40
 
 
-def sensitivity_charts(name: str, measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Chart]:
+def sensitivity_charts(
+    name: str, measured: Sequence[Measurement], speedups: Mapping[str, Interval], accelerators: Sequence[str]
+) -> list[Chart]:
     """A chart an accelerator with enough measured points.
 
     Args:
         name: what the charts' names begin with.
         measured: a cell's measurements.
         speedups: by key.
+        accelerators: names of all accelerators of the page, in order.
     """
     by_accelerator: dict[str, list[Measurement]] = {}
     for one in measured:
         by_accelerator.setdefault(one.candidate.accelerator, []).append(one)
     charts = []
-    for accelerator, own in by_accelerator.items():
+    for accelerator, own in sorted(by_accelerator.items(), key=lambda item: accelerators.index(item[0])):
         chart = _chart(f"{name}-{_plain(accelerator)}", accelerator, own, speedups)
         if chart is not None:
             charts.append(chart)
@@ -68,13 +71,18 @@ def _chart(
     ]
     most = [text for text, _ in Counter(row["rest"] for row in rows).most_common(_MOST_MULTIPLES)]
     left_out = len({row["rest"] for row in rows}) - len(most)
-    rows = sorted((row for row in rows if row["rest"] in most), key=lambda row: row["rest"])
+    rows = [row for row in rows if row["rest"] in most]
     label = f"{accelerator}: LPIPS (colour) and speed-up (number) over {axes[0]} and {axes[1]}"
     if rest:
         label += f"; a map each {', '.join(rest)}"
     if left_out:
         label += f"; {left_out} maps with fewer points are left out"
     return Chart(name, label, _spec(rows, axes, several=bool(rest)))
+
+
+def _numbers(text: str) -> list[float]:
+    """The values of ``name=value`` pairs: 6 comes before 12."""
+    return [float(pair.partition("=")[2]) for pair in text.split(", ")]
 
 
 def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bool) -> dict[str, Any]:
@@ -114,5 +122,6 @@ def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bo
     }
     if not several:
         return {"data": {"values": list(rows)}, **layers}
-    facet = {"field": "rest", "type": "nominal", "title": None}
+    order = sorted({row["rest"] for row in rows}, key=_numbers)
+    facet = {"field": "rest", "type": "nominal", "title": None, "sort": order}
     return {"data": {"values": list(rows)}, "facet": facet, "columns": 3, "spec": layers}

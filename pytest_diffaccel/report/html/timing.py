@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Block, Measurement
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.report.html.charts import COLOURS, Chart, accelerator_scales
+from pytest_diffaccel.report.html.charts import Chart, accelerator_scales
+from pytest_diffaccel.report.html.pareto import target_words
 from pytest_diffaccel.report.html.rows import Row
 
 _BASELINE = "unaccelerated"
 _OUTSIDE = "outside the steps"
 _BAR_PX = 26
+# Width of a letter in a bar as a share of the chart's, at about 500 pixels.
+_LETTER_SHARE = 0.013
+# What names a method in a kind of step.
+_METHOD = re.compile(r"[^|:]+:")
 
 
 def samples_chart(name: str, measured: Sequence[Measurement], accelerators: Sequence[str]) -> Chart | None:
@@ -57,9 +63,9 @@ def _sample(place: int, what: str, params: str, seconds: float, block: Block) ->
 def _samples_spec(rows: Sequence[Mapping[str, Any]], accelerators: Sequence[str]) -> dict[str, Any]:
     colour, shape = accelerator_scales(accelerators)
     colour = {"domain": [_BASELINE, *colour["domain"]], "range": ["#8a8f98", *colour["range"]]}
-    shape = {"domain": [_BASELINE, *shape["domain"]], "range": ["stroke", *shape["range"]]}
+    shape = {"domain": [_BASELINE, *shape["domain"]], "range": ["circle", *shape["range"]]}
     x = {"field": "block", "type": "quantitative", "title": "timed block, in run order", "axis": {"tickMinStep": 1}}
-    x["scale"] = {"zero": False, "padding": 8}
+    x["scale"] = {"domain": [0, 1 + max(row["block"] for row in rows)], "nice": False}
     y = {"field": "seconds", "type": "quantitative", "title": "seconds a generation", "scale": {"domainMin": 0}}
     legend = {"orient": "bottom", "title": None, "columns": 3}
     point = {
@@ -86,7 +92,7 @@ def _samples_spec(rows: Sequence[Mapping[str, Any]], accelerators: Sequence[str]
         "width": "container",
         "height": 260,
         "data": {"values": list(rows)},
-        "layer": [line, point, disturbed],
+        "layer": [line, point, *([disturbed] if any("disturbance" in row for row in rows) else [])],
     }
 
 
@@ -100,46 +106,73 @@ def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> C
     timed = [(row, one) for row, one in winners if one.blocks]
     if not timed:
         return None
-    first = timed[0][1]
-    rows = _bar(_BASELINE, 0, RunTimes.of([(block.baseline,) for block in first.blocks]))
+    baseline = RunTimes.of([(block.baseline,) for block in timed[0][1].blocks])
+    plain_s = max(float(cost) for cost in baseline.costs().values())
+    rows = _bar(_BASELINE, "", 0, baseline, plain_s)
     for place, (row, one) in enumerate(timed, start=1):
-        rows += _bar(f"{row.accelerator}: {row.params}", place, RunTimes.of([block.runs for block in one.blocks]))
+        times = RunTimes.of([block.runs for block in one.blocks])
+        rows += _bar(_bar_name(row, place), row.params, place, times, plain_s)
     label = "Seconds of a generation by kind of step: the unaccelerated pipeline and each winner"
     return Chart(name, label, _bars_spec(rows))
 
 
-def _bar(label: str, place: int, times: RunTimes) -> list[dict[str, Any]]:
+def _bar_name(row: Row, place: int) -> str:
+    """Its accelerator and targets, or its place where it is the best reached: unique among the bars."""
+    return f"{row.accelerator} {target_words(row.targets) or f'(best reached, {place})'}"
+
+
+def _bar(label: str, params: str, place: int, times: RunTimes, plain_s: float) -> list[dict[str, Any]]:
     costs = times.costs()
-    outside = float(times.seconds()) - sum(float(costs[kind]) * count for kind, count in times.counts.items())
-    rows = [{"bar": label, "place": place, "kind": _OUTSIDE, "steps": 0, "seconds": round(outside, 4), "each": None}]
-    for kind, count in times.counts.items():
-        each = float(costs[kind])
+    parts = [(kind, count, float(costs[kind])) for kind, count in times.counts.items()]
+    outside = float(times.seconds()) - sum(count * each for _, count, each in parts)
+    rows: list[dict[str, Any]] = []
+    start = 0.0
+    for kind, count, each in [(_OUTSIDE, 1, outside), *parts]:
+        end = start + count * each
         rows.append(
             {
                 "bar": label,
+                "params": params,
                 "place": place,
-                "kind": kind.replace("|", " | "),
-                "steps": count,
-                "seconds": round(each * count, 4),
+                "kind": kind.replace("|", " and "),
+                "short": kind if kind == _OUTSIDE else f"{count} × {_METHOD.sub('', kind).replace('|', ' · ')}",
+                "steps": None if kind == _OUTSIDE else count,
+                "start": round(start, 4),
+                "end": round(end, 4),
                 "each": round(each, 5),
+                "share": None if kind == _OUTSIDE else round(each / plain_s, 4),
             }
         )
+        start = end
     return rows
 
 
 def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    others = [kind for kind in kinds if kind not in (_OUTSIDE, "plain")]
-    scale = {
-        "domain": [_OUTSIDE, "plain", *others],
-        "range": ["#c9ccd1", "#8a8f98", *(COLOURS[place % (len(COLOURS) - 1)] for place in range(len(others)))],
-    }
     bars = {row["bar"] for row in rows}
+    longest = max(row["end"] for row in rows)
+    colour = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "cost of a step, an unaccelerated one being 1",
+        "scale": {"scheme": "viridis", "domain": [0, 1.2], "clamp": True},
+        "legend": {"orient": "bottom", "direction": "horizontal", "gradientLength": 200, "titleLimit": 400},
+    }
+    tooltip = [
+        {"field": "bar", "title": "what"},
+        {"field": "params"},
+        {"field": "kind"},
+        {"field": "steps"},
+        {"field": "each", "title": "seconds each"},
+        {"field": "share", "title": "of an unaccelerated step"},
+    ]
+    place = {"x": {"field": "start", "type": "quantitative", "title": "seconds a generation"}, "x2": {"field": "end"}}
+    unknown = {"condition": {"test": "datum.share == null", "value": "#c9ccd1"}, **colour}
+    # A number of characters of this size in the bar's own length; what does not fit is left to the pointer.
+    fits = f"(datum.end - datum.start) / {longest} > (length(datum.short) + 1) * {_LETTER_SHARE}"
     return {
         "width": "container",
         "height": _BAR_PX * len(bars),
         "data": {"values": list(rows)},
-        "mark": {"type": "bar", "stroke": "currentColor", "strokeWidth": 0.4},
         "encoding": {
             "y": {
                 "field": "bar",
@@ -147,19 +180,21 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "title": None,
                 "sort": {"field": "place", "op": "min"},
                 "axis": {"labelLimit": 300},
-            },
-            "x": {"field": "seconds", "type": "quantitative", "title": "seconds a generation"},
-            "color": {
-                "field": "kind",
-                "scale": scale,
-                "legend": {"orient": "bottom", "title": None, "columns": 3},
-            },
-            "tooltip": [
-                {"field": "bar", "title": "what"},
-                {"field": "kind"},
-                {"field": "steps"},
-                {"field": "each", "title": "seconds a step"},
-                {"field": "seconds", "title": "seconds in all"},
-            ],
+            }
         },
+        "layer": [
+            {
+                "mark": {"type": "bar", "stroke": "currentColor", "strokeWidth": 0.5},
+                "encoding": {**place, "color": unknown, "tooltip": tooltip},
+            },
+            {
+                "transform": [{"filter": fits}, {"calculate": "(datum.start + datum.end) / 2", "as": "middle"}],
+                "mark": {"type": "text", "fontSize": 11},
+                "encoding": {
+                    "x": {"field": "middle", "type": "quantitative"},
+                    "text": {"field": "short"},
+                    "color": {"condition": {"test": "datum.share < 0.6", "value": "#fff"}, "value": "#111"},
+                },
+            },
+        ],
     }

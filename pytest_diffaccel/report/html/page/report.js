@@ -73,7 +73,7 @@
     stack.append(under, over);
     label.append(slider);
     box.append(stack, label);
-    pair.after(box);
+    pair.append(box);
   }
 
   // Charts: drawn when they come into sight, in place of their pictures.
