@@ -59,6 +59,7 @@ class Settings:
         picture_grid: where to write the picture grid, or None.
         gpus: indices or names of the GPUs to use; None for the CPU, empty for all.
         gate: what the gate is told; None for a search.
+        report: where to write the HTML report, or None.
     """
 
     cells: tuple[Cell, ...]
@@ -82,6 +83,7 @@ class Settings:
     picture_grid: Path | None
     gpus: tuple[str, ...] | None
     gate: GateSettings | None = None
+    report: Path | None = None
 
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
@@ -120,6 +122,7 @@ class Settings:
             picture_grid=Path(options.picture_grid) if options.picture_grid else None,
             gpus=_gpus(options.gpus),
             gate=GateSettings.from_options(options),
+            report=_report(options.diffaccel_report, gate=options.gate),
         )
 
 
@@ -176,6 +179,16 @@ def _gpus(given: str | None) -> tuple[str, ...] | None:
         return names
     meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
+
+
+def _report(path: str | None, *, gate: bool) -> Path | None:
+    if path is not None and gate:
+        raise OptionError("--diffaccel-report: it shows a search; the gate's verdicts are in its own summary")
+    if path is not None and Path(path).is_dir():
+        raise OptionError(
+            f"--diffaccel-report: {path!r} is a folder; name a file, such as {Path(path) / 'report.html'}"
+        )
+    return Path(path) if path else None
 
 
 def _budget(seconds: float | None, *, exhaustive: bool) -> float | None:
@@ -240,6 +253,7 @@ _RECORD_OPTIONS = (
     option("--update-golden", action="store_true", help="rewrite golden records that differ"),
     option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
     option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
+    option("--diffaccel-report", metavar="FILE", help="write all that was found as one HTML file"),
     option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
 _GROUPS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -41,6 +42,11 @@ def _reason(report: pytest.TestReport) -> str:
     return text.partition("\n")[0]
 
 
+def _command(config: pytest.Config) -> str:
+    """How this run was started."""
+    return shlex.join(["pytest", *map(str, config.invocation_params.args)])
+
+
 class Reporting:
     """Hooks that only the controller has (or the one process, without xdist)."""
 
@@ -59,7 +65,7 @@ class Reporting:
             if gate is not None:
                 self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
             else:
-                self._made = SessionReport(run.settings, run.registry.names, terminal)
+                self._made = SessionReport(run.settings, run.registry, terminal, _command(self._config))
         return self._made
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

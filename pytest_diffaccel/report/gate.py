@@ -12,6 +12,7 @@ from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.options import Settings
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import duration
+from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.session import Terminal
@@ -123,8 +124,10 @@ class GateReport:
         counted = [f"{count} {status}" for status, count in counts.items()]
         counted += [f"{len(self._broken)} broke off"] if self._broken else []
         self._terminal.write_line(f"gate: {', '.join(counted)} of {self._cases}")
-        for line in self._next_steps(counts):
+        steps = self._next_steps(counts)
+        for line in steps:
             self._terminal.write_line(line)
+        write_step_summary(gate_summary(self._results, self._broken, self._cases, steps))
 
     def _next_steps(self, counts: Mapping[str, int]) -> list[str]:
         lines = []

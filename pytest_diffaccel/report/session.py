@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.options import WORK_DIR, Settings
@@ -17,7 +17,11 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import Progress, estimate_s
+from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
 
 # Without a terminal that can rewrite its line, this often.
 _PLAIN_INTERVAL_S = 15.0
@@ -52,9 +56,10 @@ class Terminal(Protocol):
 class SessionReport:
     """Everything the controller shows and records of a search."""
 
-    def __init__(self, settings: Settings, known_accelerators: Sequence[str], terminal: Terminal) -> None:
+    def __init__(self, settings: Settings, registry: Registry, terminal: Terminal, command: str) -> None:
         self._settings = settings
-        self._known_accelerators = known_accelerators
+        self._registry = registry
+        self._command = command
         self._terminal = terminal
         self._progress: Progress | None = None
         self._shown_at = 0.0
@@ -137,11 +142,26 @@ class SessionReport:
         self._terminal.flush()
 
     def summary(self) -> None:
-        """Winners, changes to the golden database, pictures, and what to do next."""
+        """Winners, changes to the golden database, pictures, the report, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if not self._entries and not self._left:
-            return
+        if self._entries or self._left:
+            self._show_winners()
+        if self._progress:
+            changes = list(self._changes.values())
+            write_step_summary(
+                search_summary(self._entries, self._environments, changes, self._outcomes, self._settings.golden)
+            )
+        if self._settings.report:
+            self._write_report(self._settings.report)
+
+    def _write_report(self, path: Path) -> None:
+        from pytest_diffaccel.report.html.from_session import write_session_report
+
+        changes = list(self._changes.values())
+        self._terminal.write_line(write_session_report(path, self._settings, self._registry, changes, self._command))
+
+    def _show_winners(self) -> None:
         self._terminal.section("diffaccel: winners")
         for line in winners_table(self._entries, self._environments):
             self._terminal.write_line(line)
@@ -162,7 +182,7 @@ class SessionReport:
             key
             for key in read_golden(self._settings.golden)
             if (key.pipe, key.scheduler, key.steps) in cells
-            and (key.accelerator not in self._known_accelerators or key.target not in TARGETS)
+            and (key.accelerator not in self._registry.names or key.target not in TARGETS)
         ]
         self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
 

@@ -57,30 +57,6 @@ class CellPart:
         """What the store holds of it."""
         return self.findings.record
 
-    @property
-    def environment_json(self) -> dict[str, Any] | None:
-        """Its environment."""
-        return self.record.described.to_json() if self.record.described else None
-
-    @property
-    def samples(self) -> list[dict[str, Any]]:
-        """Each measurement's losses by sample and run times by block, rounded."""
-        return [
-            {
-                "key": one.candidate.key,
-                "purpose": one.sampling.purpose,
-                "lpips": [round(loss, 5) for loss in one.quality.lpips_per_sample],
-                "blocks_s": [
-                    [_ms(block.baseline.total_s), *(_ms(run.total_s) for run in block.runs)] for block in one.blocks
-                ],
-            }
-            for one in (*self.record.searched.values(), *self.record.verified.values(), *self.record.rivals)
-        ]
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds, 4)
-
 
 def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) -> list[CellPart]:
     """The parts of all wanted cells.
@@ -106,7 +82,7 @@ def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gall
     winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict == "winner"]
     winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.speedups[pair[0].key].value))
     timed = [*one.record.searched.values(), *one.record.verified.values()]
-    data = tuple(row_data(one.record, row) for row in one.rows)
+    data = tuple(row_data(row) for row in one.rows)
     return CellPart(
         number=number,
         findings=one,

@@ -39,6 +39,12 @@ _CONFIG: Spec = {
     "rule": {"color": "currentColor"},
 }
 _LONG_NUMBER = re.compile(r"(\d+\.\d)\d+")
+# What Vega writes for programs that read a drawing, or for no one: the page names each chart, and sets its font.
+_NEEDLESS = re.compile(
+    r' (?:class|aria-hidden|aria-roledescription|role|pointer-events|font-family)="[^"]*"| opacity="1"'
+    r'|<path (?=[^>]*\bd="")[^>]*/>|<path [^>]*display="none"/>'
+)
+_EMPTY_GROUP = re.compile(r"<g[^>]*></g>")
 _ID = re.compile(r'\bid="([^"]+)"')
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
@@ -87,7 +93,7 @@ def accelerator_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
 
 def _for_page(svg: str, name: str) -> str:
     """Shorter, and with ids that no other picture of the page has."""
-    svg = _LONG_NUMBER.sub(r"\1", svg)
+    svg = _LONG_NUMBER.sub(r"\1", _EMPTY_GROUP.sub("", _NEEDLESS.sub("", svg)))
     svg = _ID.sub(lambda found: f'id="{name}-{found[1]}"', svg)
     return _REFERENCE.sub(lambda found: f"url(#{name}-{found[1]})", svg)
 
@@ -97,5 +103,5 @@ def library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, under 1 MB, that loads nothing; safe inside a script element."""
     from vl_convert import javascript_bundle
 
-    script: str = javascript_bundle()
+    script: str = javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")

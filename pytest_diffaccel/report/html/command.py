@@ -50,12 +50,16 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.records.golden_file import read_environments, read_golden
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
+    from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.report.html.material import Material
     from pytest_diffaccel.report.html.prompts import Prompts
 
     store, folder = _places(parsed.store)
-    with Store.open(store) as opened:
-        contents = opened.contents()
+    try:
+        with Store.open(store) as opened:
+            contents = opened.contents()
+    except StoreError as error:
+        raise ValueError(str(error)) from error
     return Material(
         contents=contents,
         registry=default_registry(),

@@ -3,40 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.report.html.cells import CellRecord
 from pytest_diffaccel.report.html.pareto import target_words
 from pytest_diffaccel.report.html.rows import Figures, Row
 
-#: Columns of a row, in the CSV's order.
+#: Columns of a row.
 COLUMNS = (
-    *("pipe", "scheduler", "steps", "accelerator", "params", "verdict", "targets", "reason"),
+    *("accelerator", "params", "verdict", "targets", "reason"),
     *("speedup", "speedup_low", "speedup_high", "wall_speedup", "wall_speedup_low", "wall_speedup_high"),
     *("baseline_s", "seconds", "lpips", "lpips_low", "lpips_high", "worst_lpips", "worst_prompt"),
-    *("psnr_db", "ssim", "peak_memory_mb", "samples", "blocks", "verified", "estimates_agree", "environment", "key"),
+    *("psnr_db", "ssim", "peak_memory_mb", "samples", "blocks", "verified", "estimates_agree"),
+)
+#: What all rows of a cell have in common; the first columns of the CSV.
+CELL_COLUMNS = ("pipe", "scheduler", "steps", "environment")
+# What a chart draws of a row, and shows when it is pointed at.
+_CHARTED = (
+    *("accelerator", "params", "verdict", "reason"),
+    *("speedup", "speedup_low", "speedup_high", "lpips", "lpips_low", "lpips_high"),
 )
 
 
-def row_data(record: CellRecord, row: Row) -> dict[str, Any]:
+def row_data(row: Row) -> dict[str, Any]:
     """A row as :data:`COLUMNS` name its parts; None where nothing is known."""
-    cell = record.cell
     known: dict[str, Any] = dict.fromkeys(COLUMNS)
     known |= {
-        "pipe": cell.pipe,
-        "scheduler": cell.scheduler,
-        "steps": cell.steps,
         "accelerator": row.accelerator,
         "params": row.params,
         "verdict": row.verdict,
         "targets": target_words(row.targets),
         "reason": row.reason,
-        "environment": record.environment,
-        "key": row.key,
     }
     return known | (_figures(row.figures) if row.figures else {})
+
+
+def chart_row(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chart draws of a row; the page's script gives it all columns."""
+    return {name: known[name] for name in _CHARTED}
+
+
+def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A cell: its rows, each a list in the columns' order, and what its measurements are made of.
+
+    ``measurements`` holds the loss of each sample and the seconds of each timed block's runs, the unaccelerated one's
+    first, ``row`` being their row's place; those of ``fewer_steps`` belong to the unaccelerated pipeline.
+    """
+    cell = record.cell
+    places = {(row["accelerator"], row["params"]): place for place, row in enumerate(rows)}
+    return {
+        "pipe": cell.pipe,
+        "scheduler": cell.scheduler,
+        "steps": cell.steps,
+        "environment": record.environment,
+        "rows": [[row[name] for name in COLUMNS] for row in rows],
+        "measurements": [
+            {"row": places[one.candidate.accelerator, format_params(one.candidate.params)]} | _made_of(one)
+            for one in (*record.searched.values(), *record.verified.values())
+        ],
+        "fewer_steps": [{"steps": one.candidate.cell.steps} | _made_of(one) for one in record.rivals],
+    }
+
+
+def _made_of(one: Measurement) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "purpose": one.sampling.purpose,
+        "lpips": [_number(loss) for loss in one.quality.lpips_per_sample],
+    }
+    if one.blocks:
+        made["blocks_s"] = [
+            [_number(block.baseline.total_s), *(_number(run.total_s) for run in block.runs)] for block in one.blocks
+        ]
+    return made
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
@@ -55,14 +96,6 @@ def _figures(figures: Figures) -> dict[str, Any]:
         "blocks": figures.blocks,
         "verified": figures.verified,
         "estimates_agree": figures.estimates_agree,
-    }
-
-
-def chart_row(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a chart draws of a row and shows when it is pointed at; the page's script makes the same of its JSON."""
-    return {
-        **{name: known[name] for name in ("accelerator", "params", "verdict", "reason", "targets", "key")},
-        **{f"{of}{end}": known[f"{of}{end}"] for of in ("speedup", "lpips") for end in ("", "_low", "_high")},
     }
 
 

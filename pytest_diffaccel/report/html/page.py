@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -14,7 +15,7 @@ from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
 from pytest_diffaccel.report.html.charts import library
-from pytest_diffaccel.report.html.data import COLUMNS
+from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data
 from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
 from pytest_diffaccel.report.html.material import Material
 
@@ -54,7 +55,7 @@ def _render(material: Material, parts: Sequence[CellPart]) -> str:
             banner=Banner.of(material, parts),
             cells=parts,
             golden=golden_part(material, [part.findings for part in parts]),
-            columns=COLUMNS,
+            columns=(*CELL_COLUMNS, *COLUMNS),
             data=_data(parts),
             style=_asset("report.css"),
             scripts=scripts,
@@ -64,12 +65,17 @@ def _render(material: Material, parts: Sequence[CellPart]) -> str:
 
 
 def _data(parts: Sequence[CellPart]) -> dict[str, Any]:
-    """All rows, each a list in the columns' order: names are told once."""
+    """Everything that the page shows, for its charts, its CSV and other programs; names of columns are told once."""
     return {
         "columns": COLUMNS,
-        "cells": [{"cell": str(part.cell), "rows": [list(row.values()) for row in part.data]} for part in parts],
-        "environments": {part.record.environment: part.environment_json for part in parts},
-        "measurements": {str(part.cell): part.samples for part in parts},
+        "cell_columns": CELL_COLUMNS,
+        "cells": [cell_data(part.record, part.data) for part in parts],
+        "environments": {
+            part.record.environment: part.record.described.to_json() for part in parts if part.record.described
+        },
+        "golden": {
+            str(key): json.loads(entry.to_json()) for part in parts for key, entry in part.findings.entries.items()
+        },
     }
 
 

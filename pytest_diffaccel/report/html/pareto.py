@@ -92,7 +92,7 @@ def pareto_chart(
 
 
 def _legend() -> Spec:
-    return {"orient": "bottom", "title": None, "columns": 3}
+    return {"orient": "bottom", "title": None, "columns": 3, "symbolOpacity": 1}
 
 
 def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -105,7 +105,7 @@ def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
     """A little above the largest loss, with the ceiling in sight; a few intervals may be cut."""
     scale = record.described.scale if record.described else None
-    shown = [one["lpips"] for one in (*rows, *rivals) if one["lpips"] is not None]
+    shown: list[float] = [one["lpips"] for one in (*rows, *rivals)]
     return round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: Characters of thumbnails that a page of one cell may hold, and one of many.
-_ONE_CELL, _MANY_CELLS = 2_500_000, 8_000_000
+_ONE_CELL, _MANY_CELLS = 2_500_000, 5_000_000
 # Of a thumbnail as text: about so many characters a pixel of WebP at this quality (base64 included), as measured on
 # photographs; and no smaller nor larger than these, in pixels.
 _CHARACTERS_A_PIXEL, _QUALITY = 0.4, 80

@@ -64,7 +64,6 @@ def _chart(
             "rest": ", ".join(f"{one}={point[one]}" for one in rest),
             "lpips": round(measurement.quality.lpips.value, 5),
             "speedup": round(speedups[measurement.candidate.key].value, 3),
-            "key": measurement.candidate.key,
         }
         for point, measurement in zip(points, measured, strict=True)
         if all(one in point for one in (*axes, *rest))

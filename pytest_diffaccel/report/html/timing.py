@@ -140,7 +140,7 @@ def _bar(label: str, params: str, place: int, times: RunTimes, plain_s: float) -
                 "start": round(start, 4),
                 "end": round(end, 4),
                 "each": round(each, 5),
-                "share": None if kind == _OUTSIDE else round(each / plain_s, 4),
+                "share": 0 if kind == _OUTSIDE else round(each / plain_s, 4),
             }
         )
         start = end
@@ -166,7 +166,7 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {"field": "share", "title": "of an unaccelerated step"},
     ]
     place = {"x": {"field": "start", "type": "quantitative", "title": "seconds a generation"}, "x2": {"field": "end"}}
-    unknown = {"condition": {"test": "datum.share == null", "value": "#c9ccd1"}, **colour}
+    unknown = {"condition": {"test": "datum.steps == null", "value": "#c9ccd1"}, **colour}
     # A number of characters of this size in the bar's own length; what does not fit is left to the pointer.
     fits = f"(datum.end - datum.start) / {longest} > (length(datum.short) + 1) * {_LETTER_SHARE}"
     return {
@@ -193,7 +193,10 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "encoding": {
                     "x": {"field": "middle", "type": "quantitative"},
                     "text": {"field": "short"},
-                    "color": {"condition": {"test": "datum.share < 0.6", "value": "#fff"}, "value": "#111"},
+                    "color": {
+                        "condition": {"test": "datum.share < 0.6 && datum.steps != null", "value": "#fff"},
+                        "value": "#111",
+                    },
                 },
             },
         ],

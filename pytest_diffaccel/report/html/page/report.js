@@ -11,12 +11,15 @@
     return made;
   };
 
+  // What is looked for in a row; not its reason, which names other candidates.
+  const words = (row) => [row.accelerator, row.params, row.verdict, row.targets, row.worst_prompt].join(" ").toLowerCase();
+
   // Tables: sorted by their heads, filtered by the fields above them.
   for (const table of document.querySelectorAll("table.candidates")) {
     const section = table.closest("section");
     const body = table.tBodies[0];
     const rows = rowsOf(section.dataset.cell);
-    const lines = Array.from(body.rows, (line, place) => ({ line, row: rows[place], text: line.textContent.toLowerCase() }));
+    const lines = Array.from(body.rows, (line, place) => ({ line, row: rows[place], text: words(rows[place]) }));
     const heads = Array.from(table.tHead.rows[0].cells);
     for (const head of heads) {
       const button = element("button", head.textContent);
@@ -34,11 +37,11 @@
     const filters = section.querySelector(".filters");
     const [find, accelerator, verdict, least] = ["find", "accelerator", "verdict", "least"].map((name) => filters.querySelector("." + name));
     const narrow = () => {
-      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const wanted = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       for (const { line, row, text } of lines) {
         const fits =
-          words.every((word) => text.includes(word)) &&
+          wanted.every((word) => text.includes(word)) &&
           (!accelerator.value || row.accelerator === accelerator.value) &&
           (!verdict.value || row.verdict === verdict.value) &&
           (!least.value || row.speedup >= Number(least.value));
@@ -88,8 +91,7 @@
       if (text !== "" && text !== "null" && text !== "undefined") list.append(element("dt", name), element("dd", String(text)));
     }
     tip.replaceChildren(list);
-    const key = item && item.datum && item.datum.key;
-    const shown = key && Array.from(document.querySelectorAll("details.winner")).find((each) => each.dataset.key === key);
+    const shown = item && item.datum && picturesOf(event.target.closest("section"), item.datum);
     if (shown) {
       const thumbs = element("div", undefined, "thumbs");
       thumbs.append(...Array.from(shown.querySelector(".pair").querySelectorAll("a img"), (image) => image.cloneNode()));
@@ -99,6 +101,10 @@
     const box = tip.getBoundingClientRect();
     tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8)) + "px";
     tip.style.top = (event.clientY + 18 + box.height > innerHeight ? Math.max(4, event.clientY - box.height - 12) : event.clientY + 18) + "px";
+  }
+  function picturesOf(section, datum) {
+    const winners = Array.from(section ? section.querySelectorAll("details.winner") : []);
+    return winners.find(({ dataset }) => dataset.accelerator === datum.accelerator && dataset.params === datum.params);
   }
   function narrowLegends(spec, columns) {
     for (const value of Object.values(spec)) {
@@ -161,7 +167,8 @@
     return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   };
   document.getElementById("csv").addEventListener("click", () => {
-    const lines = [data.columns, ...data.cells.flatMap((cell) => cell.rows)];
+    const rows = (cell) => cell.rows.map((row) => [...data.cell_columns.map((name) => cell[name]), ...row]);
+    const lines = [[...data.cell_columns, ...data.columns], ...data.cells.flatMap(rows)];
     save("diffaccel.csv", "text/csv", lines.map((line) => line.map(field).join(",")).join("\r\n") + "\r\n");
   });
   document.getElementById("json").addEventListener("click", () => save("diffaccel.json", "application/json", JSON.stringify(data)));

@@ -1,0 +1,58 @@
+"""The report of a search that just ended, as ``--diffaccel-report`` asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.options import WORK_DIR, Settings
+from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden
+from pytest_diffaccel.records.images import ImageStore
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.page import write_report
+from pytest_diffaccel.report.html.prompts import Prompts
+
+
+def write_session_report(
+    path: Path, settings: Settings, registry: Registry, changes: Sequence[Change], command: str
+) -> str:
+    """Write the report of a search's cells; whatever goes wrong, the search's own results are safe.
+
+    Args:
+        path: the HTML file.
+        settings: the search's.
+        registry: its accelerators.
+        changes: what it did to golden.
+        command: how it was started.
+
+    Returns:
+        A line that says where the report is, or why it is not.
+    """
+    try:
+        write_report(path, _material(settings, registry, changes, command))
+    except (OSError, ValueError, StoreError, ImportError) as error:
+        return f"report: {path} could not be written: {error}"
+    return f"report: {path} ({os.path.getsize(path) / 1e6:.1f} MB)"
+
+
+def _material(settings: Settings, registry: Registry, changes: Sequence[Change], command: str) -> Material:
+    with Store.open(settings.store) as store:
+        contents = store.contents()
+    return Material(
+        contents=contents,
+        registry=registry,
+        max_loss=settings.max_quality_loss,
+        golden_path=settings.golden,
+        golden=read_golden(settings.golden),
+        environments=read_environments(settings.golden),
+        images=ImageStore(WORK_DIR / "images"),
+        logs=WORK_DIR / "logs",
+        prompts=Prompts(settings.prompts),
+        command=command,
+        changes=tuple(changes),
+        wanted=lambda cell: cell in settings.cells,
+    )
