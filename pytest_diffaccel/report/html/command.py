@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.option_types import positive
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.html.material import Material
@@ -30,7 +31,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument("--steps", action="append", metavar="N", help="only these numbers of steps; repeatable")
     report.add_argument("--prompts", type=Path, metavar="FILE", help="the prompts that the search was given")
     report.add_argument(
-        "--max-quality-loss", type=float, default=0.25, metavar="LPIPS", help="what the search was told (default: 0.25)"
+        "--max-quality-loss",
+        type=positive,
+        default=0.25,
+        metavar="LPIPS",
+        help="what the search was told (default: 0.25)",
     )
     report.set_defaults(run=_report)
 

@@ -1,0 +1,330 @@
+"""What a report says: which measurements, which verdicts and reasons, which golden changes, which command."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from entries import MET
+from PIL import Image
+from recorded import CELL, HOSTILE, RecordedSearch, deepcache_grid, environment
+from searches import SmallSearch
+
+from pytest_diffaccel.cli import main
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
+from pytest_diffaccel.records.golden_file import Change, merge, read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.report.html.cells import cells_of
+from pytest_diffaccel.report.html.findings import Findings, find
+from pytest_diffaccel.report.html.golden_changes import categories
+from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
+from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
+from pytest_diffaccel.search.group import DONE
+
+KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> RecordedSearch:
+    return RecordedSearch(tmp_path)
+
+
+def material(search: RecordedSearch, **changes: object) -> Material:
+    with Store.open(search.store) as store:
+        return replace(search.material([], []), contents=store.contents(), **changes)
+
+
+def embedded_data(page: Path) -> dict[str, object]:
+    found = re.search(r'id="report-data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+# Which measurements
+
+
+def test_a_cell_shows_its_newest_conditions_and_counts_the_others(search: RecordedSearch) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    old, newer = environment(), environment(torch="2.15.0")
+    candidate = Candidate(CELL, "DeepCache", deepcache_grid()[3])
+    with Store.open(search.store) as store:
+        store.save(search.measurement(candidate, newer, "search"))
+        (record,) = cells_of(store.contents(), done=DONE)
+    assert record.environment == newer.id != old.id
+    assert list(record.searched) == [candidate.key]
+    assert record.left_out == 4 + CELL.steps
+
+
+def test_rivals_belong_to_the_cell_whose_steps_they_replace(search: RecordedSearch) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents(), done=DONE)
+    assert record.cell == CELL
+    assert [one.candidate.cell.steps for one in record.rivals] == list(range(1, 21))
+
+
+def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
+    cell = Cell("SD1.5", "EulerDiscreteScheduler", 7)
+    failed = Candidate(cell, "DeepCache", deepcache_grid()[0])
+    with Store.open(search.store) as store:
+        store.save_failure(failed, environment().id, search.sampling(), "oom", "out of memory")
+        (record,) = cells_of(store.contents(), done=DONE)
+    assert (record.cell, len(record.failures)) == (cell, 1)
+
+
+# Which verdicts
+
+
+@pytest.fixture
+def findings(search: RecordedSearch) -> Findings:
+    search.fill()
+    (found,) = find(material(search))
+    return found
+
+
+def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> None:
+    won = {row.params: row.targets for row in findings.rows if row.verdict == "winner" and row.targets}
+    assert won == {
+        "cache_interval=2,cache_branch_id=0": (1.2, 1.5),
+        "cache_interval=3,cache_branch_id=0": (1.8, 2.0),
+        "cache_interval=5,cache_branch_id=0": (2.5, 3.0),
+    }
+    assert findings.entries[replace(KEY, target=4.0)].reason == "speed"
+
+
+def test_every_other_row_says_why_not(findings: Findings) -> None:
+    reasons = {row.params: (row.verdict, row.reason) for row in findings.rows}
+    assert reasons["cache_interval=2,cache_branch_id=2"] == (
+        "beaten",
+        "DeepCache cache_interval=2,cache_branch_id=0 is as fast and loses 0.0080",
+    )
+    assert reasons["cache_interval=9,cache_branch_id=9"] == ("skipped", f"predicted 1.01x: {HOSTILE}")
+    assert reasons["cache_interval=8,cache_branch_id=8"][0] == "failed"
+
+
+def test_a_winner_that_fewer_steps_beat_says_so(findings: Findings) -> None:
+    (row,) = (row for row in findings.rows if row.params == "cache_interval=2,cache_branch_id=0")
+    entry = findings.entries[KEY]
+    assert entry.fewer_steps is not None
+    assert ("plain steps are as fast" in row.reason) is (entry.beats_fewer_steps is False)
+
+
+def test_the_group_is_finished_where_the_store_says_so(findings: Findings) -> None:
+    assert findings.unfinished == []
+    assert findings.counts == {"winner": 3, "beaten": 6, "skipped": 1, "failed": 1}
+
+
+# Golden
+
+
+def change(after: GoldenEntry, before: GoldenEntry = MET) -> Change:
+    return Change(KEY, "differs", before, after)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (replace(MET, speedup=1.8, speedup_ci95=(1.75, 1.85)), ["faster"]),
+        (replace(MET, speedup=1.5, speedup_ci95=(1.45, 1.55)), ["slower"]),
+        (replace(MET, lpips=0.02, lpips_ci95=(0.01, 0.03)), ["better"]),
+        (replace(MET, lpips=0.06, lpips_ci95=(0.05, 0.07)), ["worse"]),
+        (
+            replace(MET, lpips=0.06, lpips_ci95=(0.05, 0.07), speedup=1.8, speedup_ci95=(1.75, 1.85)),
+            ["faster", "worse"],
+        ),
+        (
+            replace(MET, environment="0" * 12, speedup=9.0, speedup_ci95=(8.0, 10.0)),
+            ["moved to another environment"],
+        ),
+        (replace(MET, params={"ToMe": {"ratio": 0.5, "max_downsample": 1}}), ["other parameters or status"]),
+        (replace(MET, fewer_steps=FewerSteps(12, 1.7, 0.03, (0.02, 0.04))), ["other parameters or status"]),
+    ],
+)
+def test_golden_changes_have_categories(after: GoldenEntry, expected: list[str]) -> None:
+    assert categories(change(after)) == expected
+
+
+def test_what_is_new_removed_or_unchanged() -> None:
+    assert categories(Change(KEY, "new", None, MET)) == ["new"]
+    assert categories(Change(KEY, "pruned", MET, None)) == ["removed"]
+    assert categories(Change(KEY, "unchanged", MET, MET)) == []
+
+
+# The command
+
+
+def report(search: RecordedSearch, *options: str) -> Path:
+    page = search.path / "out" / "report.html"
+    arguments = ["report", "--store", str(search.store), "--golden", str(search.golden), "-o", str(page), *options]
+    assert main(arguments) == 0
+    return page
+
+
+def test_the_page_holds_all_rows_and_the_command_that_accepts(search: RecordedSearch) -> None:
+    search.fill()
+    with Store.open(search.store) as store:
+        (found,) = find(material(search))
+        recorded = {key: replace(entry, speedup=9.0, speedup_ci95=(8.9, 9.1)) for key, entry in found.entries.items()}
+        merge(search.golden, recorded, update=False, environments=store.environments())
+    before = search.golden.read_bytes()
+    page = report(search)
+    data = embedded_data(page)
+    (cell,) = data["cells"]
+    assert len(cell["rows"]) == 11
+    assert all(len(row) == len(data["columns"]) for row in cell["rows"])
+    assert len(cell["measurements"]) == 18
+    assert cell["measurements"][0]["lpips"]
+    text = page.read_text(encoding="utf-8")
+    assert "slower: 7" in text
+    assert "--update-golden" in text
+    assert search.golden.read_bytes() == before
+
+
+def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearch) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    search.fill(Cell("SD1.5", "DDIM", 25), deepcache_grid()[:2])
+    page = report(search, "--steps", "25", "--sched", "ddim")
+    assert [cell["steps"] for cell in embedded_data(page)["cells"]] == [25]
+    assert "pytest benches --sched ddim --steps 25" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "26"], "--steps: '26' is unknown"),
+        (["--pipe", "SDXL"], "holds nothing of the chosen cells"),
+        (["--store", "none.sqlite"], "no store none.sqlite; search first"),
+        (["--max-quality-loss", "-1"], "must be a number above 0"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(
+    search: RecordedSearch, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    page = search.path / "report.html"
+    try:
+        status = main(["report", "--store", str(search.store), "-o", str(page), *options])
+    except SystemExit as refused:
+        status = int(str(refused.code))
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_a_store_that_is_none_is_refused(search: RecordedSearch, capsys: pytest.CaptureFixture[str]) -> None:
+    search.store.write_text("no database", encoding="utf-8")
+    assert main(["report", "--store", str(search.store)]) == 2
+    assert "diffaccel:" in capsys.readouterr().err
+
+
+# Heat maps
+
+
+def test_lpips_maps_are_bright_where_pictures_differ() -> None:
+    plain_image = Image.new("RGB", (64, 64), "grey")
+    moved = plain_image.copy()
+    moved.paste("red", (40, 40, 60, 60))
+    maps = difference_maps([moved, plain_image], [plain_image, plain_image])
+    assert maps.kind == "LPIPS"
+    assert maps.values[0][40:60, 40:60].mean() > 3 * maps.values[0][:20, :20].mean()
+    assert maps.values[1].max() == 0
+    assert coloured(maps.values[1], 0.0).getpixel((0, 0)) == (68, 1, 84)
+
+
+def test_without_lpips_pixels_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise ImportError("no torch here")
+
+    monkeypatch.setattr("pytest_diffaccel.measure.quality.lpips_maps", missing)
+    maps = difference_maps([Image.new("RGB", (4, 4), "white")], [Image.new("RGB", (4, 4), "black")])
+    assert maps.kind == "absolute difference of pixels"
+    assert np.all(maps.values[0] == 1)
+
+
+# What GitHub shows
+
+
+def test_the_step_summary_has_winners_and_golden_changes() -> None:
+    entries = {KEY: MET, replace(KEY, target=4.0): replace(MET, status="unattainable", reason="speed")}
+    changes = [change(replace(MET, speedup=1.5, speedup_ci95=(1.45, 1.55)))]
+    text = "\n".join(search_summary(entries, {}, changes, {"passed": 3, "failed": 1}, Path("golden.json")))
+    assert "1 targets met, 1 unattainable; cases: 3 passed, 1 failed." in text
+    assert "| SD1.5-DDIM-20 | DeepCache | 1.5x | 1.67x | 0.0410 |" in text
+    assert "4x (unattainable)" in text
+    assert "- differs:" in text
+    assert "`--update-golden`" in text
+
+
+def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
+    result = {"case": "SD1.5-DDIM-20-DeepCache", "verdict": {"status": "regressed"}, "text": "speed -5%\nno | more"}
+    fine = {"case": "another", "verdict": {"status": "ok"}, "text": ""}
+    text = "\n".join(gate_summary([result, fine], ["third"], 3, ["next: look"]))
+    assert "1 regressed, 1 ok, 1 broke off of 3 cases" in text
+    assert "| regressed | SD1.5-DDIM-20-DeepCache | speed -5%<br>no \\| more |" in text
+    assert "| broke off | third | |" in text
+    assert "another" not in text
+
+
+def test_the_step_summary_is_appended_where_a_workflow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    write_step_summary(["one"])
+    write_step_summary(["two"])
+    assert file.read_text(encoding="utf-8") == "one\n\ntwo\n\n"
+
+
+def test_markdown_shows_text_as_it_is() -> None:
+    assert plain("a|b\n<script>`x`") == "a\\|b &lt;script&gt;\\`x\\`"
+
+
+# With pytest
+
+
+def test_a_search_writes_its_report(finished_search: SmallSearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = finished_search.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    result = finished_search.run("--diffaccel-report", "out/report.html")
+    result.stdout.fnmatch_lines(["report: out/report.html (* MB)"])
+    text = (finished_search.path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "--diffaccel-report out/report.html" in text
+    assert "Echo" in text
+    assert "data:image/webp" in text
+    assert "7 keys" in text
+    assert "## diffaccel search" in summary.read_text(encoding="utf-8")
+    assert read_golden(finished_search.golden)
+
+
+def test_an_interrupted_search_writes_its_report(finished_search: SmallSearch) -> None:
+    with (finished_search.path / "conftest.py").open("a", encoding="utf-8") as conftest:
+        conftest.write("\ndef pytest_runtest_teardown():\n    raise KeyboardInterrupt\n")
+    result = finished_search.run_apart("--diffaccel-report", "report.html")
+    assert result.ret == 2
+    result.stdout.fnmatch_lines(["report: report.html (* MB)"])
+    assert (finished_search.path / "report.html").is_file()
+
+
+def test_a_report_that_cannot_be_written_says_so(finished_search: SmallSearch) -> None:
+    (finished_search.path / "taken").write_text("a file", encoding="utf-8")
+    result = finished_search.run("--diffaccel-report", "taken/report.html")
+    result.stdout.fnmatch_lines(["report: taken/report.html could not be written: *"])
+    result.assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--diffaccel-report", "."], "*--diffaccel-report: '.' is a folder; name a file*"),
+        (["--gate", "--diffaccel-report", "x.html"], "*--diffaccel-report: it shows a search*"),
+    ],
+)
+def test_bad_report_options_are_refused(small_search: SmallSearch, options: list[str], message: str) -> None:
+    result = small_search.run(*options)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([message])
