@@ -167,6 +167,7 @@ def test_without_script_everything_is_there_to_read(report: Path, opened: Callab
     with opened(report, java_script_enabled=False) as page:
         assert len(shown(page, 1)) == 11
         assert page.locator("#pareto-0 svg").is_visible()
+        assert "unrelated pictures: 0.165 and more" in page.locator("#pareto-0 svg").text_content()
         assert page.locator("details.winner[open] img").count() > 0
         assert not page.locator(".filters").first.is_visible()
         assert "RuntimeError" in page.locator("#failures").inner_text()

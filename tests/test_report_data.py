@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from searches import SmallSearch
 
 from pytest_diffaccel.cli import main
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -222,6 +225,20 @@ def test_a_store_that_is_none_is_refused(search: RecordedSearch, capsys: pytest.
     search.store.write_text("no database", encoding="utf-8")
     assert main(["report", "--store", str(search.store)]) == 2
     assert "diffaccel:" in capsys.readouterr().err
+
+
+def test_it_keeps_out_of_blocks_that_are_timed(search: RecordedSearch) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    page = search.path / "report.html"
+    arguments = ["report", "--store", str(search.store), "-o", str(page)]
+    script = f"import sys; from pytest_diffaccel.cli import main; sys.exit(main({arguments!r}))"
+    with TimingLock(search.work / "timing.lock", shareable=True).timing():
+        writing = subprocess.Popen([sys.executable, "-c", script])
+        with pytest.raises(subprocess.TimeoutExpired):
+            writing.wait(timeout=6)
+        assert not page.exists()
+    assert writing.wait() == 0
+    assert page.is_file()
 
 
 # Heat maps

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 Spec: TypeAlias = Mapping[str, Any]
 
-#: Colours that people with any kind of colour blindness tell apart (Okabe and Ito 2008), readable on light and dark.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C6BB1", "#999999")
+#: Colours that people with any kind of colour blindness tell apart (Okabe and Ito 2008): the page's style has them, in
+#: shades for light and for dark.
+COLOURS = tuple(f"var(--series-{place})" for place in range(1, 9))
 #: Shapes that go with them, so that no chart depends on colour alone.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 # Pixels of a chart that has no width of its own, without JavaScript.
@@ -38,6 +39,7 @@ _CONFIG: Spec = {
     "text": {"color": "currentColor"},
     "rule": {"color": "currentColor"},
 }
+_TAG = re.compile(r"<[^>]+>")
 _LONG_NUMBER = re.compile(r"(\d+\.\d)\d+")
 # What Vega writes for programs that read a drawing, or for no one: the page names each chart, and sets its font.
 _NEEDLESS = re.compile(
@@ -93,7 +95,9 @@ def accelerator_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
 
 def _for_page(svg: str, name: str) -> str:
     """Shorter, and with ids that no other picture of the page has."""
-    svg = _LONG_NUMBER.sub(r"\1", _EMPTY_GROUP.sub("", _NEEDLESS.sub("", svg)))
+    svg = _EMPTY_GROUP.sub("", _NEEDLESS.sub("", svg))
+    # Coordinates, but no text that is to be read.
+    svg = _TAG.sub(lambda found: _LONG_NUMBER.sub(r"\1", found[0]), svg)
     svg = _ID.sub(lambda found: f'id="{name}-{found[1]}"', svg)
     return _REFERENCE.sub(lambda found: f"url(#{name}-{found[1]})", svg)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +45,26 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _report(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.report.html.page import write_report
 
+    say = _say if sys.stderr.isatty() else lambda _: None
     material = _material(parsed)
-    write_report(parsed.output, material, _say if sys.stderr.isatty() else lambda _: None)
+    with _between_timings(material.images.folder.with_name("timing.lock"), say):
+        write_report(parsed.output, material, say)
     size_mb = parsed.output.stat().st_size / 1e6
     print(f"{parsed.output} ({size_mb:.1f} MB)")
     return 0
+
+
+@contextmanager
+def _between_timings(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep out of the blocks that a running search is timing on this machine."""
+    from pytest_diffaccel.measure.timing_lock import TimingLock
+
+    if not (lock.is_file() and os.access(lock, os.W_OK)):
+        yield
+        return
+    say("waiting for a block that a search is timing")
+    with TimingLock(lock, shareable=True).generating():
+        yield
 
 
 def _material(parsed: argparse.Namespace) -> Material:

@@ -125,12 +125,23 @@ def _bands(record: CellRecord, top: float) -> list[Spec]:
             "mark": {"type": "rect", "color": "#8a8f98", "opacity": 0.22, "clip": True},
             "encoding": {"y": low, "y2": {"field": "high"}},
         },
-        {
-            "data": {"values": rows},
-            "mark": {"type": "text", "align": "right", "baseline": "bottom", "dx": -6, "dy": -3, "fontSize": 12},
-            "encoding": {"y": low, "text": {"field": "text"}, "x": {"value": "width"}},
-        },
+        # Where a cell has the fewest points: slow ones that lose much, fast ones that lose little.
+        _note(rows[0], "left", 0),
+        _note(rows[1], "right", "width"),
     ]
+
+
+def _note(row: Mapping[str, Any], align: str, place: int | str) -> Spec:
+    shift = 6 if align == "left" else -6
+    return {
+        "data": {"values": [row]},
+        "mark": {"type": "text", "align": align, "baseline": "bottom", "dx": shift, "dy": -3, "fontSize": 12},
+        "encoding": {
+            "y": {"field": "low", "type": "quantitative"},
+            "x": {"value": place},
+            "text": {"field": "text"},
+        },
+    }
 
 
 def _intervals(x: Spec, y: Spec, colour: Spec) -> list[Spec]:

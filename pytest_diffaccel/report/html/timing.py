@@ -16,8 +16,8 @@ from pytest_diffaccel.report.html.rows import Row
 _BASELINE = "unaccelerated"
 _OUTSIDE = "outside the steps"
 _BAR_PX = 26
-# Width of a letter in a bar as a share of the chart's, at about 500 pixels.
-_LETTER_SHARE = 0.013
+# Width of a letter in a bar.
+_LETTER_PX = 6.5
 # What names a method in a kind of step.
 _METHOD = re.compile(r"[^|:]+:")
 
@@ -111,14 +111,12 @@ def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> C
     rows = _bar(_BASELINE, "", 0, baseline, plain_s)
     for place, (row, one) in enumerate(timed, start=1):
         times = RunTimes.of([block.runs for block in one.blocks])
-        rows += _bar(_bar_name(row, place), row.params, place, times, plain_s)
+        label = f"{row.accelerator} {target_words(row.targets) or 'best reached'}"
+        if any(bar["bar"] == label for bar in rows):
+            label += f" ({place})"
+        rows += _bar(label, row.params, place, times, plain_s)
     label = "Seconds of a generation by kind of step: the unaccelerated pipeline and each winner"
     return Chart(name, label, _bars_spec(rows))
-
-
-def _bar_name(row: Row, place: int) -> str:
-    """Its accelerator and targets, or its place where it is the best reached: unique among the bars."""
-    return f"{row.accelerator} {target_words(row.targets) or f'(best reached, {place})'}"
 
 
 def _bar(label: str, params: str, place: int, times: RunTimes, plain_s: float) -> list[dict[str, Any]]:
@@ -153,7 +151,7 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colour = {
         "field": "share",
         "type": "quantitative",
-        "title": "cost of a step, an unaccelerated one being 1",
+        "title": "cost of a step (unaccelerated: 1)",
         "scale": {"scheme": "viridis", "domain": [0, 1.2], "clamp": True},
         "legend": {"orient": "bottom", "direction": "horizontal", "gradientLength": 200, "titleLimit": 400},
     }
@@ -167,8 +165,8 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     place = {"x": {"field": "start", "type": "quantitative", "title": "seconds a generation"}, "x2": {"field": "end"}}
     unknown = {"condition": {"test": "datum.steps == null", "value": "#c9ccd1"}, **colour}
-    # A number of characters of this size in the bar's own length; what does not fit is left to the pointer.
-    fits = f"(datum.end - datum.start) / {longest} > (length(datum.short) + 1) * {_LETTER_SHARE}"
+    # What does not fit into its bar is left to the pointer.
+    fits = f"(datum.end - datum.start) / {longest} * width > (length(datum.short) + 1) * {_LETTER_PX}"
     return {
         "width": "container",
         "height": _BAR_PX * len(bars),

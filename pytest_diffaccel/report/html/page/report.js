@@ -88,7 +88,7 @@
     }
     const list = element("dl");
     for (const [name, text] of Object.entries(value)) {
-      if (text !== "" && text !== "null" && text !== "undefined") list.append(element("dt", name), element("dd", String(text)));
+      if (text !== "" && text !== "null" && text !== "undefined") list.append(element("dt", name), element("dd", String(text).replace(/,(?=\S)/g, ", ")));
     }
     tip.replaceChildren(list);
     const shown = item && item.datum && picturesOf(event.target.closest("section"), item.datum);
