@@ -37,7 +37,8 @@ def written(search: RecordedSearch, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         pytest.skip("chromium is not installed")
     with playwright_api.sync_playwright() as playwright:

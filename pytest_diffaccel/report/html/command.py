@@ -49,6 +49,7 @@ def _report(parsed: argparse.Namespace) -> int:
     material = _material(parsed)
     with _between_timings(material.images.folder.with_name("timing.lock"), say):
         write_report(parsed.output, material, say)
+    say("")
     size_mb = parsed.output.stat().st_size / 1e6
     print(f"{parsed.output} ({size_mb:.1f} MB)")
     return 0

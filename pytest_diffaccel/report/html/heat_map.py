@@ -26,13 +26,17 @@ _VIRIDIS = (
 )
 
 
+# A map of a larger picture is made of the picture at this size: LPIPS of many megapixels takes minutes.
+_LARGEST_SIDE = 512
+
+
 @dataclass(frozen=True)
 class Maps:
     """Maps of pairs of pictures.
 
     Attributes:
         kind: what they show, in words.
-        values: one a pair, (height, width), 0 for no difference.
+        values: one a pair, (height, width), at most 512 to a side; 0 for no difference.
     """
 
     kind: str
@@ -46,12 +50,23 @@ def difference_maps(images: Sequence[Image], references: Sequence[Image]) -> Map
         images: PIL images, at least one.
         references: as many, each of its image's size.
     """
+    images, references = ([_shrunk(one) for one in part] for part in (images, references))
     try:
         from pytest_diffaccel.measure.quality import lpips_maps
 
         return Maps("LPIPS", tuple(lpips_maps(images, references)))
     except (ImportError, OSError, RuntimeError):
         return Maps("absolute difference of pixels", tuple(map(_absolute, images, references)))
+
+
+def _shrunk(image: Image) -> Image:
+    from PIL import Image as pillow
+
+    longest = max(image.size)
+    if longest <= _LARGEST_SIDE:
+        return image
+    size = [max(1, round(side * _LARGEST_SIDE / longest)) for side in image.size]
+    return image.resize((size[0], size[1]), pillow.Resampling.LANCZOS)
 
 
 def _absolute(image: Image, reference: Image) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ _LEAST_POINTS = 4
 # More small multiples than this are left out, those with the fewest points first.
 _MOST_MULTIPLES = 9
 _SQUARE = 40
+# A heading is wider than its map; this is where it breaks.
+_BREAK = "; "
 
 
 def sensitivity_charts(
@@ -56,12 +58,12 @@ def _chart(
     axes = sorted((one for one in names if varied[one] > 1), key=lambda one: -varied[one])[:2]
     if len(axes) < 2 or len(points) < _LEAST_POINTS:
         return None
-    rest = [one for one in names if one not in axes and varied[one] > 1]
+    rest = _needed([one for one in names if one not in axes and varied[one] > 1], axes, points)
     rows = [
         {
             "x": point[axes[0]],
             "y": point[axes[1]],
-            "rest": ", ".join(f"{one}={point[one]}" for one in rest),
+            "rest": _heading([f"{one}={point[one]}" for one in rest]),
             "lpips": round(measurement.quality.lpips.value, 5),
             "speedup": round(speedups[measurement.candidate.key].value, 3),
         }
@@ -71,17 +73,34 @@ def _chart(
     most = [text for text, _ in Counter(row["rest"] for row in rows).most_common(_MOST_MULTIPLES)]
     left_out = len({row["rest"] for row in rows}) - len(most)
     rows = [row for row in rows if row["rest"] in most]
-    label = f"{accelerator}: LPIPS (colour) and speed-up (number) over {axes[0]} and {axes[1]}"
+    label = f"{accelerator}: {axes[0]} (across) and {axes[1]} (down)"
     if rest:
-        label += f"; a map each {', '.join(rest)}"
+        label += f", a map each {', '.join(rest)}"
     if left_out:
         label += f"; {left_out} maps with fewer points are left out"
     return Chart(name, label, _spec(rows, axes, several=bool(rest)))
 
 
+def _needed(names: Sequence[str], axes: Sequence[str], points: Sequence[Mapping[str, Number]]) -> list[str]:
+    """Those of ``names`` that tell points apart which agree in ``axes`` and in the names before."""
+    needed: list[str] = []
+    for name in names:
+        known = {tuple(point.get(one) for one in (*axes, *needed)) for point in points}
+        further = {tuple(point.get(one) for one in (*axes, *needed, name)) for point in points}
+        if len(further) > len(known):
+            needed.append(name)
+    return needed
+
+
 def _numbers(text: str) -> list[float]:
     """The values of ``name=value`` pairs: 6 comes before 12."""
-    return [float(pair.partition("=")[2]) for pair in text.split(", ")]
+    return [float(pair.partition("=")[2]) for pair in text.replace(_BREAK, ", ").split(", ")]
+
+
+def _heading(pairs: Sequence[str]) -> str:
+    """All pairs, in two lines where they are more than two."""
+    half = (len(pairs) + 1) // 2 if len(pairs) > 2 else len(pairs)
+    return _BREAK.join(filter(None, (", ".join(pairs[:half]), ", ".join(pairs[half:]))))
 
 
 def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bool) -> dict[str, Any]:
@@ -89,7 +108,8 @@ def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bo
     middle = (min(losses) + max(losses)) / 2
     encoding = {
         "x": {"field": "x", "type": "ordinal", "title": axes[0], "axis": {"labelAngle": 0}},
-        "y": {"field": "y", "type": "ordinal", "title": axes[1]},
+        # Beside several small maps there is no room for its name, which stands in the label.
+        "y": {"field": "y", "type": "ordinal", "title": None if several else axes[1]},
     }
     colour = {
         "field": "lpips",
@@ -122,5 +142,11 @@ def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bo
     if not several:
         return {"data": {"values": list(rows)}, **layers}
     order = sorted({row["rest"] for row in rows}, key=_numbers)
-    facet = {"field": "rest", "type": "nominal", "title": None, "sort": order}
+    facet = {
+        "field": "rest",
+        "type": "nominal",
+        "title": None,
+        "sort": order,
+        "header": {"labelExpr": f"split(datum.value, '{_BREAK}')"},
+    }
     return {"data": {"values": list(rows)}, "facet": facet, "columns": 3, "spec": layers}
