@@ -93,7 +93,7 @@ def findings(search: RecordedSearch) -> Findings:
 
 
 def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> None:
-    won = {row.params: row.targets for row in findings.rows if row.verdict == "winner" and row.targets}
+    won = {row.params: row.targets for row in findings.rows if row.verdict == "winner"}
     assert won == {
         "cache_interval=2,cache_branch_id=0": (1.2, 1.5),
         "cache_interval=3,cache_branch_id=0": (1.8, 2.0),
@@ -316,6 +316,14 @@ def test_a_search_writes_its_report(finished_search: SmallSearch, monkeypatch: p
     assert "7 keys" in text
     assert "## diffaccel search" in summary.read_text(encoding="utf-8")
     assert read_golden(finished_search.golden)
+
+
+def test_the_command_reports_a_users_own_accelerator_from_golden(finished_search: SmallSearch) -> None:
+    assert main(["report"]) == 0
+    (cell,) = embedded_data(Path("report.html"))["cells"]
+    assert [row[0] for row in cell["rows"]] == ["Echo"] * 3
+    assert "winner" in {row[2] for row in cell["rows"]}
+    assert "data:image/webp" in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_search_writes_its_report(finished_search: SmallSearch) -> None:

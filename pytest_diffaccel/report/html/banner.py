@@ -12,6 +12,7 @@ from pytest_diffaccel import __version__
 from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.report.html.findings import Findings
 from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.rows import MEASURED
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.html.cell_part import CellPart
@@ -27,12 +28,14 @@ class Banner:
         hardware: the devices.
         environments: each environment of the cells shown, with its id.
         counts: candidates by verdict.
+        measured: candidates that were measured.
         met: targets that a winner reaches.
         unattainable: targets that none reaches.
         running: groups whose winners are not found yet.
         groups: groups begun.
         drift: what differs between golden's environments and these, by pipe.
         command: what searches again.
+        complete: whether the command has all options that the search had.
         made_at: when the page was made.
         version: of this program.
     """
@@ -42,12 +45,14 @@ class Banner:
     hardware: tuple[str, ...]
     environments: tuple[tuple[str, Environment], ...]
     counts: Counter[str]
+    measured: int
     met: int
     unattainable: int
     running: int
     groups: int
     drift: tuple[tuple[str, tuple[str, ...]], ...]
     command: str
+    complete: bool
     made_at: str
     version: str
 
@@ -58,19 +63,22 @@ class Banner:
         records = [one.record for one in found]
         environments = {one.environment: one.described for one in records if one.described}
         entries = [entry for one in found for entry in one.entries.values()]
+        counts: Counter[str] = sum((one.counts for one in found), Counter())
         sources = tuple(dict.fromkeys(one.model_source for one in records))
         return cls(
             sources=sources,
             stand_ins=any("stand-in" in source for source in sources),
             hardware=tuple(dict.fromkeys(_hardware(one) for one in environments.values())),
             environments=tuple(environments.items()),
-            counts=sum((one.counts for one in found), Counter()),
+            counts=counts,
+            measured=sum(counts[verdict] for verdict in MEASURED),
             met=sum(entry.status == "met" for entry in entries),
             unattainable=sum(entry.status == "unattainable" for entry in entries),
             running=sum(len(one.unfinished) for one in found),
             groups=sum(len(one.groups) for one in found),
             drift=_drift(material, found),
             command=material.command,
+            complete=material.changes is not None,
             made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             version=__version__,
         )

@@ -16,7 +16,7 @@ from pytest_diffaccel.report.html.findings import Findings, accelerators_of, fin
 from pytest_diffaccel.report.html.material import Material
 from pytest_diffaccel.report.html.pareto import pareto_chart, target_words
 from pytest_diffaccel.report.html.pictures import Gallery, WinnerPictures
-from pytest_diffaccel.report.html.rows import Figures, Row, frontier_of
+from pytest_diffaccel.report.html.rows import RECORDED, Figures, Row, frontier_of
 from pytest_diffaccel.report.html.sensitivity import sensitivity_charts
 from pytest_diffaccel.report.html.timing import kind_costs_chart, samples_chart
 
@@ -79,7 +79,7 @@ def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) 
 
 def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
     known = list(one.record.best_known.values())
-    winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict == "winner"]
+    winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict in RECORDED]
     winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.speedups[pair[0].key].value))
     timed = [*one.record.searched.values(), *one.record.verified.values()]
     data = tuple(row_data(row) for row in one.rows)

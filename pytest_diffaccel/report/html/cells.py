@@ -11,6 +11,7 @@ from pytest_diffaccel.matrix import Cell, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
 from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 # Purpose of a rival's sampling, as pytest_diffaccel.search.fewer_steps writes it.
 _INSTEAD = re.compile(r"instead of (\d+) steps")
@@ -99,7 +100,7 @@ def cells_of(contents: Contents, *, done: str, wanted: Callable[[Cell], bool] = 
         cell = _cell_of(decision.subject, known)
         if cell is not None:
             decisions.setdefault(cell, []).append(decision)
-    names = {slug(name): name for name in _accelerators(contents)}
+    names = {slug(name): name for name in (*ACCELERATORS, *_accelerators(contents))}
     return [
         _record(cell, by_cell.get(cell, []), failures.get(cell, []), decisions.get(cell, []), contents, names, done)
         for cell in sorted(known.values(), key=lambda cell: (cell.pipe, cell.scheduler, cell.steps))

@@ -18,7 +18,7 @@ from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.report.html.findings import Findings
 from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
 from pytest_diffaccel.report.html.prompts import Prompts
-from pytest_diffaccel.report.html.rows import Row
+from pytest_diffaccel.report.html.rows import RECORDED, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -172,7 +172,7 @@ def _open(file: Path) -> Image:
 
 
 def _shown(found: Findings, *, everything: bool) -> list[Row]:
-    winners = [row for row in found.rows if row.verdict == "winner" and row.key in found.record.verified]
+    winners = [row for row in found.rows if row.verdict in RECORDED and row.key in found.record.verified]
     if everything:
         return sorted(winners, key=lambda row: (slug(row.accelerator), found.speedups[row.key].value))
     shown: dict[str, Row] = {}

@@ -16,7 +16,11 @@ from pytest_diffaccel.report.html.cells import CellRecord
 from pytest_diffaccel.report.html.prompts import Prompts
 from pytest_diffaccel.search.reach import may_reach
 
-Verdict: TypeAlias = Literal["winner", "frontier", "beaten", "skipped", "failed"]
+Verdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
+#: Verdicts of those that golden records.
+RECORDED: tuple[Verdict, ...] = ("winner", "nearest")
+#: Verdicts of those that were measured.
+MEASURED: tuple[Verdict, ...] = (*RECORDED, "frontier", "beaten")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Row:
         key: its key.
         accelerator: its accelerator's name.
         params: ``name=value`` pairs of all methods.
-        verdict: what became of it; ``"frontier"``: no measured candidate is as fast and loses less.
+        verdict: what became of it; ``"nearest"``: it comes nearest to a target that none reaches; ``"frontier"``: no
+            measured candidate is as fast and loses less.
         reason: why, in words.
         targets: for a winner, the targets that it is the record of; those it reaches only.
         figures: None where it was not measured.
@@ -104,12 +109,14 @@ def rows_of(
     for one in measured:
         key, params = one.candidate.key, format_params(one.candidate.params)
         own = won.get((one.candidate.accelerator, params), [])
-        verdict: Verdict = "winner" if own else "frontier" if key in frontier else "beaten"
         met = tuple(target for target, entry in own if entry.status == "met")
+        verdict: Verdict = "frontier" if key in frontier else "beaten"
+        if own:
+            verdict = "winner" if met else "nearest"
         reason = _why_won(own) if own else _why_not(one, measured, speedups, max_loss)
         figures = _figures(one, speedups[key], prompts, verified=key in record.verified)
         rows.append(Row(key, one.candidate.accelerator, params, verdict, reason, met, figures))
-    rows.sort(key=lambda row: row.verdict != "winner")
+    rows.sort(key=lambda row: MEASURED.index(row.verdict) if row.verdict in RECORDED else len(RECORDED))
     rows += [
         Row(
             one.candidate.key,
