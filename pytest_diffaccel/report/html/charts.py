@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +18,8 @@ COLOURS = tuple(f"var(--series-{place})" for place in range(1, 9))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 # Pixels of a chart that has no width of its own, without JavaScript.
 _WIDTH = 720
-# Texts and lines take the page's own colour, so that one picture fits light and dark.
-_CONFIG: Spec = {
+#: What all charts have in common. Texts and lines take the page's own colour, so that one picture fits light and dark.
+CONFIG: Spec = {
     "background": None,
     "aria": False,
     "font": "system-ui, sans-serif",
@@ -47,8 +48,9 @@ _NEEDLESS = re.compile(
     r'|<path (?=[^>]*\bd="")[^>]*/>|<path [^>]*display="none"/>'
 )
 _EMPTY_GROUP = re.compile(r"<g[^>]*></g>")
+_DRAWN = re.compile(r'<(path|line) transform="([^"]*)"([^>]*)/>')
 _ID = re.compile(r'\bid="([^"]+)"')
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_REFERENCE = re.compile(r'(url\(|href=")#([^)"]+)')
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Chart:
     Attributes:
         name: unique on the page, letters, digits and dashes.
         label: what it shows, for those who do not see it.
-        spec: its Vega-Lite specification; a part that is as wide as its page has ``"width": "container"``.
+        spec: its Vega-Lite specification, without :data:`CONFIG`; ``"width": "container"`` makes a
+            part as wide as its page.
         rows: the dataset ``"rows"``, which the page holds already and the specification leaves out.
     """
 
@@ -68,16 +71,11 @@ class Chart:
     rows: Sequence[Mapping[str, Any]] = ()
 
     @property
-    def full_spec(self) -> dict[str, Any]:
-        """The specification as the page's script gets it, with the colours of the page."""
-        return {**self.spec, "config": _CONFIG}
-
-    @property
     def svg(self) -> str:
         """The chart as a picture, to stand in a page with others."""
         from vl_convert import vegalite_to_svg
 
-        spec = self.full_spec
+        spec = {**self.spec, "config": CONFIG}
         if spec.get("width") == "container":
             spec["width"] = _WIDTH
         if self.rows:
@@ -98,8 +96,23 @@ def _for_page(svg: str, name: str) -> str:
     svg = _EMPTY_GROUP.sub("", _NEEDLESS.sub("", svg))
     # Coordinates, but no text that is to be read.
     svg = _TAG.sub(lambda found: _LONG_NUMBER.sub(r"\1", found[0]), svg)
+    svg = _share_drawings(svg)
     svg = _ID.sub(lambda found: f'id="{name}-{found[1]}"', svg)
-    return _REFERENCE.sub(lambda found: f"url(#{name}-{found[1]})", svg)
+    return _REFERENCE.sub(lambda found: f"{found[1]}#{name}-{found[2]}", svg)
+
+
+def _share_drawings(svg: str) -> str:
+    """Draw what differs in its place only once, and refer to it."""
+    counts = Counter((found[1], found[3]) for found in _DRAWN.finditer(svg))
+    shared = {drawing: f"d{place}" for place, (drawing, count) in enumerate(counts.items()) if count > 2}
+
+    def refer(found: re.Match[str]) -> str:
+        name = shared.get((found[1], found[3]))
+        return f'<use href="#{name}" transform="{found[2]}"/>' if name else found[0]
+
+    drawn = "".join(f'<{tag} id="{name}"{rest}/>' for (tag, rest), name in shared.items())
+    svg = _DRAWN.sub(refer, svg)
+    return svg.replace("><", f"><defs>{drawn}</defs><", 1) if drawn else svg
 
 
 @cache

@@ -47,7 +47,8 @@ def chart_row(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A cell: its rows, each a list in the columns' order, and what its measurements are made of.
+    """A cell: its rows, each a list in the columns' order without the nulls at its end, and what its measurements are
+    made of.
 
     ``measurements`` holds the loss of each sample and the seconds of each timed block's runs, the unaccelerated one's
     first, ``row`` being their row's place; those of ``fewer_steps`` belong to the unaccelerated pipeline.
@@ -59,13 +60,19 @@ def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str
         "scheduler": cell.scheduler,
         "steps": cell.steps,
         "environment": record.environment,
-        "rows": [[row[name] for name in COLUMNS] for row in rows],
+        "rows": [_without_end([row[name] for name in COLUMNS]) for row in rows],
         "measurements": [
             {"row": places[one.candidate.accelerator, format_params(one.candidate.params)]} | _made_of(one)
             for one in (*record.searched.values(), *record.verified.values())
         ],
         "fewer_steps": [{"steps": one.candidate.cell.steps} | _made_of(one) for one in record.rivals],
     }
+
+
+def _without_end(values: list[Any]) -> list[Any]:
+    """Without what is not known at the end: of candidates that were not measured that is nearly all."""
+    known = [place for place, value in enumerate(values) if value is not None]
+    return values[: known[-1] + 1]
 
 
 def _made_of(one: Measurement) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
-from pytest_diffaccel.report.html.charts import library
+from pytest_diffaccel.report.html.charts import CONFIG, library
 from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data
 from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
 from pytest_diffaccel.report.html.material import Material
@@ -55,6 +55,7 @@ def _render(material: Material, parts: Sequence[CellPart]) -> str:
             banner=Banner.of(material, parts),
             cells=parts,
             golden=golden_part(material, [part.findings for part in parts]),
+            config=CONFIG,
             columns=(*CELL_COLUMNS, *COLUMNS),
             data=_data(parts),
             style=_asset("report.css"),
@@ -96,6 +97,7 @@ def _templates() -> Environment:
     templates = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     templates.filters |= {"figure": figure, "interval": interval, "entry_words": entry_words, "fact": fact}
     return templates
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.matrix import format_params, slug
 from pytest_diffaccel.measure.measurement import Block, Measurement
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.report.html.charts import Chart, accelerator_scales
@@ -111,7 +111,7 @@ def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> C
     rows = _bar(_BASELINE, "", 0, baseline, plain_s)
     for place, (row, one) in enumerate(timed, start=1):
         times = RunTimes.of([block.runs for block in one.blocks])
-        label = f"{row.accelerator} {target_words(row.targets) or 'nearest'}"
+        label = f"{slug(row.accelerator)} {target_words(row.targets) or 'nearest'}"
         if any(bar["bar"] == label for bar in rows):
             label += f" ({place})"
         rows += _bar(label, row.params, place, times, plain_s)

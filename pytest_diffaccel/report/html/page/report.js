@@ -2,7 +2,9 @@
 (() => {
   document.documentElement.classList.add("scripted");
   const data = JSON.parse(document.getElementById("report-data").textContent);
-  const asObject = (row) => Object.fromEntries(data.columns.map((name, place) => [name, row[place]]));
+  const config = JSON.parse(document.getElementById("chart-config").textContent);
+  // What a row does not know at its end is left out of it.
+  const asObject = (row) => Object.fromEntries(data.columns.map((name, place) => [name, row[place] ?? null]));
   const rowsOf = (cell) => data.cells[cell].rows.map(asObject);
   const element = (name, text, className) => {
     const made = document.createElement(name);
@@ -118,14 +120,14 @@
     const spec = JSON.parse(figure.querySelector(".spec").textContent);
     const plot = figure.querySelector(".plot");
     const narrow = figure.clientWidth < 560;
+    spec.config = config;
     if (spec.data && spec.data.name === "rows") spec.datasets = { ...spec.datasets, rows: rowsOf(figure.closest("section").dataset.cell) };
     if (narrow) {
       narrowLegends(spec, 1);
       if (spec.facet) spec.columns = 1;
       // Long labels would leave no room for what they label.
-      spec.config = { ...spec.config, axis: { ...spec.config.axis, labelLimit: 130 } };
       const bars = spec.encoding && spec.encoding.y && spec.encoding.y.axis;
-      if (bars) bars.labelLimit = 120;
+      if (bars) Object.assign(bars, { labelLimit: 175, labelFontSize: 10 });
     }
     const live = element("div", undefined, "plot live");
     plot.after(live);
@@ -167,7 +169,10 @@
     return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   };
   document.getElementById("csv").addEventListener("click", () => {
-    const rows = (cell) => cell.rows.map((row) => [...data.cell_columns.map((name) => cell[name]), ...row]);
+    const rows = (cell) => cell.rows.map((row) => [
+      ...data.cell_columns.map((name) => cell[name]),
+      ...data.columns.map((_, place) => row[place] ?? null),
+    ]);
     const lines = [[...data.cell_columns, ...data.columns], ...data.cells.flatMap(rows)];
     save("diffaccel.csv", "text/csv", lines.map((line) => line.map(field).join(",")).join("\r\n") + "\r\n");
   });
