@@ -21,6 +21,8 @@ _WIDTH = 720
 #: What all charts have in common. Texts and lines take the page's own colour, so that one picture fits light and dark.
 CONFIG: Spec = {
     "background": None,
+    # Labels may be a little longer in the reader's font than in the one that the pictures are laid out with.
+    "padding": {"left": 14, "right": 8, "top": 5, "bottom": 5},
     "aria": False,
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
