@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.gpu_records import BUSY, DATA, REGISTRY, WALL, GpuRecords, all_cells, options, scored
 from benchmarks.output import parser, show
 from pytest_diffaccel.matrix import PIPES, TARGETS, Candidate, Cell
+from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.statistics import mean_interval
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -28,8 +29,7 @@ from pytest_diffaccel.search.select import choose
 
 GOLDEN = Path("golden/nvidia-h200.search_params.json")
 MAX_LOSS = 0.25
-#: A GPU that works for less than this share of an unaccelerated generation waits for launches.
-LAUNCH_BOUND = 0.9
+
 # Verified at 20 steps: targets of interest, and winners a cell that fit into ten minutes with all nine cells.
 _VERIFIED_STEPS, _VERIFIED_TARGETS = 20, (2.0, 1.5, 3.0)
 _VERIFIED_A_CELL = {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}
@@ -135,7 +135,7 @@ def comparison(chooser: Chooser) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 "wall_predicted": guess[WALL],
                 "busy_share": share,
                 "baseline_busy_share": chooser.records.busy_share(one, baseline=True),
-                "launch_bound": share < LAUNCH_BOUND,
+                "launch_bound": share < LAUNCH_BOUND_SHARE,
             }
         )
     return rows, {

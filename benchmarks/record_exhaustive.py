@@ -132,6 +132,7 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
     from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
     from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
     from pytest_diffaccel.measure.clock import timed
+    from pytest_diffaccel.measure.disturbance import HostWatch
     from pytest_diffaccel.measure.measurement import RunTiming
     from pytest_diffaccel.measure.prompts import default_prompts, select
     from pytest_diffaccel.measure.threads import use_one_thread
@@ -165,7 +166,8 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
                 if blocks > 1 or start == 0:
                     for generate in (baseline, *generators):
                         run(generate)(0)
-                rows = list(run_blocks(run(baseline), [run(one) for one in generators], blocks, seed=start, threads=1))
+                runs = [run(one) for one in generators]
+                rows = list(run_blocks(run(baseline), runs, blocks, seed=start, watch=HostWatch(threads=1)))
             for one, own in zip(part, zip(*rows, strict=True), strict=True):
                 measured = [
                     {

@@ -33,6 +33,7 @@ from pytest_diffaccel.matrix import PIPES, Candidate, Cell
 from pytest_diffaccel.measure.blocks import run_blocks
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.prompts import default_prompts, select
@@ -176,7 +177,8 @@ class _Bench:
             return lambda _index: timer(generate, self.prompts, self.seeds)[1]
 
         runs = [run(generate) for generate in ready.values()]
-        for rows in run_blocks(run(baseline), runs, count, seed=len(ready), threads=1):
+        watch = watch_machine(self.pipeline.device, threads=1)
+        for rows in run_blocks(run(baseline), runs, count, seed=len(ready), watch=watch):
             for candidate, block in zip(ready, rows, strict=True):
                 self._write(
                     candidate,

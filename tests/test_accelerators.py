@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
 
 GetPipeline = Callable[..., Any]
@@ -253,6 +255,25 @@ def test_counting_and_observing_change_no_image(pipeline_of: GetPipeline) -> Non
     with accelerate(pipeline, SETTINGS["DeepCache, T-Gate, and ToMe"], steps=STEPS, **SIZE) as generate:
         counted = generate.counted(PROMPTS, SEEDS)
         assert same(generate.observed(PROMPTS, SEEDS, None), counted)
+
+
+def test_counting_compiles_nothing(pipeline_of: GetPipeline) -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    torch.compiler.reset()
+    with restored(pipeline), accelerate(pipeline, DEEPCACHE, steps=STEPS, **SIZE) as generate:
+        pipeline.unet.compile_repeated_blocks(backend=backend)
+        counted = generate.counted(PROMPTS, SEEDS)
+        assert compiled == []
+        images = generate(PROMPTS, SEEDS)
+        assert 0 < len(compiled) <= 8  # as many as torch compiles before it gives up
+        assert same(images, counted)
+    torch.compiler.reset()
 
 
 def test_several_blocks_take_turns_on_one_pipeline(pipeline_of: GetPipeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from searches import SmallSearch
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.gpu_watch import GpuWatch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -36,6 +38,24 @@ def test_device_time_of_each_step() -> None:
     full, shallow = device.step_s[::2], device.step_s[1::2]
     assert 0 < max(shallow) < min(full)
     assert sum(device.step_s) < device.total_s < wall.total_s
+
+
+def test_the_gpu_is_watched() -> None:
+    watch = GpuWatch.of(torch.device("cuda", 0))
+    assert watch is not None
+    end = watch.begin()
+    torch.ones(4096, 4096, device="cuda").matmul(torch.ones(4096, 4096, device="cuda")).sum().item()
+    assert end() == ""  # our own work
+    assert watch.clock.highest_mhz > 100
+
+
+def test_the_gate_says_how_busy_the_gpu_was(small_search: SmallSearch) -> None:
+    small_search.run("--gpus").assert_outcomes(passed=4)
+    small_search.run("--gpus", "--gate", "--update-golden", "--junitxml", "gate.xml")
+    figures = (small_search.path / "gate.xml").read_text()
+    share = re.search(r'name="gpu_busy_share" value="([0-9.]+)"', figures)
+    assert share, figures
+    assert 0 < float(share[1]) < 1
 
 
 def test_a_search_measures_memory_on_the_device(small_search: SmallSearch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,12 +122,12 @@ class Generate:
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into
         # the next call, and ToMe's random generator, forked from the global one, would go on from where it was.
-        with restored(pipeline), torch.random.fork_rng(devices):
+        with restored(pipeline), torch.random.fork_rng(devices), ExitStack() as stack:
             torch.manual_seed(seeds[0])
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             options = self._options(prompts, seeds)
             if counters:
-                counters.attach(pipeline.unet)
+                stack.enter_context(counters.attached(pipeline.unet))
             if observer:
                 pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 options["callback_on_step_end"] = _step_end_callback(observer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +35,20 @@ class FiredCounters:
         self.gated_calls = 0
         self.merged_tokens = 0
 
-    def attach(self, unet: nn.Module) -> None:
-        """Put hooks on ``unet``; :func:`.restoration.restored` takes them away."""
+    @contextmanager
+    def attached(self, unet: nn.Module) -> Iterator[None]:
+        """Put hooks on ``unet``; :func:`.restoration.restored` takes them away.
+
+        Modules that ``torch.compile`` compiled run uncompiled in the block: the hooks differ from module to module, so
+        each would be compiled apart, until torch gives up and runs them uncompiled ever after.
+        """
+        import torch
+
+        self._attach(unet)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
+    def _attach(self, unet: nn.Module) -> None:
         unet.register_forward_pre_hook(self._on_unet)
         mid_block: Any = unet.mid_block
         mid_block.resnets[0].register_forward_pre_hook(self._on_mid)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.gate.conditions import conditions
+from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.plan import Budget, GateCase, design, speed_share
@@ -22,7 +22,9 @@ from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, 
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
+from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed as timed_run
+from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.records.reference import Session
@@ -89,6 +91,7 @@ class Examination:
             batch_s = self._count(case, generate)
             quality, lpips = self._quality(case, generate, pictures)
             timed, speed, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
+            share = self._busy_share(case, generate, timed) if timed else None
         figures = (
             [("lpips", float(np.mean(lpips)))] if case.candidate else [("fingerprint_lpips", float(np.mean(lpips)))]
         )
@@ -100,6 +103,9 @@ class Examination:
             ("baseline_s", timed.baseline_s),
             ("blocks", len(timed.blocks)),
         ]
+        if share is not None:
+            figures.append(("gpu_busy_share", share))
+            notes = (*notes, *filter(None, [launch_bound(share)]))
         return Showing((*quality, speed), notes, self._session(case, timed, lpips), tuple(figures))
 
     def _count(self, case: GateCase, generate: Generate) -> float:
@@ -148,7 +154,7 @@ class Examination:
                 runs[1:],
                 plan.most * size,
                 seed=self.bench.settings.seed,
-                threads=computing_threads(device),
+                watch=watch_machine(device, computing_threads(device)),
             )
             timed = time_until_certain((row[0] for row in rows), size, plan, self.reference, to_the_end=self.recording)
         finding, note = explain_by_times(speed_finding(timed, plan, self.reference), timed, self.reference)
@@ -156,6 +162,15 @@ class Examination:
             # Nothing is slower than itself: it is the measuring that is not sound, or too noisy.
             finding = Finding("speed", "inconclusive", f"the baseline against itself: {finding.text}")
         return timed, finding, (*filter(None, [note]), *conditions(timed))
+
+    def _busy_share(self, case: GateCase, generate: Generate, timed: Timed) -> float | None:
+        """Share of a run's wall time during which the GPU worked; None without a GPU."""
+        if generate.pipeline.device.type != "cuda":
+            return None
+        batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
+        with self.bench.lock.timing():
+            _, device = busy(generate, batch.prompts, batch.seeds)
+        return device.total_s / float(np.median([block.runs[0].total_s for block in timed.blocks]))
 
     def _run(self, case: GateCase, generate: Generate) -> TimedRun:
         batches = self.bench.batches(case.cell, "winner", case.entry.num_samples)

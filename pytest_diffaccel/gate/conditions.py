@@ -10,6 +10,7 @@ from scipy import stats
 
 from pytest_diffaccel.gate.speed import Timed
 from pytest_diffaccel.gate.verdict import percent
+from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
 
 # A trend less certain than this is noise; one smaller than this does not matter.
 _TREND_P, _TREND_RATIO = 0.01, 0.02
@@ -30,6 +31,17 @@ def conditions(timed: Timed) -> list[str]:
         if drift is not None:
             notes.append(f"{name} drifted by {percent(math.expm1(drift))} from the first block to the last")
     return notes
+
+
+def launch_bound(share: float) -> str:
+    """A note on a GPU that waits for the host; empty when it hardly does.
+
+    Args:
+        share: of the wall time of a run, during which the GPU worked.
+    """
+    if share >= LAUNCH_BOUND_SHARE:
+        return ""
+    return f"launch-bound: the GPU was busy for {share:.0%} of a run, so that the host's speed counts too"
 
 
 def _drift(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:

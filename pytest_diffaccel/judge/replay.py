@@ -92,8 +92,11 @@ class Replay:
         """The call's images, and what it did."""
         pipeline = self.pipeline(task)
         counters = FiredCounters(guidance_batch=2 * arguments.images)
-        with self._applied(pipeline, arguments, params, seeds) as run, _counting_steps(pipeline.scheduler) as steps:
-            counters.attach(pipeline.unet)
+        with (
+            self._applied(pipeline, arguments, params, seeds) as run,
+            _counting_steps(pipeline.scheduler) as steps,
+            counters.attached(pipeline.unet),
+        ):
             images = run()
         accelerator = self._registry.for_params(params)
         expected = accelerator.counters(params, arguments.num_inference_steps)

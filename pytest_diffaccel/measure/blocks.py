@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from pytest_diffaccel.measure.disturbance import LoadReading
+from pytest_diffaccel.measure.disturbance import Watch
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 
 #: Makes and times one run of batch number ``index`` (0, 1, 2, ...).
@@ -19,12 +19,12 @@ _REPEATS = 2
 
 
 def run_blocks(
-    baseline: TimedRun, candidates: Sequence[TimedRun], count: int, *, seed: int, threads: int
+    baseline: TimedRun, candidates: Sequence[TimedRun], count: int, *, seed: int, watch: Watch
 ) -> Iterator[tuple[Block, ...]]:
     """Measure blocks, one at a time: each is one run of the baseline and one of every candidate, in random order.
 
-    Every kind of step must have run before (its first run is a warm-up and never counts). A block during which other
-    processes were busy is measured again, at most twice; after that it is kept as it is and names the disturbance, and
+    Every kind of step must have run before (its first run is a warm-up and never counts). A disturbed block
+    is measured again, at most twice; after that it is kept as it is and names the disturbance, and
     later blocks are not measured again.
 
     Args:
@@ -32,7 +32,7 @@ def run_blocks(
         candidates: at least one.
         count: blocks, at least 1.
         seed: of the order.
-        threads: threads that a run computes on, at least 1; other processes disturb only beyond the cores left.
+        watch: sees what disturbs a block.
 
     Yields:
         One :class:`Block` a candidate, all of them with the same baseline run.
@@ -43,7 +43,7 @@ def run_blocks(
     for index in range(count):
         started_at = time.time()
         for _ in range(1 + repeats):
-            timings, disturbance = _run_once(runs, index, order, threads)
+            timings, disturbance = _run_once(runs, index, order, watch)
             if not disturbance:
                 break
         else:
@@ -52,10 +52,10 @@ def run_blocks(
         yield tuple(Block(timings[0], (timing,), disturbance, started_at) for timing in timings[1:])
 
 
-def _run_once(runs: Sequence[TimedRun], index: int, order: random.Random, threads: int) -> tuple[list[RunTiming], str]:
+def _run_once(runs: Sequence[TimedRun], index: int, order: random.Random, watch: Watch) -> tuple[list[RunTiming], str]:
     """Every run once, in random order; their times in the order given, and what disturbed them."""
     places = list(range(len(runs)))
     order.shuffle(places)
-    before = LoadReading.now()
+    end_watch = watch.begin()
     timings = {place: runs[place](index) for place in places}
-    return [timings[place] for place in range(len(runs))], before.disturbance_until(LoadReading.now(), threads)
+    return [timings[place] for place in range(len(runs))], end_watch()

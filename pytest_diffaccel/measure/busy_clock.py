@@ -17,6 +17,9 @@ from pytest_diffaccel.measure.measurement import RunTiming
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.acceleration import Generate
 
+#: A generation in which the GPU works for a smaller share of the wall time than this is launch-bound.
+LAUNCH_BOUND_SHARE = 0.9
+
 # The kernel of torch.cuda._sleep, which nothing in a pipeline launches.
 _MARKER = "spin_kernel"
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 # Work of other processes, in cores beyond those that the run leaves free, that counts as a disturbance; below it are
 # the kernel's own housekeeping and ours.
 _FOREIGN_CORES = 0.15
+# A clock this far below the highest seen makes runs slower by as much; boost clocks move by less of their own accord.
+_CLOCK_RATIO = 0.85
+
+
+class Watch(Protocol):
+    """Watches one part of a machine."""
+
+    def begin(self) -> Callable[[], str]:
+        """Begin to watch a block; call what is returned at its end: it says in words what disturbed it, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +38,6 @@ class LoadReading:
     @classmethod
     def now(cls) -> LoadReading:
         """Read the machine's and the process's counters."""
-        import time
-
         machine = psutil.cpu_times()
         busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
         own = os.times()
@@ -43,3 +56,78 @@ class LoadReading:
         foreign = ((later.busy_s - self.busy_s) - (later.own_s - self.own_s)) / elapsed
         free = max(0, (psutil.cpu_count() or 1) - threads)
         return f"other processes used {foreign:.1f} cores" if foreign > free + _FOREIGN_CORES else ""
+
+
+@dataclass
+class ClockRecord:
+    """The highest clock seen, against which a lower one stands out.
+
+    Attributes:
+        name: what is clocked, for the message.
+        highest_mhz: the highest seen so far, MHz.
+    """
+
+    name: str
+    highest_mhz: float = 0.0
+
+    def slowed(self, mhz: float) -> str:
+        """Take a reading, MHz; in words, how far it fell below the highest one, or nothing."""
+        self.highest_mhz = max(self.highest_mhz, mhz)
+        if not 0 < mhz < _CLOCK_RATIO * self.highest_mhz:
+            return ""
+        return f"the {self.name} clock fell from {self.highest_mhz:.0f} to {mhz:.0f} MHz"
+
+
+@dataclass(frozen=True)
+class HostWatch:
+    """Watches the processors: what other processes use of them, and their clock.
+
+    Attributes:
+        threads: threads that a run computes on, at least 1.
+        clock: of the fastest core, which is one that computes.
+    """
+
+    threads: int
+    clock: ClockRecord = field(default_factory=lambda: ClockRecord("CPU"))
+
+    def begin(self) -> Callable[[], str]:
+        """Read the counters now, and again at the end."""
+        before = LoadReading.now()
+
+        def end() -> str:
+            mhz = max((core.current for core in psutil.cpu_freq(percpu=True) or ()), default=0.0)
+            return before.disturbance_until(LoadReading.now(), self.threads) or self.clock.slowed(mhz)
+
+        return end
+
+
+@dataclass(frozen=True)
+class Watches:
+    """Several watches as one.
+
+    Attributes:
+        parts: what each of them sees is told, in this order.
+    """
+
+    parts: tuple[Watch, ...]
+
+    def begin(self) -> Callable[[], str]:
+        """Begin all."""
+        ends = [part.begin() for part in self.parts]
+        return lambda: "; ".join(filter(None, [end() for end in ends]))
+
+
+def watch_machine(device: torch.device, threads: int) -> Watch:
+    """What watches everything that disturbs runs on a device: the host's load and clock, and a GPU's own.
+
+    Args:
+        device: that the runs compute on.
+        threads: of the host that they keep busy, at least 1.
+    """
+    host = HostWatch(threads)
+    if device.type != "cuda":
+        return host
+    from pytest_diffaccel.measure.gpu_watch import GpuWatch
+
+    gpu = GpuWatch.of(device)
+    return host if gpu is None else Watches((host, gpu))

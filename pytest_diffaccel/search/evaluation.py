@@ -11,6 +11,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.quality import pooled_quality, score
@@ -194,8 +195,9 @@ def _time(
         return one
 
     runs = [run(subject.generate, subject.images) for subject in subjects]
-    threads = computing_threads(baseline.pipeline.device)
-    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed, threads=threads):
+    device = baseline.pipeline.device
+    watch = watch_machine(device, computing_threads(device))
+    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed, watch=watch):
         for subject, block in zip(subjects, rows, strict=True):
             subject.blocks.append(block)
         if budget.is_met(subjects):
