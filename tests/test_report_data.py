@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cells import cells_of
+from pytest_diffaccel.report.html.charts import Chart
 from pytest_diffaccel.report.html.findings import Findings, find
 from pytest_diffaccel.report.html.golden_changes import categories
 from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
@@ -239,6 +241,26 @@ def test_it_keeps_out_of_blocks_that_are_timed(search: RecordedSearch) -> None:
         assert not page.exists()
     assert writing.wait() == 0
     assert page.is_file()
+
+
+# Charts without a script
+
+
+def test_a_static_chart_draws_like_symbols_once_and_keeps_its_texts() -> None:
+    spec = {
+        "data": {"values": [{"x": number, "name": "1.23456"} for number in range(5)]},
+        "mark": "point",
+        "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "name", "type": "nominal"}},
+    }
+    drawing = Chart("one", "five points", spec).svg
+    ids = re.findall(r' id="([^"]+)"', drawing)
+    references = re.findall(r'<use href="#([^"]+)"', drawing)
+    assert len(ids) == len(set(ids))
+    assert all(name.startswith("one-") for name in ids)
+    assert set(references) <= set(ids)
+    assert max(Counter(references).values()) >= 5
+    assert ">1.23456<" in drawing
+    assert "currentColor" in drawing
 
 
 # Heat maps
