@@ -60,6 +60,7 @@ def _render(material: Material, parts: Sequence[CellPart]) -> str:
             data=_data(parts),
             style=_asset("report.css"),
             scripts=scripts,
+            license=_asset("vega-license.txt"),
             script_hashes=[_hash(script) for script in scripts],
         )
     )
