@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pytest_diffaccel.codegen.commands import add_commands
-from pytest_diffaccel.report import golden_commands
+from pytest_diffaccel.report import export_commands, golden_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
+    export_commands.add_commands(commands)
     add_commands(commands)
     parsed = parser.parse_args(arguments)
     try:
