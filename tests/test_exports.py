@@ -25,7 +25,7 @@ SCALED = replace(ENVIRONMENT, scale=QualityScale(0.0, 0.001, 0.002, 0.5))
 
 
 def measured(interval: int = 2, **changes: Any) -> Measurement:
-    return measurement(interval, environment=ENVIRONMENT.id, **changes)
+    return replace(measurement(interval, environment=ENVIRONMENT.id), **changes)
 
 
 def store_of(path: Path, *measurements: Measurement) -> Path:
@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Path:
     path = store_of(tmp_path / "search.sqlite", measured(2), measured(3, blocks=(), fired={}))
     with Store.open(path) as store:
         store.save_failure(candidate(4), ENVIRONMENT.id, SAMPLING, "oom", "out of memory, at batch size 4")
-        mixed = "SD1.5-DPM-Solver++-20-T-Gate+ToMe-gate_step=10,ratio=0.25"
+        mixed = "SD1.5-DPM-Solver++-20-DeepCache+T-Gate-cache_interval=3,gate_step=10"
         store.save_decision(mixed, ENVIRONMENT.id, SAMPLING, "predicted 1.1x: reaches no target")
         store.save_decision(candidate(2).key, ENVIRONMENT.id, SAMPLING, "cannot win, it seemed")
         store.save_decision("SD1.5-DDIM-20-DeepCache", ENVIRONMENT.id, SAMPLING, "winners found")
@@ -70,8 +70,8 @@ def test_an_export_has_a_row_for_all_that_is_known(store: Path, capsys: pytest.C
     assert (timed["lpips_noise_floor"], timed["created_at"] > "2026") == (0.002, True)
     assert (predicted["blocks"], predicted["accelerated_s"], predicted["fired_cached_steps"]) == (0, None, None)
     assert (failed["reason"], failed["speedup"]) == ("oom: out of memory, at batch size 4", None)
-    assert (skipped["scheduler"], skipped["accelerator"]) == ("DPM-Solver++", "T-Gate and ToMe")
-    assert (skipped["param_gate_step"], skipped["param_ratio"]) == (10, 0.25)
+    assert (skipped["scheduler"], skipped["accelerator"]) == ("DPM-Solver++", "DeepCache and T-Gate")
+    assert (skipped["param_gate_step"], skipped["param_cache_interval"]) == (10, 3)
     assert skipped["reason"] == "predicted 1.1x: reaches no target"
 
 
