@@ -15,7 +15,7 @@ from pytest_diffaccel.matrix import slug
 
 _EXTRA_INFO = (
     *("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95", "estimates_agree"),
-    *("lpips", "lpips_ci95", "psnr_db", "ssim", "peak_memory_mb", "fired", "num_samples", "environment"),
+    *("lpips", "lpips_ci95", "psnr_db", "ssim", "peak_memory_mb", "fired", "num_samples", "environment", "stored"),
 )
 
 
@@ -90,5 +90,5 @@ def _source(nodeid: str, measured: Mapping[str, Any]) -> _Source:
         group=f"{measured['cell']}-{slug(measured['accelerator'])}",
         param=measured["candidate"],
         params={"cell": measured["cell"], "accelerator": measured["accelerator"], **params},
-        extra_info={one: measured[one] for one in _EXTRA_INFO},
+        extra_info={one: measured[one] for one in _EXTRA_INFO if one in measured},
     )

@@ -113,6 +113,17 @@ def test_pytest_benchmark_compares_two_runs(finished_search: SmallSearch) -> Non
     assert len(re.findall(r"test_search\[.*echo_interval=10.* \(\S*0002_after\)", done.stdout)) == 1
 
 
+def test_pytest_benchmark_compares_a_run_with_a_saved_one(finished_search: SmallSearch) -> None:
+    saved = ("--benchmark-storage", "saved")
+    finished_search.run("--benchmark-autosave", *saved).assert_outcomes(passed=4)
+    result = finished_search.run("--benchmark-compare", "--benchmark-compare-fail", "mean:10%", *saved)
+    result.assert_outcomes(passed=4)  # nothing was measured again: the times are the same
+    assert re.findall(r"test_search\[.*echo_interval=10,.* \((NOW|0001)", result.stdout.str()) in (
+        ["NOW", "0001"],
+        ["0001", "NOW"],
+    )
+
+
 def test_without_being_asked_pytest_benchmark_shows_nothing(finished_search: SmallSearch) -> None:
     result = finished_search.run()
     result.stdout.no_fnmatch_line("*Outliers*")

@@ -17,7 +17,11 @@ from pytest_diffaccel.search.workbench import Workbench
 
 
 def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[str, Any]:
-    """A candidate's figures, JSON types only."""
+    """A candidate's figures, and whether an earlier run had made them; JSON types only."""
+    return {**_figures(measurement), "stored": stored}
+
+
+def _figures(measurement: Measurement) -> dict[str, Any]:
     return {
         "cell": str(measurement.candidate.cell),
         "accelerator": measurement.candidate.accelerator,
@@ -37,7 +41,6 @@ def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[st
         "num_samples": measurement.sampling.num_samples,
         "environment": measurement.environment,
         "rounds_s": [run.total_s for block in measurement.blocks for run in block.runs],
-        "stored": stored,
     }
 
 
@@ -46,7 +49,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
 
     Returns:
         ``cell`` and ``accelerator``; ``golden``: entry's JSON text by golden key; ``environments``: by id;
-        ``verified``: the figures of the winners' own measurements (:func:`measurement_properties`);
+        ``verified``: the figures of the winners' own measurements;
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
@@ -59,7 +62,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
         entries[str(key)] = _entry(winner, environment).to_json()
         if winner.measurement:
-            verified[winner.measurement.candidate.key] = measurement_properties(winner.measurement, stored=False)
+            verified[winner.measurement.candidate.key] = _figures(winner.measurement)
             pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
         "cell": str(cell),
