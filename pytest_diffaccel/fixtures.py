@@ -135,9 +135,12 @@ def gate_groups_by_case(gate: GateRun) -> dict[str, str]:
 
 
 def _report(item: pytest.Item, result: dict[str, Any]) -> None:
-    """Put a case's result on its reports, in place of what stood there."""
-    others = [pair for pair in item.user_properties if pair[0] != PROPERTY]
-    item.user_properties[:] = [*others, (PROPERTY, json.dumps(result))]
+    """Put a case's result on its reports, in place of what stood there: whole, and as plain properties."""
+    from pytest_diffaccel.report.properties import NAMES, plain_properties
+
+    others = [pair for pair in item.user_properties if pair[0] not in (PROPERTY, *NAMES)]
+    plain = [] if "case" in result else plain_properties(result)  # a gate's case has properties of its own
+    item.user_properties[:] = [*others, *plain, (PROPERTY, json.dumps(result))]
 
 
 class Case:
@@ -176,8 +179,6 @@ class Case:
         return result
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        figures = ("speedup", "speedup_ci95", "lpips", "lpips_ci95")
-        self._item.user_properties += [(name, str(result[name])) for name in figures if name in result]
         _report(self._item, result)
         return result
 

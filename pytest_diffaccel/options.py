@@ -254,6 +254,7 @@ _RECORD_OPTIONS = (
     option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
     option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
     option("--diffaccel-report", metavar="FILE", help="write all that was found as one HTML file"),
+    option("--diffaccel-log", metavar="FILE", help="add a JSON line to FILE as each case ends"),
     option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
 _GROUPS = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
+from pytest_diffaccel.benchmarking import add_benchmarks
 from pytest_diffaccel.fixtures import (
     PROPERTY,
     case_id,
     gate_case_of,
     gate_groups_by_case,
     gate_run,
+    group_name,
     group_of,
     groups_by_case,
     is_searching,
@@ -22,6 +25,7 @@ from pytest_diffaccel.fixtures import (
 )
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.report.case_log import CaseLog
     from pytest_diffaccel.report.gate import GateReport
     from pytest_diffaccel.report.session import SessionReport, Terminal
 
@@ -36,7 +40,9 @@ def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """Why a case failed, in one line."""
+    """Why a case failed or was skipped, in one line."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr).strip()
     return text.partition("\n")[0]
@@ -47,12 +53,24 @@ def _command(config: pytest.Config) -> str:
     return shlex.join(["pytest", *map(str, config.invocation_params.args)])
 
 
+def _open_log(path: str | None) -> CaseLog | None:
+    if path is None:
+        return None
+    from pytest_diffaccel.report.case_log import CaseLog
+
+    try:
+        return CaseLog(Path(path))
+    except OSError as error:
+        raise pytest.UsageError(f"--diffaccel-log: {error}") from error
+
+
 class Reporting:
     """Hooks that only the controller has (or the one process, without xdist)."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._made: SessionReport | GateReport | None = None
+        self._log = _open_log(config.option.diffaccel_log)
 
     @property
     def _report(self) -> SessionReport | GateReport:
@@ -99,11 +117,23 @@ class Reporting:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's result as soon as it is there."""
-        result = result_of(report)
+        result = result_of(report) or self._place_of(report)
         if result is not None and (report.when == "call" or report.failed):
-            if report.failed:
-                result["error"] = _reason(report)
+            if report.failed or (report.skipped and "evidence" not in result):
+                result["error" if report.failed else "evidence"] = _reason(report)
+            if self._log is not None:
+                self._log.write(report.nodeid, case_id(report.nodeid), report.outcome, report.duration, result)
+            add_benchmarks(self._config, report.nodeid, result)
             self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
+
+    def _place_of(self, report: pytest.TestReport) -> dict[str, Any] | None:
+        """Cell and accelerator of a case that failed before it could say anything: its worker died, or a fixture."""
+        if not report.failed or not is_searching(self._config) or gate_run(self._config) is not None:
+            return None
+        run = search_run(self._config)
+        group = groups_by_case(run).get(case_id(report.nodeid))
+        places = {group_name(place): {"cell": str(place[0]), "accelerator": place[1]} for place in run.groups}
+        return None if group is None else places[group]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

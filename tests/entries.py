@@ -1,5 +1,6 @@
-"""Golden entries made by hand, for tests of what is done with them."""
+"""A golden entry and an environment made by hand, for tests of what is done with them."""
 
+from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 
 MET = GoldenEntry(
@@ -14,4 +15,17 @@ MET = GoldenEntry(
     num_samples=32,
     batch_size=8,
     environment="3f9c2ab01d7e",
+)
+ENVIRONMENT = Environment(
+    pipe="SD1.5",
+    model_source="embedded stand-in, not SD1.5",
+    weights={"unet": "0" * 64},
+    device="a CPU (4 cores)",
+    driver="",
+    threads=1,
+    versions={"python": "3.11.2", "torch": "2.14.1"},
+    dtype="float32",
+    image_size=(128, 128),
+    batch_size=4,
+    guidance_scale=5.0,
 )

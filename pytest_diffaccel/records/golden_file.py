@@ -96,18 +96,9 @@ def merge(
     path = path.resolve()
     with folder_lock(path.parent):
         entries = read_golden(path)
-        known = read_environments(path)
         changes = _changes(entries, found, update=update, prune=prune or ())
         merged = _apply(entries, changes)
-        # Environments first: a kill in between leaves one unused, not an entry with an unknown one.
-        named = {entry.environment for entry in merged.values()}
-        added = {
-            name: environment
-            for name, environment in environments.items()
-            if name in named and (name not in known or known[name].scale is None is not environment.scale)
-        }
-        if added:
-            write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **added}))
+        _add_environments(path, merged, environments)
         if merged != entries:
             write_text(path, dump_entries(merged))
     return changes
@@ -116,6 +107,38 @@ def merge(
 def differences_from(entries: Mapping[GoldenKey, GoldenEntry], found: Mapping[GoldenKey, GoldenEntry]) -> list[Change]:
     """What merging ``found`` into ``entries`` without updating would mean, in prompt order; nothing is written."""
     return _changes(entries, found, update=False, prune=())
+
+
+def write_golden(
+    path: Path, entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment] = _NO_ENVIRONMENTS
+) -> None:
+    """Write a whole golden file in one step, and its environments beside it; call it under the folder's lock.
+
+    Args:
+        path: the golden file, resolved; what it holds is replaced.
+        entries: by key.
+        environments: by id; those that ``entries`` name are added to ``environments.json`` beside it.
+
+    Raises:
+        JsonFileError: when the environments on disk do not parse or validate; nothing is written.
+    """
+    _add_environments(path, entries, environments)
+    write_text(path, dump_entries(entries))
+
+
+def _add_environments(
+    path: Path, entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]
+) -> None:
+    """Spell out what entries name; before they are written: a kill in between leaves one unused, not one unknown."""
+    known = read_environments(path)
+    named = {entry.environment for entry in entries.values()}
+    added = {
+        name: environment
+        for name, environment in environments.items()
+        if name in named and (name not in known or known[name].scale is None is not environment.scale)
+    }
+    if added:
+        write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **added}))
 
 
 def _changes(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, TARGETS
 
 #: Prompt order; a user's own accelerators follow, alphabetically.
 ACCELERATORS = (
@@ -80,6 +81,11 @@ class GoldenKey:
             _rank(self.accelerator, ACCELERATORS),
             self.target,
         )
+
+
+def stale_keys(keys: Iterable[GoldenKey], accelerators: Collection[str]) -> list[GoldenKey]:
+    """Those that no search can find any more: of a target that is gone, or an accelerator not in ``accelerators``."""
+    return [key for key in keys if key.accelerator not in accelerators or key.target not in TARGETS]
 
 
 def _literal(text: str) -> tuple[Any, ...]:

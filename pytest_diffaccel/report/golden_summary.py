@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from itertools import groupby
 from statistics import median
 
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.table_text import table_lines
 
 
 def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
@@ -20,7 +20,6 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
     Args:
         entries: winners and unattainable targets of any number of cells.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -30,10 +29,8 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
     ordered = sorted(entries, key=lambda key: key.prompt_order[-2:])
     for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target)):
         table.add_row(accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
-    text = StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
     cells = {(key.pipe, key.scheduler, key.steps) for key in entries}
-    return [*text.getvalue().rstrip().splitlines(), f"{len(entries)} keys of {len(cells)} cell(s)"]
+    return [*table_lines(table, 120), f"{len(entries)} keys of {len(cells)} cell(s)"]
 
 
 def _figures(entries: Sequence[GoldenEntry]) -> tuple[str, str, str, str, str]:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.options import WORK_DIR, Settings
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
-from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
@@ -178,12 +177,8 @@ class SessionReport:
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
         cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
-        stale = [
-            key
-            for key in read_golden(self._settings.golden)
-            if (key.pipe, key.scheduler, key.steps) in cells
-            and (key.accelerator not in self._registry.names or key.target not in TARGETS)
-        ]
+        chosen = [key for key in read_golden(self._settings.golden) if (key.pipe, key.scheduler, key.steps) in cells]
+        stale = stale_keys(chosen, self._registry.names)
         self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.table_text import table_lines
 
 # Wide enough for a triple's parameters; narrower terminals wrap.
 _WIDTH = 150
@@ -46,7 +46,6 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
 
 
 def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None) -> list[str]:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -58,9 +57,7 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: Qua
         span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
         entry = winner[0][1]
         table.add_row(accelerator, span, *_figures(entry, scale))
-    text = StringIO()
-    Console(file=text, width=_WIDTH, color_system=None).print(table)
-    return ["", *text.getvalue().rstrip().splitlines()]
+    return ["", *table_lines(table, _WIDTH)]
 
 
 def _figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:

@@ -17,11 +17,16 @@ from pytest_diffaccel.search.workbench import Workbench
 
 
 def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[str, Any]:
-    """A candidate's figures, JSON types only."""
+    """A candidate's figures, and whether an earlier run had made them; JSON types only."""
+    return {**_figures(measurement), "stored": stored}
+
+
+def _figures(measurement: Measurement) -> dict[str, Any]:
     return {
         "cell": str(measurement.candidate.cell),
         "accelerator": measurement.candidate.accelerator,
         "candidate": measurement.candidate.key,
+        "params": measurement.candidate.params,
         "speedup": measurement.speedup.value,
         "speedup_ci95": _ends(measurement.speedup),
         "wall_speedup": measurement.wall_speedup.value,
@@ -33,8 +38,9 @@ def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[st
         "ssim": measurement.quality.ssim,
         "fired": measurement.fired,
         "peak_memory_mb": measurement.peak_memory_mb,
+        "num_samples": measurement.sampling.num_samples,
         "environment": measurement.environment,
-        "stored": stored,
+        "rounds_s": [run.total_s for block in measurement.blocks for run in block.runs],
     }
 
 
@@ -43,6 +49,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
 
     Returns:
         ``cell`` and ``accelerator``; ``golden``: entry's JSON text by golden key; ``environments``: by id;
+        ``verified``: the figures of the winners' own measurements;
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
@@ -50,16 +57,18 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
     if environment.scale is None:
         environment = replace(environment, scale=measure_scale(bench, cell))
         bench.keep_environment(environment)
-    entries, pictures = {}, {}
+    entries, pictures, verified = {}, {}, {}
     for winner in winners:
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
         entries[str(key)] = golden_entry(winner, environment).to_json()
         if winner.measurement:
+            verified[winner.measurement.candidate.key] = _figures(winner.measurement)
             pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
         "cell": str(cell),
         "accelerator": accelerator,
         "golden": entries,
+        "verified": list(verified.values()),
         "environments": {environment.id: environment.to_json()},
         "pictures": pictures,
         "baseline": str(bench.baseline_pictures(cell, "winner")),

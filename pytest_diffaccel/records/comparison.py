@@ -1,0 +1,136 @@
+"""Two sets of measurements side by side: matched by what was measured, judged by their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.records.export_rows import Row
+from pytest_diffaccel.records.golden_changes import Golden
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is compared of a measurement.
+
+    Attributes:
+        speedup: with its interval.
+        lpips: with its interval.
+        noise_floor: LPIPS below which a difference is none; 0 where it is not known.
+    """
+
+    speedup: Interval
+    lpips: Interval
+    noise_floor: float
+
+
+#: By candidate, or golden key, and sampling, in words.
+Subjects: TypeAlias = Mapping[tuple[str, str], Figures]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One subject in both sets.
+
+    Attributes:
+        name: the candidate, or the golden key.
+        sampling: which images, in words.
+        before: its figures in the first set.
+        after: those in the second.
+    """
+
+    name: str
+    sampling: str
+    before: Figures
+    after: Figures
+
+    @property
+    def ratio(self) -> Interval:
+        """Speed-up after over speed-up before; both errors, as independent, add up in quadrature of logarithms."""
+        old, new = self.before.speedup, self.after.speedup
+        ratio = math.log(new.value / old.value)
+        below = math.hypot(math.log(new.value / new.low), math.log(old.high / old.value))
+        above = math.hypot(math.log(new.high / new.value), math.log(old.value / old.low))
+        return Interval(math.exp(ratio), math.exp(ratio - below), math.exp(ratio + above))
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """``"slower"`` or ``"faster"``, ``"worse"`` or ``"better"``, where the intervals share no point; else none."""
+        found = []
+        if not self.before.speedup.overlaps(self.after.speedup):
+            found.append("faster" if self.after.speedup.value > self.before.speedup.value else "slower")
+        moved = self.after.lpips.value - self.before.lpips.value
+        noise = max(self.before.noise_floor, self.after.noise_floor)
+        if not self.before.lpips.overlaps(self.after.lpips) and abs(moved) > noise:
+            found.append("worse" if moved > 0 else "better")
+        return tuple(found)
+
+    @property
+    def regressed(self) -> bool:
+        """Whether it became slower or worse."""
+        return "slower" in self.verdicts or "worse" in self.verdicts
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of measurements.
+
+    Attributes:
+        compared: what both have.
+        only_before: how many subjects only the first has.
+        only_after: how many only the second has.
+    """
+
+    compared: tuple[Compared, ...]
+    only_before: int
+    only_after: int
+
+
+def compare(before: Subjects, after: Subjects) -> Comparison:
+    """Match two sets, in the first one's order.
+
+    Raises:
+        ValueError: when they have nothing in common, which must not look as if nothing had changed.
+    """
+    common = [subject for subject in before if subject in after]
+    if not common:
+        raise ValueError(
+            f"nothing to compare: of {len(before)} and {len(after)} measurements none are of the same candidate, "
+            "samples, prompts and seed"
+        )
+    compared = tuple(Compared(*subject, before[subject], after[subject]) for subject in common)
+    return Comparison(compared, len(before) - len(common), len(after) - len(common))
+
+
+def subjects_of_rows(rows: Iterable[Row]) -> dict[tuple[str, str], Figures]:
+    """What rows of an export measured; the newest where several environments measured the same."""
+    measured = sorted((row for row in rows if row["status"] == "measured"), key=lambda row: str(row["created_at"]))
+    return {
+        (str(row["candidate"]), _sampling(row)): Figures(
+            _interval(row, "speedup"), _interval(row, "lpips"), row.get("lpips_noise_floor") or 0.0
+        )
+        for row in measured
+    }
+
+
+def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], Figures]:
+    """What golden entries recorded, those without figures excepted."""
+    found = {}
+    for key, entry in golden.entries.items():
+        environment = golden.environments.get(entry.environment)
+        floor = environment.scale.noise_floor if environment and environment.scale else 0.0
+        if entry.speedup and entry.speedup_ci95 and entry.lpips is not None and entry.lpips_ci95:
+            speedup, lpips = Interval(entry.speedup, *entry.speedup_ci95), Interval(entry.lpips, *entry.lpips_ci95)
+            found[str(key), f"{entry.num_samples} samples"] = Figures(speedup, lpips, floor)
+    return found
+
+
+def _sampling(row: Row) -> str:
+    return "{num_samples} samples of batch {batch_size}, seed {seed}, prompts {prompts_digest}, {purpose}".format(**row)
+
+
+def _interval(row: Row, name: str) -> Interval:
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])

@@ -1,0 +1,140 @@
+"""A store's contents as flat rows: one a measurement, failure or skipped candidate, for tables of other tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from statistics import median
+from typing import Any, TypeAlias
+
+from pytest_diffaccel.matrix import Candidate, slug
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden_key import ACCELERATORS
+
+#: Of one type each: str, int, float or bool; None where a row has no such value.
+Row: TypeAlias = dict[str, Any]
+#: Columns that every export has, with their types. Those of params (``param_...``) and of counters (``fired_...``)
+#: follow, as many as the rows have. Times in seconds, memory in MiB, PSNR in dB; intervals are of 95%.
+COLUMNS: Mapping[str, type] = {
+    **dict.fromkeys(("status", "reason", "candidate", "pipe", "scheduler"), str),
+    "steps": int,
+    "accelerator": str,
+    **dict.fromkeys(("speedup", "speedup_low", "speedup_high"), float),
+    **dict.fromkeys(("wall_speedup", "wall_speedup_low", "wall_speedup_high"), float),
+    "estimates_agree": bool,
+    **dict.fromkeys(("lpips", "lpips_low", "lpips_high", "psnr_db", "ssim", "peak_memory_mb"), float),
+    "blocks": int,
+    **dict.fromkeys(("baseline_s", "accelerated_s"), float),
+    **dict.fromkeys(("num_samples", "batch_size", "seed"), int),
+    **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype"), str),
+    "lpips_noise_floor": float,
+    "created_at": str,
+}
+PARAM, FIRED = "param_", "fired_"
+_CANDIDATE = re.compile(r"(?P<pipe>.+?)-(?P<scheduler>.+?)-(?P<steps>\d+)-(?P<accelerator>.+?)-(?P<params>\w+=.*)")
+
+
+def export_rows(contents: Contents) -> list[Row]:
+    """All rows, in the order in which they were stored; measured ones first, then failed, then skipped.
+
+    A candidate that was passed over at first and measured later, as it turned out promising, is not skipped.
+    """
+    rows = [_measured(one, contents.environments) for one in contents.measurements]
+    rows += [_failed(one, contents.environments) for one in contents.failures]
+    known = {(row["candidate"], row["environment"]) for row in rows}
+    names = {slug(name): name for name in (*ACCELERATORS, *(str(row["accelerator"]) for row in rows))}
+    skipped = (one for one in contents.decisions if (one.subject, one.environment) not in known)
+    rows += [row for one in skipped if (row := _skipped(one, names, contents.environments)) is not None]
+    columns = {**COLUMNS, **dict.fromkeys(sorted({name for row in rows for name in row} - COLUMNS.keys()))}
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def column_type(name: str, rows: Iterable[Row]) -> type:
+    """The type of a column's values."""
+    if name in COLUMNS:
+        return COLUMNS[name]
+    return int if all(isinstance(row[name], int) for row in rows if row[name] is not None) else float
+
+
+def _measured(one: Recorded, environments: Mapping[str, Environment]) -> Row:
+    measurement = one.measurement
+    return {
+        "status": "measured",
+        **_candidate(measurement.candidate),
+        **_interval("speedup", measurement.speedup),
+        **_interval("wall_speedup", measurement.wall_speedup),
+        "estimates_agree": measurement.estimates_agree,
+        **_interval("lpips", measurement.quality.lpips),
+        "psnr_db": measurement.quality.psnr_db,
+        "ssim": measurement.quality.ssim,
+        "peak_memory_mb": measurement.peak_memory_mb,
+        **dict(_times(measurement)),
+        **{f"{FIRED}{name}": count for name, count in measurement.fired.items()},
+        **_conditions(measurement.sampling, measurement.environment, environments),
+        "created_at": one.created_at,
+    }
+
+
+def _failed(one: Failure, environments: Mapping[str, Environment]) -> Row:
+    return {
+        "status": "failed",
+        "reason": f"{one.kind}: {one.message}",
+        **_candidate(one.candidate),
+        **_conditions(one.sampling, one.environment, environments),
+        "created_at": one.created_at,
+    }
+
+
+def _skipped(one: Decision, names: Mapping[str, str], environments: Mapping[str, Environment]) -> Row | None:
+    """None for what was decided of a whole group."""
+    found = _CANDIDATE.fullmatch(one.subject)
+    if found is None:
+        return None
+    params = (part.split("=", 1) for part in found["params"].split(","))
+    return {
+        "status": "skipped",
+        "reason": one.evidence,
+        "candidate": one.subject,
+        "pipe": found["pipe"],
+        "scheduler": found["scheduler"],
+        "steps": int(found["steps"]),
+        "accelerator": names.get(found["accelerator"], found["accelerator"]),
+        **{f"{PARAM}{name}": json.loads(value) for name, value in params},
+        **_conditions(one.sampling, one.environment, environments),
+        "created_at": one.created_at,
+    }
+
+
+def _candidate(candidate: Candidate) -> Row:
+    params = {f"{PARAM}{name}": value for point in candidate.params.values() for name, value in point.items()}
+    return {
+        "candidate": candidate.key,
+        **asdict(candidate.cell),
+        "accelerator": candidate.accelerator,
+        **params,
+    }
+
+
+def _interval(name: str, interval: Interval) -> Row:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _times(measurement: Measurement) -> Iterator[tuple[str, float]]:
+    blocks = measurement.blocks
+    yield "blocks", len(blocks)
+    if blocks:
+        yield "baseline_s", median(block.baseline.total_s for block in blocks)
+        yield "accelerated_s", median(run.total_s for block in blocks for run in block.runs)
+
+
+def _conditions(sampling: Sampling, name: str, environments: Mapping[str, Environment]) -> Row:
+    row: Row = {**asdict(sampling), "environment": name}
+    environment = environments.get(name)
+    if environment is not None:
+        row |= {field: getattr(environment, field) for field in ("model_source", "device", "dtype")}
+        row["lpips_noise_floor"] = environment.scale.noise_floor if environment.scale else None
+    return row

@@ -1,0 +1,56 @@
+"""``--diffaccel-log``: one JSON line a case, on disk when the case ends, so that a crash loses nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+#: Raised when a field changes its meaning.
+VERSION = 1
+# What only the controller needs: folders of pictures, prompts, and what golden keeps.
+_LEFT_OUT = ("skipped", "evidence", "error", "environments", "pictures", "baseline", "prompts", "golden", "text")
+
+
+class CaseLog:
+    """A file of JSON lines that grows: a search that goes on after a crash adds to what it had written.
+
+    Args:
+        path: the file; it and its folder are made if missing.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def write(self, nodeid: str, case: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+        """Add a case.
+
+        Args:
+            nodeid: the case's node id.
+            case: the candidate's key, or the group's name.
+            outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
+            duration_s: how long it took, seconds.
+            result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
+        """
+        line: dict[str, Any] = {
+            "version": VERSION,
+            "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "nodeid": nodeid,
+            "case": case,
+            "outcome": outcome,
+            "duration_s": round(duration_s, 3),
+            "reason": result.get("evidence") or result.get("error"),
+            **{name: value for name, value in result.items() if name not in _LEFT_OUT},
+        }
+        if "golden" in result:
+            line["winners"] = {key: json.loads(text) for key, text in result["golden"].items()}
+        # One write of a whole line: a reader that follows the file sees no half of one.
+        with self._path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,124 @@
+"""The commands ``diffaccel golden show|diff|merge|prune``, and ``diffaccel show``, the first by its short name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.records.golden_file import Change
+
+_GOLDEN = Path("golden/search_params.json")
+# More keys to remove than this are counted, not listed.
+_LISTED_KEYS = 20
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the commands."""
+    _add_show(commands)
+    golden = commands.add_parser("golden", help="show, compare, merge and prune golden databases")
+    actions = golden.add_subparsers(dest="action", required=True)
+    _add_show(actions)
+    diff = actions.add_parser("diff", help="what B says otherwise than A; exit status 1 when it does")
+    diff.add_argument("before", type=Path, metavar="A")
+    diff.add_argument("after", type=Path, metavar="B")
+    diff.add_argument("--all", action="store_true", help="list every change, not only the first of each category")
+    diff.set_defaults(run=_diff)
+    merge = actions.add_parser("merge", help="several golden files, and the environments beside them, as one")
+    merge.add_argument("sources", type=Path, nargs="+", metavar="FILE")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="one of the sources, or new")
+    merge.add_argument("--prefer", choices=["first", "last"], help="whose record stands where two are unequal")
+    merge.set_defaults(run=_merge)
+    prune = actions.add_parser("prune", help="remove keys of targets and accelerators that no search knows any more")
+    prune.add_argument("golden", type=Path, nargs="?", default=_GOLDEN, metavar="FILE")
+    prune.add_argument("--dry-run", action="store_true", help="only list them")
+    prune.add_argument(
+        "--accelerator",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep the keys of this accelerator too: one that your conftest registers, which this command cannot see",
+    )
+    prune.set_defaults(run=_prune)
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    show = commands.add_parser("show", help="print the golden database as tables")
+    show.add_argument("--golden", type=Path, default=_GOLDEN, metavar="FILE")
+    show.add_argument("--pipe", help="only this pipe")
+    show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
+    show.set_defaults(run=_show)
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.report.golden_summary import summary_table
+    from pytest_diffaccel.report.winners import winners_table
+
+    entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.pipe)}
+    if not entries:
+        raise ValueError(f"{parsed.golden} has no winners to show; record some with: pytest benches")
+    if parsed.summary:
+        print("\n".join(summary_table(entries)))
+        return 0
+    print("\n".join(winners_table(entries, read_environments(parsed.golden))))
+    return 0
+
+
+def _diff(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.records.golden_changes import Golden, golden_changes
+    from pytest_diffaccel.report.golden_table import changes_table, moves_text
+
+    before, after = Golden.read(parsed.before), Golden.read(parsed.after)
+    changes = golden_changes(before.entries, after.entries)
+    same = len(before.entries.keys() & after.entries.keys()) - sum(change.kind == "differs" for change in changes)
+    if not changes:
+        print(f"no difference: {same} keys say the same")
+        return 0
+    lines = changes_table(changes, every=parsed.all) + moves_text(changes, before.environments, after.environments)
+    print("\n".join([*lines, f"{len(changes)} keys differ, {same} say the same"]))
+    return 1
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.records.golden_changes import merge_files
+
+    merged = merge_files(parsed.sources, parsed.output, parsed.prefer)
+    chosen = f", {len(merged.conflicts)} of them chosen by --prefer {parsed.prefer}" if merged.conflicts else ""
+    print(f"{parsed.output}: {len(merged.entries)} keys of {len(parsed.sources)} files{chosen}")
+    named = {entry.environment for entry in merged.entries.values()}
+    if unknown := sorted(named - merged.environments.keys()):
+        print(f"diffaccel: note: no environments.json spells out {', '.join(unknown)}", file=sys.stderr)
+    return 0
+
+
+def _prune(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.records.golden_changes import Golden
+    from pytest_diffaccel.records.golden_file import Change, merge
+    from pytest_diffaccel.records.golden_key import stale_keys
+
+    entries = Golden.read(parsed.golden).entries
+    stale = stale_keys(entries, {*default_registry().names, *parsed.accelerator})
+    if parsed.dry_run:
+        changes = [Change(key, "pruned", entries[key], None) for key in stale]
+    else:
+        changes = merge(parsed.golden, {}, update=False, prune=stale)
+    _tell_pruned(changes, parsed, kept=len(entries) - len(changes))
+    return 0
+
+
+def _tell_pruned(changes: list[Change], parsed: argparse.Namespace, kept: int) -> None:
+    from pytest_diffaccel.accelerators.composition import default_registry
+
+    for change in changes[:_LISTED_KEYS]:
+        print(change.describe())
+    if len(changes) > _LISTED_KEYS:
+        print(f"and {len(changes) - _LISTED_KEYS} more")
+    removed = "would be removed" if parsed.dry_run else "removed"
+    print(f"{parsed.golden}: {len(changes)} keys {removed}, {kept} stay")
+    unknown = sorted({change.key.accelerator for change in changes} - {*default_registry().names})
+    if parsed.dry_run and unknown:
+        print(f"if your conftest registers {' or '.join(unknown)}, keep its keys with: --accelerator NAME")

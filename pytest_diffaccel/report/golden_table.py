@@ -1,0 +1,96 @@
+"""Two golden databases side by side, as a table of what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.records.environment import Environment, differences
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
+from pytest_diffaccel.records.golden_file import Change
+from pytest_diffaccel.report.table_text import table_lines
+
+# Wide enough for a change of figures and of parameters on one line each.
+_WIDTH = 150
+# More changes of a category than this are counted, not listed.
+_LISTED = 10
+
+
+def changes_table(changes: Sequence[Change], *, every: bool) -> list[str]:
+    """Changes by category, as lines; one of two categories stands under both.
+
+    Args:
+        changes: at least one.
+        every: list all of them, not only the first of each category.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("change", "speedup [95%]", "LPIPS [95%]", "parameters"):
+        table.add_column(heading, overflow="fold")
+    for category in CATEGORIES:
+        own = [change for change in changes if category in categories(change)]
+        listed = own if every else own[:_LISTED]
+        if own:
+            table.add_row(f"{category}: {len(own)}")
+        for change in listed:
+            table.add_row(*_cells(change))
+        if len(own) > len(listed):
+            table.add_row(f"  and {len(own) - len(listed)} more (--all)")
+    return table_lines(table, _WIDTH)
+
+
+def moves_text(
+    changes: Sequence[Change], before: Mapping[str, Environment], after: Mapping[str, Environment]
+) -> list[str]:
+    """What is different in the environments that records moved between, one line a pair.
+
+    Args:
+        changes: of golden.
+        before: environments of the old database, by id.
+        after: those of the new one.
+    """
+    pairs = [
+        (one.before.environment, one.after.environment)
+        for one in changes
+        if one.before and one.after and one.before.environment != one.after.environment
+    ]
+    lines = []
+    for old, new in dict.fromkeys(pairs):
+        known = old in before and new in after
+        said = "; ".join(differences(before[old], after[new])) if known else "one of them is not in environments.json"
+        lines.append(f"moved {pairs.count((old, new))} from environment {old} to {new}: {said}")
+    return lines
+
+
+def _cells(change: Change) -> tuple[str, str, str, str]:
+    key = change.key
+    entries = [entry for entry in (change.before, change.after) if entry is not None]
+    name = f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x"
+    return name, _arrow([_speedup(one) for one in entries]), _arrow([_lpips(one) for one in entries]), _params(entries)
+
+
+def _params(entries: Sequence[GoldenEntry]) -> str:
+    said = []
+    for entry in entries:
+        why = "" if entry.reason is None else f" (unattainable: {entry.reason})"
+        said.append(format_params(entry.params).replace(",", ", ") + why)
+    return _arrow(said)
+
+
+def _arrow(said: Sequence[str]) -> str:
+    """Both on lines of their own; once when they are equal."""
+    return "\n-> ".join(dict.fromkeys(said))
+
+
+def _speedup(entry: GoldenEntry) -> str:
+    if entry.speedup is None or entry.speedup_ci95 is None:
+        return "-"
+    return f"{entry.speedup:.2f}x [{entry.speedup_ci95[0]:.2f}, {entry.speedup_ci95[1]:.2f}]"
+
+
+def _lpips(entry: GoldenEntry) -> str:
+    if entry.lpips is None or entry.lpips_ci95 is None:
+        return "-"
+    return f"{entry.lpips:.3f} [{entry.lpips_ci95[0]:.3f}, {entry.lpips_ci95[1]:.3f}]"

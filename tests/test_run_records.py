@@ -1,0 +1,147 @@
+"""What a run leaves for other tools: JSON lines, properties in JUnit XML, files of pytest-benchmark."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from echo import DEATH, ERROR
+from searches import SmallSearch
+
+from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.report.properties import NAMES, plain_properties
+
+FIGURES = {
+    "cell": "SD1.5-DDIM-20",
+    "accelerator": "DeepCache",
+    "candidate": "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0",
+    "speedup": 1.23456789,
+    "speedup_ci95": [1.2, 1.25],
+    "lpips": 0.0123,
+    "lpips_ci95": [0.01, 0.015],
+    "fired": {"cached_steps": 10, "denoiser_calls": 20},
+    "stored": False,
+}
+RECORDS = ("--junitxml", "junit.xml", "--diffaccel-log", "logs/cases.jsonl", "--benchmark-json", "benchmark.json")
+POINTS = ((10, 0), (20, 0))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def junit(path: Path) -> dict[str, dict[str, str]]:
+    """Properties of each test case, by the test's name."""
+    return {
+        str(case.get("name")): {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+        for case in ElementTree.parse(path).iter("testcase")
+    }
+
+
+def test_properties_are_plain() -> None:
+    found = dict(plain_properties(FIGURES))
+    assert (found["status"], found["speedup"], found["speedup_ci95"]) == ("measured", "1.23457", "[1.2, 1.25]")
+    assert found["fired"] == "cached_steps=10, denoiser_calls=20"
+    assert found.keys() <= set(NAMES)
+    assert dict(plain_properties({**FIGURES, "stored": True}))["status"] == "stored"
+    place = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache"}
+    assert dict(plain_properties(place)) == {"status": "unfinished", **place}
+    skipped = dict(plain_properties({**place, "skipped": "a candidate", "evidence": "too slow"}))
+    assert skipped == {"status": "skipped", **place, "candidate": "a candidate", "evidence": "too slow"}
+
+
+def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cases.jsonl"
+    for evidence in ("first run", "second run"):
+        log = CaseLog(path)
+        log.write("test_search[x]", "x", "skipped", 0.25, {"cell": "c", "skipped": "x", "evidence": evidence})
+    written = lines(path)
+    assert [line["reason"] for line in written] == ["first run", "second run"]
+    assert (written[0]["version"], written[0]["case"], written[0]["duration_s"]) == (1, "x", 0.25)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_a_run_leaves_records_for_other_tools(small_search: SmallSearch, workers: tuple[str, ...]) -> None:
+    small_search.register(*POINTS)
+    run = small_search.run_apart if workers else small_search.run
+    run(*RECORDS, *workers).assert_outcomes(passed=3)
+    folder = small_search.path
+    _check_log(lines(folder / "logs" / "cases.jsonl"))
+    properties = junit(folder / "junit.xml")
+    assert [part["status"] for part in properties.values()] == ["measured", "measured", "winners"]
+    assert {part["accelerator"] for part in properties.values()} == {"Echo"}
+    assert all(float(part["speedup"]) > 1 for part in list(properties.values())[:2])
+    _check_benchmarks(folder / "benchmark.json")
+
+
+def _check_log(written: list[dict[str, Any]]) -> None:
+    assert [line["outcome"] for line in written] == ["passed"] * 3
+    assert [line.get("candidate") for line in written[:2]] == [line["case"] for line in written[:2]]
+    assert all(line["speedup"] > 1 and line["lpips"] >= 0 and line["duration_s"] > 0 for line in written[:2])
+    assert {entry["status"] for entry in written[2]["winners"].values()} == {"met"}
+
+
+def _check_benchmarks(path: Path) -> None:
+    benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    own = [one for one in benchmarks if "test_search" in one["name"]]
+    assert [one["params"]["echo_interval"] for one in own] == [10, 20]
+    assert any("test_winners" in one["name"] for one in benchmarks)
+    for one in benchmarks:
+        assert one["fullname"] == f"benches/test_search.py::{one['name']}"
+        assert one["stats"]["rounds"] == len(one["stats"]["data"]) >= 1
+        assert one["stats"]["min"] == min(one["stats"]["data"]) > 0
+        assert one["extra_info"]["speedup"] > 1
+        assert one["extra_info"]["lpips"] >= 0
+
+
+def test_pytest_benchmark_compares_two_runs(finished_search: SmallSearch) -> None:
+    """Its own storage and its own command; what was stored before still has its rounds."""
+    for name in ("before", "after"):
+        finished_search.run("--benchmark-save", name, "--benchmark-storage", "saved").assert_outcomes(passed=4)
+    files = sorted((finished_search.path / "saved").glob("*/*.json"))
+    assert [path.name for path in files] == ["0001_before.json", "0002_after.json"]
+    command = [sys.executable, "-m", "pytest_benchmark", "compare", *map(str, files), "--group-by", "fullname"]
+    done = subprocess.run(command, cwd=finished_search.path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"test_search\[.*echo_interval=10.* \(\S*0001_before\)", done.stdout)) == 1
+    assert len(re.findall(r"test_search\[.*echo_interval=10.* \(\S*0002_after\)", done.stdout)) == 1
+
+
+def test_pytest_benchmark_compares_a_run_with_a_saved_one(finished_search: SmallSearch) -> None:
+    saved = ("--benchmark-storage", "saved")
+    finished_search.run("--benchmark-autosave", *saved).assert_outcomes(passed=4)
+    result = finished_search.run("--benchmark-compare", "--benchmark-compare-fail", "mean:10%", *saved)
+    result.assert_outcomes(passed=4)  # nothing was measured again: the times are the same
+    assert re.findall(r"test_search\[.*echo_interval=10,.* \((NOW|0001)", result.stdout.str()) in (
+        ["NOW", "0001"],
+        ["0001", "NOW"],
+    )
+
+
+def test_without_being_asked_pytest_benchmark_shows_nothing(finished_search: SmallSearch) -> None:
+    result = finished_search.run()
+    result.stdout.no_fnmatch_line("*Outliers*")
+
+
+def test_failures_and_dead_workers_are_logged_with_their_reason(small_search: SmallSearch) -> None:
+    small_search.register((4, ERROR), (7, DEATH), (10, 0))
+    small_search.run_apart("-n", "1", *RECORDS).assert_outcomes(passed=2, failed=2)
+    by_case = {line["case"].rpartition("-")[2]: line for line in lines(small_search.path / "logs" / "cases.jsonl")}
+    failed = by_case[f"echo_interval=4,mishap={ERROR}"]
+    assert (failed["outcome"], failed["reason"]) == ("failed", "RuntimeError: an accident in the third denoiser call")
+    dead = by_case[f"echo_interval=7,mishap={DEATH}"]
+    assert (dead["outcome"], dead["accelerator"]) == ("failed", "Echo")
+    assert "crashed while running" in dead["reason"]
+    assert by_case["echo_interval=10,mishap=0"]["outcome"] == "passed"
+
+
+def test_a_log_that_cannot_be_written_is_refused_at_the_start(small_search: SmallSearch) -> None:
+    result = small_search.run("--diffaccel-log", "conftest.py/cases.jsonl")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --diffaccel-log: *conftest.py*"])
