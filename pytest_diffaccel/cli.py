@@ -48,3 +48,7 @@ def _show(parsed: argparse.Namespace) -> int:
         return 0
     print("\n".join(winners_table(entries, read_environments(parsed.golden))))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
