@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.matrix import Params
+    from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.run import SearchRun
 
 #: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
@@ -247,3 +249,54 @@ def diffaccel_gate_run(pytestconfig: pytest.Config) -> Iterator[GateRun]:
 def diffaccel_gate(diffaccel_gate_run: GateRun, request: pytest.FixtureRequest) -> Judgement:
     """What a case of the gate calls to be judged."""
     return Judgement(diffaccel_gate_run, request.node)
+
+
+class OwnCases:
+    """Measures what a test of the user's own asks for, and puts the figures on the test's report."""
+
+    def __init__(self, run: SearchRun, item: pytest.Item) -> None:
+        self._run = run
+        self._item = item
+
+    def __call__(
+        self, pipe: str, params: Params, *, scheduler: str = "DDIM", steps: int = 20, blocks: int = 3
+    ) -> Measurement:
+        """Measure ``params`` against the unaccelerated pipeline (:func:`.measure_own`).
+
+        Model source, samples, batch size, prompts, seed and GPUs are those of pytest's options. Nothing is stored.
+
+        Args:
+            pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
+            params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
+            scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
+                class name that calls the denoiser once a step.
+            steps: denoising steps of both, at least 1.
+            blocks: timed blocks, at least 1; more of them make the interval of the speed-up narrower.
+
+        Returns:
+            The measurement: ``speedup`` and ``quality.lpips`` with ``value``, ``low`` and ``high``, ``fired``,
+            ``peak_memory_mb`` and all timed runs.
+
+        Raises:
+            ValueError: naming the bad value and the valid ones.
+            MethodDidNotAct: when a method had no effect.
+        """
+        from pytest_diffaccel.search.own_case import measure_own
+
+        made = measure_own(self._run.bench, Cell(pipe, scheduler, steps), params, blocks)
+        key, speedup, lpips = made.candidate.key, made.speedup, made.quality.lpips
+        self._item.user_properties += [
+            ("candidate", key),
+            ("speedup", f"{speedup.value:.6g}"),
+            ("speedup_ci95", f"[{speedup.low:.6g}, {speedup.high:.6g}]"),
+            ("lpips", f"{lpips.value:.6g}"),
+            ("lpips_ci95", f"[{lpips.low:.6g}, {lpips.high:.6g}]"),
+            *((f"fired_{name}", str(count)) for name, count in made.fired.items()),
+        ]
+        return made
+
+
+@pytest.fixture
+def diffaccel(diffaccel_run: SearchRun, request: pytest.FixtureRequest) -> OwnCases:
+    """What a test of your own calls to measure any parameters with any scheduler and number of steps."""
+    return OwnCases(diffaccel_run, request.node)

@@ -29,7 +29,7 @@ class Cell:
 
     Attributes:
         pipe: a name of :data:`PIPES`.
-        scheduler: a name of :data:`SCHEDULERS`.
+        scheduler: a name of :data:`SCHEDULERS`; in a user's own case also a diffusers scheduler's class name.
         steps: denoising steps of the unaccelerated pipeline, at least 1.
     """
 

@@ -11,6 +11,7 @@ from pytest_diffaccel.fixtures import (
     CANDIDATE,
     GATE_CASE,
     GROUP,
+    diffaccel,
     diffaccel_gate,
     diffaccel_gate_run,
     diffaccel_run,
@@ -30,6 +31,7 @@ from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diff
 from pytest_diffaccel.reporting import Reporting
 
 __all__ = [
+    "diffaccel",
     "diffaccel_bench",
     "diffaccel_gate",
     "diffaccel_gate_run",

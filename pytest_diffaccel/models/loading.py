@@ -56,7 +56,7 @@ def load_pipeline(
 
     Args:
         pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
-        scheduler: ``"DDIM"``, ``"DPM-Solver++"`` or ``"UniPCMultistepScheduler"``.
+        scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a diffusers scheduler's class name.
         models: where weights come from: ``"embedded"`` (small stand-ins that this package carries),
             ``"hub"``, ``"architecture"`` (full size, random weights), the path of a TOML file, or a
             :class:`~pytest_diffaccel.models.registry.ModelSource`.

@@ -18,11 +18,32 @@ _ORIGINAL = "_diffaccel_original_scheduler_config"
 def check_scheduler(name: str) -> None:
     """Refuse an unknown scheduler before anything is loaded.
 
+    Args:
+        name: a key of :data:`SCHEDULER_CLASSES`, or the class name of a diffusers scheduler that takes the noise
+            schedule of Stable Diffusion, for example ``"EulerDiscreteScheduler"``.
+
     Raises:
         ValueError: listing the valid names.
     """
-    if name not in SCHEDULER_CLASSES:
-        raise ValueError(f"no scheduler {name!r}; valid: {', '.join(SCHEDULER_CLASSES)}")
+    _class_of(name)
+
+
+def _class_of(name: str) -> Any:
+    """The diffusers class of a scheduler's name."""
+    import diffusers
+
+    if name in SCHEDULER_CLASSES:
+        return getattr(diffusers, SCHEDULER_CLASSES[name][0])
+    # What diffusers itself calls exchangeable; a class whose own dependencies are missing is not among them.
+    others = {
+        one.__name__: one
+        for one in diffusers.DDIMScheduler._get_compatibles()
+        if issubclass(one, diffusers.SchedulerMixin)
+    }
+    if name not in others:
+        valid = ", ".join((*SCHEDULER_CLASSES, *sorted(others)))
+        raise ValueError(f"no scheduler {name!r}; valid: {valid}")
+    return others[name]
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
@@ -33,31 +54,31 @@ def set_scheduler(pipeline: Any, name: str) -> None:
 
     Args:
         pipeline: a diffusers pipeline; its ``scheduler`` is replaced.
-        name: a key of :data:`SCHEDULER_CLASSES`, spelt exactly.
+        name: as :func:`check_scheduler` takes it, spelt exactly.
 
     Raises:
         ValueError: for an unknown name.
     """
-    import diffusers
-
-    check_scheduler(name)
+    scheduler_class = _class_of(name)
     if not hasattr(pipeline, _ORIGINAL):
         setattr(pipeline, _ORIGINAL, pipeline.scheduler.config)
-    class_name, settings = SCHEDULER_CLASSES[name]
-    pipeline.scheduler = getattr(diffusers, class_name).from_config(getattr(pipeline, _ORIGINAL), **settings)
+    _, settings = SCHEDULER_CLASSES.get(name, (name, {}))
+    pipeline.scheduler = scheduler_class.from_config(getattr(pipeline, _ORIGINAL), **settings)
 
 
 def check_timesteps(pipeline: Any, steps: int) -> None:
-    """Refuse a number of steps at which the pipeline's scheduler visits a timestep twice.
+    """Refuse a number of steps at which the pipeline's scheduler does not call the denoiser once a timestep.
 
-    DeepCache finds its place in a run by the timestep's value and would take the second visit for the first.
+    DeepCache finds its place in a run by the timestep's value and would take the second visit for the first. A
+    second-order scheduler (Heun, KDPM2) calls the denoiser about twice a step, and methods that count calls go astray.
 
     Args:
         pipeline: a diffusers pipeline; unchanged.
         steps: denoising steps.
 
     Raises:
-        ValueError: naming the scheduler and the repeated timestep, or the range that ``steps`` must lie in.
+        ValueError: naming the scheduler and the repeated timestep or number of calls, or the range that ``steps`` must
+            lie in.
     """
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     name, limit = type(scheduler).__name__, scheduler.config.num_train_timesteps
@@ -69,4 +90,9 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
         raise ValueError(
             f"{name} visits timestep {repeated[0]} more than once in {steps} steps, which DeepCache cannot "
             "follow; take another number of steps or another scheduler"
+        )
+    if len(timesteps) != steps:
+        raise ValueError(
+            f"{name} calls the denoiser {len(timesteps)} times in {steps} steps, which the accelerators cannot follow; "
+            "take a scheduler of one call a step"
         )

@@ -1,0 +1,44 @@
+"""A user's own case: any parameters, scheduler and number of steps, measured as a search measures its winners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.search.evaluation import BlockBudget, measure
+from pytest_diffaccel.search.time_limit import time_limit
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.search.workbench import Workbench
+
+
+def measure_own(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Measurement:
+    """Measure parameters against the unaccelerated pipeline, now: nothing stored is taken, and nothing is stored.
+
+    A stored figure would let a test pass that no longer holds, and points outside the grids would enter the models
+    that a search learns from its measurements.
+
+    Args:
+        bench: gives pipeline, prompts, number of samples and batch size.
+        cell: pipe, scheduler (also a diffusers class name) and steps, at least 1.
+        params: parameters by method, at least one method.
+        blocks: timed blocks, at least 1.
+
+    Raises:
+        InvalidParams: for unknown methods or parameters, or values out of range.
+        ValueError: for no method or block, an unknown pipe or scheduler, or one that the accelerators cannot follow.
+        MethodDidNotAct: when a method had no effect.
+        CaseTimeout: after ``--case-timeout``.
+    """
+    if not params:
+        raise ValueError('params is empty; name a method, such as {"ToMe": {"ratio": 0.5, "max_downsample": 1}}')
+    if blocks < 1:
+        raise ValueError(f"blocks={blocks}; time at least 1")
+    bench.source.spec(cell.pipe)
+    accelerator = bench.registry.for_params(params)
+    accelerator.check(params, cell.steps)
+    candidate = Candidate(cell, accelerator.name, params)
+    with time_limit(bench.settings.case_timeout_s):
+        (made,) = measure(bench, [candidate], "search", BlockBudget(blocks, blocks, 0.0))
+    return made
