@@ -2,18 +2,17 @@
 
 Task 279: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accelerated by
 DeepCache with 2.0x speedup
-Settings and figures are those recorded for 20 steps and a target of 1.8x.
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup: 2.19x (2.13x to 2.25x), as whole runs 2.26x (1.96x to 2.61x); 95% intervals
-Quality: LPIPS 0.035 (0.020 to 0.051) to 8 unaccelerated images; 0 is identical
+Speedup: 2.31x (2.24x to 2.37x), as whole runs 2.30x (2.01x to 2.63x); 95% intervals
+Quality: LPIPS 0.007 (0.002 to 0.012) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "279", status = "met", target = 2.0 }
 # ///
