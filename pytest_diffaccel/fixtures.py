@@ -200,11 +200,11 @@ class Judgement:
         """Judge a case (:meth:`.GateRun.judge`); it fails when it regressed, or with ``--gate-strict`` is undecided."""
         result = self._gate.judge(case)
         verdict = result["verdict"]
+        _report(self._item, result)
         self._item.user_properties.append(("gate_status", verdict["status"]))
         self._item.user_properties += [(name, f"{value:.6g}") for name, value in verdict["figures"].items()]
         for finding in verdict["findings"]:
             self._item.user_properties += _finding_properties(finding)
-        _report(self._item, result)
         failing = ("regressed", "refused", *(("inconclusive",) if self._gate.gate.strict else ()))
         if verdict["status"] in failing:
             pytest.fail(result["text"], pytrace=False)

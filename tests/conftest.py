@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder
 
 import pytest_diffaccel
