@@ -3,9 +3,9 @@
 Task 1242: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=4
-Speedup: 1.31x (1.27x to 1.34x), as whole runs 1.32x (1.09x to 1.60x); 95% intervals
-Quality: LPIPS 0.026 (0.000 to 0.055) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=5
+Speedup: 1.21x (1.18x to 1.24x), as whole runs 1.19x (1.04x to 1.37x); 95% intervals
+Quality: LPIPS 0.029 (0.000 to 0.065) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -34,7 +34,7 @@ STEPS = 25
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 4}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 5}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,9 +4,9 @@ Task 1275: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=3, fi_interval=3, warm_up=2
-Speedup: 3.94x (3.84x to 4.05x), as whole runs 3.98x (3.48x to 4.57x); 95% intervals
-Quality: LPIPS 0.115 (0.065 to 0.165) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=19, sp_interval=3, fi_interval=3, warm_up=2
+Speedup: 3.04x (2.96x to 3.12x), as whole runs 2.89x (2.52x to 3.32x); 95% intervals
+Quality: LPIPS 0.101 (0.037 to 0.164) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -38,7 +38,7 @@ TARGET_SPEEDUP = 3.0
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 19, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,16 +3,16 @@
 Task 192: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-Speedup: 1.71x (1.66x to 1.76x), as whole runs 1.68x (1.46x to 1.94x); 95% intervals
-Quality: LPIPS 0.010 (0.007 to 0.012) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=3
+Speedup: 1.23x (1.19x to 1.26x), as whole runs 1.24x (1.08x to 1.42x); 95% intervals
+Quality: LPIPS 0.008 (0.003 to 0.014) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "192", status = "met", target = 1.2 }
 # ///
@@ -34,7 +34,7 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,7 +4,7 @@ Task 197: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup: 3.03x (2.95x to 3.12x), as whole runs 3.07x (2.65x to 3.56x); 95% intervals
+Speedup: 3.06x (2.98x to 3.15x), as whole runs 3.07x (2.68x to 3.52x); 95% intervals
 Quality: LPIPS 0.088 (0.050 to 0.126) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
@@ -12,7 +12,7 @@ Model: embedded stand-in, not SD1.5
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "197", status = "met", target = 3.0 }
 # ///

@@ -3,16 +3,16 @@
 Task 199: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 T-Gate with 1.2x speedup
 
-T-Gate: gate_step=10, sp_interval=1, fi_interval=5, warm_up=0
-Speedup: 1.27x (1.24x to 1.31x), as whole runs 1.28x (1.12x to 1.47x); 95% intervals
-Quality: LPIPS 0.056 (0.033 to 0.078) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=13, sp_interval=2, fi_interval=4, warm_up=3
+Speedup: 1.23x (1.20x to 1.26x), as whole runs 1.25x (1.09x to 1.43x); 95% intervals
+Quality: LPIPS 0.043 (0.025 to 0.061) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "199", status = "met", target = 1.2 }
 # ///
@@ -35,7 +35,7 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
+TGATE = {"gate_step": 13, "sp_interval": 2, "fi_interval": 4, "warm_up": 3}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

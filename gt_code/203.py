@@ -4,16 +4,16 @@ Task 203: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 T-Gate with 2.5x speedup
 The target is unattainable: no setting is fast enough. This is the best reached.
 
-T-Gate: gate_step=5, sp_interval=1, fi_interval=5, warm_up=0
-Speedup: 1.54x (1.50x to 1.58x), as whole runs 1.54x (1.34x to 1.77x); 95% intervals
-Quality: LPIPS 0.095 (0.056 to 0.135) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
+Speedup: 1.88x (1.83x to 1.93x), as whole runs 1.90x (1.66x to 2.17x); 95% intervals
+Quality: LPIPS 0.158 (0.124 to 0.191) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "203", status = "unattainable", target = 2.5 }
 # ///
@@ -37,7 +37,7 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

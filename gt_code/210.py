@@ -4,16 +4,16 @@ Task 210: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 ToMe with 2.5x speedup
 The target is unattainable: no setting is fast enough. This is the best reached.
 
-ToMe: ratio=0.6, max_downsample=1
-Speedup: 0.99x (0.95x to 1.03x), as whole runs 0.99x (0.86x to 1.13x); 95% intervals
-Quality: LPIPS 0.008 (0.002 to 0.013) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.7, max_downsample=1
+Speedup: 1.00x (0.96x to 1.05x), as whole runs 0.99x (0.87x to 1.14x); 95% intervals
+Quality: LPIPS 0.009 (0.003 to 0.015) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "210", status = "unattainable", target = 2.5 }
 # ///
@@ -36,7 +36,7 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.6, "max_downsample": 1}
+TOME = {"ratio": 0.7, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -2,26 +2,24 @@
 
 Task 218: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and ToMe with 3.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
 
 DeepCache: cache_interval=5, cache_branch_id=0
-ToMe: ratio=0.6, max_downsample=1
-Speedup: 2.99x (2.91x to 3.08x), as whole runs 2.95x (2.57x to 3.39x); 95% intervals
-Quality: LPIPS 0.095 (0.052 to 0.138) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.75, max_downsample=1
+Speedup: 3.02x (2.94x to 3.10x), as whole runs 3.03x (2.64x to 3.48x); 95% intervals
+Quality: LPIPS 0.092 (0.056 to 0.129) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
-# tool.diffaccel = { task = "218", status = "unattainable", target = 3.0 }
+# tool.diffaccel = { task = "218", status = "met", target = 3.0 }
 # ///
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +38,7 @@ TARGET_SPEEDUP = 3.0
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.6, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -109,7 +107,6 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt], [args.seed])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")

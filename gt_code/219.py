@@ -2,19 +2,20 @@
 
 Task 219: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and ToMe with 4.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+The target is unattainable: the fast settings lose too much quality. This is the best
+reached.
 
-DeepCache: cache_interval=5, cache_branch_id=0
-ToMe: ratio=0.6, max_downsample=1
-Speedup: 2.99x (2.91x to 3.08x), as whole runs 2.95x (2.57x to 3.39x); 95% intervals
-Quality: LPIPS 0.095 (0.052 to 0.138) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=8, cache_branch_id=0
+ToMe: ratio=0.5, max_downsample=1
+Speedup: 3.34x (3.24x to 3.45x), as whole runs 3.34x (2.91x to 3.82x); 95% intervals
+Quality: LPIPS 0.155 (0.085 to 0.226) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "219", status = "unattainable", target = 4.0 }
 # ///
@@ -38,9 +39,9 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.6, "max_downsample": 1}
+TOME = {"ratio": 0.5, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

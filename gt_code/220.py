@@ -3,17 +3,17 @@
 Task 220: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and T-Gate with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=10, sp_interval=1, fi_interval=3, warm_up=0
-Speedup: 1.95x (1.90x to 2.01x), as whole runs 1.97x (1.72x to 2.26x); 95% intervals
-Quality: LPIPS 0.061 (0.037 to 0.084) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=3
+T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 1.31x (1.27x to 1.35x), as whole runs 1.33x (1.16x to 1.53x); 95% intervals
+Quality: LPIPS 0.038 (0.023 to 0.053) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "220", status = "met", target = 1.2 }
 # ///
@@ -36,9 +36,9 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 15, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

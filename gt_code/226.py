@@ -2,19 +2,20 @@
 
 Task 226: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and T-Gate with 4.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+The target is unattainable: the fast settings lose too much quality. This is the best
+reached.
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
-Speedup: 3.42x (3.33x to 3.51x), as whole runs 3.40x (2.97x to 3.90x); 95% intervals
-Quality: LPIPS 0.148 (0.099 to 0.197) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=8, cache_branch_id=0
+T-Gate: gate_step=5, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 3.94x (3.82x to 4.06x), as whole runs 4.12x (3.59x to 4.74x); 95% intervals
+Quality: LPIPS 0.218 (0.155 to 0.281) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.15.0", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "226", status = "unattainable", target = 4.0 }
 # ///
@@ -38,9 +39,9 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 604: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and T-Gate with 4.0x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup: 4.33x (4.15x to 4.52x), as whole runs 4.47x (3.89x to 5.13x); 95% intervals
-Quality: LPIPS 0.222 (0.145 to 0.299) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+T-Gate: gate_step=5, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 4.17x (4.03x to 4.31x), as whole runs 4.17x (3.44x to 5.05x); 95% intervals
+Quality: LPIPS 0.156 (0.109 to 0.202) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -36,9 +36,9 @@ STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -2,12 +2,11 @@
 
 Task 611: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache, T-Gate, and ToMe with 4.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup: 4.05x (3.89x to 4.22x), as whole runs 3.96x (3.46x to 4.55x); 95% intervals
+Speedup: 4.10x (3.96x to 4.24x), as whole runs 3.96x (3.46x to 4.55x); 95% intervals
 Quality: LPIPS 0.131 (0.092 to 0.171) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
@@ -17,12 +16,11 @@ Model: embedded stand-in, not SD2.1
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
-# tool.diffaccel = { task = "611", status = "unattainable", target = 4.0 }
+# tool.diffaccel = { task = "611", status = "met", target = 4.0 }
 # ///
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +112,6 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt], [args.seed])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")

@@ -4,9 +4,9 @@ Task 814: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache and T-Gate with 4.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=25, sp_interval=3, fi_interval=3, warm_up=2
-Speedup: 4.65x (4.50x to 4.80x), as whole runs 4.30x (3.74x to 4.93x); 95% intervals
-Quality: LPIPS 0.087 (0.045 to 0.129) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=25, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 4.08x (3.94x to 4.22x), as whole runs 4.13x (3.60x to 4.73x); 95% intervals
+Quality: LPIPS 0.087 (0.044 to 0.130) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -38,7 +38,7 @@ TARGET_SPEEDUP = 4.0
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 25, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 25, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,9 +4,9 @@ Task 852: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup: 2.09x (2.00x to 2.18x), as whole runs 2.13x (1.86x to 2.45x); 95% intervals
-Quality: LPIPS 0.077 (0.029 to 0.125) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 1.87x (1.81x to 1.93x), as whole runs 1.88x (1.64x to 2.16x); 95% intervals
+Quality: LPIPS 0.075 (0.023 to 0.126) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -38,7 +38,7 @@ TARGET_SPEEDUP = 1.8
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 15, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

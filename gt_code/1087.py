@@ -1,0 +1,114 @@
+"""Text to image with SDXL, made faster by T-Gate.
+
+Task 1087: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps,
+accelerated by T-Gate with 4.0x speedup
+The target is unattainable: no setting is fast enough. This is the best reached.
+
+T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
+Speedup: 1.79x (1.74x to 1.83x), as whole runs 1.75x (1.51x to 2.03x); 95% intervals
+Quality: LPIPS 0.180 (0.092 to 0.267) to 8 unaccelerated images; 0 is identical
+Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
+Model: embedded stand-in, not SDXL
+"""
+
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+#   "accelerate", "tgate==1.0.0"]
+# tool.diffaccel = { task = "1087", status = "unattainable", target = 4.0 }
+# ///
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from tgate import TgateSDXLLoader
+
+MODEL = "stabilityai/stable-diffusion-xl-base-1.0"
+PROMPT = "red apple on a blue background"
+STEPS = 20
+GUIDANCE_SCALE = 5.0
+TARGET_SPEEDUP = 4.0
+# T-GATE reuses attention outputs, and drops guidance from the gate step on.
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+
+
+def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
+    """Load the pipeline from a folder or the hub, and give it the scheduler."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        model,
+        dtype=dtype,
+        use_safetensors=True,
+        add_watermarker=False,
+    )
+    config = {**pipeline.scheduler.config, "algorithm_type": "dpmsolver++"}
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    return pipeline.to(device)
+
+
+@contextmanager
+def accelerated(pipeline: Any) -> Iterator[Any]:
+    """Accelerate the pipeline in this block, which gets what to call for images."""
+    TgateSDXLLoader(pipeline)
+    try:
+        yield partial(pipeline.tgate, **TGATE)
+    finally:
+        for module in pipeline.unet.modules():  # T-GATE leaves its patches behind
+            for patch in ("forward", "cache"):
+                vars(module).pop(patch, None)
+
+
+def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
+    """One PIL image a prompt; its start noise depends on its seed alone."""
+    with accelerated(pipeline) as call:
+        images: list[Any] = call(
+            prompts,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        ).images
+    return images
+
+
+def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
+    """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    ratios = []
+    for _ in range(6):
+        start = time.perf_counter()
+        pipeline(prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE)
+        middle = time.perf_counter()
+        generate(pipeline, prompts, seeds)
+        ratios.append((middle - start) / (time.perf_counter() - middle))
+    return statistics.median(ratios[1:])  # the first pair is a warm-up
+
+
+def main() -> None:
+    """Generate one image from the command line."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description="Text to image, accelerated.")
+    parser.add_argument("--model", default=MODEL, help="folder or hub id")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="output.png", help="image file")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--compare", action="store_true", help="time the speedup too")
+    args = parser.parse_args()
+    dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
+    pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
+    generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
+    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    if args.compare:
+        ratio = compare(pipeline, [args.prompt], [args.seed])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+
+
+if __name__ == "__main__":
+    main()
