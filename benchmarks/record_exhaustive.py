@@ -5,7 +5,8 @@ Three steps, each resumable, into a working folder:
 - ``python -m benchmarks.record_exhaustive quality --pipe SD1.5`` makes every point's samples and scores them; on a GPU
   (``--device cuda``, in several processes with ``--shard 0/4``) it takes minutes, on two CPU cores hours;
 - ``python -m benchmarks.record_exhaustive times --pipe SD1.5`` times every point in a block with the baseline, and some
-  points in many blocks; the machine must be quiet, and it is the CPU's times that count;
+  points in many blocks; the machine must be quiet, and it is the CPU's times that count. Processes with a ``--shard``
+  each may share a machine that has more cores than they are, each bound to one (``taskset``);
 - ``python -m benchmarks.record_exhaustive pack`` writes ``benchmarks/data/exhaustive.parquet`` and ``blocks.parquet``;
   what the folder does not hold stays as it was packed before.
 """
@@ -31,7 +32,8 @@ CELLS = {
 }
 DATA = Path(__file__).resolve().parent / "data"
 NUM_SAMPLES = 32
-TIMED_BATCH = 4
+# Images a timed call: about as long a step in all three pipes, on one thread.
+TIMED_BATCH = {"SD1.5": 2, "SD2.1": 1, "SDXL": 1}
 # Points a group: the search's grid, the corners of the whole space, and a seeded choice of the rest of it.
 _POINTS = 130
 # Points timed in many blocks, and how many; one of them is the baseline itself.
@@ -120,12 +122,15 @@ def record_quality(cell: Cell, folder: Path, device: str, shard: int, shards: in
                 print(f"{cell} quality {count}/{len(todo)}", flush=True)
 
 
-def record_times(cell: Cell, folder: Path) -> None:
-    """Every point in one block; then some, and the baseline against itself, in many."""
+def record_times(cell: Cell, folder: Path, shard: int, shards: int) -> None:
+    """Some points, and the baseline against itself, in many blocks; then every point in one."""
     every = candidates(cell, default_registry())
-    _record_blocks(cell, every, 1, folder / f"times-{cell.pipe}.jsonl")
-    deep = random.Random(_SEED).sample(every, _DEEP_POINTS - 1)
-    _record_blocks(cell, [Candidate(cell, "", {}), *deep], _DEEP_BLOCKS, folder / f"blocks-{cell.pipe}.jsonl")
+    deep = [Candidate(cell, "", {}), *random.Random(_SEED).sample(every, _DEEP_POINTS - 1)]
+    # Shuffled: drift over an hour must not look like a difference between accelerators.
+    random.Random(_SEED).shuffle(every)
+    for kind, subjects, blocks in (("blocks", deep, _DEEP_BLOCKS), ("times", every, 1)):
+        path = folder / f"{kind}-{cell.pipe}-{shard}of{shards}.jsonl"
+        _record_blocks(cell, subjects[shard::shards], blocks, path)
 
 
 def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path: Path) -> None:
@@ -142,7 +147,7 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
     use_one_thread()
     spec = ModelSource.from_option("embedded").spec(cell.pipe)
     pipeline = load_pipeline(cell.pipe, scheduler=cell.scheduler, device="cpu")
-    samples = select(default_prompts(spec), TIMED_BATCH, 0, "search")
+    samples = select(default_prompts(spec), TIMED_BATCH[cell.pipe], 0, "search")
 
     def run(generate: Generate) -> TimedRun:
         def one(_index: int) -> RunTiming:
@@ -152,8 +157,6 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
 
     done = {row["key"] for row in rows_of(path)}
     todo = [one for one in subjects if one.key not in done]
-    # Shuffled: drift over an hour must not look like a difference between accelerators.
-    random.Random(_SEED).shuffle(todo)
     with path.open("a", encoding="utf-8") as out:
         for start in range(0, len(todo), _ABREAST):
             part = todo[start : start + _ABREAST]
@@ -174,6 +177,7 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
                         "baseline": _timing(block.baseline),
                         "run": _timing(block.runs[0]),
                         "disturbance": block.disturbance,
+                        "started_at": round(block.started_at, 3),
                     }
                     for block in own
                 ]
@@ -204,7 +208,7 @@ def _joined(folder: Path, kind: str, packed: Sequence[Mapping[str, Any]]) -> Ite
     before = {(row["pipe"], row["accelerator"], row["params"]): row for row in packed}
     for cell in CELLS.values():
         quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in rows_of(path)}
-        times = {row["key"]: row for row in rows_of(folder / f"{kind}-{cell.pipe}.jsonl")}
+        times = {row["key"]: row for path in folder.glob(f"{kind}-{cell.pipe}-*.jsonl") for row in rows_of(path)}
         alone = [Candidate(cell, "", {})] if kind == "blocks" else []
         for one in [*alone, *candidates(cell, default_registry())]:
             old = before.get((cell.pipe, one.accelerator, json.dumps(one.params)))
@@ -231,17 +235,17 @@ def main() -> None:
     parser.add_argument("--pipe", choices=list(CELLS), action="append", help="default: all three")
     parser.add_argument("--folder", type=Path, default=Path(".diffaccel/exhaustive"), help="working folder")
     parser.add_argument("--device", default="cpu", help="for quality: cpu or cuda")
-    parser.add_argument("--shard", default="0/1", help="for quality: this process's share, as 0/4")
+    parser.add_argument("--shard", default="0/1", help="this process's share, as 0/4")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.step == "pack":
         pack(arguments.folder, DATA)
         return
     for pipe in arguments.pipe or CELLS:
+        shard, shards = (int(part) for part in arguments.shard.split("/"))
         if arguments.step == "times":
-            record_times(CELLS[pipe], arguments.folder)
+            record_times(CELLS[pipe], arguments.folder, shard, shards)
         else:
-            shard, shards = (int(part) for part in arguments.shard.split("/"))
             record_quality(CELLS[pipe], arguments.folder, arguments.device, shard, shards)
 
 

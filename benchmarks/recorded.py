@@ -56,6 +56,7 @@ def _blocks(candidate: Candidate, rows: Sequence[dict[str, Any]], registry: Regi
             RunTiming(row["baseline"]["total_s"], tuple(row["baseline"]["step_s"]), plain),
             (RunTiming(row["run"]["total_s"], tuple(row["run"]["step_s"]), kinds),),
             row["disturbance"],
+            row.get("started_at") or 0.0,
         )
         for row in rows
     ]

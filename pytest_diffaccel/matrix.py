@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 PIPES = ("SD1.5", "SD2.1", "SDXL")
@@ -55,7 +56,7 @@ class Candidate:
     accelerator: str
     params: Params
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Canonical name, unique in the matrix, the same in every process; never a pytest node id."""
         return f"{self.cell}-{slug(self.accelerator)}-{format_params(self.params)}"

@@ -121,6 +121,8 @@ class Measurement:
         blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
         peak_memory_mb: highest memory during the candidate's runs (CUDA: allocated; CPU: resident), MiB.
+        flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
+            counted for winners only.
     """
 
     candidate: Candidate
@@ -133,6 +135,7 @@ class Measurement:
     blocks: tuple[Block, ...]
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    flops: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields; :meth:`from_json` reads it back equal."""

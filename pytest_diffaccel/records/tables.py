@@ -27,12 +27,15 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 #: Raised with every change of a table or of the record in it.
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
+# Versions whose rows are read as they are: 3 added what a record may lack.
+_READ_AS_IT_IS = ("2",)
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
@@ -207,7 +210,10 @@ def _ensure_schema(engine: Engine) -> None:
                 METADATA.create_all(connection)
                 connection.execute(insert(INFO).values(name="schema_version", value=SCHEMA_VERSION))
                 version = SCHEMA_VERSION
-    if version != SCHEMA_VERSION:
+    if version in _READ_AS_IT_IS:
+        with engine.begin() as connection:
+            connection.execute(update(INFO).where(INFO.c.name == "schema_version").values(value=SCHEMA_VERSION))
+    elif version != SCHEMA_VERSION:
         raise StoreError(
             f"the store {engine.url!r} has schema version {version}, and this pytest-diffaccel reads version "
             f"{SCHEMA_VERSION}: give another --store, or install the version that wrote it"

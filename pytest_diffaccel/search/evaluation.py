@@ -12,6 +12,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
+from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.quality import pooled_quality, score
@@ -58,6 +59,7 @@ class _Subject:
     blocks: list[Block] = field(default_factory=list)
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    flops: dict[str, int] = field(default_factory=dict)
 
 
 def measure(
@@ -92,6 +94,8 @@ def measure(
         for subject in subjects:
             with bench.lock.generating():
                 _count(subject, batches[0])
+        if purpose == "winner":
+            _count_flops(bench, baseline, subjects, batches[0])
         if not budget.is_met(subjects):
             with bench.lock.timing():
                 bench.warm_up(cell, baseline)
@@ -169,6 +173,18 @@ def _count(subject: _Subject, batch: Batch) -> None:
     subject.peak_memory_mb = peak_memory_mb(device)
 
 
+def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batch: Batch) -> None:
+    """Arithmetic of all kinds of steps, of which those counted before are not counted again."""
+    candidate = subjects[0].candidate
+    known = bench.knowledge(candidate.cell, candidate.accelerator).flops
+    for generate in (baseline, *(subject.generate for subject in subjects)):
+        if not known.keys() >= set(generate.kinds):
+            with bench.lock.generating():
+                known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0])
+    for subject in subjects:
+        subject.flops = {kind: known[kind] for kind in dict.fromkeys((*baseline.kinds, *subject.generate.kinds))}
+
+
 def _arguments(batch: Batch) -> tuple[Sequence[str], Sequence[int]]:
     return batch.prompts, batch.seeds
 
@@ -233,4 +249,5 @@ def _measurement(
         blocks=tuple(subject.blocks),
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,
+        flops=subject.flops,
     )

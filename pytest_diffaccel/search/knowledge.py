@@ -40,6 +40,11 @@ class Knowledge:
             self._costs = CostModel.fit(self._registry, timed)
         return self._costs
 
+    @property
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations of a step for one image, by every kind that was counted."""
+        return {kind: count for one in self._measurements.values() for kind, count in one.flops.items()}
+
     def losses(self, cell: Cell) -> dict[Candidate, tuple[float, ...]]:
         """LPIPS of each sample of each candidate of ``cell`` that the search evaluated."""
         return {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
@@ -207,11 +207,11 @@ class Plan:
         for place, target in enumerate(TARGETS):
             ahead = self._least(target) - mean
             far = ahead / sd
-            improvement = ahead * stats.norm.cdf(far) + sd * stats.norm.pdf(far)
+            improvement = ahead * ndtr(far) + sd * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
             gains[:, place] = improvement * [probability(speedup, target) for speedup in speedups]
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
-            gains[:, -1] = np.maximum(0.0, nearer) * stats.norm.cdf((log_loss(self.max_loss) - mean) / sd)
+            gains[:, -1] = np.maximum(0.0, nearer) * ndtr((log_loss(self.max_loss) - mean) / sd)
         return gains
 
     def _least(self, target: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
+from scipy.special import ndtr
 
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.select import SPEED_TOLERANCE
@@ -30,4 +30,4 @@ def probability(speedup: Interval, target: float) -> float:
         return float(may_reach(speedup, target))
     sd = math.log(speedup.high / speedup.low) / (2 * _NORMAL_95)
     distance = math.log(speedup.value / (target * (1 - SPEED_TOLERANCE)))
-    return float(stats.norm.cdf(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)
+    return float(ndtr(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -63,7 +63,13 @@ class Option:
         if common == 1:
             return float(differences[0]), 0.0
         error = float(np.std(differences, ddof=1)) / math.sqrt(common)
-        return float(np.mean(differences)), float(stats.t.ppf(_CONFIDENCE, common - 1)) * error
+        return float(np.mean(differences)), _quantile(common - 1) * error
+
+
+@cache
+def _quantile(df: int) -> float:
+    """Student's one-sided quantile at the race's confidence."""
+    return float(stats.t.ppf(_CONFIDENCE, df))
 
 
 @dataclass(frozen=True)

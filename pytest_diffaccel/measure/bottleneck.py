@@ -1,0 +1,86 @@
+"""What keeps an accelerated generation from being faster: arithmetic, what surrounds it, or what no method touches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.measure.step_kinds import RunTimes
+
+Bound: TypeAlias = Literal["compute", "launch", "fixed"]
+
+#: Steps that do their arithmetic at less than this share of an unaccelerated step's rate wait for something else.
+_LEAST_EFFICIENCY = 0.75
+#: A generation that spends more than this share of its time outside its steps gains little from faster ones.
+_MOST_FIXED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """Where the time of an accelerated generation goes.
+
+    Attributes:
+        fixed_share: share of its time outside the steps (text encoder, VAE, set-up), 0 to 1.
+        flops_share: arithmetic of its steps as a share of the unaccelerated pipeline's, at least 0.
+        time_share: time of its steps as a share of the unaccelerated pipeline's, above 0.
+        ceiling: speed-up that steps of no cost would give.
+    """
+
+    fixed_share: float
+    flops_share: float
+    time_share: float
+    ceiling: float
+
+    @property
+    def efficiency(self) -> float:
+        """Rate of arithmetic in its steps, as a multiple of that in unaccelerated steps."""
+        return self.flops_share / self.time_share
+
+    @property
+    def bound(self) -> Bound:
+        """``"fixed"``: capped by what lies outside the steps; ``"launch"``: steps are short of arithmetic for the time
+        they take, which goes to launching and moving; ``"compute"``: their time fell as their arithmetic did.
+        """
+        if self.fixed_share > _MOST_FIXED_SHARE:
+            return "fixed"
+        return "compute" if self.efficiency >= _LEAST_EFFICIENCY else "launch"
+
+    def in_words(self) -> str:
+        """One line for a report."""
+        steps = f"its steps do {self.flops_share:.0%} of the arithmetic in {self.time_share:.0%} of the time"
+        if self.bound == "fixed":
+            return f"capped by the fixed part: {self.fixed_share:.0%} of the time, at most {self.ceiling:.1f}x"
+        return f"{self.bound}-bound: {steps}"
+
+
+def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck | None:
+    """What bounds a measured candidate; None where it was not timed, or the arithmetic of a kind was not counted.
+
+    Args:
+        blocks: its timed blocks.
+        flops: floating-point operations of a step by kind, the unaccelerated pipeline's kinds included.
+    """
+    if not blocks:
+        return None
+    baseline = RunTimes.of([(block.baseline,) for block in blocks])
+    candidate = RunTimes.of([block.runs for block in blocks])
+    if not {*baseline.counts, *candidate.counts} <= flops.keys():
+        return None
+    plain_s, own_s = _steps_s(baseline), _steps_s(candidate)
+    fixed_s = float(candidate.seconds()) - own_s
+    return Bottleneck(
+        fixed_share=fixed_s / (fixed_s + own_s),
+        flops_share=_flops(candidate, flops) / _flops(baseline, flops),
+        time_share=own_s / plain_s,
+        ceiling=float(baseline.seconds()) / fixed_s,
+    )
+
+
+def _steps_s(times: RunTimes) -> float:
+    return sum(times.counts[kind] * float(cost) for kind, cost in times.costs().items())
+
+
+def _flops(times: RunTimes, flops: Mapping[str, int]) -> int:
+    return sum(count * flops[kind] for kind, count in times.counts.items())

@@ -1,0 +1,60 @@
+"""Arithmetic by kind of step, and what it says of where an accelerated generation's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_diffaccel import accelerate
+from pytest_diffaccel.measure.bottleneck import bottleneck
+from pytest_diffaccel.measure.flops import flops_by_kind
+from pytest_diffaccel.measure.measurement import Block, RunTiming
+
+FLOPS = {"plain": 1000, "full": 1000, "shallow": 100}
+
+
+def blocks(full_s: float, shallow_s: float, fixed_s: float) -> list[Block]:
+    """Two blocks of four steps, half of them shallow."""
+    baseline = RunTiming(4 * full_s + fixed_s, (full_s,) * 4, ("plain",) * 4)
+    steps = (full_s, shallow_s) * 2
+    return [Block(baseline, (RunTiming(sum(steps) + fixed_s, steps, ("full", "shallow") * 2),))] * 2
+
+
+@pytest.mark.parametrize(
+    ("shallow_s", "fixed_s", "bound", "words"),
+    [
+        (0.1, 0.1, "compute", "compute-bound: its steps do 55% of the arithmetic in 55% of the time"),
+        (0.9, 0.1, "launch", "launch-bound: its steps do 55% of the arithmetic in 95% of the time"),
+        (0.1, 6.0, "fixed", "capped by the fixed part: 73% of the time, at most 1.7x"),
+    ],
+)
+def test_what_bounds_a_generation(shallow_s: float, fixed_s: float, bound: str, words: str) -> None:
+    found = bottleneck(blocks(1.0, shallow_s, fixed_s), FLOPS)
+    assert found is not None
+    assert (found.bound, found.in_words()) == (bound, words)
+    assert found.ceiling == pytest.approx((4 + fixed_s) / fixed_s)
+
+
+def test_nothing_is_said_without_times_or_counts() -> None:
+    assert bottleneck([], FLOPS) is None
+    assert bottleneck(blocks(1.0, 0.1, 0.1), {"plain": 1000, "full": 1000}) is None
+
+
+def test_methods_save_the_arithmetic_that_they_say(pipeline_of: Callable[..., Any]) -> None:
+    def counted(params: dict[str, Any]) -> dict[str, int]:
+        with accelerate(pipeline_of("SD1.5"), params, steps=4, guidance_scale=5.0) as generate:
+            return dict(flops_by_kind(generate, "red apple", 0))
+
+    plain = counted({})["plain"]
+    assert plain > 1e8
+    cached = counted({"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}})
+    assert cached["DeepCache:full"] == plain
+    assert 0 < cached["DeepCache:shallow@0"] < 0.3 * plain
+    gated = counted({"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 2, "warm_up": 0}})
+    assert gated["T-Gate:planning"] == plain
+    # Half of the batch, and no cross-attention; then no self-attention either.
+    assert gated["T-Gate:gated-reuse"] < gated["T-Gate:gated"] < plain / 2
+    merged = counted({"ToMe": {"ratio": 0.5, "max_downsample": 1}})["ToMe:0.5@1"]
+    assert 0.5 * plain < merged < plain
