@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
@@ -41,6 +41,8 @@ _DEEP_POINTS, _DEEP_BLOCKS = 18, 20
 # Candidates that share a block's baseline.
 _ABREAST = 6
 _SEED = 20261123
+#: Pipe, accelerator and parameters, as packed.
+_Name: TypeAlias = tuple[str, str, str]
 
 
 def points(cell: Cell, accelerator: Accelerator) -> list[Params]:
@@ -195,37 +197,41 @@ def pack(folder: Path, output: Path) -> None:
     from pyarrow import parquet
 
     output.mkdir(exist_ok=True)
+    losses: dict[_Name, list[float]] = {}
     for name, kind in (("exhaustive", "times"), ("blocks", "blocks")):
         path = output / f"{name}.parquet"
-        packed = parquet.read_table(path).to_pylist() if path.exists() else []
-        table = pa.Table.from_pylist(list(_joined(folder, kind, packed)))
+        packed = {_name(row): row for row in parquet.read_table(path).to_pylist()} if path.exists() else {}
+        losses |= {name: row["lpips"] for name, row in packed.items() if name not in losses}
+        table = pa.Table.from_pylist(list(_joined(folder, kind, packed, losses)))
         parquet.write_table(table, path, compression="zstd", compression_level=19)
         print(f"{output / name}.parquet: {table.num_rows} rows")
 
 
-def _joined(folder: Path, kind: str, packed: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _name(row: Mapping[str, Any]) -> _Name:
+    return row["pipe"], row["accelerator"], row["params"]
+
+
+def _joined(
+    folder: Path, kind: str, packed: Mapping[_Name, Mapping[str, Any]], losses: Mapping[_Name, list[float]]
+) -> Iterator[Mapping[str, Any]]:
     """What the folder holds; what it does not, as it was packed before."""
-    before = {(row["pipe"], row["accelerator"], row["params"]): row for row in packed}
     for cell in CELLS.values():
         quality = {row["key"]: row for path in folder.glob(f"quality-{cell.pipe}-*.jsonl") for row in rows_of(path)}
         times = {row["key"]: row for path in folder.glob(f"{kind}-{cell.pipe}-*.jsonl") for row in rows_of(path)}
         alone = [Candidate(cell, "", {})] if kind == "blocks" else []
         for one in [*alone, *candidates(cell, default_registry())]:
-            old = before.get((cell.pipe, one.accelerator, json.dumps(one.params)))
-            lpips = (
-                [0.0] * NUM_SAMPLES if not one.params else quality.get(one.key, {}).get("lpips", old and old["lpips"])
-            )
-            blocks = times.get(one.key, {}).get("blocks", old["blocks"] if old else [])
+            row = {
+                "pipe": cell.pipe,
+                "scheduler": cell.scheduler,
+                "steps": cell.steps,
+                "accelerator": one.accelerator,
+                "params": json.dumps(one.params),
+            }
+            name = _name(row)
+            lpips = quality.get(one.key, {}).get("lpips", losses.get(name)) if one.params else [0.0] * NUM_SAMPLES
+            blocks = times.get(one.key, {}).get("blocks", packed[name]["blocks"] if name in packed else [])
             if lpips is not None and (blocks or kind == "times"):
-                yield {
-                    "pipe": cell.pipe,
-                    "scheduler": cell.scheduler,
-                    "steps": cell.steps,
-                    "accelerator": one.accelerator,
-                    "params": json.dumps(one.params),
-                    "lpips": lpips,
-                    "blocks": blocks,
-                }
+                yield {**row, "lpips": lpips, "blocks": blocks}
 
 
 def main() -> None:

@@ -196,9 +196,9 @@ def test_intervals_of_means_cover_the_truth_in_95_of_100_cases(count: int) -> No
 
 
 def test_wall_interval_of_one_block_is_the_priors() -> None:
-    """Student's quantile for 4 degrees of freedom times the prior deviation of a block, 11.8%."""
+    """Student's quantile for one degree of freedom times the prior deviation of a block, 4%."""
     interval = wall_speedup([Block(RunTiming(2.0, (), ()), (RunTiming(1.0, (), ()),))])
-    half = 2.7764451 * 0.118
+    half = 12.7062047 * 0.04
     assert _ends(interval) == pytest.approx((2.0, 2 * math.exp(half), 2 * math.exp(-half)))
 
 
@@ -261,7 +261,7 @@ def test_mean_interval_moves_with_its_values(values: list[float], shift: float) 
 
 def test_a_moderated_interval_lies_between_prior_and_sample() -> None:
     """Four degrees of freedom of the prior and as many of the sample: the variances are averaged."""
-    half = half_width(3.0, count=5, df=4, prior_sd=1.0)
+    half = half_width(3.0, count=5, df=4, prior_sd=1.0, prior_df=4.0)
     assert half == pytest.approx(2.3060041 * math.sqrt((1 + 9) / 2 / 5))
 
 

@@ -19,10 +19,11 @@ _TRIM = 0.2
 # Disturbance only ever adds time: a kind's cost is the low quantile of its step times.
 _COST_QUANTILE = 0.10
 
-# What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth.
-# Measured on 2 noisy shared cores (docs/method.md): 5.9% from 4 blocks by wall ratios.
-_WALL_PRIOR_SD = 0.118
-_PRIOR_DF = 4.0
+# What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
+# beside several blocks: 0.03 on a quiet machine and 0.12 on one that others use, so few
+# (python -m benchmarks.interval_coverage).
+_WALL_PRIOR_SD = 0.04
+_PRIOR_DF = 1.0
 
 
 def wall_speedup(blocks: Sequence[Block]) -> Interval:
@@ -88,7 +89,7 @@ def low_quantile(values: ArrayLike) -> Any:
     return found if array.ndim > 1 else float(found)
 
 
-def half_width(deviation: ArrayLike, count: int, df: int, prior_sd: float, prior_df: float = _PRIOR_DF) -> Any:
+def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: float, prior_df: float = _PRIOR_DF) -> Any:
     """Half the width of Student's 95% interval of a mean whose variance is moderated by a prior.
 
     With few samples the sample variance is as noisy as the samples; it is averaged with a variance known beforehand,
@@ -98,7 +99,7 @@ def half_width(deviation: ArrayLike, count: int, df: int, prior_sd: float, prior
     Args:
         deviation: standard deviation of one sample, of any shape; ignored without degrees of freedom.
         count: samples, at least 1.
-        df: degrees of freedom of ``deviation``, at least 0.
+        df: degrees of freedom of ``deviation``, at least 0; one number, or of its shape.
         prior_sd: standard deviation of one sample, expected beforehand.
         prior_df: how many degrees of freedom that is worth, above 0.
     """

@@ -21,12 +21,19 @@ from pytest_diffaccel.measure.statistics import half_width, low_quantile, ratio_
 Array: TypeAlias = NDArray[np.float64]
 
 # What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
-# beside several blocks: few, since it is 0.03 on a quiet machine and 0.1 on one that others use
+# beside several blocks: few, since it is 0.02 to 0.03 on a quiet machine and 0.1 on one that others use
 # (python -m benchmarks.interval_coverage).
-_PRIOR_SD, _PRIOR_DF = 0.03, 1.0
+_PRIOR_SD, _PRIOR_DF = 0.02, 1.0
 # Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
 # quantile of all, which would hang on one or two runs and say little of its own error.
 _FASTER = 0.5
+# Trimmed at each end where all runs are averaged.
+_TRIM = 0.2
+# What fast steps and runs tell of a speed-up is off by this much (standard deviation of the logarithm): what surrounds
+# the arithmetic weighs more in a cheap step, and a low quantile sees less of it (python -m benchmarks.estimators).
+_LOW_BIAS_SD = 0.015
+# What is further apart is a disturbance of the middle ones.
+_MOST_LOW_BIAS = 3 * _LOW_BIAS_SD
 # Parts of the blocks that are left out one after the other.
 _MOST_PARTS = 20
 
@@ -70,16 +77,28 @@ class RunTimes:
         """What a step of each kind cost in each block, seconds, (..., n): the low quantile of its times in a run."""
         return {kind: low_quantile(times).mean(axis=-1) for kind, times in self.step_s.items()}
 
+    @cached_property
+    def _middle_levels(self) -> dict[str, Array]:
+        """The same by the median of its times in a run."""
+        return {kind: np.median(times, axis=-1).mean(axis=-1) for kind, times in self.step_s.items()}
+
     def costs(self, kept: Any = slice(None)) -> dict[str, Array]:
-        """Cost of each kind from the blocks kept, seconds, (...)."""
+        """Cost of each kind from the fast steps of the blocks kept, seconds, (...)."""
         return {kind: faster_mean(levels[..., kept]) for kind, levels in self.levels.items()}
 
     def seconds(self, kept: Any = slice(None)) -> Array:
-        """What a run costs by the blocks kept, seconds, (...): its fixed part and its steps' kinds."""
-        total = faster_mean(self.fixed_s.mean(axis=-1)[..., kept])
-        for kind, cost in self.costs(kept).items():
-            total = total + self.counts[kind] * cost
-        return total
+        """What a run costs by the fast steps and runs of the blocks kept, seconds, (...): its fixed part and its
+        steps' kinds.
+        """
+        return self._sum(faster_mean(self.fixed_s.mean(axis=-1)[..., kept]), self.costs(kept))
+
+    def middle_seconds(self, kept: Any = slice(None)) -> Array:
+        """The same by the median steps and the runs in the middle."""
+        costs = {kind: middle_mean(levels[..., kept]) for kind, levels in self._middle_levels.items()}
+        return self._sum(middle_mean(self.fixed_s.mean(axis=-1)[..., kept]), costs)
+
+    def _sum(self, fixed_s: Array, costs: Mapping[str, Array]) -> Array:
+        return fixed_s + sum(self.counts[kind] * cost for kind, cost in costs.items())
 
 
 def faster_mean(values: Array) -> Array:
@@ -91,11 +110,22 @@ def faster_mean(values: Array) -> Array:
     return mean
 
 
+def middle_mean(values: Array) -> Array:
+    """Trimmed mean along the last axis, (..., n) to (...)."""
+    cut = int(_TRIM * values.shape[-1])
+    mean: Array = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return mean
+
+
 def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
     """Logarithm of the speed-up and half the width of its 95% interval, (...) each.
 
-    The spread is a jackknife's over up to twenty parts of the blocks, each a stretch of time, so that blocks that
-    resemble their neighbours are not taken for independent ones (Kuensch, Annals of Statistics 17, 1989). It is
+    Two estimates are combined. What fast steps and runs say is precise on a machine that others use, too, but off by a
+    percent or two; what the middle ones say is off by nothing, and as noisy as the machine. Each counts by the inverse
+    of its mean squared error, which the blocks themselves tell.
+
+    Spreads are a jackknife's over up to twenty parts of the blocks, each a stretch of time, so that blocks that
+    resemble their neighbours are not taken for independent ones (Kuensch, Annals of Statistics 17, 1989). They are
     moderated by what blocks are known to vary by (:func:`.statistics.half_width`).
 
     Args:
@@ -103,26 +133,34 @@ def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
         candidate: accelerated runs of the same blocks.
     """
     count = baseline.fixed_s.shape[-2]
-    estimate = np.log(baseline.seconds() / candidate.seconds())
-    places = np.arange(count)
+
+    def low_and_gap(kept: Any) -> Array:
+        low = np.log(baseline.seconds(kept) / candidate.seconds(kept))
+        middle = np.log(baseline.middle_seconds(kept) / candidate.middle_seconds(kept))
+        return np.array([low, np.clip(middle - low, -_MOST_LOW_BIAS, _MOST_LOW_BIAS)])
+
+    low, gap = low_and_gap(slice(None))
     parts = min(count, _MOST_PARTS)
+    places = np.arange(count)
     if parts == 1:
-        return estimate, half_width(np.zeros_like(estimate), count, 0, _PRIOR_SD)
-    others = [places[places * parts // count != part] for part in range(parts)]
-    without = np.array([np.log(baseline.seconds(kept) / candidate.seconds(kept)) for kept in others])
+        return low, half_width(np.zeros_like(low), count, 0, _PRIOR_SD)
+    without = np.array([low_and_gap(places * parts // count != part) for part in range(parts)])
+    gap_variance = ((parts - 1) ** 2 * np.var(without[:, 1], axis=0) + _PRIOR_SD**2 / count) / parts
+    middle_share = _LOW_BIAS_SD**2 / (_LOW_BIAS_SD**2 + gap_variance)
     # Of one block, so that it is comparable with the prior.
-    deviation = np.sqrt((parts - 1) * np.var(without, axis=0) * count)
+    deviation = np.sqrt((parts - 1) * np.var(without[:, 0] + middle_share * without[:, 1], axis=0) * count)
     # As for a trimmed mean, only the values that count are worth degrees of freedom.
-    df = max(1, math.ceil(_FASTER * parts) - 1)
-    return estimate, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
+    df_low, df_middle = math.ceil(_FASTER * parts) - 1, parts - 2 * int(_TRIM * parts) - 1
+    df = np.maximum(1.0, df_low + middle_share * (df_middle - df_low))
+    return low + middle_share * gap, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
 
 
 def step_kind_speedup(blocks: Sequence[Block]) -> Interval:
     """Speed-up from the cost of each kind of step, pooled over steps and blocks.
 
-    A run's time is the fixed part (text encoder, VAE, set-up) and the sum of its steps' costs, where the cost of a
-    kind is the mean over the faster half of the runs of the low quantile of its step times there, since disturbance
-    only ever adds time.
+    A run's time is the fixed part (text encoder, VAE, set-up) and the sum of its steps' costs. The cost of a kind is,
+    on a noisy machine, the mean over the faster half of the runs of the low quantile of its step times there, since
+    disturbance only ever adds time; on a quiet one, more and more the trimmed mean of the runs' medians.
 
     Args:
         blocks: at least one, with as many runs each.
