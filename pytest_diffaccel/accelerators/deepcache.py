@@ -6,6 +6,7 @@ inference), through the authors' package of the same name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -17,6 +18,11 @@ from pytest_diffaccel.matrix import Cell, Params, Point
 LAYERS_PER_BLOCK = 3
 # Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology.
 DOWN_BLOCKS = {"SD1.5": 4, "SD2.1": 4, "SDXL": 3}
+
+# The deepest branch of any pipe.
+_DEEPEST = LAYERS_PER_BLOCK * max(DOWN_BLOCKS.values()) - 1
+# How much storing features may cost, a shallow step's level and a single branch may differ from what depth says.
+_STORING_SHARE, _LEVEL_SHARE, _OWN_SHARE = 0.05, 0.2, 0.05
 
 _INTERVALS: Mapping[GridSize, tuple[int, ...]] = {
     "full": (2, 3, 4, 5, 6, 8, 10),
@@ -73,6 +79,23 @@ class DeepCache(Method):
                 start = step
             kinds.append("full" if (step - start) % point["cache_interval"] == 0 else shallow)
         return kinds
+
+    def features(self, kind: str) -> Mapping[str, float]:
+        """A smooth curve of the branch's depth, steep at the first branches: each adds its layers to what is computed.
+
+        The deepest branch costs about as much as a full step, and a full step little more than a plain one.
+        """
+        if kind == "full":
+            return {"storing": _STORING_SHARE}
+        branch = int(kind.partition("@")[2])
+        left = 1 - branch / _DEEPEST
+        return {
+            "shallow": _LEVEL_SHARE,
+            "left out": left,
+            "squared left out": left**2,
+            "logarithm of depth": math.log((branch + 1) / (_DEEPEST + 1)) / math.log(_DEEPEST + 1),
+            kind: _OWN_SHARE,
+        }
 
     def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
         """Share of the steps that are shallow, and how shallow: branch 0 is 2, as neighbours differ much."""

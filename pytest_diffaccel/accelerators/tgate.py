@@ -40,6 +40,13 @@ _FIDELITY: Mapping[GridSize, tuple[int, ...]] = {
     "coarse pair": (1, 3),
     "coarse triple": (1,),
 }
+# How much keeping attention outputs may cost, dropping the guidance and the self-attention save, and both together differ.
+_FEATURES: Mapping[str, Mapping[str, float]] = {
+    "planning": {"keeping": 0.05},
+    "planning-reuse": {"reuse": 0.3},
+    "gated": {"gated": 0.5},
+    "gated-reuse": {"gated": 0.5, "reuse": 0.3, "gated-reuse": 0.1},
+}
 # Planning and fidelity intervals of the whole space.
 _INTERVALS = range(1, 6)
 
@@ -110,6 +117,10 @@ class TGate(Method):
             return "gated" if step % point["fi_interval"] == 0 else "gated-reuse"
         computed = step <= warm_up or step == gate - 1 or step % point["sp_interval"] == 0
         return "planning" if computed else "planning-reuse"
+
+    def features(self, kind: str) -> Mapping[str, float]:
+        """A step after the gate, and one that reuses self-attention, save about the same share of any step."""
+        return _FEATURES[kind]
 
     def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
         """Shares of the steps that are gated, gated and reused, planned and reused; how early reuse begins."""
