@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pytest_diffaccel import devices, options
+from pytest_diffaccel import options, workers
 from pytest_diffaccel.matrix import Candidate, Cell, slug
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def search_run(config: pytest.Config) -> SearchRun:
         registry = default_registry()
         config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
-            settings = options.Settings.from_options(config.option, registry.names)
-            if settings.gpus is not None:
-                _take_gpu(config, settings.gpus)
-            workers = config.workerinput["workercount"] if hasattr(config, "workerinput") else 1
-            config.stash[_RUN] = SearchRun(settings, registry, workers)
-            config.stash[_GATE] = _gate_of(settings, registry)
+            settings = workers.with_gpu(options.Settings.from_options(config.option, registry.names), config)
+            count = workers.number_of_workers(config)
+            config.stash[_RUN] = SearchRun(settings, registry, count)
+            config.stash[_GATE] = _gate_of(settings, registry, count)
         except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]
@@ -58,26 +56,12 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: options.Settings, registry: Registry) -> GateRun | None:
+def _gate_of(settings: options.Settings, registry: Registry, count: int) -> GateRun | None:
     if settings.gate is None:
         return None
     from pytest_diffaccel.gate.run import GateRun
 
-    return GateRun(settings, settings.gate, registry)
-
-
-def _take_gpu(config: pytest.Config, wanted: Sequence[str]) -> None:
-    """Check the GPUs asked for; where cases run, take one of them."""
-    worker = worker_number(config)
-    if worker is None and getattr(config.option, "numprocesses", None):
-        devices.choose_gpus(wanted, devices.visible_gpus())
-    else:
-        devices.use_gpu(wanted, worker or 0)
-
-
-def worker_number(config: pytest.Config) -> int | None:
-    """Number of this xdist worker; None in a process that is none."""
-    return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
+    return GateRun(settings, settings.gate, registry, count)
 
 
 def is_searching(config: pytest.Config) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.gate_options import GATE_OPTIONS, GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
 from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
@@ -58,6 +59,7 @@ class Settings:
         store: SQLAlchemy URL or SQLite path of the measurements.
         picture_grid: where to write the picture grid, or None.
         gpus: indices or names of the GPUs to use; None for the CPU, empty for all.
+        gpu: the GPU that this process has been given; None for the CPU, and in xdist's controller.
         gate: what the gate is told; None for a search.
         report: where to write the HTML report, or None.
     """
@@ -82,6 +84,7 @@ class Settings:
     store: str
     picture_grid: Path | None
     gpus: tuple[str, ...] | None
+    gpu: Gpu | None = None
     gate: GateSettings | None = None
     report: Path | None = None
 
@@ -120,7 +123,7 @@ class Settings:
             golden_prune=options.golden_prune,
             store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
             picture_grid=Path(options.picture_grid) if options.picture_grid else None,
-            gpus=_gpus(options.gpus),
+            gpus=gpus(options.gpus),
             gate=GateSettings.from_options(options),
             report=_report(options.diffaccel_report, gate=options.gate),
         )
@@ -169,7 +172,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", re.sub(r"\band\b", "", name.lower()))
 
 
-def _gpus(given: str | None) -> tuple[str, ...] | None:
+def gpus(given: str | None) -> tuple[str, ...] | None:
+    """What ``--gpus`` names: numbers or names; empty for all, None where it is not given.
+
+    Raises:
+        OptionError: when it is given anything else, such as a path that stands behind it.
+    """
     if given is None:
         return None
     if given == "all":
@@ -211,7 +219,7 @@ _MATRIX_OPTIONS = (
     option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
     option("--exhaustive", action="store_true", help="measure every grid point in full, also what cannot win"),
     option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
-    option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1"),
+    option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1; workers take turns"),
 )
 _MEASURING_OPTIONS = (
     option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -16,19 +17,17 @@ from pytest_diffaccel.fixtures import (
     diffaccel_gate_run,
     diffaccel_run,
     diffaccel_search,
-    gate_groups_by_case,
     gate_run,
     group_name,
     group_of,
-    groups_by_case,
     is_out_of_place,
     is_searching,
     keep_groups_together,
     search_run,
-    worker_number,
 )
 from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diffaccel_judge, judge_settings
 from pytest_diffaccel.reporting import Reporting
+from pytest_diffaccel.workers import give_up_broken_cuda, one_worker_a_gpu, share_gpus, worker_number
 
 __all__ = [
     "diffaccel",
@@ -64,11 +63,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A search's groups stay together and survive the death of their worker."""
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
-    from pytest_diffaccel.scheduling import GroupScheduling
+    from pytest_diffaccel.scheduling import Groups, GroupScheduling
 
     gate = gate_run(config)
-    groups = gate_groups_by_case(gate) if gate else groups_by_case(search_run(config))
-    return GroupScheduling(config, log, groups)
+    return GroupScheduling(config, log, Groups.of_gate(gate) if gate else Groups.of_search(search_run(config)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto --gpus``: one worker a GPU."""
+    return one_worker_a_gpu(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Each worker has its GPU before it starts."""
+    share_gpus(config, specs)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """After an error that CUDA does not recover from, the rest goes to a fresh process."""
+    ran = yield
+    if is_searching(item.config):
+        give_up_broken_cuda(item.session)
+    return ran
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,9 +22,12 @@ from typing import Any
 import pytest
 import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder
+from standins import stand_ins
 
 import pytest_diffaccel
 from pytest_diffaccel.matrix import PIPES
+
+__all__ = ["stand_ins"]
 
 pytest_plugins = ["pytester"]
 

@@ -38,7 +38,7 @@ class GateRun:
         ValueError: when the golden file or what lies beside it cannot be read, or its records have several batch sizes.
     """
 
-    def __init__(self, settings: Settings, gate: GateSettings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, gate: GateSettings, registry: Registry, workers: int = 1) -> None:
         golden = read_golden(settings.golden)
         self._environments = read_environments(settings.golden)
         self._sessions = read_references(settings.golden)
@@ -51,7 +51,7 @@ class GateRun:
                 "judged in one run: choose cells with --pipe --sched --steps"
             )
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
-        self._search = SearchRun(self.settings, registry)
+        self._search = SearchRun(self.settings, registry, workers)
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
 
     @property

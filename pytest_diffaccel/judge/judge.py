@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.devices import computing_gpu
 from pytest_diffaccel.judge.quality import QualityJudge
 from pytest_diffaccel.judge.speed import judge_speed
 from pytest_diffaccel.judge.static import judge_source
@@ -40,7 +41,7 @@ class Rules:
         tolerance_ratio: share of a target by which a speedup may miss it.
         models: the model source, as ``--models`` names it.
         seed: of the choice of evaluation prompts.
-        lock: file of the machine's timing lock.
+        lock: file of the timing lock of the machine's processors.
         limits: what a script may use.
     """
 
@@ -134,7 +135,9 @@ class Judge:
 
     @cached_property
     def _lock(self) -> TimingLock:
-        return TimingLock(self.rules.lock, shareable=self._is_embedded or self._device != "cpu")
+        if self._device != "cpu":
+            return TimingLock.of_gpu(computing_gpu(None))
+        return TimingLock(self.rules.lock, shareable=self._is_embedded)
 
     @cached_property
     def _replay(self) -> Replay:

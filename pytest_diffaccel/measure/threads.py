@@ -40,3 +40,19 @@ def computing_threads(device: torch.device) -> int:
     import torch
 
     return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def use_share_of_cores(gpus: int, workers: int) -> None:
+    """Run torch on this process's even share of the cores, and on no more than it has by itself.
+
+    The share is a GPU's, whether or not all GPUs are in use now, so that figures of one worker and of several come
+    from the same number of threads: the cores divided by the machine's GPUs, or by the workers where they are more.
+
+    Args:
+        gpus: that the machine has; 0 where nothing tells.
+        workers: processes that run cases at once, at least 1.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // max(gpus, workers))))

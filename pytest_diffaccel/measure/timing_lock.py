@@ -1,7 +1,9 @@
-"""One machine, one timing at a time: measuring excludes every other worker, generating for quality only shares."""
+"""One machine or GPU, one timing at a time: measuring excludes all other workers, generating for quality shares."""
 
 from __future__ import annotations
 
+import getpass
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ class TimingLock:
     """Lock between processes; the system frees it when a holder dies.
 
     Attributes:
-        path: the lock's file, one a machine (or GPU) and working folder.
+        path: the lock's file, one a working folder for its machine's processors, one a machine for each GPU.
         shareable: whether two generations at once are any use. With several threads each on one CPU they are not: the
             threads of one wait for those of the other, many times longer than one after the other takes.
     """
@@ -23,16 +25,25 @@ class TimingLock:
     path: Path
     shareable: bool
 
+    @classmethod
+    def of_gpu(cls, uuid: str) -> TimingLock:
+        """The lock of a GPU, for all processes of this user on the machine, whatever their working folders.
+
+        Args:
+            uuid: of the physical GPU: its number depends on ``CUDA_VISIBLE_DEVICES``.
+        """
+        return cls(Path(tempfile.gettempdir()) / f"pytest-diffaccel-of-{getpass.getuser()}" / f"{uuid}.lock", True)
+
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Hold the machine alone."""
+        """Hold the machine, or the GPU, alone."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ReadWriteLock(self.path).write_lock():
             yield
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Share the machine with others that do not time, where that is any use."""
+        """Share it with others that do not time, where that is any use."""
         if not self.shareable:
             with self.timing():
                 yield

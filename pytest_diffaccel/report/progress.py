@@ -9,14 +9,10 @@ from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.options import Settings
+from pytest_diffaccel.search.effort import EMBEDDED_STEP_S, EVALUATED_SHARE, RUNS_A_GROUP
 
-# One baseline generation of 4 images in 20 steps on 2 CPU cores, seconds (training/README.md); only for the estimate
-# before anything is measured.
-_EMBEDDED_RUN_S = {"SD1.5": 1.9, "SD2.1": 3.7, "SDXL": 2.4}
 # An accelerated generation takes, on average over a grid, this share of the baseline's time.
 _ACCELERATED_SHARE = 0.6
-# Of the candidates, the share that is evaluated at all; and the runs that a group's race and its winners take.
-_EVALUATED_SHARE, _RUNS_A_GROUP = 0.25, 20
 
 
 def estimate_s(settings: Settings, cases: int) -> str:
@@ -28,10 +24,9 @@ def estimate_s(settings: Settings, cases: int) -> str:
         runs = cases * (settings.blocks + _ACCELERATED_SHARE * max(pictures, 1 + settings.blocks))
     else:
         groups = len(settings.cells) * len(settings.accelerators)
-        runs = cases * _EVALUATED_SHARE * (1 + 2 * _ACCELERATED_SHARE) + _RUNS_A_GROUP * groups
-    scale = settings.batch_size / 4 / 20
+        runs = cases * EVALUATED_SHARE * (1 + 2 * _ACCELERATED_SHARE) + RUNS_A_GROUP * groups
     cells = settings.cells
-    run_s = sum(_EMBEDDED_RUN_S[cell.pipe] * cell.steps * scale for cell in cells) / len(cells)
+    run_s = settings.batch_size * sum(EMBEDDED_STEP_S[cell.pipe] * cell.steps for cell in cells) / len(cells)
     return f"about {duration(runs * run_s)} on 2 CPU cores"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
+from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.contents import FailureKind
@@ -28,6 +29,7 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
     Raises:
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
+        CudaBroken: when no candidate after this one can be measured by this process.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
     """
     blocks = 0 if predicted is not None else bench.settings.blocks if bench.settings.exhaustive else 1
@@ -53,6 +55,8 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
         kind, explained = _explain(error, bench)
         bench.unload()
         bench.store.save_failure(candidate, environment, sampling, kind, str(explained))
+        if is_cuda_broken():
+            raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
         if explained is error:
             raise
         raise explained from error

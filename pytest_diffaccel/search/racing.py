@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.devices import CudaBroken
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.plan import Plan
@@ -80,6 +81,9 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
         candidates: those of the group that may be evaluated, whether or not they are yet.
         most: candidates that are looked at again and again as more becomes known.
         time_is_up: asked before each evaluation.
+
+    Raises:
+        CudaBroken: when no further candidate can be measured by this process.
     """
     known = track.plan()
     evaluated = in_vain = 0
@@ -100,6 +104,8 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
 def _evaluates(track: Track, candidate: Candidate) -> bool:
     try:
         track.evaluate(candidate)
+    except CudaBroken:
+        raise
     except Exception as error:
         _LOG.warning("%s: %s", candidate.key, error)
         return False

@@ -26,6 +26,7 @@ class SearchRun:
         settings: what to search and how.
         registry: the accelerators known.
         source: where the weights come from.
+        workers: processes that search at once, at least 1.
         budget: the search's time.
 
     Raises:
@@ -42,6 +43,7 @@ class SearchRun:
             self.source.spec(pipe)
         if settings.prompts is not None:
             read_prompts(settings.prompts)
+        self.workers = workers
         self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, workers)
 
     @cached_property
@@ -49,7 +51,7 @@ class SearchRun:
         """The workbench, opened at the first use."""
         from pytest_diffaccel.search.workbench import Workbench
 
-        return Workbench(self.settings, self.registry, self.source)
+        return Workbench(self.settings, self.registry, self.source, self.workers)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
-from pytest_diffaccel.measure.threads import use_one_thread
+from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
 from pytest_diffaccel.models.registry import ModelSource
@@ -48,21 +50,32 @@ class Workbench:
         source: where the weights come from.
         store: where measurements are kept.
         images: baseline images, shared by all processes of the search.
-        lock: the machine's timing lock.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, work_dir: Path = WORK_DIR) -> None:
+    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, workers: int = 1) -> None:
         self.settings = settings
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
-        self.images = ImageStore(work_dir / "images")
-        self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None or self._is_embedded)
+        self.images = ImageStore(WORK_DIR / "images")
+        self._workers = workers
         self._loaded: tuple[str, Any] | None = None
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
         self._group: tuple[Cell, str] | None = None
+
+    @cached_property
+    def lock(self) -> TimingLock:
+        """The timing lock of this process's GPU, or of the machine's processors."""
+        if self._gpu is None:
+            return TimingLock(WORK_DIR / "timing.lock", shareable=self._is_embedded)
+        return TimingLock.of_gpu(self._gpu)
+
+    @cached_property
+    def _gpu(self) -> str | None:
+        """UUID of the GPU that this process computes on; None for the CPU."""
+        return None if self.settings.gpus is None else computing_gpu(self.settings.gpu)
 
     @property
     def first_samples(self) -> int:
@@ -92,16 +105,25 @@ class Workbench:
         return self.settings.models == "embedded"
 
     def pipeline(self, cell: Cell) -> Any:
-        """The cell's pipeline with its scheduler; loading another pipe frees the one before."""
+        """The cell's pipeline with its scheduler; loading another pipe frees the one before.
+
+        Raises:
+            NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
+        """
         if self._loaded is None or self._loaded[0] != cell.pipe:
             self.unload()
-            device = None if self.settings.gpus is not None else "cpu"
-            if self._is_embedded:
-                use_one_thread()
+            device = "cpu" if self._gpu is None else None
+            self._share_cores()
             self._loaded = (cell.pipe, load_pipeline(cell.pipe, models=self.source, device=device))
         pipeline = self._loaded[1]
         set_scheduler(pipeline, cell.scheduler)
         return pipeline
+
+    def _share_cores(self) -> None:
+        if self._is_embedded:
+            use_one_thread()
+        elif self._gpu is not None:
+            use_share_of_cores(number_of_gpus(), self._workers)
 
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""

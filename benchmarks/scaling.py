@@ -1,0 +1,193 @@
+"""Does a search on several GPUs find the same, faster, and does a busy neighbour disturb what is timed?
+
+Run ``python -m benchmarks.scaling --folder scaling -- --pipe SD1.5 --sched DDIM --steps 20`` on a host with several
+GPUs that are otherwise idle; what follows ``--`` goes to ``pytest benches``. One cell is searched from nothing with
+one worker a GPU, on 1, 2 and 4 GPUs, one after the other. A number of GPUs that is finished in ``--folder`` is not
+searched again, so the same command goes on where it was interrupted. Where the plugin is not installed, set
+``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
+
+Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
+speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
+they are, and how much slower the unaccelerated pipeline itself was beside busy neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.output import parser, show
+from pytest_diffaccel.devices import choose_gpus
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records.jsonfile import write_text
+from pytest_diffaccel.records.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+_COUNTS = (1, 2, 4)
+_CELL = ["--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20"]
+_FIGURES = ROOT / "docs" / "figures" / "scaling.json"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search.
+
+    Attributes:
+        gpus: GPUs, and workers, that it had.
+        seconds: wall time of the whole command.
+        winners: status and params of each golden record, by key.
+        speedups: of every candidate that was timed, by candidate key and purpose.
+        baseline_s: median time of a run of the unaccelerated pipeline, seconds.
+        disturbed_share: share of the timed blocks in which something else was noticed on the machine.
+        environment: what it was measured in.
+    """
+
+    gpus: int
+    seconds: float
+    winners: Mapping[str, Any]
+    speedups: Mapping[tuple[str, str], Interval]
+    baseline_s: float
+    disturbed_share: float
+    environment: Environment
+
+    @classmethod
+    def read(cls, folder: Path) -> Searched:
+        """What a finished search left in its folder."""
+        result = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+        with Store.open(f"sqlite:///{folder / '.diffaccel' / 'search.sqlite'}") as store:
+            contents = store.contents()
+        timed = [one.measurement for one in contents.measurements if one.measurement.blocks]
+        blocks = [block for measurement in timed for block in measurement.blocks]
+        golden = read_golden(folder / "golden.json")
+        return cls(
+            **result,
+            winners={str(key): [entry.status, entry.params] for key, entry in golden.items()},
+            speedups={(one.candidate.key, one.sampling.purpose): one.speedup for one in timed},
+            baseline_s=statistics.median(block.baseline.total_s for block in blocks),
+            disturbed_share=sum(bool(block.disturbance) for block in blocks) / len(blocks),
+            environment=next(iter(contents.environments.values())),
+        )
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of all winners."""
+        return hashlib.sha256(json.dumps(self.winners, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def search(folder: Path, gpus: int, options: Sequence[str]) -> None:
+    """Search from nothing in ``folder``, which then holds ``finished.json``.
+
+    Raises:
+        SystemExit: when the search fails; its output went to standard error.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "pytest", str(ROOT / "benches"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    command += ["-n", str(gpus), f"--gpus={','.join(map(str, range(gpus)))}", "--golden", "golden.json", *options]
+    # This clone's package, whatever is installed.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    began = time.monotonic()
+    status = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr).returncode
+    if status:
+        raise SystemExit(f"the search on {gpus} GPU(s) failed (exit code {status}); what it said stands above")
+    result = {"gpus": gpus, "seconds": time.monotonic() - began}
+    write_text(folder / "finished.json", json.dumps(result) + "\n")
+
+
+def row(one: Searched, alone: Searched) -> dict[str, Any]:
+    """A search on several GPUs, compared with that on one."""
+    common = [(one.speedups[key], alone.speedups[key]) for key in one.speedups.keys() & alone.speedups.keys()]
+    changes = [busy.value / quiet.value - 1 for busy, quiet in common]
+    return {
+        "gpus": one.gpus,
+        "seconds": one.seconds,
+        "speedup": alone.seconds / one.seconds,
+        "winners": one.digest,
+        "same_winners": f"{len(one.winners) - len(differing(one, alone))}/{len(one.winners)}",
+        "timed_twice": len(common),
+        "agree": sum(busy.overlaps(quiet) for busy, quiet in common) / len(common) if common else 0.0,
+        "median_change": statistics.median(changes) if changes else 0.0,
+        "median_distance": statistics.median(map(abs, changes)) if changes else 0.0,
+        "baseline_slowdown": one.baseline_s / alone.baseline_s,
+        "disturbed_share": one.disturbed_share,
+    }
+
+
+def differing(one: Searched, alone: Searched) -> list[str]:
+    """Golden keys whose records name other winners, or that only one of the two has."""
+    keys = sorted(one.winners.keys() | alone.winners.keys())
+    return [key for key in keys if one.winners.get(key) != alone.winners.get(key)]
+
+
+def report(searches: Sequence[Searched], options: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The table's rows and what holds of all."""
+    alone = searches[0]
+    summary = {
+        "search": " ".join(options),
+        "models": alone.environment.model_source,
+        "device": alone.environment.device,
+        "cpu_cores": os.cpu_count(),
+        "other_winners": {str(one.gpus): differing(one, alone) for one in searches[1:]},
+    }
+    return [row(one, alone) for one in searches], summary
+
+
+def _check_folder(folder: Path, options: Sequence[str]) -> None:
+    """A folder is for one search: rows of several mean nothing together."""
+    note = folder / "options.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != list(options):
+        raise SystemExit(f"--folder: {folder} holds another search ({note.name} says which); name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(list(options)) + "\n")
+
+
+def _counts(text: str | None) -> list[int]:
+    there = len(choose_gpus(()))
+    counts = sorted({int(part) for part in text.split(",")}) if text else [one for one in _COUNTS if one <= there]
+    if counts[-1] > there or counts[0] < 1:
+        raise SystemExit(f"--gpus-counts: {there} GPU(s) can be used here; ask for 1 to {there}")
+    return counts
+
+
+def main() -> None:
+    """Search on each number of GPUs that is not finished, and print the comparison."""
+    made = parser(__doc__ or "")
+    made.add_argument("--gpus-counts", metavar="LIST", help="numbers of GPUs (default: those of 1,2,4 that there are)")
+    made.add_argument("--folder", type=Path, help="keep the searches here, and go on from what it holds")
+    made.add_argument("--output", nargs="?", type=Path, const=_FIGURES, help=f"write JSON (default: {_FIGURES.name})")
+    made.add_argument("options", nargs="*", help="options of the search, after --")
+    arguments = made.parse_args()
+    options = arguments.options or _CELL
+    counts = _counts(arguments.gpus_counts)
+    with ExitStack() as stack:
+        folder = (arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
+        _check_folder(folder, options)
+        for gpus in counts:
+            if not (folder / str(gpus) / "finished.json").exists():
+                search(folder / str(gpus), gpus, options)
+        finished = sorted((path.parent for path in folder.glob("*/finished.json")), key=lambda path: int(path.name))
+        searches = [Searched.read(path) for path in finished]
+    rows, summary = report(searches, options)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        written = {**summary, "environment": searches[0].environment.to_json(), "rows": rows}
+        write_text(arguments.output, json.dumps(written, indent=2) + "\n")
+    show("one search on several GPUs", rows, summary, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()

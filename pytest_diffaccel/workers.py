@@ -1,0 +1,102 @@
+"""Which worker has which GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_diffaccel import devices, options
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.devices import Gpu
+
+# Exit status of a worker that gave up; any will do, xdist looks at none.
+_CUDA_BROKEN = 70
+
+
+def worker_number(config: pytest.Config) -> int | None:
+    """Number of this xdist worker; None in a process that is none."""
+    return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
+
+
+def number_of_workers(config: pytest.Config) -> int:
+    """Processes that run cases at once: xdist's workers, or this process alone."""
+    return int(config.workerinput["workercount"]) if hasattr(config, "workerinput") else 1
+
+
+def has_workers(config: pytest.Config) -> bool:
+    """Whether this process is xdist's controller, which runs no case itself."""
+    is_worker = worker_number(config) is not None
+    return not is_worker and getattr(config.option, "dist", "no") != "no" and bool(config.option.tx)
+
+
+def chosen_gpus(config: pytest.Config) -> list[Gpu] | None:
+    """The GPUs that ``--gpus`` asks for; None without it.
+
+    Raises:
+        pytest.UsageError: when it cannot be met.
+    """
+    try:
+        wanted = options.gpus(config.option.gpus)
+        return None if wanted is None else devices.choose_gpus(wanted)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def one_worker_a_gpu(config: pytest.Config) -> int | None:
+    """Workers that ``-n auto`` means under ``--gpus``; None where xdist knows better."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    chosen = chosen_gpus(config)
+    return None if chosen is None else len(chosen)
+
+
+def share_gpus(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Give each worker its GPU, in turn, by the environment that it starts in: no conftest.py can come before.
+
+    xdist starts the worker that replaces a dead one from the same specification, and so with the same GPU; by its
+    number, which is new, it would get another.
+
+    Args:
+        config: the controller's.
+        specs: execnet's specifications of the workers.
+
+    Raises:
+        pytest.UsageError: as :func:`chosen_gpus`.
+    """
+    for spec, gpu in zip(specs, cycle(chosen_gpus(config) or ()), strict=False):
+        spec.env[devices.VISIBLE] = gpu.name
+
+
+def with_gpu(settings: options.Settings, config: pytest.Config) -> options.Settings:
+    """The settings with the GPU that this process has; a process without workers takes the first that is asked for.
+
+    Raises:
+        NoSuchGpu: when ``--gpus`` cannot be met.
+    """
+    if settings.gpus is None:
+        return settings
+    if worker_number(config) is not None:
+        return replace(settings, gpu=devices.choose_gpus(())[0])
+    chosen = devices.choose_gpus(settings.gpus)
+    if has_workers(config):
+        return settings
+    devices.use_gpu(chosen[0])
+    return replace(settings, gpu=chosen[0])
+
+
+def give_up_broken_cuda(session: pytest.Session) -> None:
+    """Go no further in a process whose CUDA is broken: every case from here on would fail.
+
+    An xdist worker ends at once, after its case's reports: its replacement goes on. A single process stops.
+    """
+    if not devices.is_cuda_broken():
+        return
+    if worker_number(session.config) is not None:
+        os._exit(_CUDA_BROKEN)  # CUDA cannot be shut down in an orderly way any more
+    session.shouldstop = "an error has made CUDA useless to this process; the same command goes on from here"

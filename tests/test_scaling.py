@@ -1,0 +1,102 @@
+"""The comparison of searches on several GPUs, on stand-ins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searches import SMALL_OPTIONS, SMALL_SEARCH, TESTS, SmallSearch
+from standins import THREE, StandIns
+
+from pytest_diffaccel.measure.measurement import Interval
+
+pytest.importorskip("benchmarks.scaling", reason="the benchmarks are not part of the source distribution")
+
+from benchmarks import scaling
+
+# What a conftest.py would do, as a plugin: the searches have folders of their own.
+PLUGIN = """
+from pytest_diffaccel.search import workbench
+workbench.computing_gpu = lambda gpu: gpu.physical
+"""
+
+
+@pytest.fixture
+def searched(finished_folder: Path, tmp_path: Path, stand_ins: StandIns) -> Path:
+    """A folder of searches on one GPU and on two, of which the second found another winner for one target."""
+    stand_ins.list_gpus(THREE)
+    folder = tmp_path / "searches"
+    for gpus, seconds in ((1, 30.0), (2, 16.0)):
+        one = folder / str(gpus)
+        shutil.copytree(finished_folder / ".diffaccel", one / ".diffaccel")
+        shutil.copy(finished_folder / "golden" / "search_params.json", one / "golden.json")
+        (one / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": seconds}))
+    golden = folder / "2" / "golden.json"
+    head, tail = golden.read_text().split('"echo_interval": ', 1)
+    golden.write_text(f'{head}"echo_interval": 99{tail[tail.index(",") :]}')
+    (folder / "options.json").write_text(json.dumps(["--pipe", "SD1.5"]))
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
+    scaling.main()
+
+
+def test_what_is_finished_is_compared_and_not_searched_again(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "search", lambda *_: pytest.fail("searched again"))
+    output = searched / "scaling.json"
+    command = ("--folder", str(searched), "--gpus-counts", "1,2", "--output", str(output))
+    run(monkeypatch, *command, "--json", "--", "--pipe", "SD1.5")
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    alone, two = printed["rows"]
+    assert (alone["gpus"], alone["seconds"], alone["speedup"]) == (1, 30.0, 1.0)
+    assert (two["gpus"], two["seconds"], two["speedup"]) == (2, 16.0, 30 / 16)
+    assert (alone["same_winners"], two["same_winners"]) == ("7/7", "6/7")
+    assert alone["winners"] != two["winners"]
+    assert len(printed["other_winners"]["2"]) == 1
+    # The same measurements.
+    assert two["timed_twice"] >= 4
+    assert (two["agree"], two["median_change"], two["baseline_slowdown"]) == (1.0, 0.0, 1.0)
+    written = json.loads(output.read_text())
+    assert written["rows"] == printed["rows"]
+    assert written["environment"]["versions"].keys() >= {"torch", "diffusers"}
+
+
+def test_a_change_of_speedups_is_seen(searched: Path) -> None:
+    alone, two = (scaling.Searched.read(searched / name) for name in ("1", "2"))
+    faster = {key: Interval(*(2 * end for end in (one.value, one.low, one.high))) for key, one in two.speedups.items()}
+    row = scaling.row(replace(two, speedups=faster, baseline_s=1.1 * two.baseline_s), alone)
+    assert row["median_change"] == pytest.approx(1.0)
+    assert row["baseline_slowdown"] == pytest.approx(1.1)
+    assert row["agree"] < 1
+
+
+def test_other_options_and_missing_gpus_are_refused(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"holds another search \(options.json says which\)"):
+        run(monkeypatch, "--folder", str(searched), "--", "--pipe", "SDXL")
+    with pytest.raises(SystemExit, match=r"--gpus-counts: 3 GPU\(s\) can be used here; ask for 1 to 3"):
+        run(monkeypatch, "--folder", str(searched), "--gpus-counts", "1,4", "--", "--pipe", "SD1.5")
+
+
+@pytest.mark.slow
+def test_a_search_runs_from_nothing(
+    small_search: SmallSearch, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.list_gpus(THREE)
+    plugin = SMALL_SEARCH.format(tests=str(TESTS), points=((10, 0), (20, 0))) + PLUGIN
+    (small_search.path / "scaling_stand_in.py").write_text(plugin)
+    monkeypatch.setenv("PYTHONPATH", str(small_search.path))
+    options = ["-p", "scaling_stand_in", *SMALL_OPTIONS, "--models", str(small_search.path / "models.toml")]
+    run(monkeypatch, "--gpus-counts", "1", "--folder", "searches", "--json", "--", *options)
+    (row,) = json.loads(capfd.readouterr().out)["rows"]
+    assert (row["gpus"], row["same_winners"]) == (1, "7/7")
+    assert row["seconds"] > 1
+    assert (small_search.path / "searches" / "1" / ".diffaccel" / "search.sqlite").exists()
