@@ -37,6 +37,10 @@ class Arguments:
     eta: float = 0.0
     clip_skip: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.images > _MOST_IMAGES:
+            raise ValueError(f"{self.images} images in one call; at most {_MOST_IMAGES} are repeated")
+
     @property
     def images(self) -> int:
         """How many images the call gives."""

@@ -19,6 +19,11 @@ from pytest_diffaccel.models.registry import ModelSource
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+#: Mean absolute difference, in levels of 255, within which images are the same, by type of device: GPUs do not repeat
+#: the last bit, and on a CPU another number of threads rounds otherwise. Leaving out one of 20 steps moves them by more
+#: (tests/test_judge.py).
+SAME_LEVELS: Mapping[str, float] = {"cuda": 0.25, "cpu": 0.02}
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -49,6 +54,11 @@ class Replay:
         self._registry = registry
         self._device = device
         self._pipelines: dict[str, Any] = {}
+
+    @property
+    def same_levels(self) -> float:
+        """Of :data:`SAME_LEVELS`, what holds here."""
+        return SAME_LEVELS["cpu" if self._device == "cpu" else "cuda"]
 
     def pipeline(self, task: Task) -> Any:
         """The pipe's pipeline with the task's scheduler."""
