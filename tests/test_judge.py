@@ -31,6 +31,7 @@ from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import LiveCall, difference_levels
 from pytest_diffaccel.judge.verdict import Limits, StageResult, Verdict
+from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +92,8 @@ def records() -> Records:
 @pytest.fixture(scope="session")
 def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Judge]]:
     """Gives the session's judge with other stages or limits: its fork server is started once."""
-    embedded_folder("SD1.5")
+    for pipe in PIPES:
+        embedded_folder(pipe)
     lock = tmp_path_factory.mktemp("judge") / "timing.lock"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFACCEL_SECRET", "swordfish")
@@ -137,7 +139,8 @@ def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]
     assert 1 < low < high
 
 
-@pytest.mark.parametrize("prompt_id", ["192", "199", "206", "213", "220", "227"])
+# An accelerator each, with pipes and schedulers in turns; 20 steps.
+@pytest.mark.parametrize("prompt_id", ["192", "703", "1214", "339", "850", "983"])
 def test_rendered_scripts_of_every_accelerator_run(
     judge_of: Callable[..., Judge], records: Records, prompt_id: str
 ) -> None:

@@ -12,7 +12,7 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.judge.claim import Arguments, Expected
+from pytest_diffaccel.judge.claim import Arguments, Expected, plain_settings
 from pytest_diffaccel.matrix import Params
 from pytest_diffaccel.models.registry import ModelSource
 
@@ -75,12 +75,8 @@ class Replay:
         """What the task's call must be."""
         pipeline = self.pipeline(task)
         own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        config = {
-            name: value
-            for name, value in pipeline.scheduler.config.items()
-            if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
-        }
-        return Expected(task, self._source.spec(task.cell.pipe).image_size or (own, own), config)
+        size = self._source.spec(task.cell.pipe).image_size or (own, own)
+        return Expected(task, size, plain_settings(pipeline.scheduler.config))
 
     def images(self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]) -> list[Image]:
         """The call's images.
