@@ -2,11 +2,11 @@
 
 Task 1133: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by ToMe with 2.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+This target is unattainable: no setting is fast enough. Best reached: 0.95x.
 
 ToMe: ratio=0.05, max_downsample=2
-Speedup: 0.95x (0.92x to 0.98x), as whole runs 0.94x (0.82x to 1.08x); 95% intervals
-Quality: LPIPS 0.009 (0.000 to 0.028) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 0.95x (0.92x to 0.98x), by whole runs 0.94x (0.82x to 1.08x)
+LPIPS (95% interval): 0.009 (0.000 to 0.028) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -35,6 +35,7 @@ PROMPT = "red apple on a blue background"
 STEPS = 25
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.0
+BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.05, "max_downsample": 2}
 
@@ -77,6 +78,7 @@ def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
 
 def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
     """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    pipeline.set_progress_bar_config(disable=True)
     ratios = []
     for _ in range(6):
         start = time.perf_counter()
@@ -102,10 +104,10 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 0.95x", file=sys.stderr)
     if args.compare:
-        ratio = compare(pipeline, [args.prompt], [args.seed])
-        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+        ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 Task 212: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 ToMe with 4.0x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+This target is unattainable: no setting is fast enough. Best reached: 1.00x.
 
 ToMe: ratio=0.7, max_downsample=1
-Speedup: 1.00x (0.96x to 1.05x), as whole runs 0.99x (0.87x to 1.14x); 95% intervals
-Quality: LPIPS 0.009 (0.003 to 0.015) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.00x (0.96x to 1.05x), by whole runs 0.99x (0.87x to 1.14x)
+LPIPS (95% interval): 0.009 (0.003 to 0.015) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -35,6 +35,7 @@ PROMPT = "red apple on a blue background"
 STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
+BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.7, "max_downsample": 1}
 
@@ -76,6 +77,7 @@ def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
 
 def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
     """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    pipeline.set_progress_bar_config(disable=True)
     ratios = []
     for _ in range(6):
         start = time.perf_counter()
@@ -101,10 +103,10 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.00x", file=sys.stderr)
     if args.compare:
-        ratio = compare(pipeline, [args.prompt], [args.seed])
-        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+        ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")
 
 
 if __name__ == "__main__":

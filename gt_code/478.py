@@ -2,13 +2,12 @@
 
 Task 478: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by DeepCache and T-Gate with 4.0x speedup
-The target is unattainable: the fast settings lose too much quality. This is the best
-reached.
+This target is unattainable: fast settings lose too much quality. Best reached: 3.96x.
 
 DeepCache: cache_interval=8, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=3, warm_up=0
-Speedup: 3.96x (3.85x to 4.07x), as whole runs 3.97x (3.46x to 4.54x); 95% intervals
-Quality: LPIPS 0.216 (0.154 to 0.277) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.96x (3.85x to 4.07x), by whole runs 3.97x (3.46x to 4.54x)
+LPIPS (95% interval): 0.216 (0.154 to 0.277) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -38,6 +37,7 @@ PROMPT = "red apple on a blue background"
 STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
+BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
@@ -83,6 +83,7 @@ def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
 
 def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
     """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    pipeline.set_progress_bar_config(disable=True)
     ratios = []
     for _ in range(6):
         start = time.perf_counter()
@@ -108,10 +109,10 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.96x", file=sys.stderr)
     if args.compare:
-        ratio = compare(pipeline, [args.prompt], [args.seed])
-        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+        ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 Task 920: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 50
 steps, accelerated by ToMe with 1.2x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+This target is unattainable: no setting is fast enough. Best reached: 1.19x.
 
 ToMe: ratio=0.75, max_downsample=1
-Speedup: 1.19x (1.16x to 1.23x), as whole runs 1.20x (1.04x to 1.37x); 95% intervals
-Quality: LPIPS 0.006 (0.003 to 0.010) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.19x (1.16x to 1.23x), by whole runs 1.20x (1.04x to 1.37x)
+LPIPS (95% interval): 0.006 (0.003 to 0.010) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -35,6 +35,7 @@ PROMPT = "red apple on a blue background"
 STEPS = 50
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
+BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.75, "max_downsample": 1}
 
@@ -76,6 +77,7 @@ def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
 
 def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
     """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    pipeline.set_progress_bar_config(disable=True)
     ratios = []
     for _ in range(6):
         start = time.perf_counter()
@@ -101,10 +103,10 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.19x", file=sys.stderr)
     if args.compare:
-        ratio = compare(pipeline, [args.prompt], [args.seed])
-        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+        ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")
 
 
 if __name__ == "__main__":

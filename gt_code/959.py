@@ -2,11 +2,11 @@
 
 Task 959: Generate a SDXL pipeline using the DDIM sampler with 20 steps, accelerated by
 T-Gate with 2.5x speedup
-The target is unattainable: no setting is fast enough. This is the best reached.
+This target is unattainable: no setting is fast enough. Best reached: 1.79x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
-Speedup: 1.79x (1.75x to 1.84x), as whole runs 1.76x (1.54x to 2.02x); 95% intervals
-Quality: LPIPS 0.115 (0.080 to 0.150) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.79x (1.75x to 1.84x), by whole runs 1.76x (1.54x to 2.02x)
+LPIPS (95% interval): 0.115 (0.080 to 0.150) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,6 +36,7 @@ PROMPT = "red apple on a blue background"
 STEPS = 20
 GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
+BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
 TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
@@ -78,6 +79,7 @@ def generate(pipeline: Any, prompts: list[str], seeds: list[int]) -> list[Any]:
 
 def compare(pipeline: Any, prompts: list[str], seeds: list[int]) -> float:
     """Median speedup over the unaccelerated pipeline, the two timed in turns."""
+    pipeline.set_progress_bar_config(disable=True)
     ratios = []
     for _ in range(6):
         start = time.perf_counter()
@@ -103,10 +105,10 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached when measured", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.79x", file=sys.stderr)
     if args.compare:
-        ratio = compare(pipeline, [args.prompt], [args.seed])
-        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x)")
+        ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
+        print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")
 
 
 if __name__ == "__main__":

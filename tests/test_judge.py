@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from searches import embedded_folder
@@ -17,14 +21,17 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
+from pytest_diffaccel.judge import trial
+from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Arguments, Claim
+from pytest_diffaccel.judge.folder import FolderTooFull
 from pytest_diffaccel.judge.judge import Judge, Rules
-from pytest_diffaccel.judge.replay import Replay
+from pytest_diffaccel.judge.replay import SAME_LEVELS, Replay
 from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import SAME_LEVELS, difference_levels
+from pytest_diffaccel.judge.trial import LiveCall, difference_levels
 from pytest_diffaccel.judge.verdict import Limits, StageResult, Verdict
+from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +60,24 @@ CAUGHT = {
     "writes_outside": ("runs", "PermissionError"),
     "uses_network": ("runs", "PermissionError"),
     "kills_the_judge": ("runs", "PermissionError"),
+    "baseline_images": ("runs", "not those of its settings"),
+    "patched_libraries": ("runs", "not those of its settings"),
+    "fills_the_disk": ("runs", "256 MB are allowed"),
+    "deletes_and_holds": ("runs", "256 MB are allowed"),
+    "leaves_a_maze": ("runs", "hides files"),
+    "memory_in_files": ("runs", "PermissionError"),
+    "renices_the_judge": ("runs", "PermissionError"),
+    "pins_the_judge": ("runs", "PermissionError"),
+    "signals_by_thread": ("runs", "PermissionError"),
+    "sets_the_clock": ("runs", "PermissionError"),
+    "paints_the_terminal": ("runs", "[32mtest_script[193] PASSED"),
+    "breaks_the_judge": ("runs", "cannot be repeated: "),
+    "endless_claim": ("runs", "1024 images in one call"),
+    "false_confession": ("runs", "sent what is no call"),
+    "kept_images": ("speed", "gives other images when it is timed"),
+    "idle_between": ("speed", "gives other images when it is timed"),
+    "busy_neighbour": ("speed", "lies below"),
+    "more_threads": ("speed", "lies below"),
     "patched_time": ("speed", "lies below"),
     "slowed_baseline": ("speed", "lies below"),
     "slow_script": ("speed", "lies below"),
@@ -67,7 +92,8 @@ def records() -> Records:
 @pytest.fixture(scope="session")
 def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Judge]]:
     """Gives the session's judge with other stages or limits: its fork server is started once."""
-    embedded_folder("SD1.5")
+    for pipe in PIPES:
+        embedded_folder(pipe)
     lock = tmp_path_factory.mktemp("judge") / "timing.lock"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFACCEL_SECRET", "swordfish")
@@ -113,7 +139,8 @@ def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]
     assert 1 < low < high
 
 
-@pytest.mark.parametrize("prompt_id", ["192", "199", "206", "213", "220", "227"])
+# An accelerator each, with pipes and schedulers in turns; 20 steps.
+@pytest.mark.parametrize("prompt_id", ["192", "703", "1214", "339", "850", "983"])
 def test_rendered_scripts_of_every_accelerator_run(
     judge_of: Callable[..., Judge], records: Records, prompt_id: str
 ) -> None:
@@ -185,6 +212,45 @@ def test_every_cheat_has_its_test() -> None:
     assert {path.stem for path in CHEATS.glob("*.py")} == {*CAUGHT, "honest", "reads_secrets"}
 
 
+def test_nothing_remains_of_a_script(
+    judge_of: Callable[..., Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("leaves_a_maze", "honest"):
+        judge_of("runs").judge(TASK_ID, task(), cheat(name), None)
+    assert list(tmp_path.iterdir()) == []
+    assert Path("/etc/passwd").is_file()
+
+
+def test_a_script_stands_still_while_the_judge_works(judge_of: Callable[..., Judge]) -> None:
+    states = []
+
+    class Watching(LiveCall):
+        def run(self) -> tuple[list[Any], list[int]]:
+            found = super().run()
+            time.sleep(0.1)  # a signal may take a moment
+            # After the name in brackets: T is stopped.
+            status = Path(f"/proc/{self._process.process}/stat").read_text(encoding="utf-8")
+            states.append(status.rpartition(")")[2].split()[0])
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "LiveCall", Watching)
+        verdict = judge_of("runs").judge(TASK_ID, task(), cheat("honest"), None)
+    assert verdict.passed, verdict.failures
+    assert states == ["T"]
+
+
+def test_time_of_more_threads_than_the_judge_has_counts() -> None:
+    """One second of processor time on each of four threads, where the judge has two."""
+    images = Message({"event": "images", "sizes": [[64, 64]]}, bytes(64 * 64 * 3))
+    process = Mock(threads=2, waited_s=0.0, **{"processor_s.side_effect": [1.0, 5.0], "receive.return_value": images})
+    arguments = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
+    call = LiveCall(Claim("SD1.5", "DDIMScheduler", {}, arguments, {}, []), process)
+    call.run()
+    assert call.seconds == 2.0
+
+
 def test_secrets_of_the_environment_are_not_to_be_found(judge_of: Callable[..., Judge]) -> None:
     verdict = judge_of("runs").judge(TASK_ID, task(), cheat("reads_secrets"), None)
     assert verdict.passed, verdict.failures
@@ -201,7 +267,7 @@ def test_one_step_less_shows_in_the_images() -> None:
     call = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
     images = replay.images(task(), call, {}, [0])
     fewer = replay.images(task(), replace(call, num_inference_steps=19), {}, [0])
-    assert difference_levels(images, fewer) > 2 * SAME_LEVELS
+    assert difference_levels(images, fewer) > 2 * max(SAME_LEVELS.values())
     assert difference_levels(images, replay.images(task(), call, {}, [0])) == 0
 
 
@@ -260,6 +326,8 @@ def test_a_channel_refuses_what_is_no_message() -> None:
         right.sendall(b"\0")
         with pytest.raises(TimeoutError):
             channel.receive(0.05)
+        with pytest.raises(FolderTooFull):
+            channel.receive(5, Mock(side_effect=FolderTooFull))
         right.close()
         with pytest.raises(ChannelClosed):
             channel.receive(1)
@@ -289,12 +357,19 @@ def run_codegen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     source = (ROOT / "codegen" / "test_scripts.py").read_text(encoding="utf-8")
     (folder / "codegen" / "test_scripts.py").write_text(source, encoding="utf-8")
     golden = ROOT / "golden" / "search_params.json"
-    command = [sys.executable, "-m", "pytest", "codegen", "--golden", str(golden), "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "codegen", "-p", "no:cacheprovider", "--golden", str(golden), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_codegen_judges_what_golden_renders_to(tmp_path: Path) -> None:
-    done = run_codegen(tmp_path, "--ids", "192,195,500", "--stages", "static,runs", "-rs", "--scores", "scores.json")
+    """Of a golden file that holds one cell only."""
+    golden = tmp_path / "golden" / "search_params.json"
+    shutil.copytree(ROOT / "golden", golden.parent, ignore=shutil.ignore_patterns("pictures", "nvidia*"))
+    content = json.loads(golden.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in content.items() if key.startswith("('SD1.5', 'DDIM', 20,")}
+    golden.write_text(json.dumps(kept), encoding="utf-8")
+    chosen = ("--golden", str(golden), "--ids", "192,195,500")
+    done = run_codegen(tmp_path, *chosen, "--stages", "static,runs", "-rs", "--scores", "scores.json")
     assert done.returncode == 0, done.stdout
     assert "2 passed, 1 skipped" in done.stdout
     assert "1 tasks have no golden record; record them with: pytest benches --pipe SD1.5" in done.stdout

@@ -76,6 +76,7 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
     if parsed.output is None:
         sys.stdout.write(text)
     else:
+        parsed.output.parent.mkdir(parents=True, exist_ok=True)
         parsed.output.write_text(text, encoding="utf-8", newline="\n")
     return 0
 

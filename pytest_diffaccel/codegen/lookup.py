@@ -84,8 +84,9 @@ def find(task: Task, records: Records) -> Answer:
 
     Without a record of its own, a task is answered by one of the same pipe, scheduler and accelerator: of the same
     steps and the next higher target that is met, else one whose measured interval lies above the target; of fewer
-    steps when the share of each kind of step, and so the meaning of its parameters, is kept to within one step and
-    the speedup is still reached with the shares as they are. A target above an unattainable one is unattainable too.
+    steps, when the share of each kind of step, and so the meaning of its parameters, is kept to within one step and
+    the speedup is still reached with the shares as they are. A target above an unattainable one, or above the whole
+    interval of the best reached, is unattainable too.
 
     Raises:
         NoRecord: when no record holds; the message names the command that records one.
@@ -158,23 +159,32 @@ def _choose_target(own: GoldenKey, group: _Entries) -> _Choice | None:
         return min(met_above, key=lambda key: key.target), True
     if fast := _fast_enough(own, group, lambda _key, _entry: 1.0):
         return fast, True
-    missed_below = [key for key, entry in group.items() if entry.status != "met" and key.target < own.target]
-    return (max(missed_below, key=lambda key: key.target), False) if missed_below else None
+    missed = [key for key, entry in group.items() if _misses(own, key, entry, group)]
+    return (min(missed, key=lambda key: abs(key.target - own.target)), False) if missed else None
+
+
+def _misses(own: GoldenKey, key: GoldenKey, entry: GoldenEntry, group: _Entries) -> bool:
+    """Whether a record says that ``own`` cannot be reached: a lower target is not, or the best reached is slower."""
+    if entry.status == "met" or entry.speedup_ci95 is None:
+        return False
+    return key.target < own.target or (_any_met(group) and entry.speedup_ci95[1] < own.target)
+
+
+def _any_met(group: _Entries) -> bool:
+    """Whether something met a target: only then does a search take the best reached from what loses little enough."""
+    return any(entry.status == "met" for entry in group.values())
 
 
 def _fast_enough(
     own: GoldenKey, group: _Entries, kept_share: Callable[[GoldenKey, GoldenEntry], float]
 ) -> GoldenKey | None:
-    """The record of least loss whose speedup surely reaches the target, with the share of it that is surely kept.
-
-    The best reached is good enough only where something met a target: then a search takes it from what is allowed.
-    """
-    any_met = any(entry.status == "met" for entry in group.values())
+    """The record of least loss whose speedup surely reaches the target, with the share of it that is surely kept."""
+    if not _any_met(group):
+        return None
     fast = [
         (entry.lpips, key.target, key)
         for key, entry in group.items()
-        if any_met
-        and entry.lpips is not None
+        if entry.lpips is not None
         and entry.speedup_ci95 is not None
         and entry.speedup_ci95[0] * kept_share(key, entry) >= own.target
     ]
@@ -212,7 +222,8 @@ def _check_params(task: Task, key: GoldenKey, params: Params) -> None:
 
 
 def _refusal(task: Task, records: Records) -> str:
-    said = [f"no golden record in {records.path} is known to hold for: {task.sentence}."]
+    where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}) "
+    said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     cell = task.cell
     if cell.steps not in STEPS:
         said.append(
@@ -224,10 +235,16 @@ def _refusal(task: Task, records: Records) -> str:
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")
     recorded = replace(task, cell=cell)
     same = replace(recorded.key, target=1.0)
-    speedups = [entry.speedup or 0 for key, entry in records.entries.items() if replace(key, target=1.0) == same]
-    if speedups:
-        said.append(f"The fastest recorded for {cell.steps} steps reaches {max(speedups):.2f}x.")
-    rewrite = " --update-golden" if recorded.key in records.entries else ""
+    group = [entry for key, entry in records.entries.items() if replace(key, target=1.0) == same]
+    fastest = max(((entry.speedup, entry.speedup_ci95) for entry in group if entry.speedup_ci95), default=None)
+    if fastest is not None:
+        speedup, (low, high) = fastest
+        said.append(
+            f"The fastest recorded for {cell.steps} steps reaches {speedup:.2f}x "
+            f"(95% interval {low:.2f}x to {high:.2f}x)."
+        )
+    # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
+    rewrite = " --update-golden" if recorded.key in records.entries or (group and task.target not in TARGETS) else ""
     return " ".join([*said, f"Run: {record_command([recorded], records.path)}{rewrite}"])
 
 

@@ -55,11 +55,11 @@ _TARGET_SPELLINGS = (
 )
 # Words that change nothing. None of them denies, limits or offers a choice: no "not", "most", "up", "or", "than".
 _FILLERS = """
-a accelerate accelerated accelerates accelerating acceleration accelerator accelerators achieve achieves achieving
-also an and applied apply applying are as at be both build by can code combination combined combining could create
-denoising diffusers diffusion example factor fast faster for from generate generates generating generation get gets
-getting give gives giving has have having i image images in inference is it its least library like make me method
-methods minimum model models my need number of on one our pipeline pipelines please plus produce program python
+a accelerate accelerated accelerates accelerating acceleration accelerator accelerators achieve achieves achieving also
+an and applied apply applying are as at be both build by can code combination combined combining could create denoising
+diffusers diffusion example factor fast faster for from generate generates generating generation get gets getting give
+gives giving has have having i image images in inference is it its least library like make me method methods minimum
+model models my need number of on one our picture pictures pipe pipeline pipelines please plus produce program python
 quicker reach reaches reaching run running runs sampler samplers sampling scheduler schedulers script should so speed
 speedup step steps target technique techniques text that the this through to together use uses using via want we which
 with would write you

@@ -112,8 +112,8 @@ def shortfall(answer: Answer) -> str:
     """Why a target that is not attained is not, in a sentence; empty for one that is."""
     if answer.attained:
         return ""
-    why = "no setting is fast enough" if answer.entry.reason == "speed" else "the fast settings lose too much quality"
-    return f"The target is unattainable: {why}. This is the best reached."
+    why = "no setting is fast enough" if answer.entry.reason == "speed" else "fast settings lose too much quality"
+    return f"This target is unattainable: {why}. Best reached: {answer.entry.speedup:.2f}x."
 
 
 @cache

@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ _FRAME = struct.Struct(">II")
 _LONGEST_HEADER = 2**20
 _LONGEST_BODY = 2**28
 _CHUNK = 2**20
+_IDLE_S = 0.25
 
 
 class ChannelClosed(Exception):
@@ -56,11 +57,12 @@ class Channel:
         except OSError as error:
             raise ChannelClosed(str(error)) from error
 
-    def receive(self, timeout_s: float | None = None) -> Message:
+    def receive(self, timeout_s: float | None = None, idle: Callable[[], None] | None = None) -> Message:
         """Wait for one whole message.
 
         Args:
             timeout_s: for all of it, however slowly it trickles in; None waits for ever.
+            idle: called a few times a second while nothing comes; what it raises ends the wait.
 
         Raises:
             TimeoutError: when it is not there in time.
@@ -68,10 +70,10 @@ class Channel:
             ChannelError: when it is too long or not JSON.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        header_length, body_length = _FRAME.unpack(self._read(_FRAME.size, deadline))
+        header_length, body_length = _FRAME.unpack(self._read(_FRAME.size, deadline, idle))
         if header_length > _LONGEST_HEADER or body_length > _LONGEST_BODY:
             raise ChannelError(f"a message of {header_length} + {body_length} bytes")
-        text, body = self._read(header_length, deadline), self._read(body_length, deadline)
+        text, body = self._read(header_length, deadline, idle), self._read(body_length, deadline, idle)
         try:
             header = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -80,20 +82,19 @@ class Channel:
             raise ChannelError("a message whose header is no object")
         return Message(header, body)
 
-    def _read(self, length: int, deadline: float | None) -> bytes:
+    def _read(self, length: int, deadline: float | None, idle: Callable[[], None] | None) -> bytes:
         parts = bytearray()
         while len(parts) < length:
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                self._end.settimeout(left)
-            else:
-                self._end.settimeout(None)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._end.settimeout(left if idle is None else min(_IDLE_S, left or _IDLE_S))
             try:
                 part = self._end.recv(min(_CHUNK, length - len(parts)))
             except TimeoutError:
-                raise
+                if idle is not None:
+                    idle()
+                continue
             except OSError as error:
                 raise ChannelClosed(str(error)) from error
             if not part:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -13,6 +14,9 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
+
+#: A setting of a scheduler, where it is a plain one.
+Setting: TypeAlias = str | int | float | bool | None
 
 # Images of one call beyond which it is no script of the tasks.
 _MOST_IMAGES = 32
@@ -36,6 +40,10 @@ class Arguments:
     guidance_rescale: float = 0.0
     eta: float = 0.0
     clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.images > _MOST_IMAGES:
+            raise ValueError(f"{self.images} images in one call; at most {_MOST_IMAGES} are repeated")
 
     @property
     def images(self) -> int:
@@ -84,7 +92,7 @@ class Claim:
 
     pipe: str
     scheduler: str
-    scheduler_config: Mapping[str, str | int | float | bool | None]
+    scheduler_config: Mapping[str, Setting]
     arguments: Arguments
     methods: Mapping[str, Mapping[str, Number]]
     oddities: list[str]
@@ -141,7 +149,16 @@ class Expected:
 
     task: Task
     image_size: tuple[int, int]
-    scheduler_config: Mapping[str, str | int | float | bool | None]
+    scheduler_config: Mapping[str, Setting]
+
+
+def plain_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
+    """The settings of a scheduler that are plain values; infinite ones, which JSON lacks, as Python prints them."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in config.items()
+        if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
+    }
 
 
 def _words(value: object) -> str:

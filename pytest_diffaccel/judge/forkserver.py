@@ -106,9 +106,11 @@ class ForkServer:
         except BaseException:
             traceback.print_exc()
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(status)
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()  # the script may have put anything in their place
+            finally:
+                os._exit(status)
 
     def _prepare(self, request: Mapping[str, Any], channel: Channel) -> None:
         import torch

@@ -16,7 +16,7 @@ from pytest_diffaccel.devices import computing_gpu
 from pytest_diffaccel.judge.quality import QualityJudge
 from pytest_diffaccel.judge.speed import judge_speed
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import Court, LiveCall, Trial
+from pytest_diffaccel.judge.trial import Court, LiveCall, ScriptMisbehaved, Trial
 from pytest_diffaccel.judge.verdict import STAGES, Limits, StageResult, Verdict
 from pytest_diffaccel.judge.workplace import Workplace
 from pytest_diffaccel.measure.prompts import default_prompts
@@ -100,10 +100,12 @@ class Judge:
 
             def time_alone(call: LiveCall) -> StageResult:
                 sharing.close()
-                with self._lock.timing():
-                    return judge_speed(
-                        call, task, self._replay, tolerance_ratio=self.rules.tolerance_ratio, answer=answer
-                    )
+                tolerance_ratio = self.rules.tolerance_ratio
+                try:
+                    with self._lock.timing():
+                        return judge_speed(call, task, self._replay, tolerance_ratio=tolerance_ratio, answer=answer)
+                except ScriptMisbehaved as error:
+                    return StageResult("speed", "failed", str(error))
 
             use = time_alone if "speed" in self.rules.stages else None
             with self._workplace.running(script, task.cell.pipe, sizes, self.rules.limits) as process:

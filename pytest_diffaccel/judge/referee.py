@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 from pytest_diffaccel.judge.channel import Channel
+from pytest_diffaccel.judge.claim import plain_settings
 from pytest_diffaccel.judge.resolving import PIPE
 
 #: Arguments of a pipeline's call that the judge repeats, where they are plain values.
@@ -122,11 +123,7 @@ def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signa
     return {
         "pipe": str(getattr(pipeline.unet, PIPE, "")),
         "scheduler": type(scheduler).__name__,
-        "scheduler_config": {
-            name: value
-            for name, value in scheduler.config.items()
-            if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
-        },
+        "scheduler_config": plain_settings(scheduler.config),
         "arguments": {name: arguments[name] for name in REPEATED if arguments.get(name) is not None},
         "methods": methods,
         "oddities": [*oddities, *(f"argument {name}" for name in odd)],

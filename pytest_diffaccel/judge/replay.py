@@ -12,12 +12,17 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.judge.claim import Arguments, Expected
+from pytest_diffaccel.judge.claim import Arguments, Expected, plain_settings
 from pytest_diffaccel.matrix import Params
 from pytest_diffaccel.models.registry import ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+#: Mean absolute difference, in levels of 255, within which images are the same, by type of device: GPUs do not repeat
+#: the last bit, and on a CPU another number of threads rounds otherwise. Leaving out one of 20 steps moves them by more
+#: (tests/test_judge.py).
+SAME_LEVELS: Mapping[str, float] = {"cuda": 0.25, "cpu": 0.02}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Replay:
         self._device = device
         self._pipelines: dict[str, Any] = {}
 
+    @property
+    def same_levels(self) -> float:
+        """Of :data:`SAME_LEVELS`, what holds here."""
+        return SAME_LEVELS["cpu" if self._device == "cpu" else "cuda"]
+
     def pipeline(self, task: Task) -> Any:
         """The pipe's pipeline with the task's scheduler."""
         from pytest_diffaccel.models.loading import load_pipeline
@@ -65,12 +75,8 @@ class Replay:
         """What the task's call must be."""
         pipeline = self.pipeline(task)
         own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        config = {
-            name: value
-            for name, value in pipeline.scheduler.config.items()
-            if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
-        }
-        return Expected(task, self._source.spec(task.cell.pipe).image_size or (own, own), config)
+        size = self._source.spec(task.cell.pipe).image_size or (own, own)
+        return Expected(task, size, plain_settings(pipeline.scheduler.config))
 
     def images(self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]) -> list[Image]:
         """The call's images.

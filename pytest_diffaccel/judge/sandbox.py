@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_diffaccel.judge.landlock import restrict_files
-from pytest_diffaccel.judge.seccomp import filter_system_calls, refuse_new_privileges
+from pytest_diffaccel.judge.privileges import drop_capabilities, refuse_new_privileges
+from pytest_diffaccel.judge.seccomp import filter_system_calls
 from pytest_diffaccel.judge.verdict import Limits
 
 # What is passed on to a script's process; all else may be somebody's secret.
@@ -23,6 +24,8 @@ _SYSTEM = (
 )
 _DEVICES = ("null", "nvidia", "dri", "kfd")
 _MB = 2**20
+# Far more than a pipeline needs; what is deleted while it is open can be counted only by looking at each.
+_OPEN_FILES = 512
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -54,8 +57,8 @@ def confine(folder: Path, limits: Limits, readable: Sequence[Path]) -> list[str]
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME"), str(folder)))
     _limit(limits)
     missing = []
-    if not refuse_new_privileges():
-        missing.append("no privileges can be given up")
+    if not (refuse_new_privileges() and drop_capabilities()):
+        missing.append("privileges cannot be given up")
     packages = (root for root in sys.path if Path(root).name in ("site-packages", "dist-packages"))
     code = [Path(root).resolve() for root in (sys.prefix, sys.base_prefix, sys.exec_prefix, *packages)]
     devices = [path for path in Path("/dev").iterdir() if path.name.startswith(_DEVICES)] if os.name == "posix" else []
@@ -67,7 +70,11 @@ def confine(folder: Path, limits: Limits, readable: Sequence[Path]) -> list[str]
 
 
 def _limit(limits: Limits) -> None:
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, limits.file_mb * _MB)):
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.file_mb * _MB),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+    ):
         resource.setrlimit(kind, (most, most))
     # CUDA reserves address space by the terabyte: there only the device's own memory is a limit.
     if not Path("/dev/nvidiactl").exists():

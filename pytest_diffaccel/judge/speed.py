@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.judge.trial import SAME_LEVELS, LiveCall, ScriptMisbehaved, difference_levels
+from pytest_diffaccel.judge.trial import LiveCall, ScriptMisbehaved, difference_levels
 from pytest_diffaccel.judge.verdict import StageResult
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
@@ -26,9 +26,10 @@ def judge_speed(
     """Time pairs of runs until it is clear whether the target is reached.
 
     Where there is a golden record, the call is timed with as many images at once as the record was: what a method saves
-    depends on it. Each run of the script starts from new noise, and the images of the last are made again by the judge:
-    time cannot be saved by not working. A target counts as missed when the whole 95% interval lies below it, less the
-    tolerance; where golden says that it is unattainable, only an interval wholly above it counts as reached.
+    depends on it. Each run of the script starts from new noise, and its images are made again by the judge: time cannot
+    be saved by not working, and not in one run alone. A target counts as missed when the whole 95% interval lies below
+    it, less the tolerance; where golden says that it is unattainable, only an interval wholly above it counts as
+    reached.
 
     Raises:
         ScriptMisbehaved: when a run gives other images than its call.
@@ -48,14 +49,14 @@ def judge_speed(
         script_s = call.seconds
         if not first:
             baseline_s = _baseline_s(call, task, replay)
+        own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
+        if (levels := difference_levels(images, own)) > replay.same_levels:
+            raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
         blocks.append(Block(RunTiming(baseline_s, (), ()), (RunTiming(script_s, (), ()),)))
         speedup = wall_speedup(blocks)
         clear = len(blocks) >= _FEWEST_PAIRS and not speedup.low < threshold <= speedup.high
         if clear or len(blocks) >= _MOST_PAIRS:
             break
-    own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
-    if (levels := difference_levels(images, own)) > SAME_LEVELS:
-        raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
     batch_size = call.claim.arguments.images
     return _result(speedup, len(blocks), batch_size, task, threshold, answer if not attainable else None)
 

