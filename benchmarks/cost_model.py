@@ -1,8 +1,8 @@
 """How well the cost model predicts speed-ups of candidates that it has not seen, on recorded tables.
 
-Run ``python -m benchmarks.cost_model``; no pipeline is needed. The model learns from one block each of 25 candidates, 50
-timed calls in all, and predicts the candidates that were timed in many blocks, none of which it saw. As in a search,
-what is timed next is what the model knows least of: the vaguest of a few candidates drawn at random.
+Run ``python -m benchmarks.cost_model``; no pipeline is needed. The model learns from one block each of 25
+candidates, 50 timed calls in all, and predicts the candidates that were timed in many blocks, none of which it saw.
+As in a search, what is timed next is what the model knows least of: the vaguest of a few candidates drawn at random.
 What they measured has an error of its own; coverage counts a prediction as right when the difference lies within both
 intervals together.
 """

@@ -40,7 +40,8 @@ _FIDELITY: Mapping[GridSize, tuple[int, ...]] = {
     "coarse pair": (1, 3),
     "coarse triple": (1,),
 }
-# How much keeping attention outputs may cost, dropping the guidance and the self-attention save, and both together differ.
+# How much keeping attention outputs may cost, dropping the guidance and reusing self-attention may save, and both
+# together differ from that.
 _FEATURES: Mapping[str, Mapping[str, float]] = {
     "planning": {"keeping": 0.05},
     "planning-reuse": {"reuse": 0.3},

@@ -29,8 +29,8 @@ _WINDOW = 8
 # A figure from this many steps or fewer varies more than one from many.
 _FEW_STEPS = 3
 # Before this many figures are there, a block's is taken to vary as on 2 cores, where searches of embedded pipelines
-# showed 0.03 for few steps and 0.02 for many while the machine was quiet, and 0.07 and 0.045 beside other work (standard
-# deviation of the logarithm).
+# showed 0.03 for few steps and 0.02 for many while the machine was quiet, and 0.07 and 0.045 beside other work
+# (standard deviation of the logarithm).
 _ENOUGH_FIGURES, _TYPICAL_SD = 20, {True: 0.04, False: 0.025}
 # A median varies this much more than a mean; a standard deviation is this many times the median absolute deviation.
 _MEDIAN_SPREAD, _SD_OF_MAD = 1.25, 1.4826
