@@ -39,6 +39,10 @@ class Batch:
     seeds: tuple[int, ...]
 
 
+class NoPipeline(RuntimeError):
+    """A pipe's weights cannot be used; the message says why and what to do."""
+
+
 class Workbench:
     """Loads pipelines when they are needed, one at a time, and knows how a search samples.
 
@@ -59,6 +63,7 @@ class Workbench:
         self.images = ImageStore(work_dir / "images")
         self.lock = TimingLock(work_dir / "timing.lock", shareable=settings.gpus is not None or self._is_embedded)
         self._loaded: tuple[str, Any] | None = None
+        self._refusals: dict[str, str] = {}
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
@@ -92,16 +97,29 @@ class Workbench:
         return self.settings.models == "embedded"
 
     def pipeline(self, cell: Cell) -> Any:
-        """The cell's pipeline with its scheduler; loading another pipe frees the one before."""
+        """The cell's pipeline with its scheduler; loading another pipe frees the one before.
+
+        Raises:
+            NoPipeline: when its weights are missing, broken or not the pipe's.
+        """
         if self._loaded is None or self._loaded[0] != cell.pipe:
             self.unload()
-            device = None if self.settings.gpus is not None else "cpu"
-            if self._is_embedded:
-                use_one_thread()
-            self._loaded = (cell.pipe, load_pipeline(cell.pipe, models=self.source, device=device))
+            self._loaded = (cell.pipe, self._load(cell.pipe))
         pipeline = self._loaded[1]
         set_scheduler(pipeline, cell.scheduler)
         return pipeline
+
+    def _load(self, pipe: str) -> Any:
+        # Once is enough: a hub out of reach is asked again and again for half a minute.
+        if pipe in self._refusals:
+            raise NoPipeline(self._refusals[pipe])
+        if self._is_embedded:
+            use_one_thread()
+        try:
+            return load_pipeline(pipe, models=self.source, device=None if self.settings.gpus is not None else "cpu")
+        except (OSError, ValueError) as error:
+            self._refusals[pipe] = str(error)
+            raise NoPipeline(str(error)) from error
 
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
