@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -129,6 +130,17 @@ def _report(item: pytest.Item, result: dict[str, Any]) -> None:
     item.user_properties[:] = [*others, *plain, (PROPERTY, json.dumps(result))]
 
 
+@contextmanager
+def _refusals_in_words() -> Iterator[None]:
+    """Weights that cannot be used fail a case with the reason alone, which pages of traceback would hide."""
+    from pytest_diffaccel.search.workbench import NoPipeline
+
+    try:
+        yield
+    except NoPipeline as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 class Case:
     """Runs one case's work and puts its result on the case's report."""
 
@@ -145,7 +157,8 @@ class Case:
         from pytest_diffaccel.search.cases import NotWorthwhile
 
         try:
-            return self._reported(self._run.measure(candidate))
+            with _refusals_in_words():
+                return self._reported(self._run.measure(candidate))
         except NotWorthwhile as error:
             _report(self._item, {**self._place, "skipped": candidate.key, "evidence": str(error)})
             pytest.skip(str(error))
@@ -155,7 +168,8 @@ class Case:
         from pytest_diffaccel.search.finals import NothingWorked, Unfinished
 
         try:
-            result = self._reported(self._run.find_winners(*group))
+            with _refusals_in_words():
+                result = self._reported(self._run.find_winners(*group))
         except Unfinished as error:
             pytest.skip(str(error))
         except NothingWorked as error:
@@ -182,7 +196,8 @@ class Judgement:
 
     def judge(self, case: GateCase) -> dict[str, Any]:
         """Judge a case (:meth:`.GateRun.judge`); it fails when it regressed, or with ``--gate-strict`` is undecided."""
-        result = self._gate.judge(case)
+        with _refusals_in_words():
+            result = self._gate.judge(case)
         verdict = result["verdict"]
         _report(self._item, result)
         self._item.user_properties.append(("gate_status", verdict["status"]))
@@ -267,7 +282,8 @@ class OwnCases:
         """
         from pytest_diffaccel.search.own_case import measure_own
 
-        made = measure_own(self._run.bench, Cell(pipe, scheduler, steps), params, blocks)
+        with _refusals_in_words():
+            made = measure_own(self._run.bench, Cell(pipe, scheduler, steps), params, blocks)
         key, speedup, lpips = made.candidate.key, made.speedup, made.quality.lpips
         self._item.user_properties += [
             ("candidate", key),

@@ -122,7 +122,7 @@ class Settings:
             update_golden=options.update_golden and not options.golden_new_only,
             golden_prune=options.golden_prune,
             store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
-            picture_grid=Path(options.picture_grid) if options.picture_grid else None,
+            picture_grid=_picture_grid(options.picture_grid),
             gpus=gpus(options.gpus),
             gate=GateSettings.from_options(options),
             report=_report(options.diffaccel_report, gate=options.gate),
@@ -196,6 +196,12 @@ def _report(path: str | None, *, gate: bool) -> Path | None:
         raise OptionError(
             f"--diffaccel-report: {path!r} is a folder; name a file, such as {Path(path) / 'report.html'}"
         )
+    return Path(path) if path else None
+
+
+def _picture_grid(path: str | None) -> Path | None:
+    if path is not None and not path.lower().endswith(".png"):
+        raise OptionError(f"--picture-grid: {path!r} is no PNG; name a file, such as {path.rstrip('/')}.png")
     return Path(path) if path else None
 
 

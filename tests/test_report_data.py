@@ -290,15 +290,27 @@ def test_without_lpips_pixels_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
 # What GitHub shows
 
 
-def test_the_step_summary_has_winners_and_golden_changes() -> None:
+def test_the_step_summary_has_winners_failures_and_golden_changes() -> None:
     entries = {KEY: MET, replace(KEY, target=4.0): replace(MET, status="unattainable", reason="speed")}
     changes = [change(replace(MET, speedup=1.5, speedup_ci95=(1.45, 1.55)))]
-    text = "\n".join(search_summary(entries, {}, changes, {"passed": 3, "failed": 1}, Path("golden.json")))
-    assert "1 targets met, 1 unattainable; cases: 3 passed, 1 failed." in text
-    assert "| SD1.5-DDIM-20 | DeepCache | 1.5x | 1.67x | 0.0410 |" in text
-    assert "4x (unattainable)" in text
+    text = "\n".join(
+        search_summary(
+            entries,
+            {},
+            changes,
+            {"passed": 3, "failed": 1},
+            Path("golden.json"),
+            failures={("SD1.5-DDIM-20", "ToMe", "RuntimeError: a|b"): 1},
+            next_steps=["next: look"],
+        )
+    )
+    assert "1 of 2 targets met; cases: 3 passed, 1 failed." in text
+    assert "| SD1.5-DDIM-20 | DeepCache | 1.5x | 1.67x \\[1.65, 1.69\\] | 0.041 \\[" in text
+    assert "| 4x | " in text
+    assert "unattainable: no candidate is fast enough" in text
+    assert "| 1 | SD1.5-DDIM-20 | ToMe | RuntimeError: a\\|b |" in text
     assert "- differs:" in text
-    assert "`--update-golden`" in text
+    assert text.endswith("- next: look")
 
 
 def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
@@ -314,9 +326,10 @@ def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
 def test_the_step_summary_is_appended_where_a_workflow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
-    write_step_summary(["one"])
-    write_step_summary(["two"])
+    assert write_step_summary(["one"]) == write_step_summary(["two"]) == []
     assert file.read_text(encoding="utf-8") == "one\n\ntwo\n\n"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    assert "step summary: could not be written: " in write_step_summary(["three"])[0]
 
 
 def test_markdown_shows_text_as_it_is() -> None:
@@ -369,6 +382,7 @@ def test_a_report_that_cannot_be_written_says_so(finished_search: SmallSearch) -
     [
         (["--diffaccel-report", "."], "*--diffaccel-report: '.' is a folder; name a file*"),
         (["--gate", "--diffaccel-report", "x.html"], "*--diffaccel-report: it shows a search*"),
+        (["--picture-grid", "pictures/"], "*--picture-grid: 'pictures/' is no PNG; name a file, such as pictures.png*"),
     ],
 )
 def test_bad_report_options_are_refused(small_search: SmallSearch, options: list[str], message: str) -> None:

@@ -2,54 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import TypeAlias
+
+from pytest_diffaccel.models.settings_files import LEFT_OUT, refuse_code
 
 # What a pipeline is loaded from; repositories also hold pickled and single-file copies of the same weights.
 _WANTED = ("*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
 _UNWANTED = "safety_checker/*"
-# Components that are never loaded, so need not be downloaded either.
-_LEFT_OUT: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+_WANTED_OF_VAE = ("config.json", "diffusion_pytorch_model.safetensors")
+# Of the hub client's messages, which go on with advice.
+_REASON_LENGTH = 200
+
+#: Takes a repository and whether only the cache may be asked.
+_Source: TypeAlias = Callable[[str, bool], Path]
 
 
 def fetch_command(repository: str) -> str:
-    """The shell command that puts ``repository`` into the local cache."""
-    included = " ".join(f'--include "{pattern}"' for pattern in _WANTED)
-    return f'hf download {repository} {included} --exclude "{_UNWANTED}"'
+    """The shell command that puts a pipeline's ``repository`` into the local cache."""
+    return f'hf download {repository} {_included(_WANTED)} --exclude "{_UNWANTED}"'
+
+
+def vae_command(repository: str) -> str:
+    """The shell command that puts a VAE's ``repository`` into the local cache."""
+    return f"hf download {repository} {_included(_WANTED_OF_VAE)}"
 
 
 def cached_folder(repository: str) -> Path:
-    """The folder of a repository in the local cache; nothing is downloaded.
+    """The folder of a pipeline's repository in the local cache; nothing is downloaded.
 
     Raises:
         FileNotFoundError: if it is not there, naming the command that fetches it.
     """
-    try:
-        return _folder(repository, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{repository} is not in the local cache; fetch it: {fetch_command(repository)}"
-        ) from error
+    return _cached(repository, _pipeline, fetch_command(repository))
 
 
 def fetched_folder(repository: str) -> Path:
-    """The folder of a repository, downloading what the cache lacks.
+    """The folder of a pipeline's repository, downloading what the cache lacks.
 
     Raises:
         FileNotFoundError: if it can neither be found nor downloaded, naming the command that fetches it.
+        ValueError: if it asks for code of its own; its weights are not downloaded then.
     """
+    command = fetch_command(repository)
+    refuse_code(_fetched(repository, _index, command))
+    return _fetched(repository, _pipeline, command)
+
+
+def cached_vae(repository: str) -> Path:
+    """As :func:`cached_folder`, of a VAE's repository."""
+    return _cached(repository, _vae, vae_command(repository))
+
+
+def fetched_vae(repository: str) -> Path:
+    """As :func:`fetched_folder`, of a VAE's repository."""
+    return _fetched(repository, _vae, vae_command(repository))
+
+
+def _included(patterns: Sequence[str]) -> str:
+    return " ".join(f'--include "{pattern}"' for pattern in patterns)
+
+
+def _cached(repository: str, source: _Source, command: str) -> Path:
     try:
-        return _folder(repository, local_files_only=False)
+        return source(repository, True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{repository} is not in the local cache; fetch it: {command}") from error
+
+
+def _fetched(repository: str, source: _Source, command: str) -> Path:
+    try:
+        return source(repository, False)
     except Exception as error:  # which class a dead network raises differs between versions of the hub client
-        reason = str(error).partition("\n")[0]
+        reason = shorten(str(error), _REASON_LENGTH, placeholder=" ...")
         raise FileNotFoundError(
             f"{repository} is not complete in the local cache and cannot be downloaded ({reason}). "
-            f"Where there is a network, run: {fetch_command(repository)}"
+            f"Where there is a network, run: {command}"
         ) from error
 
 
-def _folder(repository: str, *, local_files_only: bool) -> Path:
+def _index(repository: str, cache_only: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, "model_index.json", local_files_only=cache_only))
+
+
+def _pipeline(repository: str, cache_only: bool) -> Path:
     from diffusers import DiffusionPipeline
 
-    options = {"use_safetensors": True, "local_files_only": local_files_only, **_LEFT_OUT}
-    return Path(DiffusionPipeline.download(repository, **options))
+    left_out = dict.fromkeys(LEFT_OUT)
+    return Path(DiffusionPipeline.download(repository, use_safetensors=True, local_files_only=cache_only, **left_out))
+
+
+def _vae(repository: str, cache_only: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    files = [hf_hub_download(repository, name, local_files_only=cache_only) for name in _WANTED_OF_VAE]
+    return Path(files[0]).parent

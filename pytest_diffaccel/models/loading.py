@@ -11,6 +11,8 @@ from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_scheduler, set_scheduler
+from pytest_diffaccel.models.settings_files import refuse_code
+from pytest_diffaccel.models.vae import check_latents, load_vae
 from pytest_diffaccel.models.weights import (
     PIPELINE_CLASSES,
     check_folder,
@@ -69,8 +71,8 @@ def load_pipeline(
         :class:`diffusers.StableDiffusionXLPipeline`, in evaluation mode, with its progress bar off.
 
     Raises:
-        ValueError: for an unknown name, a device that is not there, weights of another architecture, or a
-            truncated file; the message names the fix.
+        ValueError: for an unknown name, a device that is not there, weights of another architecture, a
+            truncated file, or weights that ask for code of their own; the message names the fix.
         FileNotFoundError: for missing weights; the message names the fix, for hub ids the command that
             fetches them.
     """
@@ -85,6 +87,8 @@ def load_pipeline(
         else:
             load = _from_file if spec.kind == "file" else _from_folder
             pipeline = load(spec, number_type)
+    if spec.vae is not None:
+        check_latents(pipeline.vae, pipeline.unet, spec.vae)
     pipeline.to(target)
     pipeline.set_progress_bar_config(disable=True)
     set_scheduler(pipeline, scheduler)
@@ -106,32 +110,70 @@ def _folder(spec: ModelSpec) -> Path:
 
 def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
     folder = _folder(spec)
-    check_folder(folder, spec.pipe)
+    try:
+        check_folder(folder, spec.pipe)
+    except (OSError, ValueError) as error:
+        if spec.kind != "hub":
+            raise
+        command = f"{fetch_command(spec.location)} --force-download"
+        raise type(error)(f"{error}. Fetch all of {spec.location} again: {command}") from error
     return _pipeline_class(spec.pipe).from_pretrained(
         str(folder),
         dtype=dtype,
         use_safetensors=True,
         variant=folder_variant(folder, spec.pipe),
-        **_CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]],
+        **_options(spec, dtype),
     )
 
 
 def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
     check_single_file(path, spec.pipe)
-    # diffusers would guess the repository of the settings, for SD2.1 one that was withdrawn.
-    config = spec.config or HUB_IDS[spec.pipe]
+    config = _settings(spec)
     if Path(config).is_absolute():
         check_index(Path(config), spec.pipe)
-    options = _CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]]
+        refuse_code(Path(config) / "model_index.json")
+    options = _options(spec, dtype)
     try:
-        return _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
+        pipeline = _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
     except OSError as error:
         raise FileNotFoundError(
             f"{path} has no tokenizer and scheduler settings of its own, and those of {config} "
             f'cannot be read. Set config = "a diffusers folder of {spec.pipe}" in the models file, '
             f"or run: {fetch_command(config)}"
         ) from error
+    except NotImplementedError as error:  # of a tensor without numbers
+        raise ValueError(_misfit(path, config, spec.pipe, "it lacks tensors")) from error
+    except Exception as error:  # of many classes, none of which names the file
+        raise ValueError(_misfit(path, config, spec.pipe, str(error).partition("\n")[0])) from error
+    if missing := _missing_tensors(pipeline):
+        raise ValueError(_misfit(path, config, spec.pipe, f"it lacks the tensors of {missing}"))
+    return pipeline
+
+
+def _settings(spec: ModelSpec) -> str:
+    """Where the settings are that a single file lacks."""
+    # diffusers would guess their repository, for SD2.1 one that was withdrawn.
+    return spec.config or HUB_IDS[spec.pipe]
+
+
+def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
+    return (
+        f"{path} cannot be read as {pipe} with the settings of {config} ({reason}); "
+        f'set config = "a diffusers folder" of the same architecture, or give a whole {pipe} checkpoint'
+    )
+
+
+def _missing_tensors(pipeline: Any) -> str:
+    """Components that have parameters without numbers; of text encoders, diffusers does not say."""
+    parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
+    return ", ".join(name for name, part in parts.items() if any(one.is_meta for one in part.parameters()))
+
+
+def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """Components that diffusers is given instead of loading them itself."""
+    options = _CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]]
+    return options if spec.vae is None else {**options, "vae": load_vae(spec.vae, _settings(spec), dtype)}
 
 
 def _pipeline_class(pipe: str) -> Any:

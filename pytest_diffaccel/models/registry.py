@@ -39,9 +39,13 @@ HUB_IDS: Mapping[str, str] = {
 
 _EMBEDDED_FOLDERS: Mapping[str, str] = {"SD1.5": "sd15", "SD2.1": "sd21", "SDXL": "sdxl"}
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
-_TABLE_KEYS = ("path", "id", "config", "dtype", "height", "width", "guidance_scale")
+_TABLE_KEYS = ("path", "id", "config", "vae", "dtype", "height", "width", "guidance_scale")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LINE = 'write a line a pipe into it, such as "SD1.5" = "path/to/folder"'
+_PLACES: Mapping[str, str] = {
+    "config": "the directory or hub id of a pipeline's settings",
+    "vae": "the directory, .safetensors file or hub id of a VAE",
+}
 _PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _PIXEL_UNIT = 8  # diffusers refuses a height or width that is no multiple of it
 
@@ -57,6 +61,7 @@ class ModelSpec:
         location: the directory, the file, or the hub id; of an architecture, where its tokenizers are.
         description: the source in plain words, for reports: ``"embedded stand-in, not SD1.5"``.
         config: for a single file: directory or hub id of the tokenizer and scheduler settings it lacks.
+        vae: directory, ``.safetensors`` file or hub id of a VAE in place of the pipeline's own; None: its own.
         dtype: a name of :data:`DTYPES`; None: float16 on CUDA, float32 elsewhere.
         image_size: height and width in pixels; None: the pipeline's own default.
         guidance_scale: classifier-free guidance, at least 0; None: the pipeline's own default.
@@ -67,6 +72,7 @@ class ModelSpec:
     location: str
     description: str
     config: str | None = None
+    vae: str | None = None
     dtype: str | None = None
     image_size: tuple[int, int] | None = None
     guidance_scale: float | None = None
@@ -96,7 +102,7 @@ class ModelSpec:
         Args:
             pipe: the entry's key.
             entry: a string (path or hub id) or a table with the keys ``path`` or ``id``, and optionally
-                ``config``, ``dtype``, ``height``, ``width`` and ``guidance_scale``.
+                ``config``, ``vae``, ``dtype``, ``height``, ``width`` and ``guidance_scale``.
             base: the directory that relative paths start from, absolute.
 
         Raises:
@@ -111,8 +117,9 @@ class ModelSpec:
             pipe=pipe,
             kind=kind,
             location=location,
-            description=f"{pipe} from {'the hub, ' if kind == 'hub' else ''}{written}",
-            config=_config(table.get("config"), base),
+            description=_description(pipe, kind, written, table.get("vae")),
+            config=_place("config", table.get("config"), base),
+            vae=_place("vae", table.get("vae"), base),
             dtype=_dtype(table.get("dtype")),
             image_size=_image_size(table.get("height"), table.get("width")),
             guidance_scale=_guidance_scale(table.get("guidance_scale")),
@@ -216,6 +223,11 @@ def _checked_table(entry: object) -> Mapping[str, object]:
     return entry
 
 
+def _description(pipe: str, kind: Kind, written: str, vae: object) -> str:
+    """In the user's own words: a report must not show where somebody's home is."""
+    return f"{pipe} from {'the hub, ' if kind == 'hub' else ''}{written}" + (f", VAE {vae}" if vae else "")
+
+
 def _shorthand(text: str, base: Path) -> Mapping[str, object]:
     """The table that a mere string stands for."""
     return {"path" if _is_path(text, base) else "id": text}
@@ -240,12 +252,13 @@ def _hub_id(text: str) -> str:
     return text
 
 
-def _config(value: object, base: Path) -> str | None:
+def _place(key: str, value: object, base: Path) -> str | None:
+    """An absolute path or a hub id."""
     if value is None:
         return None
-    if not isinstance(value, str):
-        raise ValueError(f"config = {value!r}; write the directory or hub id of a pipeline's settings")
-    return str(base / Path(value).expanduser()) if _is_path(value, base) else _hub_id(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} = {value!r}; write {_PLACES[key]}")
+    return _located(value, base)[1] if _is_path(value, base) else _hub_id(value)
 
 
 def _dtype(value: object) -> str | None:

@@ -5,14 +5,14 @@ Everything here reads file headers and JSON only: a wrong folder is refused befo
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pytest_diffaccel.models.hub import cached_folder
 from pytest_diffaccel.models.registry import ModelSpec
+from pytest_diffaccel.models.settings_files import read_json, refuse_code
+from pytest_diffaccel.models.tensors import check_component, component_files, tensor_shapes, variant
+from pytest_diffaccel.models.vae import vae_files
 
 #: The diffusers class behind each pipe.
 PIPELINE_CLASSES: Mapping[str, str] = {
@@ -34,15 +34,14 @@ _SINGLE_FILE_PREFIXES: Mapping[str, str] = {
     "SD2.1": "cond_stage_model.model.",
     "SDXL": "conditioner.embedders.1.",
 }
-# Names that from_pretrained reads, whole or in shards; fp16 copies often stand beside the full ones.
-_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>fp16))?(-\d+-of-\d+)?\.safetensors")
 
 
 def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
     """The files that a pipe's weights are read from, for fingerprints; nothing is downloaded.
 
     Returns:
-        Sorted paths by component (``"unet"``, ``"vae"``, ...); for a single file ``{"pipeline": [path]}``.
+        Sorted paths by component (``"unet"``, ``"vae"``, ...); for a single file ``{"pipeline": [path]}``, and
+        ``"vae"`` where another takes its place.
 
     Raises:
         FileNotFoundError: if a component has no weights, naming what is missing and the fix.
@@ -51,9 +50,10 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
     if spec.kind == "architecture":
         raise ValueError(f"{spec.description}: it has no weight files")
     if spec.kind == "file":
-        return {"pipeline": [_existing_file(Path(spec.location))]}
-    folder = cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location)
-    return folder_files(folder, spec.pipe)
+        files = {"pipeline": [_existing_file(Path(spec.location))]}
+    else:
+        files = folder_files(cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location), spec.pipe)
+    return files if spec.vae is None else {**files, "vae": vae_files(spec.vae)}
 
 
 def folder_files(folder: Path, pipe: str) -> dict[str, list[Path]]:
@@ -63,13 +63,12 @@ def folder_files(folder: Path, pipe: str) -> dict[str, list[Path]]:
         FileNotFoundError: if the folder or a component's weights are missing.
     """
     check_index(folder, pipe)
-    return {name: _component_files(folder / name) for name in _COMPONENTS[pipe]}
+    return {name: component_files(folder / name) for name in _COMPONENTS[pipe]}
 
 
 def folder_variant(folder: Path, pipe: str) -> str | None:
     """``"fp16"`` if a component's weights are there as fp16 copies only, else None."""
-    names = [path.name for paths in folder_files(folder, pipe).values() for path in paths]
-    return "fp16" if any(_variant(name) for name in names) else None
+    return variant([path for paths in folder_files(folder, pipe).values() for path in paths])
 
 
 def check_index(folder: Path, pipe: str) -> None:
@@ -90,21 +89,21 @@ def check_folder(folder: Path, pipe: str) -> None:
 
     Raises:
         FileNotFoundError: if the folder or a component's weights are missing.
-        ValueError: if it is another architecture, or a file is truncated or unreadable.
+        ValueError: if it is another architecture, asks for code of its own, or a file is truncated or unreadable.
     """
     check_index(folder, pipe)
-    found, expected = _read_json(folder / "model_index.json").get("_class_name"), PIPELINE_CLASSES[pipe]
+    refuse_code(folder / "model_index.json")
+    found, expected = read_json(folder / "model_index.json").get("_class_name"), PIPELINE_CLASSES[pipe]
     if found != expected:
         raise ValueError(f"{folder} holds a {found}, but {pipe} is a {expected}; give a folder of {pipe} weights")
-    linear = bool(_read_json(folder / "unet" / "config.json").get("use_linear_projection"))
+    linear = bool(read_json(folder / "unet" / "config.json").get("use_linear_projection"))
     if linear != _LINEAR_PROJECTION[pipe]:
         raise ValueError(
             f"{folder} has a UNet with use_linear_projection = {str(linear).lower()}, which is not {pipe}'s "
             f"architecture (SD1.5: false, SD2.1: true); give a folder of {pipe} weights"
         )
-    for paths in folder_files(folder, pipe).values():
-        for path in paths:
-            _tensor_names(path)
+    for name, paths in folder_files(folder, pipe).items():
+        check_component(folder / name, paths)
 
 
 def check_single_file(path: Path, pipe: str) -> None:
@@ -114,54 +113,14 @@ def check_single_file(path: Path, pipe: str) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if it is another architecture, a lone component, truncated or unreadable.
     """
-    names = _tensor_names(_existing_file(path))
+    names = tensor_shapes(_existing_file(path))
     found = [other for other, prefix in _SINGLE_FILE_PREFIXES.items() if any(name.startswith(prefix) for name in names)]
     if pipe not in found:
         content = f"a {found[0]} checkpoint" if found else "not a whole Stable Diffusion checkpoint"
         raise ValueError(f"{path} is {content}; give one of {pipe}, text encoder and VAE included")
 
 
-def _component_files(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
-    if not paths:
-        pickled = any(folder.glob("*.bin"))
-        found = "only pickled weights (.bin), which can run code" if pickled else "no .safetensors weights"
-        fix = "fetch the folder again, or save the pipeline again with safe_serialization=True"
-        raise FileNotFoundError(f"{folder} holds {found}; {fix}")
-    full = [path for path in paths if not _variant(path.name)]
-    return full or paths
-
-
-def _variant(name: str) -> str | None:
-    match = _WEIGHT_FILE.fullmatch(name)
-    return match["variant"] if match else None
-
-
 def _existing_file(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; correct the path in the models file")
     return path
-
-
-def _tensor_names(path: Path) -> list[str]:
-    """Names in the file's header; the header also tells whether the file has all its bytes."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file ({error}); fetch or save it again"
-            " (a file of some hundred bytes is a Git LFS pointer: run 'git lfs pull')"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); fetch or save it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object; fetch or save it again")
-    return content

@@ -127,7 +127,8 @@ class GateReport:
         steps = self._next_steps(counts)
         for line in steps:
             self._terminal.write_line(line)
-        write_step_summary(gate_summary(self._results, self._broken, self._cases, steps))
+        for line in write_step_summary(gate_summary(self._results, self._broken, self._cases, steps)):
+            self._terminal.write_line(line)
 
     def _next_steps(self, counts: Mapping[str, int]) -> list[str]:
         lines = []

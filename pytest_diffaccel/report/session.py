@@ -68,7 +68,7 @@ class SessionReport:
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
-        self._told: set[tuple[str, str, str]] = set()
+        self._failures: Counter[tuple[str, str, str]] = Counter()
 
     def announce(self, cases: int) -> None:
         """Say how many cases there are and about how long they take, before the first.
@@ -110,8 +110,10 @@ class SessionReport:
     def _tell_failure(self, result: Mapping[str, Any]) -> None:
         """Say at once why a case failed, each reason once a group: a search of hours ends long after."""
         reason = (result["cell"], result["accelerator"], str(result.get("error", "")))
-        if "error" in result and reason not in self._told:
-            self._told.add(reason)
+        if "error" not in result:
+            return
+        self._failures[reason] += 1
+        if self._failures[reason] == 1:
             self._terminal.write_line("")
             self._terminal.write_line("diffaccel: {} {}: {}".format(*reason))
             self._terminal.flush()
@@ -147,12 +149,24 @@ class SessionReport:
         if self._entries or self._left:
             self._show_winners()
         if self._progress:
-            changes = list(self._changes.values())
-            write_step_summary(
-                search_summary(self._entries, self._environments, changes, self._outcomes, self._settings.golden)
-            )
+            self._write_step_summary()
         if self._settings.report:
             self._write_report(self._settings.report)
+
+    def _write_step_summary(self) -> None:
+        changes = list(self._changes.values())
+        steps = next_steps(self._settings, changes, failed=self._outcomes["failed"])
+        lines = search_summary(
+            self._entries,
+            self._environments,
+            changes,
+            self._outcomes,
+            self._settings.golden,
+            failures=self._failures,
+            next_steps=steps,
+        )
+        for line in write_step_summary(lines):
+            self._terminal.write_line(line)
 
     def _write_report(self, path: Path) -> None:
         from pytest_diffaccel.report.html.from_session import write_session_report
@@ -168,11 +182,18 @@ class SessionReport:
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)
-        grid = self._settings.picture_grid
-        if grid and write_picture_grid(grid, self._entries, self._pictures):
-            self._terminal.write_line(f"pictures: {grid}")
+        if self._settings.picture_grid:
+            self._show_pictures(self._settings.picture_grid)
         for line in next_steps(self._settings, list(self._changes.values()), failed=self._outcomes["failed"]):
             self._terminal.write_line(line)
+
+    def _show_pictures(self, path: Path) -> None:
+        try:
+            written = write_picture_grid(path, self._entries, self._pictures)
+        except OSError as error:  # the rest is to be shown and written all the same
+            self._terminal.write_line(f"pictures: {path} could not be written: {error}")
+        else:
+            self._terminal.write_line(f"pictures: {path}" if written else "pictures: no winner has any")
 
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""

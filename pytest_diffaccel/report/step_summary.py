@@ -14,6 +14,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.winners import HEADINGS, figures, legend
 
 #: GitHub names here the file whose Markdown it shows.
 VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -22,13 +23,21 @@ _MOST_ROWS = 300
 _MOST_CHANGES = 20
 
 
-def write_step_summary(lines: Iterable[str]) -> None:
-    """Append to the summary of this step; nothing where no workflow runs."""
+def write_step_summary(lines: Iterable[str]) -> list[str]:
+    """Append to the summary of this step; nothing where no workflow runs.
+
+    Returns:
+        A line that says why it could not be written, if so: verdicts and exit code matter more.
+    """
     file = os.environ.get(VARIABLE)
     if not file:
-        return
-    with Path(file).open("a", encoding="utf-8") as summary:
-        summary.write("\n".join(lines) + "\n\n")
+        return []
+    try:
+        with Path(file).open("a", encoding="utf-8") as summary:
+            summary.write("\n".join(lines) + "\n\n")
+    except OSError as error:
+        return [f"step summary: could not be written: {error}"]
+    return []
 
 
 def search_summary(
@@ -37,8 +46,11 @@ def search_summary(
     changes: Sequence[Change],
     outcomes: Mapping[str, int],
     golden: Path,
+    *,
+    failures: Mapping[tuple[str, str, str], int],
+    next_steps: Sequence[str],
 ) -> list[str]:
-    """A search: counts, winners, what they are to golden.
+    """A search: counts, winners, failures, what they are to golden, what to do next.
 
     Args:
         entries: winners, and what comes nearest to targets that none reaches.
@@ -46,6 +58,8 @@ def search_summary(
         changes: what the search did to golden.
         outcomes: cases by outcome.
         golden: the golden file.
+        failures: failed cases, counted, by cell, accelerator and reason.
+        next_steps: in words.
     """
     counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
     met = sum(entry.status == "met" for entry in entries.values())
@@ -53,11 +67,13 @@ def search_summary(
         "## diffaccel search",
         "",
         *_sources(environments),
-        f"{met} targets met, {len(entries) - met} unattainable; cases: {counted or 'none'}.",
+        f"{met} of {len(entries)} targets met; cases: {counted or 'none'}.",
         "",
     ]
-    lines += _winners(entries)
-    return lines + _changes(changes, golden)
+    lines += _winners(entries, environments)
+    lines += _failures(failures)
+    lines += _changes(changes, golden)
+    return [*lines, "", *(f"- {plain(step)}" for step in next_steps)]
 
 
 def _sources(environments: Mapping[str, Environment]) -> list[str]:
@@ -65,39 +81,50 @@ def _sources(environments: Mapping[str, Environment]) -> list[str]:
     return [f"**Model source: {plain('; '.join(sources))}.**", ""] if sources else []
 
 
-def _winners(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
+def _winners(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]) -> list[str]:
     if not entries:
         return []
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     rows = []
-    for (cell, accelerator, status, _), same in groupby(ordered, key=lambda key: _identity(key, entries[key])):
+    legends: list[str] = []
+    for (cell, accelerator, _, _), same in groupby(ordered, key=lambda key: _identity(key, entries[key])):
         keys = list(same)
         entry = entries[keys[0]]
+        environment = environments.get(entry.environment)
+        scale = environment.scale if environment else None
+        legends = legend(scale) if scale else legends
         targets = ", ".join(f"{key.target:g}x" for key in keys)
-        if entry.speedup is None or entry.lpips is None:
-            speedup, lpips = "-", "-"
-        else:
-            speedup, lpips = f"{entry.speedup:.2f}x", f"{entry.lpips:.4f}"
-        missed = "" if status == "met" else " (unattainable)"
-        params = plain(format_params(entry.params).replace(",", ", "))
-        rows.append(f"| {cell} | {plain(accelerator)} | {targets}{missed} | {speedup} | {lpips} | {params} |")
-    more = [f"| and {len(rows) - _MOST_ROWS} more | | | | | |"] if len(rows) > _MOST_ROWS else []
-    head = ["| cell | accelerator | targets | speed-up | LPIPS | parameters |", "| --- | --- | --- | --- | --- | --- |"]
-    return [*head, *rows[:_MOST_ROWS], *more, ""]
+        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale)))
+    more = [_row(f"and {len(rows) - _MOST_ROWS} more", *[""] * len(HEADINGS))] if len(rows) > _MOST_ROWS else []
+    head = [_row("cell", *HEADINGS), _row(*["---"] * (len(HEADINGS) + 1))]
+    # Scales differ from cell to cell; what the columns mean does not.
+    note = legends if len(environments) == 1 else legends[1:]
+    return [*head, *rows[:_MOST_ROWS], *more, "", *(plain(line) for line in note), ""]
+
+
+def _row(*texts: str) -> str:
+    return f"| {' | '.join(plain(text) for text in texts)} |"
 
 
 def _identity(key: GoldenKey, entry: GoldenEntry) -> tuple[Cell, str, str, str]:
     return Cell(key.pipe, key.scheduler, key.steps), key.accelerator, entry.status, format_params(entry.params)
 
 
+def _failures(failures: Mapping[tuple[str, str, str], int]) -> list[str]:
+    if not failures:
+        return []
+    listed = list(failures.items())
+    lines = [_row("failed cases", "cell", "accelerator", "reason"), _row(*["---"] * 4)]
+    lines += [_row(str(count), *reason) for reason, count in listed[:_MOST_CHANGES]]
+    more = len(listed) - _MOST_CHANGES
+    return [*lines, *([_row(f"and {more} more", "", "", "")] if more > 0 else []), ""]
+
+
 def _changes(changes: Sequence[Change], golden: Path) -> list[str]:
     counts = Counter(change.kind for change in changes)
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
     listed = [change for change in changes if change.kind in ("differs", "updated", "pruned")]
-    lines = [f"Golden `{golden}`: {said}.", *(["", *_items(listed)] if listed else [])]
-    if counts["differs"]:
-        lines += ["", "What differs was kept; write it with `--update-golden`."]
-    return lines
+    return [f"Golden `{golden}`: {said}.", *(["", *_items(listed)] if listed else [])]
 
 
 def _items(listed: Sequence[Change]) -> list[str]:

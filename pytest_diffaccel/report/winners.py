@@ -17,6 +17,7 @@ from pytest_diffaccel.report.table_text import table_lines
 
 # Wide enough for a triple's parameters; narrower terminals wrap.
 _WIDTH = 150
+HEADINGS = ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters")
 # More differences than this are counted, not listed.
 _LISTED_CHANGES = 20
 
@@ -38,29 +39,36 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
         scale = environment.scale if environment else None
         lines += _table(f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})", rows, scale)
         if scale:
-            lines.append(
-                f"LPIPS %: of the {scale.unrelated:.3f} between pictures of one prompt with other seeds; "
-                f"noise floor {scale.noise_floor:.4f}. Fewer steps: LPIPS (steps) of the plain pipeline, as fast."
-            )
+            lines += legend(scale)
     return lines
+
+
+def legend(scale: QualityScale) -> list[str]:
+    """What the columns of losses mean, in lines."""
+    return [
+        f"LPIPS %: of the {scale.unrelated:.3f} between pictures of one prompt with other seeds; "
+        f"noise floor {scale.noise_floor:.4f}.",
+        "Fewer steps: LPIPS (steps) of the plain pipeline, as fast; better!: it loses less than the accelerator.",
+    ]
 
 
 def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None) -> list[str]:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters"):
+    for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].status, row[1].params)):
         winner = list(same)
         targets = [f"{key.target:g}x" for key, _ in winner]
         span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
         entry = winner[0][1]
-        table.add_row(accelerator, span, *_figures(entry, scale))
+        table.add_row(accelerator, span, *figures(entry, scale))
     return ["", *table_lines(table, _WIDTH)]
 
 
-def _figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:
+def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:
+    """The texts under the last four of :data:`HEADINGS`."""
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
     if scale and entry.lpips is not None:

@@ -41,6 +41,10 @@ class Batch:
     seeds: tuple[int, ...]
 
 
+class NoPipeline(RuntimeError):
+    """A pipe's weights cannot be used; the message says why and what to do."""
+
+
 class Workbench:
     """Loads pipelines when they are needed, one at a time, and knows how a search samples.
 
@@ -60,6 +64,7 @@ class Workbench:
         self.images = ImageStore(WORK_DIR / "images")
         self._workers = workers
         self._loaded: tuple[str, Any] | None = None
+        self._refusals: dict[str, str] = {}
         self._warm: set[Cell] = set()
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
@@ -108,16 +113,27 @@ class Workbench:
         """The cell's pipeline with its scheduler; loading another pipe frees the one before.
 
         Raises:
+            NoPipeline: when its weights are missing, broken or not the pipe's.
             NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
         """
         if self._loaded is None or self._loaded[0] != cell.pipe:
             self.unload()
-            device = "cpu" if self._gpu is None else None
-            self._share_cores()
-            self._loaded = (cell.pipe, load_pipeline(cell.pipe, models=self.source, device=device))
+            self._loaded = (cell.pipe, self._load(cell.pipe))
         pipeline = self._loaded[1]
         set_scheduler(pipeline, cell.scheduler)
         return pipeline
+
+    def _load(self, pipe: str) -> Any:
+        # Once is enough: a hub out of reach is asked again and again for half a minute.
+        if pipe in self._refusals:
+            raise NoPipeline(self._refusals[pipe])
+        device = "cpu" if self._gpu is None else None
+        self._share_cores()
+        try:
+            return load_pipeline(pipe, models=self.source, device=device)
+        except (OSError, ValueError) as error:
+            self._refusals[pipe] = str(error)
+            raise NoPipeline(str(error)) from error
 
     def _share_cores(self) -> None:
         if self._is_embedded:

@@ -1,0 +1,60 @@
+"""The JSON files of a diffusers folder: readable, and naming no code that lies beside the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("diffusers", "transformers")
+#: Components of no use here, which are never loaded.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: if it is not readable, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); fetch or save it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; fetch or save it again")
+    return content
+
+
+def refuse_code(index: Path) -> None:
+    """Refuse a pipeline whose class, or a component's, is not one of diffusers or transformers.
+
+    Args:
+        index: a ``model_index.json``; of the settings beside it, those that are there are read.
+
+    Raises:
+        ValueError: naming the file and the class.
+    """
+    content = read_json(index)
+    own = {name: classes for name, classes in _components(content).items() if classes[0] not in (None, *_LIBRARIES)}
+    # A pipeline's class is one of diffusers' by its name alone; one of its own comes with a module's name.
+    if not isinstance(content.get("_class_name"), str):
+        own["_class_name"] = content.get("_class_name")
+    for name, classes in own.items():
+        raise ValueError(_refusal(index, f"{name} is {classes!r}, no class of {' or '.join(_LIBRARIES)}"))
+    for path in sorted(index.parent.glob("*/*config.json")):
+        if path.parent.name not in LEFT_OUT and "auto_map" in read_json(path):
+            raise ValueError(_refusal(path, "auto_map names classes outside the libraries"))
+
+
+def _components(content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in content.items() if isinstance(value, list) and value and name not in LEFT_OUT
+    }
+
+
+def _refusal(path: Path, reason: str) -> str:
+    return (
+        f"{path} asks for code of its own ({reason}), which is never run; "
+        "save the pipeline again with the libraries' own classes, or give other weights"
+    )

@@ -1,0 +1,96 @@
+"""A component's weight files, by names and headers: which they are, and whether they hold what settings ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pytest_diffaccel.models.settings_files import read_json
+
+_Shapes: TypeAlias = dict[str, tuple[int, ...]]
+# diffusers renames these as it loads old VAEs; a text model's prefix comes and goes with transformers' versions.
+_RENAMED = "mid_block.attentions."
+_PREFIX = "text_model."
+_CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
+# Names that from_pretrained reads, whole or in shards; fp16 copies often stand beside the full ones.
+_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>fp16))?(-\d+-of-\d+)?\.safetensors")
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The weight files of a component's folder, sorted; fp16 copies only where there is nothing else.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    paths = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
+    if not paths:
+        pickled = any(folder.glob("*.bin"))
+        found = "only pickled weights (.bin), which can run code" if pickled else "no .safetensors weights"
+        fix = "fetch the folder again, or save the pipeline again with safe_serialization=True"
+        raise FileNotFoundError(f"{folder} holds {found}; {fix}")
+    return [path for path in paths if not variant([path])] or paths
+
+
+def variant(paths: Iterable[Path]) -> str | None:
+    """``"fp16"`` if any of the weight files is such a copy, else None."""
+    matches = (_WEIGHT_FILE.fullmatch(path.name) for path in paths)
+    return "fp16" if any(match and match["variant"] for match in matches) else None
+
+
+def tensor_shapes(path: Path) -> _Shapes:
+    """Shapes by name, from a file's header, which also tells whether the file has all its bytes.
+
+    Raises:
+        ValueError: if it is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); fetch or save it again"
+            " (a file of some hundred bytes is a Git LFS pointer: run 'git lfs pull')"
+        ) from error
+
+
+def check_component(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse weights that are not those of a component's settings; missing ones would be random numbers.
+
+    Args:
+        folder: of a component, with its ``config.json``.
+        paths: its weight files.
+
+    Raises:
+        ValueError: naming the file, and the tensor that is missing or of another shape.
+    """
+    found = {name: shape for path in paths for name, shape in tensor_shapes(path).items()}
+    expected = _expected(read_json(folder / "config.json"))
+    found = {name.removeprefix(_PREFIX): shape for name, shape in found.items()}
+    for name, shape in expected.items():
+        if found.get(name, shape) != shape or (name not in found and _RENAMED not in name):
+            has = f"of shape {found[name]}, not {shape}" if name in found else "missing"
+            raise ValueError(
+                f"{paths[0]} is not of the architecture that {folder / 'config.json'} describes: "
+                f"tensor {name} is {has}; fetch or save the folder again"
+            )
+
+
+def _expected(config: dict[str, Any]) -> _Shapes:
+    """Shapes by name of a component built from its settings; nothing of a class that is not known here."""
+    import diffusers
+    import torch
+    import transformers
+
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    if name not in _CLASSES or "quantization_config" in config:
+        return {}
+    with torch.device("meta"):
+        if "_class_name" in config:
+            component = getattr(diffusers, name).from_config(config)
+        else:
+            component = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
+    return {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in component.state_dict().items()}
