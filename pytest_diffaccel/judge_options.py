@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.judge.verdict import STAGES
+from pytest_diffaccel.judge import STAGES
 from pytest_diffaccel.option_types import OptionError, count, number
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.gate_options import GATE_OPTIONS, GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
-from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
 from pytest_diffaccel.option_types import OptionError, count, duration, option, positive
 
 if TYPE_CHECKING:
@@ -99,6 +98,9 @@ class Settings:
         Raises:
             OptionError: naming the bad value and the valid ones.
         """
+        # Here, for the sake of runs that have nothing to do with us: it reads TOML.
+        from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
+
         coarse = options.grid == "coarse"
         if options.models == ARCHITECTURE:
             raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
-from pytest_diffaccel.benchmarking import add_benchmarks
 from pytest_diffaccel.fixtures import (
     PROPERTY,
     case_id,
@@ -123,6 +122,8 @@ class Reporting:
                 result["error" if report.failed else "evidence"] = _reason(report)
             if self._log is not None:
                 self._log.write(report.nodeid, case_id(report.nodeid), report.outcome, report.duration, result)
+            from pytest_diffaccel.benchmarking import add_benchmarks
+
             add_benchmarks(self._config, report.nodeid, result)
             self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
 
@@ -138,6 +139,8 @@ class Reporting:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """A gate tells regressions, refusals, cases that broke off and nothing measured apart by its exit code."""
+        if self._made is None:  # a run that has nothing to do with us pays for no import
+            return
         from pytest_diffaccel.report.gate import GateReport
 
         if isinstance(self._made, GateReport) and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

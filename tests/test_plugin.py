@@ -478,6 +478,22 @@ def complaint(code: str, cwd: Path) -> str:
     return done.stdout + done.stderr or "failed" if done.returncode else ""
 
 
+def test_an_unrelated_run_imports_next_to_nothing_to_its_very_end(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_unrelated(): pass")
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure():
+            ours = {f"pytest_diffaccel.{name}" for name in ("models", "records", "report")}
+            print("imported:", {"torch", "pydantic", *ours} & set(sys.modules))
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["imported: set()"])
+
+
 @pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin"])
 def test_importing_the_plugin_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'lpips', 'scipy', 'skimage'}"

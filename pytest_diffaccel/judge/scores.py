@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from pytest_diffaccel.judge.verdict import STAGES, Verdict
+from pytest_diffaccel.judge import STAGES
+from pytest_diffaccel.judge.verdict import Verdict
 
 _FORMAT = 1
 _WIDTH = 100

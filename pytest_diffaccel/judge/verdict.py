@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-#: In the order in which they are judged.
-STAGES = ("static", "runs", "speed", "quality")
-
 #: ``"xfailed"``: misses a target that golden records as unattainable; ``"xpassed"``: reaches one.
 Outcome: TypeAlias = Literal["passed", "failed", "xfailed", "xpassed", "skipped"]
 
@@ -18,7 +15,7 @@ class StageResult:
     """One stage's outcome.
 
     Attributes:
-        stage: a name of :data:`STAGES`.
+        stage: a name of :data:`pytest_diffaccel.judge.STAGES`.
         outcome: how it ended.
         detail: why, in a sentence; empty for a plain pass.
         figures: what was measured, by name; plain JSON values.

@@ -1,0 +1,75 @@
+"""What is published: a small wheel with plugin, command and embedded pipelines, which works without this repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+wheel_builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Much more would not be taken by a registry without asking.
+MOST_BYTES = 60e6
+OWN_TEST = """
+def test_mine(diffaccel):
+    result = diffaccel("SD1.5", {"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}, steps=6, blocks=1)
+    assert result.fired["cached_steps"] == 4
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as ``python -m build`` does."""
+    folder = tmp_path_factory.mktemp("dist")
+    (built,) = wheel_builder.WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return Path(built)
+
+
+@pytest.mark.slow
+def test_it_holds_all_that_is_needed_and_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size < MOST_BYTES
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        fields = HeaderParser().parsestr(archive.read(metadata).decode())
+    carried = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pytest_diffaccel").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert carried <= names
+    assert {name.split("/")[0] for name in names} == {"pytest_diffaccel", metadata.split("/")[0]}
+    assert {name.rpartition("/licenses/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+    assert fields["License-Expression"] == "Apache-2.0 AND BSD-2-Clause AND BSD-3-Clause AND MIT"
+    assert "Framework :: Pytest" in fields.get_all("Classifier", [])
+
+
+@pytest.mark.slow
+def test_plugin_and_command_work_without_this_repository(wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "test_mine.py").write_text(OWN_TEST, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    where = run("-c", "import pytest_diffaccel; print(pytest_diffaccel.__file__)")
+    assert where.startswith(str(installed))
+    assert "1 passed" in run("-m", "pytest", "test_mine.py", "--num-samples", "1", "--batch-size", "1")
+    main = "from importlib.metadata import distribution as of; {}.load()()".format(
+        "next(one for one in of('pytest-diffaccel').entry_points if one.group == 'console_scripts')"
+    )
+    assert "accelerated by DeepCache with 1.2x speedup" in run("-c", main, "tasks", "--print")
