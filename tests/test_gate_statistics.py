@@ -59,11 +59,11 @@ def test_figures_that_follow_each_other_widen_the_error() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_a_figure_is_the_step_kind_estimate_of_its_blocks(seed: int, count: int) -> None:
+def test_a_figure_is_the_step_kind_estimate_but_for_what_fast_steps_are_off_by(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)
     blocks = [noisy_block(generator, CANDIDATE, drift_sd=0.1, run_sd=0.1, step_sd=0.05) for _ in range(count)]
     figure = Figure.from_blocks(blocks)
-    assert math.exp(figure.log_speedup) == pytest.approx(step_kind_speedup(blocks).value)
+    assert figure.log_speedup == pytest.approx(math.log(step_kind_speedup(blocks).value), abs=0.045)
 
 
 def test_many_cases_at_once_are_judged_as_each_alone() -> None:

@@ -1,8 +1,8 @@
 """A figure: the logarithm of a speed-up from a few neighbouring blocks, by the cost of each kind of step.
 
 Figures are what the sequential test counts. On a CPU whole runs are disturbed by whatever else the machine does; a low
-quantile over the steps of a few runs sees past it (:mod:`.step_kinds`), one run's alone does not. On a GPU of one's own
-a block is a figure.
+quantile over the steps of a few runs sees past it (:mod:`.step_kinds`), one run's alone does not. What fast steps are
+off by is in the reference's figures too, so nothing is added to correct it. On a GPU of one's own a block is a figure.
 """
 
 from __future__ import annotations
