@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import CELL, RecordedSearch, deepcache_grid, environment
 
 from pytest_diffaccel import accelerate
+from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.records.contents import Contents, Recorded
+from pytest_diffaccel.records.export_rows import export_rows
 
 FLOPS = {"plain": 1000, "full": 1000, "shallow": 100}
 
@@ -40,6 +46,17 @@ def test_what_bounds_a_generation(shallow_s: float, fixed_s: float, bound: str, 
 def test_nothing_is_said_without_times_or_counts() -> None:
     assert bottleneck([], FLOPS) is None
     assert bottleneck(blocks(1.0, 0.1, 0.1), {"plain": 1000, "full": 1000}) is None
+
+
+def test_an_export_tells_what_bounds_a_candidate_whose_arithmetic_was_counted(tmp_path: Path) -> None:
+    made = RecordedSearch(tmp_path).measurement(
+        Candidate(CELL, "DeepCache", deepcache_grid()[0]), environment(), "winner"
+    )
+    kinds = dict.fromkeys(made.blocks[0].runs[0].kinds)
+    counted = replace(made, flops={"plain": 1000, **{kind: 1000 if "full" in kind else 100 for kind in kinds}})
+    rows = export_rows(Contents((Recorded(made, "1"), Recorded(counted, "2")), (), (), {}))
+    assert rows[0]["bottleneck"] is None
+    assert rows[1]["bottleneck"].startswith("compute-bound: its steps do 55% of the arithmetic")
 
 
 def test_methods_save_the_arithmetic_that_they_say(pipeline_of: Callable[..., Any]) -> None:

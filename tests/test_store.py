@@ -364,6 +364,17 @@ def test_another_schema_version_is_refused(url: str) -> None:
         Store.open(url)
 
 
+def test_the_version_before_is_read_and_becomes_this_one(url: str) -> None:
+    Store.open(url).close()
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE diffaccel_info SET value = '2'"))
+    Store.open(url).close()
+    with engine.begin() as connection:
+        assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "3"
+    engine.dispose()
+
+
 def test_a_record_of_another_version_is_refused(store: Store, url: str) -> None:
     store.save(measurement())
     engine = create_engine(url)

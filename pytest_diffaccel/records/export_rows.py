@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, slug
+from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
 from pytest_diffaccel.records.environment import Environment
@@ -29,6 +30,7 @@ COLUMNS: Mapping[str, type] = {
     **dict.fromkeys(("lpips", "lpips_low", "lpips_high", "psnr_db", "ssim", "peak_memory_mb"), float),
     "blocks": int,
     **dict.fromkeys(("baseline_s", "accelerated_s"), float),
+    "bottleneck": str,
     **dict.fromkeys(("num_samples", "batch_size", "seed"), int),
     **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype"), str),
     "lpips_noise_floor": float,
@@ -123,12 +125,15 @@ def _interval(name: str, interval: Interval) -> Row:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _times(measurement: Measurement) -> Iterator[tuple[str, float]]:
+def _times(measurement: Measurement) -> Iterator[tuple[str, Any]]:
     blocks = measurement.blocks
     yield "blocks", len(blocks)
     if blocks:
         yield "baseline_s", median(block.baseline.total_s for block in blocks)
         yield "accelerated_s", median(run.total_s for block in blocks for run in block.runs)
+    bound = bottleneck(blocks, measurement.flops)
+    if bound is not None:
+        yield "bottleneck", bound.in_words()
 
 
 def _conditions(sampling: Sampling, name: str, environments: Mapping[str, Environment]) -> Row:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Literal, TypeAlias
 
 from pytest_diffaccel.matrix import TARGETS, format_params
+from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -113,7 +114,7 @@ def rows_of(
         verdict: Verdict = "frontier" if key in frontier else "beaten"
         if own:
             verdict = "winner" if met else "nearest"
-        reason = _why_won(own) if own else _why_not(one, measured, speedups, max_loss)
+        reason = _why_won(own, one) if own else _why_not(one, measured, speedups, max_loss)
         figures = _figures(one, speedups[key], prompts, verified=key in record.verified)
         rows.append(Row(key, one.candidate.accelerator, params, verdict, reason, met, figures))
     rows.sort(key=lambda row: MEASURED.index(row.verdict) if row.verdict in RECORDED else len(RECORDED))
@@ -153,7 +154,7 @@ def _won(entries: Mapping[GoldenKey, GoldenEntry]) -> dict[tuple[str, str], list
     return won
 
 
-def _why_won(own: Sequence[tuple[float, GoldenEntry]]) -> str:
+def _why_won(own: Sequence[tuple[float, GoldenEntry]], one: Measurement) -> str:
     met = ", ".join(f"{target:g}x" for target, entry in own if entry.status == "met")
     parts = [f"least loss at {met}"] if met else []
     why = {"speed": "too slow for", "quality": "fast ones lose too much at"}
@@ -163,6 +164,9 @@ def _why_won(own: Sequence[tuple[float, GoldenEntry]]) -> str:
     rival = own[0][1].fewer_steps
     if rival is not None and own[0][1].beats_fewer_steps is False:
         parts.append(f"{rival.steps} plain steps are as fast and lose less")
+    bound = bottleneck(one.blocks, one.flops)
+    if bound is not None:
+        parts.append(bound.in_words())
     return "; ".join(parts)
 
 
