@@ -94,6 +94,18 @@ def test_every_chart_is_drawn_by_script_in_place_of_its_picture(report: Path, op
             assert figures.nth(place).locator(".plot:not(.live)").count() == 0
 
 
+def test_reasons_and_what_fired_stand_in_the_table(report: Path, opened: Callable[..., Any]) -> None:
+    with opened(report) as page:
+        heads = page.locator("table.candidates th").all_inner_texts()
+        reasons, acted = (shown(page, heads.index(name) + 1) for name in ("reason", "acted"))
+        assert all(reasons)
+        assert acted[0] == "cached_steps=10"
+        # All that tells winners apart is to be seen without scrolling sideways.
+        reason = page.get_by_role("columnheader", name="reason").bounding_box()
+        table = page.locator("div.scroll").first.bounding_box()
+        assert reason["x"] + reason["width"] <= table["x"] + table["width"]
+
+
 def test_a_head_sorts_up_then_down_and_unknown_figures_stay_last(report: Path, opened: Callable[..., Any]) -> None:
     with opened(report) as page:
         speedup = page.get_by_role("button", name="speed-up [95%]")
@@ -215,6 +227,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(report: Path, browser: Any)
     for scheme, dark in (("light", False), ("dark", True)):
         page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
         page.goto(report.as_uri())
+        page.locator("#pareto-0").scroll_into_view_if_needed()
         page.locator("#pareto-0 .plot.live svg").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         red = page.evaluate("parseInt(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")

@@ -172,6 +172,11 @@ def report(search: RecordedSearch, *options: str) -> Path:
     return page
 
 
+def words(page: Path) -> str:
+    """The page's text without its marks."""
+    return re.sub(r"<[^<>]*>", "", page.read_text(encoding="utf-8"))
+
+
 def test_the_page_holds_all_rows_and_the_command_that_accepts(search: RecordedSearch) -> None:
     search.fill()
     with Store.open(search.store) as store:
@@ -188,6 +193,7 @@ def test_the_page_holds_all_rows_and_the_command_that_accepts(search: RecordedSe
     assert cell["measurements"][0]["lpips"]
     text = page.read_text(encoding="utf-8")
     assert "slower: 7" in text
+    assert "cached_steps=10" in cell["rows"][0][data["columns"].index("fired")]
     assert "--update-golden" in text
     assert search.golden.read_bytes() == before
 
@@ -197,7 +203,7 @@ def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearc
     search.fill(Cell("SD1.5", "DDIM", 25), deepcache_grid()[:2])
     page = report(search, "--steps", "25", "--sched", "ddim")
     assert [cell["steps"] for cell in embedded_data(page)["cells"]] == [25]
-    assert "pytest benches --sched ddim --steps 25" in page.read_text(encoding="utf-8")
+    assert "pytest benches --pipe SD1.5 --sched ddim --steps 25 --search-targets DeepCache --store " in words(page)
 
 
 @pytest.mark.parametrize(
@@ -344,8 +350,9 @@ def test_a_search_writes_its_report(finished_search: SmallSearch, monkeypatch: p
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     result = finished_search.run("--diffaccel-report", "out/report.html")
     result.stdout.fnmatch_lines(["report: out/report.html (* MB)"])
-    text = (finished_search.path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "--diffaccel-report out/report.html" in text
+    page = finished_search.path / "out" / "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert "--diffaccel-report out/report.html" in words(page)
     assert "Echo" in text
     assert "data:image/webp" in text
     assert "7 keys" in text

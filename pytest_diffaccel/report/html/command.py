@@ -6,15 +6,16 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
 from pytest_diffaccel.option_types import positive
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.records.contents import Contents
     from pytest_diffaccel.report.html.material import Material
 
 _SQLITE = "sqlite:///"
@@ -77,6 +78,7 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.report.html.material import Material
     from pytest_diffaccel.report.html.prompts import Prompts
 
+    registry = default_registry()
     store, folder = _places(parsed.store)
     try:
         with Store.open(store) as opened:
@@ -85,7 +87,7 @@ def _material(parsed: argparse.Namespace) -> Material:
         raise ValueError(str(error)) from error
     return Material(
         contents=contents,
-        registry=default_registry(),
+        registry=registry,
         max_loss=parsed.max_quality_loss,
         golden_path=parsed.golden,
         golden=read_golden(parsed.golden),
@@ -93,7 +95,7 @@ def _material(parsed: argparse.Namespace) -> Material:
         images=ImageStore(folder / "images"),
         logs=folder / "logs",
         prompts=Prompts(parsed.prompts),
-        command=_command(parsed),
+        command=_command(parsed, contents, registry.names),
         wanted=_wanted(parsed),
     )
 
@@ -124,15 +126,30 @@ def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
     return lambda cell: cell in chosen
 
 
-def _command(parsed: argparse.Namespace) -> str:
-    """What searches the chosen cells again."""
+def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Collection[str]) -> str:
+    """What searches again: the cells that were chosen, else those in the store, with the accelerators that it knows.
+
+    Args:
+        parsed: the command line.
+        contents: the store's.
+        accelerators: those that a search without ``--search-targets`` tries.
+    """
+    wanted = _wanted(parsed)
+    measured = (one.measurement.candidate for one in contents.measurements)
+    # Without an accelerator are rivals, in cells of fewer steps.
+    found = [one for one in measured if one.accelerator and wanted(one.cell)]
+    options = (
+        ("pipe", parsed.pipe, {one.cell.pipe for one in found}, PIPES),
+        ("sched", parsed.sched, {one.cell.scheduler for one in found}, SCHEDULERS),
+        ("steps", parsed.steps, {str(one.cell.steps) for one in found}, map(str, STEPS)),
+        ("search-targets", None, {one.accelerator for one in found}, accelerators),
+    )
     words = ["pytest", "benches"]
-    for name in ("pipe", "sched", "steps", "store"):
-        given: Iterable[str] = getattr(parsed, name) or ()
-        for value in [given] if isinstance(given, str) else given:
-            words += [f"--{name}", value]
-    if parsed.golden != Path("golden/search_params.json"):
-        words += ["--golden", str(parsed.golden)]
+    for name, given, known, default in options:
+        values = given or ([] if known == set(default) else sorted(known))
+        words += [word for value in values for word in (f"--{name}", value)]
+    words += ["--store", parsed.store] if parsed.store else []
+    words += ["--golden", str(parsed.golden)] if parsed.golden != Path("golden/search_params.json") else []
     return shlex.join(words)
 
 

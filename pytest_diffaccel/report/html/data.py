@@ -17,7 +17,7 @@ COLUMNS = (
     *("accelerator", "params", "verdict", "targets", "reason"),
     *("speedup", "speedup_low", "speedup_high", "wall_speedup", "wall_speedup_low", "wall_speedup_high"),
     *("baseline_s", "seconds", "lpips", "lpips_low", "lpips_high", "worst_lpips", "worst_prompt"),
-    *("psnr_db", "ssim", "peak_memory_mb", "samples", "blocks", "verified", "estimates_agree"),
+    *("psnr_db", "ssim", "peak_memory_mb", "fired", "samples", "blocks", "verified", "estimates_agree"),
 )
 #: What all rows of a cell have in common; the first columns of the CSV.
 CELL_COLUMNS = ("pipe", "scheduler", "steps", "environment")
@@ -99,6 +99,7 @@ def _figures(figures: Figures) -> dict[str, Any]:
         "psnr_db": _number(figures.psnr_db),
         "ssim": _number(figures.ssim),
         "peak_memory_mb": _number(figures.peak_memory_mb),
+        "fired": ", ".join(f"{name}={count}" for name, count in figures.fired.items() if count),
         "samples": figures.samples,
         "blocks": figures.blocks,
         "verified": figures.verified,
@@ -112,5 +113,10 @@ def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def _number(value: float | None) -> float | None:
-    """Five significant digits, more than any figure here is known to; None for what JSON has no word for."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+    """None for what JSON has no word for."""
+    return rounded(value) if value is not None and math.isfinite(value) else None
+
+
+def rounded(value: float) -> float:
+    """Five significant digits, more than any figure here is known to."""
+    return float(f"{value:.5g}")

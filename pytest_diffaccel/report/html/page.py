@@ -15,7 +15,7 @@ from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
 from pytest_diffaccel.report.html.charts import CONFIG, library
-from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data
+from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
 from pytest_diffaccel.report.html.material import Material
 
@@ -105,7 +105,8 @@ def _templates() -> Environment:
 
 def figure(value: float | None, decimals: int = 2, unit: str = "") -> str:
     """A number as people read it; empty for none."""
-    return "" if value is None else f"{value:.{decimals}f}{unit}"
+    # As rows are rounded already: rounding twice in one place and once in another shows two figures for one number.
+    return "" if value is None else f"{rounded(value):.{decimals}f}{unit}"
 
 
 def interval(row: dict[str, Any], name: str, decimals: int = 2, unit: str = "") -> str:

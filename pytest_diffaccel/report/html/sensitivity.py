@@ -103,13 +103,17 @@ def _heading(pairs: Sequence[str]) -> str:
     return _BREAK.join(filter(None, (", ".join(pairs[:half]), ", ".join(pairs[half:]))))
 
 
+_NAME_ABOVE = {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -24, "titleY": -6}
+
+
 def _spec(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], *, several: bool) -> dict[str, Any]:
     losses = [row["lpips"] for row in rows]
     middle = (min(losses) + max(losses)) / 2
     encoding = {
         "x": {"field": "x", "type": "ordinal", "title": axes[0], "axis": {"labelAngle": 0}},
         # Beside several small maps there is no room for its name, which stands in the label.
-        "y": {"field": "y", "type": "ordinal", "title": None if several else axes[1]},
+        # Beside one, it stands above: there may be two rows only.
+        "y": {"field": "y", "type": "ordinal", "title": None if several else axes[1], "axis": dict(_NAME_ABOVE)},
     }
     colour = {
         "field": "lpips",
