@@ -62,12 +62,10 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
         blocks: its timed blocks.
         flops: floating-point operations of a step by kind, the unaccelerated pipeline's kinds included.
     """
-    if not blocks:
+    if not blocks or not flops.keys() >= {*blocks[0].baseline.kinds, *blocks[0].runs[0].kinds}:
         return None
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
     candidate = RunTimes.of([block.runs for block in blocks])
-    if not {*baseline.counts, *candidate.counts} <= flops.keys():
-        return None
     plain_s, own_s = _steps_s(baseline), _steps_s(candidate)
     fixed_s = float(candidate.seconds()) - own_s
     return Bottleneck(
