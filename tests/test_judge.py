@@ -111,6 +111,10 @@ def cheat(name: str) -> str:
     return (CHEATS / f"{name}.py").read_text(encoding="utf-8")
 
 
+# The same at 4x: sleeping for nine times as long as a generation takes would reach it, and a busy machine does not.
+FOUR_TIMES_ID = "198"
+
+
 def task(prompt_id: str = TASK_ID) -> Task:
     return all_tasks()[prompt_id]
 
@@ -203,7 +207,8 @@ def test_a_cheat_is_caught(judge_of: Callable[..., Judge], name: str) -> None:
     stage, words = CAUGHT[name]
     seconds = 2.0 if name == "endless_loop" else 60.0
     stages = ("runs", "speed") if stage == "speed" else ("runs",)
-    verdict = judge_of(*stages, seconds=seconds).judge(TASK_ID, task(), cheat(name), None)
+    prompt_id = FOUR_TIMES_ID if name == "slowed_baseline" else TASK_ID
+    verdict = judge_of(*stages, seconds=seconds).judge(prompt_id, task(prompt_id), cheat(name), None)
     assert [one.stage for one in verdict.failures] == [stage], verdict
     assert words in verdict.failures[0].detail
 
