@@ -8,17 +8,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, noisy_block
 
 from pytest_diffaccel.gate.figures import Figure
-from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
+from pytest_diffaccel.gate.plan import (
+    MOST_FIGURES,
+    TYPICAL_SESSION_SD,
+    GateCase,
+    affordable,
+    design,
+    expected_sd,
+    speed_share,
+)
 from pytest_diffaccel.gate.quality import Losses, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSED, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block
 from pytest_diffaccel.measure.step_kinds import RunTimes, step_kind_speedup
 from pytest_diffaccel.records.reference import Session
@@ -98,6 +108,35 @@ def test_few_false_alarms_and_few_misses(kind: str) -> None:
     assert unchanged[REGRESSED] < 8 / 20_000
     assert slower[REGRESSED] > 0.95
     assert slower[OK] < 0.02
+
+
+def _cases(*speedups: float) -> list[GateCase]:
+    """A baseline and winners that are so much faster, in the gate's order."""
+    cell = Cell("SD1.5", "DDIM", 20)
+    point = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
+    entries = [replace(MET, speedup=one, speedup_ci95=(one - 0.1, one + 0.1)) for one in speedups]
+    winners = [GateCase(cell, Candidate(cell, "DeepCache", point), entry, ()) for entry in entries]
+    return [GateCase(cell, None, MET, ()), *winners]
+
+
+def test_the_budget_keeps_a_first_look_for_every_later_winner() -> None:
+    baseline, fast, slow = _cases(2.0, 1.0)
+    # Blocks of 2.0, 1.5 and 2 seconds, four a figure: first looks of five figures take 40, 30 and 40 s.
+    assert affordable(baseline, [fast, slow], 210, 2.0, 4) == 5
+    assert affordable(baseline, [fast, slow], 168, 2.0, 4) == 0
+    assert affordable(fast, [slow], 100, 1.5, 4) == 10
+    assert affordable(fast, [slow], 50, 1.5, 4) == 5
+    assert affordable(slow, [], 50, 2.0, 4) == 6
+    assert affordable(slow, [], 20, 2.0, 4) == 2
+
+
+def test_without_time_for_a_first_look_there_is_no_plan() -> None:
+    _, winner = _cases(2.0)
+    assert design(winner, KNOWN, "cpu", CASES, 0.03, 4) is None
+    few, many = (design(winner, KNOWN, "cuda", CASES, 0.03, figures) for figures in (5, 40))
+    assert few is not None
+    assert many is not None
+    assert few.power(expected_sd(KNOWN), KNOWN.error) < 0.9 < many.power(expected_sd(KNOWN), KNOWN.error)
 
 
 def test_a_slowdown_too_small_to_matter_is_ok() -> None:

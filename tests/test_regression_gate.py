@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from entries import MET
-from searches import SMALL_OPTIONS, SmallSearch
+from searches import SMALL_OPTIONS, SmallSearch, embedded_folder
 
 from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.records.golden import dump_entries
@@ -104,6 +104,25 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     assert winner["quality_status"] == "ok"
     assert float(winner["quality_change"] or 1) == pytest.approx(0, abs=1e-4)
     assert gate.golden.read_bytes() == golden
+
+
+@pytest.mark.slow
+def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> None:
+    """Two pipes on two workers, which take turns in timing; golden does not know the second one's environment."""
+    models = gate.path / "models.toml"
+    model = f'"SDXL" = {{ path = "{embedded_folder("SDXL")}", height = 32, width = 32, guidance_scale = 5.0 }}'
+    models.write_text(models.read_text(encoding="utf-8") + model, encoding="utf-8")
+    golden = read_golden(gate.golden)
+    of_sdxl = {replace(key, pipe="SDXL"): replace(entry, environment="0" * 12) for key, entry in golden.items()}
+    gate.golden.write_text(dump_entries({**golden, **of_sdxl}), encoding="utf-8")
+    result = gate.run("--pipe", "SDXL", "-n", "2", "--update-golden", "-v")
+    assert result.ret == 0
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["gate: * of 4", "recorded: 4 sessions in golden/gate.json*"])
+    lines = [line for line in result.outlines if "test_gate[" in line]
+    workers = {pipe: {line.split()[0] for line in lines if f"[{pipe}-" in line} for pipe in ("SD1.5", "SDXL")}
+    assert sorted(map(len, workers.values())) == [1, 1], lines
+    assert workers["SD1.5"] != workers["SDXL"]
 
 
 @pytest.mark.slow

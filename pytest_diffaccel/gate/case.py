@@ -14,7 +14,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.plan import Budget, GateCase, design, speed_share
+from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, speed_share
 from pytest_diffaccel.gate.quality import quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
@@ -59,6 +59,7 @@ class Examination:
         bench: the search's workbench.
         settings: the gate's.
         cases: how many the whole run has.
+        later: those that come after the one to be judged.
         budget: of the whole run.
         pictures: gives a cell's pictures.
         sessions: the case's recorded sessions.
@@ -69,6 +70,7 @@ class Examination:
     bench: Workbench
     settings: GateSettings
     cases: int
+    later: tuple[GateCase, ...]
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
     sessions: tuple[Session, ...]
@@ -82,7 +84,7 @@ class Examination:
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         if self.budget.left_s <= 0 and not self.recording:
-            return Showing((self._no_time("before this case"),))
+            return Showing((self._no_time("before this case"),), figures=(("power", 0.0),) if case.candidate else ())
         with ExitStack() as stack:
             baseline = stack.enter_context(self.bench.generating(case.cell, {}))
             params = case.candidate.params if case.candidate else {}
@@ -90,11 +92,13 @@ class Examination:
             pictures = self.pictures(case)
             batch_s = self._count(case, generate)
             quality, lpips = self._quality(case, generate, pictures)
-            timed, speed, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
+            timed, speed, power, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
             share = self._busy_share(case, generate, timed) if timed else None
         figures = (
             [("lpips", float(np.mean(lpips)))] if case.candidate else [("fingerprint_lpips", float(np.mean(lpips)))]
         )
+        if power is not None:
+            figures.append(("power", power))
         if timed is None:
             return Showing((*quality, speed), notes, None, tuple(figures))
         estimate = robust_mean(timed.log_speedups)
@@ -140,13 +144,18 @@ class Examination:
 
     def _speed(
         self, case: GateCase, baseline: Generate, generate: Generate, block_s: float
-    ) -> tuple[Timed | None, Finding, tuple[str, ...]]:
+    ) -> tuple[Timed | None, Finding, float | None, tuple[str, ...]]:
+        """What was timed, the finding, the chance that there was to show a slowdown that matters, notes."""
         device = baseline.pipeline.device
         size = blocks_a_figure(device.type)
-        affordable = None if self.recording else int(self.budget.left_s / (block_s * size))
-        plan = design(case, self.reference, device.type, self.cases, self.settings.slowdown, affordable)
+        figures = None if self.recording else affordable(case, self.later, self.budget.left_s, block_s, size)
+        plan = design(case, self.reference, device.type, self.cases, self.settings.slowdown, figures)
+        if plan is None and case.candidate is None:
+            why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
+            return None, Finding("speed", "ok", why), None, ()
         if plan is None:
-            return None, self._no_time("before a first look at the speed"), ()
+            return None, self._no_time("before a first look at the speed"), 0.0, ()
+        power = plan.power(expected_sd(self.reference), self.reference.error) if case.candidate else None
         runs = [self._run(case, one) for one in (baseline, generate)]
         with self.bench.lock.timing():
             rows = run_blocks(
@@ -161,7 +170,7 @@ class Examination:
         if case.candidate is None and finding.status != "ok":
             # Nothing is slower than itself: it is the measuring that is not sound, or too noisy.
             finding = Finding("speed", "inconclusive", f"the baseline against itself: {finding.text}")
-        return timed, finding, (*filter(None, [note]), *conditions(timed))
+        return timed, finding, power, (*filter(None, [note]), *conditions(timed))
 
     def _busy_share(self, case: GateCase, generate: Generate, timed: Timed) -> float | None:
         """Share of a run's wall time during which the GPU worked; None without a GPU."""

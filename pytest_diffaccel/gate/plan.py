@@ -24,6 +24,8 @@ TYPICAL_SESSION_SD: Mapping[str, float] = {"cuda": 0.002, "cpu": 0.004}
 TYPICAL_FIGURE_SD = 0.0142
 # A baseline against itself shows that the measuring is sound; so many figures do.
 _BASELINE_FIGURES = 8
+# What a winner that is as it was commonly takes until that is certain.
+_VERDICT_FIGURES = 12
 _POWER = 0.95
 
 
@@ -96,6 +98,11 @@ def gate_cases(
     return sorted([*baselines.values(), *winners.values()], key=order)
 
 
+def expected_sd(reference: Reference) -> float:
+    """How much a figure is going to vary: as in the recorded sessions, else as is typical."""
+    return reference.figure_sd or TYPICAL_FIGURE_SD
+
+
 def speed_share(cases: int) -> float:
     """What of the family's error rate one of ``cases`` cases may spend on speed; quality has the other half."""
     return FALSE_ALARM_RATE / 2 / max(cases, 1)
@@ -119,8 +126,31 @@ class Budget:
         return self.began_s + self.seconds - time.monotonic()
 
 
+def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int) -> int:
+    """Figures of a case for which there is time.
+
+    Every later winner keeps its first look, as far as that leaves this one its own; what is left over by cases that are
+    soon certain goes to those that come then. A baseline against itself only shows that the measuring is sound, so it
+    gets what is left when every winner has enough for a verdict.
+
+    Args:
+        case: the case.
+        later: those that come after it.
+        left_s: seconds left of the budget.
+        block_s: of one of its blocks.
+        blocks: of a figure.
+    """
+    figure_s = block_s * blocks
+    kept = LOOKS[0] if case.candidate else _VERDICT_FIGURES
+    reserved_s = sum(kept * figure_s * one.cost / case.cost for one in later if one.candidate)
+    spare = int((left_s - reserved_s) / figure_s)
+    if case.candidate is None or spare >= LOOKS[0]:
+        return spare
+    return min(LOOKS[0], int(left_s / figure_s))
+
+
 def design(
-    case: GateCase, reference: Reference, device: str, cases: int, slowdown: float, affordable: int | None
+    case: GateCase, reference: Reference, device: str, cases: int, slowdown: float, figures: int | None
 ) -> Design | None:
     """When to look at a case: as many figures as show the smallest slowdown that matters in 95% of runs.
 
@@ -130,20 +160,20 @@ def design(
         device: type of the device.
         cases: of the whole run.
         slowdown: the smallest that matters, as a fraction.
-        affordable: figures for which there is time; None where that does not matter: a reference is recorded.
+        figures: for which there is time; None where that does not matter: a reference is recorded.
 
     Returns:
         None when there is no time for the first look.
     """
     most = MOST_FIGURES.get(device, MOST_FIGURES["cpu"])
     made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd)
-    if affordable is None:
+    if figures is None:
         return made
-    sd = reference.figure_sd or TYPICAL_FIGURE_SD
+    sd = expected_sd(reference)
     choices = [*(look for look in LOOKS if look < most), most]
     enough = next((look for look in choices if replace(made, most=look).power(sd, reference.error) >= _POWER), most)
     if case.candidate is None:
         enough = _BASELINE_FIGURES
     # Half as many again: the noise of this session may be larger.
-    wanted = min(most, affordable, math.ceil(1.5 * enough))
+    wanted = min(most, figures, math.ceil(1.5 * enough))
     return replace(made, most=wanted) if wanted >= LOOKS[0] else None

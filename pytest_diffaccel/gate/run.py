@@ -123,6 +123,7 @@ class GateRun:
             bench,
             self.gate,
             len(self.cases),
+            tuple(self.cases[self.cases.index(case) + 1 :]),
             self._budget,
             self._cell_pictures,
             sessions,

@@ -99,7 +99,7 @@ class GateReport:
             return BROKE_OFF
         if counts["refused"]:
             return REFUSED
-        if not any(result["verdict"]["figures"] for result in self._results):
+        if not any(set(result["verdict"]["figures"]) - {"power"} for result in self._results):
             return NOTHING_MEASURED
         return int(exitstatus)
 
@@ -163,4 +163,6 @@ def _short(verdict: Mapping[str, Any]) -> str:
             continue
         low, high = finding["change_ci95"]
         parts.append(f"{finding['subject']} {percent(finding['change'])} [{percent(low)}, {percent(high)}]")
+    if "power" in verdict["figures"]:
+        parts.append(f"power {verdict['figures']['power']:.0%}")
     return ", ".join(parts)
