@@ -113,13 +113,14 @@ def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> Non
     model = f'"SDXL" = {{ path = "{embedded_folder("SDXL")}", height = 32, width = 32, guidance_scale = 5.0 }}'
     models.write_text(models.read_text(encoding="utf-8") + model, encoding="utf-8")
     golden = read_golden(gate.golden)
-    of_sdxl = {replace(key, pipe="SDXL"): replace(entry, environment="0" * 12) for key, entry in golden.items()}
+    unknown = {"environment": "0" * 12, "lpips": 0.5, "lpips_ci95": (0.0, 1.0)}
+    of_sdxl = {replace(key, pipe="SDXL"): replace(entry, **unknown) for key, entry in golden.items()}
     gate.golden.write_text(dump_entries({**golden, **of_sdxl}), encoding="utf-8")
     result = gate.run("--pipe", "SDXL", "-n", "2", "--update-golden", "-v")
     assert result.ret == 0
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["gate: * of 4", "recorded: 4 sessions in golden/gate.json*"])
-    lines = [line for line in result.outlines if "test_gate[" in line]
+    lines = [line for line in result.outlines if line.startswith("[gw") and "test_gate[" in line]
     workers = {pipe: {line.split()[0] for line in lines if f"[{pipe}-" in line} for pipe in ("SD1.5", "SDXL")}
     assert sorted(map(len, workers.values())) == [1, 1], lines
     assert workers["SD1.5"] != workers["SDXL"]
