@@ -66,7 +66,7 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
         return None
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
     candidate = RunTimes.of([block.runs for block in blocks])
-    plain_s, own_s = _steps_s(baseline), _steps_s(candidate)
+    plain_s, own_s = float(baseline.steps_seconds()), float(candidate.steps_seconds())
     fixed_s = float(candidate.seconds()) - own_s
     return Bottleneck(
         fixed_share=fixed_s / (fixed_s + own_s),
@@ -74,10 +74,6 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
         time_share=own_s / plain_s,
         ceiling=float(baseline.seconds()) / fixed_s,
     )
-
-
-def _steps_s(times: RunTimes) -> float:
-    return sum(times.counts[kind] * float(cost) for kind, cost in times.costs().items())
 
 
 def _flops(times: RunTimes, flops: Mapping[str, int]) -> int:

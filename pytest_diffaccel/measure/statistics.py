@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from pytest_diffaccel.measure.measurement import Block, Interval
@@ -62,16 +62,26 @@ def trimmed_mean(values: ArrayLike, prior_sd: float = _WALL_PRIOR_SD) -> tuple[A
         values: at least one.
         prior_sd: what one value is expected to vary by; that of the logarithm of a block's wall ratio.
     """
-    ordered = np.sort(np.asarray(values, dtype=float), axis=-1)
-    count = ordered.shape[-1]
-    trimmed = int(_TRIM * count)
-    kept = ordered[..., trimmed : count - trimmed]
-    winsorised = np.clip(ordered, kept[..., :1], kept[..., -1:])
-    deviation = np.zeros(ordered.shape[:-1])
+    array = np.asarray(values, dtype=float)
+    count, kept = array.shape[-1], middle(array)
+    winsorised = np.clip(array, kept[..., :1], kept[..., -1:])
+    deviation = np.zeros(array.shape[:-1])
     if count > 1:
         # The winsorised spread underestimates; dividing by the share kept corrects it (Yuen 1974).
-        deviation = np.std(winsorised, axis=-1, ddof=1) / (1 - 2 * trimmed / count)
-    return np.mean(kept, axis=-1), half_width(deviation, count, count - 2 * trimmed - 1, prior_sd)
+        deviation = np.std(winsorised, axis=-1, ddof=1) / (middle_count(count) / count)
+    return np.mean(kept, axis=-1), half_width(deviation, count, middle_count(count) - 1, prior_sd)
+
+
+def middle_count(count: int) -> int:
+    """How many of ``count`` values :func:`middle` keeps."""
+    return count - 2 * int(_TRIM * count)
+
+
+def middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What trimming keeps along the last axis, in order, (..., n) to (..., :func:`middle_count` of n)."""
+    count = values.shape[-1]
+    cut = (count - middle_count(count)) // 2
+    return np.sort(values, axis=-1)[..., cut : count - cut]
 
 
 def low_quantile(values: ArrayLike) -> Any:

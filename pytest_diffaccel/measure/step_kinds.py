@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import half_width, low_quantile, ratio_interval
+from pytest_diffaccel.measure.statistics import half_width, low_quantile, middle, middle_count, ratio_interval
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -27,8 +27,6 @@ _PRIOR_SD, _PRIOR_DF = 0.02, 1.0
 # Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
 # quantile of all, which would hang on one or two runs and say little of its own error.
 _FASTER = 0.5
-# Trimmed at each end where all runs are averaged.
-_TRIM = 0.2
 # What fast steps and runs tell of a speed-up is off by this much (standard deviation of the logarithm): what surrounds
 # the arithmetic weighs more in a cheap step, and a low quantile sees less of it (python -m benchmarks.estimators).
 _LOW_BIAS_SD = 0.015
@@ -94,8 +92,12 @@ class RunTimes:
 
     def middle_seconds(self, kept: Any = slice(None)) -> Array:
         """The same by the median steps and the runs in the middle."""
-        costs = {kind: middle_mean(levels[..., kept]) for kind, levels in self._middle_levels.items()}
-        return self._sum(middle_mean(self.fixed_s.mean(axis=-1)[..., kept]), costs)
+        costs = {kind: middle(levels[..., kept]).mean(axis=-1) for kind, levels in self._middle_levels.items()}
+        return self._sum(middle(self.fixed_s.mean(axis=-1)[..., kept]).mean(axis=-1), costs)
+
+    def steps_seconds(self) -> Array:
+        """What the steps of a run cost of :meth:`seconds`, (...)."""
+        return self._sum(np.zeros(self.fixed_s.shape[:-2]), self.costs())
 
     def _sum(self, fixed_s: Array, costs: Mapping[str, Array]) -> Array:
         return fixed_s + sum(self.counts[kind] * cost for kind, cost in costs.items())
@@ -107,13 +109,6 @@ def faster_mean(values: Array) -> Array:
     ends = np.arange(1, count + 1) / count
     weights = np.clip(_FASTER - (ends - 1 / count), 0, 1 / count)
     mean: Array = np.sort(values, axis=-1) @ (weights / weights.sum())
-    return mean
-
-
-def middle_mean(values: Array) -> Array:
-    """Trimmed mean along the last axis, (..., n) to (...)."""
-    cut = int(_TRIM * values.shape[-1])
-    mean: Array = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
     return mean
 
 
@@ -145,12 +140,13 @@ def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
     if parts == 1:
         return low, half_width(np.zeros_like(low), count, 0, _PRIOR_SD)
     without = np.array([low_and_gap(places * parts // count != part) for part in range(parts)])
+    # The jackknife's variance of the gap, with one degree of freedom of what blocks are known to vary by.
     gap_variance = ((parts - 1) ** 2 * np.var(without[:, 1], axis=0) + _PRIOR_SD**2 / count) / parts
     middle_share = _LOW_BIAS_SD**2 / (_LOW_BIAS_SD**2 + gap_variance)
     # Of one block, so that it is comparable with the prior.
     deviation = np.sqrt((parts - 1) * np.var(without[:, 0] + middle_share * without[:, 1], axis=0) * count)
     # As for a trimmed mean, only the values that count are worth degrees of freedom.
-    df_low, df_middle = math.ceil(_FASTER * parts) - 1, parts - 2 * int(_TRIM * parts) - 1
+    df_low, df_middle = math.ceil(_FASTER * parts) - 1, middle_count(parts) - 1
     df = np.maximum(1.0, df_low + middle_share * (df_middle - df_low))
     return low + middle_share * gap, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
 
