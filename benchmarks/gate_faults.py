@@ -2,7 +2,7 @@
 
 Run ``python -m benchmarks.gate_faults --folder gate_faults`` on a quiet machine: it records one golden winner
 on few samples and the gate's reference of it, runs the gate 20 times unchanged (A/A) and once with each fault, and
-prints what came of it; some 30 minutes on two cores. Every run is kept in the folder, so that the same command goes on
+prints what came of it; every run has a budget of a minute, and is kept in the folder, so that the same command goes on
 where it was interrupted. ``--golden FILE`` judges winners that are recorded already, with their references; what
 follows ``--`` then says which, and goes to ``pytest benches --gate``.
 """
