@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import charts
 from benchmarks.output import parser, show
 from benchmarks.recorded import Point, read
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
@@ -34,21 +36,22 @@ def _log_sd(interval: Interval) -> float:
     return math.log(interval.high / interval.low) / (2 * 1.96)
 
 
-def cell_errors(cell: Cell, tables: dict[str, Any]) -> tuple[list[float], list[bool]]:
-    """Errors of the log speed-up, and whether each lies within the intervals."""
+def cell_errors(cell: Cell, tables: dict[str, Any]) -> tuple[list[tuple[float, float]], list[float], list[bool]]:
+    """Predicted and measured speed-ups, errors of the logarithm, and whether each lies within the intervals."""
     registry = default_registry()
     precise = [point for point in tables["blocks"][cell] if point.candidate.params]
     names = {point.candidate for point in precise}
     seen = [point for point in tables["exhaustive"][cell] if point.blocks and point.candidate not in names]
     measured = [step_kind_speedup(point.blocks) for point in precise]
-    errors, covered = [], []
+    pairs, errors, covered = [], [], []
     for seed in range(DRAWS):
         model = learnt(registry, seen, seed)
         for speedup, truth in zip(model.speedups([point.candidate for point in precise]), measured, strict=True):
             error = math.log(speedup.value / truth.value)
+            pairs.append((speedup.value, truth.value))
             errors.append(error)
             covered.append(abs(error) <= 1.96 * math.hypot(_log_sd(speedup), _log_sd(truth)))
-    return errors, covered
+    return pairs, errors, covered
 
 
 def learnt(registry: Registry, seen: Sequence[Point], seed: int) -> CostModel:
@@ -69,15 +72,19 @@ def learnt(registry: Registry, seen: Sequence[Point], seed: int) -> CostModel:
 
 def main() -> None:
     """Print the errors by cell and in all."""
-    arguments = parser(__doc__ or "").parse_args()
+    made = parser(__doc__ or "")
+    made.add_argument("--plot", type=Path, metavar="FILE", help="also draw an SVG file")
+    arguments = made.parse_args()
     tables = {name: read(name) for name in ("exhaustive", "blocks")}
-    rows, all_errors, all_covered = [], [], []
+    rows, all_errors, all_covered, drawn = [], [], [], {}
     for cell in tables["blocks"]:
-        errors, covered = cell_errors(cell, tables)
+        drawn[str(cell)], errors, covered = cell_errors(cell, tables)
         rows.append({"cell": str(cell), **_figures(errors, covered)})
         all_errors += errors
         all_covered += covered
     show("predicted against measured", rows, _figures(all_errors, all_covered), as_json=arguments.json)
+    if arguments.plot:
+        charts.predictions(arguments.plot, drawn)
 
 
 def _figures(errors: list[float], covered: list[bool]) -> dict[str, float]:

@@ -2,220 +2,76 @@
 
 Run ``python -m benchmarks.search_cost``; no pipeline is needed. Every method sees the same candidates; its cost is
 denoiser time, as a share of the exhaustive search's. A target is right when the method names the exhaustive search's
-winner or one within 2% of its LPIPS on all samples; regret is how much more the named one loses. The others are told
-all speed-ups for nothing, and ours has to find them out; each is given what it needs to be right as often as ours, if
-it ever is.
+winner or one within 2% of its LPIPS on all samples; regret is how much more the named one loses. Ours and the
+exhaustive search have to find speed-ups out by timing, at what the recorded blocks cost; the others are told all of
+them for nothing, and each is given what it needs to be right as often as ours, if it ever is.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks import charts
 from benchmarks.output import parser, show
-from benchmarks.recorded import Point, read
-from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
-from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
-from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.racing import explore, settle
-from pytest_diffaccel.search.select import EQUAL_LOSS, Option, choose
+from benchmarks.recorded import read
+from benchmarks.search_replay import REGISTRY, Replay, Table, judge, named
+from pytest_diffaccel.matrix import Candidate
 
-REGISTRY = default_registry()
-BATCH = 4
-MAX_LOSS = 0.25
-# Blocks that tell a borderline speed-up, as in pytest_diffaccel.search.group.
-_BLOCKS_ENOUGH = 4
-#: One group's target: the accelerator and the speed-up.
-Goal = tuple[str, float]
+# Other methods are looked at after every fiftieth of their candidates; Optuna's may ask for so many times as many.
+_PARTS, _TRIALS = 50, 3
+#: A method's orders of evaluation: by seed, then by cell.
+Orders: TypeAlias = Sequence[Sequence[Sequence[Candidate]]]
 
 
-class Table:
-    """A recorded cell, and the truth that all of its blocks and samples tell."""
+@dataclass(frozen=True)
+class Run:
+    """What a method did in all cells, with one seed.
 
-    def __init__(self, cell: Cell, points: Sequence[Point]) -> None:
-        self.cell = cell
-        self.points = {point.candidate: point for point in points if point.losses}
-        self.samples = len(next(iter(self.points.values())).losses)
-        model = CostModel.fit(REGISTRY, [(one, point.blocks) for one, point in self.points.items()])
-        self.speedups: dict[Candidate, Interval] = dict(
-            zip(self.points, model.speedups(list(self.points)), strict=True)
+    Attributes:
+        time: denoiser time, in baseline generations of one sample.
+        images: generated.
+        right: share of targets that are right.
+        regrets: of each target that has a winner.
+    """
+
+    time: float
+    images: int
+    right: float
+    regrets: list[float]
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Run]) -> Run:
+        """The runs in one cell each as one."""
+        return cls(
+            sum(part.time for part in parts),
+            sum(part.images for part in parts),
+            float(np.mean([part.right for part in parts])),
+            [regret for part in parts for regret in part.regrets],
         )
 
-    @cached_property
-    def winners(self) -> dict[Goal, Candidate | None]:
-        """The exhaustive search's; None where no candidate is fast and good enough."""
-        return named(self, list(self.points))
 
-    @cached_property
-    def exhaustive_time(self) -> float:
-        """Denoiser time of all samples of all candidates, in baseline generations of one sample."""
-        return sum(self.samples / self.speedups[one].value for one in self.points)
-
-    def loss(self, candidate: Candidate) -> float:
-        """Its LPIPS on all samples."""
-        return float(np.mean(self.points[candidate].losses))
-
-    def group(self, accelerator: Accelerator) -> list[Candidate]:
-        """The group's candidates, its grid first."""
-        return [one for one in self.points if one.accelerator == accelerator.name]
+def beginning(table: Table, order: Sequence[Candidate], part: int) -> Run:
+    """A full evaluation of so many fiftieths of ``order``."""
+    evaluated = order[: max(1, round(len(order) * part / _PARTS))]
+    time = sum(table.samples / table.speedups[one].value for one in evaluated)
+    return Run(time, len(evaluated) * table.samples, *judge(table, named(table, evaluated)))
 
 
-def named(table: Table, evaluated: Sequence[Candidate]) -> dict[Goal, Candidate | None]:
-    """The winners among candidates evaluated in full, with all speed-ups known."""
-    winners: dict[Goal, Candidate | None] = {}
-    for accelerator in REGISTRY:
-        own = [one for one in evaluated if one.accelerator == accelerator.name]
-        options = [Option(one, table.speedups[one], table.points[one].losses) for one in own]
-        for target in TARGETS:
-            choice = choose(options, target, MAX_LOSS)
-            found = choice.option.candidate if choice.option and choice.reason is None else None
-            winners[accelerator.name, target] = found
-    return winners
-
-
-class Told(CostModel):
-    """A cost model that is told some candidates' speed-ups: those that were timed in many blocks.
-
-    Attributes:
-        told: their speed-ups.
-    """
-
-    told: Mapping[Candidate, Interval]
-
-    def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
-        """As told, else as predicted."""
-        predicted = super().speedups(candidates)
-        return [self.told.get(one, speedup) for one, speedup in zip(candidates, predicted, strict=True)]
-
-
-@dataclass
-class Replay:
-    """Our search on a table; a :class:`pytest_diffaccel.search.racing.Track` of one group after the other.
-
-    Attributes:
-        table: what is replayed.
-        order: the samples' places, shuffled by the seed.
-        accelerator: the group that is searched now.
-        images: generated so far.
-        spent: denoiser time so far, in baseline generations of one sample.
-    """
-
-    table: Table
-    order: Sequence[int]
-    accelerator: Accelerator
-    images: int = 0
-    spent: float = 0.0
-    _seen: dict[Candidate, int] = field(default_factory=dict)
-    _timed: set[Candidate] = field(default_factory=set)
-    _told: dict[Candidate, Interval] = field(default_factory=dict)
-    _costs: Told | None = None
-
-    def plan(self) -> Plan:
-        """The group as far as it is known now."""
-        evaluated = {
-            one: tuple(self.table.points[one].losses[place] for place in self.order[:count])
-            for one, count in self._seen.items()
-        }
-        return Plan(REGISTRY, self.accelerator, self.table.cell, self._model, evaluated, MAX_LOSS, BATCH)
-
-    @property
-    def _model(self) -> CostModel:
-        if self._costs is None:
-            timed = [(one, self.table.points[one].blocks[:1]) for one in self._timed]
-            self._costs = Told.fit(REGISTRY, timed)
-            self._costs.told = self._told
-        return self._costs
-
-    def evaluate(self, candidate: Candidate) -> None:
-        """The counted generation; a block with a baseline run where the speed-up is not known well."""
-        timed = self.plan().timing_tells(candidate)
-        self._seen[candidate] = BATCH
-        self._generate(candidate, BATCH)
-        if timed:
-            self._timed.add(candidate)
-            self._costs = None
-            self._generate(candidate, BATCH)
-            self.images += BATCH
-            self.spent += BATCH
-
-    def extend(self, candidate: Candidate, num_samples: int) -> None:
-        """More samples."""
-        self._generate(candidate, num_samples - self._seen[candidate])
-        self._seen[candidate] = num_samples
-
-    def time(self, candidates: Sequence[Candidate]) -> bool:
-        """Blocks enough to know the speed-ups: the table's truth, as many blocks would tell it."""
-        untold = [one for one in candidates if one not in self._told]
-        for candidate in untold:
-            self._told[candidate] = self.table.speedups[candidate]
-            self._generate(candidate, BATCH * _BLOCKS_ENOUGH)
-        if untold:
-            self.images += BATCH * _BLOCKS_ENOUGH
-            self.spent += BATCH * _BLOCKS_ENOUGH
-        return bool(untold)
-
-    def _generate(self, candidate: Candidate, count: int) -> None:
-        self.images += count
-        self.spent += count / self.table.speedups[candidate].value
-
-    def search(self) -> dict[Goal, Candidate | None]:
-        """All groups, as the cases and the winners' cases of a search go about them."""
-        winners: dict[Goal, Candidate | None] = {}
-        for self.accelerator in REGISTRY:
-            group = self.table.group(self.accelerator)
-            grid = self.accelerator.grid(self.table.cell, coarse=False)
-            for candidate in group:
-                if candidate.params in grid and self.plan().verdict(candidate).evaluate:
-                    self.evaluate(candidate)
-            explore(self, group, len(group))
-            settle(self, self.table.samples)
-            options = self.plan().options
-            for target in TARGETS:
-                choice = choose(options, target, MAX_LOSS)
-                found = choice.option.candidate if choice.option and choice.reason is None else None
-                winners[self.accelerator.name, target] = found
-        return winners
-
-
-def judge(table: Table, winners: dict[Goal, Candidate | None]) -> tuple[float, list[float]]:
-    """Share of targets that are right, and the regret of each target that has a winner."""
-    right, regrets = [], []
-    for goal, best in table.winners.items():
-        found = winners[goal]
-        if best is None or found is None:
-            right.append(best is found)
-        else:
-            regret = max(0.0, table.loss(found) / max(table.loss(best), 1e-6) - 1)
-            fast = table.speedups[found].high >= goal[1]
-            right.append(fast and regret <= EQUAL_LOSS)
-            regrets.append(regret)
-    return float(np.mean(right)), regrets
-
-
-def prefixes(order: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
-    """Ever longer beginnings of an order, in steps of a fiftieth."""
-    for part in range(1, 51):
-        yield order[: max(1, round(len(order) * part / 50))]
-
-
-def cost_to_match(table: Table, order: Sequence[Candidate], share: float) -> tuple[float, int, float, list[float]]:
-    """Denoiser time, images, share and regrets of a full evaluation in ``order`` once it is right that often."""
-    time, right, regrets, count = 0.0, 0.0, [], 0
-    for part in prefixes(order):
-        time = sum(table.samples / table.speedups[one].value for one in part)
-        count = len(part)
-        right, regrets = judge(table, named(table, part))
-        if right >= share:
-            break
-    return time, count * table.samples, right, regrets
+def cost_to_match(table: Table, order: Sequence[Candidate], share: float) -> Run:
+    """The shortest beginning of ``order`` that is right as often as ``share``; all of it where none is."""
+    parts = range(1, _PARTS + 1)
+    place = bisect_left(parts, share, key=lambda part: beginning(table, order, part).right)
+    return beginning(table, order, parts[min(place, len(parts) - 1)])
 
 
 def random_order(table: Table, seed: int) -> list[Candidate]:
@@ -252,7 +108,7 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
 
     def objective(trial: Any) -> tuple[float, float]:
         if name == "GridSampler":
-            found = group[trial.suggest_categorical("place", list(range(len(group))))]
+            found = group[trial.suggest_int("place", 0, len(group) - 1)]
         else:
             # The table is not a full product: the nearest of its points stands for what is asked for.
             wanted = np.array([trial.suggest_float(str(axis), low[axis], high[axis]) for axis in range(len(low))])
@@ -261,7 +117,8 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
         asked[found] = None
         return table.speedups[found].value, table.loss(found)
 
-    study.optimize(objective, n_trials=len(group))
+    # What is asked for again costs nothing, as it is known; so the others get more trials than there are candidates.
+    study.optimize(objective, n_trials=len(group) * (1 if name == "GridSampler" else _TRIALS))
     return list(asked)
 
 
@@ -269,79 +126,120 @@ def _coordinates(candidate: Candidate) -> list[float]:
     return [float(value) for point in candidate.params.values() for value in point.values()]
 
 
-def compare(tables: Sequence[Table], seeds: int, optuna_seeds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row a method, and the figures to reach."""
+OTHERS: dict[str, Callable[[Table, int], list[Candidate]]] = {
+    "random": random_order,
+    **{f"Optuna {name}": optuna_order(name) for name in ("GridSampler", "TPESampler", "NSGAIISampler")},
+}
+
+
+@cache
+def _tables() -> list[Table]:
+    """The recorded cells, read once a process."""
+    recorded = {cell: [point for point in points if point.blocks] for cell, points in read("exhaustive").items()}
+    return [Table(cell, points) for cell, points in recorded.items() if points]
+
+
+def our_run(seed: int) -> Run:
+    """Our search of all cells."""
+    parts = []
+    for table in _tables():
+        order = list(range(table.samples))
+        random.Random(seed).shuffle(order)
+        replay = Replay(table, order)
+        right, regrets = judge(table, replay.search())
+        parts.append(Run(replay.spent, replay.images, right, regrets))
+    return Run.of_all(parts)
+
+
+def orders_of(job: tuple[str, int]) -> list[list[Candidate]]:
+    """The order in which another method evaluates each cell's candidates, by its name and seed."""
+    name, seed = job
+    return [OTHERS[name](table, seed) for table in _tables()]
+
+
+def compare(ours: Sequence[Run], orders: Mapping[str, Orders]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row a method, and the figures to reach.
+
+    Args:
+        ours: our search's runs, one a seed.
+        orders: of each other method.
+    """
+    tables = _tables()
     exhaustive = sum(table.exhaustive_time for table in tables)
-    ours = [_ours(tables, seed) for seed in range(seeds)]
+    images = sum(table.samples * len(table.points) for table in tables)
     rows = [
-        {
-            "method": "exhaustive",
-            "images": sum(table.samples * len(table.points) for table in tables),
-            "time_vs_exhaustive": 1.0,
-            "targets_right": 1.0,
-            "median_regret": 0.0,
-            "mean_regret": 0.0,
-        },
+        _row("exhaustive", [Run(exhaustive, images, 1.0, [0.0])], exhaustive),
         _row("ours", ours, exhaustive),
     ]
     share = rows[1]["targets_right"]
-    others: dict[str, tuple[Callable[[Table, int], list[Candidate]], int]] = {"random": (random_order, seeds)}
-    for name in ("GridSampler", "TPESampler", "NSGAIISampler"):
-        others[f"Optuna {name}"] = (optuna_order(name), optuna_seeds)
-    for name, (order, count) in others.items():
-        runs = [_matched(tables, order, seed, share) for seed in range(count)]
+    for name, seeds in orders.items():
+        runs = [
+            Run.of_all([cost_to_match(table, order, share) for table, order in zip(tables, own, strict=True)])
+            for own in seeds
+        ]
         rows.append(_row(name, runs, exhaustive))
-    best = min(row["time_vs_exhaustive"] for row in rows if row["method"].startswith("Optuna"))
+    optuna_rows = [row for row in rows if row["method"].startswith("Optuna")]
+    matching = [row for row in optuna_rows if row["targets_right"] >= share] or optuna_rows
+    best = min(matching, key=lambda row: (-min(row["targets_right"], share), row["time_vs_exhaustive"]))
     return rows, {
         "targets_right": share,
         "cost_vs_exhaustive": rows[1]["time_vs_exhaustive"],
-        "cost_vs_best_optuna": rows[1]["time_vs_exhaustive"] / best,
+        "cost_vs_best_optuna": rows[1]["time_vs_exhaustive"] / best["time_vs_exhaustive"],
+        "best_optuna": best["method"],
         "median_regret": rows[1]["median_regret"],
+        "mean_regret": rows[1]["mean_regret"],
     }
 
 
-def _ours(tables: Sequence[Table], seed: int) -> tuple[float, int, float, list[float]]:
-    time, images, rights, regrets = 0.0, 0, [], []
-    for table in tables:
-        order = list(range(table.samples))
-        random.Random(seed).shuffle(order)
-        replay = Replay(table, order, next(iter(REGISTRY)))
-        right, own = judge(table, replay.search())
-        time, images = time + replay.spent, images + replay.images
-        rights.append(right)
-        regrets += own
-    return time, images, float(np.mean(rights)), regrets
-
-
-def _matched(
-    tables: Sequence[Table], order: Callable[[Table, int], list[Candidate]], seed: int, share: float
-) -> tuple[float, int, float, list[float]]:
-    parts = [cost_to_match(table, order(table, seed), share) for table in tables]
-    times, images, rights, regrets = zip(*parts, strict=True)
-    return sum(times), sum(images), float(np.mean(rights)), [regret for own in regrets for regret in own]
-
-
-def _row(name: str, runs: Sequence[tuple[float, int, float, list[float]]], exhaustive: float) -> dict[str, Any]:
+def _row(name: str, runs: Sequence[Run], exhaustive: float) -> dict[str, Any]:
     return {
         "method": name,
-        "images": round(median(images for _, images, _, _ in runs)),
-        "time_vs_exhaustive": median(time / exhaustive for time, _, _, _ in runs),
-        "targets_right": median(right for _, _, right, _ in runs),
-        "median_regret": median(median(regrets) for _, _, _, regrets in runs),
-        "mean_regret": median(float(np.mean(regrets)) for _, _, _, regrets in runs),
+        "seeds": len(runs),
+        "images": round(median(run.images for run in runs)),
+        "time_vs_exhaustive": median(run.time / exhaustive for run in runs),
+        "targets_right": median(run.right for run in runs),
+        "median_regret": median(median(run.regrets) for run in runs),
+        "mean_regret": median(float(np.mean(run.regrets)) for run in runs),
     }
+
+
+def draw(path: Path, ours: Sequence[Run], orders: Mapping[str, Orders]) -> None:
+    """Targets right and mean regret against the time spent: ours a dot a seed, the others a line."""
+    tables = _tables()
+    exhaustive = sum(table.exhaustive_time for table in tables)
+    lines = {}
+    for name, (first, *_) in orders.items():
+        runs = [
+            Run.of_all([beginning(table, order, part) for table, order in zip(tables, first, strict=True)])
+            for part in range(1, _PARTS + 1)
+        ]
+        lines[name] = [_dot(run, exhaustive) for run in runs]
+    charts.search_cost(path, [_dot(run, exhaustive) for run in ours], lines)
+
+
+def _dot(run: Run, exhaustive: float) -> charts.Spent:
+    return charts.Spent(run.time / exhaustive, run.right, float(np.mean(run.regrets)))
 
 
 def main() -> None:
     """Replay and print the comparison."""
     made = parser(__doc__ or "")
-    made.add_argument("--seeds", type=int, default=20, help="seeds of ours and of random search")
-    made.add_argument("--optuna-seeds", type=int, default=3, help="seeds of each Optuna sampler")
+    made.add_argument("--seeds", type=int, default=20, help="seeds of ours and of random search (default: 20)")
+    made.add_argument(
+        "--optuna-seeds", type=int, default=1, help="seeds of each Optuna sampler (default: 1; 20 take ten minutes)"
+    )
+    made.add_argument("--plot", type=Path, metavar="FILE", help="also draw an SVG file")
     arguments = made.parse_args()
-    recorded = {cell: [point for point in points if point.blocks] for cell, points in read("exhaustive").items()}
-    tables = [Table(cell, points) for cell, points in recorded.items() if points]
-    rows, summary = compare(tables, arguments.seeds, arguments.optuna_seeds)
+    counts = {name: arguments.seeds if name == "random" else arguments.optuna_seeds for name in OTHERS}
+    with ProcessPoolExecutor() as pool:
+        found = [pool.submit(our_run, seed) for seed in range(arguments.seeds)]
+        asked = {name: [pool.submit(orders_of, (name, seed)) for seed in range(counts[name])] for name in OTHERS}
+        ours = [run.result() for run in found]
+        orders = {name: [one.result() for one in own] for name, own in asked.items()}
+    rows, summary = compare(ours, orders)
     show("search cost, medians over seeds", rows, summary, as_json=arguments.json)
+    if arguments.plot:
+        draw(arguments.plot, ours, orders)
 
 
 if __name__ == "__main__":

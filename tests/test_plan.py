@@ -17,6 +17,7 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.loss_model import LossModel, log_loss
 from pytest_diffaccel.search.plan import Plan
+from pytest_diffaccel.search.rivals import Rivals
 from pytest_diffaccel.search.select import choose
 
 REGISTRY = default_registry()
@@ -75,15 +76,19 @@ def plan(evaluated: dict[Candidate, tuple[float, ...]]) -> Plan:
     return Plan(REGISTRY, REGISTRY.select(["DeepCache"])[0], CELL, COSTS, evaluated, MAX_LOSS, FIRST)
 
 
+def rivals(evaluated: dict[Candidate, tuple[float, ...]]) -> Rivals:
+    return Rivals(plan(evaluated).options, MAX_LOSS, FIRST, SAMPLES)
+
+
 def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
     """What the cases and then the race of a group evaluate."""
     evaluated: dict[Candidate, tuple[float, ...]] = {}
     for one in GRID:
-        if plan(evaluated).verdict(one).evaluate:
+        if plan(evaluated).verdict(one, GRID).evaluate:
             evaluated[one] = true_losses(one, seed)[:FIRST]
     while (best := plan(evaluated).best([one for one in GRID if one not in evaluated])) is not None:
         evaluated[best] = true_losses(best, seed)[:FIRST]
-    while needed := plan(evaluated).undecided(SAMPLES):
+    while needed := rivals(evaluated).undecided():
         evaluated |= {one: true_losses(one, seed)[:count] for one, count in needed.items()}
     return evaluated
 
@@ -145,19 +150,33 @@ def test_a_dominated_candidate_names_what_beats_it() -> None:
 
 def test_the_race_ends_and_nobody_gets_more_samples_than_there_are() -> None:
     evaluated = search()
-    assert plan(evaluated).undecided(SAMPLES) == {}
+    assert rivals(evaluated).undecided() == {}
     assert max(map(len, evaluated.values())) <= SAMPLES
 
 
-def test_clear_winners_get_no_more_samples() -> None:
-    evaluated = {candidate(2, 0): (0.01, 0.011, 0.012, 0.011), candidate(3, 0): (0.05, 0.06, 0.05, 0.06)}
-    assert plan(evaluated).undecided(SAMPLES) == {}
+def test_it_is_the_turn_of_what_promises_most() -> None:
+    """What promises much less is left for later, and its evidence names what promises more."""
+    known = plan({candidate(5, 4): true_losses(candidate(5, 4))[:FIRST]})
+    best = known.best(GRID)
+    assert best is not None
+    assert known.verdict(best, GRID).evaluate
+    waiting = [
+        one for one in GRID if known.verdict(one).evaluate and not known.verdict(one, GRID).evaluate and one is not best
+    ]
+    assert waiting
+    for one in waiting:
+        assert "promises more" in known.verdict(one, GRID).evidence
 
 
-def test_rivals_get_the_samples_that_the_leader_has() -> None:
-    evaluated = {candidate(2, 0): (0.01, 0.05, 0.02, 0.03), candidate(3, 0): (0.02, 0.03, 0.03, 0.031)}
-    needed = plan(evaluated).undecided(SAMPLES)
-    assert needed == {candidate(2, 0): 8, candidate(3, 0): 8}
+def test_of_few_samples_the_luckiest_is_not_believed() -> None:
+    """A target's least loss is what the model makes of it, between what was seen and what its neighbours say."""
+    lucky = candidate(4, 0)
+    honest = {one: true_losses(one)[:FIRST] for one in (candidate(2, 0), candidate(3, 0), candidate(5, 0), lucky)}
+    flattered = {**honest, lucky: tuple(0.3 * loss for loss in honest[lucky])}
+    near = candidate(4, 1)
+    known = plan(flattered)
+    assert known.losses_of(single("DeepCache"), [near.params])[0] > log_loss(float(np.mean(flattered[lucky])))
+    assert known.verdict(near).evaluate
 
 
 def single(name: str) -> Accelerator:
@@ -168,7 +187,7 @@ def single(name: str) -> Accelerator:
 @given(st.sets(st.sampled_from(range(len(GRID))), min_size=3, max_size=30))
 def test_the_loss_model_knows_what_it_has_seen(places: set[int]) -> None:
     seen = {GRID[place]: float(np.mean(true_losses(GRID[place]))) for place in places}
-    mean, sd = LossModel(REGISTRY, CELL, seen).predict(single("DeepCache"), [one.params for one in seen])
+    mean, sd = LossModel(REGISTRY, CELL, seen, SAMPLES).predict(single("DeepCache"), [one.params for one in seen])
     truth = np.array([log_loss(loss) for loss in seen.values()])
     assert np.all(np.abs(mean - truth) <= 4 * np.maximum(sd, 0.12))
     assert np.all(sd < 0.2)
@@ -179,11 +198,13 @@ def test_losses_of_methods_together_add_up_like_the_sides_of_a_right_angle() -> 
     seen = {candidate(interval): 0.03 for interval in (2, 3, 5)}
     seen |= {Candidate(CELL, "ToMe", params): 0.04 for params in merged}
     together = REGISTRY.select(["DeepCache and ToMe"])[0]
-    mean, sd = LossModel(REGISTRY, CELL, seen).predict(together, [{**candidate(3).params, **merged[1]}])
+    mean, sd = LossModel(REGISTRY, CELL, seen, SAMPLES).predict(together, [{**candidate(3).params, **merged[1]}])
     assert math.exp(mean[0]) == pytest.approx(0.05, rel=0.15)
     assert sd[0] < 0.35
 
 
 def test_of_an_unknown_method_the_model_says_that_it_does_not_know() -> None:
-    _, sd = LossModel(REGISTRY, CELL, {}).predict(single("ToMe"), [{"ToMe": {"ratio": 0.5, "max_downsample": 1}}])
+    _, sd = LossModel(REGISTRY, CELL, {}, SAMPLES).predict(
+        single("ToMe"), [{"ToMe": {"ratio": 0.5, "max_downsample": 1}}]
+    )
     assert sd[0] >= 1.0

@@ -40,7 +40,7 @@ def search_case(bench: Workbench, candidate: Candidate, *, within_budget: bool) 
         decided = group.decision(candidate.key)
         if decided is not None:
             raise NotWorthwhile(decided)
-        verdict = group.plan().verdict(candidate)
+        verdict = group.plan().verdict(candidate, group.grid)
         if not verdict.evaluate:
             group.decide(candidate.key, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -53,6 +53,7 @@ class CostModel:
         self.registry = registry
         self.kinds = kinds
         self.fixed = fixed
+        self._predicted: dict[Candidate, Interval] = {}
 
     @classmethod
     def fit(cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> CostModel:
@@ -67,10 +68,11 @@ class CostModel:
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
-        found: list[Interval] = []
-        for start in range(0, len(candidates), _CHUNK):
-            found += self._speedups(candidates[start : start + _CHUNK])
-        return found
+        new = [one for one in candidates if one not in self._predicted]
+        for start in range(0, len(new), _CHUNK):
+            chunk = new[start : start + _CHUNK]
+            self._predicted.update(zip(chunk, self._speedups(chunk), strict=True))
+        return [self._predicted[one] for one in candidates]
 
     def of_fewer_steps(self, steps: int, fewer: int) -> Interval:
         """Speed-up of the unaccelerated pipeline with ``fewer`` steps instead of ``steps``, with its 95% interval."""
@@ -133,7 +135,7 @@ class CostModel:
         return self._regression.predict(self._covariance(kinds, list(self.kinds)), own)
 
     def _speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
-        calls = [self._kinds(candidate) for candidate in candidates]
+        calls = [_kinds(self.registry, candidate) for candidate in candidates]
         kinds = sorted({kind for row in calls for kind in row})
         counts = np.array([[row.count(kind) for kind in kinds] for row in calls], dtype=float)
         log_costs, covariance = self._log_costs(kinds)
@@ -156,11 +158,13 @@ class CostModel:
             found.append(Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half)))
         return found
 
-    def _kinds(self, candidate: Candidate) -> tuple[str, ...]:
-        return self.registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)
-
     def _fixed(self, accelerator: str) -> Cost:
         if accelerator in self.fixed:
             return self.fixed[accelerator]
         known = [one.log_ratio for one in self.fixed.values()]
         return Cost(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)
+
+
+@lru_cache(maxsize=1 << 16)
+def _kinds(registry: Registry, candidate: Candidate) -> tuple[str, ...]:
+    return registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pytest_diffaccel.matrix import Candidate, Cell, slug
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.search.attempt import evaluate
 from pytest_diffaccel.search.budget import TimeIsUp
@@ -37,10 +38,9 @@ class Group:
     def plan(self) -> Plan:
         """The group as far as it is known now."""
         knowledge = self.bench.knowledge(self.cell, self.accelerator)
-        (known,) = self.bench.registry.select([self.accelerator])
         return Plan(
             registry=self.bench.registry,
-            accelerator=known,
+            accelerator=self._accelerator,
             cell=self.cell,
             costs=knowledge.costs,
             evaluated=knowledge.losses(self.cell),
@@ -111,12 +111,23 @@ class Group:
     def _conditions(self) -> tuple[str, Sampling]:
         return self.bench.environment(self.cell).id, self.bench.sampling(self.cell, "search")
 
+    @property
+    def grid(self) -> list[Candidate]:
+        """The group's cases that did not fail."""
+        return self._not_failed(self._accelerator.grid(self.cell, coarse=self.bench.settings.coarse))
+
     def _open_candidates(self) -> list[Candidate]:
         """Those that did not fail: of the grid and, unless that is coarse, of the whole space."""
-        known, bench = self.plan(), self.bench
-        rows = list(known.accelerator.grid(self.cell, coarse=bench.settings.coarse))
-        if not bench.settings.coarse:
-            rows += space(known)
-        failed = {failure.candidate.key for failure in bench.store.failures(*self._conditions)}
+        if self.bench.settings.coarse:
+            return self.grid
+        return self._not_failed([*self._accelerator.grid(self.cell, coarse=False), *space(self.plan())])
+
+    def _not_failed(self, rows: Iterable[Params]) -> list[Candidate]:
+        failed = {failure.candidate.key for failure in self.bench.store.failures(*self._conditions)}
         candidates = {one.key: one for one in (Candidate(self.cell, self.accelerator, params) for params in rows)}
         return [one for key, one in candidates.items() if key not in failed]
+
+    @property
+    def _accelerator(self) -> Accelerator:
+        (known,) = self.bench.registry.select([self.accelerator])
+        return known

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -27,8 +27,11 @@ _UNKNOWN_LOG_LOSS, _UNKNOWN_SD = math.log(0.05), 1.0
 _LEVEL_SD, _TREND_SD, _BEND_SD = 1.0, 1.4, 1.0
 # Coordinates are scaled so that this is a difference (Method.coordinates).
 _LENGTH = 0.3
-# What the model cannot say of a method's loss; of a combination's beside its methods' own.
-_NOISE_SD, _TOGETHER_NOISE_SD = 0.12, 0.08
+# What the model cannot say of a method's loss.
+_NOISE_SD = 0.12
+# Of a combination's beside its methods' own, and what one sample is off by: on few samples candidates that lose alike
+# differ by chance.
+_TOGETHER_NOISE_SD, _SAMPLE_SD = 0.05, 0.27
 # A combination against its right angle: this much above it, and how that varies, in general and from point to point.
 _TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.3
 
@@ -63,7 +66,7 @@ class _MethodLoss:
         return mean + self._level, variance
 
     def _places(self, points: Sequence[Point]) -> Array:
-        return np.array([self._method.coordinates(point, self._cell) for point in points], dtype=float)
+        return np.array([_coordinates(self._method, self._cell, point) for point in points], dtype=float)
 
     @staticmethod
     def _covariance(one: Array, other: Array) -> Array:
@@ -77,13 +80,16 @@ class LossModel:
     Args:
         registry: the methods known.
         cell: the cell.
-        evaluated: losses seen on those samples, by candidate, of any accelerator of the cell.
+        evaluated: mean losses seen on those samples, by candidate, of any accelerator of the cell.
+        samples: how many samples that is, at least 1.
     """
 
-    def __init__(self, registry: Registry, cell: Cell, evaluated: Mapping[Candidate, float]) -> None:
+    def __init__(self, registry: Registry, cell: Cell, evaluated: Mapping[Candidate, float], samples: int) -> None:
         self._cell = cell
         self._evaluated = evaluated
+        self._noise = _TOGETHER_NOISE_SD**2 + _SAMPLE_SD**2 / samples
         self._methods: dict[str, _MethodLoss] = {}
+        self._together: dict[str, tuple[Array, Array, Regression] | None] = {}
         for accelerator in registry:
             if len(accelerator.methods) == 1:
                 (method,) = accelerator.methods
@@ -102,23 +108,29 @@ class LossModel:
         return self._predict_together(accelerator, rows)
 
     def _predict_together(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:
-        known = [one for one in self._evaluated if one.accelerator == accelerator.name]
-        known_rows = [one.params for one in known]
         mean, variance = self._right_angle(accelerator, rows)
         own = _TOGETHER_LEVEL_SD**2 + _TOGETHER_BEND_SD**2 + variance
-        if not known:
+        if accelerator.name not in self._together:
+            self._together[accelerator.name] = self._shift(accelerator)
+        known = self._together[accelerator.name]
+        if known is None:
             return mean, np.sqrt(own)
-        known_mean, known_variance = self._right_angle(accelerator, known_rows)
-        places, known_places = self._places(accelerator, rows), self._places(accelerator, known_rows)
-        values = np.array([log_loss(self._evaluated[one]) for one in known]) - known_mean
-        regression = Regression(
-            self._covariance(known_places, known_places, known_variance, known_variance),
-            values,
-            np.full(len(known), _TOGETHER_NOISE_SD**2),
-        )
-        between = self._covariance(places, known_places, variance, known_variance)
+        known_places, known_variance, regression = known
+        between = self._covariance(self._places(accelerator, rows), known_places, variance, known_variance)
         shift, left = regression.predict_each(between, own)
         return mean + shift, np.sqrt(left)
+
+    def _shift(self, accelerator: Accelerator) -> tuple[Array, Array, Regression] | None:
+        """Where the evaluated combinations lie, the variance of their right angles, and how far they are from those."""
+        known = [one for one in self._evaluated if one.accelerator == accelerator.name]
+        if not known:
+            return None
+        rows = [one.params for one in known]
+        mean, variance = self._right_angle(accelerator, rows)
+        places = self._places(accelerator, rows)
+        values = np.array([log_loss(self._evaluated[one]) for one in known]) - mean
+        prior = self._covariance(places, places, variance, variance)
+        return places, variance, Regression(prior, values, np.full(len(known), self._noise))
 
     def _right_angle(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:
         """Log of the root of the sum of the squares of the methods' own losses, and its variance."""
@@ -137,7 +149,7 @@ class LossModel:
                 [
                     place
                     for method in accelerator.methods
-                    for place in method.coordinates(params[method.name], self._cell)
+                    for place in _coordinates(method, self._cell, params[method.name])
                 ]
                 for params in rows
             ]
@@ -149,3 +161,12 @@ class LossModel:
         bend = _TOGETHER_BEND_SD**2 + np.sqrt(variance[:, None] * other_variance[None, :])
         covariance: Array = _TOGETHER_LEVEL_SD**2 + bend * bells(one, other, _LENGTH)
         return covariance
+
+
+def _coordinates(method: Method, cell: Cell, point: Point) -> tuple[float, ...]:
+    return _known_coordinates(method, cell, tuple(point.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _known_coordinates(method: Method, cell: Cell, point: tuple[tuple[str, float], ...]) -> tuple[float, ...]:
+    return method.coordinates(dict(point), cell)

@@ -1,12 +1,12 @@
-"""Which candidates of a group are worth evaluating, and which of those need more samples.
+"""Which candidates of a group are worth evaluating.
 
 Everything here is arithmetic on what is known: predicted speed-ups, predicted losses, and the losses of the samples
 made so far. What makes the samples (a pipeline, or a table that is replayed) asks, evaluates, and asks again.
 
 A candidate is worth a first evaluation when it is expected to lower some target's least loss noticeably: the expected
-improvement (Jones, Schonlau and Welch 1998), times the probability that it is fast enough (Gardner et al. 2014). One
-evaluation serves all targets. Those evaluated then race (Maron and Moore 1994): on the same prompts and seeds, one
-whose loss is worse than the leader's beyond the paired interval drops out, and what is left gets more samples.
+improvement (Jones, Schonlau and Welch 1998) over what the model of losses makes of those evaluated (few samples flatter
+the luckiest of them), times the probability that it is fast enough (Gardner et al. 2014). One evaluation serves all
+targets. Those evaluated then race (:mod:`.rivals`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_par
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.loss_model import LossModel, log_loss
-from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline, may_reach, probability
+from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline, may_reach, probabilities
 from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, equally_good, leader
+from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, leader
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
-_NOTICEABLE_GAIN = 0.01
+_NOTICEABLE_GAIN = 0.003
+# A candidate whose turn comes is left for later while another promises so many times as much for its time.
+_MUCH_MORE = 2.0
 # One predicted this well needs no blocks of its own: the winners get theirs anyway.
-_KNOWN_SPEEDUP = 0.035
+_KNOWN_SPEEDUP = 0.05
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
@@ -74,8 +76,13 @@ class Plan:
     max_loss: float
     first: int
 
-    def verdict(self, candidate: Candidate) -> Verdict:
-        """Whether ``candidate`` is worth a first evaluation, given all that is known now."""
+    def verdict(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Verdict:
+        """Whether ``candidate`` is worth a first evaluation, given all that is known now.
+
+        Args:
+            candidate: of the group, not evaluated yet.
+            others: that may be evaluated in its place; where one of them promises much more, it is not its turn.
+        """
         (speedup,) = self.costs.speedups([candidate])
         said = f"predicted {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
         if not self._fast_enough(speedup):
@@ -90,6 +97,11 @@ class Plan:
             return Verdict(False, f"{said}; {self._why_not(speedup)}")
         place = int(gains.argmax())
         could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
+        open_others = [one for one in others if one not in self.evaluated]
+        worth = self._worth([candidate, *open_others])
+        if worth[0] * _MUCH_MORE < worth.max():
+            better = open_others[int(worth.argmax()) - 1]
+            return Verdict(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
         return Verdict(True, f"{said}: could {could}")
 
     def _teaches(self, candidate: Candidate) -> bool:
@@ -108,22 +120,25 @@ class Plan:
         return [Candidate(self.cell, self.accelerator.name, grid[place]) for place in (0, len(grid) // 2, -1)]
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate | None:
-        """The one most worth evaluating next, gain for time; None when none is.
+        """The one most worth evaluating next; None when none is.
 
         Args:
             candidates: of the group, none of them evaluated.
         """
+        worth = self._worth(candidates)
+        return candidates[int(worth.argmax())] if worth.any() else None
+
+    def _worth(self, candidates: Sequence[Candidate]) -> Array:
+        """What is expected to be gained for the time that an evaluation takes, (n,); 0 where nothing noticeable is."""
+        worth = np.zeros(len(candidates))
         speedups = self.costs.speedups(candidates)
         fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
-        if not fast:
-            return None
-        chosen = [candidates[place] for place in fast]
-        gains = self._gains([speedups[place] for place in fast], *self._losses(chosen))
-        gains[gains < _NOTICEABLE_GAIN] = 0.0
-        if not gains.any():
-            return None
-        worth = gains.sum(axis=1) * np.array([speedups[place].value for place in fast])
-        return chosen[int(worth.argmax())]
+        if fast:
+            known = [speedups[place] for place in fast]
+            gains = self._gains(known, *self._losses([candidates[place] for place in fast]))
+            gains[gains < _NOTICEABLE_GAIN] = 0.0
+            worth[fast] = gains.sum(axis=1) * np.array([speedup.value for speedup in known])
+        return worth
 
     def promising(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
         """Those of ``candidates`` that are expected to gain anything, the ``most`` of them that gain most, best
@@ -162,25 +177,6 @@ class Plan:
             return True
         return speedup.half_width_ratio > _KNOWN_SPEEDUP and any(is_borderline(speedup, target) for target in TARGETS)
 
-    def borderline(self) -> list[Candidate]:
-        """Evaluated candidates that would win a target if they surely reached it: more timing decides it."""
-        found = {}
-        for target in TARGETS:
-            reaching = [option for option in self.options if option.reaches(target)]
-            best = leader(reaching) if reaching else None
-            hopeful = [
-                option
-                for option in self.options
-                if not option.reaches(target)
-                and is_borderline(option.speedup, target)
-                and option.lpips <= self.max_loss
-                and (best is None or (leader([best, option]) is option and not equally_good(option, best)))
-            ]
-            if hopeful:
-                closest = leader(hopeful).candidate
-                found[closest.key] = closest
-        return list(found.values())
-
     def improves_on(self, before: Plan) -> bool:
         """Whether some target's least loss, or the best speed-up reached, is noticeably better than ``before``."""
         if math.log(self._nearest / before._nearest) > _NOTICEABLE_GAIN:
@@ -194,7 +190,7 @@ class Plan:
     @cached_property
     def _model(self) -> LossModel:
         first = {one: float(np.mean(losses[: self.first])) for one, losses in self.evaluated.items()}
-        return LossModel(self.registry, self.cell, first)
+        return LossModel(self.registry, self.cell, first, self.first)
 
     def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
         return self._model.predict(self.accelerator, [one.params for one in candidates])
@@ -204,20 +200,24 @@ class Plan:
         a target that none reaches, (candidates, targets + 1).
         """
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
-        for place, target in enumerate(TARGETS):
-            ahead = self._least(target) - mean
-            far = ahead / sd
-            improvement = ahead * ndtr(far) + sd * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
-            gains[:, place] = improvement * [probability(speedup, target) for speedup in speedups]
+        ahead = np.array([self._least(target) for target in TARGETS]) - mean[:, None]
+        far = ahead / sd[:, None]
+        improvement = ahead * ndtr(far) + sd[:, None] * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
+        gains[:, :-1] = improvement * probabilities(speedups, TARGETS)
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
             gains[:, -1] = np.maximum(0.0, nearer) * ndtr((log_loss(self.max_loss) - mean) / sd)
         return gains
 
     def _least(self, target: float) -> float:
-        """Least log loss among the evaluated that reach ``target``; the largest allowed where none does."""
-        reached = [float(np.mean(self.evaluated[one][: self.first])) for one in self._reaching(target)]
-        return log_loss(min([self.max_loss, *reached]))
+        """Least expected log loss among the evaluated that reach ``target``; the largest allowed where none does."""
+        return min([log_loss(self.max_loss), *(self._modelled[one] for one in self._reaching(target))])
+
+    @cached_property
+    def _modelled(self) -> dict[Candidate, float]:
+        """Expected log loss of the group's evaluated candidates."""
+        own = [option.candidate for option in self.options]
+        return dict(zip(own, self._losses(own)[0].tolist(), strict=True)) if own else {}
 
     def _reaching(self, target: float) -> list[Candidate]:
         return [option.candidate for option in self.options if option.reaches(target)]
@@ -258,24 +258,3 @@ class Plan:
         best = leader(reaching)
         first = float(np.mean(best.losses[: self.first]))
         return f"{target:g}x is reached at {first:.4f} by {format_params(best.candidate.params)}"
-
-    def undecided(self, most: int) -> dict[Candidate, int]:
-        """Candidates that need more samples before the targets' winners can be told, and how many in all.
-
-        Args:
-            most: samples of a whole evaluation; nobody gets more.
-        """
-        needed: dict[Candidate, int] = {}
-        options = self.options
-        for target in TARGETS:
-            reaching = [option for option in options if option.reaches(target)]
-            if not reaching:
-                continue
-            first = leader(reaching)
-            rivals = [option for option in reaching if not option.loses_to(first) and not equally_good(option, first)]
-            fewest = min(len(option.losses) for option in [*rivals, first])
-            if len(rivals) > (first in rivals) and fewest < most:
-                for option in [*rivals, first]:
-                    if len(option.losses) == fewest:
-                        needed[option.candidate] = min(most, 2 * fewest)
-        return needed

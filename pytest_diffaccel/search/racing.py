@@ -15,11 +15,12 @@ from pytest_diffaccel.devices import CudaBroken
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.plan import Plan
+from pytest_diffaccel.search.rivals import Rivals
 
 _LOG = logging.getLogger(__name__)
 
 # Evaluations in a row that lower no target's least loss, after which the rest is left alone.
-_PATIENCE = 8
+_PATIENCE = 30
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16
 #: Candidates beyond the grid that are looked at again and again as more becomes known.
@@ -53,9 +54,14 @@ def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None
     Raises:
         Exception: when a candidate that was evaluated before fails now.
     """
-    while not time_is_up() and track.time(track.plan().borderline()):
-        pass
-    while not time_is_up() and (needed := track.plan().undecided(num_samples)):
+    while not time_is_up():
+        known = track.plan()
+        rivals = Rivals(known.options, known.max_loss, known.first, num_samples)
+        if track.time(rivals.borderline()):
+            continue
+        needed = rivals.undecided()
+        if not needed:
+            return
         for candidate, samples in needed.items():
             track.extend(candidate, samples)
 

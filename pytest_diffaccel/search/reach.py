@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from scipy.special import ndtr
 
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.regression import Array
 from pytest_diffaccel.search.select import SPEED_TOLERANCE
 
 #: A speed-up predicted less well than this gets the benefit of its interval.
 VAGUE_SPEEDUP = 0.06
 _NORMAL_95 = 1.96
+# Of the logarithm of a speed-up that is known exactly: keeps what is divided by it finite.
+_LEAST_SD = 1e-9
+# How far an interval reaches to either side after several blocks, as a logarithm; a chance below this is none.
+_TIMED_HALF_WIDTH, _SOME_CHANCE = 0.025, 0.1
 
 
 def may_reach(speedup: Interval, target: float) -> bool:
@@ -24,10 +31,22 @@ def is_borderline(speedup: Interval, target: float) -> bool:
     return speedup.low < target * (1 - SPEED_TOLERANCE) <= speedup.high
 
 
-def probability(speedup: Interval, target: float) -> float:
-    """That the speed-up will be found to reach the target; 1 where it may and too little is known to say."""
-    if speedup.half_width_ratio > VAGUE_SPEEDUP:
-        return float(may_reach(speedup, target))
+def timing_may_show(speedup: Interval, target: float) -> bool:
+    """Whether it is open if it reaches the target, and timing has some chance to show that it does."""
+    if not is_borderline(speedup, target):
+        return False
     sd = math.log(speedup.high / speedup.low) / (2 * _NORMAL_95)
-    distance = math.log(speedup.value / (target * (1 - SPEED_TOLERANCE)))
-    return float(ndtr(distance / sd - _NORMAL_95)) if sd > 0 else float(distance >= 0)
+    needed = math.log(target * (1 - SPEED_TOLERANCE)) + _TIMED_HALF_WIDTH
+    return bool(ndtr((math.log(speedup.value) - needed) / sd) >= _SOME_CHANCE)
+
+
+def probabilities(speedups: Sequence[Interval], targets: Sequence[float]) -> Array:
+    """That each speed-up will be found to reach each target, (speed-ups, targets); 1 where it may and too little is
+    known to say.
+    """
+    low, value, high = (np.log([[getattr(one, end)] for one in speedups]) for end in ("low", "value", "high"))
+    needed = np.log(np.array(targets) * (1 - SPEED_TOLERANCE))
+    sd = np.maximum((high - low) / (2 * _NORMAL_95), _LEAST_SD)
+    vague = np.array([[one.half_width_ratio > VAGUE_SPEEDUP] for one in speedups])
+    found: Array = np.where(vague, high >= needed, ndtr((value - needed) / sd - _NORMAL_95))
+    return found

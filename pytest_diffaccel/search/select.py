@@ -21,7 +21,7 @@ Reason: TypeAlias = Literal["speed", "quality"]
 SPEED_TOLERANCE = 0.02
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
-# A rival drops out of the race when its loss is worse than the leader's with this confidence.
+# Losses differ when the difference is known with this confidence.
 _CONFIDENCE = 0.90
 
 
@@ -48,16 +48,11 @@ class Option:
         """Whether it is fast enough: the lower end of its interval, less the tolerance."""
         return self.speedup.low >= target * (1 - SPEED_TOLERANCE)
 
-    def loses_to(self, other: Option) -> bool:
-        """Whether its loss is worse on the samples that both have, beyond the paired interval.
+    def _paired(self, other: Option) -> tuple[float, float]:
+        """Mean difference of losses on common samples, and how far off it may be to one side.
 
         One sample each says nothing of chance: then the difference decides.
         """
-        difference, margin = self._paired(other)
-        return difference > margin
-
-    def _paired(self, other: Option) -> tuple[float, float]:
-        """Mean difference of losses on common samples, and how far off it may be to one side."""
         common = min(len(self.losses), len(other.losses))
         differences = np.subtract(self.losses[:common], other.losses[:common])
         if common == 1:
@@ -68,7 +63,7 @@ class Option:
 
 @cache
 def _quantile(df: int) -> float:
-    """Student's one-sided quantile at the race's confidence."""
+    """Student's one-sided quantile at that confidence."""
     return float(stats.t.ppf(_CONFIDENCE, df))
 
 
@@ -132,12 +127,6 @@ def leader(options: Sequence[Option]) -> Option:
         return option.lpips * (most.lpips / seen if seen > 0 else 1.0)
 
     return min(options, key=lambda option: (scaled(option), option.candidate.key))
-
-
-def equally_good(one: Option, other: Option) -> bool:
-    """Whether the two are known to lose alike: the whole paired interval lies within :data:`EQUAL_LOSS`."""
-    difference, margin = one._paired(other)
-    return abs(difference) + margin <= EQUAL_LOSS * other.lpips
 
 
 def _ties(option: Option, best: Option) -> bool:

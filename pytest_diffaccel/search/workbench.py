@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
 Purpose: TypeAlias = Literal["search", "winner"]
+# Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
+_FIRST_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,11 @@ class Workbench:
 
     @property
     def first_samples(self) -> int:
-        """Samples of a candidate's first evaluation."""
+        """Samples of a candidate's first evaluation: whole batches."""
         settings = self.settings
-        return settings.num_samples if settings.exhaustive else min(settings.batch_size, settings.num_samples)
+        if settings.exhaustive:
+            return settings.num_samples
+        return min(settings.batch_size * math.ceil(_FIRST_SAMPLES / settings.batch_size), settings.num_samples)
 
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what other processes found is read when a group begins."""

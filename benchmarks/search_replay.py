@@ -1,0 +1,196 @@
+"""Our search on a recorded table: the plan and the race that run on pipelines, fed with what was recorded.
+
+Everything it generates and times is charged: samples at their speed-up, timed runs at the batch that was timed, the
+baseline runs beside them, and warm runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from benchmarks.record_exhaustive import TIMED_BATCH
+from benchmarks.recorded import Point
+from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.plan import Plan
+from pytest_diffaccel.search.racing import explore, settle
+from pytest_diffaccel.search.select import EQUAL_LOSS, Option, choose
+
+REGISTRY = default_registry()
+MAX_LOSS = 0.25
+# Samples of a first evaluation, as with small batches; blocks that tell a borderline speed-up, as in
+# pytest_diffaccel.search.group.
+_FIRST, _BLOCKS_ENOUGH = 2, 4
+#: One group's target: the accelerator and the speed-up.
+Goal = tuple[str, float]
+
+
+class Table:
+    """A recorded cell, and the truth that all of its blocks and samples tell."""
+
+    def __init__(self, cell: Cell, points: Sequence[Point]) -> None:
+        self.cell = cell
+        self.points = {point.candidate: point for point in points if point.losses}
+        self.samples = len(next(iter(self.points.values())).losses)
+        self.batch = TIMED_BATCH[cell.pipe]
+        model = CostModel.fit(REGISTRY, [(one, point.blocks) for one, point in self.points.items()])
+        self.speedups: dict[Candidate, Interval] = dict(
+            zip(self.points, model.speedups(list(self.points)), strict=True)
+        )
+
+    @cached_property
+    def winners(self) -> dict[Goal, Candidate | None]:
+        """The exhaustive search's; None where no candidate is fast and good enough."""
+        return named(self, list(self.points))
+
+    @cached_property
+    def exhaustive_time(self) -> float:
+        """Denoiser time of all samples of all candidates, in baseline generations of one sample.
+
+        One of its runs is timed, as recorded, for which a baseline run stands beside it.
+        """
+        return sum(self.samples / self.speedups[one].value + self.batch for one in self.points)
+
+    def loss(self, candidate: Candidate) -> float:
+        """Its LPIPS on all samples."""
+        return float(np.mean(self.points[candidate].losses))
+
+    def group(self, accelerator: Accelerator) -> list[Candidate]:
+        """The group's candidates, its grid first."""
+        return [one for one in self.points if one.accelerator == accelerator.name]
+
+
+def named(table: Table, evaluated: Sequence[Candidate]) -> dict[Goal, Candidate | None]:
+    """The winners among candidates evaluated in full, with all speed-ups known."""
+    winners: dict[Goal, Candidate | None] = {}
+    for accelerator in REGISTRY:
+        own = [one for one in evaluated if one.accelerator == accelerator.name]
+        winners |= chosen(accelerator, [Option(one, table.speedups[one], table.points[one].losses) for one in own])
+    return winners
+
+
+def chosen(accelerator: Accelerator, options: Sequence[Option]) -> dict[Goal, Candidate | None]:
+    """A group's winners among what was evaluated of it."""
+    choices = [choose(options, target, MAX_LOSS) for target in TARGETS]
+    return {
+        (accelerator.name, choice.target): choice.option.candidate if choice.option and not choice.reason else None
+        for choice in choices
+    }
+
+
+class Told(CostModel):
+    """A cost model that is told some candidates' speed-ups: those that were timed in many blocks.
+
+    Attributes:
+        told: their speed-ups.
+    """
+
+    told: Mapping[Candidate, Interval]
+
+    def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
+        """As told, else as predicted."""
+        predicted = super().speedups(candidates)
+        return [self.told.get(one, speedup) for one, speedup in zip(candidates, predicted, strict=True)]
+
+
+@dataclass
+class Replay:
+    """Our search on a table; a :class:`pytest_diffaccel.search.racing.Track` of one group after the other.
+
+    Attributes:
+        table: what is replayed.
+        order: the samples' places, shuffled by the seed.
+        accelerator: the group that is searched now.
+        images: generated so far.
+        spent: denoiser time so far, in baseline generations of one sample.
+    """
+
+    table: Table
+    order: Sequence[int]
+    accelerator: Accelerator = field(default_factory=lambda: next(iter(REGISTRY)))
+    images: int = 0
+    spent: float = 0.0
+    _evaluated: dict[Candidate, tuple[float, ...]] = field(default_factory=dict)
+    _timed: set[Candidate] = field(default_factory=set)
+    _told: dict[Candidate, Interval] = field(default_factory=dict)
+    _costs: Told | None = None
+    _plan: Plan | None = None
+
+    def plan(self) -> Plan:
+        """The group as far as it is known now."""
+        if self._costs is None:
+            timed = [(one, self.table.points[one].blocks[:1]) for one in self._timed]
+            self._costs = Told.fit(REGISTRY, timed)
+            self._costs.told = self._told
+        if self._plan is None:
+            known = self._costs, dict(self._evaluated)
+            self._plan = Plan(REGISTRY, self.accelerator, self.table.cell, *known, MAX_LOSS, _FIRST)
+        return self._plan
+
+    def evaluate(self, candidate: Candidate) -> None:
+        """The first samples; where the speed-up is not known well, a run of them is timed, beside a baseline run."""
+        if self.plan().timing_tells(candidate):
+            self._timed.add(candidate)
+            self._costs = None
+            self._generate(1.0, self.table.batch)
+        self.extend(candidate, _FIRST)
+
+    def extend(self, candidate: Candidate, num_samples: int) -> None:
+        """More samples."""
+        losses = self.table.points[candidate].losses
+        count = num_samples - len(self._evaluated.get(candidate, ()))
+        self._generate(self.table.speedups[candidate].value, count)
+        self._evaluated[candidate] = tuple(losses[place] for place in self.order[:num_samples])
+        self._plan = None
+
+    def time(self, candidates: Sequence[Candidate]) -> bool:
+        """Blocks enough to know the speed-ups: the table's truth, as a warm run and many blocks would tell it."""
+        untold = [one for one in candidates if one not in self._told]
+        for candidate in untold:
+            self._told[candidate] = self.table.speedups[candidate]
+            self._generate(self.table.speedups[candidate].value, self.table.batch * (1 + _BLOCKS_ENOUGH))
+        if untold:
+            self._generate(1.0, self.table.batch * _BLOCKS_ENOUGH)
+            self._plan = None
+        return bool(untold)
+
+    def _generate(self, speedup: float, count: int) -> None:
+        self.images += count
+        self.spent += count / speedup
+
+    def search(self) -> dict[Goal, Candidate | None]:
+        """All groups, as the cases and the winners' cases of a search go about them."""
+        winners: dict[Goal, Candidate | None] = {}
+        for self.accelerator in REGISTRY:
+            self._plan = None
+            group = self.table.group(self.accelerator)
+            points = self.accelerator.grid(self.table.cell, coarse=False)
+            grid = [one for one in group if one.params in points]
+            for candidate in grid:
+                if self.plan().verdict(candidate, grid).evaluate:
+                    self.evaluate(candidate)
+            explore(self, group, len(group))
+            settle(self, self.table.samples)
+            winners |= chosen(self.accelerator, self.plan().options)
+        return winners
+
+
+def judge(table: Table, winners: dict[Goal, Candidate | None]) -> tuple[float, list[float]]:
+    """Share of targets that are right, and the regret of each target that has a winner."""
+    right, regrets = [], []
+    for goal, best in table.winners.items():
+        found = winners[goal]
+        if best is None or found is None:
+            right.append(best is found)
+        else:
+            regret = max(0.0, table.loss(found) / max(table.loss(best), 1e-6) - 1)
+            fast = table.speedups[found].high >= goal[1]
+            right.append(fast and regret <= EQUAL_LOSS)
+            regrets.append(regret)
+    return float(np.mean(right)), regrets
