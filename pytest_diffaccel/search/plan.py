@@ -24,6 +24,7 @@ from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_par
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.loss_model import LossModel, log_loss
+from pytest_diffaccel.search.monotone import Monotone, is_checked
 from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline, may_reach, probabilities
 from pytest_diffaccel.search.regression import Array
 from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, leader
@@ -89,6 +90,8 @@ class Plan:
             if self._teaches(candidate):
                 return Verdict(True, f"{said}; shows what the method loses where it does little")
             return Verdict(False, f"{said}: {_REACHES_NONE}")
+        if (gentler := self._ruled_out_by(candidate)) is not None:
+            return Verdict(False, f"{said}; loses more than {format_params(gentler.params)}, which is fast enough")
         mean, sd = self._losses([candidate])
         gains = self._gains([speedup], mean, sd)[0]
         low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
@@ -97,10 +100,9 @@ class Plan:
             return Verdict(False, f"{said}; {self._why_not(speedup)}")
         place = int(gains.argmax())
         could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
-        open_others = [one for one in others if one not in self.evaluated]
-        worth = self._worth([candidate, *open_others])
-        if worth[0] * _MUCH_MORE < worth.max():
-            better = open_others[int(worth.argmax()) - 1]
+        worth = float(self._worth([candidate])[0])
+        better = self._best([one for one in others if one not in self.evaluated], _MUCH_MORE * worth)
+        if better is not None:
             return Verdict(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
         return Verdict(True, f"{said}: could {could}")
 
@@ -125,8 +127,14 @@ class Plan:
         Args:
             candidates: of the group, none of them evaluated.
         """
+        return self._best(candidates, 0.0)
+
+    def _best(self, candidates: Sequence[Candidate], least: float) -> Candidate | None:
+        """The one that is worth most, if that is more than ``least``."""
         worth = self._worth(candidates)
-        return candidates[int(worth.argmax())] if worth.any() else None
+        order = np.argsort(-worth, kind="stable")
+        promising = (candidates[place] for place in order[worth[order] > least])
+        return next((one for one in promising if self._ruled_out_by(one) is None), None)
 
     def _worth(self, candidates: Sequence[Candidate]) -> Array:
         """What is expected to be gained for the time that an evaluation takes, (n,); 0 where nothing noticeable is."""
@@ -189,7 +197,7 @@ class Plan:
 
     @cached_property
     def _model(self) -> LossModel:
-        first = {one: float(np.mean(losses[: self.first])) for one, losses in self.evaluated.items()}
+        first = {one: self._first_loss(one) for one in self.evaluated}
         return LossModel(self.registry, self.cell, first, self.first)
 
     def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
@@ -221,6 +229,24 @@ class Plan:
 
     def _reaching(self, target: float) -> list[Candidate]:
         return [option.candidate for option in self.options if option.reaches(target)]
+
+    def _ruled_out_by(self, candidate: Candidate) -> Candidate | None:
+        """A gentler candidate that reaches all targets that this one may reach, but for the few that are checked."""
+        (speedup,) = self.costs.speedups([candidate])
+        may = [target for target in TARGETS if may_reach(speedup, target)]
+        if not may or is_checked(candidate):
+            return None
+        reaching = self._reaching(may[-1])
+        gentler = [one for one in self._monotone.gentler(candidate) if one in reaching]
+        return gentler[0] if gentler and self._monotone.holds else None
+
+    @cached_property
+    def _monotone(self) -> Monotone:
+        own = [option.candidate for option in self.options]
+        return Monotone(self.accelerator, own, [self._first_loss(one) for one in own])
+
+    def _first_loss(self, candidate: Candidate) -> float:
+        return float(np.mean(self.evaluated[candidate][: self.first]))
 
     def _fast_enough(self, speedup: Interval) -> bool:
         """Whether it may reach a target, or come nearer to the lowest than anything evaluated."""
@@ -256,5 +282,5 @@ class Plan:
         if not reaching:
             return f"no target below LPIPS {self.max_loss:g} is expected of it"
         best = leader(reaching)
-        first = float(np.mean(best.losses[: self.first]))
+        first = self._first_loss(best.candidate)
         return f"{target:g}x is reached at {first:.4f} by {format_params(best.candidate.params)}"
