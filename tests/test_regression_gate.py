@@ -19,7 +19,7 @@ from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import read_references
-from pytest_diffaccel.report.gate import NOTHING_MEASURED, REFUSED, REGRESSED
+from pytest_diffaccel.report.gate import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
 
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")
@@ -142,6 +142,13 @@ def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
     result = gate.run(fault=fault)
     assert result.ret == REGRESSED
     result.stdout.fnmatch_lines([named, "gate: *regressed*of 2"])
+
+
+@pytest.mark.slow
+def test_a_case_that_breaks_off_is_no_regression(gate: Gate) -> None:
+    result = gate.run(fault="faults.out_of_memory()")
+    assert result.ret == BROKE_OFF
+    result.stdout.fnmatch_lines(["*no memory for a picture*", "gate: 2 broke off of 2"])
 
 
 @pytest.mark.slow
