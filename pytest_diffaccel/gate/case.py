@@ -15,7 +15,7 @@ from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, speed_share
-from pytest_diffaccel.gate.quality import quality_finding, same_pictures
+from pytest_diffaccel.gate.quality import explain_by_pictures, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
@@ -141,7 +141,8 @@ class Examination:
             # Refused, not undecided: more time would not help, and a run of this case alone must not pass.
             why = f"LPIPS cannot be compared with golden's: {changed}; see {case.cell}-baseline"
             return (Finding("quality", "refused", why),), found.now
-        return (quality_finding(found, self.settings.quality, speed_share(self.cases)),), found.now
+        finding = quality_finding(found, self.settings.quality, speed_share(self.cases))
+        return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now
 
     def _recorded_lpips(self, case: GateCase, sessions: tuple[Session, ...]) -> tuple[float, ...]:
         """Of the last of the sessions; none where that was of other samples than the case's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -80,6 +80,17 @@ def _judge(change: float, matters: float, sure: float, floor: float) -> tuple[St
     if change < -max(matters, sure):
         return "improved", ""
     return "ok", ""
+
+
+def explain_by_pictures(finding: Finding, *, are_known: bool) -> Finding:
+    """Ok instead of improved where nothing tells whether the unaccelerated pictures are still the recorded ones.
+
+    A winner's loss also falls when the unaccelerated pipeline breaks, and that is no improvement.
+    """
+    if finding.status != "improved" or are_known:
+        return finding
+    why = "no recorded pictures of the baseline: whether the winner became better or the baseline broke is not known"
+    return replace(finding, status="ok", text=f"{finding.text}; {why}")
 
 
 def same_pictures(now: Sequence[float], then: Sequence[float], tolerance: float) -> str:
