@@ -79,6 +79,15 @@ def no_effect(method: type[Method]) -> None:
     method.apply = idle  # type: ignore[method-assign,assignment]
 
 
+def out_of_memory() -> None:
+    """A pipeline that cannot be run here."""
+
+    def broken(_self: Generate, *_arguments: Any) -> Any:
+        raise MemoryError("no memory for a picture")
+
+    Generate._generate = broken  # type: ignore[method-assign]
+
+
 def corrupt_weight() -> None:
     """A weight of the denoiser that is broken in memory; its file is whole."""
     from pytest_diffaccel.search import workbench

@@ -23,7 +23,7 @@ from pytest_diffaccel.gate.plan import (
     expected_sd,
     speed_share,
 )
-from pytest_diffaccel.gate.quality import Losses, quality_finding, same_pictures
+from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSED, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
@@ -237,6 +237,17 @@ def test_broken_pictures_are_other_pictures() -> None:
     assert "moved by 100%" in same_pictures([0.0, 0.0], [0.16, 0.16], 0.05)
     assert same_pictures([0.1, 0.2], [0.2, 0.1], 0.05)
     assert same_pictures([math.nan], [0.16], 0.05)
+
+
+def test_better_quality_needs_recorded_pictures() -> None:
+    """Broken weights may draw pictures that a winner hardly moves; without a record nothing tells them apart."""
+    better = Finding("quality", "improved", "LPIPS 0.01 instead of 0.02", -0.5, (-0.51, -0.49))
+    worse = replace(better, status="regressed", change=0.5)
+    assert explain_by_pictures(better, are_known=True) == better
+    explained = explain_by_pictures(better, are_known=False)
+    assert (explained.status, explained.change) == ("ok", -0.5)
+    assert "no recorded pictures" in explained.text
+    assert explain_by_pictures(worse, are_known=False) == worse
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:

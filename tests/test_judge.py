@@ -21,8 +21,8 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge import trial
-from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
+from pytest_diffaccel.judge import clocks, trial
+from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.folder import FolderTooFull
 from pytest_diffaccel.judge.judge import Judge, Rules
@@ -78,6 +78,7 @@ CAUGHT = {
     "idle_between": ("speed", "gives other images when it is timed"),
     "busy_neighbour": ("speed", "lies below"),
     "more_threads": ("speed", "lies below"),
+    "queues_behind_itself": ("speed", "lies below"),
     "patched_time": ("speed", "lies below"),
     "slowed_baseline": ("speed", "lies below"),
     "slow_script": ("speed", "lies below"),
@@ -246,14 +247,51 @@ def test_a_script_stands_still_while_the_judge_works(judge_of: Callable[..., Jud
     assert states == ["T"]
 
 
-def test_time_of_more_threads_than_the_judge_has_counts() -> None:
-    """One second of processor time on each of four threads, where the judge has two."""
-    images = Message({"event": "images", "sizes": [[64, 64]]}, bytes(64 * 64 * 3))
-    process = Mock(threads=2, waited_s=0.0, **{"processor_s.side_effect": [1.0, 5.0], "receive.return_value": images})
-    arguments = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
-    call = LiveCall(Claim("SD1.5", "DDIMScheduler", {}, arguments, {}, []), process)
-    call.run()
-    assert call.seconds == 2.0
+@pytest.mark.parametrize(
+    ("threads", "device", "processor_s", "queued_s", "seconds"),
+    [
+        (1, "cpu", 2.0, 1.0, 2.0),  # others had the core for a second
+        (1, "cpu", 1.5, 0.0, 3.0),  # it slept, or nothing counts what it waits
+        (1, "cpu", 3.5, 2.5, 3.5),  # it waited for threads of its own
+        (2, "cpu", 2.0, 1.0, 3.0),  # one thread waited, another may have worked
+        (2, "cpu", 8.0, 0.0, 4.0),  # four threads, where the judge has two
+        (1, "cuda", 0.5, 1.0, 3.0),  # the GPU did not wait
+    ],
+)
+def test_what_counts_as_work(
+    monkeypatch: pytest.MonkeyPatch, threads: int, device: str, processor_s: float, queued_s: float, seconds: float
+) -> None:
+    """Three seconds by the wall clock."""
+    readings = [clocks.Reading(10.0, 5.0, 7.0), clocks.Reading(13.0, 5.0 + processor_s, 7.0 + queued_s)]
+    monkeypatch.setattr(clocks.WorkClock, "read", Mock(side_effect=readings))
+    clock = clocks.WorkClock(0, threads, device)
+    assert clock.since(clock.read()) == seconds
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="nothing counts what a process waits for a core")
+def test_waiting_for_a_core_is_no_work() -> None:
+    """Two processes on one core, of which each has half."""
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    with (
+        subprocess.Popen([sys.executable, "-c", spin]) as one,
+        subprocess.Popen([sys.executable, "-c", spin]) as other,
+    ):
+        try:
+            time.sleep(0.5)  # until both spin
+            clock = clocks.WorkClock(one.pid, 1, "cpu")
+            began = clock.read()
+            time.sleep(2)
+            assert 0 < clock.since(began) < 1.5
+        finally:
+            one.kill()
+            other.kill()
+
+
+def test_a_process_that_is_gone_has_no_clocks() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    reading = clocks.WorkClock(process.pid, 1, "cpu").read()
+    assert (reading.processor_s, reading.queued_s) == (0, 0)
 
 
 def test_secrets_of_the_environment_are_not_to_be_found(judge_of: Callable[..., Judge]) -> None:

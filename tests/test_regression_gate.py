@@ -19,7 +19,7 @@ from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import read_references
-from pytest_diffaccel.report.gate import NOTHING_MEASURED, REFUSED, REGRESSED
+from pytest_diffaccel.report.gate import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
 
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")
@@ -134,14 +134,70 @@ def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> Non
         ("faults.other_branch(2)", "* regressed: *"),
         ("faults.one_step_less()", "function regressed: 19 denoiser calls for 20 steps"),
         ("faults.no_effect(faults.DeepCache)", "function regressed: *had no effect*"),
-        ("faults.corrupt_weight()", "quality regressed: the unaccelerated pipeline draws other pictures*"),
     ],
-    ids=["slow accelerator", "wrong branch", "a step less", "no effect", "corrupted weight"],
+    ids=["slow accelerator", "wrong branch", "a step less", "no effect"],
 )
 def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
     result = gate.run(fault=fault)
     assert result.ret == REGRESSED
     result.stdout.fnmatch_lines([named, "gate: *regressed*of 2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chosen", "exit_code", "said"),
+    [
+        (
+            (),
+            REGRESSED,
+            [
+                "  quality regressed: the unaccelerated pipeline draws other pictures*",
+                "gate: 1 regressed, 1 refused of 2",
+            ],
+        ),
+        (("-k", "DeepCache"), REFUSED, ["gate: 1 refused of 1"]),
+    ],
+    ids=["all cases", "the winner alone"],
+)
+def test_winners_of_a_broken_pipeline_are_not_compared(
+    gate: Gate, chosen: tuple[str, ...], exit_code: int, said: list[str]
+) -> None:
+    """How far a winner moves pictures that were never recorded says nothing, and golden must not be made of them."""
+    result = gate.run(*chosen, fault="faults.corrupt_weight()")
+    assert result.ret == exit_code
+    result.stdout.fnmatch_lines_random(
+        [
+            "  quality refused: *SD1.5-DDIM-20-baseline*",
+            *said,
+            "next: look at the unaccelerated pipeline*SD1.5-DDIM-20:*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("improved *")
+    result.stdout.no_fnmatch_line("*--fresh*")
+    result.stdout.no_fnmatch_line("*--gate-budget*")
+
+
+@pytest.mark.slow
+def test_a_broken_pipeline_is_not_recorded(gate: Gate) -> None:
+    before = read_references(gate.golden)
+    assert gate.run("--update-golden", fault="faults.corrupt_weight()").ret == REGRESSED
+    assert read_references(gate.golden) == before
+
+
+@pytest.mark.slow
+def test_a_change_that_is_wanted_is_recorded_in_place_of_what_was(gate: Gate) -> None:
+    before = read_references(gate.golden)
+    assert gate.run("--update-golden", "--fresh", fault="faults.corrupt_weight()").ret == 0
+    after = read_references(gate.golden)
+    assert {len(sessions) for sessions in after.values()} == {1}
+    assert all(after[subject][0].lpips != sessions[0].lpips for subject, sessions in before.items())
+
+
+@pytest.mark.slow
+def test_a_case_that_breaks_off_is_no_regression(gate: Gate) -> None:
+    result = gate.run(fault="faults.out_of_memory()")
+    assert result.ret == BROKE_OFF
+    result.stdout.fnmatch_lines(["*no memory for a picture*", "gate: 2 broke off of 2"])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, speed_share
-from pytest_diffaccel.gate.quality import quality_finding, same_pictures
+from pytest_diffaccel.gate.quality import explain_by_pictures, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
@@ -63,6 +63,7 @@ class Examination:
         budget: of the whole run.
         pictures: gives a cell's pictures.
         sessions: the case's recorded sessions.
+        baseline_sessions: those of its cell's baseline.
         reference: what its speed is compared with.
         recording: whether a reference is recorded: timed to the end.
     """
@@ -74,6 +75,7 @@ class Examination:
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
     sessions: tuple[Session, ...]
+    baseline_sessions: tuple[Session, ...]
     reference: Reference
     recording: bool
 
@@ -124,23 +126,29 @@ class Examination:
         self, case: GateCase, generate: Generate, pictures: CellPictures
     ) -> tuple[tuple[Finding, ...], tuple[float, ...]]:
         """Findings, and LPIPS by sample."""
-        then = self.sessions[-1].lpips if self._same_samples(case) else ()
+        drawn = self._recorded_lpips(case, self.baseline_sessions)
+        changed = same_pictures(pictures.fingerprint, drawn, _PICTURES_TOLERANCE) if drawn else ""
         if case.candidate is None:
-            changed = same_pictures(pictures.fingerprint, then, _PICTURES_TOLERANCE) if then else ""
-            finding = Finding("quality", "regressed" if changed else "ok", changed or "the same pictures as recorded")
-            if not then:
+            finding = Finding("quality", "ok", "the same pictures as recorded")
+            if changed:
+                finding = Finding("quality", "regressed", f"{changed}; are its weights whole?")
+            elif not drawn:
                 finding = replace(finding, text="no pictures recorded to compare with")
             return (finding,), pictures.fingerprint
-        recorded = then or (float(case.entry.lpips or 0.0),)
+        recorded = self._recorded_lpips(case, self.sessions) or (float(case.entry.lpips or 0.0),)
         found = losses(self.bench, case, generate, pictures, recorded)
-        return (quality_finding(found, self.settings.quality, speed_share(self.cases)),), found.now
+        if changed:
+            # Refused, not undecided: more time would not help, and a run of this case alone must not pass.
+            why = f"LPIPS cannot be compared with golden's: {changed}; see {case.cell}-baseline"
+            return (Finding("quality", "refused", why),), found.now
+        finding = quality_finding(found, self.settings.quality, speed_share(self.cases))
+        return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now
 
-    def _same_samples(self, case: GateCase) -> bool:
-        if not self.sessions:
-            return False
+    def _recorded_lpips(self, case: GateCase, sessions: tuple[Session, ...]) -> tuple[float, ...]:
+        """Of the last of the sessions; none where that was of other samples than the case's."""
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
-        last = self.sessions[-1]
-        return (last.seed, last.prompts_digest) == (sampling.seed, sampling.prompts_digest)
+        same = (sampling.seed, sampling.prompts_digest)
+        return sessions[-1].lpips if sessions and (sessions[-1].seed, sessions[-1].prompts_digest) == same else ()
 
     def _speed(
         self, case: GateCase, baseline: Generate, generate: Generate, block_s: float

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.case import Examination
     from pytest_diffaccel.gate.pictures import CellPictures
 
+# Verdicts on what is not as it should be: no later run is to be compared with that.
+_NO_REFERENCE = ("regressed", "refused")
+
 
 class GateRun:
     """A gate run with its settings. Nothing heavy is imported before the first case.
@@ -41,7 +44,8 @@ class GateRun:
     def __init__(self, settings: Settings, gate: GateSettings, registry: Registry, workers: int = 1) -> None:
         golden = read_golden(settings.golden)
         self._environments = read_environments(settings.golden)
-        self._sessions = read_references(settings.golden)
+        # What is recorded afresh is wanted, however it differs from what was recorded before.
+        self._sessions = {} if settings.update_golden and settings.fresh else read_references(settings.golden)
         self.gate = gate
         self.cases = gate_cases(golden, settings.cells, settings.accelerators, list(self._sessions))
         sizes = sorted({case.entry.batch_size for case in self.cases})
@@ -93,7 +97,7 @@ class GateRun:
             "targets": list(case.targets),
             "verdict": verdict.to_json(),
             "text": verdict.describe(),
-            "sessions": {case.subject: asdict(session)} if session and verdict.status != "regressed" else {},
+            "sessions": {case.subject: asdict(session)} if session and verdict.status not in _NO_REFERENCE else {},
             "seconds": left_s - self._budget.left_s,
         }
 
@@ -118,7 +122,7 @@ class GateRun:
         from pytest_diffaccel.gate.case import Examination
 
         bench = self._search.bench
-        sessions = self._sessions.get(case.subject, ())
+        baseline = next(one for one in self.cases if one.cell == case.cell and one.candidate is None)
         return Examination(
             bench,
             self.gate,
@@ -126,7 +130,8 @@ class GateRun:
             tuple(self.cases[self.cases.index(case) + 1 :]),
             self._budget,
             self._cell_pictures,
-            sessions,
+            self._sessions.get(case.subject, ()),
+            self._sessions.get(baseline.subject, ()),
             self._reference(case),
             self.recording,
         )

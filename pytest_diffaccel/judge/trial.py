@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.judge.clocks import WorkClock
     from pytest_diffaccel.judge.replay import Counts, Replay
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 
@@ -37,13 +37,17 @@ class LiveCall:
 
     Attributes:
         claim: what the process says it is.
-        seconds: time of its last run, by the judge's clocks: wall time, or the processor time of all its threads over
-            as many threads as the judge has, if that is more; threads of its own are no acceleration.
+        seconds: time of its last run, by the judge's clocks (:class:`.WorkClock`).
     """
 
     claim: Claim
     _process: ScriptProcess
     seconds: float = field(default=0.0, init=False)
+
+    @property
+    def clock(self) -> WorkClock:
+        """Times the process's work."""
+        return self._process.clock
 
     def in_batches_of(self, images: int) -> LiveCall:
         """The same call, for about as many images at once."""
@@ -72,12 +76,11 @@ class LiveCall:
         """
         arguments = self.claim.arguments
         first = secrets.randbits(_SEED_BITS)
-        computed_s, began = self._process.processor_s(), time.perf_counter()
+        began = self.clock.read()
         order = {"order": "generate", "seed": first, "images_per_prompt": arguments.num_images_per_prompt}
         self._process.channel.send(order)
         images = _images(self._process.receive())
-        wall_s = time.perf_counter() - began
-        self.seconds = max(wall_s, (self._process.processor_s() - computed_s) / self._process.threads)
+        self.seconds = self.clock.since(began)
         found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
         if found != wanted:
             raise ScriptMisbehaved(f"images: {_sizes(found)}, not {_sizes(wanted)}")

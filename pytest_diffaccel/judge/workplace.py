@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest_diffaccel
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
+from pytest_diffaccel.judge.clocks import WorkClock
 from pytest_diffaccel.judge.folder import check_use, temporary_folder
 from pytest_diffaccel.judge.sandbox import clean_environment
 from pytest_diffaccel.judge.verdict import Limits
@@ -27,8 +29,6 @@ Size = tuple[int, int]
 _START_TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 10.0
 _KEPT_OUTPUT = 4000
-# Of the clock that counts the processor time of another process, as linux/posix-timers.h makes them of its number.
-_ALL_THREADS_RUNNING = 2
 
 
 @dataclass
@@ -42,7 +42,7 @@ class ScriptProcess:
         limits: what it may use.
         folder: holds its output and its working folder.
         process: its number.
-        threads: torch threads that it has, as many as the judge's own pipelines.
+        clock: times its work; it has as many torch threads as the judge's own pipelines.
         waited_s: wall time the judge has waited for it so far, which is the time the script has used.
     """
 
@@ -50,7 +50,7 @@ class ScriptProcess:
     limits: Limits
     folder: Path
     process: int
-    threads: int
+    clock: WorkClock
     waited_s: float = 0.0
 
     def receive(self) -> Message:
@@ -83,13 +83,6 @@ class ScriptProcess:
         """
         check_use(self.folder, self.process, self.limits)
 
-    def processor_s(self) -> float:
-        """Processor time of all its threads so far, seconds; 0 where that cannot be read."""
-        try:
-            return time.clock_gettime(~self.process << 3 | _ALL_THREADS_RUNNING)
-        except OSError:
-            return 0.0
-
     def last_words(self) -> str:
         """The last line that it wrote to standard error; empty when there is none."""
         text = (self.folder / "stderr").read_bytes()[-_KEPT_OUTPUT:].decode(errors="replace")
@@ -108,7 +101,7 @@ class Workplace:
 
     def __init__(self, models: str, device: str, threads: int) -> None:
         self._arguments = (models, device, str(threads))
-        self._threads = threads
+        self._clock = partial(WorkClock, threads=threads, device=device)
         self._server: subprocess.Popen[bytes] | None = None
 
     @contextmanager
@@ -145,7 +138,7 @@ class Workplace:
                 )
                 socket.send_fds(self._end, [b"!"], [theirs.fileno(), stdout.fileno(), stderr.fileno()])
             number = self._answer("started")["process"]
-            process = ScriptProcess(Channel(ours), limits, folder, number, self._threads)
+            process = ScriptProcess(Channel(ours), limits, folder, number, self._clock(number))
             self._status: int | None = None
             try:
                 yield process

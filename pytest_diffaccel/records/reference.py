@@ -71,8 +71,13 @@ def read_references(golden: Path) -> dict[str, tuple[Session, ...]]:
     return read_object(_path(golden), str, lambda _, text: _adapter().validate_json(text))
 
 
-def add_sessions(golden: Path, found: Mapping[str, Session]) -> None:
+def add_sessions(golden: Path, found: Mapping[str, Session], *, fresh: bool = False) -> None:
     """Add a session to each subject; those of another environment than its own make room.
+
+    Args:
+        golden: the golden file that they lie beside.
+        found: a session by subject.
+        fresh: whether a subject's earlier sessions all make room.
 
     Raises:
         JsonFileError: when the file on disk does not parse or validate; it is left as it is.
@@ -81,7 +86,8 @@ def add_sessions(golden: Path, found: Mapping[str, Session]) -> None:
     with folder_lock(path.parent):
         known = read_references(golden)
         for name, session in found.items():
-            same = [one for one in known.get(name, ()) if one.environment == session.environment]
+            earlier = () if fresh else known.get(name, ())
+            same = [one for one in earlier if one.environment == session.environment]
             known[name] = (*same, session)[-_MOST_SESSIONS:]
         write_text(path, _dump(known))
 

@@ -82,7 +82,7 @@ class GateReport:
         self._terminal.flush()
         found = {subject: _session(fields) for subject, fields in result["sessions"].items()}
         if found:
-            add_sessions(self._settings.golden, found)
+            add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
             self._recorded += len(found)
 
     def _line(self, status: str, case: str, text: str) -> str:
@@ -141,13 +141,30 @@ class GateReport:
                 f"{strict}{counts['inconclusive']} case(s) could not be decided: give them time with --gate-budget, "
                 "record references with --gate --update-golden, or ask for less with --gate-slowdown"
             )
-        if counts.get("improved"):
+        changed = list(dict.fromkeys(result["cell"] for result in self._results if _pipeline_changed(result)))
+        if changed:
+            # Golden made now would hold the winners of what may be broken.
+            lines.append(
+                f"next: look at the unaccelerated pipeline of {', '.join(changed)}: are its weights whole, its "
+                "scheduler and libraries the wanted ones? All else is judged by it: record nothing before it is right"
+            )
+        elif counts.get("improved"):
             lines.append("next: golden is out of date where winners improved: pytest benches --update-golden --fresh")
-        if counts.get("regressed"):
-            lines.append("next: what is wanted as it is now is recorded by: pytest benches --update-golden --fresh")
+        if counts.get("regressed") and not changed:
+            lines.append(
+                "next: what is wanted as it is now is recorded by: pytest benches --update-golden --fresh, then pytest "
+                "benches --gate --update-golden --fresh"
+            )
         if self._settings.models == "embedded":
             lines.append("note: embedded pipelines are small stand-ins for the real models")
         return lines
+
+
+def _pipeline_changed(result: Mapping[str, Any]) -> bool:
+    """Whether what a case showed is due to the unaccelerated pipeline of its cell."""
+    if not result["accelerator"]:
+        return bool(result["verdict"]["status"] == "regressed")
+    return any((one["subject"], one["status"]) == ("quality", "refused") for one in result["verdict"]["findings"])
 
 
 def _session(fields: Mapping[str, Any]) -> Session:
