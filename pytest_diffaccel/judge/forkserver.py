@@ -88,7 +88,9 @@ class ForkServer:
     def _pipeline(self, pipe: str) -> Any:
         from pytest_diffaccel.models.loading import load_pipeline
 
-        return load_pipeline(pipe, models=self._source, device="cpu")
+        # As the judge's own is there, though it waits on the CPU: start noise differs by number type.
+        dtype = self._source.spec(pipe).dtype or ("float32" if self._device == "cpu" else "float16")
+        return load_pipeline(pipe, models=self._source, device="cpu", dtype=dtype)
 
     def _become_script(self, request: Mapping[str, Any], files: list[int]) -> None:
         """Run the script in this new process, and end it."""
@@ -121,9 +123,23 @@ class ForkServer:
         torch.set_num_threads(self._threads)
         resolve_models(self._pipeline, self._source, self._device)
         Referee(channel, tuple(request["own_size"]), tuple(request["source_size"])).watch()
+        if self._device != "cpu":
+            _start_gpu(self._device)
         folders = [Path(spec.location) for spec in self._source.specs if spec.kind in ("embedded", "directory")]
         missing = confine(Path(request["folder"]), Limits(**request["limits"]), [*folders, Path(request["script"])])
         channel.send({"event": "confined", "missing": missing})
+
+
+def _start_gpu(device: str) -> None:
+    """Start CUDA and its libraries, which open sockets and shared memory that a script may not.
+
+    Only here, in the script's own process: one that has started CUDA cannot be forked.
+    """
+    import torch
+
+    images = torch.zeros(1, 4, 8, 8, device=device)
+    torch.nn.functional.conv2d(images, torch.zeros(4, 4, 3, 3, device=device))
+    (images[0, 0] @ images[0, 0]).cpu()
 
 
 def _run(script: Path) -> int:

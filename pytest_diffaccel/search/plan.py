@@ -30,7 +30,7 @@ from pytest_diffaccel.search.regression import Array
 from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, leader
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
-_NOTICEABLE_GAIN = 0.003
+_NOTICEABLE_GAIN = 0.004
 # A candidate whose turn comes is left for later while another promises so many times as much for its time.
 _MUCH_MORE = 2.0
 # One predicted this well needs no blocks of its own: the winners get theirs anyway.
