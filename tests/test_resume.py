@@ -37,6 +37,8 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(finished
     finished_search.golden.unlink()
     finished_search.run().assert_outcomes(passed=4)
     after = finished_search.stored()
-    assert [row[:2] for row in after] == [row[:2] for row in before]
-    assert {new[0] for old, new in zip(before, after, strict=True) if old != new} == {gone}
+    assert {row[:2] for row in after} >= {row[:2] for row in before}
+    assert {row[0] for row in set(before) - set(after)} == {gone}
+    # Made again it may look a little faster or slower, and then other fewer steps are its rival.
+    assert all(row[0] == gone or row[1].startswith("instead of") for row in set(after) - set(before))
     assert finished_search.golden.exists()

@@ -100,18 +100,20 @@ class SessionReport:
         """
         self._outcomes[outcome] += 1
         _log(result["cell"], _log_line(name, outcome, duration_s, result))
-        self._tell_failure(result)
+        group = result["cell"], result["accelerator"]
+        for error in [result["error"]] if "error" in result else result.get("failed", ()):
+            self._tell_failure((*group, str(error)))
         if "golden" in result:
             self._record(result)
         if self._progress:
             self._progress.case_ended(result)
             self._show(self._progress.line())
 
-    def _tell_failure(self, result: Mapping[str, Any]) -> None:
-        """Say at once why a case failed, each reason once a group: a search of hours ends long after."""
-        reason = (result["cell"], result["accelerator"], str(result.get("error", "")))
-        if "error" not in result:
-            return
+    def _tell_failure(self, reason: tuple[str, str, str]) -> None:
+        """Say at once why a case failed, or a candidate among the winners' case's: a search of hours ends long after.
+
+        Each reason once a group.
+        """
         self._failures[reason] += 1
         if self._failures[reason] == 1:
             self._terminal.write_line("")

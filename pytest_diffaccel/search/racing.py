@@ -73,10 +73,12 @@ class Explored:
     Attributes:
         evaluated: how many candidates it evaluated.
         left: how many it would have gone on with, had there been time.
+        failed: what went wrong with others, a line each.
     """
 
     evaluated: int
     left: int
+    failed: tuple[str, ...] = ()
 
 
 def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up: TimeIsUp = never) -> Explored:
@@ -93,27 +95,29 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
     """
     known = track.plan()
     evaluated = in_vain = 0
+    failed: list[str] = []
     gentlest = known.gentlest(candidates)
-    if gentlest is not None and not time_is_up() and _evaluates(track, gentlest):
+    if gentlest is not None and not time_is_up() and _evaluates(track, gentlest, failed):
         evaluated, known = 1, track.plan()
     open_candidates = known.promising([one for one in candidates if one not in known.evaluated], most)
     while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
         if time_is_up():
-            return Explored(evaluated, len(known.promising(open_candidates, most)))
+            return Explored(evaluated, len(known.promising(open_candidates, most)), tuple(failed))
         open_candidates.remove(candidate)
-        evaluated += _evaluates(track, candidate)
+        evaluated += _evaluates(track, candidate, failed)
         before, known = known, track.plan()
         in_vain = 0 if known.improves_on(before) else in_vain + 1
-    return Explored(evaluated, 0)
+    return Explored(evaluated, 0, tuple(failed))
 
 
-def _evaluates(track: Track, candidate: Candidate) -> bool:
+def _evaluates(track: Track, candidate: Candidate, failed: list[str]) -> bool:
     try:
         track.evaluate(candidate)
     except CudaBroken:
         raise
     except Exception as error:
-        _LOG.warning("%s: %s", candidate.key, error)
+        failed.append(f"{candidate.key}: {error}")
+        _LOG.warning("%s", failed[-1])
         return False
     return True
 

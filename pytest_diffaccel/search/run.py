@@ -96,7 +96,7 @@ class SearchRun:
         properties = winner_properties(self.bench, cell, accelerator, winners)
         if not explored.left:
             group.finish()
-        return properties | {"explored": explored.evaluated, "left": explored.left}
+        return properties | {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""
