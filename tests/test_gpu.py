@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +73,11 @@ def test_a_search_measures_memory_on_the_device(small_search: SmallSearch) -> No
 def test_running_out_of_memory_names_a_batch_that_may_fit(small_search: SmallSearch, little_memory: None) -> None:
     result = small_search.run("--gpus", "--num-samples", "64", "--batch-size", "64")
     result.stdout.fnmatch_lines(["*out of memory at batch size 64: try --batch-size 32*"])
+
+
+def test_the_judge_runs_and_repeats_scripts_on_the_device() -> None:
+    """A confined process may use CUDA, and draws what the judge draws there."""
+    folder = Path(__file__).resolve().parent.parent
+    options = ["--ids", "192", "--stages", "static,runs", "-p", "no:cacheprovider"]
+    result = subprocess.run([sys.executable, "-m", "pytest", "codegen", *options], cwd=folder, capture_output=True)
+    assert result.returncode == 0, result.stdout.decode()

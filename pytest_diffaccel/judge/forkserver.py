@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from pytest_diffaccel.judge.verdict import Limits
 from pytest_diffaccel.models.registry import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # What scripts import; loaded once, here.
 _LIBRARIES = ("diffusers", "transformers", "DeepCache", "tgate", "tomesd", "PIL.Image", "psutil")
@@ -90,7 +91,8 @@ class ForkServer:
 
         # As the judge's own is there, though it waits on the CPU: start noise differs by number type.
         dtype = self._source.spec(pipe).dtype or ("float32" if self._device == "cpu" else "float16")
-        return load_pipeline(pipe, models=self._source, device="cpu", dtype=dtype)
+        with _errors_only():
+            return load_pipeline(pipe, models=self._source, device="cpu", dtype=dtype)
 
     def _become_script(self, request: Mapping[str, Any], files: list[int]) -> None:
         """Run the script in this new process, and end it."""
@@ -128,6 +130,19 @@ class ForkServer:
         folders = [Path(spec.location) for spec in self._source.specs if spec.kind in ("embedded", "directory")]
         missing = confine(Path(request["folder"]), Limits(**request["limits"]), [*folders, Path(request["script"])])
         channel.send({"event": "confined", "missing": missing})
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Keep diffusers from warning that float16 cannot run on the CPU, where the weights only wait."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _start_gpu(device: str) -> None:
