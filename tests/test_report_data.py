@@ -313,7 +313,7 @@ def test_the_step_summary_has_winners_failures_and_golden_changes() -> None:
     assert "1 of 2 targets met; cases: 3 passed, 1 failed." in text
     assert "| SD1.5-DDIM-20 | DeepCache | 1.5x | 1.67x \\[1.65, 1.69\\] | 0.041 \\[" in text
     assert "| 4x | " in text
-    assert "unattainable: no candidate is fast enough" in text
+    assert "unattainable: no candidate is surely fast enough" in text
     assert "| 1 | SD1.5-DDIM-20 | ToMe | RuntimeError: a\\|b |" in text
     assert "- differs:" in text
     assert text.endswith("- next: look")

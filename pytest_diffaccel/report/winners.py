@@ -77,7 +77,7 @@ def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, s
     params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
     if entry.status == "met":
         return speedup, lpips, fewer, params
-    why = {"speed": "no candidate is fast enough", "quality": "the fast ones lose too much quality"}
+    why = {"speed": "no candidate is surely fast enough", "quality": "the fast ones lose too much quality"}
     return speedup, lpips, fewer, f"unattainable: {why[entry.reason or 'speed']}; best reached by {params or 'none'}"
 
 
