@@ -53,8 +53,8 @@ def predictions(path: Path, points: Mapping[str, Sequence[tuple[float, float]]])
         (axes,) = figure.axes
         for name, pairs in points.items():
             axes.scatter([measured for _, measured in pairs], [said for said, _ in pairs], s=6, alpha=0.5, label=name)
-        ends = [min(map(min, (pair for pairs in points.values() for pair in pairs)))]
-        ends.append(max(map(max, (pair for pairs in points.values() for pair in pairs))))
+        values = [value for pairs in points.values() for pair in pairs for value in pair]
+        ends = [min(values), max(values)]
         axes.plot(ends, ends, color="black", linewidth=0.8)
         axes.set(xlabel="measured speed-up", ylabel="predicted speed-up", xscale="log", yscale="log")
         ticks = [1, 1.5, 2, 3, 4, 6]

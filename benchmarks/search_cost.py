@@ -151,9 +151,14 @@ def our_run(seed: int) -> Run:
     return Run.of_all(parts)
 
 
-def orders_of(job: tuple[str, int]) -> list[list[Candidate]]:
-    """The order in which another method evaluates each cell's candidates, by its name and seed."""
-    name, seed = job
+@cache
+def _exhaustive_time() -> float:
+    """Denoiser time of the exhaustive search of all cells."""
+    return sum(table.exhaustive_time for table in _tables())
+
+
+def orders_of(name: str, seed: int) -> list[list[Candidate]]:
+    """The order in which another method evaluates each cell's candidates."""
     return [OTHERS[name](table, seed) for table in _tables()]
 
 
@@ -165,11 +170,10 @@ def compare(ours: Sequence[Run], orders: Mapping[str, Orders]) -> tuple[list[dic
         orders: of each other method.
     """
     tables = _tables()
-    exhaustive = sum(table.exhaustive_time for table in tables)
     images = sum(table.samples * len(table.points) for table in tables)
     rows = [
-        _row("exhaustive", [Run(exhaustive, images, 1.0, [0.0])], exhaustive),
-        _row("ours", ours, exhaustive),
+        _row("exhaustive", [Run(_exhaustive_time(), images, 1.0, [0.0])]),
+        _row("ours", ours),
     ]
     share = rows[1]["targets_right"]
     for name, seeds in orders.items():
@@ -177,7 +181,7 @@ def compare(ours: Sequence[Run], orders: Mapping[str, Orders]) -> tuple[list[dic
             Run.of_all([cost_to_match(table, order, share) for table, order in zip(tables, own, strict=True)])
             for own in seeds
         ]
-        rows.append(_row(name, runs, exhaustive))
+        rows.append(_row(name, runs))
     optuna_rows = [row for row in rows if row["method"].startswith("Optuna")]
     matching = [row for row in optuna_rows if row["targets_right"] >= share] or optuna_rows
     best = min(matching, key=lambda row: (-min(row["targets_right"], share), row["time_vs_exhaustive"]))
@@ -191,12 +195,12 @@ def compare(ours: Sequence[Run], orders: Mapping[str, Orders]) -> tuple[list[dic
     }
 
 
-def _row(name: str, runs: Sequence[Run], exhaustive: float) -> dict[str, Any]:
+def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "method": name,
         "seeds": len(runs),
         "images": round(median(run.images for run in runs)),
-        "time_vs_exhaustive": median(run.time / exhaustive for run in runs),
+        "time_vs_exhaustive": median(run.time for run in runs) / _exhaustive_time(),
         "targets_right": median(run.right for run in runs),
         "median_regret": median(median(run.regrets) for run in runs),
         "mean_regret": median(float(np.mean(run.regrets)) for run in runs),
@@ -205,20 +209,18 @@ def _row(name: str, runs: Sequence[Run], exhaustive: float) -> dict[str, Any]:
 
 def draw(path: Path, ours: Sequence[Run], orders: Mapping[str, Orders]) -> None:
     """Targets right and mean regret against the time spent: ours a dot a seed, the others a line."""
-    tables = _tables()
-    exhaustive = sum(table.exhaustive_time for table in tables)
     lines = {}
     for name, (first, *_) in orders.items():
         runs = [
-            Run.of_all([beginning(table, order, part) for table, order in zip(tables, first, strict=True)])
+            Run.of_all([beginning(table, order, part) for table, order in zip(_tables(), first, strict=True)])
             for part in range(1, _PARTS + 1)
         ]
-        lines[name] = [_dot(run, exhaustive) for run in runs]
-    charts.search_cost(path, [_dot(run, exhaustive) for run in ours], lines)
+        lines[name] = [_dot(run) for run in runs]
+    charts.search_cost(path, [_dot(run) for run in ours], lines)
 
 
-def _dot(run: Run, exhaustive: float) -> charts.Spent:
-    return charts.Spent(run.time / exhaustive, run.right, float(np.mean(run.regrets)))
+def _dot(run: Run) -> charts.Spent:
+    return charts.Spent(run.time / _exhaustive_time(), run.right, float(np.mean(run.regrets)))
 
 
 def main() -> None:
@@ -233,7 +235,7 @@ def main() -> None:
     counts = {name: arguments.seeds if name == "random" else arguments.optuna_seeds for name in OTHERS}
     with ProcessPoolExecutor() as pool:
         found = [pool.submit(our_run, seed) for seed in range(arguments.seeds)]
-        asked = {name: [pool.submit(orders_of, (name, seed)) for seed in range(counts[name])] for name in OTHERS}
+        asked = {name: [pool.submit(orders_of, name, seed) for seed in range(counts[name])] for name in OTHERS}
         ours = [run.result() for run in found]
         orders = {name: [one.result() for one in own] for name, own in asked.items()}
     rows, summary = compare(ours, orders)

@@ -87,10 +87,10 @@ class ForkServer:
 
     @cache  # noqa: B019  # one server a process
     def _pipeline(self, pipe: str) -> Any:
-        from pytest_diffaccel.models.loading import load_pipeline
+        from pytest_diffaccel.models.loading import default_dtype, load_pipeline
 
-        # As the judge's own is there, though it waits on the CPU: start noise differs by number type.
-        dtype = self._source.spec(pipe).dtype or ("float32" if self._device == "cpu" else "float16")
+        # As the judge's own is on its device, though this waits on the CPU: start noise differs by number type.
+        dtype = self._source.spec(pipe).dtype or default_dtype(self._device)
         with _errors_only():
             return load_pipeline(pipe, models=self._source, device="cpu", dtype=dtype)
 

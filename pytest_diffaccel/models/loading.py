@@ -197,11 +197,15 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
+def default_dtype(device_type: str) -> str:
+    """What weights are loaded as, on a type of device, when neither the caller nor the model source says."""
+    return "float16" if device_type == "cuda" else "float32"
+
+
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     import torch
 
-    if name is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
+    name = name or default_dtype(device.type)
     if name not in DTYPES:
         raise ValueError(f"no dtype {name!r}; valid: {', '.join(DTYPES)}")
     chosen: torch.dtype = getattr(torch, name)

@@ -93,14 +93,14 @@ class Plan:
         if (gentler := self._ruled_out_by(candidate)) is not None:
             return Verdict(False, f"{said}; loses more than {format_params(gentler.params)}, which is fast enough")
         mean, sd = self._losses([candidate])
-        gains = self._gains([speedup], mean, sd)[0]
+        gains = self._expected_gains([candidate])
         low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
         said += f" at LPIPS {math.exp(mean[0]):.4f} [{low:.4f}, {high:.4f}]"
         if gains.max() < _NOTICEABLE_GAIN:
             return Verdict(False, f"{said}; {self._why_not(speedup)}")
-        place = int(gains.argmax())
+        place = int(gains[0].argmax())
         could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
-        worth = float(self._worth([candidate])[0])
+        (worth,) = self._worth([candidate], gains)
         better = self._best([one for one in others if one not in self.evaluated], _MUCH_MORE * worth)
         if better is not None:
             return Verdict(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
@@ -131,34 +131,28 @@ class Plan:
 
     def _best(self, candidates: Sequence[Candidate], least: float) -> Candidate | None:
         """The one that is worth most, if that is more than ``least``."""
-        worth = self._worth(candidates)
+        worth = self._worth(candidates, self._expected_gains(candidates))
         order = np.argsort(-worth, kind="stable")
         promising = (candidates[place] for place in order[worth[order] > least])
         return next((one for one in promising if self._ruled_out_by(one) is None), None)
 
-    def _worth(self, candidates: Sequence[Candidate]) -> Array:
-        """What is expected to be gained for the time that an evaluation takes, (n,); 0 where nothing noticeable is."""
-        worth = np.zeros(len(candidates))
-        speedups = self.costs.speedups(candidates)
-        fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
-        if fast:
-            known = [speedups[place] for place in fast]
-            gains = self._gains(known, *self._losses([candidates[place] for place in fast]))
-            gains[gains < _NOTICEABLE_GAIN] = 0.0
-            worth[fast] = gains.sum(axis=1) * np.array([speedup.value for speedup in known])
+    def _worth(self, candidates: Sequence[Candidate], gains: Array) -> Array:
+        """What is gained for the time that an evaluation takes, (n,); 0 where nothing noticeable is.
+
+        Args:
+            candidates: of the group.
+            gains: their :meth:`_expected_gains`.
+        """
+        noticeable = np.where(gains < _NOTICEABLE_GAIN, 0.0, gains)
+        worth: Array = noticeable.sum(axis=1) * np.array([one.value for one in self.costs.speedups(candidates)])
         return worth
 
     def promising(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
         """Those of ``candidates`` that are expected to gain anything, the ``most`` of them that gain most, best
         first.
         """
-        speedups = self.costs.speedups(candidates)
-        fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
-        if not fast:
-            return []
-        chosen = [candidates[place] for place in fast]
-        gains = self._gains([speedups[place] for place in fast], *self._losses(chosen)).max(axis=1)
-        return [chosen[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
+        gains = self._expected_gains(candidates).max(axis=1)
+        return [candidates[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
 
     def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.
@@ -189,7 +183,7 @@ class Plan:
         """Whether some target's least loss, or the best speed-up reached, is noticeably better than ``before``."""
         if math.log(self._nearest / before._nearest) > _NOTICEABLE_GAIN:
             return True
-        return any(self._least(target) < before._least(target) - _NOTICEABLE_GAIN for target in TARGETS)
+        return bool((self._least < before._least - _NOTICEABLE_GAIN).any())
 
     def losses_of(self, accelerator: Accelerator, rows: Sequence[Params]) -> Array:
         """Expected log loss of points of any accelerator of the cell, (n,)."""
@@ -203,12 +197,22 @@ class Plan:
     def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
         return self._model.predict(self.accelerator, [one.params for one in candidates])
 
-    def _gains(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
+    def _expected_gains(self, candidates: Sequence[Candidate]) -> Array:
         """Expected improvement of the log of each target's least loss and, last, of the speed-up that comes nearest to
-        a target that none reaches, (candidates, targets + 1).
+        a target that none reaches, (candidates, targets + 1); 0 where a candidate is not fast enough for either.
         """
+        expected = np.zeros((len(candidates), len(TARGETS) + 1))
+        speedups = self.costs.speedups(candidates)
+        fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
+        if fast:
+            losses = self._losses([candidates[place] for place in fast])
+            expected[fast] = self._gains([speedups[place] for place in fast], *losses)
+        return expected
+
+    def _gains(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
+        """The same of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
-        ahead = np.array([self._least(target) for target in TARGETS]) - mean[:, None]
+        ahead = self._least - mean[:, None]
         far = ahead / sd[:, None]
         improvement = ahead * ndtr(far) + sd[:, None] * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
         gains[:, :-1] = improvement * probabilities(speedups, TARGETS)
@@ -217,9 +221,13 @@ class Plan:
             gains[:, -1] = np.maximum(0.0, nearer) * ndtr((log_loss(self.max_loss) - mean) / sd)
         return gains
 
-    def _least(self, target: float) -> float:
-        """Least expected log loss among the evaluated that reach ``target``; the largest allowed where none does."""
-        return min([log_loss(self.max_loss), *(self._modelled[one] for one in self._reaching(target))])
+    @cached_property
+    def _least(self) -> Array:
+        """Least expected log loss among the evaluated that reach each target, (targets,); the largest allowed where
+        none does.
+        """
+        most = log_loss(self.max_loss)
+        return np.array([min([most, *(self._modelled[one] for one in self._reaching(target))]) for target in TARGETS])
 
     @cached_property
     def _modelled(self) -> dict[Candidate, float]:

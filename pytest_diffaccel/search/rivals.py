@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
-from scipy import stats
 
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.search.reach import timing_may_show
 from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.select import EQUAL_LOSS, Option, leader
+from pytest_diffaccel.search.select import EQUAL_LOSS, Option, leader, one_sided_quantile
 
 # A rival drops out when with this confidence it is not noticeably better than the leader.
 _CONFIDENCE = 0.91
@@ -82,8 +81,8 @@ class Rivals:
 
     def may_beat(self, option: Option, other: Option) -> bool:
         """Whether a whole evaluation may show that ``option`` loses noticeably less than ``other``."""
-        common = min(len(option.losses), len(other.losses))
-        differences = np.subtract(option.losses[:common], other.losses[:common])
+        differences = option.differences(other)
+        common = len(differences)
         level = float(np.mean(option.losses[:common]) + np.mean(other.losses[:common])) / 2
         margin = self._margin(differences, self._typical_difference * level)
         return float(np.mean(differences)) - margin < -EQUAL_LOSS * other.lpips
@@ -103,7 +102,7 @@ class Rivals:
         squares = float(np.square(values - np.mean(values)).sum())
         variance = (_TYPICAL_DF * typical**2 + squares) / (_TYPICAL_DF + df)
         left = max(0.0, 1 - len(values) / self.whole)
-        return _quantile(_TYPICAL_DF + df) * math.sqrt(left * variance / len(values))
+        return one_sided_quantile(_CONFIDENCE, _TYPICAL_DF + df) * math.sqrt(left * variance / len(values))
 
     @cached_property
     def _typical_difference(self) -> float:
@@ -124,9 +123,3 @@ class Rivals:
     def _more(self, samples: int) -> int:
         """The next number of samples."""
         return min(self.whole, self.first * math.ceil(_GROWTH * samples / self.first))
-
-
-@cache
-def _quantile(df: int) -> float:
-    """Student's one-sided quantile at the race's confidence."""
-    return float(stats.t.ppf(_CONFIDENCE, df))

@@ -13,6 +13,7 @@ from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.regression import Array
 
 Reason: TypeAlias = Literal["speed", "quality"]
 
@@ -48,23 +49,28 @@ class Option:
         """Whether it is fast enough: the lower end of its interval, less the tolerance."""
         return self.speedup.low >= target * (1 - SPEED_TOLERANCE)
 
+    def differences(self, other: Option) -> Array:
+        """How much more it loses than ``other`` on each of the samples that both have, (common samples,)."""
+        common = min(len(self.losses), len(other.losses))
+        return np.subtract(self.losses[:common], other.losses[:common])
+
     def _paired(self, other: Option) -> tuple[float, float]:
         """Mean difference of losses on common samples, and how far off it may be to one side.
 
         One sample each says nothing of chance: then the difference decides.
         """
-        common = min(len(self.losses), len(other.losses))
-        differences = np.subtract(self.losses[:common], other.losses[:common])
+        differences = self.differences(other)
+        common = len(differences)
         if common == 1:
             return float(differences[0]), 0.0
         error = float(np.std(differences, ddof=1)) / math.sqrt(common)
-        return float(np.mean(differences)), _quantile(common - 1) * error
+        return float(np.mean(differences)), one_sided_quantile(_CONFIDENCE, common - 1) * error
 
 
 @cache
-def _quantile(df: int) -> float:
-    """Student's one-sided quantile at that confidence."""
-    return float(stats.t.ppf(_CONFIDENCE, df))
+def one_sided_quantile(confidence: float, df: int) -> float:
+    """Student's, with ``df`` degrees of freedom."""
+    return float(stats.t.ppf(confidence, df))
 
 
 @dataclass(frozen=True)
