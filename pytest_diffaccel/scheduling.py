@@ -1,4 +1,4 @@
-"""Groups on workers: the longest first, also after a worker has died."""
+"""Groups on workers: the longest first, shared where nothing else is left, also after a worker has died."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ class Groups:
     Attributes:
         names: the name of each case's group, by what stands in its node id's brackets.
         efforts: how much work each group is, by name, in any unit.
+        divisible: whether several workers may work on a group: its candidates tell nothing about each other, and only
+            its winners' case must come after all of them.
     """
 
     names: Mapping[str, str]
     efforts: Mapping[str, float]
+    divisible: bool = False
 
     @classmethod
     def of_search(cls, run: SearchRun) -> Groups:
@@ -41,7 +44,11 @@ class Groups:
             group_name(group): group_effort(group[0], points[group], exhaustive=settings.exhaustive, embedded=embedded)
             for group in run.groups
         }
-        return cls(groups_by_case(run), efforts)
+        return cls(groups_by_case(run), efforts, divisible=settings.exhaustive and not settings.fresh)
+
+    def is_last(self, case: str) -> bool:
+        """Whether a case, by what stands in its node id's brackets, is its group's winners' case."""
+        return self.divisible and self.names.get(case) == case
 
     @classmethod
     def of_gate(cls, gate: GateRun) -> Groups:
@@ -58,11 +65,14 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
     It reads a test's group from its node id, where xdist cannot write it any more (pytest 9.2 has read-only ids); here
     the controller knows the groups itself. It orders groups by their number of tests; here by their work, and a worker
-    gets its next group no earlier than it must, so that nothing waits behind a long case while others have nothing to
-    do. And it does not survive a crash (xdist's issues 1323, 1327 and 1378): a worker runs a test only once it knows
-    the next one, or that there is none. The worker that replaces a dead one is given what is left of the dead one's
-    groups, but not told whether more will come: with one test left, it waits for ever. The test that killed the worker
-    is among what is left, so it would kill the replacement too.
+    gets its next tests no earlier than it must, so that nothing waits behind a long case while others have nothing to
+    do. It gives a group to one worker, whatever the others do; here, when no group is left that nobody has begun,
+    workers help each other with groups that can be divided. And it does not survive a crash (xdist's issues 1323, 1327
+    and 1378): a worker runs a test only once it knows the next one, or that there is none. The worker that replaces a
+    dead one is given what is left of the dead one's groups, but not told whether more will come: with one test left, it
+    waits for ever. The test that killed the worker is among what is left, so it would kill the replacement too.
+
+    ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given, done or not; both by group.
     """
 
     collection: list[str] | None
@@ -92,28 +102,96 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
                 units.setdefault(self._split_scope(nodeid), {})[nodeid] = False
             for name in sorted(units, key=lambda name: -self._groups.efforts.get(name, 0.0)):
                 self.workqueue[name] = units[name]
-            for node in self.nodes[: len(self.workqueue)]:
-                self._assign_work_unit(node)
-        for node in self.nodes:
-            self._reschedule(node)
+        self._hand_out()
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        """Note that a worker is done with a test, which others may have waited for."""
+        nodeid = self.registered_collections[node][item_index]
+        self.assigned_work[node][self._split_scope(nodeid)][nodeid] = True
+        self._hand_out()
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Give up a worker; the groups it has not finished, less the test it died in, go to others."""
         groups = self.assigned_work.pop(node)
-        left = [(group, test) for group in groups.values() for test, is_done in group.items() if not is_done]
-        if not left:
+        left = {name: [test for test, is_done in group.items() if not is_done] for name, group in groups.items()}
+        unfinished = [(name, test) for name, tests in left.items() for test in tests]
+        if not unfinished:
             return None
-        group, test = left[0]
-        group[test] = True
-        for name in reversed([name for name, group in groups.items() if not all(group.values())]):
-            self.workqueue[name] = groups[name]
+        died_in_group, died_in = unfinished[0]
+        left[died_in_group].remove(died_in)
+        for name in reversed([name for name, tests in left.items() if tests]):
+            self.workqueue[name] = dict.fromkeys([*left[name], *self.workqueue.get(name, ())], False)
             self.workqueue.move_to_end(name, last=False)
-        for other in self.assigned_work:
-            self._reschedule(other)
-        return None if self._reported.get(node) == test else str(test)
+        self._hand_out()
+        return None if self._reported.get(node) == died_in else died_in
 
-    def _reschedule(self, node: WorkerController) -> None:
-        while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
-            self._assign_work_unit(node)
-        if not self.workqueue and not node.shutting_down:
-            node.shutdown()
+    def _hand_out(self) -> None:
+        """Give each worker as much as it must know of, in turn; send those home for whom nothing will be left."""
+        waiting = [
+            node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down
+        ]
+        while waiting:
+            node = min(waiting, key=self._pending)
+            if self._pending(node) >= 2:
+                return
+            if not self._assign_to(node):
+                waiting.remove(node)
+                if self._is_superfluous(node):
+                    node.shutdown()
+
+    def _pending(self, node: WorkerController) -> int:
+        return int(self._pending_of(self.assigned_work[node]))
+
+    def _assign_to(self, node: WorkerController) -> bool:
+        """Give a worker its next tests; False when there are none for it now."""
+        for name in self._by_turn(node):
+            tests = self._next_of(name, node)
+            if tests:
+                queued = self.workqueue[name]
+                for test in tests:
+                    del queued[test]
+                if not queued:
+                    del self.workqueue[name]
+                # The group given last stands last: a worker dies in the first that is not done.
+                group = self.assigned_work[node].pop(name, {})
+                self.assigned_work[node][name] = group | dict.fromkeys(tests, False)
+                node.send_runtest_some([self.registered_collections[node].index(test) for test in tests])
+                return True
+        return False
+
+    def _by_turn(self, node: WorkerController) -> list[str]:
+        """The groups in the queue as a worker should take them: those of which only the winners are left, which take
+        long; the one it is in; those that nobody is in; what is most work.
+        """
+        own = list(self.assigned_work[node])[-1:]
+        begun = {name for groups in self.assigned_work.values() for name in groups}
+
+        def turn(name: str) -> tuple[int, float]:
+            tests = self.workqueue[name]
+            if self._groups.is_last(case_id(next(iter(tests)))):
+                return 0, 0.0
+            if name in own or name not in begun:
+                return (1 if name in own else 2), 0.0
+            return 3, -self._groups.efforts.get(name, 0.0) * len(tests)
+
+        return sorted(self.workqueue, key=turn)
+
+    def _next_of(self, name: str, node: WorkerController) -> list[str]:
+        """What of a group in the queue a worker can be given next."""
+        tests = list(self.workqueue[name])
+        if not self._groups.divisible:
+            return tests
+        if not self._groups.is_last(case_id(tests[0])):
+            return tests[:1]
+        elsewhere = [groups.get(name, {}) for other, groups in self.assigned_work.items() if other is not node]
+        return tests if all(all(group.values()) for group in elsewhere) else []
+
+    def _is_superfluous(self, node: WorkerController) -> bool:
+        """Whether a worker for which there is nothing now will not be needed.
+
+        What is in the queue waits for tests that others are in. A worker does not begin its last test before it knows
+        the next, so if all are at their last, one must go for the others to go on.
+        """
+        staying = [other for other in self.nodes if not other.shutting_down]
+        at_work = any(self._pending(other) >= (1 if other.shutting_down else 2) for other in self.nodes)
+        return len(self.workqueue) < len(staying) or not at_work

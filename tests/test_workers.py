@@ -25,12 +25,16 @@ def note(**what):
     with open(os.path.join(os.path.dirname(__file__), "notes.jsonl"), "a") as notes:
         notes.write(json.dumps(what) + chr(10))
 
+def workers_by_case():
+    with open(os.path.join(os.path.dirname(__file__), "notes.jsonl")) as lines:
+        return {one["case"]: one["worker"] for one in map(json.loads, lines) if "case" in one}
+
 note(started=True)
 """
 # A search's cases, which measure nothing.
 CASES = """
 import os, time
-from conftest import note
+from conftest import note, workers_by_case
 
 def test_search(diffaccel_candidate):
     note(case=diffaccel_candidate.key, group=diffaccel_candidate.accelerator)
@@ -39,8 +43,17 @@ def test_search(diffaccel_candidate):
 def test_winners(diffaccel_group):
     note(case=diffaccel_group[1], group=diffaccel_group[1])
 
+VICTIM = {!r}
+
 def go_wrong(key):
     {}
+
+def let_replacement_begin():
+    deadline = time.monotonic() + 30
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw3":
+        return
+    while VICTIM in (done := workers_by_case()) and "gw3" not in done.values() and time.monotonic() < deadline:
+        time.sleep(0.05)
 """
 CELL = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
 ONE_GROUP = ("--search-targets", "tome")
@@ -57,7 +70,7 @@ class Folder:
 
     def cases(self, mishap: str) -> None:
         """What each candidate's case does after its note."""
-        self.pytester.makepyfile(test_cases=CASES.format(mishap))
+        self.pytester.makepyfile(test_cases=CASES.format(VICTIM, mishap))
 
     def run(self, *arguments: str) -> pytest.RunResult:
         return self.pytester.runpytest_inprocess(*CELL, *arguments)
@@ -151,8 +164,21 @@ def test_the_longest_groups_are_handed_out_first(folder: Folder) -> None:
     assert groups == [group for group in dict.fromkeys(groups) for _ in range(groups.count(group))]
 
 
-def test_a_killed_worker_loses_its_case_and_its_gpu_is_used_again(folder: Folder) -> None:
+def test_workers_share_the_groups_of_an_exhaustive_search(folder: Folder) -> None:
+    """Also when one of them dies; the winners' case comes when the others are done with the group too."""
     folder.cases(f"if key == {VICTIM!r}: os.kill(os.getpid(), {signal.SIGKILL:d})\n    time.sleep(0.05)")
+    folder.run("-n", "3", "--gpus", "--exhaustive").assert_outcomes(passed=57, failed=1)
+    notes = folder.notes("case")
+    ran = [note["case"] for note in notes]
+    assert len(ran) == len(set(ran)) == 58
+    for group in {note["group"] for note in notes}:
+        assert [note["case"] for note in notes if note["group"] == group][-1] == group
+    workers = {group: {note["worker"] for note in notes if note["group"] == group} for group in ran if "-" not in group}
+    assert any(len(names) > 1 for names in workers.values())
+
+
+def test_a_killed_worker_loses_its_case_and_its_gpu_is_used_again(folder: Folder) -> None:
+    folder.cases(f"if key == {VICTIM!r}: os.kill(os.getpid(), {signal.SIGKILL:d})\n    let_replacement_begin()")
     result = folder.run("-n", "3", "--gpus")
     result.assert_outcomes(passed=57, failed=1)
     result.stdout.fnmatch_lines([f"*crashed while running*{VICTIM}*"])
@@ -169,7 +195,7 @@ def test_a_killed_worker_loses_its_case_and_its_gpu_is_used_again(folder: Folder
 # As after a device-side assert: every later call fails too.
 BREAK = f"""if key == {VICTIM!r}: breaks.append(key)
     assert not breaks, "CUDA error: device-side assert triggered"
-    time.sleep(0.05)
+    let_replacement_begin()
 
 from pytest_diffaccel import devices
 breaks = []

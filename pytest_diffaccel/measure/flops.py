@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,45 +10,49 @@ if TYPE_CHECKING:
 
 
 class FlopClock:
-    """Observer that reads torch's counter of floating-point operations at either end of every step."""
+    """Observer that counts the floating-point operations of chosen steps, between the events at either end.
 
-    def __init__(self, counter: Any) -> None:
-        """Read ``counter``, a ``torch.utils.flop_counter.FlopCounterMode`` in whose context the generation runs."""
+    torch's counter makes everything many times slower while it is on, so it is on in no other step.
+    """
+
+    def __init__(self, counter: Any, chosen: Collection[int]) -> None:
+        """Count with ``counter``, a ``torch.utils.flop_counter.FlopCounterMode``, in the steps at ``chosen``."""
         self._counter = counter
-        self._called: list[int] = []
-        self._stepped: list[int] = []
+        self._chosen = chosen
+        self._step = -1
+        self.counts: dict[int, int] = {}
 
     def started(self) -> None:
         """Nothing to note."""
 
     def denoiser_called(self) -> None:
-        """Note the count before a step."""
-        self._called.append(self._counter.get_total_flops())
+        """Begin to count, if this step is to be counted."""
+        self._step += 1
+        if self._step in self._chosen:
+            self._counter.__enter__()
 
     def step_ended(self) -> None:
-        """Note the count after a step."""
-        self._stepped.append(self._counter.get_total_flops())
+        """Note the count of a step, if it was counted."""
+        if self._step in self._chosen:
+            self._counter.__exit__(None, None, None)
+            self.counts[self._step] = self._counter.get_total_flops()
 
     def ended(self) -> None:
         """Nothing to note."""
 
-    @property
-    def steps(self) -> list[int]:
-        """Floating-point operations of each step, in order."""
-        return [after - before for before, after in zip(self._called, self._stepped, strict=True)]
 
-
-def flops_by_kind(generate: Generate, prompt: str, seed: int) -> Mapping[str, int]:
+def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[str] = ()) -> dict[str, int]:
     """Floating-point operations of a step of each kind, for one image; a multiplication and an addition are two.
 
-    Counted from shapes, in a generation of its own, of which a count is many times slower than a plain one. What has no
-    formula (norms, activations, sorting and gathering of tokens) counts nothing: next to convolutions, matrix products
-    and attention it is little arithmetic, though it may take long.
+    Counted from shapes, once a kind, in a generation of its own; modules that ``torch.compile`` compiled run uncompiled
+    in it. What has no formula (norms, activations, sorting and gathering of tokens) counts nothing: next to
+    convolutions, matrix products and attention it is little arithmetic, though it may take long.
 
     Args:
         generate: on any device.
         prompt: what to draw.
         seed: of its start noise.
+        known: kinds that need not be counted; without others, nothing is generated.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -56,10 +60,14 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int) -> Mapping[str, in
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
 
+    # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
+    places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
+    if not places:
+        return {}
     # The counter has no formula for what attention becomes on a CPU.
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counter:
-        clock = FlopClock(counter)
+    counter = FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
+    clock = FlopClock(counter, set(places.values()))
+    with torch.compiler.set_stance("force_eager"):
         generate.observed([prompt], [seed], clock)
-    # Steps of a kind are alike, but for the first, which may set something up.
-    return dict(zip(generate.kinds, clock.steps, strict=True))
+    return {kind: clock.counts[place] for kind, place in places.items()}

@@ -71,7 +71,7 @@ class ImageStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
         for index, image in enumerate(images):
-            image.save(unfinished / f"{index:04d}.png")
+            image.save(unfinished / f"{index:04d}.png", compress_level=1)  # the GPU waits meanwhile
         shutil.rmtree(self.path(name), ignore_errors=True)
         unfinished.rename(self.path(name))
 

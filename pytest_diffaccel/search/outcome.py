@@ -53,10 +53,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
-    environment = bench.environment(cell)
-    if environment.scale is None:
-        environment = replace(environment, scale=measure_scale(bench, cell))
-        bench.keep_environment(environment)
+    environment = _with_scale(bench, cell)
     entries, pictures, verified = {}, {}, {}
     for winner in winners:
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
@@ -74,6 +71,17 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         "baseline": str(bench.baseline_pictures(cell, "winner")),
         "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
     }
+
+
+def _with_scale(bench: Workbench, cell: Cell) -> Environment:
+    """The cell's environment with the scale of its losses, which one worker measures for all."""
+    environment = bench.environment(cell)
+    if environment.scale is None:
+        environment = bench.store.environments().get(environment.id, environment)
+        if environment.scale is None:
+            environment = replace(environment, scale=measure_scale(bench, cell))
+        bench.keep_environment(environment)
+    return environment
 
 
 def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:

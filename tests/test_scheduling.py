@@ -1,0 +1,171 @@
+"""Who gets what: the scheduler under stand-in workers that die, lag and help each other."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_diffaccel.scheduling import Groups, GroupScheduling
+
+WINNERS_S = 5.0
+
+
+class Worker:
+    """As xdist's, it begins a test once it knows the next one or that there is none."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.shutting_down = False
+        self.given: list[int] = []
+        self.gateway = SimpleNamespace(id=f"gw{number}")
+
+    def send_runtest_some(self, indices: Sequence[int]) -> None:
+        assert not self.shutting_down
+        self.given += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+    @property
+    def can_begin(self) -> bool:
+        return len(self.given) >= (1 if self.shutting_down else 2)
+
+
+class Host:
+    """Runs a session's tests in simulated time.
+
+    Attributes:
+        runs: when each test began and ended, and on which worker.
+        lost: tests whose worker died in them.
+    """
+
+    def __init__(self, config: pytest.Config, sizes: Sequence[int], workers: int, *, divisible: bool) -> None:
+        names = {f"group{group}-{test}": f"group{group}" for group, size in enumerate(sizes) for test in range(size)}
+        names |= {group: group for group in names.values()}
+        tests = sorted(names, key=lambda case: case == names[case])
+        self.tests = [f"test_cases.py::test[{case}]" for case in tests]
+        efforts = {f"group{group}": float(size) for group, size in enumerate(sizes)}
+        self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible))
+        config.pluginmanager.unregister(self.scheduling)  # for the next one
+        self.scheduling.numnodes = workers
+        self.runs: dict[str, tuple[float, float, int]] = {}
+        self.lost: list[str] = []
+        self._now = 0.0
+        self._ends: list[tuple[float, int, Worker]] = []
+        self._started = 0
+        for _ in range(workers):
+            self._start_worker()
+        self.scheduling.schedule()
+
+    def _start_worker(self) -> None:
+        worker = Worker(self._started)
+        self._started += 1
+        self.scheduling.add_node(worker)
+        self.scheduling.add_node_collection(worker, self.tests)
+
+    def run(self, seconds: Iterator[float], deaths: Iterator[bool]) -> None:
+        """Run until nothing goes on."""
+        running: set[Worker] = set()
+        while True:
+            for worker in self.scheduling.nodes:
+                if worker not in running and worker.can_begin:
+                    running.add(worker)
+                    last = 0.0 if "-" in self.tests[worker.given[0]] else WINNERS_S
+                    heapq.heappush(self._ends, (self._now + next(seconds) + last, worker.number, worker))
+                    self.runs[self.tests[worker.given[0]]] = (self._now, self._ends[-1][0], worker.number)
+            if not self._ends:
+                return
+            self._now, _, worker = heapq.heappop(self._ends)
+            running.remove(worker)
+            self._end(worker, dies=next(deaths))
+
+    def _end(self, worker: Worker, *, dies: bool) -> None:
+        test = worker.given[0]
+        began, _, number = self.runs[self.tests[test]]
+        self.runs[self.tests[test]] = (began, self._now, number)
+        if dies:
+            lost = self.scheduling.remove_node(worker)
+            assert lost == self.tests[test]
+            self.lost.append(lost)
+            self._start_worker()
+            self.scheduling.schedule()
+        else:
+            worker.given.pop(0)
+            self.scheduling.mark_test_complete(worker, test)
+
+    def by_group(self) -> Mapping[str, Mapping[str, tuple[float, float, int]]]:
+        """The runs of each group's candidates, and of its winners' case under its own name."""
+        groups: dict[str, dict[str, tuple[float, float, int]]] = defaultdict(dict)
+        for test, run in self.runs.items():
+            case = test.partition("[")[2].rstrip("]")
+            groups[case.partition("-")[0]][case] = run
+        return groups
+
+
+@pytest.fixture
+def config(pytester: pytest.Pytester) -> pytest.Config:
+    return pytester.parseconfig("--tx=1*popen")
+
+
+def always(value: bool) -> Iterator[bool]:
+    while True:
+        yield value
+
+
+def ones() -> Iterator[float]:
+    while True:
+        yield 1.0
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    workers=st.integers(1, 5),
+    divisible=st.booleans(),
+    randoms=st.randoms(use_true_random=False),
+    death_rate=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_every_test_runs_once_and_winners_come_last(
+    config: pytest.Config, sizes: list[int], workers: int, divisible: bool, randoms: object, death_rate: float
+) -> None:
+    host = Host(config, sizes, workers, divisible=divisible)
+    draw = randoms.random  # type: ignore[attr-defined]
+    host.run(iter(lambda: draw() ** 3, -1.0), iter(lambda: draw() < death_rate, None))
+    assert sorted(host.runs) == sorted(host.tests)
+    assert not host.scheduling.has_pending
+    assert all(worker.shutting_down for worker in host.scheduling.nodes)
+    for name, runs in host.by_group().items():
+        began, _, winners_worker = runs[name]
+        assert all(ended <= began for case, (_, ended, _) in runs.items() if case != name)
+        if not divisible and not host.lost:
+            assert {worker for _, _, worker in runs.values()} == {winners_worker}
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_groups_that_can_be_divided_keep_all_workers_busy(config: pytest.Config, workers: int) -> None:
+    sizes = [96, 80, 40, 24, 14, 10]
+    total = sum(sizes) + len(sizes) * (1 + WINNERS_S)
+    took = {}
+    for divisible in (True, False):
+        host = Host(config, sizes, workers, divisible=divisible)
+        host.run(ones(), always(False))
+        took[divisible] = max(ended for _, ended, _ in host.runs.values())
+    assert took[True] <= total / workers + 2 * WINNERS_S
+    assert took[False] >= max(sizes) + 1 + WINNERS_S
+
+
+def test_a_worker_stays_with_its_group_and_helps_with_the_longest_left(config: pytest.Config) -> None:
+    host = Host(config, [30, 3, 3], 2, divisible=True)
+    host.run(ones(), always(False))
+    groups = host.by_group()
+    for name in ("group1", "group2"):
+        assert {worker for _, _, worker in groups[name].values()} == {1}
+    own = max(ended for name in ("group1", "group2") for _, ended, _ in groups[name].values())
+    assert {worker for began, _, worker in groups["group0"].values() if began < own} == {0}
+    assert {worker for began, _, worker in groups["group0"].values() if began >= own} == {0, 1}
