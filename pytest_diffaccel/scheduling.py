@@ -126,18 +126,16 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         return None if self._reported.get(node) == died_in else died_in
 
     def _hand_out(self) -> None:
-        """Give each worker as much as it must know of, in turn; send those home for whom nothing will be left."""
-        waiting = [
-            node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down
-        ]
-        while waiting:
-            node = min(waiting, key=self._pending)
-            if self._pending(node) >= 2:
-                return
+        """Give each worker as much as it must know of, in turn; send those home that will not be needed."""
+        ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
+        open_to_work = list(ready)
+        while open_to_work and self._pending(node := min(open_to_work, key=self._pending)) < 2:
             if not self._assign_to(node):
-                waiting.remove(node)
-                if self._is_superfluous(node):
-                    node.shutdown()
+                open_to_work.remove(node)
+        # One that waits with a test begins it when it is sent home, so it goes before one that has nothing to do.
+        for node in sorted(ready, key=self._pending, reverse=True):
+            if self._is_superfluous(node):
+                node.shutdown()
 
     def _pending(self, node: WorkerController) -> int:
         return int(self._pending_of(self.assigned_work[node]))
@@ -160,19 +158,21 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         return False
 
     def _by_turn(self, node: WorkerController) -> list[str]:
-        """The groups in the queue as a worker should take them: those of which only the winners are left, which take
-        long; the one it is in; those that nobody is in; what is most work.
+        """The groups in the queue as a worker should take them: the one it is in; those that nobody is in; those with
+        least left, since winners can be looked for only when a group is whole. Winners' cases, which take long, come
+        first as long as there are more groups than workers: the last of them, one a worker, end together.
         """
         own = list(self.assigned_work[node])[-1:]
         begun = {name for groups in self.assigned_work.values() for name in groups}
+        winners_first = len(self.workqueue) > len(self.nodes)
 
         def turn(name: str) -> tuple[int, float]:
             tests = self.workqueue[name]
             if self._groups.is_last(case_id(next(iter(tests)))):
-                return 0, 0.0
+                return (0 if winners_first else 4), 0.0
             if name in own or name not in begun:
                 return (1 if name in own else 2), 0.0
-            return 3, -self._groups.efforts.get(name, 0.0) * len(tests)
+            return 3, self._groups.efforts.get(name, 0.0) * len(tests)
 
         return sorted(self.workqueue, key=turn)
 
@@ -187,11 +187,13 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         return tests if all(all(group.values()) for group in elsewhere) else []
 
     def _is_superfluous(self, node: WorkerController) -> bool:
-        """Whether a worker for which there is nothing now will not be needed.
+        """Whether enough others wait for what is in the queue, which nobody can be given yet.
 
-        What is in the queue waits for tests that others are in. A worker does not begin its last test before it knows
-        the next, so if all are at their last, one must go for the others to go on.
+        It waits for tests that others are in. A worker does not begin its last test before it knows the next, so if all
+        are at their last, one must go for the others to go on.
         """
-        staying = [other for other in self.nodes if not other.shutting_down]
+        if self._pending(node) >= 2:
+            return False
+        waiting = [other for other in self.nodes if not other.shutting_down and self._pending(other) < 2]
         at_work = any(self._pending(other) >= (1 if other.shutting_down else 2) for other in self.nodes)
-        return len(self.workqueue) < len(staying) or not at_work
+        return len(self.workqueue) < len(waiting) or not at_work

@@ -160,12 +160,11 @@ def test_groups_that_can_be_divided_keep_all_workers_busy(config: pytest.Config,
     assert took[False] >= max(sizes) + 1 + WINNERS_S
 
 
-def test_a_worker_stays_with_its_group_and_helps_with_the_longest_left(config: pytest.Config) -> None:
+def test_a_worker_stays_with_its_group_and_helps_when_no_group_is_left(config: pytest.Config) -> None:
     host = Host(config, [30, 3, 3], 2, divisible=True)
     host.run(ones(), always(False))
-    groups = host.by_group()
-    for name in ("group1", "group2"):
-        assert {worker for _, _, worker in groups[name].values()} == {1}
-    own = max(ended for name in ("group1", "group2") for _, ended, _ in groups[name].values())
-    assert {worker for began, _, worker in groups["group0"].values() if began < own} == {0}
-    assert {worker for began, _, worker in groups["group0"].values() if began >= own} == {0, 1}
+    groups = {name: [run for case, run in runs.items() if case != name] for name, runs in host.by_group().items()}
+    own = max(ended for name in ("group1", "group2") for _, ended, _ in groups[name])
+    assert {worker for name in ("group1", "group2") for _, _, worker in groups[name]} == {1}
+    assert {worker for began, _, worker in groups["group0"] if began < own} == {0}
+    assert {worker for began, _, worker in groups["group0"] if began >= own} == {0, 1}
