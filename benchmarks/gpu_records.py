@@ -15,7 +15,8 @@ from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import step_kind_speedup, wall_speedup
+from pytest_diffaccel.measure.statistics import wall_speedup
+from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.select import Option

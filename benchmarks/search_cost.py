@@ -9,12 +9,15 @@ them for nothing, and each is given what it needs to be right as often as ours, 
 
 from __future__ import annotations
 
+import math
+import os
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -96,8 +99,9 @@ def optuna_order(name: str) -> Callable[[Table, int], list[Candidate]]:
 
 
 def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], seed: int) -> list[Candidate]:
+    rows, columns = _product(len(group))
     sampler = {
-        "GridSampler": lambda: optuna.samplers.GridSampler({"place": list(range(len(group)))}, seed=seed),
+        "GridSampler": lambda: optuna.samplers.GridSampler({"row": rows, "column": columns}, seed=seed),
         "TPESampler": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
         "NSGAIISampler": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
     }[name]()
@@ -108,7 +112,8 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
 
     def objective(trial: Any) -> tuple[float, float]:
         if name == "GridSampler":
-            found = group[trial.suggest_int("place", 0, len(group) - 1)]
+            row, column = trial.suggest_int("row", 0, rows[-1]), trial.suggest_int("column", 0, columns[-1])
+            found = group[row * len(columns) + column]
         else:
             # The table is not a full product: the nearest of its points stands for what is asked for.
             wanted = np.array([trial.suggest_float(str(axis), low[axis], high[axis]) for axis in range(len(low))])
@@ -120,6 +125,12 @@ def _asked(optuna: Any, name: str, table: Table, group: Sequence[Candidate], see
     # What is asked for again costs nothing, as it is known; so the others get more trials than there are candidates.
     study.optimize(objective, n_trials=len(group) * (1 if name == "GridSampler" else _TRIALS))
     return list(asked)
+
+
+def _product(count: int) -> tuple[range, range]:
+    """Two short ranges with ``count`` pairs: Optuna compares all values of a grid anew for each trial before."""
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
+    return range(rows), range(count // rows)
 
 
 def _coordinates(candidate: Candidate) -> list[float]:
@@ -162,26 +173,25 @@ def orders_of(name: str, seed: int) -> list[list[Candidate]]:
     return [OTHERS[name](table, seed) for table in _tables()]
 
 
-def compare(ours: Sequence[Run], orders: Mapping[str, Orders]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run_to_match(orders: Sequence[Sequence[Candidate]], share: float) -> Run:
+    """What another method with one seed needs to be right as often as ``share`` in each cell."""
+    return Run.of_all([cost_to_match(table, order, share) for table, order in zip(_tables(), orders, strict=True)])
+
+
+def compare(ours: Sequence[Run], others: Mapping[str, Sequence[Run]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row a method, and the figures to reach.
 
     Args:
         ours: our search's runs, one a seed.
-        orders: of each other method.
+        others: of each other method, as :func:`run_to_match` tells them.
     """
-    tables = _tables()
-    images = sum(table.samples * len(table.points) for table in tables)
+    images = sum(table.samples * len(table.points) for table in _tables())
     rows = [
         _row("exhaustive", [Run(_exhaustive_time(), images, 1.0, [0.0])]),
         _row("ours", ours),
+        *(_row(name, runs) for name, runs in others.items()),
     ]
     share = rows[1]["targets_right"]
-    for name, seeds in orders.items():
-        runs = [
-            Run.of_all([cost_to_match(table, order, share) for table, order in zip(tables, own, strict=True)])
-            for own in seeds
-        ]
-        rows.append(_row(name, runs))
     optuna_rows = [row for row in rows if row["method"].startswith("Optuna")]
     matching = [row for row in optuna_rows if row["targets_right"] >= share] or optuna_rows
     best = min(matching, key=lambda row: (-min(row["targets_right"], share), row["time_vs_exhaustive"]))
@@ -233,12 +243,18 @@ def main() -> None:
     made.add_argument("--plot", type=Path, metavar="FILE", help="also draw an SVG file")
     arguments = made.parse_args()
     counts = {name: arguments.seeds if name == "random" else arguments.optuna_seeds for name in OTHERS}
-    with ProcessPoolExecutor() as pool:
-        found = [pool.submit(our_run, seed) for seed in range(arguments.seeds)]
+    # One thread a process: the matrices are small, and all cores have a process anyway.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        # The longest jobs first, so that no core waits for one at the end.
         asked = {name: [pool.submit(orders_of, name, seed) for seed in range(counts[name])] for name in OTHERS}
+        found = [pool.submit(our_run, seed) for seed in range(arguments.seeds)]
         ours = [run.result() for run in found]
         orders = {name: [one.result() for one in own] for name, own in asked.items()}
-    rows, summary = compare(ours, orders)
+        share = median(run.right for run in ours)
+        matching = {name: [pool.submit(run_to_match, one, share) for one in own] for name, own in orders.items()}
+        others = {name: [run.result() for run in own] for name, own in matching.items()}
+    rows, summary = compare(ours, others)
     show("search cost, medians over seeds", rows, summary, as_json=arguments.json)
     if arguments.plot:
         draw(arguments.plot, ours, orders)

@@ -10,6 +10,7 @@ that were never timed are predicted, with an interval that says how well.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import combinations
@@ -114,11 +115,17 @@ class CostModel:
 
     def _covariance(self, one: Sequence[str], other: Sequence[str]) -> Array:
         """Prior covariance of the log costs of kinds, (len(one), len(other))."""
-        features = [self.registry.features(kind) for kind in (*one, *other)]
+        features = [_features(self.registry, kind) for kind in (*one, *other)]
         alike: dict[str, Array] = {}
         for method in {name for row in features for name in row}:
-            names = sorted({name for row in features for name in row.get(method, {})})
-            table = np.array([[row.get(method, {}).get(name, 0.0) for name in names] for row in features])
+            columns = {
+                name: place
+                for place, name in enumerate(sorted({name for row in features for name in row.get(method, ())}))
+            }
+            table = np.zeros((len(features), len(columns)))
+            for values, row in zip(table, features, strict=True):
+                for name, value in row.get(method, {}).items():
+                    values[columns[name]] = value
             alike[method] = table[: len(one)] @ table[len(one) :].T
         covariance: Array = _OWN_SD**2 * (np.array(one)[:, None] == np.array(other)[None, :])
         for both in alike.values():
@@ -135,9 +142,9 @@ class CostModel:
         return self._regression.predict(self._covariance(kinds, list(self.kinds)), own)
 
     def _speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
-        calls = [_kinds(self.registry, candidate) for candidate in candidates]
+        calls = [_calls(self.registry, candidate) for candidate in candidates]
         kinds = sorted({kind for row in calls for kind in row})
-        counts = np.array([[row.count(kind) for kind in kinds] for row in calls], dtype=float)
+        counts = np.array([[row[kind] for kind in kinds] for row in calls], dtype=float)
         log_costs, covariance = self._log_costs(kinds)
         parts = counts * np.exp(log_costs)
         baseline_fixed = self.fixed.get(BASELINE, Cost(0.0, _UNKNOWN_FIXED_SD**2, 0))
@@ -166,5 +173,11 @@ class CostModel:
 
 
 @lru_cache(maxsize=1 << 16)
-def _kinds(registry: Registry, candidate: Candidate) -> tuple[str, ...]:
-    return registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps)
+def _features(registry: Registry, kind: str) -> dict[str, Mapping[str, float]]:
+    return registry.features(kind)
+
+
+@lru_cache(maxsize=1 << 16)
+def _calls(registry: Registry, candidate: Candidate) -> Counter[str]:
+    """How many of a candidate's steps are of each kind."""
+    return Counter(registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps))

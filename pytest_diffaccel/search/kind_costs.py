@@ -19,7 +19,7 @@ import numpy as np
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, RunTiming
-from pytest_diffaccel.measure.statistics import low_quantile
+from pytest_diffaccel.measure.statistics import low_quantile_of
 from pytest_diffaccel.search.regression import Array
 
 #: Name of the baseline among accelerators.
@@ -90,16 +90,17 @@ class KindCosts:
 def _bias(runs: Sequence[RunTiming]) -> dict[int, float]:
     """How far the low quantile of so many steps of a run lies above that of all its steps (log), on average."""
     generator = np.random.default_rng(0)
-    longest = max((len(run.step_s) for run in runs), default=0)
+    all_steps = [(np.array(run.step_s), low_quantile_of(run.step_s)) for run in runs]
+    longest = max((len(steps) for steps, _ in all_steps), default=0)
     bias = {}
-    for steps in range(1, longest + 1):
+    for count in range(1, longest + 1):
         # A few runs tell it; all of a long search would take a while.
-        long_enough = [run for run in runs if len(run.step_s) >= steps][-_BIAS_DRAWS:]
+        long_enough = [pair for pair in all_steps if len(pair[0]) >= count][-_BIAS_DRAWS:]
         above = [
-            math.log(low_quantile(list(generator.choice(run.step_s, steps, replace=False))) / low_quantile(run.step_s))
-            for run in long_enough
+            math.log(low_quantile_of(generator.choice(steps, count, replace=False).tolist()) / of_all)
+            for steps, of_all in long_enough
         ]
-        bias[steps] = float(np.mean(above))
+        bias[count] = float(np.mean(above))
     return bias
 
 
@@ -110,7 +111,7 @@ def _figures(blocks: Iterable[Block], bias: Mapping[int, float]) -> Iterable[_Fi
             for kind, step_s in zip(run.kinds, run.step_s, strict=True):
                 times[kind].append(step_s)
         for kind, values in times.items():
-            log_s = math.log(low_quantile(values)) - bias.get(len(values), 0.0)
+            log_s = math.log(low_quantile_of(values)) - bias.get(len(values), 0.0)
             yield _Figure(kind, block.baseline, log_s, len(values))
 
 
@@ -120,7 +121,7 @@ def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTi
     Between the run's own level and that of the runs around it, as far as the other runs of its block went along with
     it.
     """
-    own = {run: math.log(low_quantile(run.step_s)) for run in runs}
+    own = {run: math.log(low_quantile_of(run.step_s)) for run in runs}
     around = {
         run: median(own[near] for near in runs[max(0, place - _WINDOW) : place + _WINDOW + 1])
         for place, run in enumerate(runs)

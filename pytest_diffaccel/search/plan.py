@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 from scipy.special import ndtr
@@ -201,16 +202,26 @@ class Plan:
         """Expected improvement of the log of each target's least loss and, last, of the speed-up that comes nearest to
         a target that none reaches, (candidates, targets + 1); 0 where a candidate is not fast enough for either.
         """
+        new = [one for one in candidates if one not in self._known_gains]
+        self._known_gains.update(zip(new, self._gains_of(new), strict=True))
+        return np.array([self._known_gains[one] for one in candidates]).reshape(len(candidates), len(TARGETS) + 1)
+
+    @cached_property
+    def _known_gains(self) -> dict[Candidate, Array]:
+        """Each case asks for those of all others of its group."""
+        return {}
+
+    def _gains_of(self, candidates: Sequence[Candidate]) -> Array:
         expected = np.zeros((len(candidates), len(TARGETS) + 1))
         speedups = self.costs.speedups(candidates)
         fast = [place for place, speedup in enumerate(speedups) if self._fast_enough(speedup)]
         if fast:
             losses = self._losses([candidates[place] for place in fast])
-            expected[fast] = self._gains([speedups[place] for place in fast], *losses)
+            expected[fast] = self._gains_of_fast([speedups[place] for place in fast], *losses)
         return expected
 
-    def _gains(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
-        """The same of candidates that are fast enough, from their speed-ups and log losses."""
+    def _gains_of_fast(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
+        """Gains of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
         ahead = self._least - mean[:, None]
         far = ahead / sd[:, None]
@@ -254,7 +265,7 @@ class Plan:
         return Monotone(self.accelerator, own, [self._first_loss(one) for one in own])
 
     def _first_loss(self, candidate: Candidate) -> float:
-        return float(np.mean(self.evaluated[candidate][: self.first]))
+        return fmean(self.evaluated[candidate][: self.first])
 
     def _fast_enough(self, speedup: Interval) -> bool:
         """Whether it may reach a target, or come nearer to the lowest than anything evaluated."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Rivals:
         """Whether a whole evaluation may show that ``option`` loses noticeably less than ``other``."""
         differences = option.differences(other)
         common = len(differences)
-        level = float(np.mean(option.losses[:common]) + np.mean(other.losses[:common])) / 2
+        level = (fmean(option.losses[:common]) + fmean(other.losses[:common])) / 2
         margin = self._margin(differences, self._typical_difference * level)
         return float(np.mean(differences)) - margin < -EQUAL_LOSS * other.lpips
 

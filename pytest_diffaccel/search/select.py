@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from statistics import fmean
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -43,7 +44,7 @@ class Option:
     @cached_property
     def lpips(self) -> float:
         """Mean loss."""
-        return float(np.mean(self.losses))
+        return fmean(self.losses)
 
     def reaches(self, target: float) -> bool:
         """Whether it is fast enough: the lower end of its interval, less the tolerance."""
@@ -128,8 +129,10 @@ def leader(options: Sequence[Option]) -> Option:
     """
     most = min(options, key=lambda option: (-len(option.losses), option.lpips, option.candidate.key))
 
+    on_as_many = {count: fmean(most.losses[:count]) for count in {len(option.losses) for option in options}}
+
     def scaled(option: Option) -> float:
-        seen = float(np.mean(most.losses[: len(option.losses)]))
+        seen = on_as_many[len(option.losses)]
         return option.lpips * (most.lpips / seen if seen > 0 else 1.0)
 
     return min(options, key=lambda option: (scaled(option), option.candidate.key))
