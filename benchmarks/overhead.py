@@ -1,8 +1,8 @@
 """What a search spends outside its work: the share of its time that is neither the pipeline's nor LPIPS's.
 
-Run ``python -m benchmarks.overhead`` on a quiet machine (some minutes; what follows ``--`` goes to ``pytest benches``).
-A search of one cell and accelerator runs in a folder and process of its own, under a pytest plugin that times every
-call of a pipeline and of the LPIPS network. Two shares: of the cases' time, and of all the process's, its start and the
+Run ``python -m benchmarks.overhead`` on a quiet machine (ten minutes; what follows ``--`` goes to ``pytest benches``).
+A search of one cell runs in a folder and process of its own, under a pytest plugin that times every call of a pipeline
+and of the LPIPS network. Two shares: of the cases' time, and of all the process's, its start and the
 loading of pipelines included, which a longer search spends only once.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.output import parser, show
 
 ROOT = Path(__file__).resolve().parent.parent
 _RESULT = "DIFFACCEL_OVERHEAD_RESULT"
-_DEFAULT = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "DeepCache")
+_DEFAULT = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
 
 
 class Stopwatch:
