@@ -21,8 +21,8 @@ from pytest_diffaccel.measure.statistics import half_width, low_quantile, middle
 Array: TypeAlias = NDArray[np.float64]
 
 # What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
-# beside several blocks: few, since it is 0.02 to 0.03 on a quiet machine and 0.1 on one that others use. More would make
-# narrower intervals that hold the truth less often on the latter (python -m benchmarks.interval_coverage).
+# beside several blocks: few, since it is 0.02 to 0.03 on a quiet machine and 0.1 on one that others use; on the latter,
+# more would leave the truth outside more often (python -m benchmarks.interval_coverage).
 _PRIOR_SD, _PRIOR_DF = 0.02, 1.1
 # Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
 # quantile of all, which would hang on one or two runs and say little of its own error.
