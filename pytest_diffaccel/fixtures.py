@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pytest_diffaccel import options, workers
-from pytest_diffaccel.matrix import Candidate, Cell, slug
+from pytest_diffaccel import workers
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
-    from pytest_diffaccel.matrix import Params
+    from pytest_diffaccel.matrix import Candidate, Cell, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.settings import Settings
 
 #: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
 #: Name of the report property that carries a case's result from worker to controller.
 PROPERTY = "diffaccel"
-Group: TypeAlias = tuple[Cell, str]
+Group: TypeAlias = "tuple[Cell, str]"
 
 _RUN = pytest.StashKey["SearchRun"]()
 _GATE = pytest.StashKey["GateRun | None"]()
@@ -39,11 +39,12 @@ def search_run(config: pytest.Config) -> SearchRun:
     if _RUN not in config.stash:
         from pytest_diffaccel.accelerators.composition import default_registry
         from pytest_diffaccel.search.run import SearchRun
+        from pytest_diffaccel.settings import Settings
 
         registry = default_registry()
         config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
-            settings = workers.with_gpu(options.Settings.from_options(config.option, registry.names), config)
+            settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             count = workers.number_of_workers(config)
             config.stash[_RUN] = SearchRun(settings, registry, count)
             config.stash[_GATE] = _gate_of(settings, registry, count)
@@ -57,7 +58,7 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: options.Settings, registry: Registry, count: int) -> GateRun | None:
+def _gate_of(settings: Settings, registry: Registry, count: int) -> GateRun | None:
     if settings.gate is None:
         return None
     from pytest_diffaccel.gate.run import GateRun
@@ -101,6 +102,8 @@ def gate_case_of(item: pytest.Item) -> GateCase | None:
 
 def group_name(group: Group) -> str:
     """``"SD1.5-DDIM-20-DeepCache+ToMe"``."""
+    from pytest_diffaccel.matrix import slug
+
     return f"{group[0]}-{slug(group[1])}"
 
 
@@ -280,6 +283,7 @@ class OwnCases:
             ValueError: naming the bad value and the valid ones.
             MethodDidNotAct: when a method had no effect.
         """
+        from pytest_diffaccel.matrix import Cell
         from pytest_diffaccel.search.own_case import measure_own
 
         with _refusals_in_words():

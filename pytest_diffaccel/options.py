@@ -1,217 +1,26 @@
-"""From command line and ini to one frozen :class:`Settings`; nothing to the right reads pytest's config."""
+"""The options of a search and of the gate: their names and help. What their values mean is :mod:`.settings`'s business,
+which a pytest run that has nothing to do with us need not import.
+"""
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.devices import Gpu
-from pytest_diffaccel.gate_options import GATE_OPTIONS, GateSettings
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
-from pytest_diffaccel.option_types import OptionError, count, duration, option, positive
+from pytest_diffaccel.gate_options import GATE_OPTIONS
+from pytest_diffaccel.option_types import count, duration, option, positive
 
 if TYPE_CHECKING:
     import pytest
 
 #: Working folder of a search: store, logs, baseline images and locks.
 WORK_DIR = Path(".diffaccel")
-# Spellings that are not the name itself with other punctuation.
-_SCHEDULER_ALIASES = {
-    "ddimscheduler": "DDIM",
-    "dpm": "DPM-Solver++",
-    "dpmpp": "DPM-Solver++",
-    "dpmsolvermultistepscheduler": "DPM-Solver++",
-    "unipc": "UniPCMultistepScheduler",
-}
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
 _DEFAULT_MAX_QUALITY_LOSS = 0.25
-_DEFAULT_SAMPLES = {"embedded": 8}
-_DEFAULT_SAMPLES_OTHERWISE = 32
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that a search is told.
-
-    Attributes:
-        cells: the cells to search, in matrix order.
-        accelerators: names of the accelerators to search.
-        num_samples: images scored a candidate, at least 1.
-        batch_size: images a call, at least 1.
-        coarse: whether the grids are the coarse ones.
-        exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
-        blocks: timed blocks a candidate gets in an exhaustive search, at least 1; winners get more.
-        models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
-        prompts: file with evaluation prompts, or None for the model source's own.
-        seed: of the first image and of every random order.
-        max_quality_loss: LPIPS above which a candidate cannot win.
-        case_timeout_s: seconds after which a case fails; None for no limit.
-        search_budget_s: seconds that the whole search may take; None for no limit.
-        fresh: whether stored measurements are made again.
-        golden: path of the golden database.
-        update_golden: whether existing golden keys that differ are rewritten.
-        golden_prune: whether golden keys of the chosen cells that are not in the matrix are removed.
-        store: SQLAlchemy URL or SQLite path of the measurements.
-        picture_grid: where to write the picture grid, or None.
-        gpus: indices or names of the GPUs to use; None for the CPU, empty for all.
-        gpu: the GPU that this process has been given; None for the CPU, and in xdist's controller.
-        gate: what the gate is told; None for a search.
-        report: where to write the HTML report, or None.
-    """
-
-    cells: tuple[Cell, ...]
-    accelerators: tuple[str, ...]
-    num_samples: int
-    batch_size: int
-    coarse: bool
-    exhaustive: bool
-    blocks: int
-    models: str
-    prompts: Path | None
-    seed: int
-    max_quality_loss: float
-    case_timeout_s: float | None
-    search_budget_s: float | None
-    fresh: bool
-    golden: Path
-    update_golden: bool
-    golden_prune: bool
-    store: str
-    picture_grid: Path | None
-    gpus: tuple[str, ...] | None
-    gpu: Gpu | None = None
-    gate: GateSettings | None = None
-    report: Path | None = None
-
-    @classmethod
-    def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
-        """Check every option.
-
-        Args:
-            options: pytest's parsed options, as :func:`add_options` declared them.
-            accelerators: names of all registered accelerators.
-
-        Raises:
-            OptionError: naming the bad value and the valid ones.
-        """
-        # Here, for the sake of runs that have nothing to do with us: it reads TOML.
-        from pytest_diffaccel.models.registry import ARCHITECTURE, NO_QUALITY
-
-        coarse = options.grid == "coarse"
-        if options.models == ARCHITECTURE:
-            raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
-        samples = options.num_samples or _DEFAULT_SAMPLES.get(options.models, _DEFAULT_SAMPLES_OTHERWISE)
-        return cls(
-            cells=tuple(chosen_cells(options)),
-            accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
-            num_samples=samples,
-            batch_size=min(options.batch_size, samples),
-            coarse=coarse,
-            exhaustive=options.exhaustive,
-            blocks=options.blocks or (1 if coarse else 2),
-            models=options.models,
-            prompts=Path(options.prompts) if options.prompts else None,
-            seed=options.seed,
-            max_quality_loss=options.max_quality_loss,
-            case_timeout_s=options.case_timeout,
-            search_budget_s=_budget(options.search_budget, exhaustive=options.exhaustive),
-            fresh=options.fresh,
-            golden=Path(options.golden),
-            update_golden=options.update_golden and not options.golden_new_only,
-            golden_prune=options.golden_prune,
-            store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
-            picture_grid=_picture_grid(options.picture_grid),
-            gpus=gpus(options.gpus),
-            gate=GateSettings.from_options(options),
-            report=_report(options.diffaccel_report, gate=options.gate),
-        )
-
-
-def chosen_cells(options: Namespace) -> list[Cell]:
-    """The cells that ``--pipe``, ``--sched`` and ``--steps`` name; all of the matrix without them.
-
-    Raises:
-        OptionError: naming the bad value and the valid ones.
-    """
-    return cells(
-        _choose("--pipe", options.pipe, PIPES),
-        _choose("--sched", options.sched, SCHEDULERS, _SCHEDULER_ALIASES),
-        [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
-    )
-
-
-def _choose(
-    option: str, given: Sequence[str] | None, known: Sequence[str], aliases: dict[str, str] | None = None
-) -> list[str]:
-    """The known names that ``given`` asks for, in their own order; all of them for ``all`` or nothing."""
-    if not given:
-        return list(known)
-    spellings = {_plain(name): name for name in known} | (aliases or {})
-    chosen: set[str] = set()
-    for text in given:
-        parts = text.split(",")
-        # A name may have commas of its own; a list has no "and" at its end.
-        if _plain(text) in spellings and re.search(r"\band\b", parts[-1].lower()):
-            parts = [text]
-        for part in filter(None, (part.strip() for part in parts)):
-            if part.lower() == "all":
-                chosen.update(known)
-            elif _plain(part) in spellings:
-                chosen.add(spellings[_plain(part)])
-            else:
-                raise OptionError(f"{option}: {part!r} is unknown; choose from {'; '.join(known)}; all")
-    if not chosen:
-        raise OptionError(f"{option}: nothing is named; choose from {'; '.join(known)}; all")
-    return [name for name in known if name in chosen]
-
-
-def _plain(name: str) -> str:
-    """Name for comparison: lower case, no punctuation, no 'and'."""
-    return re.sub(r"[^a-z0-9.]", "", re.sub(r"\band\b", "", name.lower()))
-
-
-def gpus(given: str | None) -> tuple[str, ...] | None:
-    """What ``--gpus`` names: numbers or names; empty for all, None where it is not given.
-
-    Raises:
-        OptionError: when it is given anything else, such as a path that stands behind it.
-    """
-    if given is None:
-        return None
-    if given == "all":
-        return ()
-    names = tuple(part.strip() for part in given.split(","))
-    if all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name) for name in names):
-        return names
-    meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
-    raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
-
-
-def _report(path: str | None, *, gate: bool) -> Path | None:
-    if path is not None and gate:
-        raise OptionError("--diffaccel-report: it shows a search; the gate's verdicts are in its own summary")
-    if path is not None and Path(path).is_dir():
-        raise OptionError(
-            f"--diffaccel-report: {path!r} is a folder; name a file, such as {Path(path) / 'report.html'}"
-        )
-    return Path(path) if path else None
-
-
-def _picture_grid(path: str | None) -> Path | None:
-    if path is not None and not path.lower().endswith(".png"):
-        raise OptionError(f"--picture-grid: {path!r} is no PNG; name a file, such as {path.rstrip('/')}.png")
-    return Path(path) if path else None
-
-
-def _budget(seconds: float | None, *, exhaustive: bool) -> float | None:
-    if seconds is not None and exhaustive:
-        raise OptionError("--search-budget: an exhaustive search measures everything; leave one of the two out")
-    return seconds
-
+#: Images scored a candidate, by model source; where it is none of these.
+DEFAULT_SAMPLES = {"embedded": 8}
+DEFAULT_SAMPLES_OTHERWISE = 32
 
 _MATRIX_OPTIONS = (
     option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default)"),
@@ -235,8 +44,8 @@ _MEASURING_OPTIONS = (
         "--num_samples",
         type=count,
         metavar="N",
-        help=f"images scored a candidate (default: {_DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
-        f"else {_DEFAULT_SAMPLES_OTHERWISE})",
+        help=f"images scored a candidate (default: {DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
+        f"else {DEFAULT_SAMPLES_OTHERWISE})",
     ),
     option("--batch-size", "--batch_size", type=count, default=4, metavar="N", help="images a call (default: 4)"),
     option(
@@ -282,7 +91,7 @@ _GROUPS = {
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Declare every option. What their values mean is :meth:`Settings.from_options`'s business."""
+    """Declare every option."""
     for title, declared in _GROUPS.items():
         group = parser.getgroup(title)
         for one in declared:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_diffaccel import devices, options
-
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
+    from pytest_diffaccel.settings import Settings
 
 # Exit status of a worker that gave up; any will do, xdist looks at none.
 _CUDA_BROKEN = 70
@@ -41,8 +40,12 @@ def chosen_gpus(config: pytest.Config) -> list[Gpu] | None:
     Raises:
         pytest.UsageError: when it cannot be met.
     """
+    if config.option.gpus is None:
+        return None
+    from pytest_diffaccel import devices, settings
+
     try:
-        wanted = options.gpus(config.option.gpus)
+        wanted = settings.gpus(config.option.gpus)
         return None if wanted is None else devices.choose_gpus(wanted)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
@@ -69,11 +72,13 @@ def share_gpus(config: pytest.Config, specs: Sequence[Any]) -> None:
     Raises:
         pytest.UsageError: as :func:`chosen_gpus`.
     """
+    from pytest_diffaccel import devices
+
     for spec, gpu in zip(specs, cycle(chosen_gpus(config) or ()), strict=False):
         spec.env[devices.VISIBLE] = gpu.name
 
 
-def with_gpu(settings: options.Settings, config: pytest.Config) -> options.Settings:
+def with_gpu(settings: Settings, config: pytest.Config) -> Settings:
     """The settings with the GPU that this process has; a process without workers takes the first that is asked for.
 
     Raises:
@@ -81,6 +86,8 @@ def with_gpu(settings: options.Settings, config: pytest.Config) -> options.Setti
     """
     if settings.gpus is None:
         return settings
+    from pytest_diffaccel import devices
+
     if worker_number(config) is not None:
         return replace(settings, gpu=devices.choose_gpus(())[0])
     chosen = devices.choose_gpus(settings.gpus)
@@ -95,6 +102,8 @@ def give_up_broken_cuda(session: pytest.Session) -> None:
 
     An xdist worker ends at once, after its case's reports: its replacement goes on. A single process stops.
     """
+    from pytest_diffaccel import devices
+
     if not devices.is_cuda_broken():
         return
     if worker_number(session.config) is not None:

@@ -14,7 +14,9 @@ from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.architecture import ARCHITECTURES, Architecture, build_pipeline, models
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import weight_files
-from pytest_diffaccel.options import OptionError, Settings, add_options
+from pytest_diffaccel.option_types import OptionError
+from pytest_diffaccel.options import add_options
+from pytest_diffaccel.settings import Settings
 
 # Parameters of the published weights, as their safetensors headers count them.
 PARAMETERS = {

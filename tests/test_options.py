@@ -15,7 +15,8 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
 from pytest_diffaccel.option_types import OptionError
-from pytest_diffaccel.options import Settings, add_options, is_given
+from pytest_diffaccel.options import add_options, is_given
+from pytest_diffaccel.settings import Settings
 
 ACCELERATORS = default_registry().names
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
 from pytest_diffaccel.gate_options import GateSettings
-from pytest_diffaccel.options import Settings
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import duration
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
+from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.session import Terminal

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.options import Settings
 from pytest_diffaccel.search.effort import EMBEDDED_STEP_S, EVALUATED_SHARE, RUNS_A_GROUP
+from pytest_diffaccel.settings import Settings
 
 # An accelerated generation takes, on average over a grid, this share of the baseline's time.
 _ACCELERATED_SHARE = 0.6

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_diffaccel.options import WORK_DIR, Settings
+from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -18,6 +18,7 @@ from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
+from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry

@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 
 from pytest_diffaccel.matrix import Cell, format_params
-from pytest_diffaccel.options import Settings
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
+from pytest_diffaccel.settings import Settings
 
 # Wide enough for a triple's parameters; narrower terminals wrap.
 _WIDTH = 150

@@ -15,8 +15,8 @@ from pytest_diffaccel.search.budget import Budget
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
-    from pytest_diffaccel.options import Settings
     from pytest_diffaccel.search.workbench import Workbench
+    from pytest_diffaccel.settings import Settings
 
 
 class SearchRun:

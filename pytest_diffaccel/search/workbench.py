@@ -21,11 +21,12 @@ from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
-from pytest_diffaccel.options import WORK_DIR, Settings
+from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.knowledge import Knowledge
+from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

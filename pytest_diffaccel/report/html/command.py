@@ -118,7 +118,7 @@ def _places(given: str | None) -> tuple[str, Path]:
 
 
 def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
-    from pytest_diffaccel.options import chosen_cells
+    from pytest_diffaccel.settings import chosen_cells
 
     if not (parsed.pipe or parsed.sched or parsed.steps):
         return lambda _: True
