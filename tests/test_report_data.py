@@ -104,6 +104,34 @@ def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> N
     assert findings.entries[replace(KEY, target=4.0)].reason == "speed"
 
 
+def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_another(search: RecordedSearch) -> None:
+    """Blocks of other groups tell about its speed-ups too; the winner that was recorded stays until it is searched."""
+    search.fill()
+    made = material(search)
+    first = Candidate(CELL, "DeepCache", deepcache_grid()[0])
+    left = tuple(
+        one
+        for one in made.contents.measurements
+        if (one.measurement.candidate, one.measurement.sampling.purpose) != (first, "winner")
+    )
+    (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
+    assert found.entries[KEY].params == deepcache_grid()[1]
+    assert len(found.entries) == 7
+
+
+def test_a_target_that_only_unverified_candidates_reach_is_left_open(search: RecordedSearch) -> None:
+    search.fill()
+    made = material(search)
+    slowest = Candidate(CELL, "DeepCache", deepcache_grid()[0])
+    left = tuple(
+        one
+        for one in made.contents.measurements
+        if one.measurement.sampling.purpose != "winner" or one.measurement.candidate == slowest
+    )
+    (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
+    assert {key.target for key in found.entries} == {1.2, 1.5}
+
+
 def test_every_other_row_says_why_not(findings: Findings) -> None:
     reasons = {row.params: (row.verdict, row.reason) for row in findings.rows}
     assert reasons["cache_interval=2,cache_branch_id=2"] == (

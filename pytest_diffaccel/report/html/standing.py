@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate
@@ -15,7 +15,7 @@ from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.fewer_steps import steps_as_fast
 from pytest_diffaccel.search.finals import Winner
 from pytest_diffaccel.search.outcome import golden_entry
-from pytest_diffaccel.search.select import Option, choose
+from pytest_diffaccel.search.select import SPEED_TOLERANCE, Choice, Option, choose
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,22 @@ def _entry(
     record: CellRecord, costs: CostModel, options: Sequence[Option], target: float, max_loss: float
 ) -> GoldenEntry | None:
     choice = choose(options, target, max_loss)
-    chosen = record.verified.get(choice.option.candidate.key) if choice.option else None
-    if choice.option is None or chosen is None or record.described is None:
+    if choice.option is not None and choice.option.candidate.key not in record.verified:
+        verified = choose([one for one in options if one.candidate.key in record.verified], target, max_loss)
+        choice = verified if _stands_for(verified, choice) else replace(choice, option=None)
+    if choice.option is None or record.described is None:
         return None
+    chosen = record.verified[choice.option.candidate.key]
     steps = steps_as_fast(costs, record.cell.steps, choice.option.speedup.value)
     rival = next((one for one in record.rivals if one.candidate.cell.steps == steps), None)
     return golden_entry(Winner(choice, chosen, rival), record.described)
+
+
+def _stands_for(verified: Choice, choice: Choice) -> bool:
+    """Whether what was verified may be what the search recorded, though all that is known now would choose another.
+
+    Blocks of groups that came later move speed-ups, too; what was recorded stands until the group is searched again.
+    """
+    if verified.option is None or choice.option is None or choice.reason is None:
+        return verified.reason is None
+    return verified.option.speedup.value >= choice.option.speedup.value * (1 - SPEED_TOLERANCE)
