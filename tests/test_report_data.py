@@ -34,6 +34,7 @@ from pytest_diffaccel.report.step_summary import gate_summary, plain, search_sum
 from pytest_diffaccel.search.group import DONE
 
 KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+_SAME_ENVIRONMENT = "The environment is the one that golden was recorded in"
 
 
 @pytest.fixture
@@ -223,7 +224,15 @@ def test_the_page_holds_all_rows_and_the_command_that_accepts(search: RecordedSe
     assert "slower: 7" in text
     assert "cached_steps=10" in cell["rows"][0][data["columns"].index("fired")]
     assert "--update-golden" in text
+    assert _SAME_ENVIRONMENT in text
     assert search.golden.read_bytes() == before
+
+
+def test_the_page_says_nothing_of_goldens_environment_where_golden_has_no_entry(search: RecordedSearch) -> None:
+    search.fill()
+    text = report(search).read_text(encoding="utf-8")
+    assert "new: 7" in text
+    assert _SAME_ENVIRONMENT not in text
 
 
 def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearch) -> None:
