@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,31 +106,30 @@ def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> N
     assert findings.entries[replace(KEY, target=4.0)].reason == "speed"
 
 
-def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_another(search: RecordedSearch) -> None:
-    """Blocks of other groups tell about its speed-ups too; the winner that was recorded stays until it is searched."""
+def found_where_verified(search: RecordedSearch, is_verified: Callable[[Candidate], bool]) -> Findings:
+    """What is found where only these winners have been measured again."""
     search.fill()
     made = material(search)
-    first = Candidate(CELL, "DeepCache", deepcache_grid()[0])
     left = tuple(
         one
         for one in made.contents.measurements
-        if (one.measurement.candidate, one.measurement.sampling.purpose) != (first, "winner")
+        if one.measurement.sampling.purpose != "winner" or is_verified(one.measurement.candidate)
     )
     (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
+    return found
+
+
+def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_another(search: RecordedSearch) -> None:
+    """Blocks of other groups tell about its speed-ups too; the winner that was recorded stays until it is searched."""
+    first = Candidate(CELL, "DeepCache", deepcache_grid()[0])
+    found = found_where_verified(search, lambda candidate: candidate != first)
     assert found.entries[KEY].params == deepcache_grid()[1]
     assert len(found.entries) == 7
 
 
 def test_a_target_that_only_unverified_candidates_reach_is_left_open(search: RecordedSearch) -> None:
-    search.fill()
-    made = material(search)
     slowest = Candidate(CELL, "DeepCache", deepcache_grid()[0])
-    left = tuple(
-        one
-        for one in made.contents.measurements
-        if one.measurement.sampling.purpose != "winner" or one.measurement.candidate == slowest
-    )
-    (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
+    found = found_where_verified(search, lambda candidate: candidate == slowest)
     assert {key.target for key in found.entries} == {1.2, 1.5}
 
 
