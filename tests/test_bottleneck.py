@@ -75,3 +75,13 @@ def test_methods_save_the_arithmetic_that_they_say(pipeline_of: Callable[..., An
     assert gated["T-Gate:gated-reuse"] < gated["T-Gate:gated"] < plain / 2
     merged = counted({"ToMe": {"ratio": 0.5, "max_downsample": 1}})["ToMe:0.5@1"]
     assert 0.5 * plain < merged < plain
+
+
+def test_a_known_kind_is_not_counted_again(pipeline_of: Callable[..., Any]) -> None:
+    params = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
+    with accelerate(pipeline_of("SD1.5"), params, steps=4) as generate:
+        every = flops_by_kind(generate, "red apple", 0)
+        assert every.keys() == {"DeepCache:full", "DeepCache:shallow@0"}
+        known = {"DeepCache:full": 1}
+        assert flops_by_kind(generate, "red apple", 0, known) == {"DeepCache:shallow@0": every["DeepCache:shallow@0"]}
+        assert flops_by_kind(generate, "red apple", 0, every) == {}
