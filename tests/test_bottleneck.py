@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recorded import CELL, RecordedSearch, deepcache_grid, environment
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.matrix import Candidate
@@ -85,3 +87,20 @@ def test_a_known_kind_is_not_counted_again(pipeline_of: Callable[..., Any]) -> N
         known = {"DeepCache:full": 1}
         assert flops_by_kind(generate, "red apple", 0, known) == {"DeepCache:shallow@0": every["DeepCache:shallow@0"]}
         assert flops_by_kind(generate, "red apple", 0, every) == {}
+
+
+def test_a_count_that_breaks_off_leaves_torch_as_it_was(pipeline_of: Callable[..., Any]) -> None:
+    """A counter that stayed on would make every later step of the process many times slower."""
+    pipeline = pipeline_of("SD1.5")
+
+    def accident(*_: Any) -> None:
+        raise RuntimeError("an accident in the last step")
+
+    with accelerate(pipeline, {}, steps=2) as generate:
+        calls = iter((lambda *_: None, accident))
+        hook = pipeline.unet.mid_block.register_forward_hook(lambda *given: next(calls)(*given))
+        with pytest.raises(RuntimeError, match="an accident"):
+            flops_by_kind(generate, "red apple", 0)
+        hook.remove()
+    assert not _get_current_dispatch_mode_stack()
+    assert not torch.nn.modules.module._global_forward_pre_hooks

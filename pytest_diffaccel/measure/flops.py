@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,12 +14,19 @@ class FlopClock:
     """Observer that counts the floating-point operations of chosen steps, between the events at either end.
 
     torch's counter makes everything many times slower while it is on, so it is on in no other step.
+
+    Attributes:
+        counts: by step.
     """
 
-    def __init__(self, counter: Any, chosen: Collection[int]) -> None:
-        """Count with ``counter``, a ``torch.utils.flop_counter.FlopCounterMode``, in the steps at ``chosen``."""
+    def __init__(self, counter: Any, chosen: Collection[int], counting: ExitStack) -> None:
+        """Count with ``counter``, a ``torch.utils.flop_counter.FlopCounterMode``, in the steps at ``chosen``.
+
+        ``counting`` is what turns it off when the generation breaks off in such a step.
+        """
         self._counter = counter
         self._chosen = chosen
+        self._counting = counting
         self._step = -1
         self.counts: dict[int, int] = {}
 
@@ -29,12 +37,12 @@ class FlopClock:
         """Begin to count, if this step is to be counted."""
         self._step += 1
         if self._step in self._chosen:
-            self._counter.__enter__()
+            self._counting.enter_context(self._counter)
 
     def step_ended(self) -> None:
         """Note the count of a step, if it was counted."""
         if self._step in self._chosen:
-            self._counter.__exit__(None, None, None)
+            self._counting.close()
             self.counts[self._step] = self._counter.get_total_flops()
 
     def ended(self) -> None:
@@ -54,20 +62,20 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
         seed: of its start noise.
         known: kinds that need not be counted; without others, nothing is generated.
     """
+    # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
+    places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
+    if not places:
+        return {}
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
 
-    # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
-    places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
-    if not places:
-        return {}
     # The counter has no formula for what attention becomes on a CPU.
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
-    clock = FlopClock(counter, set(places.values()))
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), ExitStack() as counting:
+        clock = FlopClock(counter, set(places.values()), counting)
         generate.observed([prompt], [seed], clock)
     return {kind: clock.counts[place] for kind, place in places.items()}

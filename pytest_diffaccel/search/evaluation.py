@@ -178,8 +178,9 @@ def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subje
     candidate = subjects[0].candidate
     known = bench.knowledge(candidate.cell, candidate.accelerator).flops
     for generate in (baseline, *(subject.generate for subject in subjects)):
-        with bench.lock.generating():
-            known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
+        if not known.keys() >= set(generate.kinds):
+            with bench.lock.generating():
+                known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
     for subject in subjects:
         subject.flops = {kind: known[kind] for kind in dict.fromkeys((*baseline.kinds, *subject.generate.kinds))}
 
