@@ -46,10 +46,6 @@ class Groups:
         }
         return cls(groups_by_case(run), efforts, divisible=settings.exhaustive and not settings.fresh)
 
-    def is_last(self, case: str) -> bool:
-        """Whether a case, by what stands in its node id's brackets, is its group's winners' case."""
-        return self.divisible and self.names.get(case) == case
-
     @classmethod
     def of_gate(cls, gate: GateRun) -> Groups:
         """A gate's pipes: loading one takes long."""
@@ -58,6 +54,10 @@ class Groups:
             weight = step_weight(case.cell.pipe, embedded=gate.settings.models == "embedded")
             efforts[case.cell.pipe] += case.cost * weight
         return cls(gate_groups_by_case(gate), efforts)
+
+    def is_last(self, case: str) -> bool:
+        """Whether a case, by what stands in its node id's brackets, is a divisible group's winners' case."""
+        return self.divisible and self.names.get(case) == case
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types

@@ -116,7 +116,7 @@ class Settings:
             golden_prune=options.golden_prune,
             store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
             picture_grid=_picture_grid(options.picture_grid),
-            gpus=gpus(options.gpus),
+            gpus=None if options.gpus is None else named_gpus(options.gpus),
             gate=GateSettings.from_options(options),
             report=_report(options.diffaccel_report, gate=options.gate),
         )
@@ -165,14 +165,12 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", re.sub(r"\band\b", "", name.lower()))
 
 
-def gpus(given: str | None) -> tuple[str, ...] | None:
-    """What ``--gpus`` names: numbers or names; empty for all, None where it is not given.
+def named_gpus(given: str) -> tuple[str, ...]:
+    """What ``--gpus`` names: numbers or names; empty for all.
 
     Raises:
         OptionError: when it is given anything else, such as a path that stands behind it.
     """
-    if given is None:
-        return None
     if given == "all":
         return ()
     names = tuple(part.strip() for part in given.split(","))

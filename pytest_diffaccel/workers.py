@@ -42,11 +42,11 @@ def chosen_gpus(config: pytest.Config) -> list[Gpu] | None:
     """
     if config.option.gpus is None:
         return None
-    from pytest_diffaccel import devices, settings
+    from pytest_diffaccel.devices import choose_gpus
+    from pytest_diffaccel.settings import named_gpus
 
     try:
-        wanted = settings.gpus(config.option.gpus)
-        return None if wanted is None else devices.choose_gpus(wanted)
+        return choose_gpus(named_gpus(config.option.gpus))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -72,10 +72,13 @@ def share_gpus(config: pytest.Config, specs: Sequence[Any]) -> None:
     Raises:
         pytest.UsageError: as :func:`chosen_gpus`.
     """
-    from pytest_diffaccel import devices
+    chosen = chosen_gpus(config)
+    if chosen is None:
+        return
+    from pytest_diffaccel.devices import VISIBLE
 
-    for spec, gpu in zip(specs, cycle(chosen_gpus(config) or ()), strict=False):
-        spec.env[devices.VISIBLE] = gpu.name
+    for spec, gpu in zip(specs, cycle(chosen), strict=False):
+        spec.env[VISIBLE] = gpu.name
 
 
 def with_gpu(settings: Settings, config: pytest.Config) -> Settings:

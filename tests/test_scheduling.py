@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -113,16 +114,6 @@ def config(pytester: pytest.Pytester) -> pytest.Config:
     return pytester.parseconfig("--tx=1*popen")
 
 
-def always(value: bool) -> Iterator[bool]:
-    while True:
-        yield value
-
-
-def ones() -> Iterator[float]:
-    while True:
-        yield 1.0
-
-
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
@@ -154,7 +145,7 @@ def test_groups_that_can_be_divided_keep_all_workers_busy(config: pytest.Config,
     took = {}
     for divisible in (True, False):
         host = Host(config, sizes, workers, divisible=divisible)
-        host.run(ones(), always(False))
+        host.run(repeat(1.0), repeat(False))
         took[divisible] = max(ended for _, ended, _ in host.runs.values())
     assert took[True] <= total / workers + 2 * WINNERS_S
     assert took[False] >= max(sizes) + 1 + WINNERS_S
@@ -162,7 +153,7 @@ def test_groups_that_can_be_divided_keep_all_workers_busy(config: pytest.Config,
 
 def test_a_worker_stays_with_its_group_and_helps_when_no_group_is_left(config: pytest.Config) -> None:
     host = Host(config, [30, 3, 3], 2, divisible=True)
-    host.run(ones(), always(False))
+    host.run(repeat(1.0), repeat(False))
     groups = {name: [run for case, run in runs.items() if case != name] for name, runs in host.by_group().items()}
     own = max(ended for name in ("group1", "group2") for _, ended, _ in groups[name])
     assert {worker for name in ("group1", "group2") for _, _, worker in groups[name]} == {1}

@@ -118,10 +118,8 @@ class CostModel:
         features = [_features(self.registry, kind) for kind in (*one, *other)]
         alike: dict[str, Array] = {}
         for method in {name for row in features for name in row}:
-            columns = {
-                name: place
-                for place, name in enumerate(sorted({name for row in features for name in row.get(method, ())}))
-            }
+            names = sorted({name for row in features for name in row.get(method, ())})
+            columns = dict(zip(names, range(len(names)), strict=True))
             table = np.zeros((len(features), len(columns)))
             for values, row in zip(table, features, strict=True):
                 for name, value in row.get(method, {}).items():
