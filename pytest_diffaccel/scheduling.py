@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +67,14 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     the controller knows the groups itself. It orders groups by their number of tests; here by their work, and a worker
     gets its next tests no earlier than it must, so that nothing waits behind a long case while others have nothing to
     do. It gives a group to one worker, whatever the others do; here, when no group is left that nobody has begun,
-    workers help each other with groups that can be divided. And it does not survive a crash (xdist's issues 1323, 1327
-    and 1378): a worker runs a test only once it knows the next one, or that there is none. The worker that replaces a
-    dead one is given what is left of the dead one's groups, but not told whether more will come: with one test left, it
-    waits for ever. The test that killed the worker is among what is left, so it would kill the replacement too.
+    workers help each other with groups that can be divided.
+
+    And it does not survive a crash (xdist's issues 1323, 1327 and 1378): a worker runs a test only once it knows the
+    next one, or that there is none. The worker that replaces a dead one is given what is left of the dead one's groups,
+    but not told whether more will come: with one test left, it waits for ever. The test that killed the worker is among
+    what is left, so it would kill the replacement too. Here the same trait is of use, too: a worker may be given the
+    winners' case of a divided group while others are in the group's last candidates, and begins it when they are done,
+    since only then it is told what comes next.
 
     ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given, done or not; both by group.
     """
@@ -125,75 +129,84 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         self._hand_out()
         return None if self._reported.get(node) == died_in else died_in
 
+    @property
+    def tests_finished(self) -> bool:
+        """Whether nothing is left to hand out: xdist then sends all workers home, to the last tests that they know."""
+        return super().tests_finished and not any(map(self._waits, self.nodes))
+
     def _hand_out(self) -> None:
-        """Give each worker as much as it must know of, in turn; send those home that will not be needed."""
+        """Give each worker as much as it must know of, in turn; when nothing is left, send them home."""
         ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
         open_to_work = list(ready)
-        while open_to_work and self._pending(node := min(open_to_work, key=self._pending)) < 2:
-            if not self._assign_to(node):
+        while self.workqueue and open_to_work:
+            node = min(open_to_work, key=lambda one: len(self._left(one)))
+            if self._needs_more(node):
+                self._assign_to(node)
+            else:
                 open_to_work.remove(node)
-        # One that waits with a test begins it when it is sent home, so it goes before one that has nothing to do.
-        for node in sorted(ready, key=self._pending, reverse=True):
-            if self._is_superfluous(node):
+        for node in ready if not self.workqueue else ():
+            if self._needs_more(node):
                 node.shutdown()
 
-    def _pending(self, node: WorkerController) -> int:
-        return int(self._pending_of(self.assigned_work[node]))
+    def _needs_more(self, node: WorkerController) -> bool:
+        """Whether a worker goes on only when it knows another test, or that there is none, and should go on."""
+        return len(self._left(node)) < 2 and not self._waits(node)
 
-    def _assign_to(self, node: WorkerController) -> bool:
-        """Give a worker its next tests; False when there are none for it now."""
-        for name in self._by_turn(node):
-            tests = self._next_of(name, node)
-            if tests:
-                queued = self.workqueue[name]
-                for test in tests:
-                    del queued[test]
-                if not queued:
-                    del self.workqueue[name]
-                # The group given last stands last: a worker dies in the first that is not done.
-                group = self.assigned_work[node].pop(name, {})
-                self.assigned_work[node][name] = group | dict.fromkeys(tests, False)
-                node.send_runtest_some([self.registered_collections[node].index(test) for test in tests])
-                return True
-        return False
+    def _waits(self, node: WorkerController) -> bool:
+        """Whether the one test that a worker knows is a winners' case whose candidates are not all done.
 
-    def _by_turn(self, node: WorkerController) -> list[str]:
-        """The groups in the queue as a worker should take them: the one it is in; those that nobody is in; those with
-        least left, since winners can be looked for only when a group is whole. Winners' cases, which take long, come
-        first as long as there are more groups than workers: the last of them, one a worker, end together.
+        The worker does not begin it before it knows of another test, or that there is none: so it can be told to wait.
+        """
+        left = self._left(node)
+        if len(left) != 1 or not self._is_last(left[0][1]):
+            return False
+        name = left[0][0]
+        return name in self.workqueue or self._is_elsewhere(name, node)
+
+    def _left(self, node: WorkerController) -> list[tuple[str, str]]:
+        """Group and node id of the tests that a worker was given and is not done with, in its order."""
+        groups = self.assigned_work[node].items()
+        return [(name, nodeid) for name, tests in groups for nodeid, is_done in tests.items() if not is_done]
+
+    def _is_last(self, nodeid: str) -> bool:
+        return self._groups.is_last(case_id(nodeid))
+
+    def _is_elsewhere(self, name: str, node: WorkerController) -> bool:
+        """Whether another worker was given tests of a group that it is not done with."""
+        return any(group == name for other in self.nodes if other is not node for group, _ in self._left(other))
+
+    def _assign_to(self, node: WorkerController) -> None:
+        """Give a worker its next tests: a whole group, or one test of a group that can be divided."""
+        name = min(self.workqueue, key=self._turn(node))
+        queued = self.workqueue[name]
+        tests = list(queued)[:1] if self._groups.divisible else list(queued)
+        for test in tests:
+            del queued[test]
+        if not queued:
+            del self.workqueue[name]
+        # The group given last stands last: a worker dies in the first that is not done.
+        group = self.assigned_work[node].pop(name, {})
+        self.assigned_work[node][name] = group | dict.fromkeys(tests, False)
+        node.send_runtest_some([self.registered_collections[node].index(test) for test in tests])
+
+    def _turn(self, node: WorkerController) -> Callable[[str], tuple[int, float]]:
+        """How soon a worker should take a group in the queue, as a sort key.
+
+        First the group it is in; then those that nobody is in; then those with least left, since winners can be looked
+        for only when a group is whole. Winners' cases, which take long, come before all others as long as there are
+        more groups than workers, then after them: the last ones, one a worker, end together. Last of all come those
+        that would have to wait for others.
         """
         own = list(self.assigned_work[node])[-1:]
         begun = {name for groups in self.assigned_work.values() for name in groups}
-        winners_first = len(self.workqueue) > len(self.nodes)
+        winners_turn = 0 if len(self.workqueue) > len(self.nodes) else 4
 
         def turn(name: str) -> tuple[int, float]:
             tests = self.workqueue[name]
-            if self._groups.is_last(case_id(next(iter(tests)))):
-                return (0 if winners_first else 4), 0.0
+            if self._is_last(next(iter(tests))):
+                return 5 if self._is_elsewhere(name, node) else winners_turn, 0.0
             if name in own or name not in begun:
-                return (1 if name in own else 2), 0.0
+                return 1 if name in own else 2, 0.0
             return 3, self._groups.efforts.get(name, 0.0) * len(tests)
 
-        return sorted(self.workqueue, key=turn)
-
-    def _next_of(self, name: str, node: WorkerController) -> list[str]:
-        """What of a group in the queue a worker can be given next."""
-        tests = list(self.workqueue[name])
-        if not self._groups.divisible:
-            return tests
-        if not self._groups.is_last(case_id(tests[0])):
-            return tests[:1]
-        elsewhere = [groups.get(name, {}) for other, groups in self.assigned_work.items() if other is not node]
-        return tests if all(all(group.values()) for group in elsewhere) else []
-
-    def _is_superfluous(self, node: WorkerController) -> bool:
-        """Whether enough others wait for what is in the queue, which nobody can be given yet.
-
-        It waits for tests that others are in. A worker does not begin its last test before it knows the next, so if all
-        are at their last, one must go for the others to go on.
-        """
-        if self._pending(node) >= 2:
-            return False
-        waiting = [other for other in self.nodes if not other.shutting_down and self._pending(other) < 2]
-        at_work = any(self._pending(other) >= (1 if other.shutting_down else 2) for other in self.nodes)
-        return len(self.workqueue) < len(waiting) or not at_work
+        return turn

@@ -42,3 +42,31 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(finished
     # Made again it may look a little faster or slower, and then other fewer steps are its rival.
     assert all(row[0] == gone or row[1].startswith("instead of") for row in set(after) - set(before))
     assert finished_search.golden.exists()
+
+
+# Another process in the middle of a candidate; by and by it stores what it measured.
+MEASURING = """
+import sqlite3, sys, time
+from filelock import ReadWriteLock
+with ReadWriteLock(".diffaccel/in-progress/SD1.5-DDIM-20-Echo.lock").read_lock():
+    print("measuring", flush=True)
+    time.sleep(5)
+    with sqlite3.connect(".diffaccel/search.sqlite") as store:
+        store.execute("INSERT INTO diffaccel_measurements SELECT * FROM aside")
+"""
+
+
+def test_winners_wait_for_a_candidate_that_another_process_measures(finished_search: SmallSearch) -> None:
+    fastest = max(key for key, *_ in finished_search.stored())
+    measurements = f"diffaccel_measurements WHERE candidate_key = '{fastest}' AND purpose = 'search'"
+    finished_search.execute(f"CREATE TABLE aside AS SELECT * FROM {measurements}")
+    finished_search.execute(f"DELETE FROM {measurements}")
+    golden = finished_search.golden.read_text(encoding="utf-8")
+    finished_search.golden.unlink()
+    command = [sys.executable, "-c", MEASURING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=finished_search.path) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "measuring\n"
+        finished_search.run("-k", "test_winners").assert_outcomes(passed=1, deselected=3)
+    assert other.returncode == 0
+    assert finished_search.golden.read_text(encoding="utf-8") == golden

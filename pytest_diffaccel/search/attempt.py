@@ -39,7 +39,8 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
         (made,) = measure(bench, [candidate], "search", budget, bench.first_samples, predicted)
         return made
 
-    return _attempt(bench, candidate, make)
+    with bench.in_progress(candidate.cell, candidate.accelerator):
+        return _attempt(bench, candidate, make)
 
 
 def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurement]) -> Measurement:

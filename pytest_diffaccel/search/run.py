@@ -88,8 +88,8 @@ class SearchRun:
         from pytest_diffaccel.search.racing import Explored
 
         if self.settings.exhaustive:
-            # Other workers may have measured some of its candidates.
-            self.bench.read_again()
+            # Other workers may have measured some of its candidates, or still do.
+            self.bench.wait_for_others(cell, accelerator)
         group = Group(self.bench, cell, accelerator)
         explored = Explored(0, 0) if self.settings.exhaustive else group.race(self.budget.next_group())
         winners = find_winners(self.bench, cell, accelerator)

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from filelock import ReadWriteLock
+
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
-from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores
@@ -105,9 +107,22 @@ class Workbench:
         self._group = group
         return self._knowledge[cell.pipe]
 
-    def read_again(self) -> None:
-        """Have what other processes found read when it is next asked for, also within a group."""
-        self._group = None
+    @contextmanager
+    def in_progress(self, cell: Cell, accelerator: str) -> Iterator[None]:
+        """Let other processes know that a candidate of a group is being measured."""
+        with self._in_progress(cell, accelerator).read_lock():
+            yield
+
+    def wait_for_others(self, cell: Cell, accelerator: str) -> None:
+        """Wait for the candidates of a group that other processes are measuring; what they found is read anew."""
+        with self._in_progress(cell, accelerator).write_lock():
+            self._group = None
+
+    @staticmethod
+    def _in_progress(cell: Cell, accelerator: str) -> ReadWriteLock:
+        folder = WORK_DIR / "in-progress"
+        folder.mkdir(parents=True, exist_ok=True)
+        return ReadWriteLock(folder / f"{cell}-{slug(accelerator)}.lock")
 
     def keep(self, measurement: Measurement) -> None:
         """Store a measurement, and know it."""
