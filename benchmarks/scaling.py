@@ -2,9 +2,9 @@
 
 Run ``python -m benchmarks.scaling --folder scaling -- --pipe SD1.5 --sched DDIM --steps 20`` on a host with several
 GPUs that are otherwise idle; what follows ``--`` goes to ``pytest benches``. One cell is searched from nothing with
-one worker a GPU, on 1, 2 and 4 GPUs, one after the other. A number of GPUs that is finished in ``--folder`` is not
-searched again, so the same command goes on where it was interrupted. Where the plugin is not installed, set
-``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
+one worker a GPU, on 1, 2 and 4 GPUs, one after the other, after one candidate that warms the disk's cache up. A number
+of GPUs that is finished in ``--folder`` is not searched again, so the same command goes on where it was interrupted.
+Where the plugin is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
@@ -94,18 +94,42 @@ def search(folder: Path, gpus: int, options: Sequence[str]) -> None:
     Raises:
         SystemExit: when the search fails; its output went to standard error.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "pytest", str(ROOT / "benches"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
-    command += ["-n", str(gpus), f"--gpus={','.join(map(str, range(gpus)))}", "--golden", "golden.json", *options]
-    # This clone's package, whatever is installed.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     began = time.monotonic()
-    status = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr).returncode
-    if status:
-        raise SystemExit(f"the search on {gpus} GPU(s) failed (exit code {status}); what it said stands above")
+    _pytest(folder, str(ROOT / "benches"), "-n", str(gpus), f"--gpus={','.join(map(str, range(gpus)))}", *options)
     result = {"gpus": gpus, "seconds": time.monotonic() - began}
     write_text(folder / "finished.json", json.dumps(result) + "\n")
+
+
+def warm_up(folder: Path, options: Sequence[str]) -> None:
+    """Measure one candidate: else the first search alone waits for the disk, when it loads CUDA's libraries.
+
+    Raises:
+        SystemExit: when there is no candidate, or it fails.
+    """
+    listed = _pytest(folder, str(ROOT / "benches"), "--collect-only", "-q", *options, output=subprocess.PIPE)
+    candidates = [line for line in listed.splitlines() if "::test_search[" in line]
+    if not candidates:
+        raise SystemExit("there is nothing to search")
+    _pytest(folder, str(ROOT / candidates[0]), "-n", "1", "--gpus=0", *options)
+
+
+def _pytest(folder: Path, *arguments: str, output: int | None = None) -> str:
+    """Run pytest in a new ``folder``, and return what it printed if ``output`` is a pipe (default: standard error)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "pytest", "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    # This clone's package, whatever is installed.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [*command, "--golden", "golden.json", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=sys.stderr if output is None else output,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"pytest {' '.join(arguments)} failed (exit code {done.returncode}); see above")
+    return done.stdout or ""
 
 
 def row(one: Searched, alone: Searched) -> dict[str, Any]:
@@ -133,6 +157,16 @@ def differing(one: Searched, alone: Searched) -> list[str]:
     return [key for key in keys if one.winners.get(key) != alone.winners.get(key)]
 
 
+def disagreeing(one: Searched, alone: Searched) -> dict[str, list[list[float]]]:
+    """Candidates whose 95% intervals of the speed-up do not overlap: low, value and high, of ``alone`` first."""
+    pairs = {key: (alone.speedups[key], one.speedups[key]) for key in one.speedups.keys() & alone.speedups.keys()}
+    return {
+        f"{candidate} ({purpose})": [[round(end, 4) for end in (each.low, each.value, each.high)] for each in pair]
+        for (candidate, purpose), pair in sorted(pairs.items())
+        if not pair[0].overlaps(pair[1])
+    }
+
+
 def report(searches: Sequence[Searched], options: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The table's rows and what holds of all."""
     alone = searches[0]
@@ -142,6 +176,7 @@ def report(searches: Sequence[Searched], options: Sequence[str]) -> tuple[list[d
         "device": alone.environment.device,
         "cpu_cores": os.cpu_count(),
         "other_winners": {str(one.gpus): differing(one, alone) for one in searches[1:]},
+        "other_speedups": {str(one.gpus): disagreeing(one, alone) for one in searches[1:]},
     }
     return [row(one, alone) for one in searches], summary
 
@@ -176,9 +211,11 @@ def main() -> None:
     with ExitStack() as stack:
         folder = (arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         _check_folder(folder, options)
-        for gpus in counts:
-            if not (folder / str(gpus) / "finished.json").exists():
-                search(folder / str(gpus), gpus, options)
+        missing = [gpus for gpus in counts if not (folder / str(gpus) / "finished.json").exists()]
+        if missing:
+            warm_up(folder / "warm-up", options)
+        for gpus in missing:
+            search(folder / str(gpus), gpus, options)
         finished = sorted((path.parent for path in folder.glob("*/finished.json")), key=lambda path: int(path.name))
         searches = [Searched.read(path) for path in finished]
     rows, summary = report(searches, options)

@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_what_is_finished_is_compared_and_not_searched_again(
     searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scaling, "search", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(scaling, "_pytest", lambda *_, **__: pytest.fail("searched again"))
     output = searched / "scaling.json"
     command = ("--folder", str(searched), "--gpus-counts", "1,2", "--output", str(output))
     run(monkeypatch, *command, "--json", "--", "--pipe", "SD1.5")
@@ -77,6 +77,10 @@ def test_a_change_of_speedups_is_seen(searched: Path) -> None:
     assert row["median_change"] == pytest.approx(1.0)
     assert row["baseline_slowdown"] == pytest.approx(1.1)
     assert row["agree"] < 1
+    apart = scaling.disagreeing(replace(two, speedups=faster), alone)
+    assert len(apart) == round((1 - row["agree"]) * row["timed_twice"])
+    for (low, value, high), (low_twice, value_twice, high_twice) in apart.values():
+        assert (low_twice, value_twice, high_twice) == pytest.approx((2 * low, 2 * value, 2 * high), abs=3e-4)
 
 
 def test_other_options_and_missing_gpus_are_refused(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +100,10 @@ def test_a_search_runs_from_nothing(
     monkeypatch.setenv("PYTHONPATH", str(small_search.path))
     options = ["-p", "scaling_stand_in", *SMALL_OPTIONS, "--models", str(small_search.path / "models.toml")]
     run(monkeypatch, "--gpus-counts", "1", "--folder", "searches", "--json", "--", *options)
-    (row,) = json.loads(capfd.readouterr().out)["rows"]
+    said = capfd.readouterr()
+    (row,) = json.loads(said.out)["rows"]
     assert (row["gpus"], row["same_winners"]) == (1, "7/7")
     assert row["seconds"] > 1
+    assert said.err.count(" passed in ") == 2
+    assert "1 passed in " in said.err
     assert (small_search.path / "searches" / "1" / ".diffaccel" / "search.sqlite").exists()
