@@ -9,14 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from searches import SmallSearch
 
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.gpu_watch import GpuWatch
+from pytest_diffaccel.measure.quality import score
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -50,6 +53,12 @@ def test_the_gpu_is_watched() -> None:
     torch.ones(4096, 4096, device="cuda").matmul(torch.ones(4096, 4096, device="cuda")).sum().item()
     assert end() == ""  # our own work
     assert watch.clock.highest_mhz > 100
+
+
+def test_ssim_of_pictures_on_the_device_is_that_of_the_processor() -> None:
+    generator = np.random.default_rng(1)
+    one, other = (Image.fromarray(generator.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(2))
+    assert score([one], [other], "cuda").ssim == pytest.approx(score([one], [other], "cpu").ssim, abs=1e-12)
 
 
 def test_the_gate_says_how_busy_the_gpu_was(small_search: SmallSearch) -> None:

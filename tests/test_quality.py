@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from skimage import metrics
 
-from pytest_diffaccel.measure.quality import lpips_distances, score
+from pytest_diffaccel.measure.quality import lpips_distances, score, ssim_on_device
 from pytest_diffaccel.measure.statistics import mean_interval
 
 
@@ -52,6 +53,17 @@ def test_more_blur_is_more_loss() -> None:
     assert ssim == sorted(ssim, reverse=True)
     assert psnr[0] < 100
     assert ssim[0] < 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(7, 80), height=st.integers(7, 80), noise=st.integers(1, 256))
+def test_ssim_on_a_device_is_that_of_scikit_image(seed: int, width: int, height: int, noise: int) -> None:
+    generator = np.random.default_rng(seed)
+    one = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    other = (one + generator.integers(-noise, noise, one.shape)).clip(0, 255).astype(np.uint8)
+    expected = float(metrics.structural_similarity(other, one, channel_axis=2))
+    found = ssim_on_device(Image.fromarray(one), Image.fromarray(other), "cpu")
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_other_pictures_are_further_away_than_damaged_ones() -> None:
