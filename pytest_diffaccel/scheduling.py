@@ -135,22 +135,44 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         return super().tests_finished and not any(map(self._waits, self.nodes))
 
     def _hand_out(self) -> None:
-        """Give each worker as much as it must know of, in turn; when nothing is left, send them home."""
+        """Give each worker as much as it must know of, in turn; send those home that can be spared."""
         ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
         open_to_work = list(ready)
         while self.workqueue and open_to_work:
             node = min(open_to_work, key=lambda one: len(self._left(one)))
-            if self._needs_more(node):
+            if self._needs_more(node) and not self._can_be_spared(node):
                 self._assign_to(node)
             else:
                 open_to_work.remove(node)
-        for node in ready if not self.workqueue else ():
-            if self._needs_more(node):
+        for node in ready:
+            if self._needs_more(node) and self._can_be_spared(node):
                 node.shutdown()
 
     def _needs_more(self, node: WorkerController) -> bool:
         """Whether a worker goes on only when it knows another test, or that there is none, and should go on."""
         return len(self._left(node)) < 2 and not self._waits(node)
+
+    def _can_be_spared(self, node: WorkerController) -> bool:
+        """Whether a worker may be sent home: nothing is left to hand out, or only what others can do as soon.
+
+        They can where the worker still has a winners' case before it, and what is left are winners' cases that wait for
+        others' candidates: each of those workers can take one when it gets that far.
+        """
+        if not self.workqueue:
+            return True
+        left = self._left(node)
+        if not left or not self._is_last(left[0][1]):
+            return False
+        must_wait = (
+            self._is_last(next(iter(tests))) and self._is_elsewhere(name, node)
+            for name, tests in self.workqueue.items()
+        )
+        others = [other for other in self.nodes if other is not node and not other.shutting_down]
+        return len(self.workqueue) <= sum(map(self._is_in_candidates, others)) and all(must_wait)
+
+    def _is_in_candidates(self, node: WorkerController) -> bool:
+        left = self._left(node)
+        return bool(left) and not any(self._is_last(nodeid) for _, nodeid in left)
 
     def _waits(self, node: WorkerController) -> bool:
         """Whether the one test that a worker knows is a winners' case whose candidates are not all done.

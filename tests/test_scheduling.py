@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from types import SimpleNamespace
 
 import pytest
@@ -152,6 +152,14 @@ def test_groups_that_can_be_divided_keep_all_workers_busy(config: pytest.Config,
         took[divisible] = max(ended for _, ended, _ in host.runs.values())
     assert took[True] <= total / workers + 1.0
     assert took[False] >= max(sizes) + 1 + WINNERS_S
+
+
+def test_winners_do_not_wait_behind_other_winners_while_a_worker_is_free(config: pytest.Config) -> None:
+    host = Host(config, [2, 2], 2, divisible=True)
+    host.run(chain([1.0, 4.0], repeat(1.0)), repeat(False))
+    groups = host.by_group().values()
+    assert [len({worker for _, _, worker in group.values()}) for group in groups] == [1, 1]
+    assert max(ended for _, ended, _ in host.runs.values()) == 4.0 + 1.0 + 1.0 + WINNERS_S
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
