@@ -39,14 +39,15 @@ class StandIns:
 
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
-    """No GPU at first, and no choice among them made before."""
+    """No GPU at first, no choice among them made before, and no sign that the test itself runs on a worker."""
     folder = tmp_path / "programs"
     folder.mkdir()
     stand_ins = StandIns(folder)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     # A driver without any, also on a machine that has some.
     stand_ins.list_gpus(())
-    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTEST_XDIST_AUTO_NUM_WORKERS"):
+    own = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTEST_XDIST_AUTO_NUM_WORKERS", "PYTEST_XDIST_WORKER")
+    for name in own:
         # Set, then removed: so that what a test sets is gone afterwards.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
