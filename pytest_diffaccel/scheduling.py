@@ -116,18 +116,16 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Give up a worker; the groups it has not finished, less the test it died in, go to others."""
-        groups = self.assigned_work.pop(node)
-        left = {name: [test for test, is_done in group.items() if not is_done] for name, group in groups.items()}
-        unfinished = [(name, test) for name, tests in left.items() for test in tests]
-        if not unfinished:
-            return None
-        died_in_group, died_in = unfinished[0]
-        left[died_in_group].remove(died_in)
-        for name in reversed([name for name, tests in left.items() if tests]):
-            self.workqueue[name] = dict.fromkeys([*left[name], *self.workqueue.get(name, ())], False)
+        left = self._left(node)
+        del self.assigned_work[node]
+        # It does not begin the last test that it knows before it is sent home (shutting_down is true of all dead ones).
+        begun = left[: 1 if len(left) > 1 or node._shutdown_sent else 0]
+        for name in reversed(dict.fromkeys(name for name, _ in left[len(begun) :])):
+            tests = [nodeid for group, nodeid in left[len(begun) :] if group == name]
+            self.workqueue[name] = dict.fromkeys([*tests, *self.workqueue.get(name, ())], False)
             self.workqueue.move_to_end(name, last=False)
         self._hand_out()
-        return None if self._reported.get(node) == died_in else died_in
+        return next((nodeid for _, nodeid in begun if nodeid != self._reported.get(node)), None)
 
     @property
     def tests_finished(self) -> bool:

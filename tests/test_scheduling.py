@@ -22,7 +22,8 @@ class Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.shutting_down = False
+        self.is_down = False
+        self._shutdown_sent = False
         self.given: list[int] = []
         self.gateway = SimpleNamespace(id=f"gw{number}")
 
@@ -31,11 +32,15 @@ class Worker:
         self.given += indices
 
     def shutdown(self) -> None:
-        self.shutting_down = True
+        self._shutdown_sent = True
+
+    @property
+    def shutting_down(self) -> bool:
+        return self.is_down or self._shutdown_sent
 
     @property
     def can_begin(self) -> bool:
-        return len(self.given) >= (1 if self.shutting_down else 2)
+        return len(self.given) >= (1 if self._shutdown_sent else 2)
 
 
 class Host:
@@ -85,6 +90,9 @@ class Host:
             self._now, _, worker = heapq.heappop(self._ends)
             running.remove(worker)
             self._end(worker, dies=next(deaths))
+            for waiting in [worker for worker in self.scheduling.nodes if worker not in running and worker.given]:
+                if not waiting.can_begin and next(deaths):
+                    assert self.die(waiting) is None
             if self.scheduling.tests_finished:  # what xdist does after every event
                 for worker in self.scheduling.nodes:
                     worker.shutdown()
@@ -94,14 +102,20 @@ class Host:
         began, _, number = self.runs[self.tests[test]]
         self.runs[self.tests[test]] = (began, self._now, number)
         if dies:
-            lost = self.scheduling.remove_node(worker)
+            lost = self.die(worker)
             assert lost == self.tests[test]
             self.lost.append(lost)
-            self._start_worker()
-            self.scheduling.schedule()
         else:
             worker.given.pop(0)
             self.scheduling.mark_test_complete(worker, test)
+
+    def die(self, worker: Worker) -> str | None:
+        """What was lost with it; another takes its place."""
+        worker.is_down = True
+        lost = self.scheduling.remove_node(worker)
+        self._start_worker()
+        self.scheduling.schedule()
+        return lost
 
     def by_group(self) -> Mapping[str, Mapping[str, tuple[float, float, int]]]:
         """The runs of each group's candidates, and of its winners' case under its own name."""
@@ -139,6 +153,17 @@ def test_every_test_runs_once_and_winners_come_last(
         assert all(ended <= began for case, (_, ended, _) in runs.items() if case != name)
         if not divisible and not host.lost:
             assert {worker for _, _, worker in runs.values()} == {winners_worker}
+
+
+def test_a_worker_that_dies_while_it_waits_loses_nothing(config: pytest.Config) -> None:
+    host = Host(config, [3], 2, divisible=True)
+    _, second = host.scheduling.nodes
+    measured = second.given.pop(0)
+    host.scheduling.mark_test_complete(second, measured)
+    assert [host.tests[test] for test in second.given] == ["test_cases.py::test[group0]"]
+    assert host.die(second) is None
+    host.run(repeat(1.0), repeat(False))
+    assert sorted([*host.runs, host.tests[measured]]) == sorted(host.tests)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
