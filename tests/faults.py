@@ -11,12 +11,12 @@ from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 
 
-def judge_quickly() -> None:
+def judge_quickly(most: int = 8) -> None:
     """Figures of one block, and few of them: for tests in which a fault is gross."""
     from pytest_diffaccel.gate import figures, plan
     from pytest_diffaccel.measure import blocks
 
-    plan.MOST_FIGURES = {"cpu": 8}
+    plan.MOST_FIGURES = {"cpu": most}
     figures._BLOCKS_A_FIGURE_OTHERWISE = 1
     blocks._REPEATS = 0
 

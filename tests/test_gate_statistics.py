@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -190,6 +191,20 @@ def test_inconclusive_says_what_would_have_been_shown() -> None:
     finding, *_ = _timed(1.02, noise=0.1)
     assert finding.status == "inconclusive"
     assert "in 95%" in finding.text
+
+
+@given(st.lists(st.floats(-0.5, 0.5), min_size=8, max_size=8), st.floats(-1.5, 0.0))
+def test_a_slowdown_that_was_not_shown_is_not_said_to_be_shown_in_most_runs(steps: list[float], shift: float) -> None:
+    """Also where figures follow each other closely, and say less than their number."""
+    design = replace(DESIGN, most=8)
+    drifting = KNOWN.log_speedup + shift + np.cumsum(steps) / 2
+    timed = Timed(tuple(Figure(value, 1.0) for value in drifting), (), decided(drifting, design=design))
+    finding = speed_finding(timed, design, KNOWN)
+    assert finding.change is not None
+    if finding.status == "inconclusive" and finding.change < 0:
+        assert "in 95%" in finding.text
+        said = re.search(r"runs, one of ([0-9]+)% in 95%", finding.text)
+        assert said is None or float(said[1]) / 100 >= 1 / (1 + finding.change) - 1 - 0.005
 
 
 def test_a_faster_candidate_improves_and_a_slower_baseline_does_not() -> None:

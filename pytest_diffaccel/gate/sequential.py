@@ -176,7 +176,7 @@ class Design:
         return change.mean - half, change.mean + half
 
     def power(self, figure_sd: float, reference_error: float) -> float:
-        """Chance of showing a slowdown of the smallest size that matters, by the last look.
+        """Chance of showing a slowdown of the smallest size that matters, by the last look, before anything is timed.
 
         Args:
             figure_sd: standard deviation of a figure.
@@ -184,5 +184,14 @@ class Design:
         """
         df = 2 * (self.most - 2 * int(_TRIM * self.most) - 1)
         error = math.sqrt(figure_sd**2 / self.most + reference_error**2 + self.session_sd**2)
+        return self.power_at(error, df)
+
+    def power_at(self, error: float, df: float) -> float:
+        """The same at the noise that was met.
+
+        Args:
+            error: standard error of the change at the last look, above 0.
+            df: its degrees of freedom.
+        """
         boundary = stats.t.isf(self.portion(self.most, self.false_alarm_rate), df)
         return float(stats.t.cdf(self.smallest / error - boundary, df))

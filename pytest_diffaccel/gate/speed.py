@@ -10,10 +10,12 @@ import numpy as np
 
 from pytest_diffaccel.gate.figures import Figure
 from pytest_diffaccel.gate.reference import Reference
-from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, robust_mean
+from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.verdict import Finding, Status, percent
 from pytest_diffaccel.measure.measurement import Block
 
+# Slowdowns that are spoken of: a logarithm, and the share of runs that show them.
+_LARGEST_SHOWN, _SURELY = math.log(3.0), 0.95
 _STATUS: dict[int, Status] = {OK: "ok", REGRESSED: "regressed", IMPROVED: "improved", OPEN: "inconclusive"}
 
 
@@ -78,7 +80,8 @@ def time_until_certain(
 def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding:
     """What the timed figures say, in words."""
     values = timed.log_speedups
-    change = float(design.change(values, reference.estimate).mean)
+    estimate = design.change(values, reference.estimate)
+    change = float(estimate.mean)
     low, high = (float(end) for end in design.interval(values, reference.estimate))
     status = _STATUS[timed.decision]
     ratios = math.expm1(change), (math.expm1(low), math.expm1(high))
@@ -88,23 +91,23 @@ def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding
         f"{len(timed.blocks)} blocks)"
     )
     if status == "inconclusive":
-        power = design.power(timed.figure_sd, reference.error)
-        smallest = math.expm1(design.smallest)
-        text += (
-            f"; neither a slowdown nor its absence is certain: at this noise a slowdown of {smallest:.0%} is shown in "
-            f"{power:.0%} of runs, one of {_shown(timed, design, reference):.0%} in 95%"
-        )
+        text += f"; neither a slowdown nor its absence is certain: at this noise {_shown(design, estimate)}"
     return Finding("speed", status, text, ratios[0], ratios[1])
 
 
-def _shown(timed: Timed, design: Design, reference: Reference) -> float:
-    """The slowdown that would be shown in 95% of runs."""
+def _shown(design: Design, change: Estimate) -> str:
+    """Which slowdowns would be shown by a change that is known as well as this one."""
+    error, df = max(float(change.error), 1e-12), float(change.df)
 
     def power(log_slowdown: float) -> float:
-        return replace(design, smallest=log_slowdown).power(timed.figure_sd, reference.error)
+        return replace(design, smallest=log_slowdown).power_at(error, df)
 
-    slowdowns = np.geomspace(0.002, 3.0, 200)
-    return math.expm1(next((one for one in map(float, slowdowns) if power(one) >= 0.95), 3.0))
+    text = f"a slowdown of {math.expm1(design.smallest):.0%} is shown in {power(design.smallest):.0%} of runs"
+    slowdowns = map(float, np.geomspace(0.002, _LARGEST_SHOWN, 200))
+    shown = next((one for one in slowdowns if power(one) >= _SURELY), None)
+    if shown is None:
+        return f"{text}, and not even one of {math.expm1(_LARGEST_SHOWN):.0%} in {_SURELY:.0%}"
+    return f"{text}, one of {math.expm1(shown):.0%} in {_SURELY:.0%}"
 
 
 def explain_by_times(finding: Finding, timed: Timed, reference: Reference) -> tuple[Finding, str]:
