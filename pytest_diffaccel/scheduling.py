@@ -119,9 +119,10 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         left = self._left(node)
         del self.assigned_work[node]
         # It does not begin the last test that it knows before it is sent home (shutting_down is true of all dead ones).
-        begun = left[: 1 if len(left) > 1 or node._shutdown_sent else 0]
-        for name in reversed(dict.fromkeys(name for name, _ in left[len(begun) :])):
-            tests = [nodeid for group, nodeid in left[len(begun) :] if group == name]
+        has_begun = len(left) > 1 or node._shutdown_sent
+        begun, others = left[:has_begun], left[has_begun:]
+        for name in reversed(dict.fromkeys(name for name, _ in others)):
+            tests = [nodeid for group, nodeid in others if group == name]
             self.workqueue[name] = dict.fromkeys([*tests, *self.workqueue.get(name, ())], False)
             self.workqueue.move_to_end(name, last=False)
         self._hand_out()

@@ -41,6 +41,8 @@ _TRIM = 0.125
 # More than this is not noise that figures share with their neighbours, but a drift that no inflation mends.
 _MOST_AUTOCORRELATION = 0.9
 _CONFIDENCE = 0.95
+# Equal figures have no spread, by which nothing can be divided.
+_LEAST_ERROR = 1e-12
 
 OPEN, OK, REGRESSED, IMPROVED = range(4)
 
@@ -152,7 +154,7 @@ class Design:
         """
         figures = values.shape[-1]
         change = self.change(values, reference)
-        error = np.maximum(change.error, 1e-12)
+        error = np.maximum(change.error, _LEAST_ERROR)
 
         def surely(above: float, rate: float, sign: float = 1.0) -> NDArray[np.bool_]:
             quantile = (sign * change.mean - above) / error
@@ -190,8 +192,8 @@ class Design:
         """The same at the noise that was met.
 
         Args:
-            error: standard error of the change at the last look, above 0.
+            error: standard error of the change at the last look, at least 0.
             df: its degrees of freedom.
         """
         boundary = stats.t.isf(self.portion(self.most, self.false_alarm_rate), df)
-        return float(stats.t.cdf(self.smallest / error - boundary, df))
+        return float(stats.t.cdf(self.smallest / max(error, _LEAST_ERROR) - boundary, df))

@@ -97,7 +97,7 @@ def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding
 
 def _shown(design: Design, change: Estimate) -> str:
     """Which slowdowns would be shown by a change that is known as well as this one."""
-    error, df = max(float(change.error), 1e-12), float(change.df)
+    error, df = float(change.error), float(change.df)
 
     def power(log_slowdown: float) -> float:
         return replace(design, smallest=log_slowdown).power_at(error, df)

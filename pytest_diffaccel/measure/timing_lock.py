@@ -12,9 +12,15 @@ from pathlib import Path
 from filelock import ReadWriteLock
 
 
+def lock_between_processes(path: Path) -> ReadWriteLock:
+    """A lock that many may hold to read or one to write; its folder is made. The system frees it when a holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return ReadWriteLock(path)
+
+
 @dataclass(frozen=True)
 class TimingLock:
-    """Lock between processes; the system frees it when a holder dies.
+    """Lock between processes (:func:`lock_between_processes`).
 
     Attributes:
         path: the lock's file, one a working folder for its machine's processors, one a machine for each GPU.
@@ -37,8 +43,7 @@ class TimingLock:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Hold the machine, or the GPU, alone."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with ReadWriteLock(self.path).write_lock():
+        with lock_between_processes(self.path).write_lock():
             yield
 
     @contextmanager
@@ -48,6 +53,5 @@ class TimingLock:
             with self.timing():
                 yield
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with ReadWriteLock(self.path).read_lock():
+        with lock_between_processes(self.path).read_lock():
             yield

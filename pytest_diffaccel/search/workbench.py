@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from filelock import ReadWriteLock
-
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
@@ -19,7 +17,7 @@ from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores
-from pytest_diffaccel.measure.timing_lock import TimingLock
+from pytest_diffaccel.measure.timing_lock import TimingLock, lock_between_processes
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
@@ -31,6 +29,7 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
+    from filelock import ReadWriteLock
     from PIL.Image import Image
 
 #: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
@@ -120,9 +119,7 @@ class Workbench:
 
     @staticmethod
     def _in_progress(cell: Cell, accelerator: str) -> ReadWriteLock:
-        folder = WORK_DIR / "in-progress"
-        folder.mkdir(parents=True, exist_ok=True)
-        return ReadWriteLock(folder / f"{cell}-{slug(accelerator)}.lock")
+        return lock_between_processes(WORK_DIR / "in-progress" / f"{cell}-{slug(accelerator)}.lock")
 
     def keep(self, measurement: Measurement) -> None:
         """Store a measurement, and know it."""
