@@ -101,16 +101,18 @@ def search(folder: Path, gpus: int, options: Sequence[str]) -> None:
 
 
 def warm_up(folder: Path, options: Sequence[str]) -> None:
-    """Measure one candidate: else the first search alone waits for the disk, when it loads CUDA's libraries.
+    """Measure one candidate, briefly: else the first search alone waits for the disk, when it loads CUDA's libraries.
 
     Raises:
         SystemExit: when there is no candidate, or it fails.
     """
-    listed = _pytest(folder, str(ROOT / "benches"), "--collect-only", "-q", *options, output=subprocess.PIPE)
+    # One name a line, whatever verbosity the user's environment asks for.
+    one_a_line = ("--collect-only", "--verbosity=-1")
+    listed = _pytest(folder, str(ROOT / "benches"), *options, *one_a_line, output=subprocess.PIPE)
     candidates = [line for line in listed.splitlines() if "::test_search[" in line]
     if not candidates:
         raise SystemExit("there is nothing to search")
-    _pytest(folder, str(ROOT / candidates[0]), "-n", "1", "--gpus=0", *options)
+    _pytest(folder, str(ROOT / candidates[0]), "-n", "1", "--gpus=0", *options, "--blocks", "1")
 
 
 def _pytest(folder: Path, *arguments: str, output: int | None = None) -> str:
@@ -192,8 +194,9 @@ def _check_folder(folder: Path, options: Sequence[str]) -> None:
 
 def _counts(text: str | None) -> list[int]:
     there = len(choose_gpus(()))
-    counts = sorted({int(part) for part in text.split(",")}) if text else [one for one in _COUNTS if one <= there]
-    if counts[-1] > there or counts[0] < 1:
+    asked = [int(part) for part in text.split(",")] if text else [one for one in _COUNTS if one <= there]
+    counts = list(dict.fromkeys(asked))  # in the order given
+    if max(counts) > there or min(counts) < 1:
         raise SystemExit(f"--gpus-counts: {there} GPU(s) can be used here; ask for 1 to {there}")
     return counts
 
@@ -201,7 +204,9 @@ def _counts(text: str | None) -> list[int]:
 def main() -> None:
     """Search on each number of GPUs that is not finished, and print the comparison."""
     made = parser(__doc__ or "")
-    made.add_argument("--gpus-counts", metavar="LIST", help="numbers of GPUs (default: those of 1,2,4 that there are)")
+    made.add_argument(
+        "--gpus-counts", metavar="LIST", help="numbers of GPUs, in this order (default: those of 1,2,4 that there are)"
+    )
     made.add_argument("--folder", type=Path, help="keep the searches here, and go on from what it holds")
     made.add_argument("--output", nargs="?", type=Path, const=_FIGURES, help=f"write JSON (default: {_FIGURES.name})")
     made.add_argument("options", nargs="*", help="options of the search, after --")

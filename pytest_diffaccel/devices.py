@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 #: How CUDA is told which GPUs a process may use (CUDA C++ Programming Guide, "CUDA Environment Variables").
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -61,12 +62,16 @@ class _Listed:
         return Gpu(name, uuid if uuid in self.parts else self.parts[0], self.uuid)
 
 
-def _listed() -> list[_Listed]:
-    """The machine's GPUs in the order of their numbers; none where there is no NVIDIA driver to ask."""
+@cache
+def _listed() -> tuple[_Listed, ...]:
+    """The machine's GPUs in the order of their numbers; none where there is no NVIDIA driver to ask.
+
+    Asked once in a process: a driver may take seconds to answer.
+    """
     try:
         answer = subprocess.run(_LIST, capture_output=True, text=True, timeout=_LIST_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
+        return ()
     found: list[_Listed] = []
     for line in answer.stdout.splitlines():
         match = _LISTED.match(line)
@@ -75,7 +80,7 @@ def _listed() -> list[_Listed]:
         elif match and found:
             last = found[-1]
             found[-1] = _Listed(last.model, last.uuid, (*last.slices, match[3]))
-    return found
+    return tuple(found)
 
 
 def number_of_gpus() -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from pytest_diffaccel import devices
 
 #: Lists as ``nvidia-smi -L`` prints them.
 THREE = (
@@ -35,10 +37,11 @@ class StandIns:
         listed = "\n".join(f"echo '{line}'" for line in lines)
         program.write_text(f'#!/bin/sh\n[ "$1" = -L ] || exit 9\n{listed}\n', encoding="utf-8")
         program.chmod(0o755)
+        devices._listed.cache_clear()
 
 
 @pytest.fixture
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
     """No GPU at first, no choice among them made before, and no sign that the test itself runs on a worker."""
     folder = tmp_path / "programs"
     folder.mkdir()
@@ -53,4 +56,5 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
         monkeypatch.delenv(name)
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return stand_ins
+    yield stand_ins
+    devices._listed.cache_clear()

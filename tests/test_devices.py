@@ -57,6 +57,14 @@ def test_a_sliced_gpu_is_its_slices(stand_ins: StandIns) -> None:
     assert number_of_gpus() == 2
 
 
+def test_a_driver_that_takes_its_time_is_asked_once(stand_ins: StandIns, tmp_path: Path) -> None:
+    stand_ins.list_gpus(THREE)
+    program = next(tmp_path.rglob("nvidia-smi"))
+    program.write_text(program.read_text() + f"echo >> {tmp_path / 'asked'}\n")
+    assert len(visible_gpus({})) == number_of_gpus() == len(choose_gpus((), {})) == 3
+    assert (tmp_path / "asked").read_text() == "\n"
+
+
 def test_among_different_gpus_only_cuda_knows_which_is_the_first(stand_ins: StandIns) -> None:
     """It numbers the fastest first, the driver by place: whose number is whose is known once CUDA runs."""
     stand_ins.list_gpus(MIXED)

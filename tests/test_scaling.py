@@ -70,6 +70,22 @@ def test_what_is_finished_is_compared_and_not_searched_again(
     assert written["environment"]["versions"].keys() >= {"torch", "diffusers"}
 
 
+def test_what_is_missing_is_searched_in_the_order_given(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def search(folder: Path, gpus: int, options: list[str]) -> None:
+        done.append((folder.name, gpus, options))
+        (folder / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": 9.0}))
+
+    for gpus in ("1", "2"):
+        (searched / gpus / "finished.json").unlink()
+    monkeypatch.setattr(scaling, "warm_up", lambda *_: done.append("warm"))
+    monkeypatch.setattr(scaling, "search", search)
+    run(monkeypatch, "--folder", str(searched), "--gpus-counts", "2,1,2", "--", "--pipe", "SD1.5")
+    options = ["--pipe", "SD1.5"]
+    assert done == ["warm", ("2", 2, options), ("1", 1, options)]
+
+
 def test_a_change_of_speedups_is_seen(searched: Path) -> None:
     alone, two = (scaling.Searched.read(searched / name) for name in ("1", "2"))
     faster = {key: Interval(*(2 * end for end in (one.value, one.low, one.high))) for key, one in two.speedups.items()}
@@ -98,6 +114,7 @@ def test_a_search_runs_from_nothing(
     plugin = SMALL_SEARCH.format(tests=str(TESTS), points=((10, 0), (20, 0))) + PLUGIN
     (small_search.path / "scaling_stand_in.py").write_text(plugin)
     monkeypatch.setenv("PYTHONPATH", str(small_search.path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-v")  # must not change what is listed
     options = ["-p", "scaling_stand_in", *SMALL_OPTIONS, "--models", str(small_search.path / "models.toml")]
     run(monkeypatch, "--gpus-counts", "1", "--folder", "searches", "--json", "--", *options)
     said = capfd.readouterr()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pytest_diffaccel.measure.measurement import Sampling
 
@@ -58,13 +58,31 @@ class ImageStore:
             name: the set's name.
             make: makes all of its images.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path(name)}.lock"):
+        with self._lock(name):
             images = self.find(name)
             if images is None:
                 images = list(make())
                 self.save(name, images)
         return images
+
+    def make_unless_busy(self, name: str, make: Callable[[], Sequence[Image]]) -> None:
+        """Make a set that is missing, unless another process is at it now: nobody waits.
+
+        Args:
+            name: the set's name.
+            make: makes all of its images.
+        """
+        try:
+            held = self._lock(name).acquire(blocking=False)
+        except Timeout:
+            return
+        with held:
+            if not self.path(name).is_dir():
+                self.save(name, make())
+
+    def _lock(self, name: str) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self.path(name)}.lock")
 
     def save(self, name: str, images: Sequence[Image]) -> None:
         """Keep a set, in place of an older one of this name."""

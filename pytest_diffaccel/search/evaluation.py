@@ -87,7 +87,7 @@ def measure(
         One measurement a candidate, in their order. Nothing is stored.
     """
     cell = candidates[0].cell
-    references = bench.baseline_images(cell, purpose)
+    bench.begin_baseline_images(cell, purpose)
     batches = bench.batches(cell, purpose, num_samples)
     with ExitStack() as stack:
         baseline, subjects = _generators(stack, bench, candidates)
@@ -102,6 +102,7 @@ def measure(
                 _time(bench, baseline, subjects, batches, budget)
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
+    references = bench.baseline_images(cell, purpose)
     with bench.lock.generating():
         return [_measurement(bench, subject, references, purpose, predicted) for subject in subjects]
 

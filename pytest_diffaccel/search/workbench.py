@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -227,8 +227,16 @@ class Workbench:
         parts = [samples[start : start + settings.batch_size] for start in range(0, len(samples), settings.batch_size)]
         return [Batch(tuple(prompt for prompt, _ in part), tuple(seed for _, seed in part)) for part in parts]
 
+    def begin_baseline_images(self, cell: Cell, purpose: Purpose) -> None:
+        """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet."""
+        self.images.make_unless_busy(*self._baseline_set(cell, purpose))
+
     def baseline_images(self, cell: Cell, purpose: Purpose) -> list[Image]:
         """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
+        return self.images.find_or_make(*self._baseline_set(cell, purpose))
+
+    def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
+        """Name of the set of the baseline's images, and what makes them."""
 
         def make() -> list[Image]:
             with self.lock.generating(), self.generating(cell, {}) as generate:
@@ -238,7 +246,7 @@ class Workbench:
             self._warm.add(cell)
             return images
 
-        return self.images.find_or_make(self._image_set(cell, str(cell), purpose), make)
+        return self._image_set(cell, str(cell), purpose), make
 
     def baseline_pictures(self, cell: Cell, purpose: Purpose) -> Path:
         """Folder of the baseline's images."""
