@@ -82,7 +82,7 @@ class Reporting:
             if gate is not None:
                 self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
             else:
-                self._made = SessionReport(run.settings, run.registry, terminal, _command(self._config))
+                self._made = SessionReport(run.settings, run.registry, terminal, _command(self._config), run.workers)
         return self._made
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -123,9 +123,12 @@ class Reporting:
             if self._log is not None:
                 self._log.write(report.nodeid, case_id(report.nodeid), report.outcome, report.duration, result)
             from pytest_diffaccel.benchmarking import add_benchmarks
+            from pytest_diffaccel.report.progress import EndedCase
 
             add_benchmarks(self._config, report.nodeid, result)
-            self._report.case_ended(report.nodeid, report.outcome, report.duration, result)
+            node = getattr(report, "node", None)  # xdist's
+            worker = node.gateway.id if node is not None else ""
+            self._report.case_ended(EndedCase(report.nodeid, report.outcome, report.duration, worker), result)
 
     def _place_of(self, report: pytest.TestReport) -> dict[str, Any] | None:
         """Cell and accelerator of a case that failed before it could say anything: its worker died, or a fixture."""

@@ -25,7 +25,13 @@ def worker_number(config: pytest.Config) -> int | None:
 
 def number_of_workers(config: pytest.Config) -> int:
     """Processes that run cases at once: xdist's workers, or this process alone."""
-    return int(config.workerinput["workercount"]) if hasattr(config, "workerinput") else 1
+    if hasattr(config, "workerinput"):
+        return int(config.workerinput["workercount"])
+    if not has_workers(config):
+        return 1
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
 
 
 def has_workers(config: pytest.Config) -> bool:

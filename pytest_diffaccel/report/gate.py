@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.gate.verdict import percent
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
-from pytest_diffaccel.report.progress import duration
+from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.settings import Settings
 
@@ -63,18 +63,16 @@ class GateReport:
             )
         self._terminal.flush()
 
-    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case: show it, record its reference.
 
         Args:
-            name: the case's node id.
-            outcome: ``"passed"`` or ``"failed"``.
-            duration_s: how long it took, seconds.
+            case: how it ended.
             result: see :meth:`.GateRun.judge`; without a verdict when it broke off.
         """
         if "verdict" not in result:
             self._broken.append(result["case"])
-            self._terminal.write_line(self._line("broke off", result["case"], outcome))
+            self._terminal.write_line(self._line("broke off", result["case"], case.outcome))
             return
         self._results.append(result)
         verdict = result["verdict"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
@@ -37,25 +38,51 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class Progress:
-    """State of the live line."""
+@dataclass(frozen=True)
+class EndedCase:
+    """How a case ended.
 
-    def __init__(self, cases: int) -> None:
+    Attributes:
+        name: its node id.
+        outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
+        duration_s: how long it took, seconds.
+        worker: xdist's name of the worker that ran it; empty in a session without workers.
+    """
+
+    name: str
+    outcome: str
+    duration_s: float
+    worker: str
+
+
+class Progress:
+    """State of the live line.
+
+    Args:
+        cases: of the session.
+        workers: processes that run them at once.
+    """
+
+    def __init__(self, cases: int, workers: int) -> None:
         self._cases = cases
+        self._workers = workers
         self._done = 0
-        self._measured = 0
-        self._began = time.monotonic()
+        self._first_s: dict[str, float] = {}
+        self._later_s: list[float] = []
         self._place = ""
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
 
-    def case_ended(self, result: Mapping[str, Any]) -> None:
+    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case; a failed one has a cell and an accelerator only."""
         self._done += 1
         self._cell = result["cell"]
         self._place = f"{result['cell']} {result['accelerator']}"
-        if not result.get("stored"):
-            self._measured += 1
+        if not result.get("stored"):  # those take no time and say nothing
+            if case.worker in self._first_s:
+                self._later_s.append(case.duration_s)
+            else:
+                self._first_s[case.worker] = case.duration_s
         if "speedup" in result:
             for target in TARGETS:
                 if result["speedup"] >= target:
@@ -66,9 +93,13 @@ class Progress:
         """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
         best = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
-        left = f", {duration(self._left_s())} left" if self._measured else ""
+        left = f", {duration(self._left_s())} left" if self._first_s else ""
         return f"{self._place} {self._done}/{self._cases}{left}" + (f"; least LPIPS at {best}" if best else "")
 
     def _left_s(self) -> float:
-        """From what the measured cases took: those found stored took no time and say nothing."""
-        return (time.monotonic() - self._began) / self._measured * (self._cases - self._done)
+        """From what the measured cases took, and how many run at once.
+
+        A worker's first case tells only while there is no other: in it the worker imports and loads.
+        """
+        known = self._later_s or self._first_s.values()
+        return statistics.fmean(known) * (self._cases - self._done) / self._workers

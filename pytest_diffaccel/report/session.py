@@ -15,7 +15,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
-from pytest_diffaccel.report.progress import Progress, estimate_s
+from pytest_diffaccel.report.progress import EndedCase, Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
 from pytest_diffaccel.settings import Settings
@@ -54,12 +54,21 @@ class Terminal(Protocol):
 
 
 class SessionReport:
-    """Everything the controller shows and records of a search."""
+    """Everything the controller shows and records of a search.
 
-    def __init__(self, settings: Settings, registry: Registry, terminal: Terminal, command: str) -> None:
+    Args:
+        settings: the search's settings.
+        registry: the methods known.
+        terminal: pytest's terminal reporter.
+        command: how the run was started.
+        workers: processes that run its cases at once.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, terminal: Terminal, command: str, workers: int) -> None:
         self._settings = settings
         self._registry = registry
         self._command = command
+        self._workers = workers
         self._terminal = terminal
         self._progress: Progress | None = None
         self._shown_at = 0.0
@@ -77,7 +86,7 @@ class SessionReport:
         Refuses a golden file that cannot be read now, not after hours of searching.
         """
         read_golden(self._settings.golden)
-        self._progress = Progress(cases)
+        self._progress = Progress(cases, self._workers)
         self._terminal.showfspath = False
         self._terminal.write_line("")
         self._terminal.write_line(
@@ -90,24 +99,22 @@ class SessionReport:
         )
         self._terminal.flush()
 
-    def case_ended(self, name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case: log it, record its winners, move the live line.
 
         Args:
-            name: the case's node id.
-            outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
-            duration_s: how long it took, seconds.
+            case: how it ended.
             result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
         """
-        self._outcomes[outcome] += 1
-        _log(result["cell"], _log_line(name, outcome, duration_s, result))
+        self._outcomes[case.outcome] += 1
+        _log(result["cell"], _log_line(case, result))
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
         if "golden" in result:
             self._record(result)
         if self._progress:
-            self._progress.case_ended(result)
+            self._progress.case_ended(case, result)
             self._show(self._progress.line())
 
     def _tell_failure(self, reason: tuple[str, str, str]) -> None:
@@ -214,15 +221,16 @@ def _log(name: str, line: str) -> None:
         log.write(f"{stamp} {line}\n")
 
 
-def _log_line(name: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> str:
+def _log_line(case: EndedCase, result: Mapping[str, Any]) -> str:
+    took = f"{case.duration_s:.1f} s"
     if "golden" in result:
         more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
-        return f"winners of {result['accelerator']} verified in {duration_s:.1f} s{more}"
+        return f"winners of {result['accelerator']} verified in {took}{more}"
     if "skipped" in result:
         return f"{result['skipped']} skipped: {result['evidence']}"
     if "candidate" not in result:
         why = f": {result['error']}" if "error" in result else ""
-        return f"{outcome}: {name} after {duration_s:.1f} s{why}"
+        return f"{case.outcome}: {case.name} after {took}{why}"
     low, high = result["speedup_ci95"]
     figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
-    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else f'{duration_s:.1f} s'})"
+    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else took})"
