@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -24,9 +24,11 @@ from pytest_diffaccel.fixtures import (
 )
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.matrix import Cell
     from pytest_diffaccel.report.case_log import CaseLog
     from pytest_diffaccel.report.gate import GateReport
     from pytest_diffaccel.report.session import SessionReport, Terminal
+    from pytest_diffaccel.search.run import SearchRun
 
 #: Category, letter and word of a report, as pytest's hook returns them.
 _Status: TypeAlias = tuple[str, str, Any]
@@ -50,6 +52,18 @@ def _reason(report: pytest.TestReport) -> str:
 def _command(config: pytest.Config) -> str:
     """How this run was started."""
     return shlex.join(["pytest", *map(str, config.invocation_params.args)])
+
+
+def _efforts(run: SearchRun) -> dict[str, float]:
+    """How much work each case of a search is expected to be, by what stands in its node id's brackets."""
+    from pytest_diffaccel.search.effort import case_effort
+
+    def effort(cell: Cell, *, is_winners: bool) -> float:
+        embedded = run.settings.models == "embedded"
+        return case_effort(cell, is_winners=is_winners, exhaustive=run.settings.exhaustive, embedded=embedded)
+
+    candidates = {candidate.key: effort(candidate.cell, is_winners=False) for candidate in run.candidates}
+    return candidates | {group_name(group): effort(group[0], is_winners=True) for group in run.groups}
 
 
 def _open_log(path: str | None) -> CaseLog | None:
@@ -87,9 +101,9 @@ class Reporting:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Say how much there is to do."""
-        cases = sum((group_of(item) or gate_case_of(item)) is not None for item in session.items)
-        if (cases or self._config.option.gate) and not session.config.option.collectonly:
-            self._announce(cases)
+        items = [item for item in session.items if group_of(item) or gate_case_of(item)]
+        if (items or self._config.option.gate) and not session.config.option.collectonly:
+            self._announce([item.nodeid for item in items])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
@@ -97,13 +111,14 @@ class Reporting:
         if is_searching(self._config) and self._made is None:
             gate = gate_run(self._config)
             cases = gate_groups_by_case(gate) if gate else groups_by_case(search_run(self._config))
-            self._announce(sum(case_id(nodeid) in cases for nodeid in ids))
+            self._announce([nodeid for nodeid in ids if case_id(nodeid) in cases])
 
-    def _announce(self, cases: int) -> None:
+    def _announce(self, nodeids: Sequence[str]) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError
 
+        known = {} if gate_run(self._config) else _efforts(search_run(self._config))
         try:
-            self._report.announce(cases)
+            self._report.announce({nodeid: known.get(case_id(nodeid), 0.0) for nodeid in nodeids})
         except JsonFileError as error:
             raise pytest.UsageError(str(error)) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
@@ -37,9 +37,13 @@ class GateReport:
         self._broken: list[str] = []
         self._recorded = 0
 
-    def announce(self, cases: int) -> None:
-        """Say what is judged, and against what."""
-        self._cases = cases
+    def announce(self, cases: Collection[str]) -> None:
+        """Say what is judged, and against what.
+
+        Args:
+            cases: the cases' node ids.
+        """
+        self._cases = len(cases)
         self._terminal.showfspath = False
         self._terminal.write_line("")
         if not cases:
@@ -52,8 +56,8 @@ class GateReport:
         gate = self._gate
         doing = "recording references" if self._settings.update_golden else f"budget {duration(gate.budget_s)}"
         self._terminal.write_line(
-            f"diffaccel gate: {cases} cases of {self._settings.golden}, models: {self._settings.models}; slowdowns of "
-            f"{gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
+            f"diffaccel gate: {self._cases} cases of {self._settings.golden}, models: {self._settings.models}; "
+            f"slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
         if self._without_reference and not self._settings.update_golden:
             self._terminal.write_line(

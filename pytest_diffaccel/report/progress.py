@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,30 +58,30 @@ class Progress:
     """State of the live line.
 
     Args:
-        cases: of the session.
+        efforts: how much work each case of the session is, by its node id, in any unit.
         workers: processes that run them at once.
     """
 
-    def __init__(self, cases: int, workers: int) -> None:
-        self._cases = cases
+    def __init__(self, efforts: Mapping[str, float], workers: int) -> None:
+        self._left = dict(efforts)
+        self._cases = len(efforts)
         self._workers = workers
-        self._done = 0
-        self._first_s: dict[str, float] = {}
-        self._later_s: list[float] = []
+        self._at_work: set[str] = set()
+        self._took_s = self._effort = 0.0
         self._place = ""
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
 
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case; a failed one has a cell and an accelerator only."""
-        self._done += 1
+        effort = self._left.pop(case.name, 0.0)
         self._cell = result["cell"]
         self._place = f"{result['cell']} {result['accelerator']}"
         if not result.get("stored"):  # those take no time and say nothing
-            if case.worker in self._first_s:
-                self._later_s.append(case.duration_s)
-            else:
-                self._first_s[case.worker] = case.duration_s
+            if case.worker in self._at_work:
+                self._took_s += case.duration_s
+                self._effort += effort
+            self._at_work.add(case.worker)
         if "speedup" in result:
             for target in TARGETS:
                 if result["speedup"] >= target:
@@ -93,13 +92,19 @@ class Progress:
         """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
         best = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
-        left = f", {duration(self._left_s())} left" if self._first_s else ""
-        return f"{self._place} {self._done}/{self._cases}{left}" + (f"; least LPIPS at {best}" if best else "")
+        left_s = self._left_s()
+        left = "" if left_s is None else f", {duration(left_s)} left"
+        return f"{self._place} {self._cases - len(self._left)}/{self._cases}{left}" + (
+            f"; least LPIPS at {best}" if best else ""
+        )
 
-    def _left_s(self) -> float:
-        """From what the measured cases took, and how many run at once.
+    def _left_s(self) -> float | None:
+        """From what measured cases took for their work, and how many run at once; None while nothing tells.
 
-        A worker's first case tells only while there is no other: in it the worker imports and loads.
+        A worker's first case does not: in it the worker imports and loads.
         """
-        known = self._later_s or self._first_s.values()
-        return statistics.fmean(known) * (self._cases - self._done) / self._workers
+        if not self._left:
+            return 0.0
+        if not self._took_s or not self._effort:
+            return None
+        return self._took_s / self._effort * sum(self._left.values()) / self._workers

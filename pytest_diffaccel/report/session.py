@@ -80,13 +80,17 @@ class SessionReport:
         self._left: dict[str, int] = {}
         self._failures: Counter[tuple[str, str, str]] = Counter()
 
-    def announce(self, cases: int) -> None:
+    def announce(self, efforts: Mapping[str, float]) -> None:
         """Say how many cases there are and about how long they take, before the first.
 
         Refuses a golden file that cannot be read now, not after hours of searching.
+
+        Args:
+            efforts: how much work each case is, as :class:`.Progress` takes it.
         """
         read_golden(self._settings.golden)
-        self._progress = Progress(cases, self._workers)
+        cases = len(efforts)
+        self._progress = Progress(efforts, self._workers)
         self._terminal.showfspath = False
         self._terminal.write_line("")
         self._terminal.write_line(

@@ -17,6 +17,19 @@ def step_weight(pipe: str, *, embedded: bool) -> float:
     return (EMBEDDED_STEP_S if embedded else _FULL_SIZE_STEP_S)[pipe]
 
 
+def case_effort(cell: Cell, *, is_winners: bool, exhaustive: bool, embedded: bool) -> float:
+    """Work that a case is expected to be, for comparison with others of the same search.
+
+    Args:
+        cell: the case's cell.
+        is_winners: whether it looks for a group's winners; else it is a candidate's, which may be skipped.
+        exhaustive: whether all candidates are measured in full.
+        embedded: whether the pipelines are the embedded ones.
+    """
+    runs = 1.0 if exhaustive else RUNS_A_GROUP if is_winners else EVALUATED_SHARE
+    return runs * cell.steps * step_weight(cell.pipe, embedded=embedded)
+
+
 def group_effort(cell: Cell, points: int, *, exhaustive: bool, embedded: bool) -> float:
     """Work that a group is, for comparison with others of the same search.
 
@@ -26,5 +39,8 @@ def group_effort(cell: Cell, points: int, *, exhaustive: bool, embedded: bool) -
         exhaustive: whether all of them are measured in full.
         embedded: whether the pipelines are the embedded ones.
     """
-    runs = points if exhaustive else EVALUATED_SHARE * points + RUNS_A_GROUP
-    return runs * cell.steps * step_weight(cell.pipe, embedded=embedded)
+
+    def effort(*, is_winners: bool) -> float:
+        return case_effort(cell, is_winners=is_winners, exhaustive=exhaustive, embedded=embedded)
+
+    return points * effort(is_winners=False) + effort(is_winners=True)
