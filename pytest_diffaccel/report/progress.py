@@ -89,14 +89,13 @@ class Progress:
                     self._best[key] = min(result["lpips"], self._best.get(key, math.inf))
 
     def line(self) -> str:
-        """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
+        """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; least LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
-        best = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
+        losses = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
+        best = f"; least LPIPS at {losses}" if losses else ""
         left_s = self._left_s()
         left = "" if left_s is None else f", {duration(left_s)} left"
-        return f"{self._place} {self._cases - len(self._left)}/{self._cases}{left}" + (
-            f"; least LPIPS at {best}" if best else ""
-        )
+        return f"{self._place} {self._cases - len(self._left)}/{self._cases}{left}{best}"
 
     def _left_s(self) -> float | None:
         """From what measured cases took for their work, and how many run at once; None while nothing tells.
