@@ -4,7 +4,9 @@ Run ``python -m benchmarks.scaling --folder scaling -- --pipe SD1.5 --sched DDIM
 GPUs that are otherwise idle; what follows ``--`` goes to ``pytest benches``. One cell is searched from nothing with
 one worker a GPU, on 1, 2 and 4 GPUs, one after the other, after one candidate that warms the disk's cache up. A number
 of GPUs that is finished in ``--folder`` is not searched again, so the same command goes on where it was interrupted.
-Where the plugin is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
+A number that is named twice (``--gpus-counts 1,2,1``) is searched on twice: how far two searches without neighbours
+are apart is what the machine does of itself, and only what is further apart is the neighbours' doing. Where the plugin
+is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
@@ -39,6 +41,7 @@ from pytest_diffaccel.records.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 _COUNTS = (1, 2, 4)
 _CELL = ["--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20"]
+_AGAIN = "-again"
 _FIGURES = ROOT / "docs" / "figures" / "scaling.json"
 
 
@@ -47,6 +50,7 @@ class Searched:
     """A finished search.
 
     Attributes:
+        name: the number of GPUs, and whether it is the second search on as many.
         gpus: GPUs, and workers, that it had.
         seconds: wall time of the whole command.
         winners: status and params of each golden record, by key.
@@ -56,6 +60,7 @@ class Searched:
         environment: what it was measured in.
     """
 
+    name: str
     gpus: int
     seconds: float
     winners: Mapping[str, Any]
@@ -74,6 +79,7 @@ class Searched:
         blocks = [block for measurement in timed for block in measurement.blocks]
         golden = read_golden(folder / "golden.json")
         return cls(
+            name=folder.name,
             **result,
             winners={str(key): [entry.status, entry.params] for key, entry in golden.items()},
             speedups={(one.candidate.key, one.sampling.purpose): one.speedup for one in timed},
@@ -139,6 +145,7 @@ def row(one: Searched, alone: Searched) -> dict[str, Any]:
     common = [(one.speedups[key], alone.speedups[key]) for key in one.speedups.keys() & alone.speedups.keys()]
     changes = [busy.value / quiet.value - 1 for busy, quiet in common]
     return {
+        "search": one.name,
         "gpus": one.gpus,
         "seconds": one.seconds,
         "speedup": alone.seconds / one.seconds,
@@ -177,8 +184,8 @@ def report(searches: Sequence[Searched], options: Sequence[str]) -> tuple[list[d
         "models": alone.environment.model_source,
         "device": alone.environment.device,
         "cpu_cores": os.cpu_count(),
-        "other_winners": {str(one.gpus): differing(one, alone) for one in searches[1:]},
-        "other_speedups": {str(one.gpus): disagreeing(one, alone) for one in searches[1:]},
+        "other_winners": {one.name: differing(one, alone) for one in searches[1:]},
+        "other_speedups": {one.name: disagreeing(one, alone) for one in searches[1:]},
     }
     return [row(one, alone) for one in searches], summary
 
@@ -192,37 +199,46 @@ def _check_folder(folder: Path, options: Sequence[str]) -> None:
     write_text(note, json.dumps(list(options)) + "\n")
 
 
-def _counts(text: str | None) -> list[int]:
+def _named_counts(text: str | None) -> dict[str, int]:
+    """Numbers of GPUs, in the order given, by the name of their search."""
     there = len(choose_gpus(()))
-    asked = [int(part) for part in text.split(",")] if text else [one for one in _COUNTS if one <= there]
-    counts = list(dict.fromkeys(asked))  # in the order given
+    counts = [int(part) for part in text.split(",")] if text else [one for one in _COUNTS if one <= there]
     if max(counts) > there or min(counts) < 1:
         raise SystemExit(f"--gpus-counts: {there} GPU(s) can be used here; ask for 1 to {there}")
-    return counts
+    named: dict[str, int] = {}
+    for count in counts:
+        name = str(count) if str(count) not in named else f"{count}{_AGAIN}"
+        if name in named:
+            raise SystemExit(f"--gpus-counts: {count} comes three times; twice tells what the machine does of itself")
+        named[name] = count
+    return named
 
 
 def main() -> None:
     """Search on each number of GPUs that is not finished, and print the comparison."""
     made = parser(__doc__ or "")
     made.add_argument(
-        "--gpus-counts", metavar="LIST", help="numbers of GPUs, in this order (default: those of 1,2,4 that there are)"
+        "--gpus-counts",
+        metavar="LIST",
+        help="numbers of GPUs, in this order; one that comes twice is searched on twice (default: those of 1,2,4 that "
+        "there are)",
     )
     made.add_argument("--folder", type=Path, help="keep the searches here, and go on from what it holds")
     made.add_argument("--output", nargs="?", type=Path, const=_FIGURES, help=f"write JSON (default: {_FIGURES.name})")
     made.add_argument("options", nargs="*", help="options of the search, after --")
     arguments = made.parse_args()
     options = arguments.options or _CELL
-    counts = _counts(arguments.gpus_counts)
+    counts = _named_counts(arguments.gpus_counts)
     with ExitStack() as stack:
         folder = (arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         _check_folder(folder, options)
-        missing = [gpus for gpus in counts if not (folder / str(gpus) / "finished.json").exists()]
+        missing = [name for name in counts if not (folder / name / "finished.json").exists()]
         if missing:
             warm_up(folder / "warm-up", options)
-        for gpus in missing:
-            search(folder / str(gpus), gpus, options)
-        finished = sorted((path.parent for path in folder.glob("*/finished.json")), key=lambda path: int(path.name))
-        searches = [Searched.read(path) for path in finished]
+        for name in missing:
+            search(folder / name, counts[name], options)
+        finished = [Searched.read(path.parent) for path in folder.glob("*/finished.json")]
+    searches = sorted(finished, key=lambda one: (one.gpus, one.name))
     rows, summary = report(searches, options)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

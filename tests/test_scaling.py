@@ -81,9 +81,33 @@ def test_what_is_missing_is_searched_in_the_order_given(searched: Path, monkeypa
         (searched / gpus / "finished.json").unlink()
     monkeypatch.setattr(scaling, "warm_up", lambda *_: done.append("warm"))
     monkeypatch.setattr(scaling, "search", search)
-    run(monkeypatch, "--folder", str(searched), "--gpus-counts", "2,1,2", "--", "--pipe", "SD1.5")
+    run(monkeypatch, "--folder", str(searched), "--gpus-counts", "2,1", "--", "--pipe", "SD1.5")
     options = ["--pipe", "SD1.5"]
     assert done == ["warm", ("2", 2, options), ("1", 1, options)]
+
+
+def test_a_number_named_twice_is_searched_on_twice_and_compared(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(folder: Path, gpus: int, _: list[str]) -> None:
+        shutil.copytree(searched / "1", folder)
+        (folder / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": 29.0}))
+
+    monkeypatch.setattr(scaling, "warm_up", lambda *_: None)
+    monkeypatch.setattr(scaling, "search", search)
+    command = ["--folder", str(searched), "--json", "--gpus-counts"]
+    run(monkeypatch, *command, "1,2,1", "--", "--pipe", "SD1.5")
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert [(row["search"], row["gpus"], row["seconds"]) for row in printed["rows"]] == [
+        ("1", 1, 30.0),
+        ("1-again", 1, 29.0),
+        ("2", 2, 16.0),
+    ]
+    assert printed["rows"][1]["speedup"] == 30 / 29
+    assert printed["other_winners"]["1-again"] == []
+    assert printed["other_speedups"]["1-again"] == {}
+    with pytest.raises(SystemExit, match="--gpus-counts: 1 comes three times"):
+        run(monkeypatch, *command, "1,1,1", "--", "--pipe", "SD1.5")
 
 
 def test_a_change_of_speedups_is_seen(searched: Path) -> None:
