@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_diffaccel import workers
+from pytest_diffaccel.case_items import PROPERTY, Group, gate_case_of, group_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
-    from pytest_diffaccel.matrix import Candidate, Cell, Params
+    from pytest_diffaccel.matrix import Candidate, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.run import SearchRun
     from pytest_diffaccel.settings import Settings
-
-#: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
-CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
-#: Name of the report property that carries a case's result from worker to controller.
-PROPERTY = "diffaccel"
-Group: TypeAlias = "tuple[Cell, str]"
 
 _RUN = pytest.StashKey["SearchRun"]()
 _GATE = pytest.StashKey["GateRun | None"]()
@@ -75,53 +70,6 @@ def keep_groups_together(config: pytest.Config) -> None:
     """Under ``-n``, one worker gets all of a group, unless the user chose another distribution."""
     if getattr(config.option, "dist", None) == "no" and config.option.numprocesses:
         config.option.dist = "loadgroup"
-
-
-def group_of(item: pytest.Item) -> Group | None:
-    """The group that a case belongs to; None for a test that is no case of a search."""
-    callspec = getattr(item, "callspec", None)
-    params = callspec.params if callspec else {}
-    candidate: Candidate | None = params.get(CANDIDATE)
-    group: Group | None = params.get(GROUP)
-    return (candidate.cell, candidate.accelerator) if candidate else group
-
-
-def is_out_of_place(function: object, gate: GateRun | None) -> bool:
-    """Whether a test function is a search's in a session of the gate, or the gate's where there are no cases for it."""
-    code = getattr(function, "__code__", None)
-    names = code.co_varnames[: code.co_argcount] if code else ()
-    hidden = ((CANDIDATE, GROUP) if gate else ()) + (() if gate and gate.cases else (GATE_CASE,))
-    return any(name in names for name in hidden)
-
-
-def gate_case_of(item: pytest.Item) -> GateCase | None:
-    """The gate's case that an item is."""
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get(GATE_CASE) if callspec else None
-
-
-def group_name(group: Group) -> str:
-    """``"SD1.5-DDIM-20-DeepCache+ToMe"``."""
-    from pytest_diffaccel.matrix import slug
-
-    return f"{group[0]}-{slug(group[1])}"
-
-
-def case_id(nodeid: str) -> str:
-    """What stands in a node id's brackets: a candidate's key, or a group's name."""
-    return nodeid.partition("[")[2].rpartition("]")[0]
-
-
-def groups_by_case(run: SearchRun) -> dict[str, str]:
-    """The group's name of every case of a search, by what stands in its node id's brackets."""
-    names = [group_name(group) for group in run.groups]
-    candidates = {one.key: group_name((one.cell, one.accelerator)) for one in run.candidates}
-    return candidates | dict(zip(names, names, strict=True))
-
-
-def gate_groups_by_case(gate: GateRun) -> dict[str, str]:
-    """The pipe of every case of a gate, by what stands in its node id's brackets: one worker loads a pipe."""
-    return {case.key: case.cell.pipe for case in gate.cases}
 
 
 def _report(item: pytest.Item, result: dict[str, Any]) -> None:

@@ -8,19 +8,14 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel import hooks, judge_options, options
+from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, group_of, is_out_of_place
 from pytest_diffaccel.fixtures import (
-    CANDIDATE,
-    GATE_CASE,
-    GROUP,
     diffaccel,
     diffaccel_gate,
     diffaccel_gate_run,
     diffaccel_run,
     diffaccel_search,
     gate_run,
-    group_name,
-    group_of,
-    is_out_of_place,
     is_searching,
     keep_groups_together,
     search_run,

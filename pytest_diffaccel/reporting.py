@@ -10,25 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
-from pytest_diffaccel.fixtures import (
+from pytest_diffaccel.case_items import (
     PROPERTY,
     case_id,
+    efforts_by_case,
     gate_case_of,
     gate_groups_by_case,
-    gate_run,
     group_name,
     group_of,
     groups_by_case,
-    is_searching,
-    search_run,
 )
+from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.matrix import Cell
     from pytest_diffaccel.report.case_log import CaseLog
     from pytest_diffaccel.report.gate import GateReport
     from pytest_diffaccel.report.session import SessionReport, Terminal
-    from pytest_diffaccel.search.run import SearchRun
 
 #: Category, letter and word of a report, as pytest's hook returns them.
 _Status: TypeAlias = tuple[str, str, Any]
@@ -52,18 +49,6 @@ def _reason(report: pytest.TestReport) -> str:
 def _command(config: pytest.Config) -> str:
     """How this run was started."""
     return shlex.join(["pytest", *map(str, config.invocation_params.args)])
-
-
-def _efforts(run: SearchRun) -> dict[str, float]:
-    """How much work each case of a search is expected to be, by what stands in its node id's brackets."""
-    from pytest_diffaccel.search.effort import case_effort
-
-    def effort(cell: Cell, *, is_winners: bool) -> float:
-        embedded = run.settings.models == "embedded"
-        return case_effort(cell, is_winners=is_winners, exhaustive=run.settings.exhaustive, embedded=embedded)
-
-    candidates = {candidate.key: effort(candidate.cell, is_winners=False) for candidate in run.candidates}
-    return candidates | {group_name(group): effort(group[0], is_winners=True) for group in run.groups}
 
 
 def _open_log(path: str | None) -> CaseLog | None:
@@ -116,7 +101,7 @@ class Reporting:
     def _announce(self, nodeids: Sequence[str]) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError
 
-        known = {} if gate_run(self._config) else _efforts(search_run(self._config))
+        known = {} if gate_run(self._config) else efforts_by_case(search_run(self._config))
         try:
             self._report.announce({nodeid: known.get(case_id(nodeid), 0.0) for nodeid in nodeids})
         except JsonFileError as error:

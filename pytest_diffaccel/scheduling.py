@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from pytest_diffaccel.fixtures import case_id, gate_groups_by_case, group_name, groups_by_case
-from pytest_diffaccel.search.effort import group_effort, step_weight
+from pytest_diffaccel.case_items import case_id, efforts_by_case, gate_groups_by_case, groups_by_case
+from pytest_diffaccel.search.effort import step_weight
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.run import GateRun
@@ -37,14 +37,11 @@ class Groups:
     @classmethod
     def of_search(cls, run: SearchRun) -> Groups:
         """A search's cells and accelerators."""
-        settings = run.settings
-        points = Counter((one.cell, one.accelerator) for one in run.candidates)
-        embedded = settings.models == "embedded"
-        efforts = {
-            group_name(group): group_effort(group[0], points[group], exhaustive=settings.exhaustive, embedded=embedded)
-            for group in run.groups
-        }
-        return cls(groups_by_case(run), efforts, divisible=settings.exhaustive and not settings.fresh)
+        names, settings = groups_by_case(run), run.settings
+        efforts: dict[str, float] = defaultdict(float)
+        for case, effort in efforts_by_case(run).items():
+            efforts[names[case]] += effort
+        return cls(names, efforts, divisible=settings.exhaustive and not settings.fresh)
 
     @classmethod
     def of_gate(cls, gate: GateRun) -> Groups:

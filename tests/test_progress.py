@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.report.progress import EndedCase, Progress
-from pytest_diffaccel.search.effort import case_effort, group_effort
+from pytest_diffaccel.search.effort import case_effort
 
 CELL = Cell("SD1.5", "DDIM", 20)
 RESULT = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache", "speedup": 1.6, "lpips": 0.1234}
@@ -67,10 +65,3 @@ def test_winners_take_longer_than_candidates_of_which_most_are_skipped() -> None
 @pytest.mark.parametrize("workers", [1, 4])
 def test_at_the_end_nothing_is_left(workers: int) -> None:
     assert "1/1, 0 s left" in Told(alike(1), workers).after(30.0)
-
-
-@given(st.integers(0, 200), st.booleans(), st.booleans())
-def test_a_group_is_as_much_work_as_its_cases(points: int, exhaustive: bool, embedded: bool) -> None:
-    kind = {"exhaustive": exhaustive, "embedded": embedded}
-    candidate, winners = (case_effort(CELL, is_winners=one, **kind) for one in (False, True))
-    assert group_effort(CELL, points, **kind) == pytest.approx(points * candidate + winners)

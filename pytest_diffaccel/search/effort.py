@@ -28,19 +28,3 @@ def case_effort(cell: Cell, *, is_winners: bool, exhaustive: bool, embedded: boo
     """
     runs = 1.0 if exhaustive else RUNS_A_GROUP if is_winners else EVALUATED_SHARE
     return runs * cell.steps * step_weight(cell.pipe, embedded=embedded)
-
-
-def group_effort(cell: Cell, points: int, *, exhaustive: bool, embedded: bool) -> float:
-    """Work that a group is, for comparison with others of the same search.
-
-    Args:
-        cell: the group's cell.
-        points: candidates that it has.
-        exhaustive: whether all of them are measured in full.
-        embedded: whether the pipelines are the embedded ones.
-    """
-
-    def effort(*, is_winners: bool) -> float:
-        return case_effort(cell, is_winners=is_winners, exhaustive=exhaustive, embedded=embedded)
-
-    return points * effort(is_winners=False) + effort(is_winners=True)
