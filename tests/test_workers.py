@@ -265,6 +265,26 @@ def test_part(part, diffaccel_run):
         assert all(ended <= began for (_, ended), (began, _) in pairwise(on_it))
 
 
+@pytest.mark.parametrize(("least_efficiency", "notes"), [(1e9, ["Echo (1)"]), (0.0, [])])
+def test_a_search_on_gpus_says_which_winners_wait_for_the_host(
+    small_search: SmallSearch,
+    stand_ins: StandIns,
+    monkeypatch: pytest.MonkeyPatch,
+    least_efficiency: float,
+    notes: list[str],
+) -> None:
+    """Whatever this machine is: steps are called short of arithmetic all, or none."""
+    stand_ins.list_gpus(THREE)
+    monkeypatch.setattr("pytest_diffaccel.search.workbench.computing_gpu", lambda gpu: gpu.physical)
+    monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._LEAST_EFFICIENCY", least_efficiency)
+    monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._MOST_FIXED_SHARE", 1.0)
+    small_search.register((20, 0))
+    result = small_search.run("--gpus=1")
+    result.assert_outcomes(passed=2)
+    said = [line for line in result.outlines if "launch-bound" in line]
+    assert [line.partition("launch-bound winners: ")[2].partition(";")[0] for line in said] == notes
+
+
 def test_a_search_times_under_the_lock_of_its_gpu(
     small_search: SmallSearch, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

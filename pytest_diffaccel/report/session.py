@@ -17,7 +17,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
-from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
+from pytest_diffaccel.report.winners import changes_text, launch_bound, left_out, next_steps, winners_table
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class SessionReport:
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
+        self._launch_bound: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str, str]] = Counter()
 
     def announce(self, efforts: Mapping[str, float]) -> None:
@@ -139,6 +140,7 @@ class SessionReport:
         }
         if result["left"]:
             self._left[f"{result['cell']} {result['accelerator']}"] = result["left"]
+        self._launch_bound.update(one["accelerator"] for one in result["verified"] if one["bound"] == "launch")
         changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
         self._entries |= found
         self._changes |= {change.key: change for change in changes}
@@ -168,16 +170,14 @@ class SessionReport:
             self._write_report(self._settings.report)
 
     def _write_step_summary(self) -> None:
-        changes = list(self._changes.values())
-        steps = next_steps(self._settings, changes, failed=self._outcomes["failed"])
         lines = search_summary(
             self._entries,
             self._environments,
-            changes,
+            list(self._changes.values()),
             self._outcomes,
             self._settings.golden,
             failures=self._failures,
-            next_steps=steps,
+            next_steps=self._next_steps(),
         )
         for line in write_step_summary(lines):
             self._terminal.write_line(line)
@@ -198,8 +198,13 @@ class SessionReport:
             self._terminal.write_line(line)
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
-        for line in next_steps(self._settings, list(self._changes.values()), failed=self._outcomes["failed"]):
+        for line in self._next_steps():
             self._terminal.write_line(line)
+
+    def _next_steps(self) -> list[str]:
+        steps = next_steps(self._settings, list(self._changes.values()), failed=self._outcomes["failed"])
+        # A CPU computes and launches by itself: nothing waits for anything there.
+        return steps + launch_bound(self._launch_bound) if self._settings.gpus is not None else steps
 
     def _show_pictures(self, path: Path) -> None:
         try:

@@ -134,3 +134,18 @@ def next_steps(settings: Settings, changes: Sequence[Change], *, failed: int) ->
             "note: embedded pipelines are small stand-ins; search your own weights with --models hub or a TOML file"
         )
     return lines
+
+
+def launch_bound(winners: Mapping[str, int]) -> list[str]:
+    """What winners whose steps wait for the host mean, where a GPU computes; nothing when there are none.
+
+    Args:
+        winners: number of such winners by accelerator.
+    """
+    if not winners:
+        return []
+    counted = ", ".join(f"{name} ({count})" for name, count in winners.items())
+    return [
+        f"note: launch-bound winners: {counted}; in their steps the GPU waits for a CPU core, so their speed-ups "
+        "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
+    ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
@@ -49,7 +50,7 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
 
     Returns:
         ``cell`` and ``accelerator``; ``golden``: entry's JSON text by golden key; ``environments``: by id;
-        ``verified``: the figures of the winners' own measurements;
+        ``verified``: the figures of the winners' own measurements, and what bounds them (:class:`.Bottleneck`);
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
@@ -59,7 +60,9 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
         entries[str(key)] = golden_entry(winner, environment).to_json()
         if winner.measurement:
-            verified[winner.measurement.candidate.key] = _figures(winner.measurement)
+            bound = bottleneck(winner.measurement.blocks, winner.measurement.flops)
+            figures = {**_figures(winner.measurement), "bound": bound.bound if bound else None}
+            verified[winner.measurement.candidate.key] = figures
             pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
         "cell": str(cell),
