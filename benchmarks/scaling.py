@@ -10,7 +10,8 @@ is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
-they are, and how much slower the unaccelerated pipeline itself was beside busy neighbours.
+they are, and how much slower the unaccelerated pipeline itself was beside busy neighbours. The last columns tell where
+the workers' time went: until the first timed block, at work, and idle at the end.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.output import parser, show
+from benchmarks.worker_times import WorkerTimes
 from pytest_diffaccel.devices import choose_gpus
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
@@ -42,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _COUNTS = (1, 2, 4)
 _CELL = ["--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20"]
 _AGAIN = "-again"
+_LOG = "cases.jsonl"
 _FIGURES = ROOT / "docs" / "figures" / "scaling.json"
 
 
@@ -57,6 +60,7 @@ class Searched:
         speedups: of every candidate that was timed, by candidate key and purpose.
         baseline_s: median time of a run of the unaccelerated pipeline, seconds.
         disturbed_share: share of the timed blocks in which something else was noticed on the machine.
+        times: where its workers' time went.
         environment: what it was measured in.
     """
 
@@ -67,15 +71,19 @@ class Searched:
     speedups: Mapping[tuple[str, str], Interval]
     baseline_s: float
     disturbed_share: float
+    times: WorkerTimes
     environment: Environment
 
     @classmethod
     def read(cls, folder: Path) -> Searched:
         """What a finished search left in its folder."""
         result = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+        began_at = result.pop("began_at")
         with Store.open(f"sqlite:///{folder / '.diffaccel' / 'search.sqlite'}") as store:
             contents = store.contents()
         timed = [one.measurement for one in contents.measurements if one.measurement.blocks]
+        searched = [one for one in timed if one.sampling.purpose == "search"]
+        first_block_at = {one.candidate.key: one.blocks[0].started_at for one in searched}
         blocks = [block for measurement in timed for block in measurement.blocks]
         golden = read_golden(folder / "golden.json")
         return cls(
@@ -85,6 +93,7 @@ class Searched:
             speedups={(one.candidate.key, one.sampling.purpose): one.speedup for one in timed},
             baseline_s=statistics.median(block.baseline.total_s for block in blocks),
             disturbed_share=sum(bool(block.disturbance) for block in blocks) / len(blocks),
+            times=WorkerTimes.read(folder / _LOG, began_at, first_block_at),
             environment=next(iter(contents.environments.values())),
         )
 
@@ -100,9 +109,10 @@ def search(folder: Path, gpus: int, options: Sequence[str]) -> None:
     Raises:
         SystemExit: when the search fails; its output went to standard error.
     """
-    began = time.monotonic()
-    _pytest(folder, str(ROOT / "benches"), "-n", str(gpus), f"--gpus={','.join(map(str, range(gpus)))}", *options)
-    result = {"gpus": gpus, "seconds": time.monotonic() - began}
+    began_at, began = time.time(), time.monotonic()
+    workers = ("-n", str(gpus), f"--gpus={','.join(map(str, range(gpus)))}")
+    _pytest(folder, str(ROOT / "benches"), *workers, "--diffaccel-log", _LOG, *options)
+    result = {"gpus": gpus, "began_at": began_at, "seconds": time.monotonic() - began}
     write_text(folder / "finished.json", json.dumps(result) + "\n")
 
 
@@ -157,6 +167,7 @@ def row(one: Searched, alone: Searched) -> dict[str, Any]:
         "median_distance": statistics.median(map(abs, changes)) if changes else 0.0,
         "baseline_slowdown": one.baseline_s / alone.baseline_s,
         "disturbed_share": one.disturbed_share,
+        **asdict(one.times),
     }
 
 

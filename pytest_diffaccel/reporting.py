@@ -120,15 +120,16 @@ class Reporting:
         if result is not None and (report.when == "call" or report.failed):
             if report.failed or (report.skipped and "evidence" not in result):
                 result["error" if report.failed else "evidence"] = _reason(report)
-            if self._log is not None:
-                self._log.write(report.nodeid, case_id(report.nodeid), report.outcome, report.duration, result)
             from pytest_diffaccel.benchmarking import add_benchmarks
             from pytest_diffaccel.report.progress import EndedCase
 
-            add_benchmarks(self._config, report.nodeid, result)
             node = getattr(report, "node", None)  # xdist's
             worker = node.gateway.id if node is not None else ""
-            self._report.case_ended(EndedCase(report.nodeid, report.outcome, report.duration, worker), result)
+            case = EndedCase(report.nodeid, report.outcome, report.duration, worker)
+            if self._log is not None:
+                self._log.write(case, case_id(report.nodeid), result)
+            add_benchmarks(self._config, report.nodeid, result)
+            self._report.case_ended(case, result)
 
     def _place_of(self, report: pytest.TestReport) -> dict[str, Any] | None:
         """Cell and accelerator of a case that failed before it could say anything: its worker died, or a fixture."""

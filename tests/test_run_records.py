@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from echo import DEATH, ERROR
 from searches import SmallSearch
 
 from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
 
 FIGURES = {
@@ -60,10 +62,15 @@ def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "new" / "cases.jsonl"
     for evidence in ("first run", "second run"):
         log = CaseLog(path)
-        log.write("test_search[x]", "x", "skipped", 0.25, {"cell": "c", "skipped": "x", "evidence": evidence})
+        case = EndedCase("test_search[x]", "skipped", 0.25, "gw1")
+        log.write(case, "x", {"cell": "c", "skipped": "x", "evidence": evidence})
     written = lines(path)
     assert [line["reason"] for line in written] == ["first run", "second run"]
     assert (written[0]["version"], written[0]["case"], written[0]["duration_s"]) == (1, "x", 0.25)
+    assert written[0]["worker"] == "gw1"
+    ended = [datetime.fromisoformat(line["ended_at"]) for line in written]
+    assert ended[0] <= ended[1]
+    assert abs(datetime.now(timezone.utc) - ended[1]) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
@@ -72,7 +79,9 @@ def test_a_run_leaves_records_for_other_tools(small_search: SmallSearch, workers
     run = small_search.run_apart if workers else small_search.run
     run(*RECORDS, *workers).assert_outcomes(passed=3)
     folder = small_search.path
-    _check_log(lines(folder / "logs" / "cases.jsonl"))
+    written = lines(folder / "logs" / "cases.jsonl")
+    _check_log(written)
+    assert {line["worker"] for line in written} == {"gw0" if workers else None}
     properties = junit(folder / "junit.xml")
     assert [part["status"] for part in properties.values()] == ["measured", "measured", "winners"]
     assert {part["accelerator"] for part in properties.values()} == {"Echo"}

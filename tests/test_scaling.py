@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ from pytest_diffaccel.measure.measurement import Interval
 pytest.importorskip("benchmarks.scaling", reason="the benchmarks are not part of the source distribution")
 
 from benchmarks import scaling
+from benchmarks.worker_times import WorkerTimes
 
 # What a conftest.py would do, as a plugin: the searches have folders of their own.
 PLUGIN = """
 from pytest_diffaccel.search import workbench
 workbench.computing_gpu = lambda gpu: gpu.physical
 """
+
+
+def finish(folder: Path, gpus: int, seconds: float) -> None:
+    """Leave what a search does that began at 1000 s; its first worker is done first."""
+    (folder / "finished.json").write_text(json.dumps({"gpus": gpus, "began_at": 1000.0, "seconds": seconds}))
+    ends = {f"gw{place}": 1000 + seconds - 2 * (gpus - 1 - place) for place in range(gpus)}
+    cases = (
+        {"case": case, "worker": worker, "duration_s": 3.0, "ended_at": f"{datetime.fromtimestamp(end, timezone.utc)}"}
+        for worker, ended_at in ends.items()
+        for case, end in (("first", ended_at - 6), ("last", ended_at))
+    )
+    (folder / "cases.jsonl").write_text("".join(f"{json.dumps(case)}\n" for case in cases))
 
 
 @pytest.fixture
@@ -35,7 +49,7 @@ def searched(finished_folder: Path, tmp_path: Path, stand_ins: StandIns) -> Path
         one = folder / str(gpus)
         shutil.copytree(finished_folder / ".diffaccel", one / ".diffaccel")
         shutil.copy(finished_folder / "golden" / "search_params.json", one / "golden.json")
-        (one / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": seconds}))
+        finish(one, gpus, seconds)
     golden = folder / "2" / "golden.json"
     head, tail = golden.read_text().split('"echo_interval": ', 1)
     golden.write_text(f'{head}"echo_interval": 99{tail[tail.index(",") :]}')
@@ -65,6 +79,8 @@ def test_what_is_finished_is_compared_and_not_searched_again(
     # The same measurements.
     assert two["timed_twice"] >= 4
     assert (two["agree"], two["median_change"], two["baseline_slowdown"]) == (1.0, 0.0, 1.0)
+    # Two workers, which end at 14 and 16 s, each 9 s after it began.
+    assert (two["start_s"], two["work_s"], two["idle_s"]) == (6.0, 18.0, 1.0)
     written = json.loads(output.read_text())
     assert written["rows"] == printed["rows"]
     assert written["environment"]["versions"].keys() >= {"torch", "diffusers"}
@@ -75,7 +91,7 @@ def test_what_is_missing_is_searched_in_the_order_given(searched: Path, monkeypa
 
     def search(folder: Path, gpus: int, options: list[str]) -> None:
         done.append((folder.name, gpus, options))
-        (folder / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": 9.0}))
+        finish(folder, gpus, 9.0)
 
     for gpus in ("1", "2"):
         (searched / gpus / "finished.json").unlink()
@@ -91,7 +107,7 @@ def test_a_number_named_twice_is_searched_on_twice_and_compared(
 ) -> None:
     def search(folder: Path, gpus: int, _: list[str]) -> None:
         shutil.copytree(searched / "1", folder)
-        (folder / "finished.json").write_text(json.dumps({"gpus": gpus, "seconds": 29.0}))
+        finish(folder, gpus, 29.0)
 
     monkeypatch.setattr(scaling, "warm_up", lambda *_: None)
     monkeypatch.setattr(scaling, "search", search)
@@ -123,6 +139,14 @@ def test_a_change_of_speedups_is_seen(searched: Path) -> None:
         assert (low_twice, value_twice, high_twice) == pytest.approx((2 * low, 2 * value, 2 * high), abs=3e-4)
 
 
+def test_a_workers_work_begins_with_its_first_timed_block(tmp_path: Path) -> None:
+    finish(tmp_path, 2, 16.0)
+    times = WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"last": 1008.5, "another": 1001.0})
+    assert (times.start_s, times.work_s, times.idle_s) == (6.0, 18.0, 1.0)
+    times = WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"first": 1007.5})
+    assert (times.start_s, times.work_s, times.idle_s) == (7.5, 15.0, 1.0)
+
+
 def test_other_options_and_missing_gpus_are_refused(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"holds another search \(options.json says which\)"):
         run(monkeypatch, "--folder", str(searched), "--", "--pipe", "SDXL")
@@ -145,6 +169,8 @@ def test_a_search_runs_from_nothing(
     (row,) = json.loads(said.out)["rows"]
     assert (row["gpus"], row["same_winners"]) == (1, "7/7")
     assert row["seconds"] > 1
+    assert row["start_s"] + row["work_s"] < row["seconds"]
+    assert min(row["start_s"], row["work_s"]) > 0 == row["idle_s"]
     assert said.err.count(" passed in ") == 2
     assert "1 passed in " in said.err
     assert (small_search.path / "searches" / "1" / ".diffaccel" / "search.sqlite").exists()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pytest_diffaccel.report.progress import EndedCase
 
 #: Raised when a field changes its meaning.
 VERSION = 1
@@ -29,23 +31,22 @@ class CaseLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def write(self, nodeid: str, case: str, outcome: str, duration_s: float, result: Mapping[str, Any]) -> None:
+    def write(self, case: EndedCase, name: str, result: Mapping[str, Any]) -> None:
         """Add a case.
 
         Args:
-            nodeid: the case's node id.
-            case: the candidate's key, or the group's name.
-            outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
-            duration_s: how long it took, seconds.
+            case: how it ended.
+            name: the candidate's key, or the group's name.
             result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
         """
         line: dict[str, Any] = {
             "version": VERSION,
-            "ended_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "nodeid": nodeid,
-            "case": case,
-            "outcome": outcome,
-            "duration_s": round(duration_s, 3),
+            "ended_at": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            "nodeid": case.name,
+            "case": name,
+            "worker": case.worker or None,
+            "outcome": case.outcome,
+            "duration_s": round(case.duration_s, 3),
             "reason": result.get("evidence") or result.get("error"),
             **{name: value for name, value in result.items() if name not in _LEFT_OUT},
         }
