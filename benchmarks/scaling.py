@@ -10,8 +10,9 @@ is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
-they are, and how much slower the unaccelerated pipeline itself was beside busy neighbours. The last columns tell where
-the workers' time went: until the first timed block, at work, and idle at the end.
+they are; the same of the speed-ups that golden records, which rest on the blocks of all candidates; and how much
+slower the unaccelerated pipeline itself was beside busy neighbours. The last columns tell where the workers' time
+went: until the first timed block, at work, and idle at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 from benchmarks.output import parser, show
 from benchmarks.worker_times import WorkerTimes
 from pytest_diffaccel.devices import choose_gpus
+from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
@@ -58,6 +60,7 @@ class Searched:
         seconds: wall time of the whole command.
         winners: status and params of each golden record, by key.
         speedups: of every candidate that was timed, by candidate key and purpose.
+        recorded: speed-ups as golden records them, from the blocks of all candidates, by parameters.
         baseline_s: median time of a run of the unaccelerated pipeline, seconds.
         disturbed_share: share of the timed blocks in which something else was noticed on the machine.
         times: where its workers' time went.
@@ -69,6 +72,7 @@ class Searched:
     seconds: float
     winners: Mapping[str, Any]
     speedups: Mapping[tuple[str, str], Interval]
+    recorded: Mapping[str, Interval]
     baseline_s: float
     disturbed_share: float
     times: WorkerTimes
@@ -91,6 +95,11 @@ class Searched:
             **result,
             winners={str(key): [entry.status, entry.params] for key, entry in golden.items()},
             speedups={(one.candidate.key, one.sampling.purpose): one.speedup for one in timed},
+            recorded={
+                format_params(entry.params): Interval(entry.speedup, *entry.speedup_ci95)
+                for entry in golden.values()
+                if entry.speedup is not None and entry.speedup_ci95 is not None
+            },
             baseline_s=statistics.median(block.baseline.total_s for block in blocks),
             disturbed_share=sum(bool(block.disturbance) for block in blocks) / len(blocks),
             times=WorkerTimes.read(folder / _LOG, began_at, first_block_at),
@@ -152,8 +161,7 @@ def _pytest(folder: Path, *arguments: str, output: int | None = None) -> str:
 
 def row(one: Searched, alone: Searched) -> dict[str, Any]:
     """A search on several GPUs, compared with that on one."""
-    common = [(one.speedups[key], alone.speedups[key]) for key in one.speedups.keys() & alone.speedups.keys()]
-    changes = [busy.value / quiet.value - 1 for busy, quiet in common]
+    own, recorded = _changes(one.speedups, alone.speedups), _changes(one.recorded, alone.recorded)
     return {
         "search": one.name,
         "gpus": one.gpus,
@@ -161,14 +169,37 @@ def row(one: Searched, alone: Searched) -> dict[str, Any]:
         "speedup": alone.seconds / one.seconds,
         "winners": one.digest,
         "same_winners": f"{len(one.winners) - len(differing(one, alone))}/{len(one.winners)}",
-        "timed_twice": len(common),
-        "agree": sum(busy.overlaps(quiet) for busy, quiet in common) / len(common) if common else 0.0,
-        "median_change": statistics.median(changes) if changes else 0.0,
-        "median_distance": statistics.median(map(abs, changes)) if changes else 0.0,
+        "timed_twice": len(own),
+        "agree": _share_that_agree(own),
+        "median_change": _median(change for change, _ in own),
+        "median_distance": _median(abs(change) for change, _ in own),
+        "recorded_twice": len(recorded),
+        "recorded_agree": _share_that_agree(recorded),
+        "recorded_distance": _median(abs(change) for change, _ in recorded),
         "baseline_slowdown": one.baseline_s / alone.baseline_s,
         "disturbed_share": one.disturbed_share,
         **asdict(one.times),
     }
+
+
+def _changes(busy: Mapping[Any, Interval], quiet: Mapping[Any, Interval]) -> list[tuple[float, bool]]:
+    """Of each speed-up that both have: the share by which the first is higher, and whether their intervals overlap."""
+    both = [(busy[key], quiet[key]) for key in busy.keys() & quiet.keys()]
+    return [(first.value / second.value - 1, first.overlaps(second)) for first, second in both]
+
+
+def _share_that_agree(changes: Sequence[tuple[float, bool]]) -> float:
+    return sum(agrees for _, agrees in changes) / len(changes) if changes else 0.0
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median([*values] or [0.0])
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as columns: a search has more figures than a terminal is wide."""
+    figures = [name for name in rows[0] if name != "search"]
+    return [{"search": name, **{row["search"]: row[name] for row in rows}} for name in figures]
 
 
 def differing(one: Searched, alone: Searched) -> list[str]:
@@ -255,7 +286,8 @@ def main() -> None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         written = {**summary, "environment": searches[0].environment.to_json(), "rows": rows}
         write_text(arguments.output, json.dumps(written, indent=2) + "\n")
-    show("one search on several GPUs", rows, summary, as_json=arguments.json)
+    shown = rows if arguments.json else columns(rows)
+    show("one search on several GPUs", shown, summary, as_json=arguments.json)
 
 
 if __name__ == "__main__":

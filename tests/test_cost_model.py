@@ -8,14 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from timings import BASELINE, CANDIDATE, COSTS, FULL, noisy_block, run, speedup_of
+from hypothesis import given
+from hypothesis import strategies as st
+from timings import BASELINE, CANDIDATE, COSTS, FULL, SHALLOW, noisy_block, run, speedup_of
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
+from pytest_diffaccel.measure.statistics import low_quantile_of
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.fewer_steps import steps_as_fast
+from pytest_diffaccel.search.kind_costs import Cost, KindCosts
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", len(BASELINE))
@@ -95,6 +99,61 @@ def test_speedups_are_not_biased(blocks: int) -> None:
             for (candidate, _), speedup in zip(timed, predicted(timed), strict=True)
         ]
     assert abs(np.mean(errors)) < 0.005
+
+
+def waiting(seed: int, share: float) -> Timed:
+    """A search on a quiet GPU, of which cheap steps wait for the host in a share of the runs: 10% to 40% longer."""
+    generator = np.random.default_rng(seed)
+    timed = searched(seed, run_sd=0.003, step_sd=0.003, blocks=6, drift_sd=0.003)
+
+    def waited(block: Block) -> Block:
+        (plain,) = block.runs
+        factor = generator.uniform(1.1, 1.4) if generator.random() < share else 1.0
+        steps = tuple(
+            step_s * (factor if kind == SHALLOW else 1.0)
+            for kind, step_s in zip(plain.kinds, plain.step_s, strict=True)
+        )
+        return replace(block, runs=(RunTiming(sum(steps) + plain.fixed_s, steps, plain.kinds),))
+
+    return [(candidate, tuple(map(waited, blocks))) for candidate, blocks in timed]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.8])
+def test_steps_that_wait_for_the_host_at_times_cost_what_they_cost_when_they_do_not(share: float) -> None:
+    """In most of the runs of one search and in few of another's: they are to agree."""
+    errors, hits = [], []
+    for seed in range(20):
+        timed = waiting(seed, share)
+        for (candidate, _), speedup in zip(timed, predicted(timed), strict=True):
+            truth = speedup_of(kinds_of(candidate))
+            errors.append(math.log(speedup.value / truth))
+            hits.append(speedup.low <= truth <= speedup.high)
+    assert abs(np.mean(errors)) < 0.01
+    assert root_mean_square(errors) < 0.02
+    assert np.mean(hits) >= 0.95
+
+
+@given(st.lists(st.floats(0.05, 0.5), min_size=3, max_size=60), st.lists(st.floats(1.0, 3.0), min_size=60, max_size=60))
+def test_a_kinds_cost_lies_between_its_low_quantile_and_its_median(times: list[float], waits: list[float]) -> None:
+    """On a machine of which the baseline shows no noise; and no waiting makes a kind cheaper."""
+    baseline = RunTiming(1.12, (0.1,) * 10, BASELINE)
+
+    def cost(steps_s: Sequence[float]) -> Cost:
+        runs = [RunTiming(10 * step_s + 0.12, (step_s,) * 10, (SHALLOW,) * 10) for step_s in steps_s]
+        blocks = [Block(baseline, (run,), "", float(place)) for place, run in enumerate(runs)]
+        return KindCosts.from_blocks([(deepcache(2), blocks)]).kinds[SHALLOW]
+
+    found = cost(times)
+    logs = [math.log(step_s / 0.1) for step_s in times]
+    assert low_quantile_of(logs) - 1e-9 <= found.log_ratio <= float(np.median(logs)) + 1e-9
+    waited = cost([step_s * factor for step_s, factor in zip(times, waits, strict=False)])
+    assert waited.log_ratio >= found.log_ratio - 1e-9
+    assert min(found.variance, waited.variance) > 0
+
+
+def test_what_the_median_says_more_than_noise_explains_widens_the_interval() -> None:
+    quiet, busy = (predicted(waiting(0, share))[0] for share in (0.0, 0.6))
+    assert busy.half_width_ratio > 1.2 * quiet.half_width_ratio
 
 
 def test_candidates_never_timed_are_told_from_those_that_share_their_kinds() -> None:

@@ -79,11 +79,24 @@ def test_what_is_finished_is_compared_and_not_searched_again(
     # The same measurements.
     assert two["timed_twice"] >= 4
     assert (two["agree"], two["median_change"], two["baseline_slowdown"]) == (1.0, 0.0, 1.0)
+    # Of three winners, the second search has another one.
+    assert two["recorded_twice"] >= 1
+    assert (two["recorded_agree"], two["recorded_distance"]) == (1.0, 0.0)
     # Two workers, which end at 14 and 16 s, each 9 s after it began.
     assert (two["start_s"], two["work_s"], two["idle_s"]) == (6.0, 18.0, 1.0)
     written = json.loads(output.read_text())
     assert written["rows"] == printed["rows"]
     assert written["environment"]["versions"].keys() >= {"torch", "diffusers"}
+
+
+def test_the_table_has_a_column_a_search(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--folder", str(searched), "--gpus-counts", "1,2", "--", "--pipe", "SD1.5")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["search", "1", "2"] in lines
+    assert ["seconds", "30.000", "16.000"] in lines
+    assert ["same_winners", "7/7", "6/7"] in lines
 
 
 def test_what_is_missing_is_searched_in_the_order_given(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +142,13 @@ def test_a_number_named_twice_is_searched_on_twice_and_compared(
 def test_a_change_of_speedups_is_seen(searched: Path) -> None:
     alone, two = (scaling.Searched.read(searched / name) for name in ("1", "2"))
     faster = {key: Interval(*(2 * end for end in (one.value, one.low, one.high))) for key, one in two.speedups.items()}
-    row = scaling.row(replace(two, speedups=faster, baseline_s=1.1 * two.baseline_s), alone)
+    recorded = {
+        key: Interval(*(3 * end for end in (one.value, one.low, one.high))) for key, one in two.recorded.items()
+    }
+    busy = replace(two, speedups=faster, recorded=recorded, baseline_s=1.1 * two.baseline_s)
+    row = scaling.row(busy, alone)
+    assert row["recorded_distance"] == pytest.approx(2.0)
+    assert row["recorded_agree"] < 1
     assert row["median_change"] == pytest.approx(1.0)
     assert row["baseline_slowdown"] == pytest.approx(1.1)
     assert row["agree"] < 1

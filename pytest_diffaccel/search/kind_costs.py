@@ -1,7 +1,8 @@
 """What each kind of step costs, from timed blocks.
 
 A kind's cost in a block is the low quantile of its step times there, since disturbance only ever adds time, as a
-multiple of what an unaccelerated step cost about then; its cost is the median over blocks. What "about then" means is
+multiple of what an unaccelerated step cost about then; its cost is the median over blocks, but no farther above their
+low quantile than noise explains that unaccelerated steps show, too. What "about then" means is
 learnt from the blocks themselves: where the machine drifts, the block's own baseline tells it best; where it is merely
 noisy, the baselines of several minutes do. So is how much a block's figure varies, and by how much the low quantile of
 few steps lies above that of many.
@@ -37,6 +38,12 @@ _MEDIAN_SPREAD, _SD_OF_MAD = 1.25, 1.4826
 # What no number of blocks averages away: that a kind's cost is not the same under every load.
 _LEAST_SD = 0.005
 _BIAS_DRAWS = 20
+# How far the median of figures may lie above their low quantile before noise that also hits the baseline does not
+# explain it: as multiples of the baseline's standard deviation, of many steps and of few. A normal variable's low
+# quantile lies 1.28 standard deviations below its median.
+_MOST_ABOVE_LOW = {True: 4.5, False: 3.0}
+# Of what lies above that, the share by which the low quantile itself may still be too high (standard deviation).
+_LEFT_IN_LOW = 0.25
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class KindCosts:
         runs = list(dict.fromkeys(block.baseline for _, block in pairs))
         figures = list(_figures([block for _, block in pairs], _bias(runs)))
         floors = _floors(runs, figures)
-        return cls(_kind_costs(figures, floors), _fixed_costs(pairs, floors))
+        return cls(_kind_costs(figures, floors, _noise(runs)), _fixed_costs(pairs, floors))
 
 
 def _bias(runs: Sequence[RunTiming]) -> dict[int, float]:
@@ -121,11 +128,7 @@ def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTi
     Between the run's own level and that of the runs around it, as far as the other runs of its block went along with
     it.
     """
-    own = {run: math.log(low_quantile_of(run.step_s)) for run in runs}
-    around = {
-        run: median(own[near] for near in runs[max(0, place - _WINDOW) : place + _WINDOW + 1])
-        for place, run in enumerate(runs)
-    }
+    own, around = _levels(runs)
     moved = went_along = 0.0
     for same in _by_kind(figures).values():
         moves = _centred([own[figure.baseline] - around[figure.baseline] for figure in same])
@@ -137,26 +140,66 @@ def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTi
     return {run: around[run] + share * (own[run] - around[run]) for run in runs}
 
 
+def _levels(runs: Sequence[RunTiming]) -> tuple[dict[RunTiming, float], dict[RunTiming, float]]:
+    """Logarithm of what a step of each run cost, and of what one cost in the runs around it, in seconds."""
+    own = {run: math.log(low_quantile_of(run.step_s)) for run in runs}
+    around = {
+        run: median(own[near] for near in runs[max(0, place - _WINDOW) : place + _WINDOW + 1])
+        for place, run in enumerate(runs)
+    }
+    return own, around
+
+
+def _noise(runs: Sequence[RunTiming]) -> float:
+    """Standard deviation of an unaccelerated run's level about that of the runs around it (log)."""
+    own, around = _levels(runs)
+    return _sd_of([abs(own[run] - around[run]) for run in runs], _TYPICAL_SD[False])
+
+
 def _centred(values: Sequence[float]) -> Array:
     centred: Array = np.array(values) - np.mean(values)
     return centred
 
 
-def _kind_costs(figures: Sequence[_Figure], floors: Mapping[RunTiming, float]) -> dict[str, Cost]:
+def _kind_costs(figures: Sequence[_Figure], floors: Mapping[RunTiming, float], noise: float) -> dict[str, Cost]:
     logs = {
         kind: [figure.log_s - floors[figure.baseline] for figure in same] for kind, same in _by_kind(figures).items()
     }
-    steps = {kind: median(figure.steps for figure in same) for kind, same in _by_kind(figures).items()}
+    is_of_few = {
+        kind: median(figure.steps for figure in same) <= _FEW_STEPS for kind, same in _by_kind(figures).items()
+    }
     apart: dict[bool, list[float]] = {True: [], False: []}
     for kind, values in logs.items():
         if len(values) > 2:
             scale = math.sqrt(len(values) / (len(values) - 1))
-            apart[steps[kind] <= _FEW_STEPS] += [scale * abs(value - median(values)) for value in values]
-    sds = {
-        few: _SD_OF_MAD * median(values) if len(values) >= _ENOUGH_FIGURES else _TYPICAL_SD[few]
-        for few, values in apart.items()
+            apart[is_of_few[kind]] += [scale * abs(value - median(values)) for value in values]
+    sds = {few: _sd_of(values, _TYPICAL_SD[few]) for few, values in apart.items()}
+    return {
+        kind: _undisturbed(values, _cost(values, sds[is_of_few[kind]]), _MOST_ABOVE_LOW[is_of_few[kind]] * noise)
+        for kind, values in logs.items()
     }
-    return {kind: _cost(values, sds[steps[kind] <= _FEW_STEPS]) for kind, values in logs.items()}
+
+
+def _sd_of(deviations: Sequence[float], typical: float) -> float:
+    """Standard deviation of what is so far from its median; what is typical where there are few."""
+    return _SD_OF_MAD * median(deviations) if len(deviations) >= _ENOUGH_FIGURES else typical
+
+
+def _undisturbed(values: Sequence[float], cost: Cost, most: float) -> Cost:
+    """The cost without what slows this kind of step alone, as waiting for the host does where the baseline never waits.
+
+    Disturbance only adds time: so the low quantile of the figures tells where undisturbed ones lie, and they lie at
+    most so far above it as the baseline's own noise explains. The farther the median does, the less is known.
+
+    Args:
+        values: logarithms, one a block.
+        cost: from their median.
+        most: how far the median lies above the low quantile by noise alone.
+    """
+    excess = cost.log_ratio - low_quantile_of(values) - most
+    if excess <= 0:
+        return cost
+    return Cost(cost.log_ratio - excess, cost.variance + (_LEFT_IN_LOW * excess) ** 2, cost.blocks)
 
 
 def _fixed_costs(pairs: Sequence[tuple[str, Block]], floors: Mapping[RunTiming, float]) -> dict[str, Cost]:
