@@ -17,8 +17,18 @@ import numpy as np
 
 from benchmarks.output import parser, show
 from pytest_diffaccel.gate.figures import blocks_a_figure
-from pytest_diffaccel.gate.plan import MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
-from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
+from pytest_diffaccel.gate.plan import LASTING_SHARE, MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
+from pytest_diffaccel.gate.sequential import (
+    IMPROVED,
+    OK,
+    OPEN,
+    REGRESSED,
+    Array,
+    Design,
+    Estimate,
+    lasting_sd,
+    robust_mean,
+)
 from pytest_diffaccel.measure.step_kinds import RunTimes
 
 CASES = 50
@@ -61,6 +71,11 @@ def correlated(shape: tuple[int, int], generator: np.random.Generator) -> Array:
     return np.exp(noise)[..., None]
 
 
+def slow_host(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """A GPU that waits for a host whose cores others use, too: 3.3% a run, and 4.7% a figure."""
+    return np.exp(generator.normal(0, 0.033, shape))[..., None]
+
+
 def shared_cores(shape: tuple[int, int], generator: np.random.Generator) -> Array:
     """Shared CPU cores: others slow some steps of most runs, by a third and more; 10% a run, and 1% a speed-up by step
     kinds from 8 blocks.
@@ -81,11 +96,13 @@ class Level:
         noise: of runs.
         device: type of the device.
         slowdown: the smallest that matters, as a fraction.
+        lasting_sd: by how much sessions differ beyond what those of a quiet device do (standard deviation).
     """
 
     noise: Noise
     device: str
     slowdown: float
+    lasting_sd: float = 0.0
 
     @property
     def design(self) -> Design:
@@ -95,7 +112,13 @@ class Level:
             math.log1p(self.slowdown),
             speed_share(CASES),
             TYPICAL_SESSION_SD[self.device],
+            LASTING_SHARE[self.device],
         )
+
+    @property
+    def session_sd(self) -> float:
+        """By how much a session's logarithms are shifted."""
+        return math.hypot(self.design.session_sd, self.lasting_sd)
 
 
 LEVELS = {
@@ -104,6 +127,7 @@ LEVELS = {
     "warming up, 1%": Level(drifting, "cuda", 0.03),
     "autocorrelated, 1.4%": Level(correlated, "cuda", 0.03),
     "shared CPU, 10%": Level(shared_cores, "cpu", 0.05),
+    "slow host, 3.3%": Level(slow_host, "cuda", 0.2, 0.0253),
 }
 
 
@@ -131,9 +155,10 @@ def _seconds(kinds: tuple[str, ...], factors: Array, generator: np.random.Genera
 def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:
     """Verdict of each case, and the number of blocks it took."""
     design = level.design
-    shift = design.session_sd * generator.standard_normal((cases, 2))
+    shift = level.session_sd * generator.standard_normal((cases, 2))
     recorded = robust_mean(figures(level, cases, design.most, 0.0, generator) + shift[:, :1])
-    reference = Estimate(recorded.mean, np.hypot(recorded.error, design.session_sd), recorded.df)
+    sessions_sd = np.hypot(design.session_sd, lasting_sd(recorded.error * math.sqrt(design.most), design.lasting_share))
+    reference = Estimate(recorded.mean, np.hypot(recorded.error, sessions_sd), recorded.df)
     found = np.full(cases, OPEN)
     used = np.zeros(cases)
     values = np.empty((cases, 0))
@@ -190,7 +215,7 @@ def main() -> None:
     summary = {
         "false_alarm_rate": max(one["false_alarm_rate"] for one in rows),
         "power_at_3pct": rows[0]["power"],
-        "power_at_5pct_cpu": rows[-1]["power"],
+        "power_at_5pct_cpu": next(one["power"] for one in rows if LEVELS[one["noise"]].device == "cpu"),
         "called_ok": max(one["called_ok"] for one in rows),
     }
     show("the gate on simulated clocks", rows, summary, as_json=arguments.json)

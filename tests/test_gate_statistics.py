@@ -26,7 +26,17 @@ from pytest_diffaccel.gate.plan import (
 )
 from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
-from pytest_diffaccel.gate.sequential import IMPROVED, LOOKS, OK, OPEN, REGRESSED, Design, Estimate, robust_mean
+from pytest_diffaccel.gate.sequential import (
+    IMPROVED,
+    LOOKS,
+    OK,
+    OPEN,
+    REGRESSED,
+    Design,
+    Estimate,
+    lasting_sd,
+    robust_mean,
+)
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -85,13 +95,15 @@ def test_many_cases_at_once_are_judged_as_each_alone() -> None:
     assert len(set(together)) > 1
 
 
-def _chances(noise: np.ndarray, shift: float) -> dict[int, float]:
+def _chances(
+    noise: np.ndarray, shift: float, design: Design = DESIGN, reference_error: float = 0.003
+) -> dict[int, float]:
     """Shares of decisions after all looks, of cases whose figures have this noise; known reference."""
     found = np.full(len(noise), OPEN)
-    reference = Estimate(*(np.array(value) for value in (0.0, 0.003, 30.0)))
-    for look in DESIGN.looks:
+    reference = Estimate(*(np.array(value) for value in (0.0, reference_error, 30.0)))
+    for look in design.looks:
         still = found == OPEN
-        found[still] = DESIGN.decide(noise[still, :look] + shift, reference)
+        found[still] = design.decide(noise[still, :look] + shift, reference)
     return {decision: float((found == decision).mean()) for decision in range(4)}
 
 
@@ -109,6 +121,49 @@ def test_few_false_alarms_and_few_misses(kind: str) -> None:
     assert unchanged[REGRESSED] < 8 / 20_000
     assert slower[REGRESSED] > 0.95
     assert slower[OK] < 0.02
+
+
+def _slow_host(cases: int, figure_sd: float = 0.047) -> np.ndarray:
+    """Figures of sessions on a host that slows launches for seconds and minutes, as the reference's was, too."""
+    generator = np.random.default_rng(3)
+    lasting = float(lasting_sd(figure_sd, 0.6))
+    sessions = generator.normal(0, math.sqrt(2) * lasting, (cases, 1))
+    found: np.ndarray = sessions + generator.normal(0, figure_sd, (cases, DESIGN.most))
+    return found
+
+
+def test_a_host_that_slows_whole_sessions_is_no_regression() -> None:
+    """Figures that scatter more than a device does tell that other sessions will lie elsewhere."""
+    noise, design = _slow_host(20_000), replace(DESIGN, lasting_share=0.6)
+    error = math.hypot(0.003, float(lasting_sd(0.047, 0.6)))  # the reference's, see below
+    aware = _chances(noise, 0.0, design, error)
+    assert aware[REGRESSED] < 8 / 20_000
+    assert aware[IMPROVED] < 0.02
+    assert _chances(noise, 0.0)[REGRESSED] > 0.01
+    # What is gross is shown all the same.
+    assert _chances(noise[:2000], -math.log1p(0.5), design, error)[REGRESSED] > 0.99
+
+
+@given(figures, numbers)
+def test_only_scatter_beyond_a_quiet_devices_counts_for_the_session(values: np.ndarray, shift: float) -> None:
+    aware = replace(DESIGN, lasting_share=0.6)
+    quiet = 0.019 * (values - values.mean()) / max(float(values.std()), 1e-9) + shift
+    # The largest deviation that a sample of so many can show beside the population's.
+    quiet *= math.sqrt((len(quiet) - 1) / len(quiet))
+    changes = [one.change(quiet, KNOWN.estimate) for one in (aware, DESIGN)]
+    assert changes[0].error == changes[1].error
+    wide, narrow = (float(one.change(values, KNOWN.estimate).error) for one in (aware, DESIGN))
+    assert wide >= narrow
+    assert aware.power(0.047, 0.003) < DESIGN.power(0.047, 0.003)
+    assert aware.power(0.014, 0.003) == DESIGN.power(0.014, 0.003)
+
+
+def test_a_reference_of_figures_that_scatter_is_known_less_well() -> None:
+    scattered = replace(SESSION, figure_sd=0.05)
+    blind, aware = (Reference.from_sessions([scattered], 0.002, share).error for share in (0.0, 0.6))
+    assert aware == pytest.approx(math.hypot(blind, float(lasting_sd(0.05, 0.6))))
+    quiet = (Reference.from_sessions([SESSION], 0.002, share) for share in (0.0, 0.6))
+    assert len({one.error for one in quiet}) == 1
 
 
 def _cases(*speedups: float) -> list[GateCase]:

@@ -19,6 +19,10 @@ MOST_FIGURES: Mapping[str, int] = {"cuda": 48, "cpu": 24}
 #: How far the speed-ups of two sessions lie apart though nothing changed (standard deviation of a session's logarithm):
 #: memory comes to lie otherwise, neighbours are others. Learnt from references of several sessions.
 TYPICAL_SESSION_SD: Mapping[str, float] = {"cuda": 0.002, "cpu": 0.004}
+#: Of what figures scatter beyond those of a quiet device, how much lasts for a whole session: on a GPU it is the host's
+#: doing, which slows launches for minutes, too (searches of one cell repeated on virtual machines: docs/gpus.md). On a
+#: CPU such scatter is over within a session.
+LASTING_SHARE: Mapping[str, float] = {"cuda": 0.6, "cpu": 0.0}
 #: How much a figure varies: runs of 1% on a quiet GPU, or 4 blocks on shared cores (standard deviation of the
 #: logarithm).
 TYPICAL_FIGURE_SD = 0.0142
@@ -166,7 +170,8 @@ def design(
         None when there is no time for the first look.
     """
     most = MOST_FIGURES.get(device, MOST_FIGURES["cpu"])
-    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd)
+    lasting = LASTING_SHARE.get(device, LASTING_SHARE["cpu"])
+    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd, lasting)
     if figures is None:
         return made
     sd = expected_sd(reference)

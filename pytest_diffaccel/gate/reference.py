@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_diffaccel.gate.sequential import Array, Estimate
+from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.reference import Session
 
@@ -48,9 +48,16 @@ class Reference:
         return Estimate(*(np.array(value) for value in (self.log_speedup, self.error, self.df)))
 
     @classmethod
-    def from_sessions(cls, sessions: Sequence[Session], session_sd: float) -> Reference:
-        """The sessions' mean, each weighted by how well it is known (at least one)."""
-        weights = np.array([1 / (one.standard_error**2 + session_sd**2) for one in sessions])
+    def from_sessions(cls, sessions: Sequence[Session], session_sd: float, lasting_share: float = 0.0) -> Reference:
+        """The sessions' mean, each weighted by how well it is known.
+
+        Args:
+            sessions: at least one.
+            session_sd: what this session may differ by, and each of them.
+            lasting_share: of what their figures scatter, how much lasts for a session (:func:`.lasting_sd`).
+        """
+        lasting = np.array([lasting_sd(one.figure_sd, lasting_share) for one in sessions])
+        weights = 1 / (np.array([one.standard_error**2 for one in sessions]) + session_sd**2 + lasting**2)
         means = np.array([one.log_speedup for one in sessions])
         return cls(
             log_speedup=float(weights @ means / weights.sum()),

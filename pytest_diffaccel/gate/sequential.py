@@ -19,8 +19,9 @@ cases runs the very code that judges one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ _TRIM = 0.125
 # More than this is not noise that figures share with their neighbours, but a drift that no inflation mends.
 _MOST_AUTOCORRELATION = 0.9
 _CONFIDENCE = 0.95
+# Figures of runs of 1% that the device alone decides vary by 1.4%, and a sample of few of them by up to this
+# (standard deviation of the logarithm).
+_QUIET_FIGURE_SD = 0.02
 # Equal figures have no spread, by which nothing can be divided.
 _LEAST_ERROR = 1e-12
 
@@ -91,11 +95,9 @@ def robust_mean(values: Array) -> Estimate:
     """
     count = values.shape[-1]
     cut = int(_TRIM * count)
-    ordered = np.sort(values, axis=-1)
-    low, high = ordered[..., cut, None], ordered[..., count - cut - 1, None]
     kept = count - 2 * cut
-    mean = ordered[..., cut : count - cut].mean(axis=-1)
-    winsorised = np.clip(values, low, high)
+    mean = np.sort(values, axis=-1)[..., cut : count - cut].mean(axis=-1)
+    winsorised = _winsorised(values)
     centred = winsorised - winsorised.mean(axis=-1, keepdims=True)
     squares = (centred**2).sum(axis=-1)
     # Yuen's: the winsorised sum of squares over kept (kept - 1).
@@ -108,6 +110,28 @@ def robust_mean(values: Array) -> Estimate:
     return Estimate(mean, np.sqrt(variance * inflation), np.maximum(kept / inflation - 1, 1.0))
 
 
+def _winsorised(values: Array) -> Array:
+    """The values with those at either end moved to the outermost that trimming keeps, (..., n)."""
+    count = values.shape[-1]
+    cut = int(_TRIM * count)
+    ordered = np.sort(values, axis=-1)
+    clipped: Array = np.clip(values, ordered[..., cut, None], ordered[..., count - cut - 1, None])
+    return clipped
+
+
+def lasting_sd(figure_sd: Array | float, share: float) -> Any:
+    """What figures that scatter so much have in common for a whole session, as a standard deviation.
+
+    Where the host decides how long a step takes, it does so for seconds and for minutes: figures of one session
+    scatter, and those of another do so about another mean.
+
+    Args:
+        figure_sd: standard deviation of figures, at least 0; an array or a number.
+        share: of what they scatter beyond those of a quiet device, how much lasts.
+    """
+    return share * np.sqrt(np.maximum(0.0, np.square(figure_sd) - _QUIET_FIGURE_SD**2))
+
+
 @dataclass(frozen=True)
 class Design:
     """When a case is looked at, and what each look may spend.
@@ -118,12 +142,15 @@ class Design:
         false_alarm_rate: this case's share.
         session_sd: by how much the speed-ups of two sessions differ though nothing changed: standard deviation of a
             session's logarithm.
+        lasting_share: how much of what figures scatter beyond those of a quiet device lasts for a whole session
+            (:func:`lasting_sd`).
     """
 
     most: int
     smallest: float
     false_alarm_rate: float
     session_sd: float = 0.0
+    lasting_share: float = 0.0
 
     @cached_property
     def looks(self) -> tuple[int, ...]:
@@ -144,7 +171,10 @@ class Design:
             values: logarithms of speed-ups so far, (..., n).
             reference: of equal or broadcastable shape; its error includes that it was another session.
         """
-        return robust_mean(values).less(reference, self.session_sd)
+        own = robust_mean(values)
+        # As uncertain as the figures' spread, from which it is: so it is part of their own error.
+        lasting = lasting_sd(_winsorised(values).std(axis=-1, ddof=1), self.lasting_share)
+        return replace(own, error=np.hypot(own.error, lasting)).less(reference, self.session_sd)
 
     def decide(self, values: Array, reference: Estimate) -> NDArray[np.int64]:
         """:data:`OK`, :data:`REGRESSED`, :data:`IMPROVED` or :data:`OPEN`, for each case.
@@ -185,7 +215,8 @@ class Design:
             reference_error: standard error of the reference.
         """
         df = 2 * (self.most - 2 * int(_TRIM * self.most) - 1)
-        error = math.sqrt(figure_sd**2 / self.most + reference_error**2 + self.session_sd**2)
+        lasting = float(lasting_sd(figure_sd, self.lasting_share))
+        error = math.sqrt(figure_sd**2 / self.most + reference_error**2 + self.session_sd**2 + lasting**2)
         return self.power_at(error, df)
 
     def power_at(self, error: float, df: float) -> float:
