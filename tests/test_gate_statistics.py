@@ -279,6 +279,9 @@ def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() ->
     apart = [replace(SESSION, log_speedup=0.5 + shift) for shift in (-0.03, 0.0, 0.03)]
     assert learnt_session_sd([[SESSION]], 0.004) == pytest.approx(0.004)
     assert learnt_session_sd([alike], 0.004) < 0.004 < learnt_session_sd([apart], 0.004)
+    # What their figures' scatter explains is not put down to sessions as such.
+    scattered = [replace(one, figure_sd=0.05) for one in apart]
+    assert learnt_session_sd([scattered], 0.004, 0.6) < learnt_session_sd([scattered], 0.004)
     one, three = (Reference.from_sessions(sessions, 0.004) for sessions in ([SESSION], alike))
     assert three.error < one.error
     assert one.error == pytest.approx(math.hypot(0.002, 0.004))

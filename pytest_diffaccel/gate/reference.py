@@ -56,8 +56,7 @@ class Reference:
             session_sd: what this session may differ by, and each of them.
             lasting_share: of what their figures scatter, how much lasts for a session (:func:`.lasting_sd`).
         """
-        lasting = np.array([lasting_sd(one.figure_sd, lasting_share) for one in sessions])
-        weights = 1 / (np.array([one.standard_error**2 for one in sessions]) + session_sd**2 + lasting**2)
+        weights = np.array([1 / (_own_variance(one, lasting_share) + session_sd**2) for one in sessions])
         means = np.array([one.log_speedup for one in sessions])
         return cls(
             log_speedup=float(weights @ means / weights.sum()),
@@ -85,7 +84,12 @@ class Reference:
         return cls(0.0, 0.0, math.inf, 0.0, None, None, "itself")
 
 
-def learnt_session_sd(subjects: Iterable[Sequence[Session]], typical: float) -> float:
+def _own_variance(session: Session, lasting_share: float) -> float:
+    """What a session's own figures say that its speed-up is off by."""
+    return session.standard_error**2 + float(lasting_sd(session.figure_sd, lasting_share)) ** 2
+
+
+def learnt_session_sd(subjects: Iterable[Sequence[Session]], typical: float, lasting_share: float = 0.0) -> float:
     """By how much sessions differ beyond what each knows of itself: method of moments over all subjects.
 
     The moment estimate (DerSimonian and Laird, Controlled Clinical Trials 7, 1986) is averaged with what is typical, as
@@ -94,6 +98,7 @@ def learnt_session_sd(subjects: Iterable[Sequence[Session]], typical: float) -> 
     Args:
         subjects: the sessions of each subject.
         typical: standard deviation expected beforehand.
+        lasting_share: of what figures scatter, how much lasts for a session: it is expected of those subjects already.
     """
     excess = 0.0
     df = 0
@@ -102,7 +107,7 @@ def learnt_session_sd(subjects: Iterable[Sequence[Session]], typical: float) -> 
         if count < 2:
             continue
         means: Array = np.array([one.log_speedup for one in sessions])
-        own = sum(one.standard_error**2 for one in sessions)
+        own = sum(_own_variance(one, lasting_share) for one in sessions)
         excess += float(((means - means.mean()) ** 2).sum()) - (1 - 1 / count) * own
         df += count - 1
     return math.sqrt((_PRIOR_DF * typical**2 + max(0.0, excess)) / (_PRIOR_DF + df))

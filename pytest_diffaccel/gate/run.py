@@ -141,7 +141,7 @@ class GateRun:
         device = self._search.bench.pipeline(case.cell).device.type
         typical = TYPICAL_SESSION_SD.get(device, TYPICAL_SESSION_SD["cpu"])
         lasting = LASTING_SHARE.get(device, LASTING_SHARE["cpu"])
-        session_sd = learnt_session_sd(self._sessions.values(), typical)
+        session_sd = learnt_session_sd(self._sessions.values(), typical, lasting)
         known = Reference.from_sessions(sessions, session_sd, lasting) if sessions else None
         if case.candidate is None:
             return replace(Reference.of_baseline(), baseline_s=known.baseline_s if known else None)
