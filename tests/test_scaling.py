@@ -141,10 +141,12 @@ def test_a_number_named_twice_is_searched_on_twice_and_compared(
 
 def test_a_change_of_speedups_is_seen(searched: Path) -> None:
     alone, two = (scaling.Searched.read(searched / name) for name in ("1", "2"))
-    faster = {key: Interval(*(2 * end for end in (one.value, one.low, one.high))) for key, one in two.speedups.items()}
-    recorded = {
-        key: Interval(*(3 * end for end in (one.value, one.low, one.high))) for key, one in two.recorded.items()
-    }
+
+    def times(factor: int, one: Interval) -> Interval:
+        return Interval(*(factor * end for end in (one.value, one.low, one.high)))
+
+    faster = {key: times(2, one) for key, one in two.speedups.items()}
+    recorded = {key: times(3, one) for key, one in two.recorded.items()}
     busy = replace(two, speedups=faster, recorded=recorded, baseline_s=1.1 * two.baseline_s)
     row = scaling.row(busy, alone)
     assert row["recorded_distance"] == pytest.approx(2.0)

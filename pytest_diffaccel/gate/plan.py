@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
@@ -13,6 +14,8 @@ from pytest_diffaccel.matrix import PIPES, Candidate, Cell, slug
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import subject
+
+_Value = TypeVar("_Value")
 
 #: Figures of a case at the most, by type of device: enough for 3% at 1% a run (GPU), for 5% on shared cores (CPU).
 MOST_FIGURES: Mapping[str, int] = {"cuda": 48, "cpu": 24}
@@ -68,6 +71,11 @@ class GateCase:
     def cost(self) -> float:
         """Of a block, in steps of the unaccelerated pipeline."""
         return self.cell.steps * (1 + 1 / (self.entry.speedup or 1.0 if self.candidate else 1.0))
+
+
+def of_device(values: Mapping[str, _Value], device: str) -> _Value:
+    """The value for a type of device; one that is not among them is taken for a CPU."""
+    return values.get(device, values["cpu"])
 
 
 def gate_cases(
@@ -169,9 +177,8 @@ def design(
     Returns:
         None when there is no time for the first look.
     """
-    most = MOST_FIGURES.get(device, MOST_FIGURES["cpu"])
-    lasting = LASTING_SHARE.get(device, LASTING_SHARE["cpu"])
-    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd, lasting)
+    most, lasting_share = of_device(MOST_FIGURES, device), of_device(LASTING_SHARE, device)
+    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd, lasting_share)
     if figures is None:
         return made
     sd = expected_sd(reference)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.plan import LASTING_SHARE, TYPICAL_SESSION_SD, Budget, GateCase, gate_cases
+from pytest_diffaccel.gate.plan import LASTING_SHARE, TYPICAL_SESSION_SD, Budget, GateCase, gate_cases, of_device
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.gate_options import GateSettings
@@ -139,10 +139,9 @@ class GateRun:
     def _reference(self, case: GateCase) -> Reference:
         sessions = self._sessions.get(case.subject, ())
         device = self._search.bench.pipeline(case.cell).device.type
-        typical = TYPICAL_SESSION_SD.get(device, TYPICAL_SESSION_SD["cpu"])
-        lasting = LASTING_SHARE.get(device, LASTING_SHARE["cpu"])
-        session_sd = learnt_session_sd(self._sessions.values(), typical, lasting)
-        known = Reference.from_sessions(sessions, session_sd, lasting) if sessions else None
+        lasting_share = of_device(LASTING_SHARE, device)
+        session_sd = learnt_session_sd(self._sessions.values(), of_device(TYPICAL_SESSION_SD, device), lasting_share)
+        known = Reference.from_sessions(sessions, session_sd, lasting_share) if sessions else None
         if case.candidate is None:
             return replace(Reference.of_baseline(), baseline_s=known.baseline_s if known else None)
         return known or Reference.from_golden(case.entry)

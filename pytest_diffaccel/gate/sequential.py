@@ -19,7 +19,7 @@ cases runs the very code that judges one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -82,7 +82,7 @@ class Estimate:
         return Estimate(self.mean - other.mean, np.sqrt(variance), np.minimum(welch, 2 * np.minimum(self.df, other.df)))
 
 
-def robust_mean(values: Array) -> Estimate:
+def robust_mean(values: Array, lasting_share: float = 0.0) -> Estimate:
     """Trimmed mean over the last axis, with the standard error of Yuen (Biometrika 61, 1974), inflated by
     autocorrelation.
 
@@ -92,12 +92,16 @@ def robust_mean(values: Array) -> Estimate:
 
     Args:
         values: logarithms, (..., n) with n at least 2, in the order in which they were measured.
+        lasting_share: of what they scatter, how much lasts for a whole session (:func:`lasting_sd`): part of the error,
+            since it is as uncertain as their spread.
     """
     count = values.shape[-1]
     cut = int(_TRIM * count)
+    ordered = np.sort(values, axis=-1)
+    low, high = ordered[..., cut, None], ordered[..., count - cut - 1, None]
     kept = count - 2 * cut
-    mean = np.sort(values, axis=-1)[..., cut : count - cut].mean(axis=-1)
-    winsorised = _winsorised(values)
+    mean = ordered[..., cut : count - cut].mean(axis=-1)
+    winsorised = np.clip(values, low, high)
     centred = winsorised - winsorised.mean(axis=-1, keepdims=True)
     squares = (centred**2).sum(axis=-1)
     # Yuen's: the winsorised sum of squares over kept (kept - 1).
@@ -107,16 +111,8 @@ def robust_mean(values: Array) -> Estimate:
     correlation = products / np.maximum(squares, 1e-300) + 1 / count
     correlation = np.clip(np.where(squares > 0, correlation, 0.0), 0.0, _MOST_AUTOCORRELATION)
     inflation = (1 + correlation) / (1 - correlation)
-    return Estimate(mean, np.sqrt(variance * inflation), np.maximum(kept / inflation - 1, 1.0))
-
-
-def _winsorised(values: Array) -> Array:
-    """The values with those at either end moved to the outermost that trimming keeps, (..., n)."""
-    count = values.shape[-1]
-    cut = int(_TRIM * count)
-    ordered = np.sort(values, axis=-1)
-    clipped: Array = np.clip(values, ordered[..., cut, None], ordered[..., count - cut - 1, None])
-    return clipped
+    lasting = lasting_sd(np.sqrt(squares / (count - 1)), lasting_share)
+    return Estimate(mean, np.hypot(np.sqrt(variance * inflation), lasting), np.maximum(kept / inflation - 1, 1.0))
 
 
 def lasting_sd(figure_sd: Array | float, share: float) -> Any:
@@ -171,10 +167,7 @@ class Design:
             values: logarithms of speed-ups so far, (..., n).
             reference: of equal or broadcastable shape; its error includes that it was another session.
         """
-        own = robust_mean(values)
-        # As uncertain as the figures' spread, from which it is: so it is part of their own error.
-        lasting = lasting_sd(_winsorised(values).std(axis=-1, ddof=1), self.lasting_share)
-        return replace(own, error=np.hypot(own.error, lasting)).less(reference, self.session_sd)
+        return robust_mean(values, self.lasting_share).less(reference, self.session_sd)
 
     def decide(self, values: Array, reference: Estimate) -> NDArray[np.int64]:
         """:data:`OK`, :data:`REGRESSED`, :data:`IMPROVED` or :data:`OPEN`, for each case.

@@ -17,7 +17,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
-from pytest_diffaccel.report.winners import changes_text, launch_bound, left_out, next_steps, winners_table
+from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
@@ -202,9 +202,8 @@ class SessionReport:
             self._terminal.write_line(line)
 
     def _next_steps(self) -> list[str]:
-        steps = next_steps(self._settings, list(self._changes.values()), failed=self._outcomes["failed"])
-        # A CPU computes and launches by itself: nothing waits for anything there.
-        return steps + launch_bound(self._launch_bound) if self._settings.gpus is not None else steps
+        changes, failed = list(self._changes.values()), self._outcomes["failed"]
+        return next_steps(self._settings, changes, failed=failed, launch_bound=self._launch_bound)
 
     def _show_pictures(self, path: Path) -> None:
         try:

@@ -120,8 +120,17 @@ def left_out(left: Mapping[str, int]) -> list[str]:
     return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
 
 
-def next_steps(settings: Settings, changes: Sequence[Change], *, failed: int) -> list[str]:
-    """What the user can do now."""
+def next_steps(
+    settings: Settings, changes: Sequence[Change], *, failed: int, launch_bound: Mapping[str, int]
+) -> list[str]:
+    """What the user can do now, and should know.
+
+    Args:
+        settings: the search's settings.
+        changes: to the golden database.
+        failed: number of failed cases.
+        launch_bound: number of winners whose steps wait for what launches them, by accelerator.
+    """
     lines = []
     if any(change.kind == "differs" for change in changes):
         lines.append("next: golden records differ and were kept; write the new ones with --update-golden")
@@ -133,19 +142,11 @@ def next_steps(settings: Settings, changes: Sequence[Change], *, failed: int) ->
         lines.append(
             "note: embedded pipelines are small stand-ins; search your own weights with --models hub or a TOML file"
         )
+    # A CPU computes and launches by itself: nothing waits for anything there.
+    if launch_bound and settings.gpus is not None:
+        counted = ", ".join(f"{name} ({count})" for name, count in launch_bound.items())
+        lines.append(
+            f"note: launch-bound winners: {counted}; in their steps the GPU waits for a CPU core, so their speed-ups "
+            "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
+        )
     return lines
-
-
-def launch_bound(winners: Mapping[str, int]) -> list[str]:
-    """What winners whose steps wait for the host mean, where a GPU computes; nothing when there are none.
-
-    Args:
-        winners: number of such winners by accelerator.
-    """
-    if not winners:
-        return []
-    counted = ", ".join(f"{name} ({count})" for name, count in winners.items())
-    return [
-        f"note: launch-bound winners: {counted}; in their steps the GPU waits for a CPU core, so their speed-ups "
-        "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
-    ]

@@ -2,10 +2,10 @@
 
 A kind's cost in a block is the low quantile of its step times there, since disturbance only ever adds time, as a
 multiple of what an unaccelerated step cost about then; its cost is the median over blocks, but no farther above their
-low quantile than noise explains that unaccelerated steps show, too. What "about then" means is
-learnt from the blocks themselves: where the machine drifts, the block's own baseline tells it best; where it is merely
-noisy, the baselines of several minutes do. So is how much a block's figure varies, and by how much the low quantile of
-few steps lies above that of many.
+low quantile than noise explains that unaccelerated steps show, too. What "about then" means is learnt from the blocks
+themselves: where the machine drifts, the block's own baseline tells it best; where it is merely noisy, the baselines of
+several minutes do. So is how much a block's figure varies, and by how much the low quantile of few steps lies above
+that of many.
 """
 
 from __future__ import annotations
@@ -90,8 +90,11 @@ class KindCosts:
         pairs.sort(key=lambda pair: pair[1].started_at)
         runs = list(dict.fromkeys(block.baseline for _, block in pairs))
         figures = list(_figures([block for _, block in pairs], _bias(runs)))
-        floors = _floors(runs, figures)
-        return cls(_kind_costs(figures, floors, _noise(runs)), _fixed_costs(pairs, floors))
+        own = {run: math.log(low_quantile_of(run.step_s)) for run in runs}
+        around = _around(own)
+        floors = _floors(own, around, figures)
+        noise = _sd_of([abs(own[run] - around[run]) for run in runs], _TYPICAL_SD[False])
+        return cls(_kind_costs(figures, floors, noise), _fixed_costs(pairs, floors))
 
 
 def _bias(runs: Sequence[RunTiming]) -> dict[int, float]:
@@ -122,13 +125,20 @@ def _figures(blocks: Iterable[Block], bias: Mapping[int, float]) -> Iterable[_Fi
             yield _Figure(kind, block.baseline, log_s, len(values))
 
 
-def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTiming, float]:
+def _around(own: Mapping[RunTiming, float]) -> dict[RunTiming, float]:
+    """The level of the unaccelerated runs around each, from the levels of all in the order in which they were made."""
+    levels = list(own.values())
+    return {run: median(levels[max(0, place - _WINDOW) : place + _WINDOW + 1]) for place, run in enumerate(own)}
+
+
+def _floors(
+    own: Mapping[RunTiming, float], around: Mapping[RunTiming, float], figures: Sequence[_Figure]
+) -> dict[RunTiming, float]:
     """Logarithm of what an unaccelerated step cost about the time of each unaccelerated run, in seconds.
 
     Between the run's own level and that of the runs around it, as far as the other runs of its block went along with
     it.
     """
-    own, around = _levels(runs)
     moved = went_along = 0.0
     for same in _by_kind(figures).values():
         moves = _centred([own[figure.baseline] - around[figure.baseline] for figure in same])
@@ -137,23 +147,7 @@ def _floors(runs: Sequence[RunTiming], figures: Sequence[_Figure]) -> dict[RunTi
         moved += float(steps @ moves**2)
         went_along += float(steps @ (moves * others))
     share = min(1.0, max(0.0, went_along / moved)) if moved > 0 else 1.0
-    return {run: around[run] + share * (own[run] - around[run]) for run in runs}
-
-
-def _levels(runs: Sequence[RunTiming]) -> tuple[dict[RunTiming, float], dict[RunTiming, float]]:
-    """Logarithm of what a step of each run cost, and of what one cost in the runs around it, in seconds."""
-    own = {run: math.log(low_quantile_of(run.step_s)) for run in runs}
-    around = {
-        run: median(own[near] for near in runs[max(0, place - _WINDOW) : place + _WINDOW + 1])
-        for place, run in enumerate(runs)
-    }
-    return own, around
-
-
-def _noise(runs: Sequence[RunTiming]) -> float:
-    """Standard deviation of an unaccelerated run's level about that of the runs around it (log)."""
-    own, around = _levels(runs)
-    return _sd_of([abs(own[run] - around[run]) for run in runs], _TYPICAL_SD[False])
+    return {run: around[run] + share * (own[run] - around[run]) for run in own}
 
 
 def _centred(values: Sequence[float]) -> Array:
@@ -162,12 +156,10 @@ def _centred(values: Sequence[float]) -> Array:
 
 
 def _kind_costs(figures: Sequence[_Figure], floors: Mapping[RunTiming, float], noise: float) -> dict[str, Cost]:
-    logs = {
-        kind: [figure.log_s - floors[figure.baseline] for figure in same] for kind, same in _by_kind(figures).items()
-    }
-    is_of_few = {
-        kind: median(figure.steps for figure in same) <= _FEW_STEPS for kind, same in _by_kind(figures).items()
-    }
+    """Cost of every kind; ``noise`` is the standard deviation of an unaccelerated run's level about those around it."""
+    by_kind = _by_kind(figures)
+    logs = {kind: [figure.log_s - floors[figure.baseline] for figure in same] for kind, same in by_kind.items()}
+    is_of_few = {kind: median(figure.steps for figure in same) <= _FEW_STEPS for kind, same in by_kind.items()}
     apart: dict[bool, list[float]] = {True: [], False: []}
     for kind, values in logs.items():
         if len(values) > 2:

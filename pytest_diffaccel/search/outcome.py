@@ -60,20 +60,23 @@ def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: S
         key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
         entries[str(key)] = golden_entry(winner, environment).to_json()
         if winner.measurement:
-            bound = bottleneck(winner.measurement.blocks, winner.measurement.flops)
-            figures = {**_figures(winner.measurement), "bound": bound.bound if bound else None}
-            verified[winner.measurement.candidate.key] = figures
+            verified[winner.measurement.candidate.key] = winner.measurement
             pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
         "cell": str(cell),
         "accelerator": accelerator,
         "golden": entries,
-        "verified": list(verified.values()),
+        "verified": [_verified(measurement) for measurement in verified.values()],
         "environments": {environment.id: environment.to_json()},
         "pictures": pictures,
         "baseline": str(bench.baseline_pictures(cell, "winner")),
         "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
     }
+
+
+def _verified(measurement: Measurement) -> dict[str, Any]:
+    bound = bottleneck(measurement.blocks, measurement.flops)
+    return {**_figures(measurement), "bound": bound.bound if bound else None}
 
 
 def _with_scale(bench: Workbench, cell: Cell) -> Environment:
