@@ -20,8 +20,9 @@ from multiprocessing.synchronize import Barrier
 from queue import Empty
 from typing import Any, TypeAlias
 
+from benchmarks.gpus import usable_gpus
 from benchmarks.output import parser, show
-from pytest_diffaccel.devices import Gpu, NoSuchGpu, choose_gpus, use_gpu
+from pytest_diffaccel.devices import Gpu, use_gpu
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.measure.statistics import mean_interval
 
@@ -103,10 +104,7 @@ def main() -> None:
     options = made.parse_args()
     if options.rounds < 2:
         made.error("--rounds: at least 2, else nothing tells how turns of one kind scatter")
-    try:
-        gpus = choose_gpus(())
-    except NoSuchGpu as error:
-        raise SystemExit(str(error).partition(";")[0]) from None
+    gpus = usable_gpus()
     if len(gpus) < 2:
         raise SystemExit(f"{gpus[0].physical} is the only GPU that can be used here; neighbours need two")
     start = multiprocessing.get_context("spawn")

@@ -32,9 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpus import usable_gpus
 from benchmarks.output import parser, show
 from benchmarks.worker_times import WorkerTimes
-from pytest_diffaccel.devices import choose_gpus
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
@@ -243,7 +243,7 @@ def _check_folder(folder: Path, options: Sequence[str]) -> None:
 
 def _named_counts(text: str | None) -> dict[str, int]:
     """Numbers of GPUs, in the order given, by the name of their search."""
-    there = len(choose_gpus(()))
+    there = len(usable_gpus())
     counts = [int(part) for part in text.split(",")] if text else [one for one in _COUNTS if one <= there]
     if max(counts) > there or min(counts) < 1:
         raise SystemExit(f"--gpus-counts: {there} GPU(s) can be used here; ask for 1 to {there}")

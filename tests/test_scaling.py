@@ -173,6 +173,9 @@ def test_other_options_and_missing_gpus_are_refused(searched: Path, monkeypatch:
         run(monkeypatch, "--folder", str(searched), "--", "--pipe", "SDXL")
     with pytest.raises(SystemExit, match=r"--gpus-counts: 3 GPU\(s\) can be used here; ask for 1 to 3"):
         run(monkeypatch, "--folder", str(searched), "--gpus-counts", "1,4", "--", "--pipe", "SD1.5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit, match=r"^no GPU can be used here \(CUDA_VISIBLE_DEVICES .*\)$"):
+        run(monkeypatch, "--folder", str(searched), "--", "--pipe", "SD1.5")
 
 
 @pytest.mark.slow
