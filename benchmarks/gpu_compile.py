@@ -105,7 +105,7 @@ class Batch:
             return lambda _index: timer(generate, self.prompts, self.seeds)[1]
 
         watch = watch_machine(self.plain.pipeline.device, threads=1)
-        return [rows[0] for rows in run_blocks(run(self.plain), [run(subject)], count, seed=0, watch=watch)]
+        return [rows[0] for rows in run_blocks(run(self.plain), [run(subject)], count, seed="0", watch=watch)]
 
 
 def _graphs() -> int:

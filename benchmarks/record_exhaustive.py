@@ -172,7 +172,7 @@ def _record_blocks(cell: Cell, subjects: Sequence[Candidate], blocks: int, path:
                     for generate in (baseline, *generators):
                         run(generate)(0)
                 runs = [run(one) for one in generators]
-                rows = list(run_blocks(run(baseline), runs, blocks, seed=start, watch=HostWatch(threads=1)))
+                rows = list(run_blocks(run(baseline), runs, blocks, seed=str(start), watch=HostWatch(threads=1)))
             for one, own in zip(part, zip(*rows, strict=True), strict=True):
                 measured = [
                     {

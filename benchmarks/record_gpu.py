@@ -178,7 +178,7 @@ class _Bench:
 
         runs = [run(generate) for generate in ready.values()]
         watch = watch_machine(self.pipeline.device, threads=1)
-        for rows in run_blocks(run(baseline), runs, count, seed=len(ready), watch=watch):
+        for rows in run_blocks(run(baseline), runs, count, seed=str(len(ready)), watch=watch):
             for candidate, block in zip(ready, rows, strict=True):
                 self._write(
                     candidate,

@@ -17,9 +17,11 @@ from benchmarks.recorded import Point
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.calibrate import KNOWN_HALF_WIDTH
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.plan import Plan
 from pytest_diffaccel.search.racing import explore, settle
+from pytest_diffaccel.search.rivals import Rivals
 from pytest_diffaccel.search.select import EQUAL_LOSS, Option, choose
 
 REGISTRY = default_registry()
@@ -27,6 +29,9 @@ MAX_LOSS = 0.25
 # Samples of a first evaluation, as with small batches; blocks that tell a borderline speed-up, as in
 # pytest_diffaccel.search.group.
 _FIRST, _BLOCKS_ENOUGH = 2, 4
+# A calibration's share of the exhaustive search's time, and accelerated runs in one of its rounds, as in
+# pytest_diffaccel.search.calibrate.
+_CALIBRATION_SHARE, _ROUND = 0.01, 4
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]
 
@@ -124,21 +129,44 @@ class Replay:
 
     def plan(self) -> Plan:
         """The group as far as it is known now."""
+        if self._plan is None:
+            known = self._fitted, dict(self._evaluated)
+            self._plan = Plan(REGISTRY, self.accelerator, self.table.cell, *known, MAX_LOSS, _FIRST)
+        return self._plan
+
+    @property
+    def _fitted(self) -> Told:
         if self._costs is None:
             timed = [(one, self.table.points[one].blocks[:1]) for one in self._timed]
             self._costs = Told.fit(REGISTRY, timed)
             self._costs.told = self._told
-        if self._plan is None:
-            known = self._costs, dict(self._evaluated)
-            self._plan = Plan(REGISTRY, self.accelerator, self.table.cell, *known, MAX_LOSS, _FIRST)
-        return self._plan
+        return self._costs
+
+    def calibrate(self) -> None:
+        """Time what is known least, until all of it is known or a share of the time is spent.
+
+        The table has whole runs only, so those stand for short ones, and are charged whole.
+        """
+        grid = [
+            Candidate(self.table.cell, accelerator.name, params)
+            for accelerator in REGISTRY
+            for params in accelerator.grid(self.table.cell, coarse=False)
+        ]
+        open_ones = [one for one in grid if one in self.table.points]
+        while open_ones and self.spent < _CALIBRATION_SHARE * self.table.exhaustive_time:
+            widths = [one.half_width_ratio for one in self._fitted.speedups(open_ones)]
+            order = np.argsort(widths, kind="stable")[::-1][:_ROUND]
+            if widths[order[0]] <= KNOWN_HALF_WIDTH:
+                return
+            for place in sorted(order.tolist(), reverse=True):
+                one = open_ones.pop(place)
+                self._timed.add(one)
+                self._generate(self.table.speedups[one].value, self.table.batch)
+            self._generate(1.0, self.table.batch)
+            self._costs = None
 
     def evaluate(self, candidate: Candidate) -> None:
-        """The first samples; where the speed-up is not known well, a run of them is timed, beside a baseline run."""
-        if self.plan().timing_tells(candidate):
-            self._timed.add(candidate)
-            self._costs = None
-            self._generate(1.0, self.table.batch)
+        """The first samples."""
         self.extend(candidate, _FIRST)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
@@ -149,8 +177,10 @@ class Replay:
         self._evaluated[candidate] = tuple(losses[place] for place in self.order[:num_samples])
         self._plan = None
 
-    def time(self, candidates: Sequence[Candidate]) -> bool:
-        """Blocks enough to know the speed-ups: the table's truth, as a warm run and many blocks would tell it."""
+    def _tell_borderline(self) -> None:
+        """Blocks enough to know what may or may not be fast enough: the table's truth, as many blocks would tell it."""
+        known = self.plan()
+        candidates = Rivals(known.options, known.max_loss, known.first, self.table.samples).borderline()
         untold = [one for one in candidates if one not in self._told]
         for candidate in untold:
             self._told[candidate] = self.table.speedups[candidate]
@@ -158,7 +188,6 @@ class Replay:
         if untold:
             self._generate(1.0, self.table.batch * _BLOCKS_ENOUGH)
             self._plan = None
-        return bool(untold)
 
     def _generate(self, speedup: float, count: int) -> None:
         self.images += count
@@ -167,6 +196,7 @@ class Replay:
     def search(self) -> dict[Goal, Candidate | None]:
         """All groups, as the cases and the winners' cases of a search go about them."""
         winners: dict[Goal, Candidate | None] = {}
+        self.calibrate()
         for self.accelerator in REGISTRY:
             self._plan = None
             group = self.table.group(self.accelerator)
@@ -176,6 +206,7 @@ class Replay:
                 if self.plan().verdict(candidate, grid).evaluate:
                     self.evaluate(candidate)
             explore(self, group, len(group))
+            self._tell_borderline()
             settle(self, self.table.samples)
             winners |= chosen(self.accelerator, self.plan().options)
         return winners

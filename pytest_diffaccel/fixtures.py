@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_diffaccel import workers
-from pytest_diffaccel.case_items import PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
+_WINNERS = pytest.StashKey[frozenset[Group]]()
 _GATE = pytest.StashKey["GateRun | None"]()
 
 
@@ -41,7 +42,7 @@ def search_run(config: pytest.Config) -> SearchRun:
         try:
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             count = workers.number_of_workers(config)
-            config.stash[_RUN] = SearchRun(settings, registry, count)
+            config.stash[_RUN] = SearchRun(settings, registry, count, workers.session_name(config))
             config.stash[_GATE] = _gate_of(settings, registry, count)
         except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
@@ -109,25 +110,33 @@ class Case:
 
         try:
             with _refusals_in_words():
-                return self._reported(self._run.measure(candidate))
+                follow = (candidate.cell, candidate.accelerator) in self._groups_with_winners()
+                return self._reported(self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
             _report(self._item, {**self._place, "skipped": candidate.key, "evidence": str(error)})
             pytest.skip(str(error))
 
     def find_winners(self, group: Group) -> dict[str, Any]:
-        """Choose and verify a group's winners; skipped while candidates, or the time for them, are missing."""
-        from pytest_diffaccel.search.finals import NothingWorked, Unfinished
-
-        try:
-            with _refusals_in_words():
-                result = self._reported(self._run.find_winners(*group))
-        except Unfinished as error:
-            pytest.skip(str(error))
-        except NothingWorked as error:
-            pytest.fail(str(error), pytrace=False)
-        if not result["golden"]:
+        """Choose a group's winners, verify a cell's; skipped while candidates, or the time for them, are missing."""
+        cell, accelerator = group
+        others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
+        with _refusals_in_words():
+            result = self._reported(self._run.find_winners(cell, accelerator, others))
+        if "refused" in result:
+            if result["unfinished"]:
+                pytest.skip(result["refused"])
+            pytest.fail(result["refused"], pytrace=False)
+        if not result["provisional"] and not result.get("golden") and result["left"]:
             pytest.skip(f"--search-budget: no winner yet, and no time for {result['left']} promising candidates")
         return result
+
+    def _groups_with_winners(self) -> frozenset[Group]:
+        """The groups whose winners this session looks for."""
+        stash = self._item.session.stash
+        if _WINNERS not in stash:
+            params = [item.callspec.params for item in self._item.session.items if hasattr(item, "callspec")]
+            stash[_WINNERS] = frozenset(own[GROUP] for own in params if GROUP in own)
+        return stash[_WINNERS]
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
         _report(self._item, result)

@@ -23,6 +23,11 @@ def worker_number(config: pytest.Config) -> int | None:
     return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
 
 
+def session_name(config: pytest.Config) -> str | None:
+    """What all workers of a session call it; None without workers."""
+    return str(config.workerinput["testrunuid"]) if hasattr(config, "workerinput") else None
+
+
 def number_of_workers(config: pytest.Config) -> int:
     """Processes that run cases at once: xdist's workers, or this process alone."""
     if hasattr(config, "workerinput"):

@@ -67,9 +67,8 @@ def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
 
 @pytest.fixture
 def small_search(pytester: pytest.Pytester, everything_imported: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
-    """A folder to search in, in this process or another; winners are verified with two blocks."""
-    # The folder's conftest file sets both; this sets them back.
-    monkeypatch.setattr("pytest_diffaccel.search.finals.FINAL_BUDGET", None)
+    """A folder to search in, in this process or another; no block is made again."""
+    # The folder's conftest file sets it; this sets it back.
     monkeypatch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
     return SmallSearch(pytester)
 

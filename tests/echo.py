@@ -18,12 +18,9 @@ NOTHING, ERROR, NO_MEMORY, SLOW, DEATH, SILENCE = range(6)
 
 
 def spend_little() -> None:
-    """Verify winners with two blocks, and never repeat one: for searches whose figures hardly matter."""
+    """Never repeat a block: for searches whose figures hardly matter."""
     from pytest_diffaccel.measure import blocks
-    from pytest_diffaccel.search import finals
-    from pytest_diffaccel.search.evaluation import BlockBudget
 
-    finals.FINAL_BUDGET = BlockBudget(least=2, most=2, half_width_ratio=1.0)
     blocks._REPEATS = 0
 
 

@@ -39,7 +39,7 @@ def blocks(watch: Script, count: int) -> tuple[list[Block], int]:
         runs.append(index)
         return run(CANDIDATE)
 
-    made = [rows[0] for rows in run_blocks(lambda _: run(BASELINE), [candidate], count, seed=0, watch=watch)]
+    made = [rows[0] for rows in run_blocks(lambda _: run(BASELINE), [candidate], count, seed="0", watch=watch)]
     return made, len(runs)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach
 from pytest_diffaccel.search.select import (
-    SPEED_TOLERANCE,
     Choice,
     Option,
     choose,
@@ -55,12 +55,23 @@ def test_a_winner_is_fast_and_good_enough_and_none_such_loses_less(
 @given(options, targets, max_losses)
 def test_reasons_say_what_is_lacking(known: list[Option], target: float, max_loss: float) -> None:
     choice = choose(known, target, max_loss)
-    fast = [one for one in known if one.reaches(target)]
+    maybe = [one for one in known if may_reach(one.speedup, target)]
     if choice.reason == "speed":
-        assert not fast
+        assert not maybe
     if choice.reason == "quality":
-        assert fast
-        assert all(one.lpips > max_loss for one in fast)
+        assert maybe
+        assert all(one.lpips > max_loss for one in maybe)
+    if choice.reason == "undecided":
+        good = [one for one in maybe if one.lpips <= max_loss]
+        assert good
+        assert not any(one.reaches(target) for one in good)
+
+
+def test_what_is_only_perhaps_fast_enough_makes_no_target_unattainable() -> None:
+    perhaps, lossy = option(1, 3.06, 0.09, margin=0.4), option(2, 4.5, 0.6)
+    assert choose([perhaps, lossy], 3.0, 0.25) == Choice(3.0, perhaps, "undecided")
+    assert choose([perhaps, lossy], 4.0, 0.25) == Choice(4.0, perhaps, "quality")
+    assert choose([perhaps], 4.0, 0.25) == Choice(4.0, perhaps, "speed")
 
 
 @given(options, targets, max_losses)

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
+from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Round, RunTiming, Sampling
 from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.store import Progress, Store
@@ -360,7 +360,7 @@ def test_another_schema_version_is_refused(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 3: give another --store"):
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 4: give another --store"):
         Store.open(url)
 
 
@@ -369,10 +369,29 @@ def test_the_version_before_is_read_and_becomes_this_one(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '2'"))
-    Store.open(url).close()
+        connection.execute(text("DROP TABLE diffaccel_calibration"))
+    with Store.open(url) as store:
+        assert store.rounds(ENVIRONMENT) == []
     with engine.begin() as connection:
-        assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "3"
+        assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "4"
     engine.dispose()
+
+
+def test_a_calibration_is_kept_by_environment_in_its_order_until_it_is_forgotten(store: Store) -> None:
+    plain = RunTiming(1.0, (0.1, 0.25), ("plain", "plain"))
+    run = RunTiming(0.6, (0.2, 1 / 3), ("DeepCache:full", "DeepCache:shallow@0"))
+    rounds = [Round(plain, (candidate(),), (run,), "noise" * number, 7.5 - number) for number in range(3)]
+    for made in rounds:
+        store.save_round(ENVIRONMENT, made)
+    store.save_round("another", rounds[0])
+    assert store.rounds(ENVIRONMENT) == rounds
+    ((known, block),) = rounds[0].blocks
+    assert (known, block.baseline, block.runs) == (candidate(), plain, (run,))
+    store.forget_rounds(ENVIRONMENT)
+    assert store.rounds(ENVIRONMENT) == []
+    assert store.rounds("another") == rounds[:1]
+    with pytest.raises(ValueError, match="JSON"):
+        store.save_round(ENVIRONMENT, Round(plain, (candidate(),), (run,), "", float("nan")))
 
 
 def test_a_record_of_another_version_is_refused(store: Store, url: str) -> None:

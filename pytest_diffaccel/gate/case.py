@@ -21,7 +21,7 @@ from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.gate_options import GateSettings
-from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
+from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed as timed_run
 from pytest_diffaccel.measure.disturbance import watch_machine
@@ -170,7 +170,7 @@ class Examination:
                 runs[0],
                 runs[1:],
                 plan.most * size,
-                seed=self.bench.settings.seed,
+                seed=order_seed(self.bench.settings.seed, [case.key], 0),
                 watch=watch_machine(device, computing_threads(device)),
             )
             timed = time_until_certain((row[0] for row in rows), size, plan, self.reference, to_the_end=self.recording)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from pytest_diffaccel.measure.disturbance import Watch
@@ -18,37 +18,58 @@ TimedRun: TypeAlias = Callable[[int], RunTiming]
 _REPEATS = 2
 
 
+def order_seed(seed: int, names: Iterable[str], made: int) -> str:
+    """A seed of the blocks' order, of its own for these candidates after so many blocks.
+
+    With the session's seed alone every call would begin with the same order: measurements of one or two blocks would
+    always run their baseline at the same place.
+
+    Args:
+        seed: the session's.
+        names: of the candidates.
+        made: blocks made of them before.
+    """
+    return f"{seed} {' '.join(names)} {made}"
+
+
 def run_blocks(
-    baseline: TimedRun, candidates: Sequence[TimedRun], count: int, *, seed: int, watch: Watch
+    baseline: TimedRun,
+    candidates: Sequence[TimedRun],
+    count: int,
+    *,
+    seed: str,
+    watch: Watch,
+    repeats: int | None = None,
 ) -> Iterator[tuple[Block, ...]]:
     """Measure blocks, one at a time: each is one run of the baseline and one of every candidate, in random order.
 
     Every kind of step must have run before (its first run is a warm-up and never counts). A disturbed block
-    is measured again, at most twice; after that it is kept as it is and names the disturbance, and
+    is measured again, at most ``repeats`` times; after that it is kept as it is and names the disturbance, and
     later blocks are not measured again.
 
     Args:
         baseline: the unaccelerated run.
         candidates: at least one.
         count: blocks, at least 1.
-        seed: of the order.
+        seed: of the order (:func:`order_seed`).
         watch: sees what disturbs a block.
+        repeats: how often a disturbed block is made again; None for twice.
 
     Yields:
         One :class:`Block` a candidate, all of them with the same baseline run.
     """
     order = random.Random(seed)
     runs = [baseline, *candidates]
-    repeats = _REPEATS
+    again = _REPEATS if repeats is None else repeats
     for index in range(count):
         started_at = time.time()
-        for _ in range(1 + repeats):
+        for _ in range(1 + again):
             timings, disturbance = _run_once(runs, index, order, watch)
             if not disturbance:
                 break
         else:
             # It does not pass: making the blocks to come again would cost time and mend nothing.
-            repeats = 0
+            again = 0
         yield tuple(Block(timings[0], (timing,), disturbance, started_at) for timing in timings[1:])
 
 

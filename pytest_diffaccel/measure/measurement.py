@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,6 +52,16 @@ class RunTiming:
         """What is not a denoiser step: text encoder, latents, VAE; seconds."""
         return self.total_s - sum(self.step_s)
 
+    def without_first(self, kinds: Collection[str]) -> RunTiming:
+        """The run less its first step of each of ``kinds``: those that this process had not made before."""
+        first = {self.kinds.index(kind) for kind in kinds if kind in self.kinds}
+        left = [place for place in range(len(self.kinds)) if place not in first]
+        return RunTiming(
+            self.total_s - sum(self.step_s[place] for place in first),
+            tuple(self.step_s[place] for place in left),
+            tuple(self.kinds[place] for place in left),
+        )
+
 
 @dataclass(frozen=True)
 class Block:
@@ -67,6 +78,52 @@ class Block:
     runs: tuple[RunTiming, ...]
     disturbance: str = ""
     started_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One unaccelerated run and runs of several candidates beside it, in random order, as a calibration makes them.
+
+    Attributes:
+        baseline: the unaccelerated run.
+        candidates: what the others are, at least one; short runs, so their cells have few steps.
+        runs: theirs, in the candidates' order.
+        disturbance: what disturbed the round (empty: nothing seen).
+        started_at: when, seconds since the epoch.
+    """
+
+    baseline: RunTiming
+    candidates: tuple[Candidate, ...]
+    runs: tuple[RunTiming, ...]
+    disturbance: str
+    started_at: float
+
+    @property
+    def blocks(self) -> list[tuple[Candidate, Block]]:
+        """The round as a block of each candidate, all of them with the same unaccelerated run."""
+        return [
+            (candidate, Block(self.baseline, (run,), self.disturbance, self.started_at))
+            for candidate, run in zip(self.candidates, self.runs, strict=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, all fields; :meth:`from_json` reads it back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Round:
+        """The round that :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: when a field is missing or unknown.
+        """
+        rest = dict(data)
+        return cls(
+            baseline=_run_from_json(rest.pop("baseline")),
+            candidates=tuple(_candidate_from_json(one) for one in rest.pop("candidates")),
+            runs=tuple(_run_from_json(run) for run in rest.pop("runs")),
+            **rest,
+        )
 
 
 @dataclass(frozen=True)
@@ -149,10 +206,9 @@ class Measurement:
             KeyError, TypeError: when a field is missing or unknown.
         """
         rest = dict(data)
-        candidate = rest.pop("candidate")
         quality = rest.pop("quality")
         return cls(
-            candidate=Candidate(Cell(**candidate["cell"]), candidate["accelerator"], candidate["params"]),
+            candidate=_candidate_from_json(rest.pop("candidate")),
             sampling=Sampling(**rest.pop("sampling")),
             speedup=Interval(**rest.pop("speedup")),
             wall_speedup=Interval(**rest.pop("wall_speedup")),
@@ -165,6 +221,10 @@ class Measurement:
             blocks=tuple(_block_from_json(block) for block in rest.pop("blocks")),
             **rest,
         )
+
+
+def _candidate_from_json(data: dict[str, Any]) -> Candidate:
+    return Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
 
 
 def _block_from_json(data: dict[str, Any]) -> Block:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
 
 FailureKind: TypeAlias = Literal["error", "oom", "timeout", "crash", "not-fired"]
@@ -75,9 +75,11 @@ class Contents:
         failures: candidates that could not be measured.
         decisions: what was passed over, and why.
         environments: what each environment's id stands for.
+        rounds: each environment's calibration, by its id.
     """
 
     measurements: tuple[Recorded, ...]
     failures: tuple[Failure, ...]
     decisions: tuple[Decision, ...]
     environments: Mapping[str, Environment]
+    rounds: Mapping[str, Sequence[Round]] = field(default_factory=dict)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Engine, Row, Table, delete, func, select
+from sqlalchemy import Engine, Row, Table, delete, func, insert, select
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, FailureKind, Recorded
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
@@ -26,6 +26,7 @@ from pytest_diffaccel.records.rows import (
     upsert,
 )
 from pytest_diffaccel.records.tables import (
+    CALIBRATION,
     DECISIONS,
     ENVIRONMENTS,
     FAILURES,
@@ -183,6 +184,37 @@ class Store:
         rows = self._rows(DECISIONS, identity(subject, environment, sampling))
         return str(rows[0].evidence) if rows else None
 
+    def save_round(self, environment: str, made: Round) -> None:
+        """Keep a round of an environment's calibration.
+
+        Raises:
+            ValueError: when it holds a number that is not finite; nothing is stored.
+        """
+        values = {
+            "environment": environment,
+            "created_at": now(),
+            "record": json.dumps(made.to_json(), allow_nan=False),
+        }
+        with self._engine.begin() as connection:
+            connection.execute(insert(CALIBRATION).values(values))
+
+    def rounds(self, environment: str) -> list[Round]:
+        """All rounds of an environment's calibration, in the order in which they were stored.
+
+        Raises:
+            StoreError: when a record cannot be read.
+        """
+        rows = self._rows_as_stored(CALIBRATION, {"environment": environment})
+        try:
+            return [Round.from_json(json.loads(row.record)) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unreadable("a calibration", error) from error
+
+    def forget_rounds(self, environment: str) -> None:
+        """Remove an environment's calibration: what it says is not so any more."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(CALIBRATION).where(equal(CALIBRATION, {"environment": environment})))
+
     def save_environment(self, environment: Environment) -> None:
         """Keep what an environment's id stands for."""
         values = {"id": environment.id, "created_at": now(), "record": json.dumps(environment.to_json())}
@@ -214,11 +246,13 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
+        environments = self.environments()
         return Contents(
             tuple(self._recorded({})),
             tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {})),
             tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {})),
-            self.environments(),
+            environments,
+            {name: rounds for name in environments if (rounds := self.rounds(name))},
         )
 
     def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:

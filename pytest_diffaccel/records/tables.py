@@ -33,9 +33,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 #: Raised with every change of a table or of the record in it.
-SCHEMA_VERSION = "3"
-# Versions whose rows are read as they are: 3 added what a record may lack.
-_READ_AS_IT_IS = ("2",)
+SCHEMA_VERSION = "4"
+# Versions whose rows are read as they are: 3 added what a record may lack, 4 a table.
+_READ_AS_IT_IS = ("2", "3")
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
@@ -113,6 +113,14 @@ DECISIONS = Table(
     *_identity(),
     _created_at(),
     Column("evidence", Text, nullable=False),
+)
+CALIBRATION = Table(
+    "diffaccel_calibration",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("environment", String, nullable=False, index=True),
+    _created_at(),
+    Column("record", Text, nullable=False),
 )
 ENVIRONMENTS = Table(
     "diffaccel_environments",
@@ -212,6 +220,7 @@ def _ensure_schema(engine: Engine) -> None:
                 version = SCHEMA_VERSION
     if version in _READ_AS_IT_IS:
         with engine.begin() as connection:
+            METADATA.create_all(connection)
             connection.execute(update(INFO).where(INFO.c.name == "schema_version").values(value=SCHEMA_VERSION))
     elif version != SCHEMA_VERSION:
         raise StoreError(

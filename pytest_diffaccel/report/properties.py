@@ -11,15 +11,15 @@ _INTERVALS = ("speedup_ci95", "wall_speedup_ci95", "lpips_ci95")
 _WORDS = ("candidate", "environment", "num_samples", "explored")
 _STATUS = "status"
 #: All names that :func:`plain_properties` gives.
-NAMES = (_STATUS, *_PLACE, *_FIGURES, *_INTERVALS, *_WORDS, "evidence", "fired", "winners", "unattainable")
+NAMES = (_STATUS, *_PLACE, *_FIGURES, *_INTERVALS, *_WORDS, "evidence", "fired", "winners", "unattainable", "undecided")
 
 
 def plain_properties(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what a case found (:mod:`pytest_diffaccel.search.outcome`).
 
-    ``status`` is ``measured``, ``stored`` (by an earlier run), ``skipped``, ``winners`` for a group's case, or
-    ``unfinished`` for a case that found nothing: it failed or broke off. Speed-ups and LPIPS have six significant
-    digits, intervals read ``[low, high]``.
+    ``status`` is ``measured``, ``stored`` (by an earlier run), ``skipped``, ``winners`` for the case that verified a
+    cell's groups, ``provisional`` for those of its other groups, or ``unfinished`` for a case that found nothing: it
+    failed or broke off. Speed-ups and LPIPS have six significant digits, intervals read ``[low, high]``.
     """
     found = {_STATUS: _status(result)}
     found |= {name: str(result[name]) for name in (*_PLACE, *_WORDS) if name in result}
@@ -32,12 +32,15 @@ def plain_properties(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "golden" in result:
         met = sum('"status": "met"' in text for text in result["golden"].values())
         found |= {"winners": str(met), "unattainable": str(len(result["golden"]) - met)}
+        found |= {"undecided": str(len(result["undecided"]))}
     return list(found.items())
 
 
 def _status(result: Mapping[str, Any]) -> str:
     if "golden" in result:
         return "winners"
+    if "provisional" in result:
+        return "provisional"
     if "skipped" in result:
         return "skipped"
     if "candidate" in result:

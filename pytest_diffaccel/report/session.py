@@ -17,7 +17,15 @@ from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress, estimate_s
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
-from pytest_diffaccel.report.winners import changes_text, left_out, next_steps, winners_table
+from pytest_diffaccel.report.winners import (
+    calibration_text,
+    changes_text,
+    left_out,
+    next_steps,
+    provisional_text,
+    undecided_text,
+    winners_table,
+)
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,6 +81,7 @@ class SessionReport:
         self._progress: Progress | None = None
         self._shown_at = 0.0
         self._entries: dict[GoldenKey, GoldenEntry] = {}
+        self._undecided: dict[GoldenKey, Mapping[str, Any]] = {}
         self._changes: dict[GoldenKey, Change] = {}
         self._environments: dict[str, Environment] = {}
         self._pictures: dict[GoldenKey, Pictures] = {}
@@ -116,6 +125,12 @@ class SessionReport:
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
+        for pipe, calibration in result.get("calibrated", {}).items():
+            self._tell(calibration_text(pipe, calibration))
+        if result.get("provisional"):
+            self._tell(provisional_text(result))
+        if result.get("left"):
+            self._left[f"{result['cell']} {result['accelerator']}"] = result["left"]
         if "golden" in result:
             self._record(result)
         if self._progress:
@@ -129,20 +144,23 @@ class SessionReport:
         """
         self._failures[reason] += 1
         if self._failures[reason] == 1:
-            self._terminal.write_line("")
-            self._terminal.write_line("diffaccel: {} {}: {}".format(*reason))
-            self._terminal.flush()
+            self._tell("{} {}: {}".format(*reason))
+
+    def _tell(self, text: str) -> None:
+        """Write a line that stays, whatever the live line does."""
+        self._terminal.write_line("")
+        self._terminal.write_line(f"diffaccel: {text}")
+        self._terminal.flush()
 
     def _record(self, result: Mapping[str, Any]) -> None:
         found = {GoldenKey.parse(key): GoldenEntry.from_json(text) for key, text in result["golden"].items()}
         environments = {
             name: Environment.from_json(json.dumps(fields)) for name, fields in result["environments"].items()
         }
-        if result["left"]:
-            self._left[f"{result['cell']} {result['accelerator']}"] = result["left"]
         self._launch_bound.update(one["accelerator"] for one in result["verified"] if one["bound"] == "launch")
         changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
         self._entries |= found
+        self._undecided |= {GoldenKey.parse(one["key"]): one for one in result["undecided"]}
         self._changes |= {change.key: change for change in changes}
         self._environments |= environments
         for key, folder in result["pictures"].items():
@@ -162,7 +180,7 @@ class SessionReport:
         """Winners, changes to the golden database, pictures, the report, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if self._entries or self._left:
+        if self._entries or self._undecided or self._left:
             self._show_winners()
         if self._progress:
             self._write_step_summary()
@@ -192,7 +210,7 @@ class SessionReport:
         self._terminal.section("diffaccel: winners")
         for line in winners_table(self._entries, self._environments):
             self._terminal.write_line(line)
-        for line in left_out(self._left):
+        for line in [*undecided_text(self._undecided), *left_out(self._left)]:
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)
@@ -231,9 +249,10 @@ def _log(name: str, line: str) -> None:
 
 def _log_line(case: EndedCase, result: Mapping[str, Any]) -> str:
     took = f"{case.duration_s:.1f} s"
-    if "golden" in result:
+    if "provisional" in result:
         more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
-        return f"winners of {result['accelerator']} verified in {took}{more}"
+        verified = ", the cell's winners verified" if "golden" in result else ""
+        return f"winners of {result['accelerator']} chosen{verified} in {took}{more}"
     if "skipped" in result:
         return f"{result['skipped']} skipped: {result['evidence']}"
     if "candidate" not in result:

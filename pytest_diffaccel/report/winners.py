@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pytest_diffaccel.matrix import Cell, format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
@@ -105,6 +106,43 @@ def changes_text(changes: Sequence[Change], golden: Path) -> list[str]:
     lines += [f"  {change.describe()}" for change in listed[:_LISTED_CHANGES]]
     if len(listed) > _LISTED_CHANGES:
         lines.append(f"  and {len(listed) - _LISTED_CHANGES} more")
+    return lines
+
+
+def calibration_text(pipe: str, calibration: Mapping[str, Any]) -> str:
+    """What a calibration says, in a line."""
+    known = f"speed-ups are predicted to {calibration['half_width_ratio']:.1%} or better"
+    if not calibration["rounds"]:
+        return f"{pipe}: calibrated before; {known}"
+    return f"{pipe}: calibrated in {calibration['seconds']:.0f} s; {known}"
+
+
+def provisional_text(result: Mapping[str, Any]) -> str:
+    """A group's winners before they are verified, in a line: the targets of each with its speed-up and loss."""
+    said = []
+    for params, same in groupby(result["provisional"], key=lambda one: one["params"]):
+        winner = list(same)
+        targets = ", ".join(f"{one['target']:g}x" for one in winner)
+        said.append(
+            f"{targets} by {format_params(params)} ({winner[0]['speedup']:.2f}x, LPIPS {winner[0]['lpips']:.3f})"
+        )
+    return f"{result['cell']} {result['accelerator']}, to be verified: {'; '.join(said)}"
+
+
+def undecided_text(undecided: Mapping[GoldenKey, Mapping[str, Any]]) -> list[str]:
+    """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest."""
+    if not undecided:
+        return []
+    lines = [
+        "",
+        f"undecided: {len(undecided)} targets; their golden records stay as they are, the same command goes on",
+    ]
+    for key, one in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
+        low, high = one["speedup_ci95"]
+        lines.append(
+            f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x: "
+            f"{one['speedup']:.2f}x [{low:.2f}, {high:.2f}], LPIPS {one['lpips']:.3f}, {format_params(one['params'])}"
+        )
     return lines
 
 

@@ -9,7 +9,7 @@ from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.contents import FailureKind
-from pytest_diffaccel.search.evaluation import BlockBudget, measure
+from pytest_diffaccel.search.evaluation import measure
 from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -32,12 +32,10 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
         CudaBroken: when no candidate after this one can be measured by this process.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
     """
-    blocks = 0 if predicted is not None else bench.settings.blocks if bench.settings.exhaustive else 1
+    blocks = 0 if predicted is not None else bench.settings.blocks
 
     def make() -> Measurement:
-        budget = BlockBudget(blocks, blocks, 0.0)
-        (made,) = measure(bench, [candidate], "search", budget, bench.first_samples, predicted)
-        return made
+        return measure(bench, candidate, blocks, bench.first_samples, predicted)
 
     with bench.in_progress(candidate.cell, candidate.accelerator):
         return _attempt(bench, candidate, make)

@@ -38,6 +38,12 @@ class Budget:
         """Whether there is one at all."""
         return self._seconds is not None
 
+    def is_spent(self) -> bool:
+        """Whether the whole search's time is over."""
+        if self._seconds is None or self._started_at is None:
+            return False
+        return time.monotonic() - self._started_at >= self._seconds
+
     def next_group(self) -> TimeIsUp:
         """The limit of the group that begins now, for evaluating candidates; verifying is what remains."""
         if self._seconds is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.search.calibrate import ensure_calibrated
 from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -12,13 +13,16 @@ class NotWorthwhile(Exception):
     """What is known says that the candidate cannot win; the message is the evidence."""
 
 
-def search_case(bench: Workbench, candidate: Candidate, *, within_budget: bool) -> tuple[Measurement, bool]:
+def search_case(
+    bench: Workbench, candidate: Candidate, *, within_budget: bool, others_follow: bool
+) -> tuple[Measurement, bool]:
     """Measure a candidate for the search, unless it was measured before or cannot win.
 
     Args:
         bench: the search's workbench.
         candidate: what to measure.
         within_budget: whether the search's time is limited: then the winners' case evaluates, most promising first.
+        others_follow: whether the group's winners' case comes after it, and evaluates what promises more.
 
     Returns:
         The measurement, and whether it was made now (else an earlier run made it).
@@ -40,7 +44,8 @@ def search_case(bench: Workbench, candidate: Candidate, *, within_budget: bool) 
         decided = group.decision(candidate.key)
         if decided is not None:
             raise NotWorthwhile(decided)
-        verdict = group.plan().verdict(candidate, group.grid)
+        ensure_calibrated(bench, candidate.cell)
+        verdict = group.plan().verdict(candidate, group.grid if others_follow else ())
         if not verdict.evaluate:
             group.decide(candidate.key, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)

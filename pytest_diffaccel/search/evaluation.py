@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
+from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.flops import flops_by_kind
@@ -19,34 +21,15 @@ from pytest_diffaccel.measure.quality import pooled_quality, score
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.measure.threads import computing_threads
+from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
-class BlockBudget:
-    """How many blocks to time.
-
-    Attributes:
-        least: blocks timed in any case.
-        most: blocks timed at the most; 0 where the speed-up is known well enough.
-        half_width_ratio: between the two, timing ends when every candidate's 95% interval of its speed-up is at most
-            this fraction of it to each side.
-    """
-
-    least: int
-    most: int
-    half_width_ratio: float
-
-    def is_met(self, subjects: Sequence[_Subject]) -> bool:
-        """Whether no more blocks are needed."""
-        return self.most == 0 or all(
-            len(subject.blocks) >= self.least
-            and step_kind_speedup(subject.blocks).half_width_ratio <= self.half_width_ratio
-            for subject in subjects
-        )
+# Winners in one block beside its unaccelerated run, and timed runs of each at the least.
+_TOGETHER, _LEAST_TIMED = 6, 2
 
 
 @dataclass
@@ -64,47 +47,41 @@ class _Subject:
 
 def measure(
     bench: Workbench,
-    candidates: Sequence[Candidate],
-    purpose: Purpose,
-    budget: BlockBudget,
+    candidate: Candidate,
+    blocks: int,
     num_samples: int | None = None,
     predicted: Interval | None = None,
-) -> list[Measurement]:
-    """Measure candidates of one cell together, each block with one baseline run for all of them.
+) -> Measurement:
+    """Measure a candidate on the search's samples.
 
-    Each candidate's first generation is counted, checks that its methods act, and warms its kinds up; timed runs and
-    quality use the same prompts, seeds and start noise as the baseline.
+    Its first generation is counted, checks that its methods act, warms its kinds of steps up, and makes its first
+    pictures; those use the same prompts, seeds and start noise as the baseline's.
 
     Args:
         bench: the search's workbench.
-        candidates: at least one, all of the same cell.
-        purpose: which samples.
-        budget: how many blocks to time.
+        candidate: what to measure.
+        blocks: timed blocks, each with an unaccelerated run; none where the speed-up is known.
         num_samples: how many of the samples; None for all.
         predicted: the speed-up, where no blocks are timed.
 
     Returns:
-        One measurement a candidate, in their order. Nothing is stored.
+        The measurement. Nothing is stored.
     """
-    cell = candidates[0].cell
-    bench.begin_baseline_images(cell, purpose)
-    batches = bench.batches(cell, purpose, num_samples)
+    cell = candidate.cell
+    bench.begin_baseline_images(cell, "search")
+    batches = bench.batches(cell, "search", num_samples)
     with ExitStack() as stack:
-        baseline, subjects = _generators(stack, bench, candidates)
-        for subject in subjects:
-            with bench.lock.generating():
-                _count(subject, batches[0])
-        if purpose == "winner":
-            _count_flops(bench, baseline, subjects, batches[0])
-        if not budget.is_met(subjects):
-            with bench.lock.timing():
+        baseline, (subject,) = _generators(stack, bench, [candidate])
+        with bench.lock.generating():
+            _count(bench, subject, batches[0])
+        if blocks:
+            with bench.lock.timing(), bench.spending("timing"):
                 bench.warm_up(cell, baseline)
-                _time(bench, baseline, subjects, batches, budget)
-        for subject in subjects:
-            _make_missing_images(bench, subject, batches)
-    references = bench.baseline_images(cell, purpose)
-    with bench.lock.generating():
-        return [_measurement(bench, subject, references, purpose, predicted) for subject in subjects]
+                _time(bench, baseline, subject, batches, blocks)
+        _make_missing_images(bench, subject, batches)
+    references = bench.baseline_images(cell, "search")
+    with bench.lock.generating(), bench.spending("scoring"):
+        return _measurement(bench, subject, references, "search", predicted)
 
 
 def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Measurement:
@@ -124,8 +101,10 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     images: list[Image] = []
     with bench.lock.generating(), bench.generating(cell, candidate.params) as generate:
         for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
-            images += generate.observed(*_arguments(batch), None)
-        added = score(images, references[had:num_samples], str(generate.pipeline.device))
+            with bench.spending("pictures"):
+                images += generate.observed(*_arguments(batch), None)
+        with bench.spending("scoring"):
+            added = score(images, references[had:num_samples], str(generate.pipeline.device))
     return replace(
         measurement,
         sampling=bench.sampling(cell, "search", num_samples),
@@ -133,29 +112,64 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     )
 
 
-def timed_again(bench: Workbench, measurements: Sequence[Measurement], blocks: int) -> list[Measurement]:
-    """The measurements, all of one cell, each with ``blocks`` more timed blocks that share a baseline run.
+def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[Measurement]:
+    """Measure the winners of one cell in shared blocks, on the winners' samples, which the timed runs make.
 
-    Nothing is stored.
+    Each block holds an unaccelerated run and a few candidates, drawn anew for every block: one that held all of them
+    would last so long that the machine is another one at its end.
+
+    Args:
+        bench: the search's workbench.
+        candidates: at least one, all of the same cell.
+
+    Returns:
+        One measurement per candidate, in their order. Nothing is stored.
     """
-    candidates = [measurement.candidate for measurement in measurements]
     cell = candidates[0].cell
-    batches = bench.batches(cell, "search", bench.first_samples)
+    batches = bench.batches(cell, "winner")
     with ExitStack() as stack:
         baseline, subjects = _generators(stack, bench, candidates)
-        with bench.lock.timing():
+        for subject in subjects:
+            known = bench.known(cell).find(subject.candidate)
+            if known is not None:
+                subject.fired, subject.peak_memory_mb = dict(known.fired), known.peak_memory_mb
+            if not (subject.fired and set(subject.generate.kinds) <= bench.warm_kinds):
+                with bench.lock.generating():
+                    _count(bench, subject, batches[0])
+        with bench.lock.timing(), bench.spending("verification"):
             bench.warm_up(cell, baseline)
-            for subject in subjects:
-                subject.generate(*_arguments(batches[0]))
-            _time(bench, baseline, subjects, batches, BlockBudget(blocks, blocks, 0.0))
-    return [_with_blocks(*pair) for pair in zip(measurements, subjects, strict=True)]
+            _time_together(bench, baseline, subjects, batches)
+        _count_flops(bench, baseline, subjects, batches[0])
+        for subject in subjects:
+            _make_missing_images(bench, subject, batches)
+    references = bench.baseline_images(cell, "winner")
+    with bench.lock.generating(), bench.spending("scoring"):
+        return [_measurement(bench, subject, references, "winner", None) for subject in subjects]
 
 
-def _with_blocks(measurement: Measurement, subject: _Subject) -> Measurement:
-    every = (*measurement.blocks, *subject.blocks)
-    speedup, wall = step_kind_speedup(every), wall_speedup(every)
-    agree = speedup.overlaps(wall)
-    return replace(measurement, blocks=every, speedup=speedup, wall_speedup=wall, estimates_agree=agree)
+def _time_together(
+    bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batches: Sequence[Batch]
+) -> None:
+    """Blocks until every subject has made all full batches in timed runs, and at least two of them."""
+    unaccelerated = _Subject(Candidate(subjects[0].candidate.cell, "", {}), baseline)
+    device = baseline.pipeline.device
+    watch = watch_machine(device, computing_threads(device))
+    keys = [subject.candidate.key for subject in subjects]
+    rounds = max(_LEAST_TIMED, _full_batches(batches))
+    for turn in range(rounds):
+        waiting = list(subjects)
+        random.Random(order_seed(bench.settings.seed, keys, turn)).shuffle(waiting)
+        parts = math.ceil(len(waiting) / _TOGETHER)
+        for part in (waiting[start::parts] for start in range(parts)):
+            runs = [_runs(one, batches) for one in (unaccelerated, *part)]
+            seed = order_seed(bench.settings.seed, [one.candidate.key for one in part], turn)
+            with time_limit(bench.settings.case_timeout_s):
+                (rows,) = run_blocks(runs[0], runs[1:], 1, seed=seed, watch=watch, repeats=0)
+            for subject, block in zip(part, rows, strict=True):
+                subject.blocks.append(block)
+    if len(unaccelerated.images) == len(batches):
+        images = [image for place in sorted(unaccelerated.images) for image in unaccelerated.images[place]]
+        bench.keep_baseline_images(subjects[0].candidate.cell, "winner", images)
 
 
 def _generators(stack: ExitStack, bench: Workbench, candidates: Sequence[Candidate]) -> tuple[Generate, list[_Subject]]:
@@ -165,13 +179,15 @@ def _generators(stack: ExitStack, bench: Workbench, candidates: Sequence[Candida
     return baseline, [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
 
 
-def _count(subject: _Subject, batch: Batch) -> None:
+def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
     """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
     device = subject.generate.pipeline.device
     reset_peak_memory(device)
-    subject.images[0] = subject.generate.counted(*_arguments(batch))
+    with bench.spending("pictures"):
+        subject.images[0] = subject.generate.counted(*_arguments(batch))
     subject.fired = dict(subject.generate.fired)
     subject.peak_memory_mb = peak_memory_mb(device)
+    bench.warm_kinds |= set(subject.generate.kinds)
 
 
 def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batch: Batch) -> None:
@@ -180,7 +196,7 @@ def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subje
     known = bench.knowledge(candidate.cell, candidate.accelerator).flops
     for generate in (baseline, *(subject.generate for subject in subjects)):
         if not known.keys() >= set(generate.kinds):
-            with bench.lock.generating():
+            with bench.lock.generating(), bench.spending("counting arithmetic"):
                 known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
     for subject in subjects:
         subject.flops = {kind: known[kind] for kind in dict.fromkeys((*baseline.kinds, *subject.generate.kinds))}
@@ -195,36 +211,33 @@ def _full_batches(batches: Sequence[Batch]) -> int:
     return sum(len(batch.seeds) == len(batches[0].seeds) for batch in batches)
 
 
-def _time(
-    bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batches: Sequence[Batch], budget: BlockBudget
-) -> None:
-    full = _full_batches(batches)
-
-    def run(generate: Generate, images: dict[int, list[Image]] | None) -> TimedRun:
-        def one(index: int) -> RunTiming:
-            # From batch 1 on: the counted generation has made the images of batch 0 already.
-            place = (index + 1) % full
-            made, timing = timed(generate, *_arguments(batches[place]))
-            if images is not None:
-                images[place] = made
-            return timing
-
-        return one
-
-    runs = [run(subject.generate, subject.images) for subject in subjects]
+def _time(bench: Workbench, baseline: Generate, subject: _Subject, batches: Sequence[Batch], blocks: int) -> None:
+    unaccelerated = _Subject(Candidate(subject.candidate.cell, "", {}), baseline)
+    plain, run = (_runs(one, batches) for one in (unaccelerated, subject))
     device = baseline.pipeline.device
     watch = watch_machine(device, computing_threads(device))
-    for rows in run_blocks(run(baseline, None), runs, budget.most, seed=bench.settings.seed, watch=watch):
-        for subject, block in zip(subjects, rows, strict=True):
-            subject.blocks.append(block)
-        if budget.is_met(subjects):
-            return
+    seed = order_seed(bench.settings.seed, [subject.candidate.key], 0)
+    for (block,) in run_blocks(plain, [run], blocks, seed=seed, watch=watch):
+        subject.blocks.append(block)
+
+
+def _runs(subject: _Subject, batches: Sequence[Batch]) -> TimedRun:
+    """Timed runs of a subject: first of the full batches whose images it lacks, then of all again."""
+    full = _full_batches(batches)
+
+    def one(_index: int) -> RunTiming:
+        again = len(subject.blocks) % full
+        place = next((place for place in range(full) if place not in subject.images), again)
+        subject.images[place], timing = timed(subject.generate, *_arguments(batches[place]))
+        return timing
+
+    return one
 
 
 def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
         if place not in subject.images:
-            with bench.lock.generating():
+            with bench.lock.generating(), bench.spending("pictures"):
                 subject.images[place] = subject.generate.observed(*_arguments(batch), None)
 
 

@@ -39,7 +39,7 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     if stored is not None and not bench.settings.fresh:
         return stored
     images = []
-    with bench.lock.generating(), bench.generating(candidate.cell, {}) as generate:
+    with bench.lock.generating(), bench.spending("fewer steps"), bench.generating(candidate.cell, {}) as generate:
         for batch in bench.batches(cell, "winner"):
             images += generate(batch.prompts, batch.seeds)
         quality = score(images, bench.baseline_images(cell, "winner"), str(generate.pipeline.device))

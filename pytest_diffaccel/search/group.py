@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_diffaccel.accelerators.composition import Accelerator
@@ -10,15 +10,17 @@ from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.search.attempt import evaluate
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.evaluation import extend, timed_again
+from pytest_diffaccel.search.calibrate import ensure_calibrated
+from pytest_diffaccel.search.evaluation import extend
 from pytest_diffaccel.search.plan import Plan
 from pytest_diffaccel.search.racing import PROMISING, Explored, explore, settle, space
+from pytest_diffaccel.search.rivals import Rivals
 from pytest_diffaccel.search.workbench import Workbench
 
-# A candidate that may or may not reach a target is timed in so many more blocks at a time, and no longer than this.
-_BLOCKS_MORE, _MOST_BLOCKS = 2, 5
 #: What is kept of a group whose winners are found.
 DONE = "winners found"
+#: What is kept of a group of which more is known than when its winners were found.
+_REOPENED = "something new was evaluated"
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class Group:
         self.measure(candidate)
 
     def measure(self, candidate: Candidate) -> Measurement:
-        """Measure a candidate on its first samples, timed where that tells something; raises as :meth:`evaluate`."""
-        known = self.plan()
-        timed = self.bench.settings.exhaustive or known.timing_tells(candidate)
-        return evaluate(self.bench, candidate, None if timed else known.costs.speedups([candidate])[0])
+        """Measure a candidate on its first samples, timed in an exhaustive search only; raises as :meth:`evaluate`."""
+        if self.is_done:
+            self.decide(self._name, _REOPENED)
+        predicted = None if self.bench.settings.exhaustive else self.plan().costs.speedups([candidate])[0]
+        return evaluate(self.bench, candidate, predicted)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Measure an evaluated candidate on more samples."""
@@ -64,16 +67,11 @@ class Group:
         if known is not None:
             self.bench.keep(extend(self.bench, known, num_samples))
 
-    def time(self, candidates: Sequence[Candidate]) -> bool:
-        """Time evaluated candidates in more blocks, together; False when all of them have enough."""
-        knowledge = self.bench.knowledge(self.cell, self.accelerator)
-        known = [measurement for one in candidates if (measurement := knowledge.find(one)) is not None]
-        open_ones = [measurement for measurement in known if len(measurement.blocks) < _MOST_BLOCKS]
-        if not open_ones:
-            return False
-        for measurement in timed_again(self.bench, open_ones, _BLOCKS_MORE):
-            self.bench.keep(measurement)
-        return True
+    @property
+    def borderline(self) -> list[Candidate]:
+        """Evaluated candidates that may win a target if they surely reach it, which timing may show."""
+        known = self.plan()
+        return Rivals(known.options, known.max_loss, known.first, self.bench.settings.num_samples).borderline()
 
     def race(self, time_is_up: TimeIsUp) -> Explored:
         """Evaluate whatever else may win, and tell the rivals apart, until the group's time is up.
@@ -81,17 +79,27 @@ class Group:
         What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
         """
         explored = Explored(0, 0)
-        if self.decision(self._name) is None:
+        if self.decision(self._name) in (None, _REOPENED):
+            ensure_calibrated(self.bench, self.cell)
             explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
             if not explored.left:
                 self.decide(self._name, "explored")
-        if self.decision(self._name) != DONE:
-            settle(self, self.bench.settings.num_samples, time_is_up)
+        self.settle(time_is_up)
         return explored
+
+    def settle(self, time_is_up: TimeIsUp) -> None:
+        """Tell rivals apart by more samples, unless an earlier run found the winners."""
+        if not self.is_done and not self.bench.settings.exhaustive:
+            settle(self, self.bench.settings.num_samples, time_is_up)
 
     def finish(self) -> None:
         """Keep that the group's winners are found."""
         self.decide(self._name, DONE)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run found the winners, and nothing was evaluated since."""
+        return self.decision(self._name) == DONE
 
     @property
     def _name(self) -> str:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Measurement, Round
 from pytest_diffaccel.search.cost_model import CostModel
 
 
 class Knowledge:
-    """Measurements of one environment; of the search, each candidate's with the most samples."""
+    """Measurements of one environment, and its calibration; of the search, each candidate's with the most samples."""
 
-    def __init__(self, registry: Registry, measurements: Iterable[Measurement] = ()) -> None:
+    def __init__(
+        self, registry: Registry, measurements: Iterable[Measurement] = (), rounds: Iterable[Round] = ()
+    ) -> None:
         self._registry = registry
         self._measurements: dict[tuple[str, str], Measurement] = {}
+        self._rounds = list(rounds)
         self._costs: CostModel | None = None
         for measurement in measurements:
             self.add(measurement)
+
+    def add_round(self, made: Round) -> None:
+        """Take in a round of the calibration."""
+        self._rounds.append(made)
+        self._costs = None
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """The calibration's rounds, in their order."""
+        return self._rounds
 
     def add(self, measurement: Measurement) -> None:
         """Take in a measurement, in place of an older one of the same candidate and purpose."""
@@ -34,10 +47,11 @@ class Knowledge:
 
     @property
     def costs(self) -> CostModel:
-        """The cost model of all timed blocks, of any cell and purpose."""
+        """The cost model of all that was timed: the calibration's rounds, and blocks of any cell and purpose."""
         if self._costs is None:
-            timed = ((one.candidate, one.blocks) for one in self._measurements.values())
-            self._costs = CostModel.fit(self._registry, timed)
+            timed = [(one.candidate, one.blocks) for one in self._measurements.values()]
+            short = [(candidate, (block,)) for made in self._rounds for candidate, block in made.blocks]
+            self._costs = CostModel.fit(self._registry, [*timed, *short])
         return self._costs
 
     @property

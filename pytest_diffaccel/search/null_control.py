@@ -26,7 +26,7 @@ _ALONE = 4
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
     """Measure the scale with the unaccelerated pipeline of ``cell``, on the search's first batch."""
     batch = bench.batches(cell, "search", bench.settings.batch_size)[0]
-    with bench.lock.generating(), bench.generating(cell, {}) as generate:
+    with bench.lock.generating(), bench.spending("scale of losses"), bench.generating(cell, {}) as generate:
         device = str(generate.pipeline.device)
         references = generate(batch.prompts, batch.seeds)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.search.finals import Winner
 from pytest_diffaccel.search.null_control import measure_scale
+from pytest_diffaccel.search.select import Choice, Option
+from pytest_diffaccel.search.verify import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -45,32 +46,60 @@ def _figures(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def winner_properties(bench: Workbench, cell: Cell, accelerator: str, winners: Sequence[Winner]) -> dict[str, Any]:
-    """A group's golden entries, their environment and where each winner's pictures lie; JSON types only.
+def provisional_properties(cell: Cell, accelerator: str, choices: Sequence[Choice]) -> dict[str, Any]:
+    """A group's winners as they stand before they are verified: ``provisional``, one per target that is met."""
+    return {
+        "cell": str(cell),
+        "accelerator": accelerator,
+        "provisional": [
+            {"target": choice.target, **_option(choice.option)}
+            for choice in choices
+            if choice.option is not None and choice.reason is None
+        ],
+    }
+
+
+def winner_properties(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> dict[str, Any]:
+    """The golden entries of a cell's groups, their environment and where winners' pictures lie; JSON types only.
 
     Returns:
-        ``cell`` and ``accelerator``; ``golden``: entry's JSON text by golden key; ``environments``: by id;
+        ``golden``: entry's JSON text by golden key, of every target that is decided; ``undecided``: of the others what
+        comes nearest; ``environments``: by id;
         ``verified``: the figures of the winners' own measurements, and what bounds them (:class:`.Bottleneck`);
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
     environment = _with_scale(bench, cell)
-    entries, pictures, verified = {}, {}, {}
-    for winner in winners:
-        key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, winner.choice.target)
-        entries[str(key)] = golden_entry(winner, environment).to_json()
-        if winner.measurement:
-            verified[winner.measurement.candidate.key] = winner.measurement
-            pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
+    entries, pictures, verified, undecided = {}, {}, {}, []
+    for accelerator, own in winners.items():
+        for winner in own:
+            choice = winner.choice
+            key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, choice.target)
+            if winner.measurement:
+                verified[winner.measurement.candidate.key] = winner.measurement
+            if choice.reason == "undecided" and choice.option is not None:
+                undecided.append({"key": str(key), **_option(choice.option)})
+                continue
+            entries[str(key)] = golden_entry(winner, environment).to_json()
+            if winner.measurement:
+                pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
-        "cell": str(cell),
-        "accelerator": accelerator,
         "golden": entries,
+        "undecided": undecided,
         "verified": [_verified(measurement) for measurement in verified.values()],
         "environments": {environment.id: environment.to_json()},
         "pictures": pictures,
         "baseline": str(bench.baseline_pictures(cell, "winner")),
         "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    return {
+        "params": option.candidate.params,
+        "speedup": option.speedup.value,
+        "speedup_ci95": _ends(option.speedup),
+        "lpips": option.lpips,
     }
 
 
@@ -93,6 +122,8 @@ def _with_scale(bench: Workbench, cell: Cell) -> Environment:
 def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
     """What golden records of a target's outcome in ``environment``."""
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
+    if reason == "undecided":
+        raise ValueError(f"{winner.choice.target:g}x is undecided: golden records what is known")
     figures: dict[str, Any]
     if measurement is None or option is None:
         names = ("speedup", "wall_speedup", "lpips")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.search.evaluation import BlockBudget, measure
+from pytest_diffaccel.search.evaluation import measure
 from pytest_diffaccel.search.time_limit import time_limit
 
 if TYPE_CHECKING:
@@ -40,5 +40,4 @@ def measure_own(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Me
     accelerator.check(params, cell.steps)
     candidate = Candidate(cell, accelerator.name, params)
     with time_limit(bench.settings.case_timeout_s):
-        (made,) = measure(bench, [candidate], "search", BlockBudget(blocks, blocks, 0.0))
-    return made
+        return measure(bench, candidate, blocks)

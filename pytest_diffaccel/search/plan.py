@@ -26,16 +26,14 @@ from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.loss_model import LossModel, log_loss
 from pytest_diffaccel.search.monotone import Monotone, is_checked
-from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline, may_reach, probabilities
+from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, probabilities
 from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.select import SPEED_TOLERANCE, Option, leader
+from pytest_diffaccel.search.select import Option, leader
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.004
 # A candidate whose turn comes is left for later while another promises so many times as much for its time.
 _MUCH_MORE = 2.0
-# One predicted this well needs no blocks of its own: the winners get theirs anyway.
-_KNOWN_SPEEDUP = 0.05
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
@@ -169,16 +167,6 @@ class Plan:
 
         least = min(candidates, key=done)
         return None if least in self.evaluated else least
-
-    def timing_tells(self, candidate: Candidate) -> bool:
-        """Whether a block of its own would tell something of the candidate's speed that matters.
-
-        It would where the speed-up is hardly known, or not whether it reaches some target.
-        """
-        (speedup,) = self.costs.speedups([candidate])
-        if speedup.half_width_ratio > VAGUE_SPEEDUP:
-            return True
-        return speedup.half_width_ratio > _KNOWN_SPEEDUP and any(is_borderline(speedup, target) for target in TARGETS)
 
     def improves_on(self, before: Plan) -> bool:
         """Whether some target's least loss, or the best speed-up reached, is noticeably better than ``before``."""

@@ -39,12 +39,9 @@ class Track(Protocol):
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Give an evaluated candidate more samples."""
 
-    def time(self, candidates: Sequence[Candidate]) -> bool:
-        """Time evaluated candidates in more blocks, together; False when all of them have enough."""
-
 
 def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None:
-    """Time those that may or may not be fast enough, then give those that cannot be told apart more samples.
+    """Give those that cannot be told apart more samples.
 
     Args:
         track: where.
@@ -56,10 +53,7 @@ def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None
     """
     while not time_is_up():
         known = track.plan()
-        rivals = Rivals(known.options, known.max_loss, known.first, num_samples)
-        if track.time(rivals.borderline()):
-            continue
-        needed = rivals.undecided()
+        needed = Rivals(known.options, known.max_loss, known.first, num_samples).undecided()
         if not needed:
             return
         for candidate, samples in needed.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pytest_diffaccel import matrix
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -15,6 +17,8 @@ from pytest_diffaccel.search.budget import Budget
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+    from pytest_diffaccel.search.racing import Explored
+    from pytest_diffaccel.search.select import Choice
     from pytest_diffaccel.search.workbench import Workbench
     from pytest_diffaccel.settings import Settings
 
@@ -27,6 +31,7 @@ class SearchRun:
         registry: the accelerators known.
         source: where the weights come from.
         workers: processes that search at once, at least 1.
+        session: what all processes of the session call it, and no other session.
         budget: the search's time.
 
     Raises:
@@ -34,7 +39,7 @@ class SearchRun:
         FileNotFoundError: when the prompts file is missing.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, workers: int = 1) -> None:
+    def __init__(self, settings: Settings, registry: Registry, workers: int = 1, session: str | None = None) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -44,6 +49,9 @@ class SearchRun:
         if settings.prompts is not None:
             read_prompts(settings.prompts)
         self.workers = workers
+        self.session = session or uuid4().hex
+        self._told: set[str] = set()
+        self._told_s: dict[str, float] = {}
         self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, workers)
 
     @cached_property
@@ -67,39 +75,105 @@ class SearchRun:
         """All (cell, accelerator) pairs in the candidates' order."""
         return matrix.groups(self.settings.cells, self._accelerators)
 
-    def measure(self, candidate: Candidate) -> dict[str, Any]:
-        """Measure a candidate, or find it stored; its figures as plain data. Raises what the measurement raises."""
+    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> dict[str, Any]:
+        """Measure a candidate, or find it stored; its figures as plain data. Raises what the measurement raises.
+
+        Args:
+            candidate: what to measure.
+            others_follow: whether this session looks for its group's winners, too: then what promises much more goes
+                first.
+        """
         from pytest_diffaccel.search.cases import search_case
         from pytest_diffaccel.search.outcome import measurement_properties
 
-        measurement, made_now = search_case(self.bench, candidate, within_budget=self.budget.limits)
-        return measurement_properties(measurement, stored=not made_now)
+        measurement, made_now = search_case(
+            self.bench, candidate, within_budget=self.budget.limits, others_follow=others_follow
+        )
+        return self._with_news(measurement_properties(measurement, stored=not made_now))
 
-    def find_winners(self, cell: Cell, accelerator: str) -> dict[str, Any]:
-        """Choose and verify a group's winners; golden entries, environments and pictures as plain data.
+    def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> dict[str, Any]:
+        """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
 
-        Raises:
-            Unfinished: when candidates of the group have not been tried.
-            NothingWorked: when all that were tried failed.
+        Args:
+            cell: the cell.
+            accelerator: the group's.
+            others: accelerators of the cell's other groups whose winners this session looks for, in any process.
+
+        Returns:
+            Plain data (:mod:`.outcome`): the group's winners as they stand, and after the last group golden entries,
+            environments and pictures of all. ``refused`` says why this group has none.
         """
-        from pytest_diffaccel.search.finals import find_winners
-        from pytest_diffaccel.search.group import Group
-        from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.cell_end import end_group
+        from pytest_diffaccel.search.outcome import provisional_properties
         from pytest_diffaccel.search.racing import Explored
+        from pytest_diffaccel.search.verify import NothingWorked, Unfinished
+
+        explored, refused = Explored(0, 0), None
+        standing: list[Choice] = []
+        try:
+            explored, standing = self._decide(cell, accelerator)
+        except (NothingWorked, Unfinished) as error:
+            refused = error
+        finally:
+            # Also after what goes wrong here: the others are verified by whoever is last.
+            left = end_group(self.bench, cell, accelerator, explored.left, self.session, [accelerator, *others])
+        result = provisional_properties(cell, accelerator, standing)
+        result |= {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
+        if left is not None:
+            result |= self._verify(cell, left)
+        if refused is not None:
+            result |= {"refused": str(refused), "unfinished": isinstance(refused, Unfinished)}
+        return self._with_news(result)
+
+    def _decide(self, cell: Cell, accelerator: str) -> tuple[Explored, list[Choice]]:
+        """Evaluate what else may win a group, and choose."""
+        from pytest_diffaccel.search.group import Group
+        from pytest_diffaccel.search.racing import Explored
+        from pytest_diffaccel.search.verify import choices
 
         if self.settings.exhaustive:
             # Other workers may have measured some of its candidates, or still do.
             self.bench.wait_for_others(cell, accelerator)
-        group = Group(self.bench, cell, accelerator)
-        explored = Explored(0, 0) if self.settings.exhaustive else group.race(self.budget.next_group())
-        winners = find_winners(self.bench, cell, accelerator)
-        if explored.left:
-            # What was not tried may reach the other targets.
-            winners = [winner for winner in winners if winner.choice.reason is None]
-        properties = winner_properties(self.bench, cell, accelerator, winners)
-        if not explored.left:
-            group.finish()
-        return properties | {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
+            return Explored(0, 0), choices(self.bench, cell, accelerator)
+        explored = Group(self.bench, cell, accelerator).race(self.budget.next_group())
+        return explored, choices(self.bench, cell, accelerator)
+
+    def _verify(self, cell: Cell, left: Mapping[str, int]) -> dict[str, Any]:
+        """Verify the winners of the cell's groups that have any.
+
+        Args:
+            cell: the cell.
+            left: by accelerator, how many promising candidates there was no time for.
+        """
+        from pytest_diffaccel.search.group import Group
+        from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.verify import verifiable, verify
+
+        self.bench.reread(cell)
+        winners = verify(self.bench, cell, verifiable(self.bench, cell, list(left)), self.budget.is_spent)
+        # What was not tried may reach the other targets.
+        known = {
+            name: [one for one in own if one.choice.reason is None or not left[name]] for name, own in winners.items()
+        }
+        for name in winners:
+            if not left[name]:
+                Group(self.bench, cell, name).finish()
+        return winner_properties(self.bench, cell, known)
+
+    def _with_news(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result, what this process spent its time on since the last one, and calibrations that are news."""
+        if "bench" not in vars(self):
+            return result
+        spent = {
+            name: round(seconds - self._told_s.get(name, 0.0), 3)
+            for name, seconds in self.bench.spent_s.items()
+            if seconds > self._told_s.get(name, 0.0)
+        }
+        self._told_s = dict(self.bench.spent_s)
+        result |= {"phases_s": spent}
+        news = {pipe: asdict(one) for pipe, one in self.bench.calibrations.items() if pipe not in self._told}
+        self._told |= news.keys()
+        return result | ({"calibrated": news} if news else {})
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""

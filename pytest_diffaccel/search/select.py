@@ -14,13 +14,12 @@ from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, reaches
 from pytest_diffaccel.search.regression import Array
 
-Reason: TypeAlias = Literal["speed", "quality"]
+#: No candidate may be fast enough; those that may be lose too much; or it is not known well enough if one is.
+Reason: TypeAlias = Literal["speed", "quality", "undecided"]
 
-#: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
-#: the speed-up itself seldom does.
-SPEED_TOLERANCE = 0.02
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
 # Losses differ when the difference is known with this confidence.
@@ -48,7 +47,7 @@ class Option:
 
     def reaches(self, target: float) -> bool:
         """Whether it is fast enough: the lower end of its interval, less the tolerance."""
-        return self.speedup.low >= target * (1 - SPEED_TOLERANCE)
+        return reaches(self.speedup, target)
 
     def differences(self, other: Option) -> Array:
         """How much more it loses than ``other`` on each of the samples that both have, (common samples,)."""
@@ -81,7 +80,7 @@ class Choice:
     Attributes:
         target: the required speed-up.
         option: the winner; when ``reason`` is given, the best reached; None when nothing was measured.
-        reason: why the target is unattainable; None when it is met.
+        reason: why the target is not met; None when it is.
     """
 
     target: float
@@ -107,7 +106,15 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
         best = leader(good)
         ties = [option for option in good if option is best or _ties(option, best)]
         return Choice(target, min(ties, key=_faster_then_simpler), None)
-    return Choice(target, _best_reached(options, max_loss), "quality" if fast else "speed")
+    return Choice(target, _best_reached(options, max_loss), _reason(options, target, max_loss))
+
+
+def _reason(options: Sequence[Option], target: float, max_loss: float) -> Reason:
+    """Why no option is surely fast enough with an allowed loss: what the evidence shows, else that it is undecided."""
+    maybe = [option for option in options if may_reach(option.speedup, target)]
+    if any(option.lpips <= max_loss for option in maybe):
+        return "undecided"
+    return "quality" if maybe else "speed"
 
 
 def _best_reached(options: Sequence[Option], max_loss: float) -> Option | None:

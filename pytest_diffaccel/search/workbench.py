@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
-from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock, lock_between_processes
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
@@ -31,6 +33,8 @@ from pytest_diffaccel.settings import Settings
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
     from PIL.Image import Image
+
+    from pytest_diffaccel.search.calibrate import Calibration
 
 #: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
 Purpose: TypeAlias = Literal["search", "winner"]
@@ -70,7 +74,16 @@ class Workbench:
         self._workers = workers
         self._loaded: tuple[str, Any] | None = None
         self._refusals: dict[str, str] = {}
-        self._warm: set[Cell] = set()
+        #: How each pipe's calibration went, once this process has made it or waited for it.
+        self.calibrations: dict[str, Calibration] = {}
+        #: Keys of short runs that failed in this process.
+        self.broken_runs: set[str] = set()
+        #: Kinds of steps that this process has made: the first of a kind may take longer.
+        self.warm_kinds: set[str] = set()
+        #: Seconds that this process has spent, by what on.
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        #: When this process began, seconds since the epoch.
+        self.began_at = time.time()
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
         self._group: tuple[Cell, str] | None = None
@@ -98,13 +111,31 @@ class Workbench:
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what other processes found is read when a group begins."""
         group = (cell, accelerator)
-        if cell.pipe not in self._knowledge or (group != self._group and not self.settings.fresh):
-            environment = self.environment(cell).id
-            samplings = () if self.settings.fresh else (self.sampling(cell, "search"), self.sampling(cell, "winner"))
-            stored = (one for sampling in samplings for one in self.store.evaluations(environment, sampling))
-            self._knowledge[cell.pipe] = Knowledge(self.registry, stored)
+        if group != self._group and not self.settings.fresh:
+            self.reread(cell)
         self._group = group
+        return self.known(cell)
+
+    def known(self, cell: Cell) -> Knowledge:
+        """What is known in the cell's environment, as it was last read, and what this process found since."""
+        if cell.pipe not in self._knowledge:
+            self.reread(cell)
         return self._knowledge[cell.pipe]
+
+    def reread(self, cell: Cell) -> None:
+        """Read anew what is stored of the cell's environment; under ``--fresh`` only what this process found counts."""
+        if self.settings.fresh:
+            self._knowledge.setdefault(cell.pipe, Knowledge(self.registry))
+            return
+        environment = self.environment(cell).id
+        samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
+        stored = [one for sampling in samplings for one in self.store.evaluations(environment, sampling)]
+        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment))
+
+    def keep_round(self, cell: Cell, made: Round) -> None:
+        """Store a round of the cell's environment's calibration, and know it."""
+        self.store.save_round(self.environment(cell).id, made)
+        self.known(cell).add_round(made)
 
     @contextmanager
     def in_progress(self, cell: Cell, accelerator: str) -> Iterator[None]:
@@ -150,6 +181,10 @@ class Workbench:
         if pipe in self._refusals:
             raise NoPipeline(self._refusals[pipe])
         device = "cpu" if self._gpu is None else None
+        with self.spending("loading"):
+            return self._load_now(pipe, device)
+
+    def _load_now(self, pipe: str, device: str | None) -> Any:
         self._share_cores()
         try:
             return load_pipeline(pipe, models=self.source, device=device)
@@ -166,7 +201,7 @@ class Workbench:
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
         self._loaded = None
-        self._warm.clear()
+        self.warm_kinds.clear()
 
     @contextmanager
     def generating(self, cell: Cell, params: Params) -> Iterator[Generate]:
@@ -235,15 +270,19 @@ class Workbench:
         """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
         return self.images.find_or_make(*self._baseline_set(cell, purpose))
 
+    def keep_baseline_images(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
+        """Keep the baseline's images that timed runs made, unless they are there."""
+        self.images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: images)
+
     def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
         """Name of the set of the baseline's images, and what makes them."""
 
         def make() -> list[Image]:
-            with self.lock.generating(), self.generating(cell, {}) as generate:
+            with self.lock.generating(), self.spending("pictures"), self.generating(cell, {}) as generate:
                 images = [
                     image for batch in self.batches(cell, purpose) for image in generate(batch.prompts, batch.seeds)
                 ]
-            self._warm.add(cell)
+            self.warm_kinds |= set(generate.kinds)
             return images
 
         return self._image_set(cell, str(cell), purpose), make
@@ -263,12 +302,21 @@ class Workbench:
     def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
         return image_set(self.environment(cell).id, subject, self.sampling(cell, purpose))
 
+    @contextmanager
+    def spending(self, on: str) -> Iterator[None]:
+        """Note the block's time as spent on something; within such a block, only what is named innermost counts."""
+        began, before = time.monotonic(), sum(self.spent_s.values())
+        try:
+            yield
+        finally:
+            self.spent_s[on] += time.monotonic() - began - (sum(self.spent_s.values()) - before)
+
     def warm_up(self, cell: Cell, baseline: Generate) -> None:
         """Run the baseline once in this process, so that no timed run is its first."""
-        if cell not in self._warm:
+        if not set(baseline.kinds) <= self.warm_kinds:
             batch = self.batches(cell, "search")[0]
             baseline(batch.prompts, batch.seeds)
-            self._warm.add(cell)
+            self.warm_kinds |= set(baseline.kinds)
 
     def close(self) -> None:
         """Free the pipeline and close the store."""

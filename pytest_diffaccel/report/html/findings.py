@@ -61,7 +61,7 @@ def find(material: Material) -> list[Findings]:
     """The findings of every wanted cell that the store knows, in order."""
     records = cells_of(material.contents, done=DONE)
     # Costs are learnt from all cells of an environment, as the search does.
-    costs = fit_costs(material.registry, records)
+    costs = fit_costs(material.registry, records, material.contents.rounds)
     found = []
     for record in records:
         if not material.wanted(record.cell):

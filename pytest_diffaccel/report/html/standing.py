@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate
-from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.measure.measurement import Block, Interval, Round
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.fewer_steps import steps_as_fast
-from pytest_diffaccel.search.finals import Winner
 from pytest_diffaccel.search.outcome import golden_entry
-from pytest_diffaccel.search.select import SPEED_TOLERANCE, Choice, Option, choose
+from pytest_diffaccel.search.reach import SPEED_TOLERANCE
+from pytest_diffaccel.search.select import Choice, Option, choose
+from pytest_diffaccel.search.verify import Winner
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,29 @@ class Standing:
     entries: Mapping[GoldenKey, GoldenEntry]
 
 
-def fit_costs(registry: Registry, records: Sequence[CellRecord]) -> dict[str, CostModel]:
-    """The cost model of each environment, by id, from all timed blocks that the registry knows the methods of."""
-    timed: dict[str, list[Measurement]] = {}
+def fit_costs(
+    registry: Registry, records: Sequence[CellRecord], rounds: Mapping[str, Sequence[Round]]
+) -> dict[str, CostModel]:
+    """The cost model of each environment, by id, from all that was timed and that the registry knows the methods of.
+
+    Args:
+        registry: the methods known.
+        records: of all cells.
+        rounds: the environments' calibrations, by id.
+    """
+    timed: defaultdict[str, list[tuple[Candidate, Sequence[Block]]]] = defaultdict(list)
     for record in records:
-        known = [one for one in (*record.searched.values(), *record.verified.values()) if _is_known(registry, one)]
-        timed.setdefault(record.environment, []).extend(known)
-    return {
-        environment: CostModel.fit(registry, [(one.candidate, one.blocks) for one in measurements])
-        for environment, measurements in timed.items()
-        if any(one.blocks for one in measurements)
-    }
+        own = (*record.searched.values(), *record.verified.values())
+        timed[record.environment] += [(one.candidate, one.blocks) for one in own if one.blocks]
+    for environment, made in rounds.items():
+        timed[environment] += [(one, (block,)) for each in made for one, block in each.blocks]
+    known = {name: [pair for pair in own if _is_known(registry, pair[0])] for name, own in timed.items()}
+    return {environment: CostModel.fit(registry, own) for environment, own in known.items() if own}
 
 
-def _is_known(registry: Registry, measurement: Measurement) -> bool:
+def _is_known(registry: Registry, candidate: Candidate) -> bool:
     """Whether the methods are registered here: a user's own are where their conftest is loaded."""
-    return set(measurement.candidate.params) <= registry.method_names
+    return set(candidate.params) <= registry.method_names
 
 
 def standing(record: CellRecord, costs: CostModel | None, max_loss: float) -> Standing:
@@ -60,7 +69,7 @@ def standing(record: CellRecord, costs: CostModel | None, max_loss: float) -> St
     speedups = {key: one.speedup for key, one in record.best_known.items()}
     if costs is None:
         return Standing(speedups, {})
-    known = [one.candidate for one in record.best_known.values() if _is_known(costs.registry, one)]
+    known = [one.candidate for one in record.best_known.values() if _is_known(costs.registry, one.candidate)]
     speedups |= {one.key: speedup for one, speedup in zip(known, costs.speedups(known), strict=True)}
     entries: dict[GoldenKey, GoldenEntry] = {}
     for accelerator, own in _groups(known, record).items():
@@ -92,7 +101,7 @@ def _entry(
     if choice.option is not None and choice.option.candidate.key not in record.verified:
         verified = choose([one for one in options if one.candidate.key in record.verified], target, max_loss)
         choice = verified if _stands_for(verified, choice) else replace(choice, option=None)
-    if choice.option is None or record.described is None:
+    if choice.option is None or choice.reason == "undecided" or record.described is None:
         return None
     chosen = record.verified[choice.option.candidate.key]
     steps = steps_as_fast(costs, record.cell.steps, choice.option.speedup.value)

@@ -1,0 +1,267 @@
+"""Calibration: what each kind of step costs, timed in short interleaved runs before any candidate is generated.
+
+Candidates are many, kinds of steps are few, and a kind costs the same in every cell of a pipe. So a few rounds, each of
+an unaccelerated short run and some accelerated ones, tell the speed-ups of all candidates. The next round is always
+made of the runs that tell most of the candidates whose speed-ups are known least.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from statistics import median
+
+from pytest_diffaccel import matrix
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.blocks import order_seed
+from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.disturbance import watch_machine
+from pytest_diffaccel.measure.measurement import Round, RunTiming
+from pytest_diffaccel.measure.threads import computing_threads
+from pytest_diffaccel.measure.timing_lock import lock_between_processes
+from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.search.budget import TimeIsUp
+from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.knowledge import Knowledge
+from pytest_diffaccel.search.short_runs import ShortRuns
+from pytest_diffaccel.search.time_limit import time_limit
+from pytest_diffaccel.search.workbench import Workbench
+
+_LOG = logging.getLogger(__name__)
+
+#: A speed-up is known when its 95% interval reaches no farther to either side, as a share of it.
+KNOWN_HALF_WIDTH = 0.03
+# Accelerated runs beside each unaccelerated one.
+_RUNS = 4
+# A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
+_SHARE, _LEAST_ROUNDS = 0.12, 4
+# A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
+# errors off.
+_CHECK_ROUNDS, _DISAGREE = 2, 3.5
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a calibration went.
+
+    Attributes:
+        rounds: made now; none where an earlier calibration still holds.
+        seconds: that it took.
+        half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
+        baseline_s: a whole run of the cell's unaccelerated pipeline, seconds.
+    """
+
+    rounds: int
+    seconds: float
+    half_width_ratio: float
+    baseline_s: float
+
+
+def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
+    """Calibrate the cell's pipe (:func:`calibrate`) unless this process has seen to it."""
+    if cell.pipe not in bench.calibrations:
+        bench.calibrations[cell.pipe] = calibrate(bench, cell)
+
+
+def calibrate(bench: Workbench, cell: Cell) -> Calibration:
+    """Time the kinds of steps of all of the search's candidates of a pipe, as far as that is not done.
+
+    One process does it, and others that share its environment wait. What an earlier session timed is looked at again in
+    two rounds, and forgotten where these disagree.
+
+    Args:
+        bench: the search's workbench.
+        cell: any of the pipe's.
+    """
+    environment = bench.environment(cell).id
+    began = time.monotonic()
+    with lock_between_processes(WORK_DIR / "calibration" / f"{environment}.lock").write_lock():
+        bench.reread(cell)
+        timer = Timer(bench, cell)
+        rounds = bench.known(cell).rounds
+        if rounds and rounds[-1].started_at < bench.began_at and not timer.still_holds():
+            bench.store.forget_rounds(environment)
+            bench.reread(cell)
+        candidates = candidates_of(bench, cell)
+        made = timer.narrow(candidates, KNOWN_HALF_WIDTH, _share_is_spent(bench, cell, candidates))
+    widest = max(one.half_width_ratio for one in bench.known(cell).costs.speedups(candidates))
+    return Calibration(made, time.monotonic() - began, widest, baseline_s(bench.known(cell), cell.steps))
+
+
+def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
+    """All of the search's candidates of a pipe, once each: a step costs the same under every scheduler."""
+    settings = bench.settings
+    steps = {other.steps for other in settings.cells if other.pipe == cell.pipe} | {cell.steps}
+    cells = [replace(cell, steps=count) for count in sorted(steps)]
+    return list(matrix.candidates(cells, bench.registry.select(settings.accelerators), coarse=settings.coarse))
+
+
+def baseline_s(known: Knowledge, steps: int) -> float:
+    """A whole run of the unaccelerated pipeline, seconds, by the rounds' unaccelerated runs."""
+    runs = [made.baseline for made in known.rounds]
+    return steps * median(sum(run.step_s) / len(run.step_s) for run in runs) + median(run.fixed_s for run in runs)
+
+
+def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
+    """Whether the calibration has taken its share of what generating all candidates would take."""
+    began, known = time.monotonic(), bench.known(cell)
+    before, batches = len(known.rounds), math.ceil(bench.settings.num_samples / bench.settings.batch_size)
+    schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
+
+    def spent() -> bool:
+        known = bench.known(cell)
+        if len(known.rounds) - before < _LEAST_ROUNDS:
+            return False
+        speedups = known.costs.speedups(candidates)
+        all_s = sum(
+            baseline_s(known, one.cell.steps) / speedup.value for one, speedup in zip(candidates, speedups, strict=True)
+        )
+        return time.monotonic() - began > _SHARE * schedulers * batches * all_s
+
+    return spent
+
+
+class Timer:
+    """Times short runs of one pipe.
+
+    Args:
+        bench: the search's workbench.
+        cell: any of the pipe's; its scheduler is used.
+    """
+
+    def __init__(self, bench: Workbench, cell: Cell) -> None:
+        self._bench = bench
+        self._cell = cell
+        self._sampling = replace(bench.sampling(cell, "search"), purpose="calibration")
+        self._batch = bench.batches(cell, "search")[0]
+        self._tried: set[str] = set()
+
+    def narrow(self, candidates: Sequence[Candidate], half_width_ratio: float, time_is_up: TimeIsUp) -> int:
+        """Make rounds until the speed-ups of all candidates are known, or time is up.
+
+        Args:
+            candidates: of this pipe, of any number of steps.
+            half_width_ratio: what counts as known, as :data:`KNOWN_HALF_WIDTH`.
+            time_is_up: asked before each round.
+
+        Returns:
+            How many rounds were made.
+
+        Raises:
+            CudaBroken: when this process can time nothing any more.
+        """
+        if not candidates:
+            return 0
+        short, made = ShortRuns.of(self._bench.registry, candidates), 0
+        with self._bench.lock.timing(), self._bench.spending("short runs"):
+            while runs := self._most_telling(short.without(self._failed()), candidates, half_width_ratio):
+                if time_is_up():
+                    break
+                self._make_round(runs)
+                made += 1
+        return made
+
+    def still_holds(self) -> bool:
+        """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
+        before = self._bench.known(self._cell).costs
+        runs = sorted(
+            {run.key: run for made in self._bench.known(self._cell).rounds for run in made.candidates}.values(),
+            key=lambda run: run.key,
+        )
+        chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
+        with self._bench.lock.timing():
+            made = [one for _ in range(_CHECK_ROUNDS) if (one := self._make_round(chosen)) is not None]
+        short = [(candidate, (block,)) for one in made for candidate, block in one.blocks]
+        now = CostModel.fit(self._bench.registry, short)
+        for old, new in zip(before.speedups(chosen), now.speedups(chosen), strict=True):
+            error = math.hypot(math.log(old.high / old.value), math.log(new.high / new.value)) / _NORMAL_95
+            if abs(math.log(old.value / new.value)) > _DISAGREE * error:
+                _LOG.warning("the machine is not as it was calibrated: %.2fx was known, %.2fx is", old.value, new.value)
+                return False
+        return True
+
+    def _most_telling(
+        self, short: ShortRuns, candidates: Sequence[Candidate], half_width_ratio: float
+    ) -> list[Candidate]:
+        """The short runs of the next round: of the candidates that are known least, none of them twice."""
+        speedups = self._bench.known(self._cell).costs.speedups(candidates)
+        widths = [one.half_width_ratio for one in speedups]
+        order = sorted(range(len(candidates)), key=lambda place: -widths[place])
+        runs: dict[str, Candidate] = {}
+        for place in order:
+            if widths[place] <= half_width_ratio or len(runs) == _RUNS:
+                break
+            run = short.best_for(candidates[place])
+            if run is not None:
+                runs.setdefault(run.key, run)
+        return list(runs.values())
+
+    def _make_round(self, runs: Sequence[Candidate]) -> Round | None:
+        """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""
+        started_at, made = time.time(), len(self._bench.known(self._cell).rounds)
+        order = random.Random(order_seed(self._bench.settings.seed, [run.key for run in runs], made))
+        plain = Candidate(runs[0].cell, "", {})
+        timings: dict[str, RunTiming] = {}
+        with ExitStack() as stack:
+            subjects = [
+                (one, stack.enter_context(self._bench.generating(one.cell, one.params))) for one in (plain, *runs)
+            ]
+            device = subjects[0][1].pipeline.device
+            self._warm_up(*subjects[0])
+            end_watch = watch_machine(device, computing_threads(device)).begin()
+            for one, generate in order.sample(subjects, len(subjects)):
+                timing = self._time(one, generate)
+                if timing is not None:
+                    timings[one.key] = timing
+            disturbance = end_watch()
+        worked = tuple(run for run in runs if run.key in timings)
+        if not worked or plain.key not in timings:
+            return None
+        times = tuple(timings[run.key] for run in worked)
+        made_now = Round(timings[plain.key], worked, times, disturbance, started_at)
+        self._bench.keep_round(self._cell, made_now)
+        return made_now
+
+    def _warm_up(self, plain: Candidate, generate: Generate) -> None:
+        if not set(generate.kinds) <= self._bench.warm_kinds:
+            self._time(plain, generate)
+
+    def _time(self, run: Candidate, generate: Generate) -> RunTiming | None:
+        """One run's times, less the first step of each kind that this process makes; None when it fails.
+
+        A failure is none of a candidate's: it is left to the candidate to show what is wrong. One that takes the
+        process with it is remembered, so that the same run is not tried again.
+        """
+        store, place = self._bench.store, (run, self._bench.environment(self._cell).id, self._sampling)
+        if run.key not in self._tried:
+            store.save_failure(*place, "crash", "the process ended during this short run")
+        try:
+            with time_limit(self._bench.settings.case_timeout_s):
+                _, timing = timed(generate, self._batch.prompts, self._batch.seeds)
+        except Exception as error:
+            self._bench.broken_runs.add(run.key)
+            store.forget_failure(*place)
+            _LOG.warning("a short run of %s fails: %s", run.key, error)
+            if is_cuda_broken():
+                raise CudaBroken(f"this process can use its GPU no more ({error})") from error
+            return None
+        if run.key not in self._tried:
+            store.forget_failure(*place)
+            self._tried.add(run.key)
+        new = set(timing.kinds) - self._bench.warm_kinds
+        self._bench.warm_kinds |= new
+        return timing.without_first(new)
+
+    def _failed(self) -> set[str]:
+        """Short runs that failed in this process, or took another with them."""
+        environment = self._bench.environment(self._cell).id
+        crashed = {failure.candidate.key for failure in self._bench.store.failures(environment, self._sampling)}
+        return crashed | self._bench.broken_runs

@@ -1,0 +1,88 @@
+"""Short runs that hold the kinds of steps of many candidates: what a calibration times in place of those."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.matrix import Candidate
+
+# Denoiser steps of a short run. In 8 steps T-GATE's reuse before the gate shows, which it does not in 6; kinds that
+# come in no such run are looked for in longer ones.
+_STEPS = (8, 12)
+
+
+@dataclass(frozen=True)
+class ShortRuns:
+    """Runs of few steps, and which of them tells most of a candidate's speed.
+
+    Attributes:
+        registry: the methods known.
+        runs: candidates whose cells have few steps, shortest first.
+    """
+
+    registry: Registry
+    runs: tuple[Candidate, ...]
+
+    @classmethod
+    def of(cls, registry: Registry, candidates: Sequence[Candidate]) -> ShortRuns:
+        """The methods' own grids at few steps, and at more of them as long as a kind is in none.
+
+        Args:
+            registry: the methods known.
+            candidates: what is to be told of; of one pipe, at least one.
+        """
+        missing = {kind for one in candidates for kind in _counts(registry, one)}
+        accelerators = registry.select({one.accelerator for one in candidates})
+        runs: dict[str, Candidate] = {}
+        for steps in (*_STEPS, *sorted({one.cell.steps for one in candidates})):
+            cell = replace(candidates[0].cell, steps=steps)
+            made = [
+                Candidate(cell, one.name, params) for one in accelerators for params in one.grid(cell, coarse=False)
+            ]
+            useful = [one for one in made if _is_valid(registry, one) and missing & _counts(registry, one).keys()]
+            runs |= {one.key: one for one in useful}
+            missing -= {kind for one in useful for kind in _counts(registry, one)}
+            if not missing:
+                break
+        return cls(registry, tuple(runs.values()))
+
+    def without(self, keys: set[str]) -> ShortRuns:
+        """The same less the runs of these keys: those that do not work."""
+        return replace(self, runs=tuple(one for one in self.runs if one.key not in keys))
+
+    def best_for(self, candidate: Candidate) -> Candidate | None:
+        """The run that holds most of the kinds that the candidate's steps are; None where none holds any.
+
+        A kind counts by its share of the candidate's steps, and by the logarithm of how often the run makes it.
+        """
+        wanted = _counts(self.registry, candidate)
+        best, most = None, 0.0
+        for run, counts in self._counted:
+            if run.accelerator == candidate.accelerator:
+                held = sum(count * math.log1p(counts[kind]) for kind, count in wanted.items() if kind in counts)
+                if held > most:
+                    best, most = run, held
+        return best
+
+    @cached_property
+    def _counted(self) -> list[tuple[Candidate, Counter[str]]]:
+        return [(run, _counts(self.registry, run)) for run in self.runs]
+
+
+def _counts(registry: Registry, candidate: Candidate) -> Counter[str]:
+    accelerator: Accelerator = registry.for_params(candidate.params)
+    return Counter(accelerator.kinds(candidate.params, candidate.cell.steps))
+
+
+def _is_valid(registry: Registry, candidate: Candidate) -> bool:
+    try:
+        registry.for_params(candidate.params).check(candidate.params, candidate.cell.steps)
+    except InvalidParams:
+        return False
+    return True

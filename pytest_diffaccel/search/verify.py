@@ -1,0 +1,209 @@
+"""Verification: a cell's winners are chosen, measured again together, and chosen again before anything is recorded.
+
+The best of many noisy figures looks better than it is. So the winners of all accelerators of a cell are timed in shared
+blocks, on other prompts and seeds, and the same runs make the pictures that are scored. What that shows of the kinds of
+steps may change a choice; a new one is measured, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
+from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.search.budget import TimeIsUp
+from pytest_diffaccel.search.calibrate import Timer
+from pytest_diffaccel.search.evaluation import measure_together
+from pytest_diffaccel.search.fewer_steps import rival
+from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.select import Choice, Option, choose
+from pytest_diffaccel.search.workbench import Workbench
+
+# Choices move with what verifying them shows; after so many turns only what is verified is chosen from.
+_TURNS = 4
+#: How far a winner's 95% interval may reach to either side, as a share of its speed-up, before short runs of its kinds
+#: are timed: two cores that others use, too, show no more in minutes.
+VERIFIED_HALF_WIDTH = {"cpu": 0.04, "cuda": 0.02}
+# What may or may not reach a target is looked at more closely.
+_BORDERLINE_HALF_WIDTH = 0.01
+# The short runs of one turn take at most this share of what verifying took so far, and this long in any case.
+_NARROWING_SHARE, _NARROWING_S = 0.25, 4.0
+
+
+class Unfinished(Exception):
+    """Some candidates of the group have been neither measured nor tried: no winner can be named yet."""
+
+
+class NothingWorked(Exception):
+    """Every candidate that was tried failed: that shows nothing about any target, so nothing is recorded."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A target's outcome.
+
+    Attributes:
+        choice: what was chosen, or the best reached and why that is not enough.
+        measurement: the final measurement of the chosen; None when nothing was measured.
+        rival: the unaccelerated pipeline with as few steps as are as fast; None when there is none.
+    """
+
+    choice: Choice
+    measurement: Measurement | None
+    rival: Measurement | None
+
+
+def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
+    """The winners of a group as far as it is known now, one per target in the targets' order; nothing is measured.
+
+    Raises:
+        Unfinished: when the search is exhaustive and candidates of the group's grid have not been tried.
+        NothingWorked: when all that were tried failed.
+    """
+    options = _options(bench, cell, accelerator)
+    if not options:
+        _refuse_without_any(bench, cell, accelerator)
+    return [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
+
+
+def verifiable(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> list[str]:
+    """Those of the accelerators whose groups have something to choose from."""
+
+    def has_options(accelerator: str) -> bool:
+        try:
+            return bool(_options(bench, cell, accelerator))
+        except Unfinished:
+            return False
+
+    return [name for name in accelerators if has_options(name)]
+
+
+def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> dict[str, list[Winner]]:
+    """Measure the winners of a cell's groups again, and choose again with what that shows.
+
+    What is verified is stored at once and not verified twice; groups that an earlier run finished are not timed again,
+    since more blocks would always tell a little more.
+
+    Args:
+        bench: the search's workbench, whose store has the search's measurements.
+        cell: the cell.
+        accelerators: names of its groups, all of which have something that works.
+        time_is_up: asked before anything is timed beyond one verification of each winner.
+
+    Returns:
+        By accelerator, one winner per target in the targets' order.
+    """
+    groups = [Group(bench, cell, name) for name in accelerators]
+    open_ones = [group for group in groups if not group.is_done]
+    began, verified = time.monotonic(), dict[str, Measurement]()
+    for _ in range(_TURNS):
+        chosen = _chosen(bench, cell, accelerators)
+        missing = [one for key, one in chosen.items() if key not in verified]
+        if not missing:
+            break
+        verified |= _verified(bench, missing)
+        if open_ones and not time_is_up():
+            _narrow(bench, cell, list(chosen.values()), open_ones, began)
+            for group in open_ones:
+                group.settle(time_is_up)
+    return {name: _winners(bench, cell, name, verified) for name in accelerators}
+
+
+def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
+    """What any target's choice is now, by key."""
+    options = [choice.option for name in accelerators for choice in choices(bench, cell, name)]
+    return {option.candidate.key: option.candidate for option in options if option is not None}
+
+
+def _narrow(bench: Workbench, cell: Cell, chosen: Sequence[Candidate], groups: Sequence[Group], began: float) -> None:
+    """Time short runs of what may win if it surely reaches a target, and of winners whose speed-ups are vague."""
+    now = time.monotonic()
+    stop = now + max(_NARROWING_S, _NARROWING_SHARE * (now - began))
+    timer = Timer(bench, cell)
+
+    def time_is_up() -> bool:
+        return time.monotonic() >= stop
+
+    goal = VERIFIED_HALF_WIDTH["cpu" if bench.settings.gpus is None else "cuda"]
+    timer.narrow(chosen, goal, time_is_up)
+    borderline = [one for group in groups for one in group.borderline]
+    timer.narrow(borderline, _BORDERLINE_HALF_WIDTH, time_is_up)
+
+
+def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
+    """The final choices: where the best of all is not verified, the best of those that are."""
+    options = _options(bench, cell, accelerator)
+    known = [option for option in options if option.candidate.key in verified]
+    found = []
+    for target in TARGETS:
+        choice = choose(options, target, bench.settings.max_quality_loss)
+        if choice.option is not None and choice.option.candidate.key not in verified:
+            choice = choose(known, target, bench.settings.max_quality_loss)
+        found.append(_winner(bench, cell, choice, verified))
+    return found
+
+
+def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str, Measurement]) -> Winner:
+    if choice.option is None:
+        return Winner(choice, None, None)
+    costs = bench.known(cell).costs
+    measurement = verified[choice.option.candidate.key]
+    return Winner(choice, measurement, rival(bench, cell, costs, choice.option.speedup.value))
+
+
+def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
+    """What is evaluated of a group; of an exhaustive search, its grid's points only."""
+    options = Group(bench, cell, accelerator).plan().options
+    if not bench.settings.exhaustive:
+        return options
+    measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}
+    return [option for option in options if option.candidate.key in measured]
+
+
+def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
+    """Raise what failed, if something did; without failures, no candidate has had its turn yet."""
+    failures = bench.store.failures(bench.environment(cell).id, bench.sampling(cell, "search"))
+    failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
+    if failed:
+        raise NothingWorked(
+            f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
+            f"the first: {failed[0].candidate.key}: {failed[0].message}"
+        )
+
+
+def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
+    """The search's measurements of this grid; a store may hold those of a wider one."""
+    environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
+    (known,) = bench.registry.select([accelerator])
+    grid = {Candidate(cell, accelerator, params).key for params in known.grid(cell, coarse=bench.settings.coarse)}
+    stored = bench.store.group(cell, accelerator, environment, sampling)
+    measured = [measurement for measurement in stored if measurement.candidate.key in grid]
+    failed = {failure.candidate.key for failure in bench.store.failures(environment, sampling)} & grid
+    untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
+    if untried:
+        raise Unfinished(f"{untried} of {len(grid)} candidates are not measured yet: run their cases first")
+    return measured
+
+
+def _verified(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+    """The candidates' measurements on the winners' samples, found in the store or made together."""
+    verified, missing = {}, []
+    for candidate in candidates:
+        sampling = bench.sampling(candidate.cell, "winner")
+        stored = bench.store.find(candidate.key, bench.environment(candidate.cell).id, sampling)
+        if stored is None or bench.settings.fresh:
+            missing.append(candidate)
+        else:
+            verified[candidate.key] = stored
+    if missing:
+        try:
+            made = measure_together(bench, missing)
+        except Exception:
+            bench.unload()
+            raise
+        for measurement in made:
+            bench.keep(measurement)
+            verified[measurement.candidate.key] = measurement
+    return verified
