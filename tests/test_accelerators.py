@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -179,6 +179,48 @@ def test_pipeline_is_as_it_was_after_an_exception_inside(
         with untouched(pipeline), accident_at(pipeline.unet.conv_out, step), pytest.raises(Accident):
             generated(pipeline, SETTINGS[accelerator])
     assert same(plain(pipeline), before)
+
+
+class Silent:
+    """Is told of a generation's events, and keeps none."""
+
+    def started(self) -> None: ...
+
+    def denoiser_called(self) -> None: ...
+
+    def step_ended(self) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+@each_pipe
+def test_an_observed_or_counted_baseline_leaves_no_trace(
+    pipeline_of: GetPipeline, plain_before: Any, pipe: str
+) -> None:
+    """Without methods the modules are not put back: the hooks must go by themselves, also after an exception."""
+    pipeline = pipeline_of(pipe, "DDIM")
+    with accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate:
+        for run in (generate.counted, partial(generate.observed, observer=Silent())):
+            with untouched(pipeline):
+                images = run(PROMPTS, SEEDS)
+            assert same(images, plain_before(pipe, "DDIM"))
+            with untouched(pipeline), accident_at(pipeline.unet.conv_out, 2), pytest.raises(Accident):
+                run(PROMPTS, SEEDS)
+
+
+def test_what_the_user_changes_between_generations_stays(pipeline_of: GetPipeline) -> None:
+    """And holds: the pipeline comes back as it was before the generation, not as it was when the block began."""
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    calls = []
+    with accelerate(pipeline, SETTINGS["DeepCache, T-Gate, and ToMe"], steps=STEPS, **SIZE) as generate:
+        generate(PROMPTS, SEEDS)
+        hook = pipeline.unet.conv_out.register_forward_hook(lambda *_: calls.append(1))
+        with untouched(pipeline):
+            generate(PROMPTS, SEEDS)
+        generate(PROMPTS, SEEDS)
+        hook.remove()
+        generate(PROMPTS, SEEDS)
+    assert len(calls) == 2 * STEPS
 
 
 @each_accelerator

@@ -122,14 +122,20 @@ class Generate:
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into
         # the next call, and ToMe's random generator, forked from the global one, would go on from where it was.
-        with restored(pipeline), torch.random.fork_rng(devices), ExitStack() as stack:
+        # Without methods nothing touches the modules but hooks, which go by themselves.
+        with (
+            restored(pipeline, modules=bool(self.accelerator.methods)),
+            torch.random.fork_rng(devices),
+            ExitStack() as stack,
+        ):
             torch.manual_seed(seeds[0])
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             options = self._options(prompts, seeds)
             if counters:
                 stack.enter_context(counters.attached(pipeline.unet))
             if observer:
-                pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                hook = pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                stack.callback(hook.remove)
                 options["callback_on_step_end"] = _step_end_callback(observer)
                 observer.started()
             images: list[Image] = call(**options).images

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
-class _ObjectState:
-    """Class and attributes of one object; containers that libraries change in place are kept as copies."""
+class _Contents:
+    """What many dictionaries hold, kept in a few long lists.
 
-    target: Any
-    cls: type
-    attributes: dict[str, Any]
-    containers: dict[str, Any]
+    A copy of each dictionary would be thousands of objects: they alone set off collections of garbage that take longer
+    than all copying.
+    """
 
-    @classmethod
-    def of(cls, target: Any) -> _ObjectState:
-        containers = {
-            name: value.copy() for name, value in vars(target).items() if isinstance(value, (dict, OrderedDict))
-        }
-        return cls(target, type(target), dict(vars(target)), containers)
+    def __init__(self, holders: Sequence[dict[Any, Any]]) -> None:
+        self._sizes = list(map(len, holders))
+        filled = list(filter(None, holders))
+        self._names = list(chain.from_iterable(filled))
+        self.values = list(chain.from_iterable(holder.values() for holder in filled))
+
+    def restore(self, holders: Sequence[dict[Any, Any]]) -> None:
+        """Put back what ``holders``, as many as were given at first, hold; what holds it still is not touched."""
+        start = 0
+        for holder, size in zip(holders, self._sizes, strict=True):
+            if size or holder:
+                names, values = self._names[start : start + size], self.values[start : start + size]
+                start += size
+                # By identity: the values may be tensors, which compare element by element.
+                if list(holder) != names or not all(map(is_, holder.values(), values)):
+                    holder.clear()
+                    holder.update(zip(names, values, strict=True))
+
+
+class _ModuleStates:
+    """Class and attributes of many modules, and the content of those attributes that are dictionaries.
+
+    Libraries change the dictionaries in place: hooks, buffers, caches.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        self._classes = list(map(type, modules))
+        self._attributes = _Contents(list(map(vars, modules)))
+        self._containers = [value for value in self._attributes.values if isinstance(value, dict)]
+        self._items = _Contents(self._containers)
 
     def restore(self) -> None:
-        if type(self.target) is not self.cls:
-            self.target.__class__ = self.cls
-        vars(self.target).clear()
-        vars(self.target).update(self.attributes)
-        for name, content in self.containers.items():
-            container = self.attributes[name]
-            if not _same_items(container, content):
-                container.clear()
-                container.update(content)
+        for module, cls in zip(self._modules, self._classes, strict=True):
+            if type(module) is not cls:
+                module.__class__ = cls
+        self._attributes.restore(list(map(vars, self._modules)))
+        self._items.restore(self._containers)
 
 
 @contextmanager
-def restored(pipeline: Any) -> Iterator[None]:
+def restored(pipeline: Any, *, modules: bool = True) -> Iterator[None]:
     """Put the pipeline object, its UNet and every module in it back as they were, also after an exception.
 
     What counts is each module's class and attributes (patched ``forward`` methods, caches, hooks, swapped classes),
@@ -49,19 +68,13 @@ def restored(pipeline: Any) -> Iterator[None]:
 
     Args:
         pipeline: a diffusers pipeline with a ``unet``.
+        modules: whether the modules come back too, and not only the attributes of the pipeline object.
     """
-    unet: nn.Module = pipeline.unet
-    states = [_ObjectState.of(module) for module in unet.modules()]
+    states = _ModuleStates(list(pipeline.unet.modules()) if modules else [])
     attributes = dict(vars(pipeline))
     try:
         yield
     finally:
-        for state in states:
-            state.restore()
+        states.restore()
         vars(pipeline).clear()
         vars(pipeline).update(attributes)
-
-
-def _same_items(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    # By identity: the values may be tensors, which compare element by element.
-    return list(left) == list(right) and all(left[name] is right[name] for name in left)
