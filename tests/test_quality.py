@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from skimage import metrics
 
-from pytest_diffaccel.measure.quality import lpips_distances, score, ssim_on_device
+from pytest_diffaccel.measure.quality import References, lpips_distances, lpips_model, score, ssim_on_device
 from pytest_diffaccel.measure.statistics import mean_interval
 
 
@@ -62,7 +65,7 @@ def test_ssim_on_a_device_is_that_of_scikit_image(seed: int, width: int, height:
     one = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     other = (one + generator.integers(-noise, noise, one.shape)).clip(0, 255).astype(np.uint8)
     expected = float(metrics.structural_similarity(other, one, channel_axis=2))
-    found = ssim_on_device(Image.fromarray(one), Image.fromarray(other), "cpu")
+    found = ssim_on_device(one, other, "cpu")
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -133,3 +136,95 @@ def test_as_many_references_as_images_are_needed() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="0 images"):
         score([], [])
+
+
+# --- references that are kept ------------------------------------------------------------------------------------
+
+
+def as_the_library_has_it(images: list[Image.Image], references: list[Image.Image]) -> list[float]:
+    """LPIPS of both sides by the library's own forward, in batches of eight from the first image on."""
+
+    def tensor(part: list[Image.Image]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in part]))
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    found: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), 8):
+            pair = (tensor(part[start : start + 8]) for part in (images, references))
+            found += lpips_model("cpu")(*pair).flatten().tolist()
+    return found
+
+
+@contextmanager
+def sides_through_the_network() -> Iterator[list[int]]:
+    """Collects the number of images of each batch that goes into the network, of either side."""
+    sides: list[int] = []
+    hook = lpips_model("cpu").scaling_layer.register_forward_pre_hook(lambda _, args: sides.append(len(args[0])))
+    try:
+        yield sides
+    finally:
+        hook.remove()
+
+
+MANY = [picture(seed, 32) for seed in range(20)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shift=st.integers(1, 19), spans=st.lists(st.tuples(st.integers(0, 19), st.integers(1, 20)), min_size=1, max_size=4)
+)
+def test_kept_references_score_to_the_last_bit_as_new_ones(shift: int, spans: list[tuple[int, int]]) -> None:
+    """Whatever was asked of them before, and whether or not there is room to keep anything."""
+    kept, little_room, no_room = References(MANY), References(MANY, keep=200_000), References(MANY, keep=0)
+    for start, count in spans:
+        part = MANY[start : start + count]
+        images = (MANY[shift:] + MANY[:shift])[: len(part)]
+        expected = score(images, part)
+        assert list(expected.lpips_per_sample) == as_the_library_has_it(images, part)
+        for references in (kept, little_room, no_room):
+            assert references.score(images, start) == expected
+            assert references.distances(images, start) == list(expected.lpips_per_sample)
+        assert little_room.kept_bytes <= 200_000
+    assert no_room.kept_bytes == 0 < kept.kept_bytes
+
+
+def test_the_references_side_goes_through_the_network_once() -> None:
+    references = References(MANY)
+    with sides_through_the_network() as sides:
+        references.score(MANY[:12])
+        assert sorted(sides) == [4, 4, 8, 8]
+        sides.clear()
+        references.score(MANY[1:13])
+        assert sorted(sides) == [4, 8]
+        sides.clear()
+        references.score(MANY[:8], 12)
+        references.score(MANY[:8], 12)
+        assert sides == [8, 8, 8]
+
+
+def test_references_that_do_not_fit_are_computed_anew() -> None:
+    """Two pictures of 32 pixels take 0.19 MiB: there is room for the first batch alone."""
+    references = References(MANY, keep=1_000_000)
+    with sides_through_the_network() as sides:
+        references.score(MANY[:16])
+        assert 0 < references.kept_bytes <= 1_000_000
+        sides.clear()
+        references.score(MANY[:16])
+    assert len(sides) == 3
+
+
+def test_a_part_of_the_references_that_is_not_there_is_refused() -> None:
+    references = References(PICTURES)
+    for start, count, message in (
+        (0, 4, "4 images .* 3"),
+        (2, 2, "2 images .* 1"),
+        (3, 1, "1 images .* 0"),
+        (0, 0, "0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            references.score((PICTURES * 2)[:count], start)
+    with pytest.raises(ValueError, match="start=-1"):
+        references.distances(PICTURES[:1], -1)
+    with pytest.raises(ValueError, match="different sizes"):
+        references.score([picture(0, 32)])
