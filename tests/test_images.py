@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from searches import SMALL_OPTIONS, SearchFolder, SmallSearch
 
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.quality import score
+from pytest_diffaccel.options import add_options
 from pytest_diffaccel.records.images import ImageStore
+from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.settings import Settings
 
 
 def pictures(seed: int = 0) -> list[Image.Image]:
@@ -63,3 +71,51 @@ def test_who_fails_to_make_a_set_leaves_it_to_others(store: ImageStore) -> None:
     assert same(store.find_or_make("cell", pictures), pictures())
     store.save("cell", pictures(1))
     assert same(store.find_or_make("cell", refuse), pictures(1))
+
+
+# --- reading a baseline's pictures once --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each set was read from its files."""
+    found: Counter[str] = Counter()
+    find = ImageStore.find
+
+    def count(store: ImageStore, name: str) -> list[Image.Image] | None:
+        images = find(store, name)
+        found[name] += images is not None
+        return images
+
+    monkeypatch.setattr(ImageStore, "find", count)
+    return found
+
+
+def test_a_search_reads_a_baselines_pictures_once(small_search: SmallSearch, readings: Counter[str]) -> None:
+    small_search.race()
+    assert len(small_search.stored()) > 2
+    assert len(readings) == 2  # the search's pictures, and those that winners are verified on
+    assert set(readings.values()) == {1}
+
+
+def test_references_are_kept_for_one_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: Counter[str], everything_imported: None
+) -> None:
+    SearchFolder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    options = [one if one != "Echo" else "ToMe" for one in SMALL_OPTIONS]
+    registry = default_registry()
+    bench = SearchRun(Settings.from_options(parser.parse_known_args(options), registry.names), registry).bench
+    cell, other = (Cell("SD1.5", "DDIM", steps) for steps in (20, 15))
+    kept = {purpose: bench.references(cell, purpose) for purpose in ("search", "winner")}
+    for purpose, references in kept.items():
+        images = bench.baseline_images(cell, purpose)
+        assert references.score(images) == score(images, images)
+        assert bench.references(cell, purpose) is references
+    readings.clear()
+    bench.references(other, "search")
+    assert bench.references(cell, "winner") is not kept["winner"]
+    assert sum(readings.values()) == 1
+    bench.close()

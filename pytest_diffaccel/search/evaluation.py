@@ -17,7 +17,7 @@ from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
-from pytest_diffaccel.measure.quality import pooled_quality, score
+from pytest_diffaccel.measure.quality import References, pooled_quality
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.measure.threads import computing_threads
@@ -79,7 +79,7 @@ def measure(
                 bench.warm_up(cell, baseline)
                 _time(bench, baseline, subject, batches, blocks)
         _make_missing_images(bench, subject, batches)
-    references = bench.baseline_images(cell, "search")
+    references = bench.references(cell, "search")
     with bench.lock.generating(), bench.spending("scoring"):
         return _measurement(bench, subject, references, "search", predicted)
 
@@ -97,14 +97,14 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     """
     candidate, had = measurement.candidate, measurement.sampling.num_samples
     cell = candidate.cell
-    references = bench.baseline_images(cell, "search")
+    references = bench.references(cell, "search")
     images: list[Image] = []
     with bench.lock.generating(), bench.generating(cell, candidate.params) as generate:
         for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
             with bench.spending("pictures"):
                 images += generate.observed(*_arguments(batch), None)
         with bench.spending("scoring"):
-            added = score(images, references[had:num_samples], str(generate.pipeline.device))
+            added = references.score(images, had)
     return replace(
         measurement,
         sampling=bench.sampling(cell, "search", num_samples),
@@ -142,7 +142,7 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
         _count_flops(bench, baseline, subjects, batches[0])
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
-    references = bench.baseline_images(cell, "winner")
+    references = bench.references(cell, "winner")
     with bench.lock.generating(), bench.spending("scoring"):
         return [_measurement(bench, subject, references, "winner", None) for subject in subjects]
 
@@ -242,12 +242,12 @@ def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[
 
 
 def _measurement(
-    bench: Workbench, subject: _Subject, references: Sequence[Image], purpose: Purpose, predicted: Interval | None
+    bench: Workbench, subject: _Subject, references: References, purpose: Purpose, predicted: Interval | None
 ) -> Measurement:
     images = [image for place in sorted(subject.images) for image in subject.images[place]]
     if purpose == "winner":
         bench.save_winner_images(subject.candidate, images)
-    cell, device = subject.candidate.cell, str(subject.generate.pipeline.device)
+    cell = subject.candidate.cell
     if predicted is not None and not subject.blocks:
         speedup = wall = predicted
     else:
@@ -259,7 +259,7 @@ def _measurement(
         speedup=speedup,
         wall_speedup=wall,
         estimates_agree=speedup.overlaps(wall),
-        quality=score(images, references[: len(images)], device),
+        quality=references.score(images),
         blocks=tuple(subject.blocks),
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,

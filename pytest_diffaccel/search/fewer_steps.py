@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.measure.quality import score
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -42,7 +41,7 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     with bench.lock.generating(), bench.spending("fewer steps"), bench.generating(candidate.cell, {}) as generate:
         for batch in bench.batches(cell, "winner"):
             images += generate(batch.prompts, batch.seeds)
-        quality = score(images, bench.baseline_images(cell, "winner"), str(generate.pipeline.device))
+        quality = bench.references(cell, "winner").score(images)
     predicted: Interval = costs.of_fewer_steps(cell.steps, steps)
     measurement = Measurement(candidate, environment, sampling, predicted, predicted, True, quality, ())
     bench.store.save(measurement)

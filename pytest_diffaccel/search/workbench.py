@@ -18,6 +18,7 @@ from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
+from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock, lock_between_processes
 from pytest_diffaccel.models.loading import load_pipeline, weight_files
@@ -84,6 +85,7 @@ class Workbench:
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         #: When this process began, seconds since the epoch.
         self.began_at = time.time()
+        self._references: dict[tuple[Cell, Purpose], References] = {}
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
         self._group: tuple[Cell, str] | None = None
@@ -273,6 +275,15 @@ class Workbench:
     def keep_baseline_images(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
         """Keep the baseline's images that timed runs made, unless they are there."""
         self.images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: images)
+
+    def references(self, cell: Cell, purpose: Purpose) -> References:
+        """The baseline's images to compare candidates with: read once, and kept until another cell's are needed."""
+        key = (cell, purpose)
+        if key not in self._references:
+            images = self.baseline_images(cell, purpose)
+            self._references = {known: one for known, one in self._references.items() if known[0] == cell}
+            self._references[key] = References(images, str(self.pipeline(cell).device))
+        return self._references[key]
 
     def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
         """Name of the set of the baseline's images, and what makes them."""
