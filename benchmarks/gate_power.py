@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.gate.figures import blocks_a_figure
+from pytest_diffaccel.gate.figures import blocks_a_figure, fast_seconds
 from pytest_diffaccel.gate.plan import LASTING_SHARE, MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
@@ -149,7 +149,7 @@ def _seconds(kinds: tuple[str, ...], factors: Array, generator: np.random.Genera
     noise = 1 + _STEP_SD * generator.standard_normal((*factors.shape[:-1], len(kinds)), dtype=np.float32)
     costs = np.array([COSTS[kind] for kind in kinds])
     steps = costs * factors * noise
-    return RunTimes.from_steps(FIXED * factors[..., :1], steps[..., None, :], kinds).seconds()
+    return fast_seconds(RunTimes.from_steps(FIXED * factors[..., :1], steps[..., None, :], kinds))
 
 
 def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:

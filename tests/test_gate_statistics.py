@@ -12,9 +12,9 @@ import pytest
 from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
-from timings import BASELINE, CANDIDATE, noisy_block
+from timings import BASELINE, CANDIDATE, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate.figures import Figure
+from pytest_diffaccel.gate.figures import Figure, fast_seconds
 from pytest_diffaccel.gate.plan import (
     MOST_FIGURES,
     TYPICAL_SESSION_SD,
@@ -41,7 +41,7 @@ from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, 
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block
-from pytest_diffaccel.measure.step_kinds import RunTimes, step_kind_speedup
+from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.reference import Session
 
 CASES = 50
@@ -79,12 +79,22 @@ def test_figures_that_follow_each_other_widen_the_error() -> None:
     assert robust_mean(np.sort(noise)).error > 2 * robust_mean(noise).error
 
 
+def test_a_figure_is_the_speedup_of_undisturbed_steps() -> None:
+    """Every second step takes twice as long in the candidate's runs only; and one of four runs three times as long."""
+    disturbed = [2.0 if place % 4 < 2 else 1.0 for place in range(len(CANDIDATE) + 1)]
+    blocks = [Block(run(BASELINE), (run(CANDIDATE, disturbed),)) for _ in range(4)]
+    truth = math.log(speedup_of(CANDIDATE))
+    assert Figure.from_blocks(blocks).log_speedup == pytest.approx(truth, abs=0.14)
+    slow = [3.0] * len(CANDIDATE) + [1.0]
+    times = RunTimes.of([(run(CANDIDATE),), (run(CANDIDATE),), (run(CANDIDATE),), (run(CANDIDATE, slow),)])
+    assert fast_seconds(times) == pytest.approx(run(CANDIDATE).total_s)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_a_figure_is_the_step_kind_estimate_but_for_what_fast_steps_are_off_by(seed: int, count: int) -> None:
+def test_a_figure_lies_near_the_truth_on_a_quiet_machine(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)
-    blocks = [noisy_block(generator, CANDIDATE, drift_sd=0.1, run_sd=0.1, step_sd=0.05) for _ in range(count)]
-    figure = Figure.from_blocks(blocks)
-    assert figure.log_speedup == pytest.approx(math.log(step_kind_speedup(blocks).value), abs=0.045)
+    blocks = [noisy_block(generator, CANDIDATE, drift_sd=0.1, run_sd=0.003, step_sd=0.005) for _ in range(count)]
+    assert Figure.from_blocks(blocks).log_speedup == pytest.approx(math.log(speedup_of(CANDIDATE)), abs=0.03)
 
 
 def test_many_cases_at_once_are_judged_as_each_alone() -> None:
@@ -340,4 +350,4 @@ def test_designs_have_the_power_that_is_asked_of_them() -> None:
         recorded = math.hypot(0.0142 / math.sqrt(design.most), session_sd)
         assert design.power(0.0142, recorded) > 0.95
     times = RunTimes.from_steps(np.ones((1, 1)), np.ones((1, 1, len(BASELINE))), BASELINE)
-    assert math.log(times.seconds()) == pytest.approx(math.log(11))
+    assert math.log(fast_seconds(times)) == pytest.approx(math.log(11))

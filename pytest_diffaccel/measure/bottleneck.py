@@ -67,12 +67,12 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
     candidate = RunTimes.of([block.runs for block in blocks])
     plain_s, own_s = float(baseline.steps_seconds()), float(candidate.steps_seconds())
-    fixed_s = float(candidate.seconds()) - own_s
+    fixed_s = float(candidate.fixed_seconds())
     return Bottleneck(
         fixed_share=fixed_s / (fixed_s + own_s),
         flops_share=_flops(candidate, flops) / _flops(baseline, flops),
         time_share=own_s / plain_s,
-        ceiling=float(baseline.seconds()) / fixed_s,
+        ceiling=(float(baseline.fixed_seconds()) + plain_s) / fixed_s,
     )
 
 

@@ -53,23 +53,25 @@ def ratio_interval(log_ratio: float, half: float) -> Interval:
     return Interval(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
-def trimmed_mean(values: ArrayLike, prior_sd: float = _WALL_PRIOR_SD) -> tuple[Any, Any]:
+def trimmed_mean(values: ArrayLike, prior_sd: ArrayLike = _WALL_PRIOR_SD) -> tuple[Any, Any]:
     """Trimmed mean along the last axis and half the width of its 95% interval, (..., n) to (...) each.
 
-    Robust against the few values that a disturbance hit: Student's interval with the winsorised variance of Tukey and
-    McLaughlin (Sankhya A 25, 1963), moderated towards what such values are known to vary by (:func:`half_width`).
+    Robust against the few values that a disturbance hit: Student's interval with the winsorised variance (Yuen,
+    Biometrika 61, 1974), moderated towards what such values are known to vary by (:func:`half_width`).
 
     Args:
         values: at least one.
-        prior_sd: what one value is expected to vary by; that of the logarithm of a block's wall ratio.
+        prior_sd: what one value is expected to vary by, a number or (...); that of the logarithm of a block's wall
+            ratio.
     """
     array = np.asarray(values, dtype=float)
     count, kept = array.shape[-1], middle(array)
     winsorised = np.clip(array, kept[..., :1], kept[..., -1:])
     deviation = np.zeros(array.shape[:-1])
     if count > 1:
-        # The winsorised spread underestimates; dividing by the share kept corrects it (Yuen 1974).
-        deviation = np.std(winsorised, axis=-1, ddof=1) / (middle_count(count) / count)
+        # The winsorised spread underestimates that of one value of as many as are kept.
+        most = middle_count(count)
+        deviation = np.std(winsorised, axis=-1, ddof=1) * math.sqrt(count * (count - 1) / (most * (most - 1)))
     return np.mean(kept, axis=-1), half_width(deviation, count, middle_count(count) - 1, prior_sd)
 
 
@@ -112,7 +114,7 @@ def _low_place(count: int) -> tuple[int, int, float]:
     return below, min(below + 1, count - 1), min(max(position - below, 0.0), 1.0)
 
 
-def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: float, prior_df: float = _PRIOR_DF) -> Any:
+def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: ArrayLike, prior_df: float = _PRIOR_DF) -> Any:
     """Half the width of Student's 95% interval of a mean whose variance is moderated by a prior.
 
     With few samples the sample variance is as noisy as the samples; it is averaged with a variance known beforehand,
@@ -123,10 +125,10 @@ def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: float, prior
         deviation: standard deviation of one sample, of any shape; ignored without degrees of freedom.
         count: samples, at least 1.
         df: degrees of freedom of ``deviation``, at least 0; one number, or of its shape.
-        prior_sd: standard deviation of one sample, expected beforehand.
+        prior_sd: standard deviation of one sample, expected beforehand; one number, or of the shape of ``deviation``.
         prior_df: how many degrees of freedom that is worth, above 0.
     """
-    variance = (prior_df * prior_sd**2 + df * np.square(deviation)) / (prior_df + df)
+    variance = (prior_df * np.square(prior_sd) + df * np.square(deviation)) / (prior_df + df)
     return stats.t.ppf((1 + _CONFIDENCE) / 2, prior_df + df) * np.sqrt(variance / count)
 
 

@@ -1,4 +1,8 @@
-"""The step-kind estimate of a speed-up: what each kind of step costs, pooled over steps and blocks.
+"""The step-kind estimate of a speed-up: whole runs, but for steps that something held up.
+
+A kind's cost in a run is a mean, never a fast quantile of its steps: on a machine whose speed has two modes short steps
+meet the fast one more often than long ones do, and only means of both are off by as much. A run's time is made of these
+means; runs of a block are compared with each other only, since they are neighbours in time.
 
 Everything works on arrays whose leading axes are independent repetitions, so that the intervals can be checked on
 thousands of simulated measurements by the code that real ones go through.
@@ -6,34 +10,25 @@ thousands of simulated measurements by the code that real ones go through.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import half_width, low_quantile, middle, middle_count, ratio_interval
+from pytest_diffaccel.measure.statistics import middle, ratio_interval, trimmed_mean
 
 Array: TypeAlias = NDArray[np.float64]
 
-# What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
-# beside several blocks: few, since it is 0.02 to 0.03 on a quiet machine and 0.1 on one that others use; on the latter,
-# more would leave the truth outside more often (python -m benchmarks.interval_coverage).
-_PRIOR_SD, _PRIOR_DF = 0.02, 1.1
-# Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
-# quantile of all, which would hang on one or two runs and say little of its own error.
-_FASTER = 0.5
-# What fast steps and runs tell of a speed-up is off by this much (standard deviation of the logarithm): what surrounds
-# the arithmetic weighs more in a cheap step, and a low quantile sees less of it (python -m benchmarks.estimators).
-_LOW_BIAS_SD = 0.015
-# What is further apart is a disturbance of the middle ones.
-_MOST_LOW_BIAS = 3 * _LOW_BIAS_SD
-# Parts of the blocks that are left out one after the other.
-_MOST_PARTS = 20
+# Share of a run's steps at each end that count as the nearest of the others. More would see past more disturbance, and
+# be off where a few steps show the other mode of the machine's speed (python -m benchmarks.estimators).
+_WINSORISED = 0.1
+# What one block's log ratio is expected to vary by before any is seen: this much on a quiet machine, and on any half of
+# what the steps of a kind vary by within a run (python -m benchmarks.interval_coverage).
+_PRIOR_SD, _OF_STEPS = 0.02, 0.5
 
 
 @dataclass(frozen=True)
@@ -71,92 +66,72 @@ class RunTimes:
         return cls(fixed_s, by_kind, {kind: kinds.count(kind) for kind in by_kind})
 
     @cached_property
-    def levels(self) -> dict[str, Array]:
-        """What a step of each kind cost in each block, seconds, (..., n): the low quantile of its times in a run."""
-        return {kind: low_quantile(times).mean(axis=-1) for kind, times in self.step_s.items()}
+    def _relative(self) -> dict[str, Array]:
+        """Steps by kind as multiples of the median of their kind in their run, the run's furthest winsorised."""
+        relative = {kind: times / _middle_of(times) for kind, times in self.step_s.items()}
+        every = np.sort(np.concatenate(list(relative.values()), axis=-1), axis=-1)
+        cut = round(_WINSORISED * every.shape[-1])
+        low, high = every[..., cut, None], every[..., -1 - cut, None]
+        return {kind: np.clip(times, low, high) for kind, times in relative.items()}
 
     @cached_property
-    def _middle_levels(self) -> dict[str, Array]:
-        """The same by the median of its times in a run."""
-        return {kind: np.median(times, axis=-1).mean(axis=-1) for kind, times in self.step_s.items()}
+    def kind_s(self) -> dict[str, Array]:
+        """What a step of each kind cost in each run, seconds, (..., n, runs of a block): the winsorised mean."""
+        return {
+            kind: (_middle_of(self.step_s[kind]) * relative).mean(axis=-1) for kind, relative in self._relative.items()
+        }
 
-    def costs(self, kept: Any = slice(None)) -> dict[str, Array]:
-        """Cost of each kind from the fast steps of the blocks kept, seconds, (...)."""
-        return {kind: faster_mean(levels[..., kept]) for kind, levels in self.levels.items()}
+    def run_seconds(self) -> Array:
+        """What each run took by its kinds' costs and its fixed part, seconds, (..., n, runs of a block)."""
+        return self.fixed_s + sum(self.counts[kind] * cost for kind, cost in self.kind_s.items())
 
-    def seconds(self, kept: Any = slice(None)) -> Array:
-        """What a run costs by the fast steps and runs of the blocks kept, seconds, (...): its fixed part and its
-        steps' kinds.
-        """
-        return self._sum(faster_mean(self.fixed_s.mean(axis=-1)[..., kept]), self.costs(kept))
+    def step_variance(self) -> Array:
+        """Variance of a step within its run, as a share of its kind's cost squared: mean of all runs, (...)."""
+        variance: Array = np.concatenate(list(self._relative.values()), axis=-1).var(axis=-1).mean(axis=(-1, -2))
+        return variance
 
-    def middle_seconds(self, kept: Any = slice(None)) -> Array:
-        """The same by the median steps and the runs in the middle."""
-        costs = {kind: middle(levels[..., kept]).mean(axis=-1) for kind, levels in self._middle_levels.items()}
-        return self._sum(middle(self.fixed_s.mean(axis=-1)[..., kept]).mean(axis=-1), costs)
+    def costs(self) -> dict[str, Array]:
+        """Cost of each kind, seconds, (...): trimmed mean of all blocks."""
+        return {kind: _of_blocks(cost) for kind, cost in self.kind_s.items()}
+
+    def fixed_seconds(self) -> Array:
+        """What lies outside the steps of a run, seconds, (...): trimmed mean of all blocks."""
+        return _of_blocks(self.fixed_s)
 
     def steps_seconds(self) -> Array:
-        """What the steps of a run cost of :meth:`seconds`, (...)."""
-        return self._sum(np.zeros(self.fixed_s.shape[:-2]), self.costs())
-
-    def _sum(self, fixed_s: Array, costs: Mapping[str, Array]) -> Array:
-        return fixed_s + sum(self.counts[kind] * cost for kind, cost in costs.items())
+        """What the steps of a run cost, seconds, (...)."""
+        seconds: Array = np.sum([self.counts[kind] * cost for kind, cost in self.costs().items()], axis=0)
+        return seconds
 
 
-def faster_mean(values: Array) -> Array:
-    """Mean of the faster half along the last axis, (..., n) to (...); a value on the border counts in part."""
-    count = values.shape[-1]
-    ends = np.arange(1, count + 1) / count
-    weights = np.clip(_FASTER - (ends - 1 / count), 0, 1 / count)
-    mean: Array = np.sort(values, axis=-1) @ (weights / weights.sum())
+def _middle_of(times: Array) -> Array:
+    found: Array = np.median(times, axis=-1, keepdims=True)
+    return found
+
+
+def _of_blocks(values: Array) -> Array:
+    """Trimmed mean of blocks, (..., n, runs of a block) to (...)."""
+    mean: Array = middle(values.mean(axis=-1)).mean(axis=-1)
     return mean
 
 
 def log_speedup(baseline: RunTimes, candidate: RunTimes) -> tuple[Array, Array]:
     """Logarithm of the speed-up and half the width of its 95% interval, (...) each.
 
-    Two estimates are combined. What fast steps and runs say is precise on a machine that others use, too, but off by a
-    percent or two; what the middle ones say is off by nothing, and as noisy as the machine. Each counts by the inverse
-    of its mean squared error, which the blocks themselves tell.
-
-    Spreads are a jackknife's over up to twenty parts of the blocks, each a stretch of time, so that blocks that
-    resemble their neighbours are not taken for independent ones (Kuensch, Annals of Statistics 17, 1989). They are
-    moderated by what blocks are known to vary by (:func:`.statistics.half_width`).
+    A trimmed mean of the blocks' log ratios (:func:`.statistics.trimmed_mean`). How much steps vary within runs tells
+    how restless the machine is before many blocks do; the interval's prior takes it in.
 
     Args:
         baseline: unaccelerated runs.
         candidate: accelerated runs of the same blocks.
     """
-    count = baseline.fixed_s.shape[-2]
-
-    def low_and_gap(kept: Any) -> Array:
-        low = np.log(baseline.seconds(kept) / candidate.seconds(kept))
-        middle = np.log(baseline.middle_seconds(kept) / candidate.middle_seconds(kept))
-        return np.array([low, np.clip(middle - low, -_MOST_LOW_BIAS, _MOST_LOW_BIAS)])
-
-    low, gap = low_and_gap(slice(None))
-    parts = min(count, _MOST_PARTS)
-    places = np.arange(count)
-    if parts == 1:
-        return low, half_width(np.zeros_like(low), count, 0, _PRIOR_SD)
-    without = np.array([low_and_gap(places * parts // count != part) for part in range(parts)])
-    # The jackknife's variance of the gap, with one degree of freedom of what blocks are known to vary by.
-    gap_variance = ((parts - 1) ** 2 * np.var(without[:, 1], axis=0) + _PRIOR_SD**2 / count) / parts
-    middle_share = _LOW_BIAS_SD**2 / (_LOW_BIAS_SD**2 + gap_variance)
-    # Of one block, so that it is comparable with the prior.
-    deviation = np.sqrt((parts - 1) * np.var(without[:, 0] + middle_share * without[:, 1], axis=0) * count)
-    # As for a trimmed mean, only the values that count are worth degrees of freedom.
-    df_low, df_middle = math.ceil(_FASTER * parts) - 1, middle_count(parts) - 1
-    df = np.maximum(1.0, df_low + middle_share * (df_middle - df_low))
-    return low + middle_share * gap, half_width(deviation, count, df, _PRIOR_SD, _PRIOR_DF)
+    ratios = np.log(baseline.run_seconds()).mean(axis=-1) - np.log(candidate.run_seconds()).mean(axis=-1)
+    of_steps = (baseline.step_variance() + candidate.step_variance()) / 2
+    return trimmed_mean(ratios, np.sqrt(_PRIOR_SD**2 + _OF_STEPS**2 * of_steps))
 
 
 def step_kind_speedup(blocks: Sequence[Block]) -> Interval:
-    """Speed-up from the cost of each kind of step, pooled over steps and blocks.
-
-    A run's time is the fixed part (text encoder, VAE, set-up) and the sum of its steps' costs. The cost of a kind is,
-    on a noisy machine, the mean over the faster half of the runs of the low quantile of its step times there, since
-    disturbance only ever adds time; on a quiet one, more and more the trimmed mean of the runs' medians.
+    """Speed-up from the mean cost of each kind of step in each run, but for steps that something held up.
 
     Args:
         blocks: at least one, with as many runs each.

@@ -122,7 +122,7 @@ def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> C
 def _bar(label: str, params: str, place: int, times: RunTimes, plain_s: float) -> list[dict[str, Any]]:
     costs = times.costs()
     parts = [(kind, count, float(costs[kind])) for kind, count in times.counts.items()]
-    outside = float(times.seconds() - times.steps_seconds())
+    outside = float(times.fixed_seconds())
     rows: list[dict[str, Any]] = []
     start = 0.0
     for kind, count, each in [(_OUTSIDE, 1, outside), *parts]:
