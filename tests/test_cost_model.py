@@ -15,11 +15,11 @@ from timings import BASELINE, CANDIDATE, COSTS, FULL, SHALLOW, noisy_block, run,
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import low_quantile_of
+from pytest_diffaccel.measure.statistics import low_quantile_of, wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.fewer_steps import steps_as_fast
-from pytest_diffaccel.search.kind_costs import Cost, KindCosts
+from pytest_diffaccel.search.kind_costs import KindCosts
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", len(BASELINE))
@@ -133,22 +133,16 @@ def test_steps_that_wait_for_the_host_at_times_cost_what_they_cost_when_they_do_
     assert np.mean(hits) >= 0.95
 
 
-@given(st.lists(st.floats(0.05, 0.5), min_size=3, max_size=60), st.lists(st.floats(1.0, 3.0), min_size=60, max_size=60))
-def test_a_kinds_cost_lies_between_its_low_quantile_and_its_median(times: list[float], waits: list[float]) -> None:
-    """On a machine of which the baseline shows no noise; and no waiting makes a kind cheaper."""
+@given(st.lists(st.floats(0.05, 0.5), min_size=3, max_size=60))
+def test_a_kinds_cost_lies_no_farther_above_its_low_quantile_than_noise_explains(times: list[float]) -> None:
+    """Three times 2.5%, which unaccelerated runs are taken to vary by before there are many."""
     baseline = RunTiming(1.12, (0.1,) * 10, BASELINE)
-
-    def cost(steps_s: Sequence[float]) -> Cost:
-        runs = [RunTiming(10 * step_s + 0.12, (step_s,) * 10, (SHALLOW,) * 10) for step_s in steps_s]
-        blocks = [Block(baseline, (run,), "", float(place)) for place, run in enumerate(runs)]
-        return KindCosts.from_blocks([(deepcache(2), blocks)]).kinds[SHALLOW]
-
-    found = cost(times)
+    runs = [RunTiming(10 * step_s + 0.12, (step_s,) * 10, (SHALLOW,) * 10) for step_s in times]
+    blocks = [Block(baseline, (run,), "", float(place)) for place, run in enumerate(runs)]
+    found = KindCosts.from_blocks([(deepcache(2), blocks)]).kinds[SHALLOW]
     logs = [math.log(step_s / 0.1) for step_s in times]
-    assert low_quantile_of(logs) - 1e-9 <= found.log_ratio <= float(np.median(logs)) + 1e-9
-    waited = cost([step_s * factor for step_s, factor in zip(times, waits, strict=False)])
-    assert waited.log_ratio >= found.log_ratio - 1e-9
-    assert min(found.variance, waited.variance) > 0
+    assert min(logs) - 0.01 <= found.log_ratio <= low_quantile_of(logs) + 3 * 0.025 + 0.01
+    assert found.variance > 0
 
 
 def test_what_the_median_says_more_than_noise_explains_widens_the_interval() -> None:
@@ -211,12 +205,12 @@ def test_a_contradicted_prediction_is_named_and_widens_every_interval() -> None:
 
 
 def test_a_slower_machine_in_between_changes_nothing() -> None:
-    """Costs are relative to the block's own baseline: candidates measured on a throttled machine pool with others."""
+    """Costs are relative to the machine's level about then: candidates measured on a throttled one pool with others."""
     quick = searched(0, run_sd=0.0, step_sd=0.0)
     slow = searched(1, run_sd=0.0, step_sd=0.0, drift_sd=2.0)
     truth = [speedup.value for speedup in predicted(quick)]
     mixed = [speedup.value for speedup in predicted([*slow[:3], *quick[3:]])]
-    assert mixed == pytest.approx(truth, rel=1e-9)
+    assert mixed == pytest.approx(truth, rel=1e-3)
 
 
 @pytest.mark.parametrize("fewer", [1, 4, 9, 10])
@@ -238,6 +232,57 @@ def test_other_step_counts_share_the_costs() -> None:
     longer = Candidate(Cell("SD1.5", "UniPCMultistepScheduler", 50), "DeepCache", deepcache(5).params)
     (speedup,) = predicted(timed, [longer])
     assert speedup.value == pytest.approx((50 * 0.1 + 0.12) / (10 * 0.1 + 40 * 0.04 + 0.12), rel=5e-3)
+
+
+def calibrated(seed: int, dwell_s: float) -> Timed:
+    """Groups of a short run of each of three candidates and of the baseline, in random order, on a machine with two
+    speeds: modes last so long on average, and in the slow one all takes a third longer.
+    """
+    generator = np.random.default_rng(seed)
+    left, factor = generator.exponential(dwell_s), 1.0
+
+    def timed(kinds: Sequence[str]) -> RunTiming:
+        nonlocal left, factor
+        noise = []
+        for cost_s in [COSTS[kind] for kind in kinds] + [0.12]:
+            took = 0.0
+            work = cost_s * math.exp(generator.normal(0, 0.02))
+            while work * factor > left:
+                took, work = took + left, work - left / factor
+                left, factor = generator.exponential(dwell_s), 1.32 if factor == 1.0 else 1.0
+            left -= work * factor
+            noise.append((took + work * factor) / cost_s)
+        return run(kinds, noise)
+
+    kinds = {candidate: kinds_of(candidate)[:7] for candidate in map(deepcache, (2, 3, 5))}
+    blocks: dict[Candidate, list[Block]] = {candidate: [] for candidate in kinds}
+    for group in range(20):
+        made: dict[Candidate | None, RunTiming] = {}
+        order = [None, *kinds]
+        for place in generator.permutation(len(order)):
+            one = order[place]
+            made[one] = timed(("plain",) * 7 if one is None else kinds[one])
+        for candidate, own in blocks.items():
+            own.append(Block(made[None], (made[candidate],), "", float(group)))
+    return [(candidate, tuple(own)) for candidate, own in blocks.items()]
+
+
+@pytest.mark.parametrize("dwell_s", [0.1, 1.0, 10.0])
+def test_short_runs_tell_whole_ones_on_a_machine_with_two_speeds(dwell_s: float) -> None:
+    """Pooled costs are not biased, nearer to the truth than each candidate's own blocks, and honest."""
+    pooled, own, hits = [], [], []
+    for seed in range(12):
+        timed = calibrated(seed, dwell_s)
+        model = CostModel.fit(REGISTRY, timed)
+        for (candidate, blocks), speedup in zip(timed, model.speedups([one for one, _ in timed]), strict=True):
+            truth = speedup_of(kinds_of(candidate))
+            short = speedup_of(kinds_of(candidate)[:7]) * run(("plain",) * 7).total_s / run(BASELINE).total_s
+            own.append(math.log(wall_speedup(blocks).value / short))
+            pooled.append(math.log(speedup.value / truth))
+            hits.append(speedup.low <= truth <= speedup.high)
+    assert abs(np.mean(pooled)) < 0.01
+    assert root_mean_square(pooled) < max(0.9 * root_mean_square(own), 0.007)
+    assert np.mean(hits) >= 0.93
 
 
 def test_longer_runs_of_before_are_understood_after_many_shorter_ones() -> None:

@@ -17,6 +17,9 @@ from pytest_diffaccel.measure.measurement import Block, Interval
 _CONFIDENCE = 0.95
 # Share of block log ratios trimmed at each end before averaging them.
 _TRIM = 0.2
+#: Share of a run's steps at each end that count as the nearest of the others. More would see past more disturbance, and
+#: be off where a few steps show the other mode of the machine's speed (python -m benchmarks.estimators).
+WINSORISED = 0.1
 # Disturbance only ever adds time: a kind's cost is the low quantile of its step times.
 _COST_QUANTILE = 0.10
 
@@ -85,6 +88,14 @@ def middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
     count = values.shape[-1]
     cut = (count - middle_count(count)) // 2
     return np.sort(values, axis=-1)[..., cut : count - cut]
+
+
+def winsorised_mean(values: Sequence[float]) -> float:
+    """Mean of at least one value, of which a tenth at each end counts as the nearest of the others."""
+    ordered = sorted(values)
+    cut = round(WINSORISED * len(ordered))
+    inner = ordered[cut : len(ordered) - cut]
+    return (sum(inner) + cut * (inner[0] + inner[-1])) / len(ordered)
 
 
 def low_quantile(values: ArrayLike) -> Any:

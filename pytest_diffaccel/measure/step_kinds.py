@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
-from pytest_diffaccel.measure.statistics import middle, ratio_interval, trimmed_mean
+from pytest_diffaccel.measure.statistics import WINSORISED, middle, ratio_interval, trimmed_mean
 
 Array: TypeAlias = NDArray[np.float64]
 
-# Share of a run's steps at each end that count as the nearest of the others. More would see past more disturbance, and
-# be off where a few steps show the other mode of the machine's speed (python -m benchmarks.estimators).
-_WINSORISED = 0.1
 # What one block's log ratio is expected to vary by before any is seen: this much on a quiet machine, and on any half of
 # what the steps of a kind vary by within a run (python -m benchmarks.interval_coverage).
 _PRIOR_SD, _OF_STEPS = 0.02, 0.5
@@ -70,7 +67,7 @@ class RunTimes:
         """Steps by kind as multiples of the median of their kind in their run, the run's furthest winsorised."""
         relative = {kind: times / _middle_of(times) for kind, times in self.step_s.items()}
         every = np.sort(np.concatenate(list(relative.values()), axis=-1), axis=-1)
-        cut = round(_WINSORISED * every.shape[-1])
+        cut = round(WINSORISED * every.shape[-1])
         low, high = every[..., cut, None], every[..., -1 - cut, None]
         return {kind: np.clip(times, low, high) for kind, times in relative.items()}
 

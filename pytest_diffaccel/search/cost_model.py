@@ -50,10 +50,11 @@ class CostModel:
         fixed: cost of what is not a step, by accelerator; ``""`` is the baseline.
     """
 
-    def __init__(self, registry: Registry, kinds: Mapping[str, Cost], fixed: Mapping[str, Cost]) -> None:
+    def __init__(self, registry: Registry, costs: KindCosts) -> None:
         self.registry = registry
-        self.kinds = kinds
-        self.fixed = fixed
+        self.kinds = costs.kinds
+        self.fixed = costs.fixed
+        self._errors = costs.covariance
         self._predicted: dict[Candidate, Interval] = {}
 
     @classmethod
@@ -64,8 +65,7 @@ class CostModel:
             registry: the methods known.
             timed: blocks of one environment; candidates of any of its cells and accelerators.
         """
-        costs = KindCosts.from_blocks(timed)
-        return cls(registry, costs.kinds, costs.fixed)
+        return cls(registry, KindCosts.from_blocks(timed))
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
@@ -109,9 +109,8 @@ class CostModel:
     @cached_property
     def _regression(self) -> Regression:
         kinds = list(self.kinds)
-        estimates = self.kinds.values()
-        values = np.array([one.log_ratio for one in estimates])
-        return Regression(self._covariance(kinds, kinds), values, np.array([one.variance for one in estimates]))
+        values = np.array([one.log_ratio for one in self.kinds.values()])
+        return Regression(self._covariance(kinds, kinds), values, self._errors)
 
     def _covariance(self, one: Sequence[str], other: Sequence[str]) -> Array:
         """Prior covariance of the log costs of kinds, (len(one), len(other))."""

@@ -19,7 +19,7 @@ class Regression:
     Attributes:
         prior: covariance of the known points, (n, n).
         values: what was seen at them, (n,).
-        noise: variance of each value, (n,), above 0.
+        noise: variance of each value, (n,), above 0; or, where their errors go together, their covariance, (n, n).
     """
 
     prior: Array
@@ -28,7 +28,8 @@ class Regression:
 
     @cached_property
     def _precision(self) -> Array:
-        inverse: Array = np.linalg.inv(self.prior + np.diag(self.noise)).astype(np.float64)
+        noise = np.diag(self.noise) if self.noise.ndim == 1 else self.noise
+        inverse: Array = np.linalg.inv(self.prior + noise).astype(np.float64)
         return inverse
 
     @cached_property
