@@ -156,7 +156,7 @@ def describe_environment(
         pipe=pipe,
         model_source=model_source,
         weights={name: _weights_identity(source) for name, source in weights.items()},
-        device=_device_name(device),
+        device=device_name(device),
         driver=_driver_version() if device.type == "cuda" else "",
         threads=torch.get_num_threads(),
         versions=_versions(),
@@ -231,7 +231,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The GPU's model name, or the CPU's with the number of cores that this process may use."""
     if device.type == "cuda":
         import torch
 
