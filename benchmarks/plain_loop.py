@@ -164,6 +164,8 @@ def scenes(settings: Settings) -> Iterator[Scene]:
         use_share_of_cores(number_of_gpus(), 1)
     for name in _LIBRARIES:
         import_module(name)
+    # Else it says for every picture that CLIP cut a long prompt off.
+    import_module("diffusers.utils.logging").set_verbosity_error()
     source = ModelSource.from_option(settings.models)
     for pipe, cells in groupby(settings.cells, key=lambda cell: cell.pipe):
         pipeline = load_pipeline(pipe, models=source, device="cpu" if settings.gpus is None else "cuda")

@@ -8,6 +8,7 @@ the search's samples: nothing that a search estimates by is used.
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 import time
@@ -273,9 +274,13 @@ def make(path: Path, settings: Settings, blocks: int, also: Iterable[Candidate])
 
 def _calls_left(truth: Truth, blocks: int, batches: int) -> int:
     """Calls of a pipeline that a table lacks, not counting the baseline's pictures and warm-ups."""
-    unscored = sum(not one.losses for one in truth.points.values())
-    runs = sum(max(0, blocks - len(one.seconds)) for one in truth.points.values())
-    return unscored * batches + runs + runs // _ABREAST
+    every = truth.points.values()
+    calls = batches * sum(not one.losses for one in every)
+    for cell in {one.candidate.cell for one in every}:
+        for turn in range(blocks):
+            runs = sum(one.candidate.cell == cell and len(one.seconds) <= turn for one in every)
+            calls += runs + math.ceil(runs / _ABREAST)
+    return calls
 
 
 @dataclass
@@ -295,7 +300,7 @@ class Progress:
     def add(self, calls: int, what: str) -> None:
         """Some calls more are done."""
         self.done += calls
-        left_s = (time.monotonic() - self.began) / self.done * max(0, self.calls - self.done)
+        left_s = (time.monotonic() - self.began) / self.done * (self.calls - self.done)
         print(f"{what}: {self.done}/{self.calls} calls, {left_s / 60:.1f} min left", file=sys.stderr, flush=True)
 
 
