@@ -3,11 +3,12 @@
 Run ``python -m benchmarks.plain_loop --pipe SD1.5 --sched DDIM --steps 20 --grid coarse --result loop.json``. It takes
 the options of ``pytest benches`` and goes by those that say what is searched: cells, accelerators, grid, models, GPUs,
 samples, batch size, prompts, seed and largest loss. 52 points (one cell, coarse grid, 8 samples) take about two minutes
-on a CPU core, the full grid of 358 about 15.
+on a CPU core, the full grid of 358 about a quarter of an hour.
 
 It is as quick as such a script can be made: pictures stay in memory, nothing is counted, checked or watched, LPIPS is
-computed in batches, and the embedded pipelines run on one thread, as in a search. A point's speed-up is the quotient of
-two wall times, each taken once, and the winner of a target is the point of least loss whose speed-up reaches it.
+computed in batches, and the embedded pipelines run on one thread, as in a search. Of several GPUs it uses the first. A
+point's speed-up is the quotient of two wall times, each taken once, and the winner of a target is the point of least
+loss whose speed-up reaches it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.devices import choose_gpus, number_of_gpus, use_gpu
+from pytest_diffaccel.devices import NoSuchGpu, choose_gpus, number_of_gpus, use_gpu
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, candidates
 from pytest_diffaccel.measure.prompts import default_prompts, read_prompts, select
 from pytest_diffaccel.measure.quality import lpips_distances
@@ -139,12 +140,15 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     """What parsed options of a search mean.
 
     Raises:
-        SystemExit: naming the bad value.
+        SystemExit: naming the bad value, or the GPU that is not there.
     """
     try:
-        return Settings.from_options(arguments, default_registry().names)
-    except OptionError as error:
+        settings = Settings.from_options(arguments, default_registry().names)
+        if settings.gpus is not None:
+            choose_gpus(settings.gpus)
+    except (OptionError, NoSuchGpu) as error:
         raise SystemExit(str(error)) from None
+    return settings
 
 
 def points(settings: Settings, cell: Cell) -> list[Candidate]:

@@ -155,6 +155,19 @@ class Truth:
         fast = [one for one in self._allowed(key, max_loss) if one.speedup.value >= key.target]
         return min(fast, key=lambda one: one.lpips, default=None)
 
+    def is_sure(self, key: GoldenKey, max_loss: float) -> bool:
+        """Whether the winner is the same at both ends of all intervals."""
+        allowed = self._allowed(key, max_loss)
+        slow, fast = (
+            min(
+                (one for one in allowed if getattr(one.speedup, end) >= key.target),
+                key=lambda one: one.lpips,
+                default=None,
+            )
+            for end in ("low", "high")
+        )
+        return slow is fast
+
     def surely_met(self, key: GoldenKey, max_loss: float) -> bool:
         """Whether a contender of allowed loss surely reaches the target."""
         return any(one.speedup.low >= key.target for one in self._allowed(key, max_loss))

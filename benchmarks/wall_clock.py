@@ -401,6 +401,7 @@ def make_truth(arguments: argparse.Namespace, settings: Settings) -> None:
         "half_width_median": statistics.median(one.speedup.half_width_ratio for one in every),
         "targets": len(truth.keys),
         "targets_met": sum(truth.winner(key, settings.max_quality_loss) is not None for key in truth.keys),
+        "winners_that_are_sure": sum(truth.is_sure(key, settings.max_quality_loss) for key in truth.keys),
         "device": truth.device,
     }
     show(f"{arguments.make_truth.name}: what is true", [], summary, as_json=arguments.json)
