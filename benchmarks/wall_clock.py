@@ -3,14 +3,15 @@
 Run ``python -m benchmarks.wall_clock --repeats 3 -- --pipe SD1.5 --sched DDIM --steps 20 --grid coarse`` on a quiet
 machine; what follows ``--`` goes to both, to :mod:`benchmarks.plain_loop` and to ``pytest benches``. Each run starts
 from nothing, in a folder of its own, and is timed from outside, imports included; the pairs take turns in who is first.
-A pair of one cell with the coarse grid takes about ten minutes on a CPU core, with the full one about half an hour.
+On two CPU cores a pair of one cell takes 5 to 15 minutes with the coarse grid, and about an hour with the full one.
 ``--folder`` keeps the runs, and the same command goes on where it was interrupted.
 
 With ``--truth FILE`` the winners of both are judged by a table of what is true, which
-``python -m benchmarks.wall_clock --make-truth FILE --blocks 8 -- <options>`` makes once (three minutes a block for the
-coarse grid of one cell; :mod:`benchmarks.true_table` says how, and what counts as right). A search of the full grid may
-name points beyond it: ``--also FOLDER`` adds those that the runs in ``--folder FOLDER`` named. ``--setting NAME`` keeps
-the result as that setting's row of ``docs/figures/wall_clock.json``.
+``python -m benchmarks.wall_clock --make-truth FILE --blocks 8 -- <options>`` makes once: in about a quarter of an hour
+for the coarse grid of one cell, and two hours for the full one. :mod:`benchmarks.true_table` says how, and what counts
+as right. A search of the full grid may name points beyond it: ``--also FOLDER`` adds to the table those that the runs in
+``--folder FOLDER`` named. ``--setting NAME`` keeps the result as that setting's row of
+``docs/figures/wall_clock.json``.
 """
 
 from __future__ import annotations
