@@ -9,8 +9,8 @@ On two CPU cores a pair of one cell takes 5 to 15 minutes with the coarse grid, 
 With ``--truth FILE`` the winners of both are judged by a table of what is true, which
 ``python -m benchmarks.wall_clock --make-truth FILE --blocks 8 -- <options>`` makes once: in about a quarter of an hour
 for the coarse grid of one cell, and two hours for the full one. :mod:`benchmarks.true_table` says how, and what counts
-as right. A search of the full grid may name points beyond it: ``--also FOLDER`` adds to the table those that the runs in
-``--folder FOLDER`` named. ``--setting NAME`` keeps the result as that setting's row of
+as right. A search of the full grid may name points beyond it: ``--also FOLDER`` adds to the table those that the runs
+in ``--folder FOLDER`` named. ``--setting NAME`` keeps the result as that setting's row of
 ``docs/figures/wall_clock.json``.
 """
 
