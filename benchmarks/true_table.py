@@ -78,7 +78,7 @@ class TruePoint:
         return self.speedup.high >= target * (1 - SPEED_TOLERANCE)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, rounded; figures only where they are known."""
+        """What JSON can say; figures only where they are known."""
         made: dict[str, Any] = {
             "cell": asdict(self.candidate.cell),
             "accelerator": self.candidate.accelerator,
@@ -90,8 +90,8 @@ class TruePoint:
             made["speedup"] = [round(end, _RATIO_DECIMALS) for end in ends]
         if self.losses:
             made["lpips"] = round(self.lpips, _LOSS_DECIMALS)
-            made["losses"] = [round(loss, _LOSS_DECIMALS) for loss in self.losses]
-        made["seconds"] = [[round(value, _SECONDS_DECIMALS) for value in pair] for pair in self.seconds]
+            made["losses"] = self.losses
+        made["seconds"] = self.seconds
         return made
 
     @classmethod
@@ -359,7 +359,8 @@ class _Maker:
                 images = generate.observed(*first, None)
             images = [*images, *(image for batch in others for image in generate.observed(*batch, None))]
             self._warm |= set(generate.kinds)
-        point.losses = self._scene.losses(images, references)
+        # Rounded as they are kept, here and below: a table that is gone on with is the one that was not interrupted.
+        point.losses = tuple(round(loss, _LOSS_DECIMALS) for loss in self._scene.losses(images, references))
 
     def _time(self, part: Sequence[TruePoint], turn: int, seed: str) -> None:
         """One block: the baseline and some points, in random order."""
@@ -373,7 +374,9 @@ class _Maker:
             order = random.Random(f"{_SEED} {seed}").randrange(2**32)
             (made,) = run_blocks(self._timed(baseline, turn), runs, 1, seed=order, watch=self._watch)
         for point, block in zip(part, made, strict=True):
-            point.seconds.append((block.baseline.total_s, block.runs[0].total_s))
+            point.seconds.append(
+                (round(block.baseline.total_s, _SECONDS_DECIMALS), round(block.runs[0].total_s, _SECONDS_DECIMALS))
+            )
 
     def _warm_up(self, generators: Iterable[Generate]) -> None:
         for generate in generators:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from searches import embedded_folder
 
@@ -279,6 +280,14 @@ def test_pairs_take_turns_and_what_is_finished_is_not_run_again(
         wall_clock.main()
 
 
+def test_a_busy_process_runs_meanwhile_and_no_longer() -> None:
+    before = set(psutil.Process().children())
+    with wall_clock._busy_process():
+        (busy,) = set(psutil.Process().children()) - before
+        assert busy.is_running()
+    assert not busy.is_running()
+
+
 def test_options_mean_what_they_mean_in_a_search() -> None:
     read = settings("--num-samples", "2", "--prompts", "prompts.txt")
     assert (read.cells, read.accelerators, read.coarse, read.num_samples) == ((CELL,), ("ToMe",), True, 2)
@@ -324,3 +333,17 @@ def test_the_loop_and_the_table_run_on_a_pipeline(
     for one in looped["points"]:
         assert made["points"][one["candidate"]]["losses"] == pytest.approx(one["lpips"], abs=2e-6)
         assert len(made["points"][one["candidate"]]["seconds"]) == 2
+
+    # A winner that a search found beyond the grid.
+    beyond = Candidate(cell, "ToMe", {"ToMe": {"ratio": 0.45, "max_downsample": 2}})
+    found = tmp_path / "runs" / "search-1" / "golden.json"
+    found.parent.mkdir(parents=True)
+    name = str(GoldenKey("SD1.5", "DDIM", 3, "ToMe", 1.2))
+    found.write_text(json.dumps({name: {"status": "met", "params": beyond.params}}))
+    also = ["--also", str(tmp_path / "runs"), "--blocks", "2", "--json"]
+    monkeypatch.setattr(sys, "argv", ["wall_clock", "--make-truth", str(table), *also])
+    wall_clock.main()
+    assert json.loads(capsys.readouterr().out)["points"] == len(looped["points"]) + 1
+    points = json.loads(table.read_text())["points"]
+    assert (points[beyond.key]["contends"], len(points[beyond.key]["seconds"])) == (False, 2)
+    assert {key: one for key, one in points.items() if key != beyond.key} == made["points"]
