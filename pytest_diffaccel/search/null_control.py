@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -26,8 +25,8 @@ _ALONE = 4
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
     """Measure the scale with the unaccelerated pipeline of ``cell``, on the search's first batch."""
     batch = bench.batches(cell, "search", bench.settings.batch_size)[0]
+    references = bench.references(cell, "search")
     with bench.lock.generating(), bench.spending("scale of losses"), bench.generating(cell, {}) as generate:
-        references = References(generate(batch.prompts, batch.seeds), str(generate.pipeline.device))
 
         def distance(images: Sequence[Image]) -> float:
             return float(np.mean(references.distances(images)))
