@@ -17,7 +17,7 @@ from benchmarks.recorded import Point
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.calibrate import KNOWN_HALF_WIDTH
+from pytest_diffaccel.search.calibrate import is_predicted
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.plan import Plan
 from pytest_diffaccel.search.racing import explore, settle
@@ -156,7 +156,7 @@ class Replay:
         while open_ones and self.spent < _CALIBRATION_SHARE * self.table.exhaustive_time:
             widths = [one.half_width_ratio for one in self._fitted.speedups(open_ones)]
             order = np.argsort(widths, kind="stable")[::-1][:_ROUND]
-            if widths[order[0]] <= KNOWN_HALF_WIDTH:
+            if all(is_predicted(one) for one in self._fitted.speedups(open_ones)):
                 return
             for place in sorted(order.tolist(), reverse=True):
                 one = open_ones.pop(place)

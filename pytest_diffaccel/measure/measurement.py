@@ -179,7 +179,7 @@ class Measurement:
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
         peak_memory_mb: highest memory during the candidate's runs (CUDA: allocated; CPU: resident), MiB.
         flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
-            counted for winners only.
+            counted for winners on GPUs only.
     """
 
     candidate: Candidate

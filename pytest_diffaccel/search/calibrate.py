@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
@@ -19,29 +19,30 @@ from statistics import median
 from pytest_diffaccel import matrix
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.blocks import order_seed
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
-from pytest_diffaccel.measure.measurement import Round, RunTiming
+from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.knowledge import Knowledge
+from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline
 from pytest_diffaccel.search.short_runs import ShortRuns
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
 
-#: A speed-up is known when its 95% interval reaches no farther to either side, as a share of it.
-KNOWN_HALF_WIDTH = 0.03
+# A speed-up is known when its 95% interval reaches no farther to either side, as a share of it.
+_KNOWN_HALF_WIDTH = 0.03
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
-_SHARE, _LEAST_ROUNDS = 0.12, 4
+_SHARE, _LEAST_ROUNDS = 0.15, 4
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
@@ -91,9 +92,16 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration:
             bench.store.forget_rounds(environment)
             bench.reread(cell)
         candidates = candidates_of(bench, cell)
-        made = timer.narrow(candidates, KNOWN_HALF_WIDTH, _share_is_spent(bench, cell, candidates))
+        made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
     widest = max(one.half_width_ratio for one in bench.known(cell).costs.speedups(candidates))
     return Calibration(made, time.monotonic() - began, widest, baseline_s(bench.known(cell), cell.steps))
+
+
+def is_predicted(speedup: Interval) -> bool:
+    """Whether a speed-up is known as well as the search needs it: better where it may or may not reach a target."""
+    if speedup.half_width_ratio <= _KNOWN_HALF_WIDTH:
+        return True
+    return speedup.half_width_ratio <= VAGUE_SPEEDUP and not any(is_borderline(speedup, target) for target in TARGETS)
 
 
 def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
@@ -144,12 +152,14 @@ class Timer:
         self._batch = bench.batches(cell, "search")[0]
         self._tried: set[str] = set()
 
-    def narrow(self, candidates: Sequence[Candidate], half_width_ratio: float, time_is_up: TimeIsUp) -> int:
+    def narrow(
+        self, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool], time_is_up: TimeIsUp
+    ) -> int:
         """Make rounds until the speed-ups of all candidates are known, or time is up.
 
         Args:
             candidates: of this pipe, of any number of steps.
-            half_width_ratio: what counts as known, as :data:`KNOWN_HALF_WIDTH`.
+            is_known: whether a speed-up is known well enough.
             time_is_up: asked before each round.
 
         Returns:
@@ -162,7 +172,7 @@ class Timer:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
         with self._bench.lock.timing(), self._bench.spending("short runs"):
-            while runs := self._most_telling(short.without(self._failed()), candidates, half_width_ratio):
+            while runs := self._most_telling(short.without(self._failed()), candidates, is_known):
                 if time_is_up():
                     break
                 self._make_round(runs)
@@ -189,19 +199,19 @@ class Timer:
         return True
 
     def _most_telling(
-        self, short: ShortRuns, candidates: Sequence[Candidate], half_width_ratio: float
+        self, short: ShortRuns, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool]
     ) -> list[Candidate]:
         """The short runs of the next round: of the candidates that are known least, none of them twice."""
         speedups = self._bench.known(self._cell).costs.speedups(candidates)
-        widths = [one.half_width_ratio for one in speedups]
-        order = sorted(range(len(candidates)), key=lambda place: -widths[place])
+        open_ones = [pair for pair in zip(speedups, candidates, strict=True) if not is_known(pair[0])]
+        open_ones.sort(key=lambda pair: -pair[0].half_width_ratio)
         runs: dict[str, Candidate] = {}
-        for place in order:
-            if widths[place] <= half_width_ratio or len(runs) == _RUNS:
-                break
-            run = short.best_for(candidates[place])
+        for _, candidate in open_ones:
+            run = short.best_for(candidate)
             if run is not None:
                 runs.setdefault(run.key, run)
+            if len(runs) == _RUNS:
+                break
         return list(runs.values())
 
     def _make_round(self, runs: Sequence[Candidate]) -> Round | None:

@@ -139,7 +139,8 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
         with bench.lock.timing(), bench.spending("verification"):
             bench.warm_up(cell, baseline)
             _time_together(bench, baseline, subjects, batches)
-        _count_flops(bench, baseline, subjects, batches[0])
+        if bench.settings.gpus is not None:  # a CPU computes and launches by itself: nothing waits for anything there
+            _count_flops(bench, baseline, subjects, batches[0])
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
     references = bench.references(cell, "winner")

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate import Timer
 from pytest_diffaccel.search.evaluation import measure_together
 from pytest_diffaccel.search.fewer_steps import rival
 from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.reach import is_borderline
 from pytest_diffaccel.search.select import Choice, Option, choose
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -127,9 +128,14 @@ def _narrow(bench: Workbench, cell: Cell, chosen: Sequence[Candidate], groups: S
         return time.monotonic() >= stop
 
     goal = VERIFIED_HALF_WIDTH["cpu" if bench.settings.gpus is None else "cuda"]
-    timer.narrow(chosen, goal, time_is_up)
-    borderline = [one for group in groups for one in group.borderline]
-    timer.narrow(borderline, _BORDERLINE_HALF_WIDTH, time_is_up)
+    timer.narrow(chosen, lambda speedup: speedup.half_width_ratio <= goal, time_is_up)
+    timer.narrow([one for group in groups for one in group.borderline], _is_decided, time_is_up)
+
+
+def _is_decided(speedup: Interval) -> bool:
+    """Whether it is known which targets a speed-up reaches, or timing it further would hardly tell."""
+    borderline = any(is_borderline(speedup, target) for target in TARGETS)
+    return not borderline or speedup.half_width_ratio <= _BORDERLINE_HALF_WIDTH
 
 
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
