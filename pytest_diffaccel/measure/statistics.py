@@ -20,7 +20,7 @@ _TRIM = 0.2
 #: Share of a run's steps at each end that count as the nearest of the others. More would see past more disturbance, and
 #: be off where a few steps show the other mode of the machine's speed (python -m benchmarks.estimators).
 WINSORISED = 0.1
-# Disturbance only ever adds time: a kind's cost is the low quantile of its step times.
+# Disturbance only ever adds time: the low quantile of step times tells of undisturbed ones.
 _COST_QUANTILE = 0.10
 
 # What one block's log ratio is expected to vary by before any is seen, and how many degrees of freedom that is worth
