@@ -217,7 +217,7 @@ def test_pairs_become_a_row_of_their_setting(tmp_path: Path) -> None:
     pairs = [pair(30.0, 10.0, {key(1.2): candidate(2), key(4.0): None}), pair(20.0, 10.0, {key(1.2): candidate(2)})]
     verdicts = wall_clock.judged(pairs, TABLE, MAX_LOSS)
     row = wall_clock.setting_row("quiet", "command", pairs, verdicts)
-    assert (row["brute_force_s"], row["ours_s"], row["ratio"], row["repeats"]) == (25.0, 10.0, 2.5, 2)
+    assert (row["brute_force_s"], row["ours_s"], row["ratio"], row["repeats"]) == (25.0, 10.0, 0.417, 2)
     assert (row["right"], row["right_of_brute_force"], row["undecided"], row["targets"]) == (1.5, 1.0, 5.5, 7)
     assert (row["half_width_median"], row["first_winners_s"], row["phases_s"]) == (
         0.02,
@@ -226,12 +226,12 @@ def test_pairs_become_a_row_of_their_setting(tmp_path: Path) -> None:
     )
     assert wall_clock.pair_rows(pairs, verdicts)[0]["right"] == "2/7"
     unjudged = wall_clock.setting_row("busy", "command", pairs, [])
-    assert (unjudged["right"], unjudged["false_met"], unjudged["ratio"]) == (None, None, 2.5)
+    assert (unjudged["right"], unjudged["false_met"], unjudged["ratio"]) == (None, None, 0.417)
     figures = tmp_path / "figures" / "wall_clock.json"
-    for one in (row, unjudged, {**row, "ratio": 3.0}):
+    for one in (row, unjudged, {**row, "ratio": 0.5}):
         wall_clock.merge_row(figures, one)
     rows = json.loads(figures.read_text())["rows"]
-    assert [(one["setting"], one["ratio"]) for one in rows] == [("busy", 2.5), ("quiet", 3.0)]
+    assert [(one["setting"], one["ratio"]) for one in rows] == [("busy", 0.417), ("quiet", 0.5)]
 
 
 def test_pairs_take_turns_and_what_is_finished_is_not_run_again(
