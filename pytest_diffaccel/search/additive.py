@@ -97,6 +97,7 @@ class Solution:
             run's other kinds say that it was faster, to the run's, (runs, kinds). Not where they say that it was
             slower: one of them may have been held up.
         misfit: minus the logarithm of the likelihood (restricted to what costs do not explain), plus a constant.
+        noise: how much things vary.
     """
 
     costs: Array
@@ -106,6 +107,7 @@ class Solution:
     errors: Array
     figures: Array
     misfit: float
+    noise: Noise
 
 
 def fit(runs: Runs) -> Solution:
@@ -159,6 +161,7 @@ def solve(runs: Runs, noise: Noise, doubt: Doubt) -> Solution:
         errors=np.where(runs.steps > 0, rest - deviations[:, None], 0.0),
         figures=every + rest - np.minimum(by_others, 0.0),
         misfit=float(squares + logarithms) / 2,
+        noise=noise,
     )
 
 

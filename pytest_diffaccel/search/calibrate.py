@@ -38,7 +38,7 @@ from pytest_diffaccel.search.workbench import Workbench
 _LOG = logging.getLogger(__name__)
 
 # A speed-up is known when its 95% interval reaches no farther to either side, as a share of it.
-_KNOWN_HALF_WIDTH = 0.03
+_KNOWN_HALF_WIDTH = 0.035
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.

@@ -55,6 +55,8 @@ class CostModel:
         self.kinds = costs.kinds
         self.fixed = costs.fixed
         self._errors = costs.covariance
+        # What lasts for a search shows in it, too: where all runs agree, no neighbour came and went.
+        self._search_sd = min(_SEARCH_SD, costs.run_sd)
         self._predicted: dict[Candidate, Interval] = {}
 
     @classmethod
@@ -152,7 +154,7 @@ class CostModel:
             total = float(steps.sum()) + math.exp(fixed.log_ratio)
             shares = steps / total
             # The logarithm of a sum varies as its terms' logarithms, weighted by their shares.
-            variance = _SEARCH_SD**2 + (
+            variance = self._search_sd**2 + (
                 float(shares @ covariance @ shares)
                 + (math.exp(fixed.log_ratio) / total) ** 2 * fixed.variance
                 + (math.exp(baseline_fixed.log_ratio) / baseline_s) ** 2 * baseline_fixed.variance

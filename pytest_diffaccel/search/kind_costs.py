@@ -68,11 +68,13 @@ class KindCosts:
         covariance: of the errors of their logarithms, in the order of ``kinds``, (kinds, kinds): all are relative to
             the same unaccelerated steps, and kinds of one run share what that run was off by.
         fixed: of what is not a step, by accelerator; :data:`BASELINE` for the unaccelerated pipeline's.
+        run_sd: how much a run as a whole varies beside its neighbours (standard deviation of the logarithm).
     """
 
     kinds: Mapping[str, Cost]
     covariance: Array
     fixed: Mapping[str, Cost]
+    run_sd: float = math.inf
 
     @classmethod
     def from_blocks(cls, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> KindCosts:
@@ -96,7 +98,8 @@ class KindCosts:
         costs = {names[place]: _cost(runs, found, place, plain_sd) for place in places}
         covariance = found.covariance[np.ix_(places, places)]
         np.fill_diagonal(covariance, [cost.variance for cost in costs.values()])
-        return cls(costs, covariance, _fixed_costs([(name, run) for name, run, _ in rows], found))
+        fixed = _fixed_costs([(name, run) for name, run, _ in rows], found)
+        return cls(costs, covariance, fixed, found.noise.run)
 
 
 def _runs(runs: Sequence[RunTiming], groups: Sequence[int], names: Sequence[str]) -> Runs:

@@ -27,10 +27,10 @@ _TURNS = 4
 #: How far a winner's 95% interval may reach to either side, as a share of its speed-up, before short runs of its kinds
 #: are timed: two cores that others use, too, show no more in minutes.
 VERIFIED_HALF_WIDTH = {"cpu": 0.04, "cuda": 0.02}
-# What may or may not reach a target is looked at more closely.
-_BORDERLINE_HALF_WIDTH = 0.01
-# The short runs of one turn take at most this share of what verifying took so far, and this long in any case.
-_NARROWING_SHARE, _NARROWING_S = 0.25, 4.0
+# Timing what may or may not reach a target tells hardly more of it than this: what lasts for a whole search is left.
+_BORDERLINE_HALF_WIDTH = 0.028
+# Short runs take at most this share of what verifying took so far, and this long a turn in any case.
+_NARROWING_SHARE, _NARROWING_S = 0.3, 2.0
 
 
 class Unfinished(Exception):
@@ -98,7 +98,7 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     """
     groups = [Group(bench, cell, name) for name in accelerators]
     open_ones = [group for group in groups if not group.is_done]
-    began, verified = time.monotonic(), dict[str, Measurement]()
+    narrowing, verified = _Narrowing(bench, cell), dict[str, Measurement]()
     for _ in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
         missing = [one for key, one in chosen.items() if key not in verified]
@@ -106,7 +106,7 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
             break
         verified |= _verified(bench, missing)
         if open_ones and not time_is_up():
-            _narrow(bench, cell, list(chosen.values()), open_ones, began)
+            narrowing.go_on(list(chosen.values()), open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
     return {name: _winners(bench, cell, name, verified) for name in accelerators}
@@ -118,18 +118,31 @@ def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[s
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
 
-def _narrow(bench: Workbench, cell: Cell, chosen: Sequence[Candidate], groups: Sequence[Group], began: float) -> None:
-    """Time short runs of what may win if it surely reaches a target, and of winners whose speed-ups are vague."""
-    now = time.monotonic()
-    stop = now + max(_NARROWING_S, _NARROWING_SHARE * (now - began))
-    timer = Timer(bench, cell)
+class _Narrowing:
+    """Short runs of what may win if it surely reaches a target, and of winners whose speed-ups are vague."""
 
-    def time_is_up() -> bool:
-        return time.monotonic() >= stop
+    def __init__(self, bench: Workbench, cell: Cell) -> None:
+        self._bench = bench
+        self._cell = cell
+        self._began = time.monotonic()
+        self._spent_s = 0.0
 
-    goal = VERIFIED_HALF_WIDTH["cpu" if bench.settings.gpus is None else "cuda"]
-    timer.narrow(chosen, lambda speedup: speedup.half_width_ratio <= goal, time_is_up)
-    timer.narrow([one for group in groups for one in group.borderline], _is_decided, time_is_up)
+    def go_on(self, chosen: Sequence[Candidate], groups: Sequence[Group]) -> None:
+        """Time them until they are known, or their share of the time is spent."""
+        now = time.monotonic()
+        left_s = _NARROWING_SHARE * (now - self._began - self._spent_s) - self._spent_s
+        timer, goal = Timer(self._bench, self._cell), VERIFIED_HALF_WIDTH[_device(self._bench)]
+
+        def time_is_up() -> bool:
+            return time.monotonic() - now >= max(_NARROWING_S, left_s)
+
+        timer.narrow([one for group in groups for one in group.borderline], _is_decided, time_is_up)
+        timer.narrow(chosen, lambda speedup: speedup.half_width_ratio <= goal, time_is_up)
+        self._spent_s += time.monotonic() - now
+
+
+def _device(bench: Workbench) -> str:
+    return "cpu" if bench.settings.gpus is None else "cuda"
 
 
 def _is_decided(speedup: Interval) -> bool:
