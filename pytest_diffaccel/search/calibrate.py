@@ -42,7 +42,7 @@ _KNOWN_HALF_WIDTH = 0.035
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
-_SHARE, _LEAST_ROUNDS = 0.15, 4
+_SHARE, _LEAST_ROUNDS = 0.1, 4
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5

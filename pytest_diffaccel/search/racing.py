@@ -20,7 +20,7 @@ from pytest_diffaccel.search.rivals import Rivals
 _LOG = logging.getLogger(__name__)
 
 # Evaluations in a row that lower no target's least loss, after which the rest is left alone.
-_PATIENCE = 12
+_PATIENCE = 8
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16
 #: Candidates beyond the grid that are looked at again and again as more becomes known.

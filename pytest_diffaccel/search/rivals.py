@@ -18,7 +18,7 @@ import numpy as np
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.search.reach import timing_may_show
 from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.select import EQUAL_LOSS, Option, leader, one_sided_quantile
+from pytest_diffaccel.search.select import NO_LOSS, Option, equal_within, leader, one_sided_quantile
 
 # A rival drops out when with this confidence it is not noticeably better than the leader.
 _CONFIDENCE = 0.91
@@ -27,8 +27,6 @@ _CONFIDENCE = 0.91
 _TYPICAL_SPREAD, _TYPICAL_DIFFERENCE, _TYPICAL_DF = 0.5, 0.3, 4
 # A group says it itself from this many pairs whose losses differ by less than a quarter; within these bounds.
 _PAIRS_ENOUGH, _ALIKE, _LEAST_DIFFERENCE, _MOST_DIFFERENCE = 6, 0.25, 0.1, 0.6
-# Losses below this are all rounding.
-_NO_LOSS = 0.005
 _GROWTH = 1.3
 
 
@@ -86,7 +84,7 @@ class Rivals:
         common = len(differences)
         level = (fmean(option.losses[:common]) + fmean(other.losses[:common])) / 2
         margin = self._margin(differences, self._typical_difference * level)
-        return float(np.mean(differences)) - margin < -EQUAL_LOSS * other.lpips
+        return float(np.mean(differences)) - margin < -equal_within(other.lpips)
 
     def _may_cross_limit(self, option: Option) -> bool:
         """Whether a whole evaluation may show that its loss is on the other side of what is allowed."""
@@ -109,7 +107,7 @@ class Rivals:
     def _typical_difference(self) -> float:
         """Standard deviation of the differences of two candidates that lose about the same, as a share of the loss."""
         common = min((len(option.losses) for option in self.options), default=0)
-        losses = np.array([option.losses[:common] for option in self.options if option.lpips > _NO_LOSS])
+        losses = np.array([option.losses[:common] for option in self.options if option.lpips > NO_LOSS])
         if common < 2 or len(losses) < 2:
             return _TYPICAL_DIFFERENCE
         means = losses.mean(axis=1)

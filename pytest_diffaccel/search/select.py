@@ -22,6 +22,8 @@ Reason: TypeAlias = Literal["speed", "quality", "undecided"]
 
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
+#: Losses below this are all rounding, as half precision on a GPU shows between equal pictures.
+NO_LOSS = 0.005
 # Losses differ when the difference is known with this confidence.
 _CONFIDENCE = 0.90
 
@@ -65,6 +67,11 @@ class Option:
             return float(differences[0]), 0.0
         error = float(np.std(differences, ddof=1)) / math.sqrt(common)
         return float(np.mean(differences)), one_sided_quantile(_CONFIDENCE, common - 1) * error
+
+
+def equal_within(loss: float) -> float:
+    """By how much another loss may differ from this one and nobody could tell the two apart."""
+    return EQUAL_LOSS * max(loss, NO_LOSS)
 
 
 @cache
@@ -147,7 +154,7 @@ def leader(options: Sequence[Option]) -> Option:
 
 def _ties(option: Option, best: Option) -> bool:
     difference, margin = option._paired(best)
-    return difference <= min(margin, EQUAL_LOSS * best.lpips)
+    return difference <= min(margin, equal_within(best.lpips))
 
 
 def _faster_then_simpler(option: Option) -> tuple[float, int, str]:
