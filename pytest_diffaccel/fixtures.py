@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.matrix import Candidate, Params
     from pytest_diffaccel.measure.measurement import Measurement
-    from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.search.run import SearchRun, Session
     from pytest_diffaccel.settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
@@ -41,9 +41,9 @@ def search_run(config: pytest.Config) -> SearchRun:
         config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
-            count = workers.number_of_workers(config)
-            config.stash[_RUN] = SearchRun(settings, registry, count, workers.session_name(config))
-            config.stash[_GATE] = _gate_of(settings, registry, count)
+            session = workers.session_of(config)
+            config.stash[_RUN] = SearchRun(settings, registry, session)
+            config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, FileNotFoundError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]
@@ -54,12 +54,12 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: Settings, registry: Registry, count: int) -> GateRun | None:
+def _gate_of(settings: Settings, registry: Registry, session: Session) -> GateRun | None:
     if settings.gate is None:
         return None
     from pytest_diffaccel.gate.run import GateRun
 
-    return GateRun(settings, settings.gate, registry, count)
+    return GateRun(settings, settings.gate, registry, session)
 
 
 def is_searching(config: pytest.Config) -> bool:

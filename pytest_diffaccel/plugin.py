@@ -22,7 +22,13 @@ from pytest_diffaccel.fixtures import (
 )
 from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diffaccel_judge, judge_settings
 from pytest_diffaccel.reporting import Reporting
-from pytest_diffaccel.workers import give_up_broken_cuda, one_worker_a_gpu, share_gpus, worker_number
+from pytest_diffaccel.workers import (
+    give_up_broken_cuda,
+    one_worker_a_gpu,
+    share_gpus,
+    tell_beginning,
+    worker_number,
+)
 
 __all__ = [
     "diffaccel",
@@ -72,8 +78,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Each worker has its GPU before it starts."""
+    """Each worker has its GPU, and knows when the session began, before it starts."""
     share_gpus(config, specs)
+    tell_beginning(specs)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -81,7 +81,9 @@ class Reporting:
             if gate is not None:
                 self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
             else:
-                self._made = SessionReport(run.settings, run.registry, terminal, _command(self._config), run.workers)
+                self._made = SessionReport(
+                    run.settings, run.registry, terminal, _command(self._config), run.session.workers
+                )
         return self._made
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

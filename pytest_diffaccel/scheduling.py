@@ -41,7 +41,7 @@ class Groups:
         efforts: dict[str, float] = defaultdict(float)
         for case, effort in efforts_by_case(run).items():
             efforts[names[case]] += effort
-        return cls(names, efforts, divisible=settings.exhaustive and not settings.fresh)
+        return cls(names, efforts, divisible=settings.exhaustive)
 
     @classmethod
     def of_gate(cls, gate: GateRun) -> Groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -12,8 +13,11 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
+    from pytest_diffaccel.search.run import Session
     from pytest_diffaccel.settings import Settings
 
+# Environment variable that tells a worker when its session began, seconds since the epoch.
+_BEGAN_AT = "PYTEST_DIFFACCEL_BEGAN_AT"
 # Exit status of a worker that gave up; any will do, xdist looks at none.
 _CUDA_BROKEN = 70
 
@@ -23,9 +27,24 @@ def worker_number(config: pytest.Config) -> int | None:
     return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
 
 
-def session_name(config: pytest.Config) -> str | None:
-    """What all workers of a session call it; None without workers."""
-    return str(config.workerinput["testrunuid"]) if hasattr(config, "workerinput") else None
+def session_of(config: pytest.Config) -> Session:
+    """What this process has in common with the others of its session."""
+    from pytest_diffaccel.search.run import Session
+
+    count = number_of_workers(config)
+    if not hasattr(config, "workerinput"):
+        return Session(count)
+    return Session(count, str(config.workerinput["testrunuid"]), float(os.environ[_BEGAN_AT]))
+
+
+def tell_beginning(specs: Sequence[Any]) -> None:
+    """Let each worker know when the session began, also one that replaces a dead one.
+
+    Args:
+        specs: execnet's specifications of the workers.
+    """
+    for spec in specs:
+        spec.env[_BEGAN_AT] = str(time.time())
 
 
 def number_of_workers(config: pytest.Config) -> int:

@@ -16,7 +16,7 @@ from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.reference import read_references
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.run import SearchRun, Session
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.settings import Settings
 
@@ -41,7 +41,9 @@ class GateRun:
         ValueError: when the golden file or what lies beside it cannot be read, or its records have several batch sizes.
     """
 
-    def __init__(self, settings: Settings, gate: GateSettings, registry: Registry, workers: int = 1) -> None:
+    def __init__(
+        self, settings: Settings, gate: GateSettings, registry: Registry, session: Session | None = None
+    ) -> None:
         golden = read_golden(settings.golden)
         self._environments = read_environments(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
@@ -55,7 +57,7 @@ class GateRun:
                 "judged in one run: choose cells with --pipe --sched --steps"
             )
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
-        self._search = SearchRun(self.settings, registry, workers)
+        self._search = SearchRun(self.settings, registry, session)
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -72,5 +73,10 @@ def upsert(connection: Connection, table: Table, values: Mapping[str, object]) -
 
 
 def now() -> str:
-    """The time, ISO 8601 in UTC, to the microsecond."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    """The time as rows keep it."""
+    return written(time.time())
+
+
+def written(seconds: float) -> str:
+    """A time in seconds since the epoch as ISO 8601 in UTC, to the microsecond: sorts as text."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")

@@ -24,6 +24,7 @@ from pytest_diffaccel.records.rows import (
     place,
     storable,
     upsert,
+    written,
 )
 from pytest_diffaccel.records.tables import (
     CALIBRATION,
@@ -104,13 +105,13 @@ class Store:
             upsert(connection, MEASUREMENTS, values)
             connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
-    def find(self, candidate_key: str, environment: str, sampling: Sampling) -> Measurement | None:
-        """The measurement of a candidate, or None.
+    def find(self, candidate_key: str, environment: str, sampling: Sampling, since: float = 0.0) -> Measurement | None:
+        """The measurement of a candidate, if it was stored ``since`` then (seconds since the epoch), or None.
 
         Raises:
             StoreError: when the record cannot be read.
         """
-        found = self._measurements(identity(candidate_key, environment, sampling))
+        found = self._measurements(identity(candidate_key, environment, sampling), since)
         return found[0] if found else None
 
     def group(self, cell: Cell, accelerator: str, environment: str, sampling: Sampling) -> list[Measurement]:
@@ -121,13 +122,16 @@ class Store:
         """
         return self._measurements({**place(cell, accelerator), **conditions(environment, sampling)})
 
-    def evaluations(self, environment: str, sampling: Sampling, cell: Cell | None = None) -> list[Measurement]:
+    def evaluations(
+        self, environment: str, sampling: Sampling, cell: Cell | None = None, since: float = 0.0
+    ) -> list[Measurement]:
         """Each candidate's measurement with the most samples, up to ``sampling``'s number; by candidate key.
 
         Args:
             environment: an environment's id.
             sampling: what is made; measurements of fewer samples begin with the same ones.
             cell: only of this cell; None for all.
+            since: only what was stored then or later, seconds since the epoch.
 
         Raises:
             StoreError: when a record cannot be read.
@@ -135,7 +139,7 @@ class Store:
         where = conditions(environment, sampling) | (asdict(cell) if cell else {})
         del where["num_samples"]
         most: dict[str, Measurement] = {}
-        for measurement in self._measurements(where):
+        for measurement in self._measurements(where, since):
             key, samples = measurement.candidate.key, measurement.sampling.num_samples
             if samples <= sampling.num_samples and (key not in most or samples > most[key].sampling.num_samples):
                 most[key] = measurement
@@ -179,9 +183,9 @@ class Store:
         with self._engine.begin() as connection:
             upsert(connection, DECISIONS, values)
 
-    def decision(self, subject: str, environment: str, sampling: Sampling) -> str | None:
-        """Why ``subject`` needs no measuring; None when that was not decided."""
-        rows = self._rows(DECISIONS, identity(subject, environment, sampling))
+    def decision(self, subject: str, environment: str, sampling: Sampling, since: float = 0.0) -> str | None:
+        """Why ``subject`` needs no measuring; None when that was not decided since then (seconds since the epoch)."""
+        rows = self._rows(DECISIONS, identity(subject, environment, sampling), since)
         return str(rows[0].evidence) if rows else None
 
     def save_round(self, environment: str, made: Round) -> None:
@@ -198,13 +202,13 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(insert(CALIBRATION).values(values))
 
-    def rounds(self, environment: str) -> list[Round]:
-        """All rounds of an environment's calibration, in the order in which they were stored.
+    def rounds(self, environment: str, since: float = 0.0) -> list[Round]:
+        """All rounds of an environment's calibration since then (seconds since the epoch), as they were stored.
 
         Raises:
             StoreError: when a record cannot be read.
         """
-        rows = self._rows_as_stored(CALIBRATION, {"environment": environment})
+        rows = self._rows_as_stored(CALIBRATION, {"environment": environment}, since)
         try:
             return [Round.from_json(json.loads(row.record)) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
@@ -262,24 +266,25 @@ class Store:
             rows = connection.execute(query.group_by(*columns)).all()
         return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
 
-    def _measurements(self, where: Mapping[str, object]) -> list[Measurement]:
+    def _measurements(self, where: Mapping[str, object], since: float = 0.0) -> list[Measurement]:
         # Sorted here: databases sort text by their own collations.
-        recorded = sorted(self._recorded(where), key=lambda one: one.measurement.candidate.key)
+        recorded = sorted(self._recorded(where, since), key=lambda one: one.measurement.candidate.key)
         return [one.measurement for one in recorded]
 
-    def _recorded(self, where: Mapping[str, object]) -> list[Recorded]:
-        rows = self._rows_as_stored(MEASUREMENTS, where)
+    def _recorded(self, where: Mapping[str, object], since: float = 0.0) -> list[Recorded]:
+        rows = self._rows_as_stored(MEASUREMENTS, where, since)
         try:
             return [Recorded(Measurement.from_json(json.loads(row.record)), row.created_at) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise self._unreadable("a measurement", error) from error
 
-    def _rows(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
-        return sorted(self._rows_as_stored(table, where), key=lambda row: str(row.candidate_key))
+    def _rows(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
+        return sorted(self._rows_as_stored(table, where, since), key=lambda row: str(row.candidate_key))
 
-    def _rows_as_stored(self, table: Table, where: Mapping[str, object]) -> list[Row[Any]]:
+    def _rows_as_stored(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
+        query = select(table).where(equal(table, where), table.c.created_at >= written(since))
         with self._engine.connect() as connection:
-            rows = connection.execute(select(table).where(equal(table, where)))
+            rows = connection.execute(query)
             return sorted(rows, key=lambda row: str(row.created_at))
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:

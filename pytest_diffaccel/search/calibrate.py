@@ -72,7 +72,7 @@ def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
         bench.calibrations[cell.pipe] = calibrate(bench, cell)
 
 
-def calibrate(bench: Workbench, cell: Cell) -> Calibration:
+def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     """Time the kinds of steps of all of the search's candidates of a pipe, as far as that is not done.
 
     One process does it, and others that share its environment wait. What an earlier session timed is looked at again in
@@ -81,6 +81,9 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration:
     Args:
         bench: the search's workbench.
         cell: any of the pipe's.
+
+    Returns:
+        How it went; None where no short run works.
     """
     environment = bench.environment(cell).id
     began = time.monotonic()
@@ -93,6 +96,8 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration:
             bench.reread(cell)
         candidates = candidates_of(bench, cell)
         made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
+    if not bench.known(cell).rounds:
+        return None
     widest = max(one.half_width_ratio for one in bench.known(cell).costs.speedups(candidates))
     return Calibration(made, time.monotonic() - began, widest, baseline_s(bench.known(cell), cell.steps))
 
@@ -127,7 +132,7 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
     def spent() -> bool:
         known = bench.known(cell)
         if len(known.rounds) - before < _LEAST_ROUNDS:
-            return False
+            return False  # every run that fails is passed over: that ends by itself
         speedups = known.costs.speedups(candidates)
         all_s = sum(
             baseline_s(known, one.cell.steps) / speedup.value for one, speedup in zip(candidates, speedups, strict=True)

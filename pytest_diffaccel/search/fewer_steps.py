@@ -34,8 +34,8 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     candidate = Candidate(Cell(cell.pipe, cell.scheduler, steps), "", {})
     environment = bench.environment(cell).id
     sampling = replace(bench.sampling(cell, "winner"), purpose=f"instead of {cell.steps} steps")
-    stored = bench.store.find(candidate.key, environment, sampling)
-    if stored is not None and not bench.settings.fresh:
+    stored = bench.store.find(candidate.key, environment, sampling, bench.since)
+    if stored is not None:
         return stored
     images = []
     with bench.lock.generating(), bench.spending("fewer steps"), bench.generating(candidate.cell, {}) as generate:

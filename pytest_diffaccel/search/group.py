@@ -110,10 +110,8 @@ class Group:
         self.bench.store.save_decision(subject, *self._conditions, evidence)
 
     def decision(self, subject: str) -> str | None:
-        """What an earlier run decided; None when it did not, or decides anew."""
-        if self.bench.settings.fresh:
-            return None
-        return self.bench.store.decision(subject, *self._conditions)
+        """What was decided before; under ``--fresh`` in this session only; None when it was not."""
+        return self.bench.store.decision(subject, *self._conditions, self.bench.since)
 
     @property
     def _conditions(self) -> tuple[str, Sampling]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
     from pytest_diffaccel.settings import Settings
 
 
+@dataclass(frozen=True)
+class Session:
+    """What the processes of one session have in common.
+
+    Attributes:
+        workers: processes that search at once, at least 1.
+        name: no other session has it.
+        began_at: seconds since the epoch.
+    """
+
+    workers: int = 1
+    name: str = field(default_factory=lambda: uuid4().hex)
+    began_at: float = field(default_factory=time.time)
+
+
 class SearchRun:
     """A search with its settings. Nothing heavy is imported before the first measurement.
 
@@ -30,8 +46,7 @@ class SearchRun:
         settings: what to search and how.
         registry: the accelerators known.
         source: where the weights come from.
-        workers: processes that search at once, at least 1.
-        session: what all processes of the session call it, and no other session.
+        session: what its processes have in common.
         budget: the search's time.
 
     Raises:
@@ -39,7 +54,7 @@ class SearchRun:
         FileNotFoundError: when the prompts file is missing.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, workers: int = 1, session: str | None = None) -> None:
+    def __init__(self, settings: Settings, registry: Registry, session: Session | None = None) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -48,18 +63,17 @@ class SearchRun:
             self.source.spec(pipe)
         if settings.prompts is not None:
             read_prompts(settings.prompts)
-        self.workers = workers
-        self.session = session or uuid4().hex
+        self.session = session or Session()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
-        self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, workers)
+        self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
 
     @cached_property
     def bench(self) -> Workbench:
         """The workbench, opened at the first use."""
         from pytest_diffaccel.search.workbench import Workbench
 
-        return Workbench(self.settings, self.registry, self.source, self.workers)
+        return Workbench(self.settings, self.registry, self.source, self.session.workers, self.session.began_at)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:
@@ -116,7 +130,7 @@ class SearchRun:
             refused = error
         finally:
             # Also after what goes wrong here: the others are verified by whoever is last.
-            left = end_group(self.bench, cell, accelerator, explored.left, self.session, [accelerator, *others])
+            left = end_group(self.bench, cell, accelerator, explored.left, self.session.name, [accelerator, *others])
         result = provisional_properties(cell, accelerator, standing)
         result |= {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
         if left is not None:
@@ -150,7 +164,10 @@ class SearchRun:
         from pytest_diffaccel.search.verify import verifiable, verify
 
         self.bench.reread(cell)
-        winners = verify(self.bench, cell, verifiable(self.bench, cell, list(left)), self.budget.is_spent)
+        groups = verifiable(self.bench, cell, list(left))
+        if not groups:
+            return {}
+        winners = verify(self.bench, cell, groups, self.budget.is_spent)
         # What was not tried may reach the other targets.
         known = {
             name: [one for one in own if one.choice.reason is None or not left[name]] for name, own in winners.items()
@@ -171,7 +188,11 @@ class SearchRun:
         }
         self._told_s = dict(self.bench.spent_s)
         result |= {"phases_s": spent}
-        news = {pipe: asdict(one) for pipe, one in self.bench.calibrations.items() if pipe not in self._told}
+        news = {
+            pipe: asdict(one)
+            for pipe, one in self.bench.calibrations.items()
+            if one is not None and pipe not in self._told
+        }
         self._told |= news.keys()
         return result | ({"calibrated": news} if news else {})
 

@@ -211,8 +211,8 @@ def _verified(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Me
     verified, missing = {}, []
     for candidate in candidates:
         sampling = bench.sampling(candidate.cell, "winner")
-        stored = bench.store.find(candidate.key, bench.environment(candidate.cell).id, sampling)
-        if stored is None or bench.settings.fresh:
+        stored = bench.store.find(candidate.key, bench.environment(candidate.cell).id, sampling, bench.since)
+        if stored is None:
             missing.append(candidate)
         else:
             verified[candidate.key] = stored

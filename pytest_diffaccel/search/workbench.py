@@ -66,7 +66,14 @@ class Workbench:
         images: baseline images, shared by all processes of the search.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, workers: int = 1) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        source: ModelSource,
+        workers: int = 1,
+        began_at: float | None = None,
+    ) -> None:
         self.settings = settings
         self.registry = registry
         self.source = source
@@ -75,16 +82,17 @@ class Workbench:
         self._workers = workers
         self._loaded: tuple[str, Any] | None = None
         self._refusals: dict[str, str] = {}
-        #: How each pipe's calibration went, once this process has made it or waited for it.
-        self.calibrations: dict[str, Calibration] = {}
+        #: How each pipe's calibration went (None: no short run works), once this process has made it or waited for it.
+        self.calibrations: dict[str, Calibration | None] = {}
         #: Keys of short runs that failed in this process.
         self.broken_runs: set[str] = set()
         #: Kinds of steps that this process has made: the first of a kind may take longer.
         self.warm_kinds: set[str] = set()
         #: Seconds that this process has spent, by what on.
         self.spent_s: defaultdict[str, float] = defaultdict(float)
-        #: When this process began, seconds since the epoch.
-        self.began_at = time.time()
+        #: When the session began, seconds since the epoch; and since when what is stored counts.
+        self.began_at = time.time() if began_at is None else began_at
+        self.since = self.began_at if settings.fresh else 0.0
         self._references: dict[tuple[Cell, Purpose], References] = {}
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
@@ -113,7 +121,7 @@ class Workbench:
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what other processes found is read when a group begins."""
         group = (cell, accelerator)
-        if group != self._group and not self.settings.fresh:
+        if group != self._group:
             self.reread(cell)
         self._group = group
         return self.known(cell)
@@ -125,14 +133,13 @@ class Workbench:
         return self._knowledge[cell.pipe]
 
     def reread(self, cell: Cell) -> None:
-        """Read anew what is stored of the cell's environment; under ``--fresh`` only what this process found counts."""
-        if self.settings.fresh:
-            self._knowledge.setdefault(cell.pipe, Knowledge(self.registry))
-            return
+        """Read anew what is stored of the cell's environment; under ``--fresh`` only what this session found counts."""
         environment = self.environment(cell).id
         samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
-        stored = [one for sampling in samplings for one in self.store.evaluations(environment, sampling)]
-        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment))
+        stored = [
+            one for sampling in samplings for one in self.store.evaluations(environment, sampling, since=self.since)
+        ]
+        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment, self.since))
 
     def keep_round(self, cell: Cell, made: Round) -> None:
         """Store a round of the cell's environment's calibration, and know it."""
