@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.matrix import Candidate, Cell
+    from pytest_diffaccel.search.effort import SearchCase
     from pytest_diffaccel.search.run import SearchRun
 
 #: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
@@ -61,18 +63,17 @@ def groups_by_case(run: SearchRun) -> dict[str, str]:
     return candidates | dict(zip(names, names, strict=True))
 
 
-def efforts_by_case(run: SearchRun) -> dict[str, float]:
-    """How much work each case of a search is expected to be, in any unit, by what stands in its node id's brackets."""
-    from pytest_diffaccel.search.effort import case_effort
+def search_cases(run: SearchRun) -> dict[str, SearchCase]:
+    """What each case of a search is to do, by what stands in its node id's brackets."""
+    from pytest_diffaccel.search.effort import SearchCase
 
-    settings = run.settings
+    sizes = Counter((one.cell, one.accelerator) for one in run.candidates)
 
-    def effort(cell: Cell, *, is_winners: bool) -> float:
-        embedded = settings.models == "embedded"
-        return case_effort(cell, is_winners=is_winners, exhaustive=settings.exhaustive, embedded=embedded)
+    def case(group: Group, *, is_winners: bool) -> SearchCase:
+        return SearchCase(*group, is_winners=is_winners, in_group=sizes[group])
 
-    candidates = {candidate.key: effort(candidate.cell, is_winners=False) for candidate in run.candidates}
-    return candidates | {group_name(group): effort(group[0], is_winners=True) for group in run.groups}
+    candidates = {one.key: case((one.cell, one.accelerator), is_winners=False) for one in run.candidates}
+    return candidates | {group_name(group): case(group, is_winners=True) for group in run.groups}
 
 
 def gate_groups_by_case(gate: GateRun) -> dict[str, str]:

@@ -13,12 +13,12 @@ import pytest
 from pytest_diffaccel.case_items import (
     PROPERTY,
     case_id,
-    efforts_by_case,
     gate_case_of,
     gate_groups_by_case,
     group_name,
     group_of,
     groups_by_case,
+    search_cases,
 )
 from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
 
@@ -103,9 +103,9 @@ class Reporting:
     def _announce(self, nodeids: Sequence[str]) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError
 
-        known = {} if gate_run(self._config) else efforts_by_case(search_run(self._config))
+        known = {} if gate_run(self._config) else search_cases(search_run(self._config))
         try:
-            self._report.announce({nodeid: known.get(case_id(nodeid), 0.0) for nodeid in nodeids})
+            self._report.announce({nodeid: known.get(case_id(nodeid)) for nodeid in nodeids})
         except JsonFileError as error:
             raise pytest.UsageError(str(error)) from error
 

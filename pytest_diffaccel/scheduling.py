@@ -11,8 +11,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from pytest_diffaccel.case_items import case_id, efforts_by_case, gate_groups_by_case, groups_by_case
-from pytest_diffaccel.search.effort import step_weight
+from pytest_diffaccel.case_items import case_id, gate_groups_by_case, groups_by_case, search_cases
+from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.run import GateRun
@@ -38,9 +38,11 @@ class Groups:
     def of_search(cls, run: SearchRun) -> Groups:
         """A search's cells and accelerators."""
         names, settings = groups_by_case(run), run.settings
-        efforts: dict[str, float] = defaultdict(float)
-        for case, effort in efforts_by_case(run).items():
-            efforts[names[case]] += effort
+        effort, embedded = Effort.of(settings), settings.models == "embedded"
+        efforts = {}
+        for name, case in search_cases(run).items():
+            weight = case.cell.steps * step_weight(case.cell.pipe, embedded=embedded)
+            efforts[names[name]] = weight * effort.group(case.in_group)
         return cls(names, efforts, divisible=settings.exhaustive)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""How far a search is, what it has found so far, and how long it will take."""
+"""How far a search is, and what it has found so far."""
 
 from __future__ import annotations
 
@@ -8,27 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.search.effort import EMBEDDED_STEP_S, EVALUATED_SHARE, RUNS_A_GROUP
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.report.time_left import TimeLeft
 
-# An accelerated generation takes, on average over a grid, this share of the baseline's time.
-_ACCELERATED_SHARE = 0.6
-
-
-def estimate_s(settings: Settings, cases: int) -> str:
-    """About how long ``cases`` cases take, in words."""
-    if settings.models != "embedded" or settings.gpus is not None:
-        return "the time left is shown once the first cases are measured"
-    if settings.exhaustive:
-        pictures = math.ceil(settings.num_samples / settings.batch_size)
-        runs = cases * (settings.blocks + _ACCELERATED_SHARE * max(pictures, 1 + settings.blocks))
-    else:
-        groups = len(settings.cells) * len(settings.accelerators)
-        runs = cases * EVALUATED_SHARE * (1 + 2 * _ACCELERATED_SHARE) + RUNS_A_GROUP * groups
-    cells = settings.cells
-    run_s = settings.batch_size * sum(EMBEDDED_STEP_S[cell.pipe] * cell.steps for cell in cells) / len(cells)
-    # A core of a shared machine takes twice as long as the one that the steps' times are from.
-    return f"about {duration(runs * run_s)} to {duration(2 * runs * run_s)}, by how fast the CPU is"
+# So many times as long as calibrated is worth a word.
+_SLOW = 1.5
 
 
 def duration(seconds: float) -> str:
@@ -59,30 +42,25 @@ class Progress:
     """State of the live line.
 
     Args:
-        efforts: how much work each case of the session is, by its node id, in any unit.
-        workers: processes that run them at once.
+        cases: how many cases the session has.
+        time_left: what tells how long they take.
     """
 
-    def __init__(self, efforts: Mapping[str, float], workers: int) -> None:
-        self._left = dict(efforts)
-        self._cases = len(efforts)
-        self._workers = workers
-        self._at_work: set[str] = set()
-        self._took_s = self._effort = 0.0
+    def __init__(self, cases: int, time_left: TimeLeft) -> None:
+        self._cases = cases
+        self._time_left = time_left
+        self._ended: set[str] = set()
+        self._is_slow = False
         self._place = ""
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
 
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case; a failed one has a cell and an accelerator only."""
-        effort = self._left.pop(case.name, 0.0)
+        self._ended.add(case.name)
+        self._time_left.case_ended(case.name, result, duration_s=case.duration_s, worker=case.worker)
         self._cell = result["cell"]
         self._place = f"{result['cell']} {result['accelerator']}"
-        if not result.get("stored"):  # those take no time and say nothing
-            if case.worker in self._at_work:
-                self._took_s += case.duration_s
-                self._effort += effort
-            self._at_work.add(case.worker)
         if "speedup" in result:
             for target in TARGETS:
                 if result["speedup"] >= target:
@@ -94,17 +72,18 @@ class Progress:
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
         losses = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
         best = f"; least LPIPS at {losses}" if losses else ""
-        left_s = self._left_s()
-        left = "" if left_s is None else f", {duration(left_s)} left"
-        return f"{self._place} {self._cases - len(self._left)}/{self._cases}{left}{best}"
+        left = self.left()
+        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{best}"
 
-    def _left_s(self) -> float | None:
-        """From what measured cases took for their work, and how many run at once; None while nothing tells.
+    def left(self) -> str | None:
+        """How long the other cases take, in words; None while nothing tells."""
+        left_s = 0.0 if len(self._ended) == self._cases else self._time_left.seconds()
+        return None if left_s is None else duration(left_s)
 
-        A worker's first case does not: in it the worker imports and loads.
-        """
-        if not self._left:
-            return 0.0
-        if not self._took_s or not self._effort:
+    def slowdown(self) -> float | None:
+        """How many times as long as calibrated the search takes, told once, when that is much; else None."""
+        pace = self._time_left.pace if self._time_left.is_calibrated else None
+        if self._is_slow or pace is None or pace <= _SLOW:
             return None
-        return self._took_s / self._effort * sum(self._left.values()) / self._workers
+        self._is_slow = True
+        return pace

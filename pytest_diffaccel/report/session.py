@@ -15,17 +15,20 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
-from pytest_diffaccel.report.progress import EndedCase, Progress, estimate_s
+from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
+from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import (
     calibration_text,
     changes_text,
     left_out,
     next_steps,
     provisional_text,
+    slowdown_text,
     undecided_text,
     winners_table,
 )
+from pytest_diffaccel.search.effort import Effort, SearchCase
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class SessionReport:
         self._terminal = terminal
         self._progress: Progress | None = None
         self._shown_at = 0.0
+        self._calibrated: set[str] = set()
         self._entries: dict[GoldenKey, GoldenEntry] = {}
         self._undecided: dict[GoldenKey, Mapping[str, Any]] = {}
         self._changes: dict[GoldenKey, Change] = {}
@@ -90,22 +94,30 @@ class SessionReport:
         self._launch_bound: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str, str]] = Counter()
 
-    def announce(self, efforts: Mapping[str, float]) -> None:
-        """Say how many cases there are and about how long they take, before the first.
+    def announce(self, cases: Mapping[str, SearchCase | None]) -> None:
+        """Say how many cases there are, before the first; how long they take is known once something was measured.
 
         Refuses a golden file that cannot be read now, not after hours of searching.
 
         Args:
-            efforts: how much work each case is, as :class:`.Progress` takes it.
+            cases: what each case is to do, by its node id; None where that is not known.
         """
-        read_golden(self._settings.golden)
-        cases = len(efforts)
-        self._progress = Progress(efforts, self._workers)
+        settings = self._settings
+        read_golden(settings.golden)
+        time_left = TimeLeft(
+            {name: case for name, case in cases.items() if case is not None},
+            Effort.of(settings),
+            Lanes.of(settings, self._workers),
+            embedded=settings.models == "embedded",
+            budget_s=settings.search_budget_s,
+        )
+        self._progress = Progress(len(cases), time_left)
+        when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
         self._terminal.showfspath = False
         self._terminal.write_line("")
         self._terminal.write_line(
-            f"diffaccel: {cases} cases in {len(self._settings.cells)} cell(s), models: {self._settings.models}; "
-            f"{estimate_s(self._settings, cases)}"
+            f"diffaccel: {len(cases)} cases in {len(settings.cells)} cell(s), models: {settings.models}; "
+            f"the time left is shown {when}"
         )
         self._terminal.write_line(
             "diffaccel: narrow with --pipe --sched --steps --search-targets --grid coarse; "
@@ -125,8 +137,9 @@ class SessionReport:
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
-        for pipe, calibration in result.get("calibrated", {}).items():
-            self._tell(calibration_text(pipe, calibration))
+        if self._progress:
+            self._progress.case_ended(case, result)
+            self._tell_time(self._progress, result)
         if result.get("provisional"):
             self._tell(provisional_text(result))
         if result.get("left"):
@@ -134,8 +147,17 @@ class SessionReport:
         if "golden" in result:
             self._record(result)
         if self._progress:
-            self._progress.case_ended(case, result)
             self._show(self._progress.line())
+
+    def _tell_time(self, progress: Progress, result: Mapping[str, Any]) -> None:
+        """Say how long the search takes when a pipe is calibrated, and when the machine has become slower since."""
+        for pipe, calibration in result.get("calibrated", {}).items():
+            if pipe not in self._calibrated:  # each worker tells of it
+                self._calibrated.add(pipe)
+                self._tell(calibration_text(pipe, calibration, progress.left()))
+        pace = progress.slowdown()
+        if pace is not None:
+            self._tell(slowdown_text(pace, progress.left()))
 
     def _tell_failure(self, reason: tuple[str, str, str]) -> None:
         """Say at once why a case failed, or a candidate among the winners' case's: a search of hours ends long after.

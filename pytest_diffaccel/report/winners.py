@@ -109,12 +109,17 @@ def changes_text(changes: Sequence[Change], golden: Path) -> list[str]:
     return lines
 
 
-def calibration_text(pipe: str, calibration: Mapping[str, Any]) -> str:
-    """What a calibration says, in a line."""
+def calibration_text(pipe: str, calibration: Mapping[str, Any], left: str | None) -> str:
+    """What a pipe's calibration says, and how long the search still takes, in a line."""
+    took = f"in {calibration['seconds']:.0f} s" if calibration["rounds"] else "before"
     known = f"speed-ups are predicted to {calibration['half_width_ratio']:.1%} or better"
-    if not calibration["rounds"]:
-        return f"{pipe}: calibrated before; {known}"
-    return f"{pipe}: calibrated in {calibration['seconds']:.0f} s; {known}"
+    return f"{pipe}: calibrated {took}; {known}" + (f"; about {left} left" if left else "")
+
+
+def slowdown_text(pace: float, left: str | None) -> str:
+    """That the search takes ``pace`` times as long as the calibration says, in a line."""
+    said = f"the machine is slower than when it was calibrated: work takes {pace:.1f} times as long"
+    return said + (f"; about {left} left" if left else "")
 
 
 def provisional_text(result: Mapping[str, Any]) -> str:

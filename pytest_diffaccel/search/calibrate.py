@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 
 from pytest_diffaccel import matrix
 from pytest_diffaccel.accelerators.acceleration import Generate
@@ -57,13 +57,17 @@ class Calibration:
         rounds: made now; none where an earlier calibration still holds.
         seconds: that it took.
         half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
-        baseline_s: a whole run of the cell's unaccelerated pipeline, seconds.
+        baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
+        steps: of that run.
+        accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
     """
 
     rounds: int
     seconds: float
     half_width_ratio: float
     baseline_s: float
+    steps: int
+    accelerated_share: float
 
 
 def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
@@ -98,8 +102,15 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
     if not bench.known(cell).rounds:
         return None
-    widest = max(one.half_width_ratio for one in bench.known(cell).costs.speedups(candidates))
-    return Calibration(made, time.monotonic() - began, widest, baseline_s(bench.known(cell), cell.steps))
+    speedups = bench.known(cell).costs.speedups(candidates)
+    return Calibration(
+        rounds=made,
+        seconds=time.monotonic() - began,
+        half_width_ratio=max(one.half_width_ratio for one in speedups),
+        baseline_s=baseline_s(bench.known(cell), cell.steps),
+        steps=cell.steps,
+        accelerated_share=fmean(1 / one.value for one in speedups),
+    )
 
 
 def is_predicted(speedup: Interval) -> bool:

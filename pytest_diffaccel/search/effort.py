@@ -1,30 +1,119 @@
-"""How much work a search's groups are, before anything is measured; pure Python."""
+"""How much work a search's parts are, in runs of the unaccelerated pipeline; pure Python, before anything is measured.
+
+What is the same for all machines is a number of runs: the calibration tells how long one takes.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pytest_diffaccel.matrix import Cell
 
-#: A step of the unaccelerated embedded pipelines for one picture, seconds on 2 CPU cores (training/README.md).
-EMBEDDED_STEP_S = {"SD1.5": 0.024, "SD2.1": 0.046, "SDXL": 0.030}
+if TYPE_CHECKING:
+    from pytest_diffaccel.settings import Settings
+
+# A step of the unaccelerated embedded pipelines for one picture, seconds on 2 CPU cores (training/README.md).
+_EMBEDDED_STEP_S = {"SD1.5": 0.024, "SD2.1": 0.046, "SDXL": 0.030}
 # The same of the full-size ones at their own sizes, on an NVIDIA H200 (benchmarks/data/nvidia-h200.jsonl).
 _FULL_SIZE_STEP_S = {"SD1.5": 0.0077, "SD2.1": 0.0195, "SDXL": 0.0489}
-# Of the candidates, the share that is evaluated at all; and the runs that a group's race and its winners take.
-EVALUATED_SHARE, RUNS_A_GROUP = 0.25, 20
+
+# What follows is from README's start (SD1.5 DDIM 20, coarse grid, 8 samples in batches of 4, 2 cores), and from replays
+# of searches of whole grids on recorded tables (benchmarks/search_replay.py, SD1.5 and SD2.1 at 20 steps).
+#: An accelerated run takes this share of the unaccelerated one, as long as no calibration says otherwise.
+ACCELERATED_SHARE = 0.55
+# A group of n candidates evaluates n * 70 / (n + 70) of them: 47 of 52 on a coarse grid, about half on a whole one.
+_EVALUATED_AT_MOST = 70
+# So many of a group contend in each batch beyond the first: 22 batches in 6 groups with 1 more, 130 to 170 with 7.
+_CONTENDERS = 4
+# Distinct winners of a group of n candidates are 5 * n / (n + 3): 3.7 on the coarse grid, 5 on the whole one.
+_WINNERS_AT_MOST, _WINNERS_HALF_AT = 5, 3
+# Winners in a block beside an unaccelerated run, and runs of each at the least, as in .evaluation; short runs then take
+# this share of the blocks' time, as in .verify.
+_TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 6, 2, 0.25
+# Rivals of a cell that are made: step counts that are as fast as its winners, and what each takes.
+_RIVALS, _RIVAL_SHARE = 10, 0.45
+#: Runs that measure an environment's scale of losses, as in .null_control.
+SCALE_RUNS = 4
+
+
+@dataclass(frozen=True)
+class SearchCase:
+    """A case as far as its work goes.
+
+    Attributes:
+        cell: where it measures.
+        accelerator: the accelerator's name.
+        is_winners: whether it looks for its group's winners; else it is a candidate's.
+        in_group: points of the group's grid, whether or not they are all in the session.
+    """
+
+    cell: Cell
+    accelerator: str
+    is_winners: bool
+    in_group: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Work of a search's parts, all in runs of their cell's unaccelerated pipeline, of one batch.
+
+    Attributes:
+        batches: of a whole evaluation.
+        first_batches: of a first evaluation.
+        blocks: timed blocks a candidate gets in an exhaustive search; None in any other.
+        accelerated_share: mean time of an accelerated run, as a share of the unaccelerated one's.
+    """
+
+    batches: int
+    first_batches: int
+    blocks: int | None
+    accelerated_share: float = ACCELERATED_SHARE
+
+    @classmethod
+    def of(cls, settings: Settings) -> Effort:
+        """What the settings ask for."""
+        batches = math.ceil(settings.num_samples / settings.batch_size)
+        # At least 2 samples, as Workbench.first_samples has them.
+        first = min(batches, math.ceil(2 / settings.batch_size))
+        return cls(batches, first, settings.blocks if settings.exhaustive else None)
+
+    def evaluation(self, share: float | None = None) -> float:
+        """Of one candidate, whose run takes ``share`` of an unaccelerated one, if that is known."""
+        share = self.accelerated_share if share is None else share
+        if self.blocks is None:
+            return self.first_batches * share
+        return self.blocks + share * max(self.batches, 1 + self.blocks)
+
+    def evaluated(self, in_group: int) -> float:
+        """How many candidates of a group are evaluated, by their cases or the winners' case."""
+        if self.blocks is not None:
+            return in_group
+        return in_group * _EVALUATED_AT_MOST / (in_group + _EVALUATED_AT_MOST)
+
+    def settling(self, in_group: int) -> float:
+        """Of telling a group's rivals apart by more samples."""
+        if self.blocks is not None:
+            return 0.0
+        return min(_CONTENDERS, in_group) * (self.batches - self.first_batches) * self.accelerated_share
+
+    def group(self, in_group: int) -> float:
+        """Of a whole group."""
+        return self.evaluated(in_group) * self.evaluation() + self.settling(in_group)
+
+    def verification(self, winners: float) -> float:
+        """Of verifying all of a cell's distinct winners, with their rivals."""
+        together = winners * self.accelerated_share + math.ceil(winners / _TOGETHER)
+        timed = max(_LEAST_TIMED, self.batches) * together
+        return timed * (1 + _NARROWING_SHARE) + min(_RIVALS, winners) * _RIVAL_SHARE * self.batches
+
+
+def winners(in_group: int) -> float:
+    """How many distinct winners a group has."""
+    return _WINNERS_AT_MOST * in_group / (in_group + _WINNERS_HALF_AT)
 
 
 def step_weight(pipe: str, *, embedded: bool) -> float:
     """Cost of a step of a pipe; comparable between pipes of one model source, whatever the device."""
-    return (EMBEDDED_STEP_S if embedded else _FULL_SIZE_STEP_S)[pipe]
-
-
-def case_effort(cell: Cell, *, is_winners: bool, exhaustive: bool, embedded: bool) -> float:
-    """Work that a case is expected to be, for comparison with others of the same search.
-
-    Args:
-        cell: the case's cell.
-        is_winners: whether it looks for a group's winners; else it is a candidate's, which may be skipped.
-        exhaustive: whether all candidates are measured in full.
-        embedded: whether the pipelines are the embedded ones.
-    """
-    runs = 1.0 if exhaustive else RUNS_A_GROUP if is_winners else EVALUATED_SHARE
-    return runs * cell.steps * step_weight(cell.pipe, embedded=embedded)
+    return (_EMBEDDED_STEP_S if embedded else _FULL_SIZE_STEP_S)[pipe]

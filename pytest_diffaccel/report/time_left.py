@@ -1,0 +1,246 @@
+"""How long a search still takes: a model of its work, the calibration's seconds, and the pace of what has ended."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.search.effort import SCALE_RUNS, Effort, SearchCase, step_weight, winners
+from pytest_diffaccel.settings import Settings
+
+_Group: TypeAlias = "tuple[Cell, str]"
+# The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one slow case means little.
+_PRIOR_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How a search's work goes on side by side.
+
+    Attributes:
+        workers: processes that generate at once.
+        alone: whether a verification holds up all others: it is timed on processors that all of them use.
+        divisible: whether several workers may work on a group.
+    """
+
+    workers: int = 1
+    alone: bool = True
+    divisible: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, workers: int) -> Lanes:
+        """Those of a session with ``workers`` processes."""
+        on_cpu = settings.gpus is None
+        # With several threads a process, generations on one CPU take turns (TimingLock.shareable).
+        shared = not on_cpu or settings.models == "embedded"
+        return cls(workers if shared else 1, on_cpu, settings.exhaustive and not settings.fresh)
+
+    def seconds(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
+        """How long groups and, after the last of a cell's groups, its verification take.
+
+        Args:
+            groups: each group's cell and seconds of work.
+            verifications: seconds of work by cell; each is one process's.
+        """
+        if self.alone:
+            return self._until_idle(groups, {}) + sum(verifications.values())
+        return self._until_idle(groups, verifications)
+
+    def _until_idle(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
+        """When the last worker is done, if each takes the longest group that none has."""
+        if self.divisible:
+            groups = [(cell, seconds / self.workers) for cell, seconds in groups for _ in range(self.workers)]
+        waiting = sorted(groups, key=lambda group: group[1])
+        undone = Counter(cell for cell, _ in groups)
+        now = 0.0
+        ends: list[tuple[float, int, Cell | None]] = [(now, number, None) for number in range(self.workers)]
+        while ends:
+            now, number, cell = heapq.heappop(ends)
+            if cell is not None:
+                undone[cell] -= 1
+                if not undone[cell] and cell in verifications:
+                    heapq.heappush(ends, (now + verifications[cell], number, None))
+                    continue
+            if waiting:
+                following, seconds = waiting.pop()
+                heapq.heappush(ends, (now + seconds, number, following))
+        return now
+
+
+class TimeLeft:
+    """What is left of a search, in seconds.
+
+    Args:
+        cases: the session's, by node id.
+        effort: how much work each part is.
+        lanes: how it goes on side by side.
+        embedded: whether the pipelines are the embedded ones.
+        budget_s: ``--search-budget``, seconds; None for no limit.
+    """
+
+    def __init__(
+        self,
+        cases: Mapping[str, SearchCase],
+        effort: Effort,
+        lanes: Lanes,
+        *,
+        embedded: bool,
+        budget_s: float | None = None,
+    ) -> None:
+        self._open = dict(cases)
+        self._effort = effort
+        self._lanes = lanes
+        self._embedded = embedded
+        self._budget_s = budget_s
+        self._budgeted_s: defaultdict[str, float] = defaultdict(float)
+        # By pipe: seconds of an unaccelerated step of one batch, and the efforts by what is known of its candidates.
+        self._step_s: dict[str, float] = {}
+        self._efforts: dict[str, Effort] = {}
+        self._run_s = 0.0
+        # What ended cases took, and what they were expected to: steps of unaccelerated runs, by pipe.
+        self._took_s = 0.0
+        self._done: defaultdict[str, float] = defaultdict(float)
+        self._evaluated: Counter[_Group] = Counter()
+        self._begun: set[Cell] = set()
+        self._scaled: set[str] = set()
+        groups = {(case.cell, case.accelerator): case for case in cases.values() if case.is_winners}
+        self._winners = {group: winners(case.in_group) for group, case in groups.items()}
+
+    def case_ended(self, name: str, result: Mapping[str, Any], *, duration_s: float, worker: str = "") -> None:
+        """Take in a case.
+
+        Args:
+            name: its node id.
+            result: what it found, see :mod:`pytest_diffaccel.search.outcome`.
+            duration_s: how long it took, with all that its process waited for and loaded.
+            worker: the name of its process.
+        """
+        for pipe, calibration in result.get("calibrated", {}).items():
+            self._calibrate(pipe, calibration)
+        case = self._open.pop(name, None)
+        if case is None:
+            return
+        if case.is_winners:
+            self._budgeted_s[worker] += duration_s
+        worked_s, runs = _worked_s(result), self._runs(case, result)
+        if worked_s:  # what was stored says nothing
+            self._took_s += worked_s
+            self._done[case.cell.pipe] += runs * case.cell.steps
+
+    def _calibrate(self, pipe: str, calibration: Mapping[str, Any]) -> None:
+        if pipe in self._step_s:
+            return  # another worker's
+        self._step_s[pipe] = calibration["baseline_s"] / calibration["steps"]
+        self._efforts[pipe] = replace(self._effort, accelerated_share=calibration["accelerated_share"])
+        self._run_s = self._run_s or calibration["baseline_s"]
+
+    def _runs(self, case: SearchCase, result: Mapping[str, Any]) -> float:
+        """Unaccelerated runs that an ended case is worth by the model, for what it turned out to do."""
+        group, effort, runs = (case.cell, case.accelerator), self._effort_of(case.cell), 0.0
+        if case.is_winners:
+            if "provisional" in result:
+                params = [one["params"] for one in result["provisional"]]
+                self._winners[group] = sum(one not in params[:place] for place, one in enumerate(params))
+                runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
+            if "golden" in result:
+                runs += self._verification(case.cell)
+                self._scaled.add(case.cell.pipe)
+        elif "speedup" in result:
+            self._evaluated[group] += 1
+            runs = effort.evaluation(1 / result["speedup"])
+        if runs and case.cell not in self._begun and not result.get("stored"):
+            self._begun.add(case.cell)
+            runs += effort.batches  # its own pictures
+        return runs
+
+    def _effort_of(self, cell: Cell) -> Effort:
+        return self._efforts.get(cell.pipe, self._effort)
+
+    def _verification(self, cell: Cell) -> float:
+        """Unaccelerated runs that verifying a cell takes, and measuring the scale where that is not done."""
+        found = sum(count for (other, _), count in self._winners.items() if other == cell)
+        return self._effort_of(cell).verification(found) + SCALE_RUNS * (cell.pipe not in self._scaled)
+
+    @property
+    def pace(self) -> float | None:
+        """How many times as long as expected things take; None while nothing tells.
+
+        Expected is what the calibration says; in a search without one, so many seconds as the steps' weights are.
+        """
+        expected_s = sum(steps * self._step_s_of(pipe) for pipe, steps in self._done.items())
+        prior_s = _PRIOR_RUNS * self._run_s
+        if not expected_s + prior_s:
+            return None
+        return (self._took_s + prior_s) / (expected_s + prior_s)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a calibration says what is expected."""
+        return bool(self._step_s)
+
+    def _step_s_of(self, pipe: str) -> float:
+        """Seconds of an unaccelerated step: as calibrated, else as the pipes' weights make it of the others'."""
+        if pipe in self._step_s:
+            return self._step_s[pipe]
+        weight = step_weight(pipe, embedded=self._embedded)
+        known = {other: step_weight(other, embedded=self._embedded) for other in self._step_s}
+        return weight * (sum(self._step_s.values()) / sum(known.values()) if known else 1.0)
+
+    def seconds(self) -> float | None:
+        """What is left; None while nothing tells."""
+        if not self._open:
+            return 0.0
+        pace = self.pace
+        if pace is None:
+            return None
+        verifications = self._verifications_s()
+        left_s = pace * self._lanes.seconds(self._groups_s(), verifications)
+        if self._budget_s is None:
+            return left_s
+        # What begins within the budget is verified, however long that takes.
+        budget_left_s = self._budget_s - max(self._budgeted_s.values(), default=0.0)
+        return min(left_s, max(budget_left_s, pace * self._lanes.seconds([], verifications)))
+
+    def _groups_s(self) -> list[tuple[Cell, float]]:
+        """Each open group's cell, and the seconds that are left of it at the calibration's pace."""
+        groups: dict[_Group, list[SearchCase]] = defaultdict(list)
+        for case in self._open.values():
+            groups[case.cell, case.accelerator].append(case)
+        left, begun = [], set(self._begun)
+        for (cell, _), cases in groups.items():
+            runs = self._runs_left(cases)
+            if cell not in begun:
+                begun.add(cell)
+                runs += self._effort.batches
+            left.append((cell, runs * cell.steps * self._step_s_of(cell.pipe)))
+        return left
+
+    def _runs_left(self, cases: Sequence[SearchCase]) -> float:
+        """Unaccelerated runs that the open cases of a group are worth."""
+        one, effort = cases[0], self._effort_of(cases[0].cell)
+        candidates = [case for case in cases if not case.is_winners]
+        if effort.blocks is not None:
+            return len(candidates) * effort.evaluation()
+        evaluations = effort.evaluated(one.in_group)
+        if len(candidates) == len(cases):  # without the winners' case nobody evaluates what they skip
+            return evaluations * len(candidates) / one.in_group * effort.evaluation()
+        left = max(0.0, evaluations - self._evaluated[one.cell, one.accelerator])
+        return left * effort.evaluation() + effort.settling(one.in_group)
+
+    def _verifications_s(self) -> dict[Cell, float]:
+        """Seconds that verifying takes at the calibration's pace, by cell: of those with open winners' cases."""
+        cells = dict.fromkeys(case.cell for case in self._open.values() if case.is_winners)
+        return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
+
+
+def _worked_s(result: Mapping[str, Any]) -> float:
+    """Seconds that a process worked since its last result, without imports, waiting, loading and calibrating."""
+    phases = dict(result.get("phases_s", {}))
+    phases.pop("loading", None)
+    calibrated_s = sum(one["seconds"] for one in result.get("calibrated", {}).values())
+    phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)
+    return float(sum(phases.values()))
