@@ -430,7 +430,9 @@ def test_the_embedded_pipelines_are_searched_without_any_option_for_them(small_s
         "benches/test_search.py::test_search[SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2]",
     )
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["diffaccel: 1 cases in 1 cell(s), *; the time left is shown after a short calibration"])
+    result.stdout.fnmatch_lines(
+        ["diffaccel: 1 cases in 1 cell(s), *; the time left is shown after a short calibration"]
+    )
     ((candidate, purpose, _),) = small_search.stored()
     assert (candidate, purpose) == ("SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2", "search")
 

@@ -2,66 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.report.progress import EndedCase, Progress
-from pytest_diffaccel.search.effort import case_effort
+from pytest_diffaccel.report.time_left import Lanes, TimeLeft
+from pytest_diffaccel.report.winners import calibration_text, slowdown_text
+from pytest_diffaccel.search.effort import Effort, SearchCase
 
 CELL = Cell("SD1.5", "DDIM", 20)
 RESULT = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache", "speedup": 1.6, "lpips": 0.1234}
+EFFORT = Effort(batches=2, first_batches=1, blocks=None)
+#: An unaccelerated run of README's start, seconds on 2 CPU cores.
+RUN_S = 1.2
 
 
-def alike(cases: int) -> dict[str, float]:
-    return {str(name): 1.0 for name in range(cases)}
+@dataclass(frozen=True)
+class Measured:
+    """A group of README's start as it went.
+
+    Attributes:
+        skipped: candidates that were not evaluated by their cases.
+        cases_s: what those took that were.
+        winners_s: what the winners' case took, less the cell's verification.
+        explored: candidates that it evaluated.
+        winners: how many distinct ones it found.
+    """
+
+    skipped: int
+    cases_s: tuple[float, ...]
+    winners_s: float
+    explored: int
+    winners: int
 
 
-class Told:
-    """A progress that is told of cases in turn, and the line it then shows."""
-
-    def __init__(self, efforts: Mapping[str, float], workers: int = 1) -> None:
-        self.progress = Progress(efforts, workers)
-        self._names = iter(efforts)
-
-    def after(self, duration_s: float, worker: str = "", **found: object) -> str:
-        ended = EndedCase(next(self._names), "passed", duration_s, worker)
-        self.progress.case_ended(ended, RESULT | found)
-        return self.progress.line()
-
-
-def test_a_workers_first_case_tells_nothing_of_the_time() -> None:
-    told = Told(alike(60), workers=2)
-    assert told.after(45.0, "gw0") == "SD1.5-DDIM-20 DeepCache 1/60; least LPIPS at 1.2x 0.123, 1.5x 0.123"
-    assert told.after(15.0, "gw1").startswith("SD1.5-DDIM-20 DeepCache 2/60; least")
-    assert "3/60, 5 min left" in told.after(10.0, "gw0")
-    assert "4/60, 5 min left" in told.after(10.0, "gw1")
-    # A worker that replaces a dead one loads, too.
-    assert "5/60, 5 min left" in told.after(300.0, "gw2")
-    assert "6/60, 18 min left" in told.after(100.0, "gw2")
+#: README's start: SD1.5 DDIM 20, coarse grid, 8 samples in batches of 4, embedded pipelines on 2 CPU cores.
+MEASURED = {
+    "DeepCache": Measured(6, (3.1, 0.4), 3.7, 4, 3),
+    "T-Gate": Measured(5, (1.0, 0.9, 1.1, 1.0, 1.1), 6.5, 4, 2),
+    "ToMe": Measured(2, (1.5, 1.5), 0.0, 0, 0),
+    "DeepCache and ToMe": Measured(0, (0.9, 0.9, 0.7, 0.7, 0.5, 0.5), 1.0, 0, 4),
+    "DeepCache and T-Gate": Measured(6, (0.7, 0.7, 0.5, 0.5, 0.4, 0.4), 7.9, 6, 4),
+    "DeepCache, T-Gate, and ToMe": Measured(0, (0.7, 0.7, 0.8, 0.8, 0.6, 0.6, 0.6, 0.6, 0.4, 0.4, 0.5, 0.5), 6.0, 0, 3),
+}
+#: Winners in shared blocks, short runs, fewer steps; and the scale, once per environment.
+VERIFIED_S, SCALE_S = 40.0 + 8.0 + 13.0, 6.0
+CALIBRATED_S, LOADED_S, IMPORTED_S = 10.6, 4.1, 5.0
+#: By cell, how many times as long as the README's start it takes in truth.
+Cells = Mapping[Cell, float]
+Ended = tuple[str, dict[str, Any], float]
 
 
-def test_what_was_stored_says_nothing_of_the_time() -> None:
-    told = Told(alike(5))
-    assert "1/5; least" in told.after(0.1, stored=True)
-    assert "2/5; least" in told.after(30.0)
-    assert "3/5; least" in told.after(0.1, stored=True)
-    assert "4/5, 5 s left" in told.after(5.0, stored=False)
-    assert "5/5, 0 s left" in told.after(5.0)
+def cases_of(cells: Cells) -> dict[str, SearchCase]:
+    """The cases of searches as measured."""
+    cases = {}
+    for cell in cells:
+        for name, group in MEASURED.items():
+            size = group.skipped + len(group.cases_s)
+            for number in range(size + 1):
+                case = SearchCase(cell, name, is_winners=number == size, in_group=size)
+                cases[f"{cell}-{name}-{number}"] = case
+    return cases
 
 
-def test_winners_take_longer_than_candidates_of_which_most_are_skipped() -> None:
-    """Twelve candidates, of which one in four takes 8 s: then the winners' case takes as long as 20 of these."""
-    candidate, winners = (case_effort(CELL, is_winners=one, exhaustive=False, embedded=True) for one in (False, True))
-    told = Told({**{str(name): candidate for name in range(13)}, "winners": winners})
-    told.after(20.0)
-    for _ in range(3):
-        for duration_s in (8.0, 0.0, 0.0, 0.0):
-            line = told.after(duration_s)
-    assert "13/14, 3 min left" in line  # 160 s
+def calibrated(run_s: float = RUN_S, steps: int = 20) -> dict[str, Any]:
+    return {
+        "rounds": 4,
+        "seconds": CALIBRATED_S,
+        "half_width_ratio": 0.041,
+        "baseline_s": run_s,
+        "steps": steps,
+        "accelerated_share": 0.55,
+    }
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_at_the_end_nothing_is_left(workers: int) -> None:
-    assert "1/1, 0 s left" in Told(alike(1), workers).after(30.0)
+def candidates_of(cell: Cell, name: str, took: float, calibration: dict[str, Any] | None) -> Iterator[Ended]:
+    """A group's candidates: first those that are skipped, whose phases ride on the next result."""
+    group = MEASURED[name]
+    place = {"cell": str(cell), "accelerator": name}
+    waiting = {"loading": LOADED_S, "short runs": CALIBRATED_S} if calibration else {}
+    for number in range(group.skipped):
+        imported_s = IMPORTED_S + sum(waiting.values()) if calibration and not number else 0.0
+        yield f"{cell}-{name}-{number}", place | {"skipped": "key", "evidence": "slow"}, imported_s
+    for number, seconds in enumerate(group.cases_s, group.skipped):
+        phases = {"pictures": took * seconds, **waiting}
+        news = {"calibrated": {cell.pipe: calibration}} if calibration else {}
+        found = {"speedup": RUN_S / seconds if seconds < 3 else 3.0, "lpips": 0.1, "stored": False}
+        yield f"{cell}-{name}-{number}", place | found | news | {"phases_s": phases}, took * seconds
+        waiting, calibration = {}, None
+
+
+def winners_of(cell: Cell, name: str, took: float, verified_s: float | None) -> Ended:
+    """A group's winners' case, which verifies the cell if that takes any time."""
+    group = MEASURED[name]
+    result: dict[str, Any] = {"cell": str(cell), "accelerator": name, "explored": group.explored}
+    result["provisional"] = [{"params": {"a": {"b": number}}} for number in range(group.winners)]
+    result["phases_s"] = {"pictures": took * group.winners_s, "short runs": took * (verified_s or 0.0)}
+    if verified_s is not None:
+        result["golden"] = {}
+    number = group.skipped + len(group.cases_s)
+    return f"{cell}-{name}-{number}", result, sum(result["phases_s"].values())
+
+
+def search(cells: Cells, calibrations: Mapping[str, dict[str, Any]]) -> Iterator[Ended]:
+    """All cases of a session's one process, as they end: name, result, and seconds."""
+    seen: set[str] = set()
+    for cell, took in cells.items():
+        for name in MEASURED:
+            calibration = None if cell.pipe in seen else calibrations[cell.pipe]
+            last = name == list(MEASURED)[-1]
+            scale_s = SCALE_S if cell.pipe not in seen or len(cells) == 1 else 0.0
+            yield from candidates_of(cell, name, took, calibration)
+            seen.add(cell.pipe)
+            yield winners_of(cell, name, took, VERIFIED_S + scale_s if last else None)
+
+
+@dataclass
+class Replayed:
+    """What the estimate was as a search went on.
+
+    Attributes:
+        told: seconds left when the first pipe was calibrated, and in truth.
+        estimates: seconds left after each case from there on.
+        paces: what a slower machine was said to be.
+        progress: the live line, at its end.
+    """
+
+    told: tuple[float, float]
+    estimates: list[float]
+    paces: list[float]
+    progress: Progress
+
+
+def replay(cells: Cells, calibrations: Mapping[str, dict[str, Any]] | None = None) -> Replayed:
+    """Show a progress all cases of a search by one process."""
+    cases = cases_of(cells)
+    left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
+    progress = Progress(len(cases), left)
+    calibrations = calibrations or {cell.pipe: calibrated() for cell in cells}
+    ended = list(search(cells, calibrations))
+    assert [name for name, _, _ in ended] == list(cases)
+    truth = sum(seconds for _, _, seconds in ended)
+    estimates, paces, told = [], [], None
+    for name, result, seconds in ended:
+        truth -= seconds
+        progress.case_ended(EndedCase(name, "passed", seconds, ""), result)
+        estimate, pace = left.seconds(), progress.slowdown()
+        paces += [] if pace is None else [pace]
+        if estimate is None:
+            continue
+        told = told or (estimate, truth)
+        estimates.append(estimate)
+    assert told is not None
+    return Replayed(told, estimates, paces, progress)
+
+
+def never_doubles(estimates: list[float]) -> bool:
+    return all(later <= 2 * earlier for earlier, later in pairwise(estimates))
+
+
+def test_what_is_told_after_calibration_is_what_it_takes() -> None:
+    replayed = replay({CELL: 1.0})
+    told, truth = replayed.told
+    assert told == pytest.approx(truth, rel=0.3)
+    assert max(replayed.estimates) <= 1.3 * told
+    assert never_doubles(replayed.estimates)
+    assert replayed.estimates[-2] == pytest.approx(VERIFIED_S + SCALE_S + 6.0, rel=0.3)
+    assert not replayed.paces
+    assert "58/58, 0 s left; least LPIPS at 1.2x 0.100" in replayed.progress.line()
+
+
+def test_nothing_is_told_before_the_calibration() -> None:
+    left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True)
+    progress = Progress(58, left)
+    progress.case_ended(EndedCase("SD1.5-DDIM-20-DeepCache-0", "skipped", 15.6, ""), RESULT | {"skipped": "key"})
+    assert progress.left() is None
+    assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; least")
+
+
+@pytest.mark.parametrize("slower", [1.8, 3.0])
+def test_a_machine_that_turns_out_slower_is_told_once(slower: float) -> None:
+    replayed = replay({CELL: slower})
+    assert never_doubles(replayed.estimates)
+    (pace,) = replayed.paces
+    assert 1.5 < pace < 1.1 * slower
+    assert replayed.estimates[-2] == pytest.approx(slower * (VERIFIED_S + SCALE_S + 6.0), rel=0.4)
+    assert slowdown_text(1.84, "12 min") == (
+        "the machine is slower than when it was calibrated: work takes 1.8 times as long; about 12 min left"
+    )
+
+
+def test_cells_of_other_steps_and_pipes_are_estimated_from_the_one_that_is_calibrated() -> None:
+    """A cell of 50 steps, and one of a pipe that the weights say takes 1.9 times as long; in truth 2.5 times."""
+    cells = {CELL: 1.0, Cell("SD1.5", "UniPC", 50): 2.5, Cell("SD2.1", "DDIM", 20): 2.5}
+    replayed = replay(cells, {"SD1.5": calibrated(), "SD2.1": calibrated(2.5 * RUN_S)})
+    told, truth = replayed.told
+    assert told == pytest.approx(truth, rel=0.3)
+    assert never_doubles(replayed.estimates)
+    assert replayed.estimates[-2] == pytest.approx(2.5 * (VERIFIED_S + SCALE_S + 6.0), rel=0.3)
+    assert not replayed.paces
+
+
+def test_a_calibration_that_another_worker_tells_of_again_changes_nothing() -> None:
+    left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True)
+    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    before = left.seconds()
+    left.case_ended("", {"calibrated": {"SD1.5": calibrated(9.9)}}, duration_s=1.0)
+    assert left.seconds() == before
+
+
+def test_stored_cases_take_no_time_and_say_nothing_of_it() -> None:
+    """Three candidates of which one is stored: as many others are expected as without."""
+    cases = {str(number): SearchCase(CELL, "ToMe", is_winners=number == 3, in_group=3) for number in range(4)}
+    left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
+    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    before = left.seconds()
+    left.case_ended("0", RESULT | {"accelerator": "ToMe", "stored": True, "phases_s": {}}, duration_s=0.1)
+    after = left.seconds()
+    assert before is not None
+    assert after is not None
+    assert before - after == pytest.approx(0.55 * RUN_S)
+    assert left.pace == 1.0
+
+
+def test_an_exhaustive_search_learns_from_its_first_cases() -> None:
+    """Ten candidates of 2 blocks: each takes as long as the others, whatever a run takes."""
+    cases = {str(number): SearchCase(CELL, "ToMe", is_winners=False, in_group=10) for number in range(10)}
+    effort = Effort(batches=2, first_batches=2, blocks=2)
+    left = TimeLeft(cases, effort, Lanes(), embedded=True)
+    assert left.seconds() is None
+    first_s = effort.evaluation(1 / 1.6) + effort.batches  # the unaccelerated pictures, too
+    for name, seconds in (("0", first_s), ("1", effort.evaluation(1 / 1.6))):
+        left.case_ended(name, RESULT | {"phases_s": {"loading": 9.0, "timing": seconds}}, duration_s=60.0)
+        assert left.seconds() == pytest.approx((9 - int(name)) * effort.evaluation())
+    assert not left.is_calibrated
+
+
+def test_groups_go_on_side_by_side_and_a_cell_is_verified_by_one() -> None:
+    groups, verifications = [(CELL, 10.0), (CELL, 20.0), (CELL, 10.0)], {CELL: 30.0}
+    assert Lanes(1, alone=False).seconds(groups, verifications) == 70.0
+    assert Lanes(2, alone=False).seconds(groups, verifications) == 50.0
+    assert Lanes(8, alone=False).seconds(groups, verifications) == 50.0
+    assert Lanes(8, alone=True).seconds(groups, verifications) == 50.0
+    assert Lanes(4, alone=False, divisible=True).seconds(groups, verifications) == 40.0
+
+
+def test_verifications_of_two_cells_go_on_at_once_on_gpus_only() -> None:
+    other = Cell("SDXL", "DDIM", 20)
+    groups, verifications = [(CELL, 10.0), (other, 10.0)], {CELL: 30.0, other: 30.0}
+    assert Lanes(2, alone=False).seconds(groups, verifications) == 40.0
+    assert Lanes(2, alone=True).seconds(groups, verifications) == 70.0
+
+
+def test_a_budget_bounds_what_is_left_but_for_the_verification() -> None:
+    left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True, budget_s=100.0)
+    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    assert left.seconds() == 100.0
+    name, result, _ = winners_of(CELL, "DeepCache", 1.0, None)
+    left.case_ended(name, result, duration_s=90.0)
+    assert left.seconds() == pytest.approx(VERIFIED_S + SCALE_S, rel=0.3)
+
+
+def test_a_session_of_candidates_without_winners_verifies_nothing() -> None:
+    cases = {name: case for name, case in cases_of({CELL: 1.0}).items() if not case.is_winners}
+    left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
+    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    assert left.seconds() == pytest.approx(RUN_S * (2 + 0.55 * 47), rel=0.1)
+
+
+def test_a_calibration_is_told_with_the_time_left() -> None:
+    assert calibration_text("SD1.5", calibrated(), "3 min") == (
+        "SD1.5: calibrated in 11 s; speed-ups are predicted to 4.1% or better; about 3 min left"
+    )
+    assert calibration_text("SD1.5", calibrated() | {"rounds": 0}, None) == (
+        "SD1.5: calibrated before; speed-ups are predicted to 4.1% or better"
+    )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.scheduling import Groups, GroupScheduling
-from pytest_diffaccel.search.effort import case_effort
+from pytest_diffaccel.search.effort import Effort
 
 WINNERS_S = 5.0
 
@@ -218,18 +218,18 @@ def test_a_worker_stays_with_its_group_and_helps_when_no_group_is_left(config: p
 
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_a_group_is_as_much_work_as_its_cases(exhaustive: bool) -> None:
-    """Three candidates of 20 steps, and five of 50; the winners' cases count, too."""
+    """Three candidates of 20 steps, and five of 50, which take 2.5 times as long each."""
     short, long = (Cell("SD1.5", "DDIM", steps) for steps in (20, 50))
     points = [(short, ratio / 10) for ratio in range(1, 4)] + [(long, ratio / 10) for ratio in range(1, 6)]
     run: Any = SimpleNamespace(
-        settings=SimpleNamespace(models="embedded", exhaustive=exhaustive, fresh=False),
+        settings=SimpleNamespace(
+            models="embedded", exhaustive=exhaustive, fresh=False, num_samples=8, batch_size=4, blocks=3
+        ),
         groups=[(short, "ToMe"), (long, "ToMe")],
         candidates=[Candidate(cell, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": 1}}) for cell, ratio in points],
     )
     groups = Groups.of_search(run)
     efforts = [groups.efforts[f"SD1.5-DDIM-{steps}-ToMe"] for steps in (20, 50)]
-    candidate, winners = (
-        case_effort(short, is_winners=one, exhaustive=exhaustive, embedded=True) for one in (False, True)
-    )
-    assert efforts == pytest.approx([3 * candidate + winners, 2.5 * (5 * candidate + winners)])
+    effort = Effort.of(run.settings)
+    assert efforts[1] / efforts[0] == pytest.approx(2.5 * effort.group(5) / effort.group(3))
     assert groups.divisible is exhaustive

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.search.effort import SCALE_RUNS, Effort, SearchCase, step_weight, winners
 from pytest_diffaccel.settings import Settings
 
 _Group: TypeAlias = "tuple[Cell, str]"
-# The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one slow case means little.
+# The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one case says little.
 _PRIOR_RUNS = 10
 
 
@@ -143,8 +143,7 @@ class TimeLeft:
         group, effort, runs = (case.cell, case.accelerator), self._effort_of(case.cell), 0.0
         if case.is_winners:
             if "provisional" in result:
-                params = [one["params"] for one in result["provisional"]]
-                self._winners[group] = sum(one not in params[:place] for place, one in enumerate(params))
+                self._winners[group] = _distinct(result["provisional"])
                 runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
             if "golden" in result:
                 runs += self._verification(case.cell)
@@ -203,7 +202,8 @@ class TimeLeft:
             return left_s
         # What begins within the budget is verified, however long that takes.
         budget_left_s = self._budget_s - max(self._budgeted_s.values(), default=0.0)
-        return min(left_s, max(budget_left_s, pace * self._lanes.seconds([], verifications)))
+        verifying_s = pace * self._lanes.seconds([(cell, 0.0) for cell in verifications], verifications)
+        return min(left_s, max(budget_left_s, verifying_s))
 
     def _groups_s(self) -> list[tuple[Cell, float]]:
         """Each open group's cell, and the seconds that are left of it at the calibration's pace."""
@@ -235,6 +235,12 @@ class TimeLeft:
         """Seconds that verifying takes at the calibration's pace, by cell: of those with open winners' cases."""
         cells = dict.fromkeys(case.cell for case in self._open.values() if case.is_winners)
         return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
+
+
+def _distinct(provisional: Sequence[Mapping[str, Any]]) -> int:
+    """How many candidates of a group will be verified: its winners and, where a target has none, what comes nearest."""
+    params = [one["params"] for one in provisional]
+    return sum(one not in params[:place] for place, one in enumerate(params)) + (len(params) < len(TARGETS))
 
 
 def _worked_s(result: Mapping[str, Any]) -> float:
