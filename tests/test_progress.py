@@ -282,3 +282,6 @@ def test_a_calibration_is_told_with_the_time_left() -> None:
     assert calibration_text("SD1.5", calibrated() | {"rounds": 0}, None) == (
         "SD1.5: calibrated before; speed-ups are predicted to 4.1% or better"
     )
+    assert "in 11 s; some speed-ups are open yet" in calibration_text(
+        "SD1.5", calibrated() | {"half_width_ratio": 28.9}, None
+    )
