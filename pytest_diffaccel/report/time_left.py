@@ -71,6 +71,39 @@ class Lanes:
         return now
 
 
+@dataclass
+class _Open:
+    """What is open of a group.
+
+    Attributes:
+        in_group: points of its grid.
+        candidates: open cases of candidates.
+        winners: open winners' cases.
+        evaluated: candidates that their cases evaluated.
+    """
+
+    in_group: int
+    candidates: int = 0
+    winners: int = 0
+    evaluated: int = 0
+
+    def count(self, case: SearchCase, number: int) -> None:
+        """Count a case in, or out."""
+        if case.is_winners:
+            self.winners += number
+        else:
+            self.candidates += number
+
+    def runs_left(self, effort: Effort) -> float:
+        """Unaccelerated runs that the open cases are worth, without verification."""
+        if effort.blocks is not None:
+            return self.candidates * effort.evaluation()
+        evaluations = effort.evaluated(self.in_group)
+        if not self.winners:  # then nobody evaluates what the candidates' cases skip
+            return evaluations * self.candidates / self.in_group * effort.evaluation()
+        return max(0.0, evaluations - self.evaluated) * effort.evaluation() + effort.settling(self.in_group)
+
+
 class TimeLeft:
     """What is left of a search, in seconds.
 
@@ -91,7 +124,11 @@ class TimeLeft:
         embedded: bool,
         budget_s: float | None = None,
     ) -> None:
-        self._open = dict(cases)
+        self._cases = dict(cases)
+        # Open cases of each group, candidates' and winners'.
+        self._groups: dict[_Group, _Open] = {}
+        for case in cases.values():
+            self._groups.setdefault((case.cell, case.accelerator), _Open(case.in_group)).count(case, 1)
         self._effort = effort
         self._lanes = lanes
         self._embedded = embedded
@@ -104,11 +141,12 @@ class TimeLeft:
         # What ended cases took, and what they were expected to: steps of unaccelerated runs, by pipe.
         self._took_s = 0.0
         self._done: defaultdict[str, float] = defaultdict(float)
-        self._evaluated: Counter[_Group] = Counter()
         self._begun: set[Cell] = set()
         self._scaled: set[str] = set()
-        groups = {(case.cell, case.accelerator): case for case in cases.values() if case.is_winners}
-        self._winners = {group: winners(case.in_group) for group, case in groups.items()}
+        self._winners: defaultdict[Cell, dict[str, float]] = defaultdict(dict)
+        for (cell, accelerator), group in self._groups.items():
+            if group.winners:
+                self._winners[cell][accelerator] = winners(group.in_group)
 
     def case_ended(self, name: str, result: Mapping[str, Any], *, duration_s: float, worker: str = "") -> None:
         """Take in a case.
@@ -121,9 +159,10 @@ class TimeLeft:
         """
         for pipe, calibration in result.get("calibrated", {}).items():
             self._calibrate(pipe, calibration)
-        case = self._open.pop(name, None)
+        case = self._cases.pop(name, None)
         if case is None:
             return
+        self._groups[case.cell, case.accelerator].count(case, -1)
         if case.is_winners:
             self._budgeted_s[worker] += duration_s
         worked_s, runs = _worked_s(result), self._runs(case, result)
@@ -140,16 +179,16 @@ class TimeLeft:
 
     def _runs(self, case: SearchCase, result: Mapping[str, Any]) -> float:
         """Unaccelerated runs that an ended case is worth by the model, for what it turned out to do."""
-        group, effort, runs = (case.cell, case.accelerator), self._effort_of(case.cell), 0.0
+        effort, runs = self._effort_of(case.cell), 0.0
         if case.is_winners:
             if "provisional" in result:
-                self._winners[group] = _distinct(result["provisional"])
+                self._winners[case.cell][case.accelerator] = _distinct(result["provisional"])
                 runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
             if "golden" in result:
                 runs += self._verification(case.cell)
                 self._scaled.add(case.cell.pipe)
         elif "speedup" in result:
-            self._evaluated[group] += 1
+            self._groups[case.cell, case.accelerator].evaluated += 1
             runs = effort.evaluation(1 / result["speedup"])
         if runs and case.cell not in self._begun and not result.get("stored"):
             self._begun.add(case.cell)
@@ -161,7 +200,7 @@ class TimeLeft:
 
     def _verification(self, cell: Cell) -> float:
         """Unaccelerated runs that verifying a cell takes, and measuring the scale where that is not done."""
-        found = sum(count for (other, _), count in self._winners.items() if other == cell)
+        found = sum(self._winners[cell].values())
         return self._effort_of(cell).verification(found) + SCALE_RUNS * (cell.pipe not in self._scaled)
 
     @property
@@ -191,7 +230,7 @@ class TimeLeft:
 
     def seconds(self) -> float | None:
         """What is left; None while nothing tells."""
-        if not self._open:
+        if not self._cases:
             return 0.0
         pace = self.pace
         if pace is None:
@@ -207,33 +246,20 @@ class TimeLeft:
 
     def _groups_s(self) -> list[tuple[Cell, float]]:
         """Each open group's cell, and the seconds that are left of it at the calibration's pace."""
-        groups: dict[_Group, list[SearchCase]] = defaultdict(list)
-        for case in self._open.values():
-            groups[case.cell, case.accelerator].append(case)
         left, begun = [], set(self._begun)
-        for (cell, _), cases in groups.items():
-            runs = self._runs_left(cases)
+        for (cell, _), group in self._groups.items():
+            if not group.candidates and not group.winners:
+                continue
+            runs = group.runs_left(self._effort_of(cell))
             if cell not in begun:
                 begun.add(cell)
                 runs += self._effort.batches
             left.append((cell, runs * cell.steps * self._step_s_of(cell.pipe)))
         return left
 
-    def _runs_left(self, cases: Sequence[SearchCase]) -> float:
-        """Unaccelerated runs that the open cases of a group are worth."""
-        one, effort = cases[0], self._effort_of(cases[0].cell)
-        candidates = [case for case in cases if not case.is_winners]
-        if effort.blocks is not None:
-            return len(candidates) * effort.evaluation()
-        evaluations = effort.evaluated(one.in_group)
-        if len(candidates) == len(cases):  # without the winners' case nobody evaluates what they skip
-            return evaluations * len(candidates) / one.in_group * effort.evaluation()
-        left = max(0.0, evaluations - self._evaluated[one.cell, one.accelerator])
-        return left * effort.evaluation() + effort.settling(one.in_group)
-
     def _verifications_s(self) -> dict[Cell, float]:
         """Seconds that verifying takes at the calibration's pace, by cell: of those with open winners' cases."""
-        cells = dict.fromkeys(case.cell for case in self._open.values() if case.is_winners)
+        cells = dict.fromkeys(cell for (cell, _), group in self._groups.items() if group.winners)
         return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
 
 

@@ -114,7 +114,9 @@ def calibration_text(pipe: str, calibration: Mapping[str, Any], left: str | None
     took = f"in {calibration['seconds']:.0f} s" if calibration["rounds"] else "before"
     half_width = calibration["half_width_ratio"]
     # A kind of step that no short run held yet leaves a speed-up open by any factor.
-    known = f"speed-ups are predicted to {half_width:.1%} or better" if half_width < 1 else "some speed-ups are open yet"
+    known = (
+        f"speed-ups are predicted to {half_width:.1%} or better" if half_width < 1 else "some speed-ups are open yet"
+    )
     return f"{pipe}: calibrated {took}; {known}" + (f"; about {left} left" if left else "")
 
 
