@@ -81,9 +81,9 @@ class Progress:
         return None if left_s is None else duration(left_s)
 
     def slowdown(self) -> float | None:
-        """How many times as long as calibrated the search takes, told once, when that is much; else None."""
+        """How many times as long as calibrated the search takes, told once, when that is much and cases are left."""
         pace = self._time_left.pace if self._time_left.is_calibrated else None
-        if self._is_slow or pace is None or pace <= _SLOW:
+        if self._is_slow or pace is None or pace <= _SLOW or len(self._ended) == self._cases:
             return None
         self._is_slow = True
         return pace
