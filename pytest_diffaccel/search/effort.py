@@ -31,7 +31,7 @@ _CONTENDERS = 4
 _WINNERS_AT_MOST, _WINNERS_HALF_AT = 5, 3
 # Winners in a block beside an unaccelerated run, and runs of each at the least, as in .evaluation; short runs then take
 # this share of the blocks' time, as in .verify.
-_TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 6, 2, 0.25
+_TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 6, 2, 0.3
 # Rivals of a cell that are made: step counts that are as fast as its winners, and what each takes.
 _RIVALS, _RIVAL_SHARE = 10, 0.45
 #: Runs that measure an environment's scale of losses, as in .null_control.
