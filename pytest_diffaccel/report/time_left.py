@@ -37,7 +37,7 @@ class Lanes:
         on_cpu = settings.gpus is None
         # With several threads a process, generations on one CPU take turns (TimingLock.shareable).
         shared = not on_cpu or settings.models == "embedded"
-        return cls(workers if shared else 1, on_cpu, settings.exhaustive and not settings.fresh)
+        return cls(workers if shared else 1, on_cpu, settings.exhaustive)
 
     def seconds(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
         """How long groups and, after the last of a cell's groups, its verification take.
