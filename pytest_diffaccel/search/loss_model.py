@@ -18,9 +18,10 @@ from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 from pytest_diffaccel.search.regression import Array, Regression, bells
+from pytest_diffaccel.search.select import NO_LOSS
 
-# A loss this small is none: keeps the logarithm finite.
-_NEGLIGIBLE = 5e-4
+# Keeps shares of what several methods lose finite.
+_LEAST_LOSS = 1e-6
 # A method of which nothing is known: its losses are around this, times or divided by e.
 _UNKNOWN_LOG_LOSS, _UNKNOWN_SD = math.log(0.05), 1.0
 # Standard deviations of a method's log loss: its level, its trend along each coordinate, and what bends the trend.
@@ -37,8 +38,13 @@ _TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.3
 
 
 def log_loss(loss: float) -> float:
-    """Logarithm of an LPIPS, finite at 0."""
-    return math.log(max(0.0, loss) + _NEGLIGIBLE)
+    """Logarithm of an LPIPS and what is all rounding: finite at 0, and hardly different for losses that hardly are."""
+    return math.log(max(0.0, loss) + NO_LOSS)
+
+
+def loss_of(log: float) -> float:
+    """The LPIPS of a :func:`log_loss`, at least 0."""
+    return max(0.0, math.exp(log) - NO_LOSS)
 
 
 class _MethodLoss:
@@ -138,10 +144,11 @@ class LossModel:
             self._methods[method.name].predict([params[method.name] for params in rows])
             for method in accelerator.methods
         ]
-        squares = np.exp(2 * np.array([mean for mean, _ in parts]))
+        squares = np.square(np.maximum(np.exp([mean for mean, _ in parts]) - NO_LOSS, _LEAST_LOSS))
         shares = squares / squares.sum(axis=0)
         variances = np.array([variance for _, variance in parts])
-        return 0.5 * np.log(squares.sum(axis=0)) + _TOGETHER_LOG, (shares**2 * variances).sum(axis=0)
+        together = np.sqrt(squares.sum(axis=0)) * math.exp(_TOGETHER_LOG)
+        return np.log(together + NO_LOSS), (shares**2 * variances).sum(axis=0)
 
     def _places(self, accelerator: Accelerator, rows: Sequence[Params]) -> Array:
         return np.array(

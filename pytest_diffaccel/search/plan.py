@@ -24,7 +24,7 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.loss_model import LossModel, log_loss
+from pytest_diffaccel.search.loss_model import LossModel, log_loss, loss_of
 from pytest_diffaccel.search.monotone import Monotone, is_checked
 from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, probabilities
 from pytest_diffaccel.search.regression import Array
@@ -93,8 +93,8 @@ class Plan:
             return Verdict(False, f"{said}; loses more than {format_params(gentler.params)}, which is fast enough")
         mean, sd = self._losses([candidate])
         gains = self._expected_gains([candidate])
-        low, high = (math.exp(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (-1, 1))
-        said += f" at LPIPS {math.exp(mean[0]):.4f} [{low:.4f}, {high:.4f}]"
+        loss, low, high = (loss_of(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (0, -1, 1))
+        said += f" at LPIPS {loss:.4f} [{low:.4f}, {high:.4f}]"
         if gains.max() < _NOTICEABLE_GAIN:
             return Verdict(False, f"{said}; {self._why_not(speedup)}")
         place = int(gains[0].argmax())
