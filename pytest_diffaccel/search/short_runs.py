@@ -33,6 +33,9 @@ class ShortRuns:
     def of(cls, registry: Registry, candidates: Sequence[Candidate]) -> ShortRuns:
         """The methods' own grids at few steps, and at more of them as long as a kind is in none.
 
+        Kinds that the full grids lack are looked for in the coarse ones, then in the candidates' own parameters: they
+        may be of the space beyond all grids.
+
         Args:
             registry: the methods known.
             candidates: what is to be told of; of one pipe, at least one.
@@ -42,12 +45,14 @@ class ShortRuns:
         runs: dict[str, Candidate] = {}
         for steps in (*_STEPS, *sorted({one.cell.steps for one in candidates})):
             cell = replace(candidates[0].cell, steps=steps)
-            made = [
-                Candidate(cell, one.name, params) for one in accelerators for params in one.grid(cell, coarse=False)
-            ]
-            useful = [one for one in made if _is_valid(registry, one) and missing & _counts(registry, one).keys()]
-            runs |= {one.key: one for one in useful}
-            missing -= {kind for one in useful for kind in _counts(registry, one)}
+            full, coarse = (
+                [Candidate(cell, one.name, params) for one in accelerators for params in one.grid(cell, coarse=size)]
+                for size in (False, True)
+            )
+            for made in (full, coarse, [replace(one, cell=cell) for one in candidates if one.cell.steps >= steps]):
+                useful = [one for one in made if _is_valid(registry, one) and missing & _counts(registry, one).keys()]
+                runs |= {one.key: one for one in useful}
+                missing -= {kind for one in useful for kind in _counts(registry, one)}
             if not missing:
                 break
         return cls(registry, tuple(runs.values()))
