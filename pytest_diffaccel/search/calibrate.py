@@ -96,7 +96,10 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         timer = Timer(bench, cell)
         rounds = bench.known(cell).rounds
         if rounds and rounds[-1].started_at < bench.began_at and not timer.still_holds():
+            recent = [one for one in bench.known(cell).rounds if one.started_at >= bench.began_at]
             bench.store.forget_rounds(environment)
+            for one in recent:
+                bench.store.save_round(environment, one)
             bench.reread(cell)
         candidates = candidates_of(bench, cell)
         made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
@@ -153,6 +156,11 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
     return spent
 
 
+def _plain(runs: Sequence[Candidate]) -> Candidate:
+    """The unaccelerated run of a round."""
+    return Candidate(runs[0].cell, "", {})
+
+
 class Timer:
     """Times short runs of one pipe.
 
@@ -189,19 +197,18 @@ class Timer:
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
         with self._bench.lock.timing(), self._bench.spending("short runs"):
             while runs := self._most_telling(short.without(self._failed()), candidates, is_known):
-                if time_is_up():
+                if time_is_up() or _plain(runs).key in self._failed():
                     break
-                self._make_round(runs)
-                made += 1
+                made += self._make_round(runs) is not None
         return made
 
     def still_holds(self) -> bool:
         """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
-        before = self._bench.known(self._cell).costs
-        runs = sorted(
-            {run.key: run for made in self._bench.known(self._cell).rounds for run in made.candidates}.values(),
-            key=lambda run: run.key,
-        )
+        before, failed = self._bench.known(self._cell).costs, self._failed()
+        all_runs = {run.key: run for made in self._bench.known(self._cell).rounds for run in made.candidates}
+        runs = [run for key, run in sorted(all_runs.items()) if key not in failed]
+        if not runs:
+            return True
         chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
         with self._bench.lock.timing():
             made = [one for _ in range(_CHECK_ROUNDS) if (one := self._make_round(chosen)) is not None]
@@ -234,7 +241,7 @@ class Timer:
         """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""
         started_at, made = time.time(), len(self._bench.known(self._cell).rounds)
         order = random.Random(order_seed(self._bench.settings.seed, [run.key for run in runs], made))
-        plain = Candidate(runs[0].cell, "", {})
+        plain = _plain(runs)
         timings: dict[str, RunTiming] = {}
         with ExitStack() as stack:
             subjects = [

@@ -47,9 +47,19 @@ class Knowledge:
 
     @property
     def costs(self) -> CostModel:
-        """The cost model of all that was timed: the calibration's rounds, and blocks of any cell and purpose."""
+        """The cost model of all that was timed: the calibration's rounds, and blocks of any cell and purpose.
+
+        Winners that were timed before the calibration tell of a machine that was another one: the calibration was made
+        anew (:func:`.calibrate`).
+        """
         if self._costs is None:
-            timed = [(one.candidate, one.blocks) for one in self._measurements.values()]
+            began = self._rounds[0].started_at if self._rounds else 0.0
+            timed = [
+                (one.candidate, [block for block in one.blocks if block.started_at >= began])
+                if one.sampling.purpose == "winner"
+                else (one.candidate, one.blocks)
+                for one in self._measurements.values()
+            ]
             short = [(candidate, (block,)) for made in self._rounds for candidate, block in made.blocks]
             self._costs = CostModel.fit(self._registry, [*timed, *short])
         return self._costs
