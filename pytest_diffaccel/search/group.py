@@ -93,8 +93,9 @@ class Group:
             settle(self, self.bench.settings.num_samples, time_is_up)
 
     def finish(self) -> None:
-        """Keep that the group's winners are found."""
-        self.decide(self._name, DONE)
+        """Keep that the group's winners are found, unless that is known."""
+        if not self.is_done:
+            self.decide(self._name, DONE)
 
     @property
     def is_done(self) -> bool:
