@@ -73,6 +73,14 @@ def small_search(pytester: pytest.Pytester, everything_imported: None, monkeypat
     return SmallSearch(pytester)
 
 
+@pytest.fixture
+def one_pipeline(
+    pipeline_of: Callable[[str, str], Any], everything_imported: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches in this process all use one loaded pipeline of each pipe: no time for loading."""
+    monkeypatch.setattr("pytest_diffaccel.search.workbench.load_pipeline", lambda pipe, **_: pipeline_of(pipe, "DDIM"))
+
+
 @pytest.fixture(scope="session")
 def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the small search has run to its end."""

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_diffaccel.accelerators.base import Method
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.models.registry import ModelSpec
+from pytest_diffaccel.options import add_options
+from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.search.cases import NotWorthwhile
+from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.settings import Settings
 
 TESTS = Path(__file__).resolve().parent
 # Registers the small accelerator of echo.py.
 SMALL_SEARCH = """
 import sys
 sys.path.insert(0, {tests!r})
-from echo import Echo, spend_little
+from echo import Echo, Reply, spend_little
 
 spend_little()
 
 def pytest_diffaccel_accelerators(registry):
     registry.register(Echo({points!r}))
+    if {replies!r}:
+        registry.register(Reply({replies!r}))
 """
 #: Each many times as fast as the baseline.
 CLEAR_POINTS = ((10, 0), (15, 0), (20, 0))
@@ -31,6 +41,14 @@ SMALL_OPTIONS = (
     *("--models", "models.toml", "--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "Echo"),
     *("--num-samples", "1", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive"),
 )
+#: Evaluates only what may win, on four small pictures in two batches.
+RACE_OPTIONS = (
+    *(one for one in SMALL_OPTIONS if one != "--exhaustive"),
+    *("--num-samples", "4", "--batch-size", "2"),
+)
+#: After those of a race: two pictures, one at a time.
+THRIFTY = ("--num-samples", "2", "--batch-size", "1")
+BOTH = ("--search-targets", "Reply")  # beside Echo, which the options name
 
 
 def embedded_folder(pipe: str) -> Path:
@@ -55,9 +73,10 @@ class SearchFolder:
         )
         self.register(*CLEAR_POINTS)
 
-    def register(self, *points: tuple[int, int]) -> None:
-        """Register Echo with a grid of (interval, mishap) points."""
-        (self.path / "conftest.py").write_text(SMALL_SEARCH.format(tests=str(TESTS), points=points), encoding="utf-8")
+    def register(self, *points: tuple[int, int], replies: Sequence[tuple[int, int]] = ()) -> None:
+        """Register Echo with a grid of (interval, mishap) points; and Reply, a second accelerator, if it has any."""
+        text = SMALL_SEARCH.format(tests=str(TESTS), points=points, replies=tuple(replies))
+        (self.path / "conftest.py").write_text(text, encoding="utf-8")
 
     def stored(self) -> list[tuple[str, str, str]]:
         """(candidate key, purpose, time) of every measurement in the store."""
@@ -91,14 +110,48 @@ class SmallSearch(SearchFolder):
 
     def race(self, *arguments: str) -> pytest.RunResult:
         """Run a search that evaluates only what may win, on four small pictures in two batches."""
-        options = [one for one in self._all(arguments) if one != "--exhaustive"]
-        return self.pytester.runpytest_inprocess(*options, "--num-samples", "4", "--batch-size", "2")
+        return self.pytester.runpytest_inprocess(*self._all(arguments, RACE_OPTIONS))
+
+    def race_apart(self, *arguments: str) -> pytest.RunResult:
+        """The same in a process of its own."""
+        return self.pytester.runpytest_subprocess(*self._all(arguments, RACE_OPTIONS))
 
     def run_apart(self, *arguments: str) -> pytest.RunResult:
         """The same in a process of its own."""
         return self.pytester.runpytest_subprocess(*self._all(arguments))
 
     @staticmethod
-    def _all(arguments: tuple[str, ...]) -> list[str]:
+    def _all(arguments: tuple[str, ...], options: tuple[str, ...] = SMALL_OPTIONS) -> list[str]:
         paths = () if any(one.startswith("benches") for one in arguments) else ("benches",)
-        return [*paths, *SMALL_OPTIONS, *arguments]
+        return [*paths, *options, *arguments]
+
+
+def open_run(*arguments: str, methods: Iterable[Method]) -> SearchRun:
+    """A session of a race without pytest, in the present folder, which is a :class:`SearchFolder`'s."""
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    registry = default_registry()
+    for method in methods:
+        registry.register(method)
+    options = parser.parse_known_args([*RACE_OPTIONS, *arguments])
+    return SearchRun(Settings.from_options(options, registry.names), registry)
+
+
+def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches of this process take the scale of their losses for known: a third of a small search's time."""
+    scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.1)
+    monkeypatch.setattr("pytest_diffaccel.search.outcome.measure_scale", lambda *_: scale)
+
+
+def drive(run: SearchRun) -> list[dict[str, Any]]:
+    """Do what a session's cases do, in their order; what each of its groups' winners' cases found."""
+    found = []
+    for cell, accelerator in run.groups:
+        for candidate in run.candidates:
+            if (candidate.cell, candidate.accelerator) == (cell, accelerator):
+                with suppress(NotWorthwhile, RuntimeError):
+                    run.measure(candidate, others_follow=True)
+        others = [name for other, name in run.groups if other == cell and name != accelerator]
+        found.append(run.find_winners(cell, accelerator, others))
+    run.close()
+    return found

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytest
 
+from pytest_diffaccel.measure.clock import WallClock
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 
 #: What a step of each kind costs, in seconds, without noise.
@@ -40,3 +42,30 @@ def noisy_block(
         return run(of, [math.exp(whole + part) for part in generator.normal(0, step_sd, len(of) + 1)])
 
     return Block(noisy(BASELINE), (noisy(kinds),))
+
+
+class SteadyClock:
+    """In place of the wall clock of runs: a step takes what its kind costs here, and a little by chance.
+
+    Pictures are made all the same. What a machine that others use says of speed is no part of a test, then.
+
+    Attributes:
+        step_s: seconds of a step, by kind; of other kinds as long as a plain one.
+        fixed_s: what lies outside the steps.
+        runs: the kinds of every run that was timed, in order.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step_s: dict[str, float] = {"plain": 0.02, "Echo:echo": 0.001, "Reply:echo": 0.002}
+        self.fixed_s = 0.02
+        self.runs: list[tuple[str, ...]] = []
+        self._generator = np.random.default_rng(0)
+        monkeypatch.setattr(WallClock, "timing", lambda _, kinds: self._timing(kinds))
+
+    def _timing(self, kinds: Sequence[str]) -> RunTiming:
+        self.runs.append(tuple(kinds))
+        noise = np.exp(self._generator.normal(0, 0.01, len(kinds) + 1)).tolist()
+        steps = tuple(
+            self.step_s.get(kind, self.step_s["plain"]) * factor for kind, factor in zip(kinds, noise, strict=False)
+        )
+        return RunTiming(sum(steps) + self.fixed_s * noise[-1], steps, tuple(kinds))

@@ -1,0 +1,265 @@
+"""The calibration of real, small searches: what is timed, kept, looked at again, and forgotten.
+
+Speeds are made by hand (:class:`timings.SteadyClock`); pipelines, pictures and stores are real.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo import NOTHING, SHORT_DEATH, SHORT_ERROR, Echo
+from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, without_scale
+from timings import SteadyClock
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.measure.measurement import Round
+from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.report.winners import calibration_text
+
+POINTS = ((2, NOTHING), (10, NOTHING), (20, NOTHING))
+
+
+class Folder(SearchFolder):
+    """A folder in which sessions are driven without pytest."""
+
+    def search(self, points: tuple[tuple[int, int], ...] = POINTS) -> dict[str, Any]:
+        """A session of its own; what its winners' case found, and how its calibration went."""
+        run = open_run(*THRIFTY, methods=[Echo(points)])
+        (found,) = drive(run)
+        return {**found, "calibration": run.bench.calibrations.get("SD1.5")}
+
+    def rounds(self) -> list[Round]:
+        """Of the one environment that there is."""
+        with Store.open(self.store) as store:
+            (environment,) = store.environments()
+            return store.rounds(environment)
+
+    def rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """All that a search has found out, by table; less who verifies a cell in this session."""
+        tables = ("measurements", "failures", "calibration", "decisions WHERE purpose != 'session'")
+        return {name: sorted(self.query(f"SELECT * FROM diffaccel_{name}")) for name in tables}
+
+    def reopen(self) -> None:
+        """As if the search had been stopped before its end: one measurement and all decisions are gone."""
+        self.execute("DELETE FROM diffaccel_decisions")
+        self.execute(
+            "DELETE FROM diffaccel_measurements WHERE candidate_key LIKE '%interval=10,%' AND purpose = 'search'"
+        )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> SteadyClock:
+    """What a step takes, in this process."""
+    monkeypatch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+    without_scale(monkeypatch)
+    return SteadyClock(monkeypatch)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder in which nothing was searched."""
+    monkeypatch.chdir(tmp_path)
+    return Folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_race(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) -> Path:
+    """A folder with a finished search."""
+    folder = Folder(tmp_path_factory.mktemp("race"))
+    folder.register(*POINTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.path)
+        without_scale(patch)
+        SteadyClock(patch)
+        folder.search()
+    return folder.path
+
+
+@pytest.fixture
+def finished(empty: Folder, finished_race: Path) -> Folder:
+    """Its copy."""
+    shutil.copytree(finished_race / ".diffaccel", empty.path / ".diffaccel")
+    return empty
+
+
+# --- what is timed and kept ------------------------------------------------------------------------------------
+
+
+def test_a_search_begins_with_rounds_of_short_runs_and_keeps_them(finished: Folder) -> None:
+    rounds = finished.rounds()
+    assert rounds
+    for made in rounds:
+        assert set(made.baseline.kinds) == {"plain"}
+        assert len({run.key for run in made.candidates}) == len(made.candidates) in range(1, 5)
+        for candidate, run in zip(made.candidates, made.runs, strict=True):
+            assert candidate.cell.steps in (8, 12)
+            assert len(run.kinds) in range(candidate.cell.steps - 2, candidate.cell.steps + 1)
+            assert set(run.kinds) <= {"Echo:full", "Echo:echo"}
+    timed = finished.query(
+        "SELECT record FROM diffaccel_measurements WHERE purpose = 'search' AND record LIKE '%runs%'"
+    )
+    assert timed == []  # no candidate of the search itself was timed
+
+
+def test_the_first_step_of_a_kind_in_a_process_is_not_counted(finished: Folder) -> None:
+    first, *others = finished.rounds()
+    lengths = [len(run.kinds) for run in first.runs]
+    assert sum(candidate.cell.steps for candidate in first.candidates) - sum(lengths) == 2  # full and echo, once each
+    assert all(
+        len(run.kinds) == candidate.cell.steps
+        for made in others
+        for candidate, run in zip(made.candidates, made.runs, strict=True)
+    )
+
+
+# --- later sessions --------------------------------------------------------------------------------------------
+
+
+def test_a_finished_search_that_is_started_again_times_nothing_and_changes_nothing(
+    finished: Folder, clock: SteadyClock
+) -> None:
+    before = finished.rows()
+    first, second = finished.search(), finished.search()
+    assert clock.runs == []
+    assert finished.rows() == before
+    assert first["golden"] == second["golden"]
+    assert first["calibration"] is None
+
+
+def test_an_unfinished_search_looks_at_its_calibration_in_two_rounds_and_keeps_it(
+    finished: Folder, clock: SteadyClock
+) -> None:
+    before = finished.rounds()
+    finished.reopen()
+    found = finished.search()
+    after = finished.rounds()
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 2
+    known = {run.key for made in before for run in made.candidates}
+    assert all({run.key for run in made.candidates} <= known for made in after[len(before) :])
+    assert found["calibration"].rounds == 0
+    assert len(found["golden"]) == len(TARGETS)
+
+
+def test_a_calibration_is_forgotten_when_one_kind_of_step_is_suddenly_much_slower(
+    finished: Folder, clock: SteadyClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = finished.rounds()
+    clock.step_s["Echo:echo"] *= 10
+    finished.reopen()
+    finished.search()
+    after = finished.rounds()
+    assert "the machine is not as it was calibrated" in caplog.text
+    assert after
+    assert not [made for made in after if made in before]
+    # An echo takes half a plain step now, so that computing every 2nd and 10th call is this many times as fast.
+    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+    known = run.bench.known(run.groups[0][0])
+    run.close()
+    for candidate in run.candidates[:2]:
+        full = 20 // candidate.params["Echo"]["echo_interval"]
+        true = 21 / (1 + full + (20 - full) / 2)
+        (speedup,) = known.costs.speedups([candidate])
+        assert speedup.value == pytest.approx(true, rel=0.03)
+
+
+def test_a_machine_that_is_slower_in_everything_is_the_same(finished: Folder, clock: SteadyClock) -> None:
+    before = finished.rounds()
+    clock.step_s = {kind: 2 * step_s for kind, step_s in clock.step_s.items()}
+    clock.fixed_s *= 2
+    finished.reopen()
+    finished.search()
+    assert finished.rounds()[: len(before)] == before
+
+
+# --- short runs that fail --------------------------------------------------------------------------------------
+
+
+def test_a_short_run_that_raises_is_no_failure_of_a_candidate(empty: Folder, clock: SteadyClock) -> None:
+    found = empty.search(points=((2, SHORT_ERROR), (4, NOTHING), (10, NOTHING)))
+    assert empty.failures() == []
+    assert found["failed"] == ()
+    assert {run.params["Echo"]["mishap"] for made in empty.rounds() for run in made.candidates} == {NOTHING}
+    assert len(found["golden"]) == len(TARGETS)
+    # What has no short run of its own is chosen all the same.
+    assert '"echo_interval": 2' in next(iter(found["golden"].values()))
+
+
+def test_without_any_short_run_that_works_a_search_still_finds_winners(empty: Folder, clock: SteadyClock) -> None:
+    found = empty.search(points=((2, SHORT_ERROR), (10, SHORT_ERROR)))
+    assert empty.rounds() == []
+    assert empty.failures() == []
+    assert found["calibration"].baseline_s is None
+    assert "no short run works" in calibration_text("SD1.5", vars(found["calibration"]))
+    assert len(found["golden"]) + len(found["undecided"]) == len(TARGETS)
+    assert found["verified"]
+
+
+def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
+    empty: Folder, clock: SteadyClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory suffices for accelerated runs only: it would be tried for ever."""
+    from pytest_diffaccel.search import calibrate
+
+    real, tried = calibrate.timed, []
+
+    def failing(generate: Generate, *arguments: Any) -> Any:
+        tried.append(generate.kinds)
+        assert len(tried) < 50
+        if set(generate.kinds) == {"plain"}:
+            raise MemoryError
+        return real(generate, *arguments)
+
+    monkeypatch.setattr(calibrate, "timed", failing)
+    found = empty.search()
+    assert empty.rounds() == []
+    assert found["verified"]
+
+
+def test_a_short_run_that_took_another_process_with_it_is_not_tried_again(finished: Folder, clock: SteadyClock) -> None:
+    """Neither when the calibration is looked at, where it is among the runs that had worked."""
+    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+    victim = finished.rounds()[0].candidates[0]
+    cell = run.groups[0][0]
+    # What a process leaves behind that ends within a short run.
+    sampling = {**vars(run.bench.sampling(cell, "search")), "purpose": "calibration"}
+    environment = run.bench.environment(cell).id
+    run.bench.store.save_failure(victim, environment, type(run.bench.sampling(cell, "search"))(**sampling), "crash", "")
+    run.close()
+    before = finished.rounds()
+    finished.reopen()
+    finished.search()
+    later = finished.rounds()[len(before) :]
+    assert later
+    assert victim.key not in {run.key for made in later for run in made.candidates}
+    assert [key for key, *_ in finished.failures()] == [victim.key]
+
+
+def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_search: SmallSearch) -> None:
+    small_search.register((4, SHORT_DEATH), (10, NOTHING))
+    result = small_search.race_apart(*THRIFTY, "-n", "1")
+    result.assert_outcomes(failed=1, passed=2)
+    ((key, kind, message),) = small_search.failures()
+    assert key.startswith("SD1.5-DDIM-8-Echo-echo_interval=")
+    assert (kind, message) == ("crash", "the process ended during this short run")
+    assert len(read_golden(small_search.golden)) == len(TARGETS)
+
+
+# --- in pytest -------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_search_leaves_golden_as_it_is_to_the_byte(small_search: SmallSearch, finished_race: Path) -> None:
+    shutil.copytree(finished_race / ".diffaccel", small_search.path / ".diffaccel")
+    small_search.register(*POINTS)
+    golden: list[bytes] = []
+    for said in ("7 new", "7 unchanged"):
+        result = small_search.race(*THRIFTY)
+        result.stdout.fnmatch_lines([f"golden: *: {said}"])
+        assert "calibrated" not in result.stdout.str()
+        golden.append(small_search.golden.read_bytes())
+    assert golden[0] == golden[1]
