@@ -158,7 +158,7 @@ class Plan:
 
         Combinations are right where each method does a little, of which those that are fast alone say nothing.
         """
-        if len(self.accelerator.methods) > 1:
+        if len(self.accelerator.methods) > 1 or not candidates:
             return None
         (method,) = self.accelerator.methods
 
