@@ -78,6 +78,11 @@ class SearchFolder:
         text = SMALL_SEARCH.format(tests=str(TESTS), points=points, replies=tuple(replies))
         (self.path / "conftest.py").write_text(text, encoding="utf-8")
 
+    def add_to_conftest(self, text: str) -> None:
+        """More lines of the folder's conftest.py, for processes of their own: they are never undone."""
+        with (self.path / "conftest.py").open("a", encoding="utf-8") as file:
+            file.write(text)
+
     def stored(self) -> list[tuple[str, str, str]]:
         """(candidate key, purpose, time) of every measurement in the store."""
         return self.query("SELECT candidate_key, purpose, created_at FROM diffaccel_measurements ORDER BY 1, 2")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from echo import NOTHING, SHORT_DEATH, SHORT_ERROR, Echo
 from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, without_scale
-from timings import SteadyClock
+from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import TARGETS
@@ -242,6 +242,7 @@ def test_a_short_run_that_took_another_process_with_it_is_not_tried_again(finish
 
 def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_search: SmallSearch) -> None:
     small_search.register((4, SHORT_DEATH), (10, NOTHING))
+    small_search.add_to_conftest(STEADY)
     result = small_search.race_apart(*THRIFTY, "-n", "1")
     result.assert_outcomes(failed=1, passed=2)
     ((key, kind, message),) = small_search.failures()

@@ -44,6 +44,14 @@ def noisy_block(
     return Block(noisy(BASELINE), (noisy(kinds),))
 
 
+#: Lines of a conftest.py, beside which this file is imported: the same in processes of their own.
+STEADY = """
+import pytest
+from timings import SteadyClock
+SteadyClock(pytest.MonkeyPatch())
+"""
+
+
 class SteadyClock:
     """In place of the wall clock of runs: a step takes what its kind costs here, and a little by chance.
 

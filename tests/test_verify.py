@@ -1,0 +1,233 @@
+"""Verification of a cell with two groups: in one go, by whoever is last, and of whatever works.
+
+Speeds are made by hand (:class:`timings.SteadyClock`) where searches run in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from typing import Any
+
+import pytest
+from echo import ERROR, NOTHING, Echo, Reply
+from searches import BOTH, THRIFTY, SearchFolder, SmallSearch, drive, open_run, without_scale
+from timings import STEADY, SteadyClock
+
+from pytest_diffaccel.matrix import TARGETS, Cell
+from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.cost_model import CostModel
+
+POINTS = ((2, NOTHING), (10, NOTHING))
+CELL = Cell("SD1.5", "DDIM", 20)
+OPTIONS = (*BOTH, *THRIFTY)
+
+
+def keys(*accelerators: str) -> list[GoldenKey]:
+    return [GoldenKey("SD1.5", "DDIM", 20, name, target) for name in accelerators for target in TARGETS]
+
+
+class Finished:
+    """A finished search of two groups, and what their winners' cases found."""
+
+    def __init__(self, folder: SearchFolder) -> None:
+        self.folder = folder
+        run = open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)])
+        self.search_prompts = [prompt for batch in run.bench.batches(CELL, "search") for prompt in batch.prompts]
+        self.first, self.last = drive(run)
+
+    def winners(self) -> list[Measurement]:
+        rows = self.folder.query("SELECT record FROM diffaccel_measurements WHERE purpose = 'winner'")
+        return [Measurement.from_json(json.loads(record)) for (record,) in rows]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) -> Finished:
+    """Done once; nobody changes it."""
+    folder = SearchFolder(tmp_path_factory.mktemp("both"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.path)
+        without_scale(patch)
+        SteadyClock(patch)
+        return Finished(folder)
+
+
+@pytest.fixture
+def search(
+    small_search: SmallSearch, both: Finished, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
+) -> SmallSearch:
+    """A folder with a copy of it, less golden, to run pytest in."""
+    shutil.copytree(both.folder.path / ".diffaccel", small_search.path / ".diffaccel")
+    small_search.register(*POINTS, replies=POINTS)
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    return small_search
+
+
+def forget(search: SmallSearch, accelerator: str) -> None:
+    """As if one group had not been searched."""
+    search.execute(f"DELETE FROM diffaccel_measurements WHERE accelerator = '{accelerator}'")
+    search.execute(f"DELETE FROM diffaccel_decisions WHERE candidate_key LIKE '%-{accelerator}%'")
+
+
+def logged(search: SmallSearch) -> list[dict[str, Any]]:
+    """Lines of --diffaccel-log."""
+    return [json.loads(line) for line in (search.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- together --------------------------------------------------------------------------------------------------
+
+
+def test_golden_entries_of_all_groups_come_with_the_last_ones_case(both: Finished) -> None:
+    assert "golden" not in both.first
+    assert {one["target"] for one in both.first["provisional"]} == set(TARGETS)
+    assert sorted(both.last["golden"]) == sorted(map(str, keys("Echo", "Reply")))
+    assert both.last["undecided"] == []
+
+
+def test_winners_of_all_groups_are_timed_in_shared_blocks(both: Finished) -> None:
+    winners = both.winners()
+    assert {one.candidate.accelerator for one in winners} == {"Echo", "Reply"}
+    baselines = {one.candidate.key: [block.baseline for block in one.blocks] for one in winners}
+    assert all(len(own) >= 2 and len(set(own)) == len(own) for own in baselines.values())
+    # Chosen at once, and few enough for one block: all have the same unaccelerated runs.
+    assert len({tuple(own) for own in baselines.values()}) == 1
+    times = Counter(block.started_at for one in winners for block in one.blocks)
+    assert set(times.values()) == {len(winners)}
+
+
+def test_winners_are_timed_on_pictures_that_chose_nobody(both: Finished) -> None:
+    assert both.last["prompts"]
+    assert not set(both.last["prompts"]) & set(both.search_prompts)
+    for one in both.winners():
+        assert len(one.quality.lpips_per_sample) == len(both.last["prompts"])
+        assert one.speedup.low <= one.speedup.value <= one.speedup.high
+        assert all(len(run.kinds) == CELL.steps for block in one.blocks for run in block.runs)
+
+
+def test_the_recorded_speed_ups_are_true(both: Finished) -> None:
+    """20 steps and as much as one outside them; an echo takes a twentieth of a step, a reply a tenth."""
+    for text, part in (("Echo", 0.05), ("Reply", 0.1)):
+        for key, entry in both.last["golden"].items():
+            if text in key:
+                record = json.loads(entry)
+                full = 20 // record["params"][text][f"{text.lower()}_interval"]
+                true = 21 / (1 + full + (20 - full) * part)
+                assert record["speedup"] == pytest.approx(true, rel=0.03)
+                assert record["speedup_ci95"][0] <= true <= record["speedup_ci95"][1]
+
+
+def test_the_first_group_shows_its_winners_before_they_are_verified(search: SmallSearch) -> None:
+    result = search.race(*OPTIONS, "-v")
+    text = result.stdout.str()
+    for name in ("Echo", "Reply"):
+        result.stdout.fnmatch_lines([f"diffaccel: SD1.5-DDIM-20 {name}, to be verified: 1.2x, * by *_interval=*"])
+    assert text.index("20 Echo, to be verified") < text.index("20 Reply, to be verified") < text.index("golden: ")
+    result.stdout.fnmatch_lines(["golden: *: 14 new"])
+    assert list(read_golden(search.golden)) == keys("Echo", "Reply")
+    log = (search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text(encoding="utf-8")
+    assert re.search(r"winners of Echo chosen in ", log)
+    assert re.search(r"winners of Reply chosen, the cell's winners verified in ", log)
+
+
+@pytest.mark.parametrize("name", ["Echo", "Reply"])
+def test_a_session_with_one_groups_cases_records_that_group(search: SmallSearch, name: str) -> None:
+    search.race(*OPTIONS, "-k", name).stdout.fnmatch_lines(["golden: *: 7 new"])
+    assert list(read_golden(search.golden)) == keys(name)
+
+
+def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
+    """Each decides a group; whoever is last verifies both, whose winners are not measured yet."""
+    search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
+    search.add_to_conftest(STEADY)
+    result = search.race_apart(*OPTIONS, "-n", "2", "--diffaccel-log", "log.jsonl")
+    result.stdout.fnmatch_lines(["golden: *: 14 new"])
+    cases = [line for line in logged(search) if line["case"] in ("SD1.5-DDIM-20-Echo", "SD1.5-DDIM-20-Reply")]
+    assert len({line["worker"] for line in cases}) == 2
+    assert [line["outcome"] for line in cases] == ["passed", "passed"]
+    assert sorted("winners" in line for line in cases) == [False, True]
+    assert list(read_golden(search.golden)) == keys("Echo", "Reply")
+    stored = Counter(key for key, purpose, _ in search.stored() if purpose == "winner")
+    assert set(stored.values()) == {1}
+
+
+# --- where one group fails -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failing", "working"), [("Echo", "Reply"), ("Reply", "Echo")])
+def test_a_group_that_fails_entirely_leaves_the_others_their_winners(
+    search: SmallSearch, failing: str, working: str
+) -> None:
+    forget(search, failing)
+    bad = ((4, ERROR), (8, ERROR))
+    search.register(*(bad if failing == "Echo" else POINTS), replies=bad if failing == "Reply" else POINTS)
+    result = search.race(*OPTIONS, "--diffaccel-log", "log.jsonl")
+    result.stdout.fnmatch_lines(
+        [f"diffaccel: SD1.5-DDIM-20 {failing}: *all 2 candidates that were tried failed*accident*", "golden: *: 7 new"]
+    )
+    assert list(read_golden(search.golden)) == keys(working)
+    outcomes = {line["case"]: line["outcome"] for line in logged(search)}
+    assert outcomes[f"SD1.5-DDIM-20-{failing}"] == "failed"
+    assert outcomes[f"SD1.5-DDIM-20-{working}"] == "passed"
+    assert {kind for _, kind, _ in search.failures()} == {"error"}
+
+
+# --- what is not known well enough -----------------------------------------------------------------------------
+
+
+def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CostModel, "widening", 15.0)
+    result = search.race(*OPTIONS)
+    golden = read_golden(search.golden)
+    said = re.search(r"undecided: (\d+) targets; their golden records stay as they are", result.stdout.str())
+    assert said
+    undecided = [key for key in keys("Echo", "Reply") if key not in golden]
+    assert len(undecided) == int(said[1]) > 0
+    for key in undecided:
+        pattern = (
+            rf"  SD1.5 DDIM 20 {key.accelerator} {key.target:g}x: [\d.]+x \[([\d.]+), ([\d.]+)\], LPIPS [\d.]+, \w+"
+        )
+        shown = re.search(pattern, result.stdout.str())
+        assert shown
+        assert float(shown[1]) < key.target < float(shown[2])
+    assert all(entry.status == "met" for entry in golden.values())
+    assert "unattainable" not in result.stdout.str()
+
+
+def test_an_undecided_target_leaves_the_golden_record_alone(
+    search: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.race(*OPTIONS)
+    before = read_golden(search.golden)
+    assert list(before) == keys("Echo", "Reply")
+    monkeypatch.setattr(CostModel, "widening", 15.0)
+    result = search.race(*OPTIONS, "--update-golden")
+    after = read_golden(search.golden)
+    assert list(after) == list(before)
+    undecided = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.]+)x: ", result.stdout.str(), re.MULTILINE)
+    assert undecided
+    for name, target in undecided:
+        key = GoldenKey("SD1.5", "DDIM", 20, name, float(target))
+        assert after[key] == before[key]
+        assert after[key].status == "met"
+
+
+# --- what the time goes to -------------------------------------------------------------------------------------
+
+
+def test_phases_are_plain_words_and_take_no_longer_than_their_cases(search: SmallSearch) -> None:
+    forget(search, "Reply")
+    search.execute("DELETE FROM diffaccel_calibration")
+    search.race(*OPTIONS, "--diffaccel-log", "log.jsonl")
+    spent: Counter[str] = Counter()
+    for line in logged(search):
+        own = line.get("phases_s", {})
+        # What a skipped case spent is told by the next one that is not.
+        spent.update(own)
+        assert all(re.fullmatch(r"[a-z]+( [a-z]+)*", name) and seconds > 0 for name, seconds in own.items())
+    assert {"pictures", "scoring", "verification"} <= spent.keys()
+    assert 0 < sum(spent.values()) <= sum(line["duration_s"] for line in logged(search))
