@@ -33,6 +33,15 @@ figures = st.tuples(
 options = st.lists(figures, max_size=8).map(
     lambda rows: [option(number, speedup, lpips, margin=margin) for number, (speedup, lpips, margin) in enumerate(rows)]
 )
+# Speed-ups about the targets, whose intervals are of any width.
+vague_options = st.lists(
+    st.tuples(st.sampled_from(TARGETS), st.floats(0.9, 1.1), st.floats(0.0, 1.0), st.floats(0.0, 0.8)), max_size=8
+).map(
+    lambda rows: [
+        option(number, target * factor, lpips, margin=target * factor * share)
+        for number, (target, factor, lpips, share) in enumerate(rows)
+    ]
+)
 targets = st.sampled_from(TARGETS)
 max_losses = st.sampled_from([0.05, 0.25, 1.0])
 
@@ -65,6 +74,20 @@ def test_reasons_say_what_is_lacking(known: list[Option], target: float, max_los
         good = [one for one in maybe if one.lpips <= max_loss]
         assert good
         assert not any(one.reaches(target) for one in good)
+
+
+@given(vague_options, targets, max_losses)
+def test_nothing_that_seems_fast_and_good_enough_is_called_out_of_reach(
+    known: list[Option], target: float, max_loss: float
+) -> None:
+    """Nobody is to read "unattainable" beside a best that is above the target."""
+    choice = choose(known, target, max_loss)
+    if choice.reason in ("speed", "quality"):
+        assert not [one for one in known if one.lpips <= max_loss and one.speedup.value >= target]
+        if choice.option is not None and choice.option.lpips <= max_loss:
+            assert choice.option.speedup.value < target
+    if choice.reason == "undecided":
+        assert [one for one in known if one.lpips <= max_loss and one.speedup.high >= target * (1 - SPEED_TOLERANCE)]
 
 
 def test_what_is_only_perhaps_fast_enough_makes_no_target_unattainable() -> None:

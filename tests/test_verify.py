@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -17,10 +18,15 @@ from searches import BOTH, THRIFTY, SearchFolder, SmallSearch, drive, open_run, 
 from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.matrix import TARGETS, Cell
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.cell_end import end_group
 from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.outcome import golden_entry
+from pytest_diffaccel.search.select import Choice, Option
+from pytest_diffaccel.search.verify import Winner
 
 POINTS = ((2, NOTHING), (10, NOTHING))
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -155,6 +161,33 @@ def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     assert set(stored.values()) == {1}
 
 
+# --- who verifies ----------------------------------------------------------------------------------------------
+
+NAMES = ("DeepCache", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe")
+
+
+def test_the_last_of_a_cells_groups_is_told_what_all_of_them_left(search: SmallSearch) -> None:
+    run = open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)])
+    left = dict(zip(NAMES, (0, 7, 2), strict=True))
+    for place, order in enumerate(permutations(NAMES)):
+        told = [end_group(run.bench, CELL, name, left[name], f"session-{place}", NAMES) for name in order]
+        assert told == [None, None, left]
+    run.close()
+
+
+def test_what_an_earlier_session_decided_does_not_count(search: SmallSearch) -> None:
+    """It may have been stopped before its last group, and other groups may have been in it."""
+    run = open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)])
+    first, second, third = NAMES
+    assert end_group(run.bench, CELL, first, 0, "one", NAMES) is None
+    assert end_group(run.bench, CELL, second, 0, "one", NAMES) is None
+    assert end_group(run.bench, CELL, third, 3, "two", NAMES) is None
+    assert end_group(run.bench, Cell("SD1.5", "DDIM", 25), third, 3, "one", NAMES) is None
+    assert end_group(run.bench, CELL, third, 4, "two", [third]) == {third: 4}
+    assert end_group(run.bench, CELL, third, 5, "one", NAMES) == {first: 0, second: 0, third: 5}
+    run.close()
+
+
 # --- where one group fails -------------------------------------------------------------------------------------
 
 
@@ -196,6 +229,15 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
         assert float(shown[1]) < key.target < float(shown[2])
     assert all(entry.status == "met" for entry in golden.values())
     assert "unattainable" not in result.stdout.str()
+
+
+def test_golden_refuses_what_is_undecided(both: Finished) -> None:
+    one = both.winners()[0]
+    (environment,) = both.last["environments"].values()
+    option = Option(one.candidate, Interval(3.0, 2.0, 4.0), one.quality.lpips_per_sample)
+    winner = Winner(Choice(3.0, option, "undecided"), one, None)
+    with pytest.raises(ValueError, match="3x is undecided"):
+        golden_entry(winner, Environment.from_json(json.dumps(environment)))
 
 
 def test_an_undecided_target_leaves_the_golden_record_alone(
