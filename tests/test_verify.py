@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
@@ -17,7 +18,9 @@ from echo import ERROR, NOTHING, Echo, Reply
 from searches import BOTH, THRIFTY, SearchFolder, SmallSearch, drive, open_run, without_scale
 from timings import STEADY, SteadyClock
 
+from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import TARGETS, Cell
+from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
@@ -45,6 +48,8 @@ class Finished:
         run = open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)])
         self.search_prompts = [prompt for batch in run.bench.batches(CELL, "search") for prompt in batch.prompts]
         self.first, self.last = drive(run)
+        #: Of all runs that were timed beside candidates.
+        self.timed_prompts: set[str] = set()
 
     def winners(self) -> list[Measurement]:
         rows = self.folder.query("SELECT record FROM diffaccel_measurements WHERE purpose = 'winner'")
@@ -59,7 +64,16 @@ def both(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) ->
         patch.chdir(folder.path)
         without_scale(patch)
         SteadyClock(patch)
-        return Finished(folder)
+        prompts: set[str] = set()
+
+        def noting(generate: Generate, batch: Sequence[str], seeds: Sequence[int]) -> Any:
+            prompts.update(batch)
+            return timed(generate, batch, seeds)
+
+        patch.setattr("pytest_diffaccel.search.evaluation.timed", noting)
+        finished = Finished(folder)
+    finished.timed_prompts = prompts
+    return finished
 
 
 @pytest.fixture
@@ -107,8 +121,8 @@ def test_winners_of_all_groups_are_timed_in_shared_blocks(both: Finished) -> Non
 
 
 def test_winners_are_timed_on_pictures_that_chose_nobody(both: Finished) -> None:
-    assert both.last["prompts"]
-    assert not set(both.last["prompts"]) & set(both.search_prompts)
+    assert both.timed_prompts == set(both.last["prompts"])
+    assert not both.timed_prompts & set(both.search_prompts)
     for one in both.winners():
         assert len(one.quality.lpips_per_sample) == len(both.last["prompts"])
         assert one.speedup.low <= one.speedup.value <= one.speedup.high
