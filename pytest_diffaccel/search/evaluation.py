@@ -156,7 +156,7 @@ def _time_together(
     device = baseline.pipeline.device
     watch = watch_machine(device, computing_threads(device))
     keys = [subject.candidate.key for subject in subjects]
-    rounds = max(_LEAST_TIMED, _full_batches(batches))
+    rounds, most_s = max(_LEAST_TIMED, _full_batches(batches)), bench.settings.case_timeout_s
     for turn in range(rounds):
         waiting = list(subjects)
         random.Random(order_seed(bench.settings.seed, keys, turn)).shuffle(waiting)
@@ -164,7 +164,7 @@ def _time_together(
         for part in (waiting[start::parts] for start in range(parts)):
             runs = [_runs(one, batches) for one in (unaccelerated, *part)]
             seed = order_seed(bench.settings.seed, [one.candidate.key for one in part], turn)
-            with time_limit(bench.settings.case_timeout_s):
+            with time_limit(most_s and most_s * len(runs)):  # what a case may take is about one run
                 (rows,) = run_blocks(runs[0], runs[1:], 1, seed=seed, watch=watch, repeats=0)
             for subject, block in zip(part, rows, strict=True):
                 subject.blocks.append(block)
