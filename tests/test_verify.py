@@ -9,7 +9,8 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import permutations
 from typing import Any
 
@@ -173,6 +174,24 @@ def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     assert list(read_golden(search.golden)) == keys("Echo", "Reply")
     stored = Counter(key for key, purpose, _ in search.stored() if purpose == "winner")
     assert set(stored.values()) == {1}
+
+
+def test_a_block_of_many_winners_may_take_as_much_longer_than_a_case(
+    search: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of their cases made one accelerated run; a block makes one of every winner, and an unaccelerated one."""
+    limits: list[float | None] = []
+
+    @contextmanager
+    def noting(seconds: float | None) -> Iterator[None]:
+        limits.append(seconds)
+        yield
+
+    monkeypatch.setattr("pytest_diffaccel.search.evaluation.time_limit", noting)
+    search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
+    search.race(*OPTIONS, "--case-timeout", "100", "-k", "Echo and test_winners")
+    assert limits
+    assert set(limits) == {300.0}  # two winners and the unaccelerated run
 
 
 # --- who verifies ----------------------------------------------------------------------------------------------
