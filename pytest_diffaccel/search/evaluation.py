@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 # Winners in one block beside its unaccelerated run, and timed runs of each at the least.
-_TOGETHER, _LEAST_TIMED = 6, 2
+_TOGETHER, _LEAST_TIMED = 8, 2
 
 
 @dataclass

@@ -31,7 +31,7 @@ from pytest_diffaccel.search.regression import Array
 from pytest_diffaccel.search.select import Option, leader
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
-_NOTICEABLE_GAIN = 0.004
+_NOTICEABLE_GAIN = 0.008
 # A candidate whose turn comes is left for later while another promises so many times as much for its time.
 _MUCH_MORE = 2.0
 # Where nothing is evaluated, anything comes nearer to a target than this.
