@@ -22,7 +22,8 @@ from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.plan import Plan
 from pytest_diffaccel.search.racing import explore, settle
 from pytest_diffaccel.search.rivals import Rivals
-from pytest_diffaccel.search.select import EQUAL_LOSS, Option, choose
+from pytest_diffaccel.search.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.select import Option, choose
 
 REGISTRY = default_registry()
 MAX_LOSS = 0.25

@@ -242,6 +242,25 @@ def test_a_group_that_fails_entirely_leaves_the_others_their_winners(
     assert {kind for _, kind, _ in search.failures()} == {"error"}
 
 
+@pytest.mark.parametrize(("failing", "working"), [("Echo", "Reply"), ("Reply", "Echo")])
+def test_a_winner_that_fails_in_verification_leaves_the_others_theirs(
+    search: SmallSearch, monkeypatch: pytest.MonkeyPatch, failing: str, working: str
+) -> None:
+    """What fails is found by halves, told and left out; all that works is recorded."""
+    search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
+
+    def breaks(generate: Generate, batch: Sequence[str], seeds: Sequence[int]) -> Any:
+        if failing in generate.params:
+            raise RuntimeError("an accident in verification")
+        return timed(generate, batch, seeds)
+
+    monkeypatch.setattr("pytest_diffaccel.search.evaluation.timed", breaks)
+    result = search.race(*OPTIONS)
+    result.stdout.fnmatch_lines(["diffaccel: SD1.5-DDIM-20 *: *an accident in verification", "golden: *: 7 new"])
+    assert list(read_golden(search.golden)) == keys(working)
+    assert {(failing in candidate, kind) for candidate, kind, _ in search.failures()} == {(True, "error")}
+
+
 # --- what is not known well enough -----------------------------------------------------------------------------
 
 

@@ -36,6 +36,10 @@ from pytest_diffaccel.records.tables import (
     open_engine,
 )
 
+#: Purposes of rows that say how a search goes on, and nothing of its candidates: short runs that took their process
+#: with them, and groups that a session has decided.
+CALIBRATION_PURPOSE, SESSION_PURPOSE = INTERNAL = ("calibration", "session")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -253,8 +257,8 @@ class Store:
         environments = self.environments()
         return Contents(
             tuple(self._recorded({})),
-            tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {})),
-            tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {})),
+            tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL),
+            tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL),
             environments,
             {name: rounds for name in environments if (rounds := self.rounds(name))},
         )

@@ -51,17 +51,31 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
         with time_limit(bench.settings.case_timeout_s):
             measurement = make()
     except Exception as error:
-        kind, explained = _explain(error, bench)
-        bench.unload()
-        bench.store.save_failure(candidate, environment, sampling, kind, str(explained))
-        if is_cuda_broken():
-            raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
+        explained = note_failure(bench, candidate, error)
         if explained is error:
             raise
         raise explained from error
     bench.keep(measurement)
     bench.store.forget_failure(candidate, environment, sampling)
     return measurement
+
+
+def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Exception:
+    """Keep why a candidate failed, and load the pipeline anew before its next use.
+
+    Returns:
+        The error, or one that says more.
+
+    Raises:
+        CudaBroken: when this process can measure nothing any more.
+    """
+    kind, explained = _explain(error, bench)
+    bench.unload()
+    place = bench.environment(candidate.cell).id, bench.sampling(candidate.cell, "search")
+    bench.store.save_failure(candidate, *place, kind, str(explained))
+    if is_cuda_broken():
+        raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
+    return explained
 
 
 def _explain(error: Exception, bench: Workbench) -> tuple[FailureKind, Exception]:

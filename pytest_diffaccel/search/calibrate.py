@@ -27,6 +27,7 @@ from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.cost_model import CostModel
 from pytest_diffaccel.search.knowledge import Knowledge
@@ -172,7 +173,7 @@ class Timer:
     def __init__(self, bench: Workbench, cell: Cell) -> None:
         self._bench = bench
         self._cell = cell
-        self._sampling = replace(bench.sampling(cell, "search"), purpose="calibration")
+        self._sampling = replace(bench.sampling(cell, "search"), purpose=CALIBRATION_PURPOSE)
         self._batch = bench.batches(cell, "search")[0]
         self._tried: set[str] = set()
 

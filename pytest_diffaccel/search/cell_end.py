@@ -8,6 +8,7 @@ from dataclasses import replace
 from pytest_diffaccel.matrix import Cell, slug
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.records.store import SESSION_PURPOSE
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -29,7 +30,7 @@ def end_group(
         Of several processes one is told.
     """
     environment = bench.environment(cell).id
-    sampling = replace(bench.sampling(cell, "search"), purpose="session")
+    sampling = replace(bench.sampling(cell, "search"), purpose=SESSION_PURPOSE)
 
     def subject(name: str) -> str:
         return f"{cell}-{slug(name)}"

@@ -18,8 +18,11 @@ from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 from pytest_diffaccel.search.regression import Array, Regression, bells
-from pytest_diffaccel.search.select import NO_LOSS
 
+#: Losses that differ by less than this share cannot be told apart by anyone who looks.
+EQUAL_LOSS = 0.02
+#: Losses below this are all rounding, as half precision on a GPU shows between equal pictures.
+NO_LOSS = 0.005
 # Keeps shares of what several methods lose finite.
 _LEAST_LOSS = 1e-6
 # A method of which nothing is known: its losses are around this, times or divided by e.
@@ -35,6 +38,11 @@ _NOISE_SD = 0.12
 _TOGETHER_NOISE_SD, _SAMPLE_SD = 0.05, 0.27
 # A combination against its right angle: this much above it, and how that varies, in general and from point to point.
 _TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.3
+
+
+def equal_within(loss: float) -> float:
+    """By how much another loss may differ from this one and nobody could tell the two apart."""
+    return EQUAL_LOSS * max(loss, NO_LOSS)
 
 
 def log_loss(loss: float) -> float:

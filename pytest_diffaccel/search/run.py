@@ -134,7 +134,8 @@ class SearchRun:
         result = provisional_properties(cell, accelerator, standing)
         result |= {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
         if left is not None:
-            result |= self._verify(cell, left)
+            verified = self._verify(cell, left)
+            result |= verified | {"failed": (*explored.failed, *verified.get("failed", ()))}
         if refused is not None:
             result |= {"refused": str(refused), "unfinished": isinstance(refused, Unfinished)}
         return self._with_news(result)
@@ -167,15 +168,16 @@ class SearchRun:
         groups = verifiable(self.bench, cell, list(left))
         if not groups:
             return {}
-        winners = verify(self.bench, cell, groups, self.budget.is_spent)
+        made = verify(self.bench, cell, groups, self.budget.is_spent)
         # What was not tried may reach the other targets.
         known = {
-            name: [one for one in own if one.choice.reason is None or not left[name]] for name, own in winners.items()
+            name: [one for one in own if one.choice.reason is None or not left[name]]
+            for name, own in made.winners.items()
         }
-        for name in winners:
+        for name in made.winners:
             if not left[name]:
                 Group(self.bench, cell, name).finish()
-        return winner_properties(self.bench, cell, known)
+        return winner_properties(self.bench, cell, known) | {"failed": made.failed}
 
     def _with_news(self, result: dict[str, Any]) -> dict[str, Any]:
         """The result, what this process spent its time on since the last one, and calibrations that are news."""

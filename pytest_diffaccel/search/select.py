@@ -14,16 +14,13 @@ from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.search.loss_model import equal_within
 from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, reaches
 from pytest_diffaccel.search.regression import Array
 
 #: No candidate may be fast enough; those that may be lose too much; or it is not known well enough if one is.
 Reason: TypeAlias = Literal["speed", "quality", "undecided"]
 
-#: Losses that differ by less than this share cannot be told apart by anyone who looks.
-EQUAL_LOSS = 0.02
-#: Losses below this are all rounding, as half precision on a GPU shows between equal pictures.
-NO_LOSS = 0.005
 # Losses differ when the difference is known with this confidence.
 _CONFIDENCE = 0.90
 
@@ -69,11 +66,6 @@ class Option:
         return float(np.mean(differences)), one_sided_quantile(_CONFIDENCE, common - 1) * error
 
 
-def equal_within(loss: float) -> float:
-    """By how much another loss may differ from this one and nobody could tell the two apart."""
-    return EQUAL_LOSS * max(loss, NO_LOSS)
-
-
 @cache
 def one_sided_quantile(confidence: float, df: int) -> float:
     """Student's, with ``df`` degrees of freedom."""
@@ -99,7 +91,7 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
     """The winner for a target.
 
     Of the options that reach it with a loss of at most ``max_loss``, the one with the least loss; what ties with it,
-    within the paired interval and :data:`EQUAL_LOSS`, goes to the faster, then to the simpler, then to the first by
+    within the paired interval and :func:`.loss_model.equal_within`, goes to the faster, then to the simpler, then to the first by
     key.
 
     Args:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.search.attempt import note_failure
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate import Timer
 from pytest_diffaccel.search.evaluation import measure_together
@@ -56,6 +58,19 @@ class Winner:
     rival: Measurement | None
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What verifying a cell showed.
+
+    Attributes:
+        winners: by accelerator, one per target in the targets' order; those of which nothing works are not in it.
+        failed: what went wrong, a line per candidate.
+    """
+
+    winners: Mapping[str, Sequence[Winner]]
+    failed: tuple[str, ...]
+
+
 def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
     """The winners of a group as far as it is known now, one per target in the targets' order; nothing is measured.
 
@@ -81,7 +96,7 @@ def verifiable(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> lis
     return [name for name in accelerators if has_options(name)]
 
 
-def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> dict[str, list[Winner]]:
+def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> Verification:
     """Measure the winners of a cell's groups again, and choose again with what that shows.
 
     What is verified is stored at once and not verified twice; groups that an earlier run finished are not timed again,
@@ -94,27 +109,28 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
         time_is_up: asked before anything is timed beyond one verification of each winner.
 
     Returns:
-        By accelerator, one winner per target in the targets' order.
+        The winners, and what failed in being verified.
     """
-    groups = [Group(bench, cell, name) for name in accelerators]
-    open_ones = [group for group in groups if not group.is_done]
-    narrowing, verified = _Narrowing(bench, cell), dict[str, Measurement]()
+    open_ones = [group for name in accelerators if not (group := Group(bench, cell, name)).is_done]
+    narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
     for _ in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
         missing = [one for key, one in chosen.items() if key not in verified]
         if not missing:
             break
-        verified |= _verified(bench, missing)
+        verified |= _verified(bench, missing, failed)
         if open_ones and not time_is_up():
-            narrowing.go_on(list(chosen.values()), open_ones)
+            narrowing.go_on([one for key, one in chosen.items() if key in verified], open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
-    return {name: _winners(bench, cell, name, verified) for name in accelerators}
+    working = verifiable(bench, cell, accelerators)
+    return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
     """What any target's choice is now, by key."""
-    options = [choice.option for name in accelerators for choice in choices(bench, cell, name)]
+    names = verifiable(bench, cell, accelerators)
+    options = [choice.option for name in names for choice in choices(bench, cell, name)]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
 
@@ -155,11 +171,15 @@ def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[s
     """The final choices: where the best of all is not verified, the best of those that are."""
     options = _options(bench, cell, accelerator)
     known = [option for option in options if option.candidate.key in verified]
-    found = []
+    found: list[Winner] = []
+    if not known:
+        return found
     for target in TARGETS:
-        choice = choose(options, target, bench.settings.max_quality_loss)
-        if choice.option is not None and choice.option.candidate.key not in verified:
+        choice = best = choose(options, target, bench.settings.max_quality_loss)
+        if best.option is not None and best.option.candidate.key not in verified:
             choice = choose(known, target, bench.settings.max_quality_loss)
+            if best.reason is None and choice.reason is not None:
+                choice = replace(choice, reason="undecided")
         found.append(_winner(bench, cell, choice, verified))
     return found
 
@@ -174,7 +194,9 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
 
 def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
     """What is evaluated of a group; of an exhaustive search, its grid's points only."""
-    options = Group(bench, cell, accelerator).plan().options
+    failures = bench.store.failures(bench.environment(cell).id, bench.sampling(cell, "search"))
+    failed = {failure.candidate.key for failure in failures}
+    options = [one for one in Group(bench, cell, accelerator).plan().options if one.candidate.key not in failed]
     if not bench.settings.exhaustive:
         return options
     measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}
@@ -206,7 +228,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     return measured
 
 
-def _verified(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+def _verified(bench: Workbench, candidates: Sequence[Candidate], failed: list[str]) -> dict[str, Measurement]:
     """The candidates' measurements on the winners' samples, found in the store or made together."""
     verified, missing = {}, []
     for candidate in candidates:
@@ -216,13 +238,28 @@ def _verified(bench: Workbench, candidates: Sequence[Candidate]) -> dict[str, Me
             missing.append(candidate)
         else:
             verified[candidate.key] = stored
-    if missing:
-        try:
-            made = measure_together(bench, missing)
-        except Exception:
-            bench.unload()
-            raise
-        for measurement in made:
-            bench.keep(measurement)
-            verified[measurement.candidate.key] = measurement
+    for measurement in _measured(bench, missing, failed):
+        bench.keep(measurement)
+        verified[measurement.candidate.key] = measurement
     return verified
+
+
+def _measured(bench: Workbench, candidates: Sequence[Candidate], failed: list[str]) -> list[Measurement]:
+    """Measurements of those that work; where something fails, halves are tried until what it is stands alone.
+
+    One that worked on the search's prompts and fails now is a failure of its own, and no reason to lose the others.
+    """
+    if not candidates:
+        return []
+    try:
+        return measure_together(bench, candidates)
+    except Exception as error:
+        if len(candidates) == 1:
+            explained = note_failure(bench, candidates[0], error)
+            failed.append(f"{candidates[0].key}: {explained}")
+            return []
+        bench.unload()
+        if is_cuda_broken():
+            raise CudaBroken(f"this process can use its GPU no more; later cases need another ({error})") from error
+    middle = len(candidates) // 2
+    return [one for part in (candidates[:middle], candidates[middle:]) for one in _measured(bench, part, failed)]
