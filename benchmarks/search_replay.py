@@ -17,13 +17,13 @@ from benchmarks.recorded import Point
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.calibrate import is_predicted
-from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.racing import explore, settle
-from pytest_diffaccel.search.rivals import Rivals
-from pytest_diffaccel.search.loss_model import EQUAL_LOSS
-from pytest_diffaccel.search.select import Option, choose
+from pytest_diffaccel.search.calibrate.calibration import is_predicted
+from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.racing import explore, settle
+from pytest_diffaccel.search.decide.rivals import Rivals
+from pytest_diffaccel.search.decide.select import Option, choose
+from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
 
 REGISTRY = default_registry()
 MAX_LOSS = 0.25
@@ -31,7 +31,7 @@ MAX_LOSS = 0.25
 # pytest_diffaccel.search.group.
 _FIRST, _BLOCKS_ENOUGH = 2, 4
 # A calibration's share of the exhaustive search's time, and accelerated runs in one of its rounds, as in
-# pytest_diffaccel.search.calibrate.
+# pytest_diffaccel.search.calibrate.calibration.
 _CALIBRATION_SHARE, _ROUND = 0.01, 4
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]
@@ -107,7 +107,7 @@ class Told(CostModel):
 
 @dataclass
 class Replay:
-    """Our search on a table; a :class:`pytest_diffaccel.search.racing.Track` of one group after the other.
+    """Our search on a table; a :class:`pytest_diffaccel.search.decide.racing.Track` of one group after the other.
 
     Attributes:
         table: what is replayed.

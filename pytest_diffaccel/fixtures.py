@@ -241,7 +241,7 @@ class OwnCases:
             MethodDidNotAct: when a method had no effect.
         """
         from pytest_diffaccel.matrix import Cell
-        from pytest_diffaccel.search.own_case import measure_own
+        from pytest_diffaccel.search.evaluate.own_case import measure_own
 
         with _refusals_in_words():
             made = measure_own(self._run.bench, Cell(pipe, scheduler, steps), params, blocks)

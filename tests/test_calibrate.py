@@ -203,7 +203,7 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
     empty: Folder, clock: SteadyClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where memory suffices for accelerated runs only: it would be tried for ever."""
-    from pytest_diffaccel.search import calibrate
+    from pytest_diffaccel.search.calibrate import calibration as calibrate
 
     real, tried = calibrate.timed, []
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell, Point
-from pytest_diffaccel.search.monotone import Monotone, is_checked
+from pytest_diffaccel.search.decide.monotone import Monotone, is_checked
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", 20)

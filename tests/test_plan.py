@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, RunTiming
-from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.loss_model import LossModel, log_loss, loss_of
-from pytest_diffaccel.search.monotone import is_checked
-from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.rivals import Rivals
-from pytest_diffaccel.search.select import choose
+from pytest_diffaccel.search.decide.monotone import is_checked
+from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.rivals import Rivals
+from pytest_diffaccel.search.decide.select import choose
+from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", 20)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach
-from pytest_diffaccel.search.select import (
+from pytest_diffaccel.search.decide.select import (
     Choice,
     Option,
     choose,
     leader,
 )
+from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach
 
 CELL = Cell("SD1.5", "DDIM", 20)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.matrix import PIPES, STEPS, Candidate, Cell, candidates
 from pytest_diffaccel.measure.measurement import RunTiming
-from pytest_diffaccel.search.short_runs import ShortRuns
+from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 
 #: No matrix has shorter runs than this.
 SHORTEST = min(STEPS)

@@ -26,11 +26,11 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.search.cell_end import end_group
-from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.decide.select import Choice, Option
+from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
-from pytest_diffaccel.search.select import Choice, Option
-from pytest_diffaccel.search.verify import Winner
+from pytest_diffaccel.search.verify.cell_end import end_group
+from pytest_diffaccel.search.verify.verification import Winner
 
 POINTS = ((2, NOTHING), (10, NOTHING))
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -71,7 +71,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) ->
             prompts.update(batch)
             return timed(generate, batch, seeds)
 
-        patch.setattr("pytest_diffaccel.search.evaluation.timed", noting)
+        patch.setattr("pytest_diffaccel.search.evaluate.evaluation.timed", noting)
         finished = Finished(folder)
     finished.timed_prompts = prompts
     return finished
@@ -187,7 +187,7 @@ def test_a_block_of_many_winners_may_take_as_much_longer_than_a_case(
         limits.append(seconds)
         yield
 
-    monkeypatch.setattr("pytest_diffaccel.search.evaluation.time_limit", noting)
+    monkeypatch.setattr("pytest_diffaccel.search.evaluate.evaluation.time_limit", noting)
     search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
     search.race(*OPTIONS, "--case-timeout", "100", "-k", "Echo and test_winners")
     assert limits
@@ -254,7 +254,7 @@ def test_a_winner_that_fails_in_verification_leaves_the_others_theirs(
             raise RuntimeError("an accident in verification")
         return timed(generate, batch, seeds)
 
-    monkeypatch.setattr("pytest_diffaccel.search.evaluation.timed", breaks)
+    monkeypatch.setattr("pytest_diffaccel.search.evaluate.evaluation.timed", breaks)
     result = search.race(*OPTIONS)
     result.stdout.fnmatch_lines(["diffaccel: SD1.5-DDIM-20 *: *an accident in verification", "golden: *: 7 new"])
     assert list(read_golden(search.golden)) == keys(working)

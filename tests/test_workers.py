@@ -229,7 +229,7 @@ def test_a_single_process_stops_when_its_cuda_is_broken(folder: Folder, monkeypa
 
 def test_a_race_ends_when_cuda_is_broken(small_search: SmallSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every candidate after the one that broke it would be recorded as a failure."""
-    monkeypatch.setattr("pytest_diffaccel.search.attempt.is_cuda_broken", lambda: True)
+    monkeypatch.setattr("pytest_diffaccel.search.evaluate.attempt.is_cuda_broken", lambda: True)
     small_search.register((4, ERROR), (5, ERROR), (6, ERROR))
     result = small_search.race("-k", "test_winners")
     result.assert_outcomes(failed=1, deselected=3)

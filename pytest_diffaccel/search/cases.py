@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.search.calibrate import ensure_calibrated
+from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
 from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.workbench import Workbench
 

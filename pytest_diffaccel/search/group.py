@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
-from pytest_diffaccel.search.attempt import evaluate
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.calibrate import ensure_calibrated
-from pytest_diffaccel.search.evaluation import extend
-from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.racing import PROMISING, Explored, explore, settle, space
-from pytest_diffaccel.search.rivals import Rivals
+from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
+from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.racing import PROMISING, Explored, explore, settle, space
+from pytest_diffaccel.search.decide.rivals import Rivals
+from pytest_diffaccel.search.evaluate.attempt import evaluate
+from pytest_diffaccel.search.evaluate.evaluation import extend
 from pytest_diffaccel.search.workbench import Workbench
 
 #: What is kept of a group whose winners are found.

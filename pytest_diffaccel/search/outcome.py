@@ -12,9 +12,9 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.null_control import measure_scale
-from pytest_diffaccel.search.select import Choice, Option
-from pytest_diffaccel.search.verify import Winner
+from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
 

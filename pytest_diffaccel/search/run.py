@@ -18,8 +18,8 @@ from pytest_diffaccel.search.budget import Budget
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
-    from pytest_diffaccel.search.racing import Explored
-    from pytest_diffaccel.search.select import Choice
+    from pytest_diffaccel.search.decide.racing import Explored
+    from pytest_diffaccel.search.decide.select import Choice
     from pytest_diffaccel.search.workbench import Workbench
     from pytest_diffaccel.settings import Settings
 
@@ -117,10 +117,10 @@ class SearchRun:
             Plain data (:mod:`.outcome`): the group's winners as they stand, and after the last group golden entries,
             environments and pictures of all. ``refused`` says why this group has none.
         """
-        from pytest_diffaccel.search.cell_end import end_group
+        from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import provisional_properties
-        from pytest_diffaccel.search.racing import Explored
-        from pytest_diffaccel.search.verify import NothingWorked, Unfinished
+        from pytest_diffaccel.search.verify.cell_end import end_group
+        from pytest_diffaccel.search.verify.verification import NothingWorked, Unfinished
 
         explored, refused = Explored(0, 0), None
         standing: list[Choice] = []
@@ -142,9 +142,9 @@ class SearchRun:
 
     def _decide(self, cell: Cell, accelerator: str) -> tuple[Explored, list[Choice]]:
         """Evaluate what else may win a group, and choose."""
+        from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.group import Group
-        from pytest_diffaccel.search.racing import Explored
-        from pytest_diffaccel.search.verify import choices
+        from pytest_diffaccel.search.verify.verification import choices
 
         if self.settings.exhaustive:
             # Other workers may have measured some of its candidates, or still do.
@@ -162,7 +162,7 @@ class SearchRun:
         """
         from pytest_diffaccel.search.group import Group
         from pytest_diffaccel.search.outcome import winner_properties
-        from pytest_diffaccel.search.verify import verifiable, verify
+        from pytest_diffaccel.search.verify.verification import verifiable, verify
 
         self.bench.reread(cell)
         groups = verifiable(self.bench, cell, list(left))

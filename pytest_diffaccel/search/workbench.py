@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from filelock import ReadWriteLock
     from PIL.Image import Image
 
-    from pytest_diffaccel.search.calibrate import Calibration
+    from pytest_diffaccel.search.calibrate.calibration import Calibration
 
 #: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
 Purpose: TypeAlias = Literal["search", "winner"]

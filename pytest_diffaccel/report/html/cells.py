@@ -13,7 +13,7 @@ from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recor
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_key import ACCELERATORS
 
-# Purpose of a rival's sampling, as pytest_diffaccel.search.fewer_steps writes it.
+# Purpose of a rival's sampling, as pytest_diffaccel.search.verify.fewer_steps writes it.
 _INSTEAD = re.compile(r"instead of (\d+) steps")
 # What follows a cell's name in a candidate's key: the accelerator's slug, then name=value pairs.
 _KEY_TAIL = re.compile(r"-(?P<slug>.+?)-(?P<params>\w+=.*)", re.DOTALL)

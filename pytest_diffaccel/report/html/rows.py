@@ -15,7 +15,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord
 from pytest_diffaccel.report.html.prompts import Prompts
-from pytest_diffaccel.search.reach import may_reach
+from pytest_diffaccel.search.models.reach import may_reach
 
 Verdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
 #: Verdicts of those that golden records.

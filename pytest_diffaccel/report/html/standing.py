@@ -12,12 +12,12 @@ from pytest_diffaccel.measure.measurement import Block, Interval, Round
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.fewer_steps import steps_as_fast
+from pytest_diffaccel.search.decide.select import Choice, Option, choose
+from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
 from pytest_diffaccel.search.outcome import golden_entry
-from pytest_diffaccel.search.reach import SPEED_TOLERANCE
-from pytest_diffaccel.search.select import Choice, Option, choose
-from pytest_diffaccel.search.verify import Winner
+from pytest_diffaccel.search.verify.fewer_steps import steps_as_fast
+from pytest_diffaccel.search.verify.verification import Winner
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from scipy.special import ndtr
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.cost_model import CostModel
-from pytest_diffaccel.search.loss_model import LossModel, log_loss, loss_of
-from pytest_diffaccel.search.monotone import Monotone, is_checked
-from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, probabilities
-from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.select import Option, leader
+from pytest_diffaccel.search.decide.monotone import Monotone, is_checked
+from pytest_diffaccel.search.decide.select import Option, leader
+from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach, probabilities
+from pytest_diffaccel.search.models.regression import Array
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.008

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.search.attempt import note_failure
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.calibrate import Timer
-from pytest_diffaccel.search.evaluation import measure_together
-from pytest_diffaccel.search.fewer_steps import rival
+from pytest_diffaccel.search.calibrate.calibration import Timer
+from pytest_diffaccel.search.decide.select import Choice, Option, choose
+from pytest_diffaccel.search.evaluate.attempt import note_failure
+from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import Group
-from pytest_diffaccel.search.reach import is_borderline
-from pytest_diffaccel.search.select import Choice, Option, choose
+from pytest_diffaccel.search.models.reach import is_borderline
+from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench
 
 # Choices move with what verifying them shows; after so many turns only what is verified is chosen from.

@@ -9,7 +9,7 @@ from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.contents import FailureKind
-from pytest_diffaccel.search.evaluation import measure
+from pytest_diffaccel.search.evaluate.evaluation import measure
 from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.search.workbench import Workbench
 

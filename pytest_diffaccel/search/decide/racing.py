@@ -14,8 +14,8 @@ from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.devices import CudaBroken
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.search.budget import TimeIsUp, never
-from pytest_diffaccel.search.plan import Plan
-from pytest_diffaccel.search.rivals import Rivals
+from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.rivals import Rivals
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.loss_model import equal_within
-from pytest_diffaccel.search.reach import SPEED_TOLERANCE, may_reach, reaches
-from pytest_diffaccel.search.regression import Array
+from pytest_diffaccel.search.models.loss_model import equal_within
+from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach, reaches
+from pytest_diffaccel.search.models.regression import Array
 
 #: No candidate may be fast enough; those that may be lose too much; or it is not known well enough if one is.
 Reason: TypeAlias = Literal["speed", "quality", "undecided"]
@@ -91,8 +91,8 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
     """The winner for a target.
 
     Of the options that reach it with a loss of at most ``max_loss``, the one with the least loss; what ties with it,
-    within the paired interval and :func:`.loss_model.equal_within`, goes to the faster, then to the simpler, then to the first by
-    key.
+    within the paired interval and :func:`.loss_model.equal_within`, goes to the faster, then to the simpler, then to
+    the first by key.
 
     Args:
         options: evaluated candidates of one cell and accelerator.

@@ -29,10 +29,10 @@ from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.cost_model import CostModel
+from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
-from pytest_diffaccel.search.reach import VAGUE_SPEEDUP, is_borderline
-from pytest_diffaccel.search.short_runs import ShortRuns
+from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_borderline
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 

@@ -16,10 +16,10 @@ from statistics import fmean
 import numpy as np
 
 from pytest_diffaccel.matrix import TARGETS, Candidate
-from pytest_diffaccel.search.reach import timing_may_show
-from pytest_diffaccel.search.regression import Array
-from pytest_diffaccel.search.loss_model import NO_LOSS, equal_within
-from pytest_diffaccel.search.select import Option, leader, one_sided_quantile
+from pytest_diffaccel.search.decide.select import Option, leader, one_sided_quantile
+from pytest_diffaccel.search.models.loss_model import NO_LOSS, equal_within
+from pytest_diffaccel.search.models.reach import timing_may_show
+from pytest_diffaccel.search.models.regression import Array
 
 # A rival drops out when with this confidence it is not noticeably better than the leader.
 _CONFIDENCE = 0.91

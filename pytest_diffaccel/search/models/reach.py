@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.regression import Array
+from pytest_diffaccel.search.models.regression import Array
 
 #: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
 #: the speed-up itself seldom does.

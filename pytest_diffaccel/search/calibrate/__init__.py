@@ -1,0 +1,1 @@
+"""The first step of a search: short runs that tell what each kind of step costs."""
