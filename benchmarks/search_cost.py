@@ -1,4 +1,4 @@
-"""What a search costs and how right it is: ours, an exhaustive one, random ones and Optuna's, on recorded tables.
+"""A replay of decisions: what a search costs in denoiser time and how right it is, on recorded tables, beside others.
 
 Run ``python -m benchmarks.search_cost``; no pipeline is needed. Every method sees the same candidates; its cost is
 denoiser time, as a share of the exhaustive search's. A target is right when the method names the exhaustive search's

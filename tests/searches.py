@@ -88,8 +88,16 @@ class SearchFolder:
         return self.query("SELECT candidate_key, purpose, created_at FROM diffaccel_measurements ORDER BY 1, 2")
 
     def failures(self) -> list[tuple[str, str, str]]:
-        """(candidate key, kind, message) of every failure in the store."""
-        return self.query("SELECT candidate_key, kind, message FROM diffaccel_failures ORDER BY 1")
+        """(candidate key, kind, message) of every candidate's failure in the store."""
+        return self._failures("!=")
+
+    def short_run_failures(self) -> list[tuple[str, str, str]]:
+        """The same of short runs that took their process with them."""
+        return self._failures("=")
+
+    def _failures(self, is_calibration: str) -> list[tuple[str, str, str]]:
+        where = f"WHERE purpose {is_calibration} 'calibration'"
+        return self.query(f"SELECT candidate_key, kind, message FROM diffaccel_failures {where} ORDER BY 1")
 
     def query(self, query: str) -> list[tuple[Any, ...]]:
         """Rows of an SQL query on the store."""

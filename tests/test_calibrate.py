@@ -181,7 +181,7 @@ def test_a_machine_that_is_slower_in_everything_is_the_same(finished: Folder, cl
 
 def test_a_short_run_that_raises_is_no_failure_of_a_candidate(empty: Folder, clock: SteadyClock) -> None:
     found = empty.search(points=((2, SHORT_ERROR), (4, NOTHING), (10, NOTHING)))
-    assert empty.failures() == []
+    assert empty.failures() == empty.short_run_failures() == []
     assert found["failed"] == ()
     assert {run.params["Echo"]["mishap"] for made in empty.rounds() for run in made.candidates} == {NOTHING}
     assert len(found["golden"]) == len(TARGETS)
@@ -192,7 +192,7 @@ def test_a_short_run_that_raises_is_no_failure_of_a_candidate(empty: Folder, clo
 def test_without_any_short_run_that_works_a_search_still_finds_winners(empty: Folder, clock: SteadyClock) -> None:
     found = empty.search(points=((2, SHORT_ERROR), (10, SHORT_ERROR)))
     assert empty.rounds() == []
-    assert empty.failures() == []
+    assert empty.failures() == empty.short_run_failures() == []
     assert found["calibration"] is None
     assert "calibrated" not in found
     assert len(found["golden"]) + len(found["undecided"]) == len(TARGETS)
@@ -236,7 +236,7 @@ def test_a_short_run_that_took_another_process_with_it_is_not_tried_again(finish
     later = finished.rounds()[len(before) :]
     assert later
     assert victim.key not in {run.key for made in later for run in made.candidates}
-    assert [key for key, *_ in finished.failures()] == [victim.key]
+    assert [key for key, *_ in finished.short_run_failures()] == [victim.key]
 
 
 def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_search: SmallSearch) -> None:
@@ -244,7 +244,7 @@ def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_sea
     small_search.add_to_conftest(STEADY)
     result = small_search.race_apart(*THRIFTY, "-n", "1")
     result.assert_outcomes(failed=1, passed=2)
-    ((key, kind, message),) = small_search.failures()
+    ((key, kind, message),) = small_search.short_run_failures()
     assert key.startswith("SD1.5-DDIM-8-Echo-echo_interval=")
     assert (kind, message) == ("crash", "the process ended during this short run")
     assert len(read_golden(small_search.golden)) == len(TARGETS)
