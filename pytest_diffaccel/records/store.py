@@ -118,13 +118,15 @@ class Store:
         found = self._measurements(identity(candidate_key, environment, sampling), since)
         return found[0] if found else None
 
-    def group(self, cell: Cell, accelerator: str, environment: str, sampling: Sampling) -> list[Measurement]:
-        """All measurements of a cell and accelerator, by candidate key.
+    def group(
+        self, cell: Cell, accelerator: str, environment: str, sampling: Sampling, since: float = 0.0
+    ) -> list[Measurement]:
+        """All measurements of a cell and accelerator since then (seconds since the epoch), by candidate key.
 
         Raises:
             StoreError: when a record cannot be read.
         """
-        return self._measurements({**place(cell, accelerator), **conditions(environment, sampling)})
+        return self._measurements({**place(cell, accelerator), **conditions(environment, sampling)}, since)
 
     def evaluations(
         self, environment: str, sampling: Sampling, cell: Cell | None = None, since: float = 0.0

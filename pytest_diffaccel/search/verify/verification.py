@@ -219,7 +219,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
     (known,) = bench.registry.select([accelerator])
     grid = {Candidate(cell, accelerator, params).key for params in known.grid(cell, coarse=bench.settings.coarse)}
-    stored = bench.store.group(cell, accelerator, environment, sampling)
+    stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
     measured = [measurement for measurement in stored if measurement.candidate.key in grid]
     failed = {failure.candidate.key for failure in bench.store.failures(environment, sampling)} & grid
     untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
