@@ -39,13 +39,13 @@ class Group:
 
     def plan(self) -> Plan:
         """The group as far as it is known now."""
-        knowledge = self.bench.knowledge(self.cell, self.accelerator)
+        known = self.bench.known(self.cell)
         return Plan(
             registry=self.bench.registry,
             accelerator=self._accelerator,
             cell=self.cell,
-            costs=knowledge.costs,
-            evaluated=knowledge.losses(self.cell),
+            costs=known.costs,
+            evaluated=known.losses(self.cell),
             max_loss=self.bench.settings.max_quality_loss,
             first=self.bench.first_samples,
         )
@@ -63,7 +63,7 @@ class Group:
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """Measure an evaluated candidate on more samples."""
-        known = self.bench.knowledge(self.cell, self.accelerator).find(candidate)
+        known = self.bench.known(self.cell).find(candidate)
         if known is not None:
             self.bench.keep(extend(self.bench, known, num_samples))
 

@@ -149,6 +149,8 @@ class SearchRun:
         if self.settings.exhaustive:
             # Other workers may have measured some of its candidates, or still do.
             self.bench.wait_for_others(cell, accelerator)
+        self.bench.knowledge(cell, accelerator)  # what others found is read where a group begins, and not again
+        if self.settings.exhaustive:
             return Explored(0, 0), choices(self.bench, cell, accelerator)
         explored = Group(self.bench, cell, accelerator).race(self.budget.next_group())
         return explored, choices(self.bench, cell, accelerator)

@@ -19,7 +19,7 @@ from statistics import fmean, median
 from pytest_diffaccel import matrix
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
-from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import order_seed
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
@@ -32,7 +32,7 @@ from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_borderline
+from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -121,7 +121,7 @@ def is_predicted(speedup: Interval) -> bool:
     """Whether a speed-up is known as well as the search needs it: better where it may or may not reach a target."""
     if speedup.half_width_ratio <= _KNOWN_HALF_WIDTH:
         return True
-    return speedup.half_width_ratio <= VAGUE_SPEEDUP and not any(is_borderline(speedup, target) for target in TARGETS)
+    return speedup.half_width_ratio <= VAGUE_SPEEDUP and not is_open(speedup)
 
 
 def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
@@ -140,18 +140,17 @@ def baseline_s(known: Knowledge, steps: int) -> float:
 
 def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
     """Whether the calibration has taken its share of what generating all candidates would take."""
-    began, known = time.monotonic(), bench.known(cell)
-    before, batches = len(known.rounds), math.ceil(bench.settings.num_samples / bench.settings.batch_size)
+    began, before = time.monotonic(), len(bench.known(cell).rounds)
+    batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
     schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
 
     def spent() -> bool:
         known = bench.known(cell)
         if len(known.rounds) - before < _LEAST_ROUNDS:
             return False  # every run that fails is passed over: that ends by itself
+        run_s = {steps: baseline_s(known, steps) for steps in {one.cell.steps for one in candidates}}
         speedups = known.costs.speedups(candidates)
-        all_s = sum(
-            baseline_s(known, one.cell.steps) / speedup.value for one, speedup in zip(candidates, speedups, strict=True)
-        )
+        all_s = sum(run_s[one.cell.steps] / speedup.value for one, speedup in zip(candidates, speedups, strict=True))
         return time.monotonic() - began > _SHARE * schedulers * batches * all_s
 
     return spent
@@ -197,8 +196,10 @@ class Timer:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
         with self._bench.lock.timing(), self._bench.spending("short runs"):
-            while runs := self._most_telling(short.without(self._failed()), candidates, is_known):
-                if time_is_up() or _plain(runs).key in self._failed():
+            while True:
+                failed = self._failed()
+                runs = self._most_telling(short.without(failed), candidates, is_known)
+                if not runs or time_is_up() or _plain(runs).key in failed:
                     break
                 made += self._make_round(runs) is not None
         return made

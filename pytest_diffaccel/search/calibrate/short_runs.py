@@ -59,7 +59,9 @@ class ShortRuns:
 
     def without(self, keys: set[str]) -> ShortRuns:
         """The same less the runs of these keys: those that do not work."""
-        return replace(self, runs=tuple(one for one in self.runs if one.key not in keys))
+        left = tuple(one for one in self.runs if one.key not in keys)
+        # Most often nothing fails: then the kinds of all runs need not be counted anew.
+        return self if len(left) == len(self.runs) else replace(self, runs=left)
 
     def best_for(self, candidate: Candidate) -> Candidate | None:
         """The run that holds most of the kinds that the candidate's steps are; None where none holds any.

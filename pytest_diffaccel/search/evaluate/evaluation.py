@@ -193,8 +193,7 @@ def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
 
 def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batch: Batch) -> None:
     """Arithmetic of all kinds of steps, of which those counted before are not counted again."""
-    candidate = subjects[0].candidate
-    known = bench.knowledge(candidate.cell, candidate.accelerator).flops
+    known = bench.known(subjects[0].candidate.cell).flops
     for generate in (baseline, *(subject.generate for subject in subjects)):
         if not known.keys() >= set(generate.kinds):
             with bench.lock.generating(), bench.spending("counting arithmetic"):

@@ -20,7 +20,7 @@ from pytest_diffaccel.search.decide.select import Choice, Option, choose
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import Group
-from pytest_diffaccel.search.models.reach import is_borderline
+from pytest_diffaccel.search.models.reach import is_open
 from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -163,8 +163,7 @@ def _device(bench: Workbench) -> str:
 
 def _is_decided(speedup: Interval) -> bool:
     """Whether it is known which targets a speed-up reaches, or timing it further would hardly tell."""
-    borderline = any(is_borderline(speedup, target) for target in TARGETS)
-    return not borderline or speedup.half_width_ratio <= _BORDERLINE_HALF_WIDTH
+    return not is_open(speedup) or speedup.half_width_ratio <= _BORDERLINE_HALF_WIDTH
 
 
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
