@@ -42,6 +42,11 @@ def computing_threads(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_share_of_cores(gpus: int, workers: int) -> None:
     """Run torch on this process's even share of the cores, and on no more than it has by itself.
 
@@ -54,5 +59,4 @@ def use_share_of_cores(gpus: int, workers: int) -> None:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // max(gpus, workers))))
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // max(gpus, workers))))

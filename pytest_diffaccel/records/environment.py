@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter
+
+from pytest_diffaccel.measure.threads import cores
 
 if TYPE_CHECKING:
     import torch
@@ -237,8 +238,7 @@ def device_name(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = f"{_cpu_name()} ({cores} cores)"
+    name = f"{_cpu_name()} ({cores()} cores)"
     return name if device.type == "cpu" else f"{device.type} of {name}"
 
 

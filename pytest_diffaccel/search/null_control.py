@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.search.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 OTHER_SEEDS = 2**31
 # Pictures that are made again in a batch of their own: each takes a run.
 _ALONE = 4
+
+
+def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
+    """The cell's environment with the scale of its losses, which one process measures for all."""
+    environment = bench.environment(cell)
+    if environment.scale is None:
+        environment = bench.store.environments().get(environment.id, environment)
+        if environment.scale is None:
+            environment = replace(environment, scale=measure_scale(bench, cell))
+        bench.keep_environment(environment)
+    return environment
 
 
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:

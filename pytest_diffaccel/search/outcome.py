@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
@@ -13,7 +12,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.null_control import measure_scale
+from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -69,19 +68,20 @@ def winner_properties(bench: Workbench, cell: Cell, winners: Mapping[str, Sequen
         ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
         and ``prompts``: theirs, in order.
     """
-    environment = _with_scale(bench, cell)
+    environment = scaled_environment(bench, cell)
     entries, pictures, verified, undecided = {}, {}, {}, []
     for accelerator, own in winners.items():
         for winner in own:
             choice = winner.choice
             key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, choice.target)
-            if winner.measurement:
+            is_verified = winner.measurement is not None and winner.measurement.sampling.purpose == "winner"
+            if winner.measurement and is_verified:
                 verified[winner.measurement.candidate.key] = winner.measurement
             if choice.reason == "undecided" and choice.option is not None:
                 undecided.append({"key": str(key), **_option(choice.option)})
                 continue
             entries[str(key)] = golden_entry(winner, environment).to_json()
-            if winner.measurement:
+            if winner.measurement and is_verified:
                 pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
     return {
         "golden": entries,
@@ -106,17 +106,6 @@ def _option(option: Option) -> dict[str, Any]:
 def _verified(measurement: Measurement) -> dict[str, Any]:
     bound = bottleneck(measurement.blocks, measurement.flops)
     return {**_figures(measurement), "bound": bound.bound if bound else None}
-
-
-def _with_scale(bench: Workbench, cell: Cell) -> Environment:
-    """The cell's environment with the scale of its losses, which one worker measures for all."""
-    environment = bench.environment(cell)
-    if environment.scale is None:
-        environment = bench.store.environments().get(environment.id, environment)
-        if environment.scale is None:
-            environment = replace(environment, scale=measure_scale(bench, cell))
-        bench.keep_environment(environment)
-    return environment
 
 
 def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:

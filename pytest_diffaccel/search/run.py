@@ -120,12 +120,15 @@ class SearchRun:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import provisional_properties
         from pytest_diffaccel.search.verify.cell_end import end_group
-        from pytest_diffaccel.search.verify.verification import NothingWorked, Unfinished
+        from pytest_diffaccel.search.verify.verification import NothingWorked, Unfinished, verify_ahead
 
         explored, refused = Explored(0, 0), None
         standing: list[Choice] = []
         try:
             explored, standing = self._decide(cell, accelerator)
+            if self.session.workers > 1:
+                # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
+                verify_ahead(self.bench, cell, accelerator)
         except (NothingWorked, Unfinished) as error:
             refused = error
         finally:

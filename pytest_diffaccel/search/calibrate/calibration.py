@@ -11,10 +11,13 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, median
+
+from filelock import Timeout
 
 from pytest_diffaccel import matrix
 from pytest_diffaccel.accelerators.acceleration import Generate
@@ -33,6 +36,7 @@ from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
+from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -43,7 +47,7 @@ _KNOWN_HALF_WIDTH = 0.035
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
-_SHARE, _LEAST_ROUNDS = 0.1, 4
+_SHARE, _LEAST_ROUNDS = 0.05, 4
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
@@ -92,7 +96,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     """
     environment = bench.environment(cell).id
     began = time.monotonic()
-    with lock_between_processes(WORK_DIR / "calibration" / f"{environment}.lock").write_lock():
+    with _whoever_is_first(bench, cell, WORK_DIR / "calibration" / f"{environment}.lock"):
         bench.reread(cell)
         timer = Timer(bench, cell)
         rounds = bench.known(cell).rounds
@@ -115,6 +119,21 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         steps=cell.steps,
         accelerated_share=fmean(1 / one.value for one in speedups),
     )
+
+
+@contextmanager
+def _whoever_is_first(bench: Workbench, cell: Cell, lock: Path) -> Iterator[None]:
+    """Hold a lock; while another process has it, make what the search needs in any case."""
+    turns = lock_between_processes(lock)
+    try:
+        turns.acquire_write(blocking=False)
+    except Timeout:
+        scaled_environment(bench, cell)
+        turns.acquire_write()
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 def is_predicted(speedup: Interval) -> bool:
@@ -195,7 +214,7 @@ class Timer:
         if not candidates:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
-        with self._bench.lock.timing(), self._bench.spending("short runs"):
+        with self._bench.timing(), self._bench.spending("short runs"):
             while True:
                 failed = self._failed()
                 runs = self._most_telling(short.without(failed), candidates, is_known)
@@ -212,7 +231,7 @@ class Timer:
         if not runs:
             return True
         chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
-        with self._bench.lock.timing():
+        with self._bench.timing():
             made = [one for _ in range(_CHECK_ROUNDS) if (one := self._make_round(chosen)) is not None]
         short = [(candidate, (block,)) for one in made for candidate, block in one.blocks]
         now = CostModel.fit(self._bench.registry, short)

@@ -75,7 +75,7 @@ def measure(
         with bench.lock.generating():
             _count(bench, subject, batches[0])
         if blocks:
-            with bench.lock.timing(), bench.spending("timing"):
+            with bench.timing(), bench.spending("timing"):
                 bench.warm_up(cell, baseline)
                 _time(bench, baseline, subject, batches, blocks)
         _make_missing_images(bench, subject, batches)
@@ -136,7 +136,7 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
             if not (subject.fired and set(subject.generate.kinds) <= bench.warm_kinds):
                 with bench.lock.generating():
                     _count(bench, subject, batches[0])
-        with bench.lock.timing(), bench.spending("verification"):
+        with bench.timing(), bench.spending("verification"):
             bench.warm_up(cell, baseline)
             _time_together(bench, baseline, subjects, batches)
         if bench.settings.gpus is not None:  # a CPU computes and launches by itself: nothing waits for anything there

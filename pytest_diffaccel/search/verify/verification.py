@@ -49,8 +49,9 @@ class Winner:
 
     Attributes:
         choice: what was chosen, or the best reached and why that is not enough.
-        measurement: the final measurement of the chosen; None when nothing was measured.
-        rival: the unaccelerated pipeline with as few steps as are as fast; None when there is none.
+        measurement: of the chosen: its verification, or the search's of one that only comes nearest to a target;
+            None when nothing was measured.
+        rival: the unaccelerated pipeline with as few steps as are as fast as a winner; None when there is none.
     """
 
     choice: Choice
@@ -113,10 +114,10 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     """
     open_ones = [group for name in accelerators if not (group := Group(bench, cell, name)).is_done]
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
-    for _ in range(_TURNS):
+    for turn in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
         missing = [one for key, one in chosen.items() if key not in verified]
-        if not missing:
+        if turn and not missing:
             break
         verified |= _verified(bench, missing, failed)
         if open_ones and not time_is_up():
@@ -127,10 +128,25 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
+def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> None:
+    """Measure the winners of one group as it stands now, and what fewer steps lose: :func:`verify` then finds them.
+
+    What fails is stored as a failure, and the group's winners are chosen without it.
+    """
+    names = verifiable(bench, cell, [accelerator])
+    verified = _verified(bench, list(_chosen(bench, cell, names).values()), [])
+    for name in names:
+        _winners(bench, cell, name, verified)
+
+
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
-    """What any target's choice is now, by key."""
+    """The winners as they are now, and what may yet be one, by key.
+
+    What comes nearest to a target that is surely out of reach is not worth another measurement.
+    """
     names = verifiable(bench, cell, accelerators)
-    options = [choice.option for name in names for choice in choices(bench, cell, name)]
+    found = [choice for name in names for choice in choices(bench, cell, name)]
+    options = [one.option for one in found if one.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
 
@@ -170,25 +186,24 @@ def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[s
     """The final choices: where the best of all is not verified, the best of those that are."""
     options = _options(bench, cell, accelerator)
     known = [option for option in options if option.candidate.key in verified]
-    found: list[Winner] = []
-    if not known:
-        return found
-    for target in TARGETS:
-        choice = best = choose(options, target, bench.settings.max_quality_loss)
-        if best.option is not None and best.option.candidate.key not in verified:
-            choice = choose(known, target, bench.settings.max_quality_loss)
-            if best.reason is None and choice.reason is not None:
-                choice = replace(choice, reason="undecided")
-        found.append(_winner(bench, cell, choice, verified))
-    return found
+    return [_winner(bench, cell, _final(options, known, target, bench), verified) for target in TARGETS]
+
+
+def _final(options: Sequence[Option], verified: Sequence[Option], target: float, bench: Workbench) -> Choice:
+    best = choose(options, target, bench.settings.max_quality_loss)
+    if best.reason is not None or best.option in verified:
+        return best
+    choice = choose(verified, target, bench.settings.max_quality_loss)
+    return choice if choice.reason is None else replace(best, reason="undecided")
 
 
 def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str, Measurement]) -> Winner:
     if choice.option is None:
         return Winner(choice, None, None)
-    costs = bench.known(cell).costs
-    measurement = verified[choice.option.candidate.key]
-    return Winner(choice, measurement, rival(bench, cell, costs, choice.option.speedup.value))
+    known, candidate = bench.known(cell), choice.option.candidate
+    if choice.reason is not None:
+        return Winner(choice, verified.get(candidate.key) or known.find(candidate), None)
+    return Winner(choice, verified[candidate.key], rival(bench, cell, known.costs, choice.option.speedup.value))
 
 
 def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
