@@ -64,6 +64,7 @@ class Workbench:
         source: where the weights come from.
         store: where measurements are kept.
         images: baseline images, shared by all processes of the search.
+        workers: processes that search at once, at least 1.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Workbench:
         self.source = source
         self.store = Store.open(settings.store)
         self.images = ImageStore(WORK_DIR / "images")
-        self._workers = workers
+        self.workers = workers
         self._loaded: tuple[str, Any] | None = None
         self._refusals: dict[str, str] = {}
         #: How each pipe's calibration went (None: no short run works), once this process has made it or waited for it.
@@ -112,7 +113,7 @@ class Workbench:
         What such neighbours cost, they cost all kinds of steps alike: beside one of the embedded pipelines, ratios of
         12 candidates shifted by 0.5% in the mean (``python -m benchmarks.contention`` measures it).
         """
-        own_cores = self._is_embedded and 1 < self._workers <= cores()
+        own_cores = self._is_embedded and 1 < self.workers <= cores()
         with self.lock.generating() if own_cores else self.lock.timing():
             yield
 
@@ -216,7 +217,7 @@ class Workbench:
         if self._is_embedded:
             use_one_thread()
         elif self._gpu is not None:
-            use_share_of_cores(number_of_gpus(), self._workers)
+            use_share_of_cores(number_of_gpus(), self.workers)
 
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""

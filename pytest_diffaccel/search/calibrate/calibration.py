@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -46,7 +46,8 @@ _LOG = logging.getLogger(__name__)
 _KNOWN_HALF_WIDTH = 0.035
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
-# A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
+# A calibration takes at most this share of what generating all candidates would, by all workers, who wait for it; but it
+# makes so many rounds in any case.
 _SHARE, _LEAST_ROUNDS = 0.05, 4
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
@@ -123,12 +124,13 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
 
 @contextmanager
 def _whoever_is_first(bench: Workbench, cell: Cell, lock: Path) -> Iterator[None]:
-    """Hold a lock; while another process has it, make what the search needs in any case."""
+    """Hold a lock; while another process has it, one of those that wait makes what the search needs in any case."""
     turns = lock_between_processes(lock)
     try:
         turns.acquire_write(blocking=False)
     except Timeout:
-        scaled_environment(bench, cell)
+        with suppress(Timeout), lock_between_processes(lock.with_suffix(".scale")).write_lock(blocking=False):
+            scaled_environment(bench, cell)
         turns.acquire_write()
     try:
         yield
@@ -158,7 +160,7 @@ def baseline_s(known: Knowledge, steps: int) -> float:
 
 
 def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
-    """Whether the calibration has taken its share of what generating all candidates would take."""
+    """Whether the calibration has taken its share of what generating all candidates would take all workers."""
     began, before = time.monotonic(), len(bench.known(cell).rounds)
     batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
     schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
@@ -170,7 +172,7 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
         run_s = {steps: baseline_s(known, steps) for steps in {one.cell.steps for one in candidates}}
         speedups = known.costs.speedups(candidates)
         all_s = sum(run_s[one.cell.steps] / speedup.value for one, speedup in zip(candidates, speedups, strict=True))
-        return time.monotonic() - began > _SHARE * schedulers * batches * all_s
+        return time.monotonic() - began > _SHARE * schedulers * batches * all_s / bench.workers
 
     return spent
 
