@@ -37,6 +37,13 @@ CELL = Cell("SD1.5", "DDIM", 20)
 OPTIONS = (*BOTH, *THRIFTY)
 
 
+#: Lines of a conftest.py: no speed-up is ever known.
+VAGUE = """
+from pytest_diffaccel.search.models.cost_model import CostModel
+CostModel.widening = 15.0
+"""
+
+
 def keys(*accelerators: str) -> list[GoldenKey]:
     return [GoldenKey("SD1.5", "DDIM", 20, name, target) for name in accelerators for target in TARGETS]
 
@@ -174,6 +181,18 @@ def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     assert list(read_golden(search.golden)) == keys("Echo", "Reply")
     stored = Counter(key for key, purpose, _ in search.stored() if purpose == "winner")
     assert set(stored.values()) == {1}
+
+
+def test_workers_calibrate_together(search: SmallSearch) -> None:
+    """What one of them does not know well enough after all rounds that there is time for, no other times again."""
+    for name in ("Echo", "Reply"):
+        forget(search, name)
+    search.execute("DELETE FROM diffaccel_calibration")
+    search.add_to_conftest(STEADY + VAGUE)
+    search.race_apart(*OPTIONS, "-n", "2").stdout.fnmatch_lines(["golden: *"])
+    (first,) = search.query("SELECT min(created_at) FROM diffaccel_measurements WHERE accelerator != ''")
+    rounds = search.query("SELECT created_at FROM diffaccel_calibration")
+    assert 4 <= sum(made < first for made in rounds) <= 5
 
 
 def test_a_block_of_many_winners_may_take_as_much_longer_than_a_case(

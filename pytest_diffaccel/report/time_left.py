@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import TARGETS, Cell
-from pytest_diffaccel.search.effort import SCALE_RUNS, Effort, SearchCase, step_weight, winners
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.threads import cores
+from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
 from pytest_diffaccel.settings import Settings
 
 _Group: TypeAlias = "tuple[Cell, str]"
@@ -34,41 +35,32 @@ class Lanes:
     @classmethod
     def of(cls, settings: Settings, workers: int) -> Lanes:
         """Those of a session with ``workers`` processes."""
+        own_cores = settings.models == "embedded" and workers <= cores()
         on_cpu = settings.gpus is None
         # With several threads a process, generations on one CPU take turns (TimingLock.shareable).
         shared = not on_cpu or settings.models == "embedded"
-        return cls(workers if shared else 1, on_cpu, settings.exhaustive)
+        return cls(workers if shared else 1, on_cpu and not own_cores, settings.exhaustive)
 
     def seconds(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
-        """How long groups and, after the last of a cell's groups, its verification take.
+        """How long groups and the verification of their winners take.
 
         Args:
             groups: each group's cell and seconds of work.
-            verifications: seconds of work by cell; each is one process's.
+            verifications: seconds of work by cell; of several workers, each verifies the groups that it has decided.
         """
         if self.alone:
-            return self._until_idle(groups, {}) + sum(verifications.values())
-        return self._until_idle(groups, verifications)
+            return self._until_idle([seconds for _, seconds in groups]) + sum(verifications.values())
+        of_cell = Counter(cell for cell, _ in groups)
+        return self._until_idle([seconds + verifications.get(cell, 0.0) / of_cell[cell] for cell, seconds in groups])
 
-    def _until_idle(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
+    def _until_idle(self, groups: Sequence[float]) -> float:
         """When the last worker is done, if each takes the longest group that none has."""
         if self.divisible:
-            groups = [(cell, seconds / self.workers) for cell, seconds in groups for _ in range(self.workers)]
-        waiting = sorted(groups, key=lambda group: group[1])
-        undone = Counter(cell for cell, _ in groups)
-        now = 0.0
-        ends: list[tuple[float, int, Cell | None]] = [(now, number, None) for number in range(self.workers)]
-        while ends:
-            now, number, cell = heapq.heappop(ends)
-            if cell is not None:
-                undone[cell] -= 1
-                if not undone[cell] and cell in verifications:
-                    heapq.heappush(ends, (now + verifications[cell], number, None))
-                    continue
-            if waiting:
-                following, seconds = waiting.pop()
-                heapq.heappush(ends, (now + seconds, number, following))
-        return now
+            groups = [seconds / self.workers for seconds in groups for _ in range(self.workers)]
+        ends = [0.0] * self.workers
+        for seconds in sorted(groups, reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds)
+        return max(ends)
 
 
 @dataclass
@@ -142,7 +134,6 @@ class TimeLeft:
         self._took_s = 0.0
         self._done: defaultdict[str, float] = defaultdict(float)
         self._begun: set[Cell] = set()
-        self._scaled: set[str] = set()
         self._winners: defaultdict[Cell, dict[str, float]] = defaultdict(dict)
         for (cell, accelerator), group in self._groups.items():
             if group.winners:
@@ -186,7 +177,9 @@ class TimeLeft:
                 runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
             if "golden" in result:
                 runs += self._verification(case.cell)
-                self._scaled.add(case.cell.pipe)
+            elif "verification" in result.get("phases_s", {}):  # its own winners, ahead of the cell's end
+                runs += effort.verification(self._winners[case.cell][case.accelerator])
+                self._winners[case.cell][case.accelerator] = 0.0
         elif "speedup" in result:
             self._groups[case.cell, case.accelerator].evaluated += 1
             runs = effort.evaluation(1 / result["speedup"])
@@ -199,9 +192,8 @@ class TimeLeft:
         return self._efforts.get(cell.pipe, self._effort)
 
     def _verification(self, cell: Cell) -> float:
-        """Unaccelerated runs that verifying a cell takes, and measuring the scale where that is not done."""
-        found = sum(self._winners[cell].values())
-        return self._effort_of(cell).verification(found) + SCALE_RUNS * (cell.pipe not in self._scaled)
+        """Unaccelerated runs that verifying a cell takes."""
+        return self._effort_of(cell).verification(sum(self._winners[cell].values()))
 
     @property
     def pace(self) -> float | None:
@@ -264,15 +256,16 @@ class TimeLeft:
 
 
 def _distinct(provisional: Sequence[Mapping[str, Any]]) -> int:
-    """How many candidates of a group will be verified: its winners and, where a target has none, what comes nearest."""
+    """How many candidates of a group will be verified."""
     params = [one["params"] for one in provisional]
-    return sum(one not in params[:place] for place, one in enumerate(params)) + (len(params) < len(TARGETS))
+    return sum(one not in params[:place] for place, one in enumerate(params))
 
 
 def _worked_s(result: Mapping[str, Any]) -> float:
     """Seconds that a process worked since its last result, without imports, waiting, loading and calibrating."""
     phases = dict(result.get("phases_s", {}))
-    phases.pop("loading", None)
+    for name in ("loading", "scale of losses"):
+        phases.pop(name, None)
     calibrated_s = sum(one["seconds"] for one in result.get("calibrated", {}).values())
     phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)
     return float(sum(phases.values()))

@@ -27,15 +27,13 @@ ACCELERATED_SHARE = 0.55
 _EVALUATED_AT_MOST = 70
 # So many of a group contend in each batch beyond the first: 22 batches in 6 groups with 1 more, 130 to 170 with 7.
 _CONTENDERS = 4
-# Distinct winners of a group of n candidates are 5 * n / (n + 3): 3.7 on the coarse grid, 5 on the whole one.
-_WINNERS_AT_MOST, _WINNERS_HALF_AT = 5, 3
+# Distinct winners of a group of n candidates are 4 * n / (n + 3): 3 on the coarse grid, 4 on the whole one.
+_WINNERS_AT_MOST, _WINNERS_HALF_AT = 4, 3
 # Winners in a block beside an unaccelerated run, and runs of each at the least, as in .evaluation; short runs then take
 # this share of the blocks' time, as in .verify.
-_TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 6, 2, 0.3
+_TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 8, 2, 0.3
 # Rivals of a cell that are made: step counts that are as fast as its winners, and what each takes.
-_RIVALS, _RIVAL_SHARE = 10, 0.45
-#: Runs that measure an environment's scale of losses, as in .null_control.
-SCALE_RUNS = 4
+_RIVALS, _RIVAL_SHARE = 9, 0.45
 
 
 @dataclass(frozen=True)

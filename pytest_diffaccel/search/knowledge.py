@@ -33,6 +33,12 @@ class Knowledge:
         """The calibration's rounds, in their order."""
         return self._rounds
 
+    @rounds.setter
+    def rounds(self, rounds: Sequence[Round]) -> None:
+        if len(rounds) != len(self._rounds):
+            self._rounds = list(rounds)
+            self._costs = None
+
     def add(self, measurement: Measurement) -> None:
         """Take in a measurement, in place of an older one of the same candidate and purpose."""
         key = measurement.candidate.key, measurement.sampling.purpose

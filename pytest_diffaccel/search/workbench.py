@@ -153,6 +153,11 @@ class Workbench:
         ]
         self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment, self.since))
 
+    def read_rounds(self, cell: Cell) -> None:
+        """Know what other processes have added to the cell's environment's calibration."""
+        if self.workers > 1:
+            self.known(cell).rounds = self.store.rounds(self.environment(cell).id, self.since)
+
     def keep_round(self, cell: Cell, made: Round) -> None:
         """Store a round of the cell's environment's calibration, and know it."""
         self.store.save_round(self.environment(cell).id, made)

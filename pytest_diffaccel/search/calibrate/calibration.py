@@ -11,10 +11,9 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, median
 
 from filelock import Timeout
@@ -46,8 +45,7 @@ _LOG = logging.getLogger(__name__)
 _KNOWN_HALF_WIDTH = 0.035
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
-# A calibration takes at most this share of what generating all candidates would, by all workers, who wait for it; but it
-# makes so many rounds in any case.
+# A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
 _SHARE, _LEAST_ROUNDS = 0.05, 4
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
@@ -85,8 +83,8 @@ def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
 def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     """Time the kinds of steps of all of the search's candidates of a pipe, as far as that is not done.
 
-    One process does it, and others that share its environment wait. What an earlier session timed is looked at again in
-    two rounds, and forgotten where these disagree.
+    Processes that share its environment do it together. What an earlier session timed is looked at again by one of them
+    in two rounds, and forgotten where these disagree.
 
     Args:
         bench: the search's workbench.
@@ -95,11 +93,10 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     Returns:
         How it went; None where no short run works.
     """
-    environment = bench.environment(cell).id
-    began = time.monotonic()
-    with _whoever_is_first(bench, cell, WORK_DIR / "calibration" / f"{environment}.lock"):
+    folder, environment = WORK_DIR / "calibration", bench.environment(cell).id
+    timer = Timer(bench, cell)
+    with lock_between_processes(folder / f"{environment}.lock").write_lock():
         bench.reread(cell)
-        timer = Timer(bench, cell)
         rounds = bench.known(cell).rounds
         if rounds and rounds[-1].started_at < bench.began_at and not timer.still_holds():
             recent = [one for one in bench.known(cell).rounds if one.started_at >= bench.began_at]
@@ -107,8 +104,11 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
             for one in recent:
                 bench.store.save_round(environment, one)
             bench.reread(cell)
-        candidates = candidates_of(bench, cell)
-        made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
+    # One of them sees to this meanwhile: it is needed at the end of the first cell, when others may have nothing to do.
+    with suppress(Timeout), lock_between_processes(folder / f"{environment}-scale.lock").write_lock(blocking=False):
+        scaled_environment(bench, cell)
+    began, candidates = time.monotonic(), candidates_of(bench, cell)
+    made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
     if not bench.known(cell).rounds:
         return None
     speedups = bench.known(cell).costs.speedups(candidates)
@@ -120,22 +120,6 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         steps=cell.steps,
         accelerated_share=fmean(1 / one.value for one in speedups),
     )
-
-
-@contextmanager
-def _whoever_is_first(bench: Workbench, cell: Cell, lock: Path) -> Iterator[None]:
-    """Hold a lock; while another process has it, one of those that wait makes what the search needs in any case."""
-    turns = lock_between_processes(lock)
-    try:
-        turns.acquire_write(blocking=False)
-    except Timeout:
-        with suppress(Timeout), lock_between_processes(lock.with_suffix(".scale")).write_lock(blocking=False):
-            scaled_environment(bench, cell)
-        turns.acquire_write()
-    try:
-        yield
-    finally:
-        turns.release()
 
 
 def is_predicted(speedup: Interval) -> bool:
@@ -160,19 +144,20 @@ def baseline_s(known: Knowledge, steps: int) -> float:
 
 
 def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
-    """Whether the calibration has taken its share of what generating all candidates would take all workers."""
-    began, before = time.monotonic(), len(bench.known(cell).rounds)
+    """Whether the session's rounds have taken their share of what generating all candidates would take."""
     batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
     schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
 
     def spent() -> bool:
         known = bench.known(cell)
-        if len(known.rounds) - before < _LEAST_ROUNDS:
+        rounds = [made for made in known.rounds if made.started_at >= bench.began_at]
+        if len(rounds) < _LEAST_ROUNDS:
             return False  # every run that fails is passed over: that ends by itself
         run_s = {steps: baseline_s(known, steps) for steps in {one.cell.steps for one in candidates}}
         speedups = known.costs.speedups(candidates)
         all_s = sum(run_s[one.cell.steps] / speedup.value for one, speedup in zip(candidates, speedups, strict=True))
-        return time.monotonic() - began > _SHARE * schedulers * batches * all_s / bench.workers
+        took_s = sum(run.total_s for made in rounds for run in (made.baseline, *made.runs))
+        return took_s > _SHARE * schedulers * batches * all_s
 
     return spent
 
@@ -216,14 +201,15 @@ class Timer:
         if not candidates:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
-        with self._bench.timing(), self._bench.spending("short runs"):
+        with self._bench.spending("short runs"):
             while True:
+                self._bench.read_rounds(self._cell)
                 failed = self._failed()
                 runs = self._most_telling(short.without(failed), candidates, is_known)
                 if not runs or time_is_up() or _plain(runs).key in failed:
-                    break
-                made += self._make_round(runs) is not None
-        return made
+                    return made
+                with self._bench.timing():
+                    made += self._make_round(runs) is not None
 
     def still_holds(self) -> bool:
         """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
@@ -247,7 +233,10 @@ class Timer:
     def _most_telling(
         self, short: ShortRuns, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool]
     ) -> list[Candidate]:
-        """The short runs of the next round: of the candidates that are known least, none of them twice."""
+        """The short runs of the next round: of the candidates that are known least, none of them twice.
+
+        Workers that do this together draw from as many as they make in all, so that they seldom make the same.
+        """
         speedups = self._bench.known(self._cell).costs.speedups(candidates)
         open_ones = [pair for pair in zip(speedups, candidates, strict=True) if not is_known(pair[0])]
         open_ones.sort(key=lambda pair: -pair[0].half_width_ratio)
@@ -256,9 +245,10 @@ class Timer:
             run = short.best_for(candidate)
             if run is not None:
                 runs.setdefault(run.key, run)
-            if len(runs) == _RUNS:
+            if len(runs) == _RUNS * self._bench.workers:
                 break
-        return list(runs.values())
+        telling = list(runs.values())
+        return telling if len(telling) <= _RUNS else random.SystemRandom().sample(telling, _RUNS)
 
     def _make_round(self, runs: Sequence[Candidate]) -> Round | None:
         """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""

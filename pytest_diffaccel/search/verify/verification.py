@@ -32,7 +32,7 @@ VERIFIED_HALF_WIDTH = {"cpu": 0.04, "cuda": 0.02}
 # Timing what may or may not reach a target tells hardly more of it than this: what lasts for a whole search is left.
 _BORDERLINE_HALF_WIDTH = 0.028
 # Short runs take at most this share of what verifying took so far, and this long a turn in any case.
-_NARROWING_SHARE, _NARROWING_S = 0.2, 2.0
+_NARROWING_SHARE, _NARROWING_S = 0.2, 4.0
 
 
 class Unfinished(Exception):
