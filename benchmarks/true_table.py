@@ -234,15 +234,18 @@ class Judgement:
     unknown: int
 
 
-def judge(truth: Truth, answers: Answers, max_loss: float) -> Judgement:
+def judge(truth: Truth, answers: Answers, max_loss: float, *, sure_only: bool = False) -> Judgement:
     """Judge answers by a finished table.
 
     Args:
         truth: the table.
         answers: winners by key; of other cells and accelerators they are not looked at.
         max_loss: largest mean LPIPS that was allowed.
+        sure_only: whether to judge only keys whose winner is the same at both ends of the table's own intervals: where
+            a speed-up lies at a target, chance decides what is true.
     """
-    verdicts = [_verdict(truth, key, answers[key], max_loss) if key in answers else "undecided" for key in truth.keys]
+    keys = [key for key in truth.keys if not sure_only or truth.is_sure(key, max_loss)]
+    verdicts = [_verdict(truth, key, answers[key], max_loss) if key in answers else "undecided" for key in keys]
     names = ("right", "false_met", "false_unattainable", "undecided", "unknown")
     return Judgement(targets=len(verdicts), **{name: verdicts.count(name) for name in names})
 

@@ -269,10 +269,14 @@ def run_pairs(plan: Plan, folder: Path, repeats: int) -> list[Pair]:
     return pairs
 
 
-def judged(pairs: Sequence[Pair], truth: Truth, max_loss: float) -> list[tuple[Judgement, Judgement]]:
-    """The plain loop and the search of each pair, judged."""
+def judged(
+    pairs: Sequence[Pair], truth: Truth, max_loss: float, *, sure_only: bool = False
+) -> list[tuple[Judgement, Judgement]]:
+    """The plain loop and the search of each pair, judged (:func:`.true_table.judge`)."""
+    answers = [(pair.looped.answers, pair.searched.answers) for pair in pairs]
     return [
-        (judge(truth, pair.looped.answers, max_loss), judge(truth, pair.searched.answers, max_loss)) for pair in pairs
+        (judge(truth, loop, max_loss, sure_only=sure_only), judge(truth, search, max_loss, sure_only=sure_only))
+        for loop, search in answers
     ]
 
 
@@ -295,9 +299,21 @@ def pair_rows(pairs: Sequence[Pair], verdicts: Sequence[tuple[Judgement, Judgeme
 
 
 def setting_row(
-    setting: str, command: str, pairs: Sequence[Pair], verdicts: Sequence[tuple[Judgement, Judgement]]
+    setting: str,
+    command: str,
+    pairs: Sequence[Pair],
+    verdicts: Sequence[tuple[Judgement, Judgement]],
+    sure: Sequence[tuple[Judgement, Judgement]],
 ) -> dict[str, Any]:
-    """All pairs of a setting as one row: medians of times, means of counts, None for what is not known."""
+    """All pairs of a setting as one row: medians of times, means of counts, None for what is not known.
+
+    Args:
+        setting: its name.
+        command: how to run it again.
+        pairs: at least one.
+        verdicts: of each, the plain loop and the search; empty without a table of truth.
+        sure: the same of the targets that the table is sure of.
+    """
     searches = [pair.searched for pair in pairs]
     row: dict[str, Any] = {
         "setting": setting,
@@ -311,6 +327,9 @@ def setting_row(
             row[field.name] = _mean([getattr(search, field.name) for _, search in verdicts])
     for name in ("right", "false_met", "false_unattainable"):
         row[f"{name}_of_brute_force"] = _mean([getattr(loop, name) for loop, _ in verdicts])
+    row["sure_targets"] = sure[0][0].targets if sure else None
+    row["right_of_sure"] = _mean([search.right for _, search in sure])
+    row["right_of_sure_of_brute_force"] = _mean([loop.right for loop, _ in sure])
     names = dict.fromkeys(name for one in searches for name in one.phases_s)
     return {
         **row,
@@ -362,11 +381,12 @@ def compare(arguments: argparse.Namespace, plan: Plan) -> None:
         _check_folder(folder, plan)
         pairs = run_pairs(plan, folder, arguments.repeats)
     verdicts = judged(pairs, truth, max_loss) if truth else []
+    sure = judged(pairs, truth, max_loss, sure_only=True) if truth else []
     if any(one.unknown for pair in verdicts for one in pair):
         print("winners that the table lacks: add them with --make-truth FILE --also FOLDER", file=sys.stderr)
     if truth and truth.device != pairs[0].looped.device:
         print(f"the table's speed-ups are those of another machine: {truth.device}", file=sys.stderr)
-    row = setting_row(arguments.setting or " ".join(plan.options), _command(arguments), pairs, verdicts)
+    row = setting_row(arguments.setting or " ".join(plan.options), _command(arguments), pairs, verdicts, sure)
     if arguments.setting:
         merge_row(arguments.figures, row)
     shown = row if arguments.json else {name: value for name, value in _flat(row).items() if name != "command"}

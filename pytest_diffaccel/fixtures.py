@@ -85,7 +85,7 @@ def _report(item: pytest.Item, result: dict[str, Any]) -> None:
 @contextmanager
 def _refusals_in_words() -> Iterator[None]:
     """Weights that cannot be used fail a case with the reason alone, which pages of traceback would hide."""
-    from pytest_diffaccel.search.workbench import NoPipeline
+    from pytest_diffaccel.search.pipelines import NoPipeline
 
     try:
         yield

@@ -78,7 +78,7 @@ def one_pipeline(
     pipeline_of: Callable[[str, str], Any], everything_imported: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Searches in this process all use one loaded pipeline of each pipe: no time for loading."""
-    monkeypatch.setattr("pytest_diffaccel.search.workbench.load_pipeline", lambda pipe, **_: pipeline_of(pipe, "DDIM"))
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", lambda pipe, **_: pipeline_of(pipe, "DDIM"))
 
 
 @pytest.fixture(scope="session")

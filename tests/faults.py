@@ -90,13 +90,13 @@ def out_of_memory() -> None:
 
 def corrupt_weight() -> None:
     """A weight of the denoiser that is broken in memory; its file is whole."""
-    from pytest_diffaccel.search import workbench
+    from pytest_diffaccel.search import pipelines
 
-    load = workbench.load_pipeline
+    load = pipelines.load_pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         pipeline = load(*arguments, **options)
         pipeline.unet.conv_in.weight.data.zero_()
         return pipeline
 
-    workbench.load_pipeline = broken
+    pipelines.load_pipeline = broken

@@ -109,13 +109,13 @@ def test_references_are_kept_for_one_cell(
     registry = default_registry()
     bench = SearchRun(Settings.from_options(parser.parse_known_args(options), registry.names), registry).bench
     cell, other = (Cell("SD1.5", "DDIM", steps) for steps in (20, 15))
-    kept = {purpose: bench.references(cell, purpose) for purpose in ("search", "winner")}
+    kept = {purpose: bench.pictures.references(cell, purpose) for purpose in ("search", "winner")}
     for purpose, references in kept.items():
-        images = bench.baseline_images(cell, purpose)
+        images = bench.pictures.baseline(cell, purpose)
         assert references.score(images) == score(images, images)
-        assert bench.references(cell, purpose) is references
+        assert bench.pictures.references(cell, purpose) is references
     readings.clear()
-    bench.references(other, "search")
-    assert bench.references(cell, "winner") is not kept["winner"]
+    bench.pictures.references(other, "search")
+    assert bench.pictures.references(cell, "winner") is not kept["winner"]
     assert sum(readings.values()) == 1
     bench.close()

@@ -291,7 +291,7 @@ def test_weights_that_cannot_be_used_fail_a_search_in_one_line_a_case(
         loaded.append(pipe)
         return load_pipeline(pipe, **options)
 
-    monkeypatch.setattr("pytest_diffaccel.search.workbench.load_pipeline", load_once)
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", load_once)
     result = small_search.run()
     result.assert_outcomes(failed=4)
     result.stdout.fnmatch_lines([f"*{copied / 'unet'} holds no .safetensors weights; fetch the folder again*"])

@@ -23,8 +23,8 @@ from benchmarks.worker_times import WorkerTimes
 
 # What a conftest.py would do, as a plugin: the searches have folders of their own.
 PLUGIN = """
-from pytest_diffaccel.search import workbench
-workbench.computing_gpu = lambda gpu: gpu.physical
+from pytest_diffaccel.search import pipelines
+pipelines.computing_gpu = lambda gpu: gpu.physical
 """
 
 

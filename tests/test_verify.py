@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -41,6 +42,18 @@ OPTIONS = (*BOTH, *THRIFTY)
 VAGUE = """
 from pytest_diffaccel.search.models.cost_model import CostModel
 CostModel.widening = 15.0
+"""
+#: The same: winners of one accelerator cannot be timed.
+BROKEN_ECHO = """
+from pytest_diffaccel.search.evaluate import evaluation
+_timed = evaluation.timed
+
+def breaks(generate, batch, seeds):
+    if "Echo" in generate.params:
+        raise RuntimeError("an accident in verification")
+    return _timed(generate, batch, seeds)
+
+evaluation.timed = breaks
 """
 
 
@@ -280,6 +293,16 @@ def test_a_winner_that_fails_in_verification_leaves_the_others_theirs(
     assert {(failing in candidate, kind) for candidate, kind, _ in search.failures()} == {(True, "error")}
 
 
+def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: SmallSearch) -> None:
+    search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
+    search.add_to_conftest(STEADY + BROKEN_ECHO)
+    result = search.race_apart(*OPTIONS, "-n", "2", "--diffaccel-log", "log.jsonl")
+    result.stdout.fnmatch_lines(["golden: *: 7 new"])
+    assert list(read_golden(search.golden)) == keys("Reply")
+    (echo,) = [line for line in logged(search) if line["case"] == "SD1.5-DDIM-20-Echo"]
+    assert "an accident in verification" in str(echo["failed"])
+
+
 # --- what is not known well enough -----------------------------------------------------------------------------
 
 
@@ -309,6 +332,20 @@ def test_golden_refuses_what_is_undecided(both: Finished) -> None:
     winner = Winner(Choice(3.0, option, "undecided"), one, None)
     with pytest.raises(ValueError, match="3x is undecided"):
         golden_entry(winner, Environment.from_json(json.dumps(environment)))
+
+
+def test_what_is_not_timed_is_recorded_as_predicted(both: Finished) -> None:
+    """A candidate that only comes nearest to a target keeps the search's figures, and is not verified."""
+    timed_one = both.winners()[0]
+    untimed = replace(timed_one, blocks=())
+    (environment,) = both.last["environments"].values()
+    option = Option(timed_one.candidate, timed_one.speedup, timed_one.quality.lpips_per_sample)
+    entries = [
+        golden_entry(Winner(Choice(4.0, option, "speed"), one, None), Environment.from_json(json.dumps(environment)))
+        for one in (timed_one, untimed)
+    ]
+    assert [entry.basis for entry in entries] == ["measured", "predicted"]
+    assert {entry.status for entry in entries} == {"unattainable"}
 
 
 def test_an_undecided_target_leaves_the_golden_record_alone(

@@ -114,6 +114,8 @@ def test_what_truth_cannot_tell_is_not_called_false() -> None:
     assert table.is_sure(key(1.2), MAX_LOSS)
     assert judged(table, {key(1.2): candidate(3), key(1.5): candidate(3)}).right == 7
     assert judged(table, {key(1.2): candidate(3)}) == Judgement(7, 6, 0, 0, 0, 0)
+    answers = dict.fromkeys(table.keys) | {key(1.2): candidate(3)}
+    assert judge(table, answers, MAX_LOSS, sure_only=True) == Judgement(6, 6, 0, 0, 0, 0)
     # The tolerance is the search's.
     assert judged(truth(point(3, 1.48, 0.05)), {key(1.2): candidate(3), key(1.5): candidate(3)}).false_met == 0
     assert judged(truth(point(3, 1.44, 0.05)), {key(1.2): candidate(3), key(1.5): candidate(3)}).false_met == 1
@@ -216,7 +218,8 @@ def pair(loop_s: float, search_s: float, answers: Answers) -> Pair:
 def test_pairs_become_a_row_of_their_setting(tmp_path: Path) -> None:
     pairs = [pair(30.0, 10.0, {key(1.2): candidate(2), key(4.0): None}), pair(20.0, 10.0, {key(1.2): candidate(2)})]
     verdicts = wall_clock.judged(pairs, TABLE, MAX_LOSS)
-    row = wall_clock.setting_row("quiet", "command", pairs, verdicts)
+    sure = wall_clock.judged(pairs, TABLE, MAX_LOSS, sure_only=True)
+    row = wall_clock.setting_row("quiet", "command", pairs, verdicts, sure)
     assert (row["brute_force_s"], row["ours_s"], row["ratio"], row["repeats"]) == (25.0, 10.0, 0.417, 2)
     assert (row["right"], row["right_of_brute_force"], row["undecided"], row["targets"]) == (1.5, 1.0, 5.5, 7)
     assert (row["half_width_median"], row["first_winners_s"], row["phases_s"]) == (
@@ -224,8 +227,9 @@ def test_pairs_become_a_row_of_their_setting(tmp_path: Path) -> None:
         5.0,
         {"start": 1.0, "end": 9.0},
     )
+    assert (row["sure_targets"], row["right_of_sure"], row["right_of_sure_of_brute_force"]) == (7, 1.5, 1.0)
     assert wall_clock.pair_rows(pairs, verdicts)[0]["right"] == "2/7"
-    unjudged = wall_clock.setting_row("busy", "command", pairs, [])
+    unjudged = wall_clock.setting_row("busy", "command", pairs, [], [])
     assert (unjudged["right"], unjudged["false_met"], unjudged["ratio"]) == (None, None, 0.417)
     figures = tmp_path / "figures" / "wall_clock.json"
     for one in (row, unjudged, {**row, "ratio": 0.5}):

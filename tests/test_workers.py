@@ -275,7 +275,7 @@ def test_a_search_on_gpus_says_which_winners_wait_for_the_host(
 ) -> None:
     """Whatever this machine is: steps are called short of arithmetic all, or none."""
     stand_ins.list_gpus(THREE)
-    monkeypatch.setattr("pytest_diffaccel.search.workbench.computing_gpu", lambda gpu: gpu.physical)
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.computing_gpu", lambda gpu: gpu.physical)
     monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._LEAST_EFFICIENCY", least_efficiency)
     monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._MOST_FIXED_SHARE", 1.0)
     small_search.register((20, 0))
@@ -289,7 +289,7 @@ def test_a_search_times_under_the_lock_of_its_gpu(
     small_search: SmallSearch, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_ins.list_gpus(THREE)
-    monkeypatch.setattr("pytest_diffaccel.search.workbench.computing_gpu", lambda gpu: gpu.physical)
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.computing_gpu", lambda gpu: gpu.physical)
     small_search.register((10, 0))
     small_search.run("--gpus=1", "benches/test_search.py::test_search").assert_outcomes(passed=1)
     assert TimingLock.of_gpu(B).path.exists()

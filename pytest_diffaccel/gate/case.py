@@ -88,9 +88,9 @@ class Examination:
         if self.budget.left_s <= 0 and not self.recording:
             return Showing((self._no_time("before this case"),), figures=(("power", 0.0),) if case.candidate else ())
         with ExitStack() as stack:
-            baseline = stack.enter_context(self.bench.generating(case.cell, {}))
+            baseline = stack.enter_context(self.bench.pipelines.generating(case.cell, {}))
             params = case.candidate.params if case.candidate else {}
-            generate = stack.enter_context(self.bench.generating(case.cell, params))
+            generate = stack.enter_context(self.bench.pipelines.generating(case.cell, params))
             pictures = self.pictures(case)
             batch_s = self._count(case, generate)
             quality, lpips = self._quality(case, generate, pictures)
@@ -118,7 +118,7 @@ class Examination:
         """The first generation, which counts what the methods do; seconds of the batch."""
         batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
         began = time.monotonic()
-        with self.bench.lock.generating():
+        with self.bench.pipelines.lock.generating():
             generate.counted(batch.prompts, batch.seeds)
         return time.monotonic() - began
 
@@ -165,7 +165,7 @@ class Examination:
             return None, self._no_time("before a first look at the speed"), 0.0, ()
         power = plan.power(expected_sd(self.reference), self.reference.error) if case.candidate else None
         runs = [self._run(case, one) for one in (baseline, generate)]
-        with self.bench.lock.timing():
+        with self.bench.pipelines.lock.timing():
             rows = run_blocks(
                 runs[0],
                 runs[1:],
@@ -185,7 +185,7 @@ class Examination:
         if generate.pipeline.device.type != "cuda":
             return None
         batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
-        with self.bench.lock.timing():
+        with self.bench.pipelines.lock.timing():
             _, device = busy(generate, batch.prompts, batch.seeds)
         return device.total_s / float(np.median([block.runs[0].total_s for block in timed.blocks]))
 

@@ -46,7 +46,7 @@ class CellPictures:
         """
         from PIL import Image
 
-        with bench.lock.generating(), bench.generating(case.cell, {}) as generate:
+        with bench.pipelines.lock.generating(), bench.pipelines.generating(case.cell, {}) as generate:
             plain = _images(bench, case, generate)
             with nudged_latents(generate.pipeline):
                 nudged = _images(bench, case, generate)
@@ -74,7 +74,7 @@ def losses(
         then: the reference's LPIPS.
     """
     distances = partial(lpips_distances, device=str(generate.pipeline.device))
-    with bench.lock.generating():
+    with bench.pipelines.lock.generating():
         now = distances(_images(bench, case, generate), pictures.plain)
         with nudged_latents(generate.pipeline):
             control = distances(_images(bench, case, generate), pictures.nudged)

@@ -90,7 +90,7 @@ class GateRun:
             with time_limit(self.settings.case_timeout_s):
                 verdict, session = self._judge(case)
         except Exception:
-            self._search.bench.unload()
+            self._search.bench.pipelines.unload()
             raise
         return {
             "cell": str(case.cell),
@@ -115,7 +115,7 @@ class GateRun:
         try:
             showing = self._examination(case).examine(case)
         except (MethodDidNotAct, StepCountError, InvalidParams) as error:
-            bench.unload()
+            bench.pipelines.unload()
             return Verdict((Finding("function", "regressed", str(error)),), compared.causes), None
         verdict = Verdict(showing.findings, compared.causes, showing.notes, showing.figures)
         return verdict, showing.session if self.recording else None
@@ -140,7 +140,7 @@ class GateRun:
 
     def _reference(self, case: GateCase) -> Reference:
         sessions = self._sessions.get(case.subject, ())
-        device = self._search.bench.pipeline(case.cell).device.type
+        device = self._search.bench.pipelines.of(case.cell).device.type
         lasting_share = of_device(LASTING_SHARE, device)
         session_sd = learnt_session_sd(self._sessions.values(), of_device(TYPICAL_SESSION_SD, device), lasting_share)
         known = Reference.from_sessions(sessions, session_sd, lasting_share) if sessions else None

@@ -75,7 +75,7 @@ class GoldenEntry:
         params: parameters by method, as the libraries name them.
         speedup: step-kind estimate of baseline time over accelerated time.
         speedup_ci95: (low, high) of its 95% interval, around ``speedup``.
-        wall_speedup: the same from whole runs.
+        wall_speedup: the same from whole runs; what ``speedup`` is where that is predicted.
         wall_speedup_ci95: its interval.
         lpips: mean LPIPS against the baseline's images; 0 is identical.
         lpips_ci95: its interval.

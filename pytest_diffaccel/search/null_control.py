@@ -37,8 +37,8 @@ def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
     """Measure the scale with the unaccelerated pipeline of ``cell``, on the search's first batch."""
     batch = bench.batches(cell, "search", bench.settings.batch_size)[0]
-    references = bench.references(cell, "search")
-    with bench.lock.generating(), bench.spending("scale of losses"), bench.generating(cell, {}) as generate:
+    references = bench.pictures.references(cell, "search")
+    with bench.generating(cell, {}, "scale of losses") as generate:
 
         def distance(images: Sequence[Image]) -> float:
             return float(np.mean(references.distances(images)))

@@ -82,14 +82,14 @@ def winner_properties(bench: Workbench, cell: Cell, winners: Mapping[str, Sequen
                 continue
             entries[str(key)] = golden_entry(winner, environment).to_json()
             if winner.measurement and is_verified:
-                pictures[str(key)] = str(bench.winner_pictures(winner.measurement.candidate))
+                pictures[str(key)] = str(bench.pictures.winner_folder(winner.measurement.candidate))
     return {
         "golden": entries,
         "undecided": undecided,
         "verified": [_verified(measurement) for measurement in verified.values()],
         "environments": {environment.id: environment.to_json()},
         "pictures": pictures,
-        "baseline": str(bench.baseline_pictures(cell, "winner")),
+        "baseline": str(bench.pictures.baseline_folder(cell, "winner")),
         "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
     }
 
@@ -129,6 +129,8 @@ def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
             "lpips": measurement.quality.lpips.value,
             "lpips_ci95": (measurement.quality.lpips.low, measurement.quality.lpips.high),
             "selection_lpips": option.lpips,
+            # What only comes nearest to a target is not timed for it: its kinds of steps tell how fast it is.
+            "basis": "measured" if measurement.blocks else "predicted",
         }
         if winner.rival is not None:
             fewer = winner.rival.quality.lpips

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -128,7 +128,8 @@ class SearchRun:
             explored, standing = self._decide(cell, accelerator)
             if self.session.workers > 1:
                 # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
-                verify_ahead(self.bench, cell, accelerator)
+                failed = verify_ahead(self.bench, cell, accelerator)
+                explored = replace(explored, failed=(*explored.failed, *failed))
         except (NothingWorked, Unfinished) as error:
             refused = error
         finally:
@@ -190,10 +191,10 @@ class SearchRun:
             return result
         spent = {
             name: round(seconds - self._told_s.get(name, 0.0), 3)
-            for name, seconds in self.bench.spent_s.items()
+            for name, seconds in self.bench.spent.seconds.items()
             if seconds > self._told_s.get(name, 0.0)
         }
-        self._told_s = dict(self.bench.spent_s)
+        self._told_s = dict(self.bench.spent.seconds)
         result |= {"phases_s": spent}
         news = {
             pipe: asdict(one)

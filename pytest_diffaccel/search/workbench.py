@@ -1,44 +1,37 @@
-"""What every measurement of a search stands on: the loaded pipeline, its environment, prompts and baseline images."""
+"""What every measurement of a search stands on: pipelines, pictures, samples, the store and what is known from it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.devices import computing_gpu, number_of_gpus
-from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
+from pytest_diffaccel.matrix import Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
-from pytest_diffaccel.measure.quality import References
-from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
-from pytest_diffaccel.measure.timing_lock import TimingLock, lock_between_processes
-from pytest_diffaccel.models.loading import load_pipeline, weight_files
+from pytest_diffaccel.measure.prompts import Purpose
+from pytest_diffaccel.measure.timing_lock import lock_between_processes
+from pytest_diffaccel.models.loading import weight_files
 from pytest_diffaccel.models.registry import ModelSource
-from pytest_diffaccel.models.schedulers import set_scheduler
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment, describe_environment
-from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.knowledge import Knowledge
+from pytest_diffaccel.search.pictures import Pictures
+from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
-    from PIL.Image import Image
 
     from pytest_diffaccel.search.calibrate.calibration import Calibration
 
-#: ``"search"`` chooses among candidates; ``"winner"`` measures the chosen again, on other prompts and seeds.
-Purpose: TypeAlias = Literal["search", "winner"]
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2
 
@@ -51,20 +44,18 @@ class Batch:
     seeds: tuple[int, ...]
 
 
-class NoPipeline(RuntimeError):
-    """A pipe's weights cannot be used; the message says why and what to do."""
-
-
 class Workbench:
-    """Loads pipelines when they are needed, one at a time, and knows how a search samples.
+    """What a search measures with: pipelines, pictures, the store, and what is known from it; and how it samples.
 
     Attributes:
         settings: the search's settings.
         registry: the methods known.
         source: where the weights come from.
         store: where measurements are kept.
-        images: baseline images, shared by all processes of the search.
         workers: processes that search at once, at least 1.
+        spent: what this process spends its time on.
+        pipelines: what generates.
+        pictures: the unaccelerated pipeline's, and the winners'.
     """
 
     def __init__(
@@ -79,48 +70,20 @@ class Workbench:
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
-        self.images = ImageStore(WORK_DIR / "images")
         self.workers = workers
-        self._loaded: tuple[str, Any] | None = None
-        self._refusals: dict[str, str] = {}
-        #: How each pipe's calibration went (None: no short run works), once this process has made it or waited for it.
+        self.spent = Spent()
+        self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
+        self.pictures = Pictures(self)
+        #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
         #: Keys of short runs that failed in this process.
         self.broken_runs: set[str] = set()
-        #: Kinds of steps that this process has made: the first of a kind may take longer.
-        self.warm_kinds: set[str] = set()
-        #: Seconds that this process has spent, by what on.
-        self.spent_s: defaultdict[str, float] = defaultdict(float)
         #: When the session began, seconds since the epoch; and since when what is stored counts.
         self.began_at = time.time() if began_at is None else began_at
         self.since = self.began_at if settings.fresh else 0.0
-        self._references: dict[tuple[Cell, Purpose], References] = {}
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
         self._group: tuple[Cell, str] | None = None
-
-    @cached_property
-    def lock(self) -> TimingLock:
-        """The timing lock of this process's GPU, or of the machine's processors."""
-        if self._gpu is None:
-            return TimingLock(WORK_DIR / "timing.lock", shareable=self._is_embedded)
-        return TimingLock.of_gpu(self._gpu)
-
-    @contextmanager
-    def timing(self) -> Iterator[None]:
-        """Time, beside the session's other workers where each has a core of its own, and else alone.
-
-        What such neighbours cost, they cost all kinds of steps alike: beside one of the embedded pipelines, ratios of
-        12 candidates shifted by 0.5% in the mean (``python -m benchmarks.contention`` measures it).
-        """
-        own_cores = self._is_embedded and 1 < self.workers <= cores()
-        with self.lock.generating() if own_cores else self.lock.timing():
-            yield
-
-    @cached_property
-    def _gpu(self) -> str | None:
-        """UUID of the GPU that this process computes on; None for the CPU."""
-        return None if self.settings.gpus is None else computing_gpu(self.settings.gpu)
 
     @property
     def first_samples(self) -> int:
@@ -184,59 +147,6 @@ class Workbench:
         if measurement.candidate.cell.pipe in self._knowledge:
             self._knowledge[measurement.candidate.cell.pipe].add(measurement)
 
-    @property
-    def _is_embedded(self) -> bool:
-        return self.settings.models == "embedded"
-
-    def pipeline(self, cell: Cell) -> Any:
-        """The cell's pipeline with its scheduler; loading another pipe frees the one before.
-
-        Raises:
-            NoPipeline: when its weights are missing, broken or not the pipe's.
-            NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
-        """
-        if self._loaded is None or self._loaded[0] != cell.pipe:
-            self.unload()
-            self._loaded = (cell.pipe, self._load(cell.pipe))
-        pipeline = self._loaded[1]
-        set_scheduler(pipeline, cell.scheduler)
-        return pipeline
-
-    def _load(self, pipe: str) -> Any:
-        # Once is enough: a hub out of reach is asked again and again for half a minute.
-        if pipe in self._refusals:
-            raise NoPipeline(self._refusals[pipe])
-        device = "cpu" if self._gpu is None else None
-        with self.spending("loading"):
-            return self._load_now(pipe, device)
-
-    def _load_now(self, pipe: str, device: str | None) -> Any:
-        self._share_cores()
-        try:
-            return load_pipeline(pipe, models=self.source, device=device)
-        except (OSError, ValueError) as error:
-            self._refusals[pipe] = str(error)
-            raise NoPipeline(str(error)) from error
-
-    def _share_cores(self) -> None:
-        if self._is_embedded:
-            use_one_thread()
-        elif self._gpu is not None:
-            use_share_of_cores(number_of_gpus(), self.workers)
-
-    def unload(self) -> None:
-        """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
-        self._loaded = None
-        self.warm_kinds.clear()
-
-    @contextmanager
-    def generating(self, cell: Cell, params: Params) -> Iterator[Generate]:
-        """Generate in ``cell`` with ``params`` (``{}``: the baseline) and the model source's own call options."""
-        options = self.source.spec(cell.pipe).call_options
-        pipeline = self.pipeline(cell)
-        with accelerate(pipeline, params, steps=cell.steps, registry=self.registry, **options) as generate:
-            yield generate
-
     def environment(self, cell: Cell) -> Environment:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""
         if cell.pipe not in self._environments:
@@ -252,7 +162,7 @@ class Workbench:
 
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)
-        pipeline = self.pipeline(cell)
+        pipeline = self.pipelines.of(cell)
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         return describe_environment(
             pipe=cell.pipe,
@@ -288,74 +198,19 @@ class Workbench:
         parts = [samples[start : start + settings.batch_size] for start in range(0, len(samples), settings.batch_size)]
         return [Batch(tuple(prompt for prompt, _ in part), tuple(seed for _, seed in part)) for part in parts]
 
-    def begin_baseline_images(self, cell: Cell, purpose: Purpose) -> None:
-        """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet."""
-        self.images.make_unless_busy(*self._baseline_set(cell, purpose))
-
-    def baseline_images(self, cell: Cell, purpose: Purpose) -> list[Image]:
-        """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
-        return self.images.find_or_make(*self._baseline_set(cell, purpose))
-
-    def keep_baseline_images(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
-        """Keep the baseline's images that timed runs made, unless they are there."""
-        self.images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: images)
-
-    def references(self, cell: Cell, purpose: Purpose) -> References:
-        """The baseline's images to compare candidates with: read once, and kept until another cell's are needed."""
-        key = (cell, purpose)
-        if key not in self._references:
-            images = self.baseline_images(cell, purpose)
-            self._references = {known: one for known, one in self._references.items() if known[0] == cell}
-            self._references[key] = References(images, str(self.pipeline(cell).device))
-        return self._references[key]
-
-    def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
-        """Name of the set of the baseline's images, and what makes them."""
-
-        def make() -> list[Image]:
-            with self.lock.generating(), self.spending("pictures"), self.generating(cell, {}) as generate:
-                images = [
-                    image for batch in self.batches(cell, purpose) for image in generate(batch.prompts, batch.seeds)
-                ]
-            self.warm_kinds |= set(generate.kinds)
-            return images
-
-        return self._image_set(cell, str(cell), purpose), make
-
-    def baseline_pictures(self, cell: Cell, purpose: Purpose) -> Path:
-        """Folder of the baseline's images."""
-        return self.images.path(self._image_set(cell, str(cell), purpose))
-
-    def save_winner_images(self, candidate: Candidate, images: Sequence[Image]) -> None:
-        """Keep a winner's images for the picture grid and the report."""
-        self.images.save(self._image_set(candidate.cell, candidate.key, "winner"), images)
-
-    def winner_pictures(self, candidate: Candidate) -> Path:
-        """Folder of a winner's images."""
-        return self.images.path(self._image_set(candidate.cell, candidate.key, "winner"))
-
-    def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
-        return image_set(self.environment(cell).id, subject, self.sampling(cell, purpose))
-
     @contextmanager
-    def spending(self, on: str) -> Iterator[None]:
-        """Note the block's time as spent on something; within such a block, only what is named innermost counts."""
-        began, before = time.monotonic(), sum(self.spent_s.values())
-        try:
-            yield
-        finally:
-            self.spent_s[on] += time.monotonic() - began - (sum(self.spent_s.values()) - before)
-
-    def warm_up(self, cell: Cell, baseline: Generate) -> None:
-        """Run the baseline once in this process, so that no timed run is its first."""
-        if not set(baseline.kinds) <= self.warm_kinds:
-            batch = self.batches(cell, "search")[0]
-            baseline(batch.prompts, batch.seeds)
-            self.warm_kinds |= set(baseline.kinds)
+    def generating(self, cell: Cell, params: Params, spent_on: str) -> Iterator[Generate]:
+        """Generate beside others that do not time, and note what the time is spent on."""
+        with (
+            self.pipelines.lock.generating(),
+            self.spent.on(spent_on),
+            self.pipelines.generating(cell, params) as generate,
+        ):
+            yield generate
 
     def close(self) -> None:
         """Free the pipeline and close the store."""
-        self.unload()
+        self.pipelines.unload()
         self.store.close()
 
 

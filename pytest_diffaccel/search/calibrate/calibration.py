@@ -201,14 +201,14 @@ class Timer:
         if not candidates:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
-        with self._bench.spending("short runs"):
+        with self._bench.spent.on("short runs"):
             while True:
                 self._bench.read_rounds(self._cell)
                 failed = self._failed()
                 runs = self._most_telling(short.without(failed), candidates, is_known)
                 if not runs or time_is_up() or _plain(runs).key in failed:
                     return made
-                with self._bench.timing():
+                with self._bench.pipelines.timing():
                     made += self._make_round(runs) is not None
 
     def still_holds(self) -> bool:
@@ -219,7 +219,7 @@ class Timer:
         if not runs:
             return True
         chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
-        with self._bench.timing():
+        with self._bench.pipelines.timing():
             made = [one for _ in range(_CHECK_ROUNDS) if (one := self._make_round(chosen)) is not None]
         short = [(candidate, (block,)) for one in made for candidate, block in one.blocks]
         now = CostModel.fit(self._bench.registry, short)
@@ -257,9 +257,8 @@ class Timer:
         plain = _plain(runs)
         timings: dict[str, RunTiming] = {}
         with ExitStack() as stack:
-            subjects = [
-                (one, stack.enter_context(self._bench.generating(one.cell, one.params))) for one in (plain, *runs)
-            ]
+            generating = self._bench.pipelines.generating
+            subjects = [(one, stack.enter_context(generating(one.cell, one.params))) for one in (plain, *runs)]
             device = subjects[0][1].pipeline.device
             self._warm_up(*subjects[0])
             end_watch = watch_machine(device, computing_threads(device)).begin()
@@ -277,7 +276,7 @@ class Timer:
         return made_now
 
     def _warm_up(self, plain: Candidate, generate: Generate) -> None:
-        if not set(generate.kinds) <= self._bench.warm_kinds:
+        if not set(generate.kinds) <= self._bench.pipelines.warm_kinds:
             self._time(plain, generate)
 
     def _time(self, run: Candidate, generate: Generate) -> RunTiming | None:
@@ -302,8 +301,8 @@ class Timer:
         if run.key not in self._tried:
             store.forget_failure(*place)
             self._tried.add(run.key)
-        new = set(timing.kinds) - self._bench.warm_kinds
-        self._bench.warm_kinds |= new
+        new = set(timing.kinds) - self._bench.pipelines.warm_kinds
+        self._bench.pipelines.warm_kinds |= new
         return timing.without_first(new)
 
     def _failed(self) -> set[str]:

@@ -70,7 +70,7 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
         CudaBroken: when this process can measure nothing any more.
     """
     kind, explained = _explain(error, bench)
-    bench.unload()
+    bench.pipelines.unload()
     place = bench.environment(candidate.cell).id, bench.sampling(candidate.cell, "search")
     bench.store.save_failure(candidate, *place, kind, str(explained))
     if is_cuda_broken():

@@ -10,19 +10,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
+from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References, pooled_quality
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.time_limit import time_limit
-from pytest_diffaccel.search.workbench import Batch, Purpose, Workbench
+from pytest_diffaccel.search.workbench import Batch, Workbench
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,19 +69,19 @@ def measure(
         The measurement. Nothing is stored.
     """
     cell = candidate.cell
-    bench.begin_baseline_images(cell, "search")
+    bench.pictures.begin_baseline(cell, "search")
     batches = bench.batches(cell, "search", num_samples)
     with ExitStack() as stack:
         baseline, (subject,) = _generators(stack, bench, [candidate])
-        with bench.lock.generating():
+        with bench.pipelines.lock.generating():
             _count(bench, subject, batches[0])
         if blocks:
-            with bench.timing(), bench.spending("timing"):
-                bench.warm_up(cell, baseline)
+            with bench.pipelines.timing(), bench.spent.on("timing"):
+                _warm_up(bench, cell, baseline)
                 _time(bench, baseline, subject, batches, blocks)
         _make_missing_images(bench, subject, batches)
-    references = bench.references(cell, "search")
-    with bench.lock.generating(), bench.spending("scoring"):
+    references = bench.pictures.references(cell, "search")
+    with bench.pipelines.lock.generating(), bench.spent.on("scoring"):
         return _measurement(bench, subject, references, "search", predicted)
 
 
@@ -97,13 +98,13 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     """
     candidate, had = measurement.candidate, measurement.sampling.num_samples
     cell = candidate.cell
-    references = bench.references(cell, "search")
+    references = bench.pictures.references(cell, "search")
     images: list[Image] = []
-    with bench.lock.generating(), bench.generating(cell, candidate.params) as generate:
+    with bench.pipelines.lock.generating(), bench.pipelines.generating(cell, candidate.params) as generate:
         for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
-            with bench.spending("pictures"):
+            with bench.spent.on("pictures"):
                 images += generate.observed(*_arguments(batch), None)
-        with bench.spending("scoring"):
+        with bench.spent.on("scoring"):
             added = references.score(images, had)
     return replace(
         measurement,
@@ -133,18 +134,18 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
             known = bench.known(cell).find(subject.candidate)
             if known is not None:
                 subject.fired, subject.peak_memory_mb = dict(known.fired), known.peak_memory_mb
-            if not (subject.fired and set(subject.generate.kinds) <= bench.warm_kinds):
-                with bench.lock.generating():
+            if not (subject.fired and set(subject.generate.kinds) <= bench.pipelines.warm_kinds):
+                with bench.pipelines.lock.generating():
                     _count(bench, subject, batches[0])
-        with bench.timing(), bench.spending("verification"):
-            bench.warm_up(cell, baseline)
+        with bench.pipelines.timing(), bench.spent.on("verification"):
+            _warm_up(bench, cell, baseline)
             _time_together(bench, baseline, subjects, batches)
         if bench.settings.gpus is not None:  # a CPU computes and launches by itself: nothing waits for anything there
             _count_flops(bench, baseline, subjects, batches[0])
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
-    references = bench.references(cell, "winner")
-    with bench.lock.generating(), bench.spending("scoring"):
+    references = bench.pictures.references(cell, "winner")
+    with bench.pipelines.lock.generating(), bench.spent.on("scoring"):
         return [_measurement(bench, subject, references, "winner", None) for subject in subjects]
 
 
@@ -170,25 +171,32 @@ def _time_together(
                 subject.blocks.append(block)
     if len(unaccelerated.images) == len(batches):
         images = [image for place in sorted(unaccelerated.images) for image in unaccelerated.images[place]]
-        bench.keep_baseline_images(subjects[0].candidate.cell, "winner", images)
+        bench.pictures.keep_baseline(subjects[0].candidate.cell, "winner", images)
 
 
 def _generators(stack: ExitStack, bench: Workbench, candidates: Sequence[Candidate]) -> tuple[Generate, list[_Subject]]:
     """The baseline of the candidates' cell and the candidates themselves, ready to generate."""
-    baseline = stack.enter_context(bench.generating(candidates[0].cell, {}))
-    generators = [stack.enter_context(bench.generating(one.cell, one.params)) for one in candidates]
+    baseline = stack.enter_context(bench.pipelines.generating(candidates[0].cell, {}))
+    generators = [stack.enter_context(bench.pipelines.generating(one.cell, one.params)) for one in candidates]
     return baseline, [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
+
+
+def _warm_up(bench: Workbench, cell: Cell, baseline: Generate) -> None:
+    """Run the baseline once in this process, so that no timed run is its first."""
+    if not set(baseline.kinds) <= bench.pipelines.warm_kinds:
+        baseline(*_arguments(bench.batches(cell, "search")[0]))
+        bench.pipelines.warm_kinds |= set(baseline.kinds)
 
 
 def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
     """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
     device = subject.generate.pipeline.device
     reset_peak_memory(device)
-    with bench.spending("pictures"):
+    with bench.spent.on("pictures"):
         subject.images[0] = subject.generate.counted(*_arguments(batch))
     subject.fired = dict(subject.generate.fired)
     subject.peak_memory_mb = peak_memory_mb(device)
-    bench.warm_kinds |= set(subject.generate.kinds)
+    bench.pipelines.warm_kinds |= set(subject.generate.kinds)
 
 
 def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batch: Batch) -> None:
@@ -196,7 +204,7 @@ def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subje
     known = bench.known(subjects[0].candidate.cell).flops
     for generate in (baseline, *(subject.generate for subject in subjects)):
         if not known.keys() >= set(generate.kinds):
-            with bench.lock.generating(), bench.spending("counting arithmetic"):
+            with bench.pipelines.lock.generating(), bench.spent.on("counting arithmetic"):
                 known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
     for subject in subjects:
         subject.flops = {kind: known[kind] for kind in dict.fromkeys((*baseline.kinds, *subject.generate.kinds))}
@@ -237,7 +245,7 @@ def _runs(subject: _Subject, batches: Sequence[Batch]) -> TimedRun:
 def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
         if place not in subject.images:
-            with bench.lock.generating(), bench.spending("pictures"):
+            with bench.pipelines.lock.generating(), bench.spent.on("pictures"):
                 subject.images[place] = subject.generate.observed(*_arguments(batch), None)
 
 
@@ -246,7 +254,7 @@ def _measurement(
 ) -> Measurement:
     images = [image for place in sorted(subject.images) for image in subject.images[place]]
     if purpose == "winner":
-        bench.save_winner_images(subject.candidate, images)
+        bench.pictures.save_winner(subject.candidate, images)
     cell = subject.candidate.cell
     if predicted is not None and not subject.blocks:
         speedup = wall = predicted

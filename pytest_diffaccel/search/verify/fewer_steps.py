@@ -38,10 +38,10 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     if stored is not None:
         return stored
     images = []
-    with bench.lock.generating(), bench.spending("fewer steps"), bench.generating(candidate.cell, {}) as generate:
+    with bench.generating(candidate.cell, {}, "fewer steps") as generate:
         for batch in bench.batches(cell, "winner"):
             images += generate(batch.prompts, batch.seeds)
-        quality = bench.references(cell, "winner").score(images)
+        quality = bench.pictures.references(cell, "winner").score(images)
     predicted: Interval = costs.of_fewer_steps(cell.steps, steps)
     measurement = Measurement(candidate, environment, sampling, predicted, predicted, True, quality, ())
     bench.store.save(measurement)

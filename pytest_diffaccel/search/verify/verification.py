@@ -128,15 +128,17 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
-def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> None:
+def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> list[str]:
     """Measure the winners of one group as it stands now, and what fewer steps lose: :func:`verify` then finds them.
 
-    What fails is stored as a failure, and the group's winners are chosen without it.
+    Returns:
+        What went wrong, a line per candidate; the group's winners are chosen without it.
     """
-    names = verifiable(bench, cell, [accelerator])
-    verified = _verified(bench, list(_chosen(bench, cell, names).values()), [])
-    for name in names:
+    names, failed = verifiable(bench, cell, [accelerator]), list[str]()
+    verified = _verified(bench, list(_chosen(bench, cell, names).values()), failed)
+    for name in verifiable(bench, cell, names):
         _winners(bench, cell, name, verified)
+    return failed
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
@@ -272,7 +274,7 @@ def _measured(bench: Workbench, candidates: Sequence[Candidate], failed: list[st
             explained = note_failure(bench, candidates[0], error)
             failed.append(f"{candidates[0].key}: {explained}")
             return []
-        bench.unload()
+        bench.pipelines.unload()
         if is_cuda_broken():
             raise CudaBroken(f"this process can use its GPU no more; later cases need another ({error})") from error
     middle = len(candidates) // 2

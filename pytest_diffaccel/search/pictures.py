@@ -1,0 +1,75 @@
+"""The pictures of a search: the unaccelerated pipeline's, which all workers share, and the winners'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.prompts import Purpose
+from pytest_diffaccel.measure.quality import References
+from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.records.images import ImageStore, image_set
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pytest_diffaccel.search.workbench import Workbench
+
+
+class Pictures:
+    """Pictures of a workbench's cells, kept in the working folder."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._images = ImageStore(WORK_DIR / "images")
+        self._references: dict[tuple[Cell, Purpose], References] = {}
+
+    def begin_baseline(self, cell: Cell, purpose: Purpose) -> None:
+        """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet."""
+        self._images.make_unless_busy(*self._baseline_set(cell, purpose))
+
+    def baseline(self, cell: Cell, purpose: Purpose) -> list[Image]:
+        """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
+        return self._images.find_or_make(*self._baseline_set(cell, purpose))
+
+    def keep_baseline(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
+        """Keep the baseline's images that timed runs made, unless they are there."""
+        self._images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: images)
+
+    def references(self, cell: Cell, purpose: Purpose) -> References:
+        """The baseline's images to compare candidates with: read once, and kept until another cell's are needed."""
+        key = (cell, purpose)
+        if key not in self._references:
+            images = self.baseline(cell, purpose)
+            self._references = {known: one for known, one in self._references.items() if known[0] == cell}
+            self._references[key] = References(images, str(self._bench.pipelines.of(cell).device))
+        return self._references[key]
+
+    def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
+        """Name of the set of the baseline's images, and what makes them."""
+
+        def make() -> list[Image]:
+            with self._bench.generating(cell, {}, "pictures") as generate:
+                batches = self._bench.batches(cell, purpose)
+                images = [image for batch in batches for image in generate(batch.prompts, batch.seeds)]
+            self._bench.pipelines.warm_kinds |= set(generate.kinds)
+            return images
+
+        return self._image_set(cell, str(cell), purpose), make
+
+    def baseline_folder(self, cell: Cell, purpose: Purpose) -> Path:
+        """Folder of the baseline's images."""
+        return self._images.path(self._image_set(cell, str(cell), purpose))
+
+    def save_winner(self, candidate: Candidate, images: Sequence[Image]) -> None:
+        """Keep a winner's images for the picture grid and the report."""
+        self._images.save(self._image_set(candidate.cell, candidate.key, "winner"), images)
+
+    def winner_folder(self, candidate: Candidate) -> Path:
+        """Folder of a winner's images."""
+        return self._images.path(self._image_set(candidate.cell, candidate.key, "winner"))
+
+    def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
+        return image_set(self._bench.environment(cell).id, subject, self._bench.sampling(cell, purpose))

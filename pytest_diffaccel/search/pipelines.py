@@ -1,0 +1,126 @@
+"""The pipelines that a search generates with: loaded when needed, one at a time, in turn with other workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.devices import computing_gpu, number_of_gpus
+from pytest_diffaccel.matrix import Cell, Params
+from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
+from pytest_diffaccel.measure.timing_lock import TimingLock
+from pytest_diffaccel.models.loading import load_pipeline
+from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.schedulers import set_scheduler
+from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.search.spent import Spent
+from pytest_diffaccel.settings import Settings
+
+
+class NoPipeline(RuntimeError):
+    """A pipe's weights cannot be used; the message says why and what to do."""
+
+
+class Pipelines:
+    """Loads pipelines and generates with them.
+
+    Args:
+        settings: the search's settings.
+        registry: the methods known.
+        source: where the weights come from.
+        workers: processes that search at once, at least 1.
+        spent: where loading is noted.
+
+    Attributes:
+        warm_kinds: kinds of steps that this process has made: the first of a kind may take longer.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, workers: int, spent: Spent) -> None:
+        self.warm_kinds: set[str] = set()
+        self._settings = settings
+        self._registry = registry
+        self._source = source
+        self._workers = workers
+        self._spent = spent
+        self._loaded: tuple[str, Any] | None = None
+        self._refusals: dict[str, str] = {}
+
+    @cached_property
+    def lock(self) -> TimingLock:
+        """The timing lock of this process's GPU, or of the machine's processors."""
+        if self._gpu is None:
+            return TimingLock(WORK_DIR / "timing.lock", shareable=self._is_embedded)
+        return TimingLock.of_gpu(self._gpu)
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Time, beside the session's other workers where each has a core of its own, and else alone.
+
+        What such neighbours cost, they cost all kinds of steps alike: beside one of the embedded pipelines, ratios of
+        12 candidates shifted by 0.5% in the mean (``python -m benchmarks.contention`` measures it).
+        """
+        own_cores = self._is_embedded and 1 < self._workers <= cores()
+        with self.lock.generating() if own_cores else self.lock.timing():
+            yield
+
+    @cached_property
+    def _gpu(self) -> str | None:
+        """UUID of the GPU that this process computes on; None for the CPU."""
+        return None if self._settings.gpus is None else computing_gpu(self._settings.gpu)
+
+    @property
+    def _is_embedded(self) -> bool:
+        return self._settings.models == "embedded"
+
+    def of(self, cell: Cell) -> Any:
+        """The cell's pipeline with its scheduler; loading another pipe frees the one before.
+
+        Raises:
+            NoPipeline: when its weights are missing, broken or not the pipe's.
+            NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
+        """
+        if self._loaded is None or self._loaded[0] != cell.pipe:
+            self.unload()
+            self._loaded = (cell.pipe, self._load(cell.pipe))
+        pipeline = self._loaded[1]
+        set_scheduler(pipeline, cell.scheduler)
+        return pipeline
+
+    def _load(self, pipe: str) -> Any:
+        # Once is enough: a hub out of reach is asked again and again for half a minute.
+        if pipe in self._refusals:
+            raise NoPipeline(self._refusals[pipe])
+        device = "cpu" if self._gpu is None else None
+        with self._spent.on("loading"):
+            return self._load_now(pipe, device)
+
+    def _load_now(self, pipe: str, device: str | None) -> Any:
+        self._share_cores()
+        try:
+            return load_pipeline(pipe, models=self._source, device=device)
+        except (OSError, ValueError) as error:
+            self._refusals[pipe] = str(error)
+            raise NoPipeline(str(error)) from error
+
+    def _share_cores(self) -> None:
+        if self._is_embedded:
+            use_one_thread()
+        elif self._gpu is not None:
+            use_share_of_cores(number_of_gpus(), self._workers)
+
+    def unload(self) -> None:
+        """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
+        self._loaded = None
+        self.warm_kinds.clear()
+
+    @contextmanager
+    def generating(self, cell: Cell, params: Params) -> Iterator[Generate]:
+        """Generate in ``cell`` with ``params`` (``{}``: the baseline) and the model source's own call options."""
+        options = self._source.spec(cell.pipe).call_options
+        pipeline = self.of(cell)
+        with accelerate(pipeline, params, steps=cell.steps, registry=self._registry, **options) as generate:
+            yield generate
