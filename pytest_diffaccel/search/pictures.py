@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.images import ImageStore, image_set
+from pytest_diffaccel.search.pipelines import NoPipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,18 +28,23 @@ class Pictures:
         self._bench = bench
         self._images = ImageStore(WORK_DIR / "images")
         self._references: dict[tuple[Cell, Purpose], References] = {}
+        self._refused: dict[Cell, str] = {}
 
     def begin_baseline(self, cell: Cell, purpose: Purpose) -> None:
-        """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet."""
+        """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet.
+
+        Raises:
+            NoPipeline: when they say nothing; so do all methods that make the baseline's images.
+        """
         self._images.make_unless_busy(*self._baseline_set(cell, purpose))
 
-    def baseline(self, cell: Cell, purpose: Purpose) -> list[Image]:
+    def baseline(self, cell: Cell, purpose: Purpose) -> Sequence[Image]:
         """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
         return self._images.find_or_make(*self._baseline_set(cell, purpose))
 
     def keep_baseline(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
         """Keep the baseline's images that timed runs made, unless they are there."""
-        self._images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: images)
+        self._images.make_unless_busy(self._baseline_set(cell, purpose)[0], lambda: self._checked(cell, images))
 
     def references(self, cell: Cell, purpose: Purpose) -> References:
         """The baseline's images to compare candidates with: read once, and kept until another cell's are needed."""
@@ -47,17 +55,32 @@ class Pictures:
             self._references[key] = References(images, str(self._bench.pipelines.of(cell).device))
         return self._references[key]
 
-    def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], list[Image]]]:
+    def _baseline_set(self, cell: Cell, purpose: Purpose) -> tuple[str, Callable[[], Sequence[Image]]]:
         """Name of the set of the baseline's images, and what makes them."""
 
-        def make() -> list[Image]:
+        def make() -> Sequence[Image]:
+            if cell in self._refused:
+                raise NoPipeline(self._refused[cell])
             with self._bench.generating(cell, {}, "pictures") as generate:
                 batches = self._bench.batches(cell, purpose)
                 images = [image for batch in batches for image in generate(batch.prompts, batch.seeds)]
             self._bench.pipelines.warm_kinds |= set(generate.kinds)
-            return images
+            return self._checked(cell, images)
 
         return self._image_set(cell, str(cell), purpose), make
+
+    def _checked(self, cell: Cell, images: Sequence[Image]) -> Sequence[Image]:
+        """The baseline's images, unless every candidate would look perfect beside them."""
+        fault = degenerate(images)
+        if fault is None:
+            return images
+        self._refused[cell] = (
+            f"{cell}: the unaccelerated pipeline draws nothing to compare accelerated pictures with: {fault}. Usual "
+            "causes: a VAE that overflows in float16 (in the --models file, name another with vae = ... or set dtype = "
+            '"float32"); a scheduler_config.json that does not fit the weights (prediction_type, timestep_spacing, '
+            "rescale_betas_zero_snr); a tokenizer without its vocabulary"
+        )
+        raise NoPipeline(self._refused[cell])
 
     def baseline_folder(self, cell: Cell, purpose: Purpose) -> Path:
         """Folder of the baseline's images."""
@@ -73,3 +96,17 @@ class Pictures:
 
     def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
         return image_set(self._bench.environment(cell).id, subject, self._bench.sampling(cell, purpose))
+
+
+def degenerate(images: Sequence[Image]) -> str | None:
+    """What shows that images of different prompts and seeds say nothing, in words; None when nothing does.
+
+    Args:
+        images: RGB, at least one. Values that are not finite become one colour.
+    """
+    plain = sum(not np.ptp(np.asarray(image), axis=(0, 1)).any() for image in images)
+    if plain:
+        return f"{plain} of {len(images)} pictures have one colour (what is not finite is drawn black)"
+    if len(images) > 1 and len({image.tobytes() for image in images}) == 1:
+        return f"all {len(images)} pictures are the same, whatever prompt and seed"
+    return None

@@ -22,7 +22,7 @@ from pytest_diffaccel.settings import Settings
 
 
 class NoPipeline(RuntimeError):
-    """A pipe's weights cannot be used; the message says why and what to do."""
+    """A pipe's weights cannot be used, or draw nothing; the message says why and what to do."""
 
 
 class Pipelines:

@@ -10,6 +10,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.contents import FailureKind
 from pytest_diffaccel.search.evaluate.evaluation import measure
+from pytest_diffaccel.search.pipelines import NoPipeline
 from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -30,6 +31,7 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
         CudaBroken: when no candidate after this one can be measured by this process.
+        NoPipeline: when the unaccelerated pipeline draws nothing to compare with; that is no failure of the candidate.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
     """
     blocks = 0 if predicted is not None else bench.settings.blocks
@@ -50,6 +52,9 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     try:
         with time_limit(bench.settings.case_timeout_s):
             measurement = make()
+    except NoPipeline:
+        bench.store.forget_failure(candidate, environment, sampling)  # it is none of the candidate's
+        raise
     except Exception as error:
         explained = note_failure(bench, candidate, error)
         if explained is error:
