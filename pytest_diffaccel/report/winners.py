@@ -59,7 +59,7 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: Qua
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
-    for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].status, row[1].params)):
+    for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].reason, row[1].params)):
         winner = list(same)
         targets = [f"{key.target:g}x" for key, _ in winner]
         span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
@@ -72,7 +72,7 @@ def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, s
     """The texts under the last four of :data:`HEADINGS`."""
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
-    if scale and entry.lpips is not None:
+    if scale and scale.unrelated and entry.lpips is not None:
         lpips += f" {entry.lpips / scale.unrelated:.0%}"
     fewer = _fewer_steps(entry)
     params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters

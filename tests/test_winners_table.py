@@ -1,0 +1,32 @@
+"""The table of winners on a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from entries import ENVIRONMENT, MET
+
+from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.winners import winners_table
+
+
+def key(target: float) -> GoldenKey:
+    return GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target)
+
+
+def test_each_reason_has_a_row_of_its_own() -> None:
+    slow, lossy = (replace(MET, status="unattainable", reason=reason) for reason in ("speed", "quality"))
+    lines = winners_table({key(1.5): MET, key(1.8): MET, key(2.5): lossy, key(3.0): slow, key(4.0): slow}, {})
+    targets = [line.removeprefix("DeepCache").split("1.67x")[0].strip() for line in lines if "1.67x" in line]
+    assert targets == ["1.5x to 1.8x", "2.5x", "3x to 4x"]
+    assert sum("lose too much" in line for line in lines) == 1
+
+
+def test_losses_have_no_share_of_a_scale_of_zero() -> None:
+    """Pictures that no seed changes."""
+    for unrelated, shown in ((0.1, True), (0.0, False)):
+        scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=unrelated)
+        environments = {MET.environment: replace(ENVIRONMENT, scale=scale)}
+        (row,) = [line for line in winners_table({key(1.5): MET}, environments) if "1.67x" in line]
+        assert ("41%" in row) == shown
