@@ -95,7 +95,7 @@ def test_a_search_reads_a_baselines_pictures_once(small_search: SmallSearch, rea
     small_search.race()
     assert len(small_search.stored()) > 2
     assert len(readings) == 2  # the search's pictures, and those that winners are verified on
-    assert set(readings.values()) == {1}
+    assert max(readings.values()) <= 1  # whoever makes them has them
 
 
 def test_references_are_kept_for_one_cell(
