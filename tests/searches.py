@@ -153,7 +153,7 @@ def open_run(*arguments: str, methods: Iterable[Method]) -> SearchRun:
 def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let searches of this process take the scale of their losses for known: a third of a small search's time."""
     scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.1)
-    monkeypatch.setattr("pytest_diffaccel.search.outcome.measure_scale", lambda *_: scale)
+    monkeypatch.setattr("pytest_diffaccel.search.null_control.measure_scale", lambda *_: scale)
 
 
 def drive(run: SearchRun) -> list[dict[str, Any]]:

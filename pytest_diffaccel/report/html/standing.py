@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate
@@ -12,9 +12,8 @@ from pytest_diffaccel.measure.measurement import Block, Interval, Round
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.search.decide.select import Choice, Option, choose
+from pytest_diffaccel.search.decide.select import Option, choose
 from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.verify.fewer_steps import steps_as_fast
 from pytest_diffaccel.search.verify.verification import Winner
@@ -98,22 +97,16 @@ def _entry(
     record: CellRecord, costs: CostModel, options: Sequence[Option], target: float, max_loss: float
 ) -> GoldenEntry | None:
     choice = choose(options, target, max_loss)
-    if choice.option is not None and choice.option.candidate.key not in record.verified:
-        verified = choose([one for one in options if one.candidate.key in record.verified], target, max_loss)
-        choice = verified if _stands_for(verified, choice) else replace(choice, option=None)
+    if choice.reason is None and choice.option is not None and choice.option.candidate.key not in record.verified:
+        # Blocks of groups that came later move speed-ups, too: what was verified stands until it is searched again.
+        choice = choose([one for one in options if one.candidate.key in record.verified], target, max_loss)
+        if choice.reason is not None:
+            return None
     if choice.option is None or choice.reason == "undecided" or record.described is None:
         return None
-    chosen = record.verified[choice.option.candidate.key]
+    key = choice.option.candidate.key
+    if choice.reason is not None:
+        return golden_entry(Winner(choice, record.best_known[key], None), record.described)
     steps = steps_as_fast(costs, record.cell.steps, choice.option.speedup.value)
     rival = next((one for one in record.rivals if one.candidate.cell.steps == steps), None)
-    return golden_entry(Winner(choice, chosen, rival), record.described)
-
-
-def _stands_for(verified: Choice, choice: Choice) -> bool:
-    """Whether what was verified may be what the search recorded, though all that is known now would choose another.
-
-    Blocks of groups that came later move speed-ups, too; what was recorded stands until the group is searched again.
-    """
-    if verified.option is None or choice.option is None or choice.reason is None:
-        return verified.reason is None
-    return verified.option.speedup.value >= choice.option.speedup.value * (1 - SPEED_TOLERANCE)
+    return golden_entry(Winner(choice, record.verified[key], rival), record.described)
