@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, RunTiming
-from pytest_diffaccel.search.decide.monotone import is_checked
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.decide.select import choose
@@ -167,16 +166,6 @@ def test_it_is_the_turn_of_what_promises_most() -> None:
     assert waiting
     for one in waiting:
         assert "promises more" in known.verdict(one, GRID).evidence
-
-
-def test_what_is_harsher_than_a_candidate_that_is_as_fast_as_it_needs_to_be_is_ruled_out() -> None:
-    gentle, harsh = candidate(5, 0), candidate(6, 0)
-    assert not is_checked(harsh)
-    evaluated = {gentle: true_losses(gentle)[:FIRST], candidate(7, 0): true_losses(candidate(7, 0))[:FIRST]}
-    assert "loses more than cache_interval=5,cache_branch_id=0" in plan(evaluated).verdict(harsh).evidence
-    assert plan(evaluated).best([harsh]) is None
-    contradicted = {**evaluated, candidate(7, 0): tuple(0.5 * loss for loss in evaluated[gentle])}
-    assert "loses more than" not in plan(contradicted).verdict(harsh).evidence
 
 
 def test_of_few_samples_the_luckiest_is_not_believed() -> None:

@@ -90,10 +90,6 @@ class Method(ABC):
             for name, (low, high) in zip(self.param_names, ranges, strict=True)
         )
 
-    def harshness(self, point: Point) -> tuple[float, ...]:
-        """Numbers each of which makes a point faster, and lose more, as it grows; none where a method knows no such."""
-        return ()
-
     def restarts(self, point: Point, steps: int) -> frozenset[int]:
         """Steps at which this method, combined with those it drives, makes them begin anew."""
         return frozenset()

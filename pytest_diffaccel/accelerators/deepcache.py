@@ -101,10 +101,6 @@ class DeepCache(Method):
         """Share of the steps that are shallow, and how shallow: branch 0 is 2, as neighbours differ much."""
         return 1 - 1 / point["cache_interval"], 2 * (1 - point["cache_branch_id"] / (_branches(cell) - 1))
 
-    def harshness(self, point: Point) -> tuple[float, ...]:
-        """Fewer full steps, and shallower ones between them (Ma, Fang and Wang 2024, section 4)."""
-        return point["cache_interval"], -point["cache_branch_id"]
-
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Enable the helper; its cache lives as long as this application."""
         from DeepCache import DeepCacheSDHelper

@@ -23,7 +23,6 @@ from scipy.special import ndtr
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.decide.monotone import Monotone, is_checked
 from pytest_diffaccel.search.decide.select import Option, leader
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
@@ -89,8 +88,6 @@ class Plan:
             if self._teaches(candidate):
                 return Verdict(True, f"{said}; shows what the method loses where it does little")
             return Verdict(False, f"{said}: {_REACHES_NONE}")
-        if (gentler := self._ruled_out_by(candidate)) is not None:
-            return Verdict(False, f"{said}; loses more than {format_params(gentler.params)}, which is fast enough")
         mean, sd = self._losses([candidate])
         gains = self._expected_gains([candidate])
         loss, low, high = (loss_of(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (0, -1, 1))
@@ -132,8 +129,7 @@ class Plan:
         """The one that is worth most, if that is more than ``least``."""
         worth = self._worth(candidates, self._expected_gains(candidates))
         order = np.argsort(-worth, kind="stable")
-        promising = (candidates[place] for place in order[worth[order] > least])
-        return next((one for one in promising if self._ruled_out_by(one) is None), None)
+        return next((candidates[place] for place in order[worth[order] > least]), None)
 
     def _worth(self, candidates: Sequence[Candidate], gains: Array) -> Array:
         """What is gained for the time that an evaluation takes, (n,); 0 where nothing noticeable is.
@@ -236,21 +232,6 @@ class Plan:
 
     def _reaching(self, target: float) -> list[Candidate]:
         return [option.candidate for option in self.options if option.reaches(target)]
-
-    def _ruled_out_by(self, candidate: Candidate) -> Candidate | None:
-        """A gentler candidate that reaches all targets that this one may reach, but for the few that are checked."""
-        (speedup,) = self.costs.speedups([candidate])
-        may = [target for target in TARGETS if may_reach(speedup, target)]
-        if not may or is_checked(candidate):
-            return None
-        reaching = self._reaching(may[-1])
-        gentler = [one for one in self._monotone.gentler(candidate) if one in reaching]
-        return gentler[0] if gentler and self._monotone.holds else None
-
-    @cached_property
-    def _monotone(self) -> Monotone:
-        own = [option.candidate for option in self.options]
-        return Monotone(self.accelerator, own, [self._first_loss(one) for one in own])
 
     def _first_loss(self, candidate: Candidate) -> float:
         return fmean(self.evaluated[candidate][: self.first])
