@@ -130,7 +130,11 @@ def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_anoth
 def test_a_target_that_only_unverified_candidates_reach_is_left_open(search: RecordedSearch) -> None:
     slowest = Candidate(CELL, "DeepCache", deepcache_grid()[0])
     found = found_where_verified(search, lambda candidate: candidate == slowest)
-    assert {key.target for key in found.entries} == {1.2, 1.5}
+    assert {key.target: entry.status for key, entry in found.entries.items()} == {
+        1.2: "met",
+        1.5: "met",
+        4.0: "unattainable",  # that is told without a verification
+    }
 
 
 def test_every_other_row_says_why_not(findings: Findings) -> None:
