@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,10 @@ from echo import ERROR
 from searches import SmallSearch
 from standins import THREE, StandIns
 
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.measure.timing_lock import TimingLock
+from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.spent import Spent
 
 A, B, C = ("GPU-aaaa0000-01", "GPU-aaaa1111-02", "GPU-bbbb2222-03")
 # Notes each worker's GPU as its first conftest.py sees it: nothing runs earlier.
@@ -294,6 +299,30 @@ def test_a_search_times_under_the_lock_of_its_gpu(
     small_search.run("--gpus=1", "benches/test_search.py::test_search").assert_outcomes(passed=1)
     assert TimingLock.of_gpu(B).path.exists()
     assert not (Path(".diffaccel") / "timing.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "models", "workers", "alone"),
+    [
+        (None, "embedded", 1, True),
+        (None, "embedded", 4, False),
+        (None, "embedded", 5, True),
+        (None, "models.toml", 4, True),
+        ("all", "embedded", 4, True),
+    ],
+)
+def test_workers_time_beside_each_other_only_on_cores_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, gpus: str | None, models: str, workers: int, alone: bool
+) -> None:
+    held: list[str] = []
+    for name in ("timing", "generating"):
+        monkeypatch.setattr(TimingLock, name, lambda _self, name=name: nullcontext(held.append(name)))
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.computing_gpu", lambda _: B)
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.cores", lambda: 4)
+    settings: Any = SimpleNamespace(gpus=gpus, gpu=None, models=models)
+    source: Any = None
+    with Pipelines(settings, default_registry(), source, workers, Spent()).timing():
+        assert held == ["timing" if alone else "generating"]
 
 
 def test_a_torch_without_cuda_is_refused_before_anything_is_measured(

@@ -63,7 +63,7 @@ class Pipelines:
         What such neighbours cost, they cost all kinds of steps alike: beside one of the embedded pipelines, ratios of
         12 candidates shifted by 0.5% in the mean (``python -m benchmarks.contention`` measures it).
         """
-        own_cores = self._is_embedded and 1 < self._workers <= cores()
+        own_cores = self._gpu is None and self._is_embedded and 1 < self._workers <= cores()
         with self.lock.generating() if own_cores else self.lock.timing():
             yield
 

@@ -12,11 +12,11 @@ from pytest_diffaccel.measure.measurement import Block, Interval, Round
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.search.decide.select import Option, choose
+from pytest_diffaccel.search.decide.select import Option
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.verify.fewer_steps import steps_as_fast
-from pytest_diffaccel.search.verify.verification import Winner
+from pytest_diffaccel.search.verify.verification import Winner, final_choice
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,8 @@ def _losses(record: CellRecord, candidate: Candidate) -> tuple[float, ...]:
 def _entry(
     record: CellRecord, costs: CostModel, options: Sequence[Option], target: float, max_loss: float
 ) -> GoldenEntry | None:
-    choice = choose(options, target, max_loss)
-    if choice.reason is None and choice.option is not None and choice.option.candidate.key not in record.verified:
-        # Blocks of groups that came later move speed-ups, too: what was verified stands until it is searched again.
-        choice = choose([one for one in options if one.candidate.key in record.verified], target, max_loss)
-        if choice.reason is not None:
-            return None
+    # Blocks of groups that came later move speed-ups, too: what was verified stands until it is searched again.
+    choice = final_choice(options, record.verified, target, max_loss)
     if choice.option is None or choice.reason == "undecided" or record.described is None:
         return None
     key = choice.option.candidate.key

@@ -8,7 +8,7 @@ steps may change a choice; a new one is measured, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
@@ -187,15 +187,25 @@ def _is_decided(speedup: Interval) -> bool:
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
     """The final choices: where the best of all is not verified, the best of those that are."""
     options = _options(bench, cell, accelerator)
-    known = [option for option in options if option.candidate.key in verified]
-    return [_winner(bench, cell, _final(options, known, target, bench), verified) for target in TARGETS]
+    max_loss = bench.settings.max_quality_loss
+    return [_winner(bench, cell, final_choice(options, verified, target, max_loss), verified) for target in TARGETS]
 
 
-def _final(options: Sequence[Option], verified: Sequence[Option], target: float, bench: Workbench) -> Choice:
-    best = choose(options, target, bench.settings.max_quality_loss)
-    if best.reason is not None or best.option in verified:
+def final_choice(options: Sequence[Option], verified: Container[str], target: float, max_loss: float) -> Choice:
+    """What is chosen of a group's options: where the best is not verified, the best of those that are; else undecided.
+
+    What only comes nearest to a target that is out of reach needs no verification.
+
+    Args:
+        options: the group's.
+        verified: keys of candidates.
+        target: required speed-up.
+        max_loss: largest LPIPS allowed.
+    """
+    best = choose(options, target, max_loss)
+    if best.reason is not None or best.option is None or best.option.candidate.key in verified:
         return best
-    choice = choose(verified, target, bench.settings.max_quality_loss)
+    choice = choose([one for one in options if one.candidate.key in verified], target, max_loss)
     return choice if choice.reason is None else replace(best, reason="undecided")
 
 
