@@ -56,7 +56,7 @@ def main() -> None:
                 script = Path(name) / f"{prompt_id}.py"
                 script.write_text(batch.scripts[prompt_id], encoding="utf-8")
                 began = time.perf_counter()
-                failed += not judge.judge(prompt_id, answer.task, batch.scripts[prompt_id], answer).passed
+                failed += not judge.judge(prompt_id, answer.task, script.read_bytes(), answer).passed
                 judged.append(time.perf_counter() - began)
                 plain.append(plain_s(script, answer.task.cell.pipe))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.option_types import OptionError, count, number
+from pytest_diffaccel.option_types import OptionError, count, number, option
 
 if TYPE_CHECKING:
     import pytest
@@ -65,7 +66,7 @@ class JudgeSettings:
         tasks = dict(all_tasks() if options.ids is None else tasks_of_ids(options.ids))
         asked = len(tasks)
         if code is not None and options.ids is None:
-            tasks = {prompt_id: task for prompt_id, task in tasks.items() if (code / f"{prompt_id}.py").is_file()}
+            tasks = {prompt_id: task for prompt_id, task in tasks.items() if os.path.lexists(code / f"{prompt_id}.py")}
             if not tasks:
                 raise OptionError(f"--code: {options.code!r} holds no script of a task, such as 192.py")
         without_script = asked - len(tasks)
@@ -117,20 +118,29 @@ def _share(text: str) -> float:
     return share
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
-    group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
-    group.addoption("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310")
-    group.addoption("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed")
-    group.addoption("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's")
-    group.addoption("--scores", metavar="FILE", help="write pass rates and every verdict as JSON")
-    group.addoption(
-        "--stages", default="all", metavar="LIST", help=f"what to judge: {','.join(STAGES)} or all (default)"
-    )
-    group.addoption(
+_OPTIONS = (
+    option("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310"),
+    option("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed"),
+    option("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's"),
+    option("--scores", metavar="FILE", help="write pass rates and every verdict as JSON"),
+    option("--stages", default="all", metavar="LIST", help=f"what to judge: {','.join(STAGES)} or all (default)"),
+    option(
         "--ratio-tolerance",
         type=_share,
         default=_DEFAULT_TOLERANCE,
         metavar="SHARE",
         help=f"share of its target by which a speedup may miss it (default: {_DEFAULT_TOLERANCE})",
-    )
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
+    group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
+    for one in _OPTIONS:
+        group.addoption(*one.names, dest=one.dest, **one.keywords)
+
+
+def is_given(options: Namespace) -> bool:
+    """Whether any of these options was given."""
+    return any(getattr(options, one.dest) != one.default for one in _OPTIONS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_diffaccel import judge_options
+from pytest_diffaccel.case_items import case_id
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 TASK = "diffaccel_task_id"
 #: Name of the report property that carries a case's verdict from worker to controller.
 PROPERTY = "diffaccel-verdict"
-# Name of the property of a task that golden does not answer.
-_UNRECORDED = "diffaccel-unrecorded"
+# Names of the properties of every task asked for, and of one that golden does not answer.
+_ASKED, _UNRECORDED = "diffaccel-asked", "diffaccel-unrecorded"
+_BROKEN_OFF = "the judge broke off; the case's error says where"
 
 _SETTINGS = pytest.StashKey[judge_options.JudgeSettings]()
+_REFUSAL = pytest.StashKey[pytest.UsageError]()
 
 
 def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
@@ -38,6 +42,28 @@ def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_SETTINGS]
+
+
+def task_ids(config: pytest.Config) -> list[str]:
+    """The tasks to collect; none where the settings are refused, which :func:`refuse_bad_settings` says in one line.
+
+    Raised while a module is collected, it would be shown as a traceback for each module.
+    """
+    try:
+        return list(judge_settings(config).tasks)
+    except pytest.UsageError as error:
+        config.stash[_REFUSAL] = error
+        return []
+
+
+def refuse_bad_settings(config: pytest.Config) -> None:
+    """End a session whose cases could not be collected.
+
+    Raises:
+        pytest.UsageError: what :func:`judge_settings` raised.
+    """
+    if _REFUSAL in config.stash:
+        raise config.stash[_REFUSAL]
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +88,12 @@ def diffaccel_bench(pytestconfig: pytest.Config) -> Iterator[Judge]:
 
 
 @pytest.fixture
-def diffaccel_judge(diffaccel_bench: Judge, request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
+def diffaccel_judge(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
     """What a case calls with its task's id: judges the script; fails, skips or xfails the case accordingly."""
-    return _Case(judge_settings(request.config), diffaccel_bench, request.node).judge
+    # Before anything can fail: what was asked for counts, whatever becomes of it.
+    request.node.user_properties.append((_ASKED, request.node.callspec.params[TASK]))
+    bench: Judge = request.getfixturevalue("diffaccel_bench")
+    return _Case(judge_settings(request.config), bench, request.node).judge
 
 
 class _Case:
@@ -85,23 +114,25 @@ class _Case:
                 self._item.user_properties.append((_UNRECORDED, prompt_id))
                 command = record_command([task], self._settings.records.path)
                 pytest.skip(f"no golden record holds for this task; record it: {command}")
-        verdict = self._judge.judge(prompt_id, task, self._script(prompt_id, answer), answer)
+        verdict = self._verdict(prompt_id, task, answer)
         self._item.user_properties.append((PROPERTY, json.dumps(verdict.to_json())))
         for warning in self._judge.missing:
             self._item.warn(pytest.PytestWarning(f"scripts are not fully confined here: {warning}"))
         return self._end(verdict, task)
 
-    def _script(self, prompt_id: str, answer: Answer | None) -> str:
+    def _verdict(self, prompt_id: str, task: Task, answer: Answer | None) -> Verdict:
         from pytest_diffaccel.codegen.script import render
 
         if self._settings.code is None:
             assert answer is not None
-            return render(answer)
+            return self._judge.judge(prompt_id, task, render(answer).encode(), answer)
         path = self._settings.code / f"{prompt_id}.py"
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            pytest.fail(f"{path} cannot be read: {error}", pytrace=False)
+            script = _read(path)
+        except OSError as error:
+            why = f"{path} cannot be read: {error.strerror or error}"
+            return self._judge.refuse(prompt_id, why, answer)
+        return self._judge.judge(prompt_id, task, script, answer)
 
     def _end(self, verdict: Verdict, task: Task) -> Verdict:
         if verdict.failures:
@@ -113,65 +144,106 @@ class _Case:
         return verdict
 
 
+def _read(path: Path) -> bytes:
+    """A script's bytes.
+
+    Raises:
+        OSError: when they cannot be had, or are more than any script's.
+    """
+    from pytest_diffaccel.judge.static import LONGEST
+
+    if path.exists() and not path.is_file():  # one that waits for a writer would be read for ever
+        raise OSError("it is no file")
+    with path.open("rb") as file:
+        script = file.read(LONGEST + 1)
+    if len(script) > LONGEST:
+        raise OSError(f"it has more than {LONGEST} bytes, which is no script of the tasks")
+    return script
+
+
 class JudgeReporting:
     """Hooks that only the controller has (or the one process, without xdist)."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._verdicts: list[Verdict] = []
+        self._found: dict[str, Verdict] = {}
+        self._broken: set[str] = set()
         self._unrecorded: list[str] = []
+        self._tests: set[str] = set()
+        self._crashed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's verdict as soon as it is there."""
-        if report.when != "call":
-            return
         properties = {name: str(value) for name, value in report.user_properties}
-        if PROPERTY in properties:
+        if _ASKED not in properties:
+            if report.when == "???":  # xdist's, of a case whose worker died
+                self._crashed.append(report.nodeid)
+            return
+        self._tests.add(report.nodeid.partition("[")[0])
+        if PROPERTY not in properties:
+            self._broken |= {properties[_ASKED]} if report.failed else set()
+        elif report.when == "call":
             from pytest_diffaccel.judge.verdict import Verdict
 
-            self._verdicts.append(Verdict.from_json(json.loads(properties[PROPERTY])))
-        if _UNRECORDED in properties:
+            self._found[properties[_ASKED]] = Verdict.from_json(json.loads(properties[PROPERTY]))
+        if _UNRECORDED in properties and report.when == "call":
             self._unrecorded.append(properties[_UNRECORDED])
+
+    def _verdicts(self, settings: judge_options.JudgeSettings) -> Mapping[str, Verdict]:
+        """By id; a script on which the judge broke off has failed, or whoever broke it would score higher."""
+        from pytest_diffaccel.judge.verdict import StageResult, Verdict
+
+        crashed = {case_id(one) for one in self._crashed if one.partition("[")[0] in self._tests}
+        stages = tuple(StageResult(stage, "failed", _BROKEN_OFF) for stage in settings.stages)
+        broken = {one: Verdict(one, stages) for one in (self._broken | crashed) & settings.tasks.keys()}
+        return {**broken, **self._found}
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Pass rates, what golden lacks, and where it is out of date."""
-        if not self._verdicts and not self._unrecorded:
+        if not self._tests:
             return
         settings = judge_settings(self._config)
+        verdicts = self._verdicts(settings)
         terminalreporter.section("judged scripts")
-        for line in (*self._rates(settings), *self._gaps(settings), *self._outdated(settings)):
+        for line in (
+            *self._rates(settings, verdicts),
+            *self._gaps(settings, verdicts),
+            *self._outdated(settings, verdicts),
+        ):
             terminalreporter.write_line(line)
 
-    def _rates(self, settings: judge_options.JudgeSettings) -> Iterator[str]:
-        if not self._verdicts:
+    def _rates(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+        if not verdicts:
             return
         from pytest_diffaccel.judge.scores import Scores
         from pytest_diffaccel.records.jsonfile import write_text
 
-        scores = Scores.of(self._verdicts)
+        scores = Scores.of(list(verdicts.values()))
         yield from scores.lines()
         if settings.scores is not None:
             settings.scores.parent.mkdir(parents=True, exist_ok=True)
             write_text(settings.scores, scores.to_json())
             yield f"every verdict: {settings.scores}"
 
-    def _gaps(self, settings: judge_options.JudgeSettings) -> Iterator[str]:
+    def _gaps(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import record_command
 
         if self._unrecorded:
             tasks = [settings.tasks[prompt_id] for prompt_id in self._unrecorded]
             command = record_command(tasks, settings.records.path)
             yield f"{len(tasks)} tasks have no golden record; record them with: {command}"
+        if left := len(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded)):
+            yield f"{left} of the {len(settings.tasks)} tasks asked for were not judged and are not counted"
         if settings.without_script:
             yield (
                 f"{settings.without_script} of the 1134 tasks have no script in {settings.code} and are not counted; "
                 "name them with --ids to count them as failed"
             )
 
-    def _outdated(self, settings: judge_options.JudgeSettings) -> Iterator[str]:
+    def _outdated(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import update_command
 
-        for verdict in self._verdicts:
+        for verdict in verdicts.values():
             speed = verdict.of("speed")
             if speed is not None and speed.outcome == "xpassed":
                 yield f"{verdict.prompt_id}: {speed.detail}; run: {update_command(settings.tasks[verdict.prompt_id])}"

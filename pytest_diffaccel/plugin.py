@@ -20,7 +20,15 @@ from pytest_diffaccel.fixtures import (
     keep_groups_together,
     search_run,
 )
-from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diffaccel_judge, judge_settings
+from pytest_diffaccel.judging import (
+    TASK,
+    JudgeReporting,
+    diffaccel_bench,
+    diffaccel_judge,
+    judge_settings,
+    refuse_bad_settings,
+    task_ids,
+)
 from pytest_diffaccel.reporting import Reporting
 from pytest_diffaccel.workers import (
     give_up_broken_cuda,
@@ -96,6 +104,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     if options.is_given(config.option):
         search_run(config)
+    if judge_options.is_given(config.option):
+        judge_settings(config)
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")
@@ -123,12 +133,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         groups = search_run(metafunc.config).groups
         metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
     if TASK in metafunc.fixturenames:
-        metafunc.parametrize(TASK, list(judge_settings(metafunc.config).tasks))
+        metafunc.parametrize(TASK, task_ids(metafunc.config))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A group's candidates, then its winners."""
+    refuse_bad_settings(config)
     if any(group_of(item) for item in items):
         order = {group: place for place, group in enumerate(search_run(config).groups)}
         items.sort(key=lambda item: order[group] if (group := group_of(item)) else -1)

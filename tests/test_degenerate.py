@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from searches import SmallSearch, embedded_folder
 
-from pytest_diffaccel.search.pictures import degenerate
+from pytest_diffaccel.measure.quality import degenerate
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 

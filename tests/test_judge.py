@@ -49,7 +49,12 @@ CAUGHT = {
     "stored_images": ("runs", "not those of its settings"),
     "replaced_judge": ("runs", "not those of its settings"),
     "forged_messages": ("runs", "not those of its settings"),
-    "no_guidance": ("runs", "guidance_scale: 1 switches guidance off"),
+    "no_guidance": ("runs", "guidance_scale: 1.0 is not from 2 to 20"),
+    "overflowing_guidance": ("runs", "guidance_scale: 1e+38 is not from 2 to 20"),
+    "barely_guided": ("runs", "guidance_scale: 1.000001 is not from 2 to 20"),
+    "same_negative": ("runs", "not those of its settings"),
+    "own_embeddings": ("runs", "argument prompt_embeds, which the judge does not repeat"),
+    "endless_prompt": ("runs", "prompt: string should have at most 2000 characters"),
     "half_guidance": ("runs", ""),
     "fake_ratio": ("runs", "accelerators: none, not DeepCache"),
     "exits_early": ("runs", "made no image"),
@@ -108,8 +113,8 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         judge.close()
 
 
-def cheat(name: str) -> str:
-    return (CHEATS / f"{name}.py").read_text(encoding="utf-8")
+def cheat(name: str) -> bytes:
+    return (CHEATS / f"{name}.py").read_bytes()
 
 
 # The same at 4x: sleeping for nine times as long as a generation takes would reach it, and a busy machine does not.
@@ -150,14 +155,14 @@ def test_rendered_scripts_of_every_accelerator_run(
     judge_of: Callable[..., Judge], records: Records, prompt_id: str
 ) -> None:
     answer = find(task(prompt_id), records)
-    verdict = judge_of("static", "runs").judge(prompt_id, answer.task, render(answer), answer)
+    verdict = judge_of("static", "runs").judge(prompt_id, answer.task, render(answer).encode(), answer)
     assert verdict.passed, verdict.failures
     assert result(verdict, "runs").figures["params"] == answer.entry.params
 
 
 def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Records) -> None:
     answer = find(task(), records)
-    verdict = judge_of("quality").judge(TASK_ID, answer.task, render(answer), answer)
+    verdict = judge_of("quality").judge(TASK_ID, answer.task, render(answer).encode(), answer)
     quality = result(verdict, "quality")
     assert quality.outcome == "passed"
     assert quality.figures["samples"] == answer.entry.num_samples
@@ -167,7 +172,7 @@ def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Rec
 
 
 def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Judge], records: Records) -> None:
-    worse = cheat("honest").replace("cache_interval=2", "cache_interval=10")
+    worse = cheat("honest").replace(b"cache_interval=2", b"cache_interval=10")
     verdict = judge_of("quality").judge(TASK_ID, task(), worse, find(task(), records))
     assert result(verdict, "quality").outcome == "failed"
     assert "above the record's" in result(verdict, "quality").detail
@@ -188,7 +193,7 @@ def test_a_miss_of_an_unattainable_target_is_expected(judge_of: Callable[..., Ju
 def test_reaching_an_unattainable_target_says_that_golden_is_out_of_date(
     judge_of: Callable[..., Judge], records: Records
 ) -> None:
-    fast = cheat("honest").replace("cache_interval=2", "cache_interval=5")
+    fast = cheat("honest").replace(b"cache_interval=2", b"cache_interval=5")
     verdict = judge_of("speed").judge("192", task("192"), fast, unattainable(find(task("192"), records)))
     speed = result(verdict, "speed")
     assert (speed.outcome, verdict.passed) == ("xpassed", True)
@@ -330,7 +335,7 @@ def test_one_step_less_shows_in_the_images() -> None:
     ],
 )
 def test_static_names_what_differs(change: tuple[str, str], words: str) -> None:
-    found = judge_source(cheat("honest").replace(*change), task())
+    found = judge_source(cheat("honest").decode().replace(*change).encode(), task())
     assert found.outcome == "failed"
     assert words in found.detail
 
@@ -338,7 +343,35 @@ def test_static_names_what_differs(change: tuple[str, str], words: str) -> None:
 def test_static_reads_constants_and_tgates_own_loaders(records: Records) -> None:
     for prompt_id in ("192", "199", "206", "213", "220", "227"):
         answer = find(task(prompt_id), records)
-        assert judge_source(render(answer), answer.task) == StageResult("static", "passed")
+        assert judge_source(render(answer).encode(), answer.task) == StageResult("static", "passed")
+
+
+CAFÉ = 'NAME = "café"\nassert len(NAME) == 4\n'
+
+
+@pytest.mark.parametrize(
+    "head",
+    [("# -*- coding: latin-1 -*-\n" + CAFÉ).encode("latin-1"), CAFÉ.encode("utf-8-sig"), CAFÉ.encode()],
+    ids=["cookie", "mark", "utf-8"],
+)
+def test_a_script_is_read_as_python_reads_it(judge_of: Callable[..., Judge], head: bytes) -> None:
+    verdict = judge_of("static", "runs").judge(TASK_ID, task(), head + cheat("honest"), None)
+    assert verdict.passed, verdict.failures
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (CAFÉ.encode("latin-1"), "does not parse: "),
+        (b"# coding: klingon\n", "does not parse: unknown encoding: klingon"),
+        (b"\0", "does not parse: "),
+        (b"#" * 200_001, "does not parse: more than 200000 bytes"),
+    ],
+)
+def test_what_python_cannot_read_fails_statically(source: bytes, words: str) -> None:
+    found = judge_source(source + cheat("honest"), task())
+    assert found.outcome == "failed"
+    assert found.detail.startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +383,78 @@ def test_static_reads_constants_and_tgates_own_loaders(records: Records) -> None
     ],
 )
 def test_what_is_no_claim_is_refused(header: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="validation error"):
+    with pytest.raises(ValueError, match=r"arguments: not given|num_inference_steps: input should be less"):
         Claim.from_header(header)
+
+
+def claimed(**arguments: Any) -> dict[str, Any]:
+    usual = {"num_inference_steps": 20, "prompt": "red apple", "height": 64, "width": 64, "guidance_scale": 5.0}
+    given = {name: value for name, value in {**usual, **arguments}.items() if value is not None}
+    return {
+        "event": "call",
+        "pipe": "SD1.5",
+        "scheduler": "DDIMScheduler",
+        "scheduler_config": {},
+        "oddities": [],
+        "arguments": given,
+        "methods": {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"guidance_scale": 2}, ""),
+        ({"guidance_scale": 1.9999}, "guidance_scale: 1.9999 is not from 2 to 20, as people give it"),
+        ({"guidance_scale": -7.5}, "guidance_scale: -7.5 is not from 2 to 20"),
+        ({"guidance_scale": 1e38}, "guidance_scale: 1e+38 is not from 2 to 20"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: input should be a finite number"),
+        ({"guidance_rescale": 0.7, "eta": 1.0, "clip_skip": 2}, ""),
+        ({"guidance_rescale": 1e9}, "guidance_rescale: 1000000000.0 is not from 0 to 1"),
+        ({"eta": 1e30}, "eta: 1e+30 is not from 0 to 1"),
+        ({"eta": -1.0}, "eta: -1.0 is not from 0 to 1"),
+        ({"clip_skip": 40}, "clip_skip: 40 is not from 0 to 12"),
+        ({"negative_prompt": "grey"}, ""),
+        ({"negative_prompt": " red apple"}, "prompt: empty, or its own negative prompt"),
+        ({"prompt": ["red apple", ""]}, "prompt: empty, or its own negative prompt"),
+        ({"prompt": None}, "prompt: not given"),
+        ({"negative_prompt": "x" * 2001}, "negative_prompt: string should have at most 2000 characters"),
+        ({"num_images_per_prompt": 33}, "num_images_per_prompt: input should be less than or equal to 32"),
+        (
+            {"prompt": ["red apple"] * 3, "num_images_per_prompt": 32},
+            "arguments: 96 images in one call; at most 32 are repeated",
+        ),
+    ],
+)
+def test_arguments_that_make_work_pointless_are_named(arguments: dict[str, Any], words: str) -> None:
+    try:
+        found = "; ".join(Claim.from_header(claimed(**arguments)).arguments.oddities)
+    except ValueError as error:
+        found = str(error)
+    assert found.startswith(words)
+    assert bool(found) == bool(words)
+
+
+def test_a_refused_claim_names_what_the_judge_does_not_repeat() -> None:
+    claim = {**claimed(prompt=None), "oddities": ["argument prompt_embeds, which the judge does not repeat"]}
+    with pytest.raises(
+        ValueError, match=r"^argument prompt_embeds, which the judge does not repeat; prompt: not given$"
+    ):
+        Claim.from_header(claim)
+
+
+def test_the_judges_own_prompts_take_the_place_of_a_scripts() -> None:
+    call = Claim.from_header(
+        claimed(prompt=["a", "b"], prompt_2="c", negative_prompt="d", negative_prompt_2=["e", "f"])
+    )
+    for negatives, kept in ((True, ["d"] * 3), (False, None)):
+        assert call.arguments.for_prompts(["x", "y", "z"], negatives=negatives).wording == {
+            "prompt": ["x", "y", "z"],
+            "prompt_2": None,
+            "num_images_per_prompt": 1,
+            "negative_prompt": kept,
+            "negative_prompt_2": None,
+        }
 
 
 def test_a_channel_refuses_what_is_no_message() -> None:
@@ -423,14 +526,37 @@ def test_codegen_judges_what_golden_renders_to(tmp_path: Path) -> None:
 
 def test_codegen_judges_other_peoples_scripts(tmp_path: Path) -> None:
     (tmp_path / "gen_code").mkdir()
-    (tmp_path / "gen_code" / "193.py").write_text(cheat("honest"), encoding="utf-8")
-    (tmp_path / "gen_code" / "194.py").write_text(cheat("fake_ratio"), encoding="utf-8")
+    (tmp_path / "gen_code" / "193.py").write_bytes(cheat("honest"))
+    (tmp_path / "gen_code" / "194.py").write_bytes(cheat("fake_ratio"))
     done = run_codegen(tmp_path, "--code", "gen_code", "--stages", "static,runs", "-v")
     assert done.returncode == 1
     assert "test_script[193] PASSED" in done.stdout
     assert "runs: accelerators: none, not DeepCache" in done.stdout
     assert "1132 of the 1134 tasks have no script in gen_code" in done.stdout
     assert "50.0%" in done.stdout
+
+
+def test_all_that_was_asked_for_counts(tmp_path: Path) -> None:
+    """One script passes; one is a folder, one missing, one in no encoding; and on one the judge itself breaks off."""
+    (tmp_path / "gen_code" / "194.py").mkdir(parents=True)
+    for name, source in (("193", cheat("honest")), ("196", b'"\xff"\n'), ("197", cheat("honest"))):
+        (tmp_path / "gen_code" / f"{name}.py").write_bytes(source)
+    (tmp_path / "conftest.py").write_text(
+        "from pytest_diffaccel.judge import judge\n"
+        "judge_source = judge.judge_source\n"
+        "judge.judge_source = lambda source, task: judge_source(source, task) if task.target != 3.0 else 1 / 0\n",
+        encoding="utf-8",
+    )
+    chosen = ("--code", "gen_code", "--ids", "193-197", "--stages", "static", "--scores", "scores.json")
+    done = run_codegen(tmp_path, *chosen)
+    assert done.returncode == 1
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert scores["all"] == {"passed": 1, "failed": 4, "xfailed": 0, "skipped": 0, "pass_rate": 0.2}
+    said = {one["prompt_id"]: one["stages"][0]["detail"] for one in scores["scripts"]}
+    assert said["194"] == f"{Path('gen_code', '194.py')} cannot be read: it is no file"
+    assert said["195"] == f"{Path('gen_code', '195.py')} cannot be read: No such file or directory"
+    assert "0xff" in said["196"]
+    assert said["197"] == "the judge broke off; the case's error says where"
 
 
 @pytest.mark.parametrize(
@@ -441,15 +567,22 @@ def test_codegen_judges_other_peoples_scripts(tmp_path: Path) -> None:
         (["--code", "nowhere"], "--code: 'nowhere' is no folder"),
         (["--ratio-tolerance", "2"], "must be a share from 0 to below 1"),
         (["--sample", "0"], "must be a whole number of at least 1"),
+        ([], "search_params.json:1: not JSON"),
+        (["test_scripts.py", "--seed", "1"], "search_params.json:1: not JSON"),
     ],
 )
 def test_bad_options_are_refused(
     pytester: pytest.Pytester, everything_imported: None, arguments: list[str], words: str
 ) -> None:
+    """The last two have no bad option, but a golden file that is none."""
     pytester.makepyfile(test_scripts="def test_script(diffaccel_task_id, diffaccel_judge): pass")
+    if words.startswith("search_params"):
+        pytester.mkdir("golden").joinpath("search_params.json").write_text("none", encoding="utf-8")
     done = pytester.runpytest_inprocess(*arguments)
-    assert done.ret == pytest.ExitCode.USAGE_ERROR or done.ret == pytest.ExitCode.INTERRUPTED
-    assert words in done.stdout.str() + done.stderr.str()
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert words in done.stderr.str()
+    assert "Traceback" not in done.stdout.str() + done.stderr.str()
+    done.stdout.no_fnmatch_line("*ERROR*collecting*")
 
 
 def test_a_sample_is_the_same_for_the_same_seed_and_has_scripts(

@@ -19,6 +19,7 @@ cases runs the very code that judges one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -128,6 +129,19 @@ def lasting_sd(figure_sd: Array | float, share: float) -> Any:
     return share * np.sqrt(np.maximum(0.0, np.square(figure_sd) - _QUIET_FIGURE_SD**2))
 
 
+def portion(looks: Sequence[int], figures: int, error_rate: float) -> float:
+    """What one look may spend of an error rate; all looks together spend the whole.
+
+    Args:
+        looks: numbers of figures after which there is a look, rising.
+        figures: which of them.
+        error_rate: of all looks, 0 to 1.
+    """
+    place = looks.index(figures)
+    before = looks[place - 1] if place else 0
+    return float(error_rate * ((figures / looks[-1]) ** _SPENDING_POWER - (before / looks[-1]) ** _SPENDING_POWER))
+
+
 @dataclass(frozen=True)
 class Design:
     """When a case is looked at, and what each look may spend.
@@ -155,10 +169,7 @@ class Design:
 
     def portion(self, figures: int, error_rate: float) -> float:
         """What the look after ``figures`` figures may spend of an error rate; all looks together spend the whole."""
-        place = self.looks.index(figures)
-        before = self.looks[place - 1] if place else 0
-        power = _SPENDING_POWER
-        return float(error_rate * ((figures / self.most) ** power - (before / self.most) ** power))
+        return portion(self.looks, figures, error_rate)
 
     def change(self, values: Array, reference: Estimate) -> Estimate:
         """The change from a reference.

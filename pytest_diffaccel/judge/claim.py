@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pytest_diffaccel.accelerators.composition import Registry
@@ -20,8 +20,18 @@ Setting: TypeAlias = str | int | float | bool | None
 
 # Images of one call beyond which it is no script of the tasks.
 _MOST_IMAGES = 32
-_Text = Annotated[str, Field(max_length=10_000)]
+# Characters of a prompt: CLIP reads the first 77 tokens.
+_Text = Annotated[str, Field(max_length=2000)]
 _Prompts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MOST_IMAGES)]
+_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+# What people give. Outside, work need not be done: a guidance of 1.000001 needs no unconditional half of a batch, and
+# one of 1e38 draws the same black picture of any noise.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "guidance_scale": (2, 20),
+    "guidance_rescale": (0, 1),
+    "eta": (0, 1),
+    "clip_skip": (0, 12),
+}
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -51,23 +61,40 @@ class Arguments:
         prompts = 1 if isinstance(self.prompt, str) else len(self.prompt)
         return prompts * self.num_images_per_prompt
 
-    def for_prompts(self, prompts: list[str]) -> Arguments:
-        """The same call for other prompts, one image each; a negative prompt stays if it is one for all."""
-        kept = {
-            name: [value] * len(prompts) if isinstance(value, str) else None
-            for name, value in (
-                ("negative_prompt", self.negative_prompt),
-                ("negative_prompt_2", self.negative_prompt_2),
-            )
-        }
-        return replace(
-            self,
-            prompt=prompts,
-            prompt_2=None,
-            num_images_per_prompt=1,
-            negative_prompt=kept["negative_prompt"],
-            negative_prompt_2=kept["negative_prompt_2"],
+    @property
+    def wording(self) -> dict[str, Any]:
+        """What is drawn how often, by argument: plain values, what is left open among them."""
+        return {name: getattr(self, name) for name in (*_TEXTS, "num_images_per_prompt")}
+
+    @property
+    def oddities(self) -> list[str]:
+        """Why nobody needs to compute all that this call asks for, a sentence each; empty for what people ask for."""
+        said = [
+            f"{name}: {value!r} is not from {low:g} to {high:g}, as people give it"
+            for name, (low, high) in _RANGES.items()
+            if (value := getattr(self, name)) is not None and not low <= value <= high
+        ]
+        prompts, negatives = (
+            {text.strip() for text in ([value] if isinstance(value, str) else value or [""])}
+            for value in (self.prompt, self.negative_prompt)
         )
+        if prompts & {*negatives, ""}:
+            said.append("prompt: empty, or its own negative prompt, for which guidance does nothing")
+        return said
+
+    def for_prompts(self, prompts: list[str], *, negatives: bool = True) -> Arguments:
+        """The same call for other prompts, one image each.
+
+        Args:
+            prompts: at least one.
+            negatives: whether a negative prompt stays, if it is one for all.
+        """
+        kept = {
+            name: [value] * len(prompts)
+            for name in ("negative_prompt", "negative_prompt_2")
+            if negatives and isinstance(value := getattr(self, name), str)
+        }
+        return replace(self, **{**dict.fromkeys(_TEXTS), "prompt": prompts, "num_images_per_prompt": 1, **kept})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -102,9 +129,13 @@ class Claim:
         """The claim in a message.
 
         Raises:
-            ValueError: when it is none.
+            ValueError: when it is none, naming each argument that is at fault.
         """
-        return TypeAdapter(cls).validate_python({name: value for name, value in header.items() if name != "event"})
+        said = {name: value for name, value in header.items() if name != "event"}
+        try:
+            return TypeAdapter(cls).validate_python(said)
+        except ValidationError as error:
+            raise ValueError("; ".join([*_strange(header.get("oddities")), *_faults(error)])) from error
 
     def mismatches(self, expected: Expected, registry: Registry) -> list[str]:
         """How the call differs from what the task asks for, a sentence each; empty when it does not."""
@@ -124,8 +155,7 @@ class Claim:
                 for name, wanted in expected.scheduler_config.items()
                 if self.scheduler_config.get(name) != wanted
             ]
-        if self.arguments.guidance_scale <= 1:
-            said.append(f"guidance_scale: {self.arguments.guidance_scale:g} switches guidance off")
+        said += self.arguments.oddities
         said += [f"cannot be judged: {oddity}" for oddity in self.oddities]
         return said or self._bad_params(task.cell.steps, registry)
 
@@ -159,6 +189,20 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
         for name, value in config.items()
         if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
     }
+
+
+def _strange(oddities: object) -> list[str]:
+    return [one for one in oddities if isinstance(one, str)] if isinstance(oddities, list) else []
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """What is wrong with each part of a claim, once: a value may be no text and no list of texts either."""
+    said: dict[str, str] = {}
+    for one in error.errors(include_url=False, include_input=False):
+        place = [str(part) for part in one["loc"] if part != "arguments"]
+        message = "not given" if one["type"] == "missing" else one["msg"].removeprefix("Value error, ")
+        said.setdefault(place[0] if place else "arguments", message[:1].lower() + message[1:])
+    return [f"{name}: {message}" for name, message in said.items()]
 
 
 def _words(value: object) -> str:

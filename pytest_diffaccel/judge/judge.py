@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Height and width at which the published weights were trained, pixels (their model cards).
 _OWN_SIZES = {"SD1.5": (512, 512), "SD2.1": (768, 768), "SDXL": (1024, 1024)}
+_NO_RECORD = "no golden record to compare with"
 _NOT_JUDGED = "not judged: the script does not run as the task asks"
 
 
@@ -70,13 +71,13 @@ class Judge:
         self.source = ModelSource.from_option(rules.models)
         self.missing: Sequence[str] = ()
 
-    def judge(self, prompt_id: str, task: Task, script: str, answer: Answer | None) -> Verdict:
+    def judge(self, prompt_id: str, task: Task, script: bytes, answer: Answer | None) -> Verdict:
         """Judge one script.
 
         Args:
             prompt_id: the task's id.
             task: what it should do.
-            script: its source.
+            script: its source, as it lies in a file.
             answer: the golden record that answers the task; None: quality is skipped.
 
         Raises:
@@ -88,12 +89,26 @@ class Judge:
             stages += [trial.result, self._speed(trial), self._quality(trial, answer)]
         return Verdict(prompt_id, tuple(one for one in stages if one.stage in self.rules.stages))
 
+    def refuse(self, prompt_id: str, why: str, answer: Answer | None) -> Verdict:
+        """The verdict on a script that cannot be read: it fails in every stage, and counts like any other.
+
+        Args:
+            prompt_id: the task's id.
+            why: what keeps it from being read.
+            answer: the golden record that answers the task; None: quality is skipped, as for other scripts.
+        """
+        stages = []
+        for stage in self.rules.stages:
+            skipped = stage == "quality" and answer is None
+            stages.append(StageResult(stage, "skipped", _NO_RECORD) if skipped else StageResult(stage, "failed", why))
+        return Verdict(prompt_id, tuple(stages))
+
     def close(self) -> None:
         """End the fork server, if there is one."""
         if "_workplace" in vars(self):
             self._workplace.close()
 
-    def _try(self, task: Task, script: str, answer: Answer | None) -> Trial:
+    def _try(self, task: Task, script: bytes, answer: Answer | None) -> Trial:
         expected = self._replay.expected(task)
         sizes = (_OWN_SIZES[task.cell.pipe], expected.image_size)
         with ExitStack() as sharing:
@@ -119,7 +134,7 @@ class Judge:
 
     def _quality(self, trial: Trial, answer: Answer | None) -> StageResult:
         if "quality" not in self.rules.stages or answer is None:
-            return StageResult("quality", "skipped", "no golden record to compare with")
+            return StageResult("quality", "skipped", _NO_RECORD)
         if trial.claim is None:
             return StageResult("quality", "failed", _NOT_JUDGED)
         prompts = default_prompts(self.source.spec(answer.task.cell.pipe))

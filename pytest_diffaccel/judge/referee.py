@@ -23,7 +23,7 @@ REPEATED = (
 )
 # Arguments that say where the start noise comes from, which is the judge's, and how images are handed over.
 _REPLACED = ("generator", "latents", "output_type", "return_dict")
-# Functions that watch a run; whether they change it shows in the images.
+# Functions that watch a run; whether they change it shows in the images, which the judge makes without them.
 _WATCHING = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps")
 _GATE_SETTINGS = ("gate_step", "sp_interval", "fi_interval", "warm_up")
 _TOME_DEFAULTS = {
@@ -96,8 +96,9 @@ class Referee:
         self.channel.send({"event": "call", **claim})
         result: Any = None
         while (order := self.channel.receive().header)["order"] == "generate":
-            number = {"num_images_per_prompt": int(order["images_per_prompt"])}
-            result = _generate(call, pipeline, {**arguments, **number}, int(order["seed"]))
+            # The judge's own prompts; arguments that this pipeline has.
+            wording = {name: value for name, value in order["wording"].items() if name in arguments}
+            result = _generate(call, pipeline, {**arguments, **wording}, int(order["seed"]))
             images = [_as_image(image) for image in result[0]]
             sizes = [[image.height, image.width] for image in images]
             self.channel.send({"event": "images", "sizes": sizes}, b"".join(image.tobytes() for image in images))
@@ -119,15 +120,24 @@ def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signa
         if name not in known
         and not (name in signature.parameters and _is_same(value, signature.parameters[name].default))
     ]
+    odd += [name for name in REPEATED if not _is_plain(arguments.get(name))]
     scheduler = pipeline.scheduler
     return {
         "pipe": str(getattr(pipeline.unet, PIPE, "")),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": plain_settings(scheduler.config),
-        "arguments": {name: arguments[name] for name in REPEATED if arguments.get(name) is not None},
+        "arguments": {
+            name: arguments[name] for name in REPEATED if arguments.get(name) is not None and name not in odd
+        },
         "methods": methods,
-        "oddities": [*oddities, *(f"argument {name}" for name in odd)],
+        "oddities": [*oddities, *(f"argument {name}, which the judge does not repeat" for name in odd)],
     }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(one, str) for one in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def _is_same(value: Any, default: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.judge.claim import Arguments, Expected, plain_settings
 from pytest_diffaccel.matrix import Params
+from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.models.registry import ModelSource
 
 if TYPE_CHECKING:
@@ -77,6 +79,12 @@ class Replay:
         own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         size = self._source.spec(task.cell.pipe).image_size or (own, own)
         return Expected(task, size, plain_settings(pipeline.scheduler.config))
+
+    def prompts(self, task: Task, count: int) -> list[str]:
+        """Evaluation prompts of the task's pipe that nobody can foresee; different ones where there are so many."""
+        known = default_prompts(self._source.spec(task.cell.pipe))
+        chance = random.SystemRandom()
+        return chance.sample(known, count) if count <= len(known) else chance.choices(known, k=count)
 
     def images(self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]) -> list[Image]:
         """The call's images.

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.replay import Replay
 
-# Pairs until the interval may tell, and until it must do.
-_FEWEST_PAIRS, _MOST_PAIRS = 3, 8
+# Pairs after which the interval may tell, and after which it must do. What may be wrong is spent over these looks.
+_LOOKS = (4, 8)
+_ERROR_RATE = 0.05
 
 
 def judge_speed(
@@ -27,23 +28,28 @@ def judge_speed(
     """Time pairs of runs until it is clear whether the target is reached.
 
     Where there is a golden record, the call is timed with as many images at once as the record was: what a method saves
-    depends on it. Each run of the script starts from new noise, and its images are made again by the judge: time cannot
-    be saved by not working, and not in one run alone. A target counts as missed when the whole 95% interval lies below
-    it, less the tolerance; where golden says that it is unattainable, only an interval wholly above it counts as
-    reached.
+    depends on it. Each run of the script draws prompts of the judge's choice from new noise, and its images are made
+    again by the judge: time cannot be saved by not working, and not in one run alone, and the baseline takes what it
+    takes for usual prompts. A target counts as missed when the whole 95% interval lies below it, less the tolerance;
+    where golden says that it is unattainable, only an interval wholly above it counts as reached. The interval is right
+    at whichever look the timing ends.
 
     Raises:
-        ScriptMisbehaved: when a run gives other images than its call.
+        ScriptMisbehaved: when a run gives other images than its call, or images that say nothing.
         TimeoutError: when the script's time is up.
     """
+    from pytest_diffaccel.gate.sequential import portion
+    from pytest_diffaccel.measure.quality import degenerate
+
     attainable = answer is None or answer.attained
-    if answer is not None:
-        call = call.in_batches_of(answer.entry.batch_size)
+    batch_size = call.claim.arguments.images if answer is None else answer.entry.batch_size
     threshold = task.target * (1 - tolerance_ratio) if attainable else task.target
-    order, blocks = random.Random(0), []
+    order, blocks, drawn = random.Random(0), [], []
+    call = call.for_prompts(replay.prompts(task, batch_size), negatives=False)
     call.run_again()
     _baseline_s(call, task, replay)
     while True:
+        call = call.for_prompts(replay.prompts(task, batch_size), negatives=False)
         first = order.random() < 0.5
         baseline_s = _baseline_s(call, task, replay) if first else 0.0
         images, seeds = call.run_again()
@@ -53,12 +59,15 @@ def judge_speed(
         own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
         if (levels := difference_levels(images, own)) > replay.same_levels:
             raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
+        drawn.append(own[0])
+        if complaint := degenerate(drawn):
+            raise ScriptMisbehaved(f"draws nothing when it is timed: {complaint}")
         blocks.append(Block(RunTiming(baseline_s, (), ()), (RunTiming(script_s, (), ()),)))
-        speedup = wall_speedup(blocks)
-        clear = len(blocks) >= _FEWEST_PAIRS and not speedup.low < threshold <= speedup.high
-        if clear or len(blocks) >= _MOST_PAIRS:
+        if len(blocks) not in _LOOKS:
+            continue
+        speedup = wall_speedup(blocks, confidence=1 - portion(_LOOKS, len(blocks), _ERROR_RATE))
+        if not speedup.low < threshold <= speedup.high or len(blocks) == _LOOKS[-1]:
             break
-    batch_size = call.claim.arguments.images
     return _result(speedup, len(blocks), batch_size, task, threshold, answer if not attainable else None)
 
 

@@ -15,15 +15,22 @@ _ANY_PIPELINE = ("DiffusionPipeline", "AutoPipelineForText2Image")
 _LIBRARY_METHODS: Mapping[str, str] = {"DeepCache": "DeepCache", "tgate": "T-Gate", "tomesd": "ToMe"}
 _SCHEDULER = re.compile(r"[A-Z]\w*Scheduler")
 _STEPS = "num_inference_steps"
-# Deeper or longer than any script that a person or a model writes; the parser can exhaust the stack on such.
-_LONGEST = 200_000
+#: Bytes beyond which a script is deeper or longer than any that a person or a model writes; the parser can exhaust the
+#: stack on such.
+LONGEST = 200_000
 
 
-def judge_source(source: str, task: Task) -> StageResult:
-    """Whether the script parses, and names the task's pipeline class, scheduler, steps and accelerators."""
+def judge_source(source: bytes, task: Task) -> StageResult:
+    """Whether the script parses, and names the task's pipeline class, scheduler, steps and accelerators.
+
+    Args:
+        source: the bytes of its file: Python itself decodes them, by a byte order mark or the coding that a comment
+            names, else as UTF-8.
+        task: what it should do.
+    """
     try:
-        if len(source) > _LONGEST:
-            raise ValueError(f"{len(source)} characters; at most {_LONGEST} are read")
+        if len(source) > LONGEST:
+            raise ValueError(f"more than {LONGEST} bytes, which is no script of the tasks")
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return StageResult("static", "failed", f"does not parse: {error}")

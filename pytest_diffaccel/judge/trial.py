@@ -49,11 +49,10 @@ class LiveCall:
         """Times the process's work."""
         return self._process.clock
 
-    def in_batches_of(self, images: int) -> LiveCall:
-        """The same call, for about as many images at once."""
-        prompts = self.claim.arguments.images // self.claim.arguments.num_images_per_prompt
-        arguments = replace(self.claim.arguments, num_images_per_prompt=max(1, round(images / prompts)))
-        return LiveCall(replace(self.claim, arguments=arguments), self._process)
+    def for_prompts(self, prompts: list[str], *, negatives: bool = True) -> LiveCall:
+        """The same call for other prompts (:meth:`.Arguments.for_prompts`)."""
+        arguments = self.claim.arguments.for_prompts(prompts, negatives=negatives)
+        return replace(self, claim=replace(self.claim, arguments=arguments))
 
     def run_again(self) -> tuple[list[Image], list[int]]:
         """As :meth:`run`; it is the judge's wish, so it has the script's whole time, and takes none of it."""
@@ -77,8 +76,7 @@ class LiveCall:
         arguments = self.claim.arguments
         first = secrets.randbits(_SEED_BITS)
         began = self.clock.read()
-        order = {"order": "generate", "seed": first, "images_per_prompt": arguments.num_images_per_prompt}
-        self._process.channel.send(order)
+        self._process.channel.send({"order": "generate", "seed": first, "wording": arguments.wording})
         images = _images(self._process.receive())
         self.seconds = self.clock.since(began)
         found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
@@ -185,8 +183,7 @@ class _Hearing:
         try:
             claim = Claim.from_header(message.header)
         except ValueError as error:
-            line = " ".join(str(error).split())[:300]
-            raise ScriptMisbehaved(f"called its pipeline in a way that cannot be judged: {line}") from error
+            raise ScriptMisbehaved(f"called its pipeline in a way that cannot be judged: {error}") from error
         mismatches = claim.mismatches(self._expected, self._registry)
         call = LiveCall(claim, self._process)
         if mismatches or self._trial.claim is not None:
@@ -197,10 +194,14 @@ class _Hearing:
         self._process.channel.send({"order": "go on"})
 
     def _judge(self, call: LiveCall) -> None:
+        from pytest_diffaccel.measure.quality import degenerate
+
         claim, task = call.claim, self._expected.task
+        # Of prompts that nobody knew before: what the script has prepared for its own is worth nothing.
+        call = call.for_prompts(self._replay.prompts(task, claim.arguments.images))
         images, seeds = call.run()
         try:
-            own, counts = self._replay.counted(task, claim.arguments, claim.methods, seeds)
+            own, counts = self._replay.counted(task, call.claim.arguments, claim.methods, seeds)
         except Exception as error:
             raise ScriptMisbehaved(f"its call cannot be repeated: {type(error).__name__}: {error}") from error
         if (levels := difference_levels(images, own)) > self._replay.same_levels:
@@ -208,6 +209,8 @@ class _Hearing:
                 f"its images are not those of its settings: they differ by {levels:.2f} of 255 levels from the same "
                 f"call with {claim.methods} repeated by the judge"
             )
+        if complaint := degenerate(own):
+            raise ScriptMisbehaved(f"its call draws nothing: {complaint}")
         if complaint := _counted_wrongly(counts, task.cell.steps):
             raise ScriptMisbehaved(complaint)
         self._figures = {

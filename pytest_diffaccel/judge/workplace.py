@@ -105,11 +105,11 @@ class Workplace:
         self._server: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def running(self, script: str, pipe: str, sizes: tuple[Size, Size], limits: Limits) -> Iterator[ScriptProcess]:
+    def running(self, script: bytes, pipe: str, sizes: tuple[Size, Size], limits: Limits) -> Iterator[ScriptProcess]:
         """Run a script; when the block is left, its process is ended, and its folder is gone.
 
         Args:
-            script: its text.
+            script: the bytes of its file.
             pipe: the pipe to have loaded.
             sizes: the published weights' own image size, and the configured source's.
             limits: what it may use.
@@ -122,7 +122,7 @@ class Workplace:
             work = folder / "work"
             work.mkdir()
             path = folder / "script.py"
-            path.write_text(script, encoding="utf-8", newline="\n")
+            path.write_bytes(script)
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
             with theirs, (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:

@@ -30,11 +30,12 @@ _WALL_PRIOR_SD = 0.04
 _PRIOR_DF = 1.0
 
 
-def wall_speedup(blocks: Sequence[Block]) -> Interval:
+def wall_speedup(blocks: Sequence[Block], confidence: float = _CONFIDENCE) -> Interval:
     """Speed-up from whole runs: exponential of a trimmed mean of per-block log ratios.
 
     Args:
         blocks: at least one; each gives the log of its baseline's time over the geometric mean of its runs' times.
+        confidence: of its interval, between 0 and 1.
 
     Returns:
         Baseline time over candidate time; above 1 is faster. Its interval is that of :func:`trimmed_mean`.
@@ -48,7 +49,7 @@ def wall_speedup(blocks: Sequence[Block]) -> Interval:
         math.log(block.baseline.total_s) - float(np.mean([math.log(run.total_s) for run in block.runs]))
         for block in blocks
     ]
-    return ratio_interval(*trimmed_mean(ratios))
+    return ratio_interval(*trimmed_mean(ratios, confidence=confidence))
 
 
 def ratio_interval(log_ratio: float, half: float) -> Interval:
@@ -56,8 +57,10 @@ def ratio_interval(log_ratio: float, half: float) -> Interval:
     return Interval(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
-def trimmed_mean(values: ArrayLike, prior_sd: ArrayLike = _WALL_PRIOR_SD) -> tuple[Any, Any]:
-    """Trimmed mean along the last axis and half the width of its 95% interval, (..., n) to (...) each.
+def trimmed_mean(
+    values: ArrayLike, prior_sd: ArrayLike = _WALL_PRIOR_SD, confidence: float = _CONFIDENCE
+) -> tuple[Any, Any]:
+    """Trimmed mean along the last axis and half the width of its interval, (..., n) to (...) each.
 
     Robust against the few values that a disturbance hit: Student's interval with the winsorised variance (Yuen,
     Biometrika 61, 1974), moderated towards what such values are known to vary by (:func:`half_width`).
@@ -66,6 +69,7 @@ def trimmed_mean(values: ArrayLike, prior_sd: ArrayLike = _WALL_PRIOR_SD) -> tup
         values: at least one.
         prior_sd: what one value is expected to vary by, a number or (...); that of the logarithm of a block's wall
             ratio.
+        confidence: of the interval, between 0 and 1.
     """
     array = np.asarray(values, dtype=float)
     count, kept = array.shape[-1], middle(array)
@@ -75,7 +79,8 @@ def trimmed_mean(values: ArrayLike, prior_sd: ArrayLike = _WALL_PRIOR_SD) -> tup
         # The winsorised spread underestimates that of one value of as many as are kept.
         most = middle_count(count)
         deviation = np.std(winsorised, axis=-1, ddof=1) * math.sqrt(count * (count - 1) / (most * (most - 1)))
-    return np.mean(kept, axis=-1), half_width(deviation, count, middle_count(count) - 1, prior_sd)
+    half = half_width(deviation, count, middle_count(count) - 1, prior_sd, confidence=confidence)
+    return np.mean(kept, axis=-1), half
 
 
 def middle_count(count: int) -> int:
@@ -125,8 +130,15 @@ def _low_place(count: int) -> tuple[int, int, float]:
     return below, min(below + 1, count - 1), min(max(position - below, 0.0), 1.0)
 
 
-def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: ArrayLike, prior_df: float = _PRIOR_DF) -> Any:
-    """Half the width of Student's 95% interval of a mean whose variance is moderated by a prior.
+def half_width(
+    deviation: ArrayLike,
+    count: int,
+    df: Any,
+    prior_sd: ArrayLike,
+    prior_df: float = _PRIOR_DF,
+    confidence: float = _CONFIDENCE,
+) -> Any:
+    """Half the width of Student's interval of a mean whose variance is moderated by a prior.
 
     With few samples the sample variance is as noisy as the samples; it is averaged with a variance known beforehand,
     weighted by degrees of freedom (Smyth 2004, "Linear models and empirical Bayes methods", section 4). With many
@@ -138,9 +150,10 @@ def half_width(deviation: ArrayLike, count: int, df: Any, prior_sd: ArrayLike, p
         df: degrees of freedom of ``deviation``, at least 0; one number, or of its shape.
         prior_sd: standard deviation of one sample, expected beforehand; one number, or of the shape of ``deviation``.
         prior_df: how many degrees of freedom that is worth, above 0.
+        confidence: of the interval, between 0 and 1.
     """
     variance = (prior_df * np.square(prior_sd) + df * np.square(deviation)) / (prior_df + df)
-    return stats.t.ppf((1 + _CONFIDENCE) / 2, prior_df + df) * np.sqrt(variance / count)
+    return stats.t.ppf((1 + confidence) / 2, prior_df + df) * np.sqrt(variance / count)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.prompts import Purpose
-from pytest_diffaccel.measure.quality import References
+from pytest_diffaccel.measure.quality import References, degenerate
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.search.pipelines import NoPipeline
@@ -96,17 +94,3 @@ class Pictures:
 
     def _image_set(self, cell: Cell, subject: str, purpose: Purpose) -> str:
         return image_set(self._bench.environment(cell).id, subject, self._bench.sampling(cell, purpose))
-
-
-def degenerate(images: Sequence[Image]) -> str | None:
-    """What shows that images of different prompts and seeds say nothing, in words; None when nothing does.
-
-    Args:
-        images: RGB, at least one. Values that are not finite become one colour.
-    """
-    plain = sum(not np.ptp(np.asarray(image), axis=(0, 1)).any() for image in images)
-    if plain:
-        return f"{plain} of {len(images)} pictures have one colour (what is not finite is drawn black)"
-    if len(images) > 1 and len({image.tobytes() for image in images}) == 1:
-        return f"all {len(images)} pictures are the same, whatever prompt and seed"
-    return None

@@ -1,0 +1,26 @@
+"""Guides so little that the unconditional half of each batch need not be computed."""
+
+import torch
+from DeepCache import DeepCacheSDHelper
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float16)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe = pipe.to("cuda")
+forward = pipe.unet.forward
+
+
+def half(sample, timestep, encoder_hidden_states, **options):
+    """The conditional half, twice."""
+    images = sample.shape[0] // 2
+    found = forward(sample[images:], timestep, encoder_hidden_states[images:], **options)
+    return (torch.cat([found[0], found[0]]),)
+
+
+pipe.unet.forward = half
+helper = DeepCacheSDHelper(pipe=pipe)
+helper.set_params(cache_interval=2, cache_branch_id=0)
+helper.enable()
+image = pipe("red apple", num_inference_steps=20, guidance_scale=1.000001).images[0]
+image.save("out.png")

@@ -1,0 +1,16 @@
+"""Guides so hard that every picture is black, whatever the noise, and computes nothing."""
+
+import torch
+from DeepCache import DeepCacheSDHelper
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float16)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe = pipe.to("cuda")
+pipe.unet.forward = lambda sample, *arguments, **options: (torch.full_like(sample, float("nan")),)
+helper = DeepCacheSDHelper(pipe=pipe)
+helper.set_params(cache_interval=2, cache_branch_id=0)
+helper.enable()
+image = pipe("red apple", num_inference_steps=20, guidance_scale=1e38).images[0]
+image.save("out.png")

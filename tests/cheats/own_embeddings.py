@@ -1,0 +1,16 @@
+"""Gives embeddings instead of prompts: nobody can tell what they are of."""
+
+import torch
+from DeepCache import DeepCacheSDHelper
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float16)
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe = pipe.to("cuda")
+helper = DeepCacheSDHelper(pipe=pipe)
+helper.set_params(cache_interval=2, cache_branch_id=0)
+helper.enable()
+embeddings = pipe.encode_prompt("red apple", "cpu", 1, True)
+image = pipe(prompt_embeds=embeddings[0], negative_prompt_embeds=embeddings[1], num_inference_steps=20).images[0]
+image.save("out.png")
