@@ -429,6 +429,57 @@ def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:
     assert generate.kinds == ("plain",) * STEPS
 
 
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_without_guidance_no_call_is_gated_and_tgate_is_refused(
+    pipeline_of: GetPipeline, guidance_scale: float
+) -> None:
+    """The package halves the batch at the gate: one prompt's picture would change with another's prompt."""
+    pipeline, options = pipeline_of("SD1.5", "DDIM"), {**SIZE, "guidance_scale": guidance_scale}
+    with accelerate(pipeline, {}, steps=2, **options) as generate:
+        generate(PROMPTS, SEEDS)
+    assert generate.fired["gated_calls"] == 0
+    point = {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    message = f"T-Gate needs classifier-free guidance, but guidance_scale={guidance_scale:g} gives none; .* above 1"
+    for params in ({"T-Gate": point}, DEEPCACHE | {"T-Gate": point}):
+        with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=2, **options):
+            pass
+
+
+def test_tgate_is_refused_where_the_denoiser_takes_the_guidance_scale(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    config = type(pipeline.unet.config)({**pipeline.unet.config, "time_cond_proj_dim": 256})
+    monkeypatch.setattr(pipeline.unet, "_internal_dict", config)
+    params = {"T-Gate": {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
+    with pytest.raises(InvalidParams, match="time_cond_proj_dim"), accelerate(pipeline, params, steps=2, **SIZE):
+        pass
+
+
+def test_a_unet_without_a_mid_block_generates_and_deepcache_says_why_it_cannot(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    monkeypatch.setitem(pipeline.unet._modules, "mid_block", None)
+    for params in ({}, {"ToMe": {"ratio": 0.5, "max_downsample": 1}}):
+        with accelerate(pipeline, params, steps=2, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+        assert (generate.fired["denoiser_calls"], generate.fired["cached_steps"]) == (2, 0)
+    with pytest.raises(InvalidParams, match="without a mid block"), accelerate(pipeline, DEEPCACHE, steps=2, **SIZE):
+        pass
+
+
+def test_fused_projections_are_no_reused_attention(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    pipeline.fuse_qkv_projections(vae=False)
+    try:
+        with accelerate(pipeline, {}, steps=2, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+    finally:
+        pipeline.unfuse_qkv_projections(vae=False)
+    assert generate.fired["reused_attention"] == 0
+
+
 def test_a_silent_method_is_an_error(pipeline_of: GetPipeline) -> None:
     """SDXL has no attention at full resolution: there is nothing to merge."""
     with pytest.raises(MethodDidNotAct, match=r"ratio=0.5,max_downsample=1 had no effect: merged_tokens stayed 0"):

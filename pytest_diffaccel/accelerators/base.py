@@ -25,11 +25,13 @@ class Method(ABC):
         name: as golden parameters spell it.
         param_names: its parameters, in the order they are printed.
         drives: other methods that this one must apply itself when combined with them.
+        needs_guidance: whether it works with classifier-free guidance only.
     """
 
     name: ClassVar[str]
     param_names: ClassVar[tuple[str, ...]]
     drives: ClassVar[tuple[str, ...]] = ()
+    needs_guidance: ClassVar[bool] = False
 
     @abstractmethod
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
