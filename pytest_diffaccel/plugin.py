@@ -24,6 +24,7 @@ from pytest_diffaccel.judging import TASK, JudgeReporting, diffaccel_bench, diff
 from pytest_diffaccel.reporting import Reporting
 from pytest_diffaccel.workers import (
     give_up_broken_cuda,
+    interrupt_on_sigterm,
     one_worker_a_gpu,
     share_gpus,
     tell_beginning,
@@ -96,6 +97,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     if options.is_given(config.option):
         search_run(config)
+        interrupt_on_sigterm(config)
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")

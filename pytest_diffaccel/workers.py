@@ -1,8 +1,10 @@
-"""Which worker has which GPU."""
+"""What a session's processes have in common, which worker has which GPU, and how they end."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -128,6 +130,17 @@ def with_gpu(settings: Settings, config: pytest.Config) -> Settings:
         return settings
     devices.use_gpu(chosen[0])
     return replace(settings, gpu=chosen[0])
+
+
+def interrupt_on_sigterm(config: pytest.Config) -> None:
+    """Let SIGTERM, which job schedulers and containers send, act like Ctrl-C: what is under way has not crashed.
+
+    A handler of somebody else's stays.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def give_up_broken_cuda(session: pytest.Session) -> None:
