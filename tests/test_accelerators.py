@@ -16,6 +16,7 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCoun
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
 
 GetPipeline = Callable[..., Any]
@@ -26,6 +27,8 @@ SIZE = {"height": 32, "width": 32}
 PROMPTS = ("red apple on a blue background", "smiling face on a green background")
 SEEDS = (3, 4)
 
+# Images (height, width, max_downsample) of which tomesd mistakes a level's shape.
+TOMESD_FAILS = {(72, 88, 8), (104, 152, 8), (32, 56, 8)}
 DEEPCACHE = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
 TGATE = {"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
 TOME = {"ToMe": {"ratio": 0.5, "max_downsample": 2}}
@@ -420,6 +423,31 @@ def test_more_merging_merges_more_tokens(pipeline_of: GetPipeline) -> None:
             generate(PROMPTS[:1], SEEDS[:1])
         merged.append(generate.fired["merged_tokens"])
     assert 0 < merged[0] < merged[1] < merged[2] < merged[3]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "depth"), [(72, 88, 8), (104, 152, 8), (32, 56, 8), (104, 152, 4), (96, 96, 8), (72, 88, 1)]
+)
+def test_tome_refuses_exactly_the_sizes_that_tomesd_fails_on(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch, height: int, width: int, depth: int
+) -> None:
+    pipeline, size = pipeline_of("SD1.5", "DDIM"), {"height": height, "width": width}
+    params = {"ToMe": {"ratio": 0.5, "max_downsample": depth}}
+    refusal = ""
+    try:
+        with accelerate(pipeline, params, steps=1, **size):
+            pass
+    except InvalidParams as error:
+        refusal = str(error)
+    monkeypatch.setattr(ToMe, "refused_size", lambda *_: "")
+    with accelerate(pipeline, params, steps=1, **size) as generate:
+        if refusal:
+            assert f"max_downsample={depth} fails on images of {width}x{height} pixels" in refusal
+            with pytest.raises((RuntimeError, IndexError)):
+                generate(PROMPTS[:1], SEEDS[:1])
+        else:
+            assert generate(PROMPTS[:1], SEEDS[:1])[0].size == (width, height)
+    assert bool(refusal) == ((height, width, depth) in TOMESD_FAILS)
 
 
 def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:

@@ -217,8 +217,8 @@ def accelerate(
         :class:`Generate`, to be called with prompts and seeds.
 
     Raises:
-        InvalidParams: for unknown methods or parameters, values out of range, guidance that a method cannot work
-            with, or steps below 1.
+        InvalidParams: for unknown methods or parameters, values out of range, guidance or a size that a method
+            cannot work with, or steps below 1.
         ValueError: when the scheduler repeats a timestep at this number of steps.
     """
     from pytest_diffaccel.models.schedulers import check_timesteps
@@ -229,5 +229,7 @@ def accelerate(
     accelerator.check(params, steps, pipeline)
     scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
     accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    accelerator.check_size(params, pipeline, height or side, width or side)
     check_timesteps(pipeline, steps)
     yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)

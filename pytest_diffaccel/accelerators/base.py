@@ -57,6 +57,17 @@ class Method(ABC):
             InvalidParams: naming the bad value and the valid range.
         """
 
+    def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """Why images of this size cannot be made with ``point``; empty where they can, which is so for most methods.
+
+        Args:
+            point: all of :attr:`param_names`.
+            pipeline: the diffusers pipeline.
+            height: of the images, pixels.
+            width: of the images, pixels.
+        """
+        return ""
+
     @abstractmethod
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """The counters of :mod:`.counters` that must not stay zero; none for an identity setting."""

@@ -76,6 +76,17 @@ class Accelerator:
                 f"take one above 1, or leave {needing[0]} out"
             )
 
+    def check_size(self, params: Params, pipeline: Any, height: int, width: int) -> None:
+        """Refuse images of a size (pixels) that a method cannot make.
+
+        Raises:
+            InvalidParams: naming the method, its parameters, the size and what to take instead.
+        """
+        for method in self.methods:
+            reason = method.refused_size(params[method.name], pipeline, height, width)
+            if reason:
+                raise InvalidParams(f"{method.name}: {reason}")
+
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
         """The kind of each denoiser call; ``"plain"`` without methods."""
         if not self.methods:
