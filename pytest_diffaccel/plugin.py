@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel import hooks, judge_options, options
-from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, group_of, is_out_of_place
+from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
 from pytest_diffaccel.fixtures import (
     diffaccel,
     diffaccel_gate,
@@ -129,8 +129,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A group's candidates, then its winners."""
-    if any(group_of(item) for item in items):
-        order = {group: place for place, group in enumerate(search_run(config).groups)}
-        items.sort(key=lambda item: order[group] if (group := group_of(item)) else -1)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Cases in their own order, whatever order other plugins gave to the tests before (shuffling, ``--ff``, ...)."""
+    sort_cases(session.items, lambda: search_run(session.config), gate_run(session.config))

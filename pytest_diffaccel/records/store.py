@@ -87,6 +87,15 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def try_writing(self) -> None:
+        """Write a transaction that changes nothing.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: when nothing can be written.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(delete(DECISIONS).where(equal(DECISIONS, {"candidate_key": ""})))
+
     def save(self, measurement: Measurement) -> None:
         """Keep a measurement, in place of an older one of the same candidate, environment and sampling.
 

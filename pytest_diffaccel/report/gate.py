@@ -15,7 +15,7 @@ from pytest_diffaccel.report.step_summary import gate_summary, write_step_summar
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.report.session import Terminal
+    from pytest_diffaccel.report.terminal import Terminal
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
