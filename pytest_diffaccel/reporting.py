@@ -22,6 +22,7 @@ from pytest_diffaccel.case_items import (
     search_cases,
 )
 from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.workers import other_session
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
@@ -126,6 +127,11 @@ class Reporting:
                 try_places(search_run(self._config).settings, self._log.path if self._log else None)
         except (JsonFileError, NoPlace) as error:
             raise pytest.UsageError(str(error)) from error
+        if known and (other := other_session(self._config)):
+            self._terminal.write_line(
+                f"diffaccel: another session searches in this folder ({other}): what both look for is measured twice; "
+                "stop one of them, or start it in another folder"
+            )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from entries import MET
+from filelock import FileLock
 from searches import SMALL_OPTIONS, SearchFolder
 from sqlalchemy.exc import OperationalError
 
@@ -228,3 +230,16 @@ def test_a_search_needs_no_terminal(made_up: MadeUp) -> None:
 
 def test_without_a_terminal_the_exit_code_tells(made_up: MadeUp) -> None:
     assert made_up.run("-p", "no:terminal", "-k", "test_winners").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_another_session_in_the_folder_is_told(made_up: MadeUp) -> None:
+    """Both would measure everything: nothing of a session is known to another until it is stored."""
+    told = "diffaccel: another session searches in this folder (process 4711, since noon)*measured twice*"
+    work = made_up.folder.path / ".diffaccel"
+    work.mkdir()
+    with FileLock(work / "session.lock"):
+        (work / "session.txt").write_text("process 4711, since noon", encoding="utf-8")
+        made_up.run().stdout.fnmatch_lines([told])
+    result = made_up.run()
+    result.stdout.no_fnmatch_line("*another session*")
+    assert f"process {os.getpid()}, since 20" in (work / "session.txt").read_text(encoding="utf-8")
