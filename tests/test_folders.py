@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echo import Echo
 from entries import ENVIRONMENT, MET
 from safetensors.numpy import load_file, save_file
-from searches import CLEAR_POINTS, SmallSearch, embedded_folder, without_scale
+from searches import CLEAR_POINTS, SearchFolder, embedded_folder, open_run
 from single_files import write_single_file
 
 from pytest_diffaccel import load_pipeline
@@ -24,7 +25,8 @@ from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.judge.claim import plain_settings
-from pytest_diffaccel.matrix import SCHEDULERS, Cell
+from pytest_diffaccel.matrix import SCHEDULERS, Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Quality, Sampling
 from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.copies import component_files
 from pytest_diffaccel.models.registry import HUB_IDS, ModelSource, ModelSpec
@@ -39,7 +41,6 @@ from pytest_diffaccel.models.schedulers import (
 from pytest_diffaccel.models.weights import check_folder, weight_files
 from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.records.store import Store
 
 STEM = "diffusion_pytorch_model"
 SD15 = HUB_IDS["SD1.5"]
@@ -371,6 +372,15 @@ def test_settings_have_the_same_digest_wherever_they_are_and_whatever_was_drawn(
     assert settings_digests(pipeline) == digests == settings_digests(load(embedded_folder("SD1.5")))
 
 
+@pytest.mark.parametrize("pipe", ["SD2.1", "SDXL"])
+def test_every_component_has_settings(pipe: str, pipeline_of: Any) -> None:
+    pipeline = pipeline_of(pipe)
+    loaded = {name for name, part in pipeline.components.items() if part is not None}
+    digests = settings_digests(pipeline)
+    assert set(digests) == {*loaded, "pipeline"}
+    assert len(set(digests.values())) >= len(digests) - 1  # SDXL's two tokenizers may be the same
+
+
 def drop_a_merge(folder: Path) -> None:
     path = folder / "tokenizer" / "merges.txt"
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
@@ -398,18 +408,29 @@ def test_other_settings_are_another_environment(
 
 
 def test_the_store_does_not_answer_for_other_settings(
-    small_search: SmallSearch, copied: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_scale(monkeypatch)
-    small_search.register(CLEAR_POINTS[0])
+    search = SearchFolder(tmp_path / "search")
     text = f'"SD1.5" = {{ path = "{copied}", height = 32, width = 32, guidance_scale = 5.0 }}\n'
-    (small_search.path / "models.toml").write_text(text, encoding="utf-8")
-    for spacing in ("leading", "trailing"):
+    (search.path / "models.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(search.path)
+    found = []
+    for spacing in ("leading", "trailing", "leading"):
         edit_json(copied / "scheduler" / "scheduler_config.json", timestep_spacing=spacing)
-        small_search.run().assert_outcomes(passed=2)
-    with Store.open(small_search.store) as store:
-        one, other = store.environments().values()
+        run = open_run(methods=[Echo(CLEAR_POINTS)])
+        candidate = run.candidates[0]
+        environment, sampling = run.bench.environment(candidate.cell), run.bench.sampling(candidate.cell, "search")
+        found.append((environment, run.bench.store.find(candidate.key, environment.id, sampling)))
+        run.bench.store.save(measurement(candidate, environment.id, sampling))
+        run.close()
+    (one, first), (other, second), (again, third) = found
     assert one.weights == other.weights
     assert [line.split()[0] for line in differences(one, other)] == ["scheduler"]
-    query = "SELECT environment, count(*) FROM diffaccel_measurements WHERE purpose = 'search' GROUP BY environment"
-    assert dict(small_search.query(query)) == {one.id: 1, other.id: 1}
+    assert (again, first, second) == (one, None, None)
+    assert third is not None
+
+
+def measurement(candidate: Candidate, environment: str, sampling: Sampling) -> Measurement:
+    one = Interval(1.0, 1.0, 1.0)
+    quality = Quality(one, psnr_db=30.0, ssim=0.9, lpips_per_sample=(1.0,))
+    return Measurement(candidate, environment, sampling, one, one, estimates_agree=True, quality=quality, blocks=())
