@@ -37,9 +37,10 @@ from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.prompts import default_prompts, select
 from pytest_diffaccel.models.architecture import SEED
+from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ARCHITECTURE, ModelSource
-from pytest_diffaccel.models.schedulers import set_scheduler
+from pytest_diffaccel.models.schedulers import open_settings, original_settings, set_scheduler
 from pytest_diffaccel.models.weights import weight_files
 from pytest_diffaccel.records.environment import describe_environment
 
@@ -132,6 +133,8 @@ class _Bench:
             image_size=self.spec.image_size or (side, side),
             batch_size=batch,
             guidance_scale=self.spec.guidance_scale or default_guidance_scale(self.pipeline),
+            settings=settings_digests(self.pipeline),
+            scheduler_defaults=open_settings(original_settings(self.pipeline)),
         )
 
     def time(self, cell: Cell, candidates: Sequence[Candidate]) -> None:

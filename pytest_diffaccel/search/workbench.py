@@ -16,8 +16,10 @@ from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
+from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import weight_files
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.environment import Environment, describe_environment
@@ -189,6 +191,8 @@ class Workbench:
             image_size=spec.image_size or (side, side),
             batch_size=self.settings.batch_size,
             guidance_scale=default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
+            settings=settings_digests(pipeline),
+            scheduler_defaults=open_settings(original_settings(pipeline)),
         )
 
     def sampling(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> Sampling:
