@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from typing import Any, TypeAlias
 from diffusers.utils import logging
 
 from benchmarks.gpu_plan import BATCHES, kind_candidates
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, default_guidance_scale
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell
 from pytest_diffaccel.measure.blocks import run_blocks
@@ -38,9 +37,10 @@ from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.prompts import default_prompts, select
 from pytest_diffaccel.models.architecture import SEED
+from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ARCHITECTURE, ModelSource
-from pytest_diffaccel.models.schedulers import set_scheduler
+from pytest_diffaccel.models.schedulers import open_settings, original_settings, set_scheduler
 from pytest_diffaccel.models.weights import weight_files
 from pytest_diffaccel.records.environment import describe_environment
 
@@ -124,7 +124,6 @@ class _Bench:
     def _describe(self, pipe: str, batch: int) -> Any:
         side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         random = {"all": f"random, seed {SEED}"}
-        default = inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default
         return describe_environment(
             pipe=pipe,
             model_source=self.spec.description,
@@ -133,7 +132,9 @@ class _Bench:
             dtype=self.pipeline.unet.dtype,
             image_size=self.spec.image_size or (side, side),
             batch_size=batch,
-            guidance_scale=self.spec.guidance_scale or default,
+            guidance_scale=self.spec.guidance_scale or default_guidance_scale(self.pipeline),
+            settings=settings_digests(self.pipeline),
+            scheduler_defaults=open_settings(original_settings(self.pipeline)),
         )
 
     def time(self, cell: Cell, candidates: Sequence[Candidate]) -> None:

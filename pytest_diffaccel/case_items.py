@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -23,11 +24,20 @@ Group: TypeAlias = "tuple[Cell, str]"
 
 def group_of(item: pytest.Item) -> Group | None:
     """The group that a case belongs to; None for a test that is no case of a search."""
-    callspec = getattr(item, "callspec", None)
-    params = callspec.params if callspec else {}
-    candidate: Candidate | None = params.get(CANDIDATE)
-    group: Group | None = params.get(GROUP)
+    candidate = _candidate_of(item)
+    group: Group | None = _params(item).get(GROUP)
     return (candidate.cell, candidate.accelerator) if candidate else group
+
+
+def _candidate_of(item: pytest.Item) -> Candidate | None:
+    candidate: Candidate | None = _params(item).get(CANDIDATE)
+    return candidate
+
+
+def _params(item: pytest.Item) -> Mapping[str, Any]:
+    """The arguments that a test is parametrized with; none for a test that is not."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params if callspec else {}
 
 
 def is_out_of_place(function: object, gate: GateRun | None) -> bool:
@@ -40,8 +50,33 @@ def is_out_of_place(function: object, gate: GateRun | None) -> bool:
 
 def gate_case_of(item: pytest.Item) -> GateCase | None:
     """The gate's case that an item is."""
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get(GATE_CASE) if callspec else None
+    case: GateCase | None = _params(item).get(GATE_CASE)
+    return case
+
+
+def sort_cases(items: list[pytest.Item], search: Callable[[], SearchRun], gate: GateRun | None) -> None:
+    """Put cases in their order, behind all other tests: a group's candidates, then its winners, which need them.
+
+    Args:
+        items: the session's tests, sorted in place.
+        search: gives the session's search; asked only where there are cases of one.
+        gate: the session's gate, or None.
+    """
+    if gate is not None:
+        order = {case.key: place for place, case in enumerate(gate.cases)}
+        items.sort(key=lambda item: order[case.key] if (case := gate_case_of(item)) else -1)
+    elif any(group_of(item) for item in items):
+        run = search()
+        groups = {group: place for place, group in enumerate(run.groups)}
+        candidates = {candidate.key: place for place, candidate in enumerate(run.candidates)}
+
+        def place(item: pytest.Item) -> tuple[int, int]:
+            group, candidate = group_of(item), _candidate_of(item)
+            if group is None:
+                return -1, -1
+            return groups[group], candidates[candidate.key] if candidate else len(candidates)
+
+        items.sort(key=place)
 
 
 def group_name(group: Group) -> str:

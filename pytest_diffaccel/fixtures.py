@@ -84,12 +84,12 @@ def _report(item: pytest.Item, result: dict[str, Any]) -> None:
 
 @contextmanager
 def _refusals_in_words() -> Iterator[None]:
-    """Weights that cannot be used fail a case with the reason alone, which pages of traceback would hide."""
-    from pytest_diffaccel.search.pipelines import NoPipeline
+    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide."""
+    from pytest_diffaccel.search.pipelines import Unavailable
 
     try:
         yield
-    except NoPipeline as error:
+    except Unavailable as error:
         pytest.fail(str(error), pytrace=False)
 
 

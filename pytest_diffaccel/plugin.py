@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel import hooks, judge_options, options
-from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, group_of, is_out_of_place
+from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
 from pytest_diffaccel.fixtures import (
     diffaccel,
     diffaccel_gate,
@@ -32,6 +32,7 @@ from pytest_diffaccel.judging import (
 from pytest_diffaccel.reporting import Reporting
 from pytest_diffaccel.workers import (
     give_up_broken_cuda,
+    interrupt_on_sigterm,
     one_worker_a_gpu,
     share_gpus,
     tell_beginning,
@@ -104,6 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     if options.is_given(config.option):
         search_run(config)
+        interrupt_on_sigterm(config)
     if judge_options.is_given(config.option):
         judge_settings(config)
     if worker_number(config) is None:
@@ -137,9 +139,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A group's candidates, then its winners."""
-    refuse_bad_settings(config)
-    if any(group_of(item) for item in items):
-        order = {group: place for place, group in enumerate(search_run(config).groups)}
-        items.sort(key=lambda item: order[group] if (group := group_of(item)) else -1)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Cases in their own order, whatever order other plugins gave to the tests before (shuffling, ``--ff``, ...)."""
+    refuse_bad_settings(session.config)
+    sort_cases(session.items, lambda: search_run(session.config), gate_run(session.config))

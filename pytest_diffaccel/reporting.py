@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -21,11 +22,13 @@ from pytest_diffaccel.case_items import (
     search_cases,
 )
 from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.workers import other_session
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.report.case_log import CaseLog
+    from pytest_diffaccel.report.case_log import CaseLog, Unwritten
     from pytest_diffaccel.report.gate import GateReport
-    from pytest_diffaccel.report.session import SessionReport, Terminal
+    from pytest_diffaccel.report.session import SessionReport
+    from pytest_diffaccel.report.terminal import Terminal
 
 #: Category, letter and word of a report, as pytest's hook returns them.
 _Status: TypeAlias = tuple[str, str, Any]
@@ -59,7 +62,7 @@ def _open_log(path: str | None) -> CaseLog | None:
     try:
         return CaseLog(Path(path))
     except OSError as error:
-        raise pytest.UsageError(f"--diffaccel-log: {error}") from error
+        raise pytest.UsageError(f"--diffaccel-log: {path!r} cannot be written: {error.strerror or error}") from error
 
 
 class Reporting:
@@ -70,13 +73,26 @@ class Reporting:
         self._made: SessionReport | GateReport | None = None
         self._log = _open_log(config.option.diffaccel_log)
 
+    @cached_property
+    def _terminal(self) -> Terminal:
+        from pytest_diffaccel.report.terminal import NoTerminal
+
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        return NoTerminal() if reporter is None else cast("Terminal", reporter)
+
+    @cached_property
+    def _unwritten(self) -> Unwritten:
+        from pytest_diffaccel.report.case_log import Unwritten
+
+        return Unwritten(self._terminal)
+
     @property
     def _report(self) -> SessionReport | GateReport:
         if self._made is None:
             from pytest_diffaccel.report.gate import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
-            terminal = cast("Terminal", self._config.pluginmanager.get_plugin("terminalreporter"))
+            terminal = self._terminal
             run, gate = search_run(self._config), gate_run(self._config)
             if gate is not None:
                 self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
@@ -102,12 +118,20 @@ class Reporting:
 
     def _announce(self, nodeids: Sequence[str]) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError
+        from pytest_diffaccel.records.places import NoPlace, try_places
 
         known = {} if gate_run(self._config) else search_cases(search_run(self._config))
         try:
             self._report.announce({nodeid: known.get(case_id(nodeid)) for nodeid in nodeids})
-        except JsonFileError as error:
+            if nodeids:
+                try_places(search_run(self._config).settings, self._log.path if self._log else None)
+        except (JsonFileError, NoPlace) as error:
             raise pytest.UsageError(str(error)) from error
+        if known and (other := other_session(self._config)):
+            self._terminal.write_line(
+                f"diffaccel: another session searches in this folder ({other}): what both look for is measured twice; "
+                "stop one of them, or start it in another folder"
+            )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
@@ -129,7 +153,8 @@ class Reporting:
             worker = node.gateway.id if node is not None else ""
             case = EndedCase(report.nodeid, report.outcome, report.duration, worker)
             if self._log is not None:
-                self._log.write(case, case_id(report.nodeid), result)
+                with self._unwritten.told("--diffaccel-log"):
+                    self._log.write(case, case_id(report.nodeid), result)
             add_benchmarks(self._config, report.nodeid, result)
             self._report.case_ended(case, result)
 
@@ -144,13 +169,13 @@ class Reporting:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """A gate tells regressions, refusals, cases that broke off and nothing measured apart by its exit code."""
-        if self._made is None:  # a run that has nothing to do with us pays for no import
+        """What pytest's own exit code cannot tell: a gate's verdicts, and a search that did not record its winners."""
+        if self._made is None:
             return
-        from pytest_diffaccel.report.gate import GateReport
-
-        if isinstance(self._made, GateReport) and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
+        if not self._config.pluginmanager.has_plugin("terminalreporter"):
+            self.pytest_terminal_summary()  # nobody else asks for it; it writes files, too
 
     def pytest_terminal_summary(self) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""

@@ -1,8 +1,10 @@
-"""Which worker has which GPU."""
+"""What a session's processes have in common, which worker has which GPU, and how they end."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +12,8 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_diffaccel.options import WORK_DIR
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
@@ -45,6 +49,25 @@ def tell_beginning(specs: Sequence[Any]) -> None:
     """
     for spec in specs:
         spec.env[_BEGAN_AT] = str(time.time())
+
+
+def other_session(config: pytest.Config) -> str:
+    """Who else searches in this folder, in words; empty where nobody does, and then later ones are told of this one.
+
+    Raises:
+        OSError: when nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    WORK_DIR.mkdir(parents=True, exist_ok=True)
+    lock, about = FileLock(WORK_DIR / "session.lock"), WORK_DIR / "session.txt"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return about.read_text(encoding="utf-8") if about.exists() else "process unknown"
+    config.add_cleanup(lock.release)
+    about.write_text(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M')}", encoding="utf-8")
+    return ""
 
 
 def number_of_workers(config: pytest.Config) -> int:
@@ -128,6 +151,17 @@ def with_gpu(settings: Settings, config: pytest.Config) -> Settings:
         return settings
     devices.use_gpu(chosen[0])
     return replace(settings, gpu=chosen[0])
+
+
+def interrupt_on_sigterm(config: pytest.Config) -> None:
+    """Let SIGTERM, which job schedulers and containers send, act like Ctrl-C: what is under way has not crashed.
+
+    A handler of somebody else's stays.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        config.add_cleanup(lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def give_up_broken_cuda(session: pytest.Session) -> None:

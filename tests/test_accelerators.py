@@ -16,6 +16,7 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCoun
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
 
 GetPipeline = Callable[..., Any]
@@ -26,6 +27,8 @@ SIZE = {"height": 32, "width": 32}
 PROMPTS = ("red apple on a blue background", "smiling face on a green background")
 SEEDS = (3, 4)
 
+# Images (height, width, max_downsample) of which tomesd mistakes a level's shape.
+TOMESD_FAILS = {(72, 88, 8), (104, 152, 8), (32, 56, 8)}
 DEEPCACHE = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
 TGATE = {"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
 TOME = {"ToMe": {"ratio": 0.5, "max_downsample": 2}}
@@ -422,11 +425,87 @@ def test_more_merging_merges_more_tokens(pipeline_of: GetPipeline) -> None:
     assert 0 < merged[0] < merged[1] < merged[2] < merged[3]
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "depth"), [(72, 88, 8), (104, 152, 8), (32, 56, 8), (104, 152, 4), (96, 96, 8), (72, 88, 1)]
+)
+def test_tome_refuses_exactly_the_sizes_that_tomesd_fails_on(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch, height: int, width: int, depth: int
+) -> None:
+    pipeline, size = pipeline_of("SD1.5", "DDIM"), {"height": height, "width": width}
+    params = {"ToMe": {"ratio": 0.5, "max_downsample": depth}}
+    refusal = ""
+    try:
+        with accelerate(pipeline, params, steps=1, **size):
+            pass
+    except InvalidParams as error:
+        refusal = str(error)
+    monkeypatch.setattr(ToMe, "refused_size", lambda *_: "")
+    with accelerate(pipeline, params, steps=1, **size) as generate:
+        if refusal:
+            assert f"max_downsample={depth} fails on images of {width}x{height} pixels" in refusal
+            with pytest.raises((RuntimeError, IndexError)):
+                generate(PROMPTS[:1], SEEDS[:1])
+        else:
+            assert generate(PROMPTS[:1], SEEDS[:1])[0].size == (width, height)
+    assert bool(refusal) == ((height, width, depth) in TOMESD_FAILS)
+
+
 def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:
     with accelerate(pipeline_of("SD1.5", "DDIM"), {}, steps=STEPS, **SIZE) as generate:
         generate(PROMPTS, SEEDS)
     assert {name: count for name, count in generate.fired.items() if count} == {"denoiser_calls": STEPS}
     assert generate.kinds == ("plain",) * STEPS
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_without_guidance_no_call_is_gated_and_tgate_is_refused(
+    pipeline_of: GetPipeline, guidance_scale: float
+) -> None:
+    """The package halves the batch at the gate: one prompt's picture would change with another's prompt."""
+    pipeline, options = pipeline_of("SD1.5", "DDIM"), {**SIZE, "guidance_scale": guidance_scale}
+    with accelerate(pipeline, {}, steps=2, **options) as generate:
+        generate(PROMPTS, SEEDS)
+    assert generate.fired["gated_calls"] == 0
+    point = {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+    message = f"T-Gate needs classifier-free guidance, but guidance_scale={guidance_scale:g} gives none; .* above 1"
+    for params in ({"T-Gate": point}, DEEPCACHE | {"T-Gate": point}):
+        with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=2, **options):
+            pass
+
+
+def test_tgate_is_refused_where_the_denoiser_takes_the_guidance_scale(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    config = type(pipeline.unet.config)({**pipeline.unet.config, "time_cond_proj_dim": 256})
+    monkeypatch.setattr(pipeline.unet, "_internal_dict", config)
+    params = {"T-Gate": {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}}
+    with pytest.raises(InvalidParams, match="time_cond_proj_dim"), accelerate(pipeline, params, steps=2, **SIZE):
+        pass
+
+
+def test_a_unet_without_a_mid_block_generates_and_deepcache_says_why_it_cannot(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    monkeypatch.setitem(pipeline.unet._modules, "mid_block", None)
+    for params in ({}, {"ToMe": {"ratio": 0.5, "max_downsample": 1}}):
+        with accelerate(pipeline, params, steps=2, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+        assert (generate.fired["denoiser_calls"], generate.fired["cached_steps"]) == (2, 0)
+    with pytest.raises(InvalidParams, match="without a mid block"), accelerate(pipeline, DEEPCACHE, steps=2, **SIZE):
+        pass
+
+
+def test_fused_projections_are_no_reused_attention(pipeline_of: GetPipeline) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    pipeline.fuse_qkv_projections(vae=False)
+    try:
+        with accelerate(pipeline, {}, steps=2, **SIZE) as generate:
+            generate(PROMPTS[:1], SEEDS[:1])
+    finally:
+        pipeline.unfuse_qkv_projections(vae=False)
+    assert generate.fired["reused_attention"] == 0
 
 
 def test_a_silent_method_is_an_error(pipeline_of: GetPipeline) -> None:

@@ -220,7 +220,7 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
     assert found["verified"]
 
 
-def test_a_short_run_that_took_another_process_with_it_is_not_tried_again(finished: Folder, clock: SteadyClock) -> None:
+def test_a_short_run_that_took_two_processes_with_it_is_not_tried_again(finished: Folder, clock: SteadyClock) -> None:
     """Neither when the calibration is looked at, where it is among the runs that had worked."""
     run = open_run(*THRIFTY, methods=[Echo(POINTS)])
     victim = finished.rounds()[0].candidates[0]
@@ -246,7 +246,7 @@ def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_sea
     result.assert_outcomes(failed=1, passed=2)
     ((key, kind, message),) = small_search.short_run_failures()
     assert key.startswith("SD1.5-DDIM-8-Echo-echo_interval=")
-    assert (kind, message) == ("crash", "the process ended during this short run")
+    assert (kind, message) == ("interrupted", "the process ended during this short run; it is tried once more")
     assert len(read_golden(small_search.golden)) == len(TARGETS)
 
 

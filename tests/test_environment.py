@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.records import environment as module
 from pytest_diffaccel.records.environment import Environment, QualityScale, describe_environment, differences
 
@@ -30,6 +31,9 @@ ENVIRONMENT = Environment(
     batch_size=4,
     guidance_scale=7.5,
 )
+
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
 def describe(folder: Path, **changes: Any) -> Environment:
@@ -75,7 +79,18 @@ def test_every_field_changes_the_id(name: str) -> None:
 
 
 def test_json_round_trip() -> None:
-    assert Environment.from_json(json.dumps(ENVIRONMENT.to_json())) == ENVIRONMENT
+    defaults: dict[str, bool | int] = {"clip_sample": False, "steps_offset": 1}
+    known = replace(ENVIRONMENT, settings={"vae": "c" * 64}, scheduler_defaults=defaults)
+    for one in (ENVIRONMENT, known):
+        assert Environment.from_json(json.dumps(one.to_json())) == one
+
+
+def test_what_older_versions_recorded_keeps_its_id() -> None:
+    recorded = json.loads((GOLDEN / "environments.json").read_text(encoding="utf-8"))
+    assert recorded
+    for name, fields_of_one in recorded.items():
+        assert Environment.from_json(json.dumps(fields_of_one)).id == name
+    assert not {"settings", "scheduler_defaults"} & set(ENVIRONMENT.to_json())
 
 
 @pytest.mark.parametrize("change", [{"threads": "2"}, {"clock_mhz": 1400}, {"image_size": [64]}])
@@ -101,6 +116,26 @@ def test_differences_in_words() -> None:
         "tgate absent -> 1.0.0",
         "image size 64x96 -> 64x64",
     ]
+
+
+def test_differences_name_the_component_that_is_set_otherwise() -> None:
+    one = replace(ENVIRONMENT, settings={"scheduler": "a" * 64, "vae": "b" * 64})
+    other = replace(one, settings={"scheduler": "c" * 64, "vae": "b" * 64}, scheduler_defaults={"clip_sample": False})
+    assert differences(one, other) == [
+        "scheduler settings aaaaaaaaaaaa -> cccccccccccc",
+        "clip_sample (open in the model's scheduler) absent -> False",
+    ]
+    assert differences(ENVIRONMENT, one) == ["settings not recorded -> recorded"]
+
+
+def test_the_gate_refuses_other_settings_where_both_are_known() -> None:
+    one = replace(ENVIRONMENT, settings={"scheduler": "a" * 64})
+    other = replace(one, settings={"scheduler": "c" * 64}, threads=7)
+    compared = Comparison.between(one, other)
+    assert compared.refused == ("scheduler settings aaaaaaaaaaaa -> cccccccccccc",)
+    assert compared.causes == ("threads 2 -> 7",)
+    older = Comparison.between(ENVIRONMENT, one)
+    assert (older.refused, older.causes) == ((), ("settings not recorded -> recorded",))
 
 
 def test_describes_this_process(weights: Path) -> None:

@@ -146,8 +146,18 @@ def test_a_comparison_judges_by_intervals(tmp_path: Path, capsys: pytest.Capture
     assert main(["compare", str(before), str(before), "--fail-on", "regressed"]) == 0
 
 
+def test_the_ratio_decides_where_the_two_intervals_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2.00x and 2.16x, 5% each, have 2.06x to 2.10x in common; their ratio is 1.01 to 1.16."""
+    before = store_of(tmp_path / "a.sqlite", measured(speedup=speedup(2.0)), measured(3, speedup=speedup(2.0)))
+    after = store_of(tmp_path / "b.sqlite", measured(speedup=speedup(2.16)), measured(3, speedup=speedup(2.12)))
+    assert main(["compare", str(before), str(after)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2.00x -> 2.16x 1.080 [1.008, 1.157]" in " ".join(lines[1].split())
+    assert lines[-1] == "2 compared: 1 faster, 1 same"
+
+
 def test_what_the_noise_floor_explains_is_no_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A single sample has an interval of no width; the environment knows what rounding alone moves."""
+    """However narrow an interval is, the environment knows what rounding alone moves."""
     before = store_of(
         tmp_path / "a.sqlite", measured(quality=quality(0.04, 0.0)), measured(3, quality=quality(0.04, 0))
     )

@@ -22,6 +22,7 @@ from pytest_diffaccel.gate.plan import (
     affordable,
     design,
     expected_sd,
+    recordable,
     speed_share,
 )
 from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, quality_finding, same_pictures
@@ -203,6 +204,20 @@ def test_without_time_for_a_first_look_there_is_no_plan() -> None:
     assert few is not None
     assert many is not None
     assert few.power(expected_sd(KNOWN), KNOWN.error) < 0.9 < many.power(expected_sd(KNOWN), KNOWN.error)
+
+
+def test_recording_shares_the_budget_by_cost_and_takes_a_first_look_at_the_least() -> None:
+    baseline, fast, slow = _cases(2.0, 1.0)
+    # Blocks of 2.0, 1.5 and 2 seconds, four a figure: together 22 s for one figure each.
+    assert recordable(baseline, [fast, slow], 220, 2.0, 4) == 10
+    assert recordable(fast, [slow], 140, 1.5, 4) == 10
+    assert recordable(slow, [], 80, 2.0, 4) == 10
+    assert recordable(slow, [], -5, 2.0, 4) == LOOKS[0]
+    made = design(fast, KNOWN, "cpu", CASES, 0.03, 10, recording=True)
+    everything = design(fast, KNOWN, "cpu", CASES, 0.03, 1000, recording=True)
+    assert made is not None
+    assert everything is not None
+    assert (made.most, everything.most) == (10, MOST_FIGURES["cpu"])
 
 
 def test_a_slowdown_too_small_to_matter_is_ok() -> None:

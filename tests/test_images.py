@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.quality import score
 from pytest_diffaccel.options import add_options
-from pytest_diffaccel.records.images import ImageStore
+from pytest_diffaccel.records.images import ImageStore, is_damaged
 from pytest_diffaccel.search.run import SearchRun
 from pytest_diffaccel.settings import Settings
 
@@ -71,6 +74,105 @@ def test_who_fails_to_make_a_set_leaves_it_to_others(store: ImageStore) -> None:
     assert same(store.find_or_make("cell", pictures), pictures())
     store.save("cell", pictures(1))
     assert same(store.find_or_make("cell", refuse), pictures(1))
+
+
+# --- sets that are not as they were saved ------------------------------------------------------------------------
+
+
+def remove_one(folder: Path) -> None:
+    (folder / "0000.png").unlink()
+
+
+def remove_all(folder: Path) -> None:
+    for file in folder.glob("*.png"):
+        file.unlink()
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "0001.png"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def other_pixels(folder: Path) -> None:
+    """A whole PNG, of another picture."""
+    pictures(7)[1].save(folder / "0001.png")
+
+
+def one_bit(folder: Path) -> None:
+    file = folder / "0002.png"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def one_more(folder: Path) -> None:
+    (folder / "0003.png").write_bytes((folder / "0000.png").read_bytes())
+
+
+def swapped(folder: Path) -> None:
+    (folder / "0000.png").rename(folder / "kept")
+    (folder / "0001.png").rename(folder / "0000.png")
+    (folder / "kept").rename(folder / "0001.png")
+
+
+def no_manifest(folder: Path) -> None:
+    """As older versions left it."""
+    (folder / "manifest.json").unlink()
+
+
+def half_a_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"pictures": {"0000.png"')
+
+
+DAMAGES = [remove_one, remove_all, cut_short, other_pixels, one_bit, one_more, swapped, no_manifest, half_a_manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_set_that_is_not_as_it_was_saved_is_made_anew(store: ImageStore, damage: Callable[[Path], None]) -> None:
+    store.save("cell", pictures())
+    damage(store.path("cell"))
+    assert store.find("cell") is None
+    assert same(store.find_or_make("cell", lambda: pictures(1)), pictures(1))
+    assert same(store.find_or_make("cell", refuse), pictures(1))
+    damage(store.path("cell"))
+    store.make_unless_busy("cell", lambda: pictures(2))
+    assert same(store.find_or_make("cell", refuse), pictures(2))
+
+
+def test_only_a_set_that_contradicts_its_manifest_is_called_damaged(store: ImageStore) -> None:
+    store.save("cell", pictures())
+    folder = store.path("cell")
+    assert not is_damaged(folder)
+    one_bit(folder)
+    assert is_damaged(folder)
+    no_manifest(folder)
+    assert not is_damaged(folder)
+    assert not is_damaged(store.path("another"))
+
+
+def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_stay(store: ImageStore) -> None:
+    left, living = (store.folder / f".unfinished-{name}" for name in ("left", "living"))
+    for folder in (left, living):
+        (folder / "new").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    store.save("cell", pictures())
+    assert not left.exists()
+    assert living.exists()
+
+
+def test_who_fails_to_write_a_set_leaves_the_old_one_and_nothing_else(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save("cell", pictures())
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        store.save("cell", pictures(1))
+    assert same(store.find_or_make("cell", refuse), pictures())
+    assert [path.name for path in store.folder.iterdir() if path.is_dir()] == [store.path("cell").name]
 
 
 # --- reading a baseline's pictures once --------------------------------------------------------------------------

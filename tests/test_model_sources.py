@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,31 @@ def test_the_hub_gives_what_is_loaded_and_nothing_else(copied: Path, hub: LocalH
     hub.asked.clear()
     load_pipeline("SD1.5", models="hub", device="cpu")
     assert hub.asked == [], "a search must not change its weights half way because the repository did"
+
+
+@pytest.mark.parametrize("repository", ["someone/halves", HUB_IDS["SD1.5"]])
+def test_a_repository_of_fp16_copies_alone_loads(
+    repository: str, copied: Path, hub: LocalHub, pipeline_of: Any, tmp_path: Path
+) -> None:
+    for path in copied.glob("*/*.safetensors"):
+        path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+    hub.repositories[repository] = copied
+    assert (generate(load("SD1.5", "hub", repository)) == generate(pipeline_of("SD1.5"))).all()
+    hub.asked.clear()
+    load("SD1.5", "hub", repository)
+    assert not hub.downloaded
+
+
+def test_the_command_fetches_shards_and_copies_of_what_is_not_known() -> None:
+    patterns = shlex.split(fetch_command("someone/theirs"))[4::2]
+    names = (
+        *("unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"),
+        *("text_encoder/model.bf16.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"),
+        *("tokenizer/merges.txt", "scheduler/scheduler_config.json"),
+    )
+    for name in names:
+        assert any(fnmatch(name, pattern) for pattern in patterns), name
+    assert "fp16" not in fetch_command(HUB_IDS["SD1.5"])
 
 
 def test_what_the_hub_lacks_or_breaks_off_names_the_command(copied: Path, hub: LocalHub) -> None:

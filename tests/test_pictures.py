@@ -12,6 +12,7 @@ from PIL import Image
 from searches import SmallSearch
 
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 
 UNATTAINABLE = replace(MET, status="unattainable", reason="speed")
@@ -98,6 +99,18 @@ def test_as_many_rows_as_pictures_but_no_more_than_six(folder, tmp_path: Path, m
     folders = {key("ToMe", 1.2): pictures(folder(GREY, made), folder(RED, made))}
     write_picture_grid(tmp_path / "grid.png", entries, folders)
     assert rows(tmp_path / "grid.png") == shown
+
+
+def test_pictures_that_are_not_as_they_were_saved_are_left_out(folder, tmp_path: Path) -> None:
+    """With one gone, the others would stand beside other prompts."""
+    images = ImageStore(tmp_path / "images")
+    for name, colour in (("ToMe", RED), ("DeepCache", GREEN)):
+        images.save(name, [Image.new("RGB", (32, 32), colour)] * 3)
+    (images.path("DeepCache") / "0000.png").unlink()
+    entries = {key("ToMe", 1.2): MET, key("DeepCache", 1.2): MET}
+    folders = {one: pictures(folder(GREY, 3), images.path(one.accelerator)) for one in entries}
+    write_picture_grid(tmp_path / "grid.png", entries, folders)
+    assert columns(tmp_path / "grid.png") == [GREY, RED]
 
 
 def test_without_pictures_nothing_is_written(tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ def test_a_crashed_worker_loses_one_case(small_search: SmallSearch) -> None:
         CASE(10, 0),
         CASE(4, 0),
     ]
-    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(7, DEATH), "crash")]
+    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(7, DEATH), "interrupted")]
     assert len(read_golden(small_search.golden)) == len(TARGETS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory
     command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS, *OPTIONS, "--update-golden"]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert "recorded: 2 sessions in golden/gate.json" in made.stdout, made.stdout
+    assert re.search(r"speed-ups are known to \d+\.\d% in the median, \d+\.\d% at worst", made.stdout), made.stdout
     return folder
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +20,21 @@ from searches import SmallSearch
 
 from pytest_diffaccel.cli import main
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.report.html.cell_part import cell_parts
 from pytest_diffaccel.report.html.cells import cells_of
 from pytest_diffaccel.report.html.charts import Chart
 from pytest_diffaccel.report.html.findings import Findings, find
-from pytest_diffaccel.report.html.golden_changes import categories
+from pytest_diffaccel.report.html.golden_changes import categories, golden_part
 from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
 from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.rows import frontier_of
+from pytest_diffaccel.report.html.timing import kind_costs_chart
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 from pytest_diffaccel.search.group import DONE
 
@@ -159,7 +163,60 @@ def test_the_group_is_finished_where_the_store_says_so(findings: Findings) -> No
     assert findings.counts == {"winner": 3, "beaten": 6, "skipped": 1, "failed": 1}
 
 
+# Charts
+
+
+def test_the_plain_pipeline_is_on_the_frontier_and_what_is_slower_is_not(search: RecordedSearch) -> None:
+    """It loses nothing: a candidate that is no faster is of no use, however little it loses."""
+    grid = deepcache_grid()[:4]
+    measured = [search.measurement(Candidate(CELL, "DeepCache", params), environment(), "search") for params in grid]
+    speeds = (0.9, 1.0, 1.3, 1.6)  # of losses that rise
+    speedups = {one.candidate.key: Interval(x, x, x) for one, x in zip(measured, speeds, strict=True)}
+    assert frontier_of(measured, speedups) == measured[2:]
+
+
+def test_a_chart_shows_the_plain_pipeline(search: RecordedSearch) -> None:
+    search.fill()
+    (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
+    assert part.pareto is not None
+    layers = [layer.get("data", {}).get("values", []) for layer in part.pareto.spec["layer"]]
+    plain = [one for values in layers for one in values if (one.get("speedup"), one.get("lpips")) == (1.0, 0.0)]
+    assert {"speedup": 1.0, "lpips": 0.0} in plain
+    assert 20 in [one.get("steps") for one in plain]
+
+
+def test_bars_are_as_long_as_the_tables_speedups(findings: Findings) -> None:
+    """Though each winner ran when the machine had another speed."""
+    won = [(row, findings.record.verified[row.key]) for row in findings.rows if row.verdict == "winner"]
+    paces = [0.5, 1.0, 3.0]
+    paced = [(row, replace(one, blocks=at_pace(one.blocks, pace))) for (row, one), pace in zip(won, paces, strict=True)]
+    chart = kind_costs_chart("bars", paced)
+    assert chart is not None
+    ends: dict[int, float] = {}
+    for part in chart.spec["data"]["values"]:
+        ends[part["place"]] = max(part["end"], ends.get(part["place"], 0.0))
+    for place, (row, _) in enumerate(won, start=1):
+        assert row.figures is not None
+        assert ends[0] / ends[place] == pytest.approx(row.figures.speedup.value, rel=1e-3)
+
+
+def at_pace(blocks: Sequence[Block], pace: float) -> tuple[Block, ...]:
+    def run(timing: RunTiming) -> RunTiming:
+        return RunTiming(pace * timing.total_s, tuple(pace * step for step in timing.step_s), timing.kinds)
+
+    return tuple(replace(one, baseline=run(one.baseline), runs=tuple(map(run, one.runs))) for one in blocks)
+
+
 # Golden
+
+
+def test_a_change_that_is_faster_and_worse_is_listed_once(search: RecordedSearch) -> None:
+    both = replace(MET, lpips=0.06, lpips_ci95=(0.05, 0.07), speedup=1.8, speedup_ci95=(1.75, 1.85))
+    slower = replace(MET, speedup=1.5, speedup_ci95=(1.45, 1.55))
+    changes = (change(both), Change(replace(KEY, target=2.0), "differs", MET, slower))
+    part = golden_part(material(search, changes=changes), [])
+    assert [(name, len(own)) for name, own in part.by_category] == [("slower", 1), ("faster and worse", 1)]
+    assert part.pending == 2
 
 
 def change(after: GoldenEntry, before: GoldenEntry = MET) -> Change:

@@ -8,7 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from searches import TESTS, SmallSearch, embedded_folder
+from echo import Echo
+from searches import TESTS, THRIFTY, SmallSearch, embedded_folder, open_run, without_scale
+
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.run import SearchRun
 
 #: More of them: ``python -m benchmarks.resume_after_kill --kills 20``.
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
@@ -70,3 +76,108 @@ def test_winners_wait_for_a_candidate_that_another_process_measures(finished_sea
         finished_search.run("-k", "test_winners").assert_outcomes(passed=1, deselected=3)
     assert other.returncode == 0
     assert finished_search.golden.read_text(encoding="utf-8") == golden
+
+
+# --- what cuts a candidate off ---------------------------------------------------------------------------------
+
+# Only the second reaches the highest targets.
+POINTS = ((2, 0), (10, 0))
+
+
+@pytest.fixture
+def folder(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
+    """A folder to search in without pytest."""
+    without_scale(monkeypatch)
+    return small_search
+
+
+def opened(*arguments: str) -> tuple[SearchRun, Candidate]:
+    """A session of a race, and the candidate that its winners need."""
+    run = open_run(*THRIFTY, *arguments, methods=[Echo(POINTS)])
+    return run, run.candidates[1]
+
+
+def begin(run: SearchRun, candidate: Candidate, times: int) -> None:
+    """What processes leave that end while they measure a candidate."""
+    for _ in range(times):
+        sampling = run.bench.sampling(candidate.cell, "search")
+        run.bench.store.begin(candidate, run.bench.environment(candidate.cell).id, sampling, "case")
+
+
+def raced(run: SearchRun) -> list[str]:
+    """Keys of the candidates that are evaluated once a group's winners are found."""
+    cell, accelerator = run.groups[0]
+    run.find_winners(cell, accelerator)
+    known = [one.key for one in run.candidates if run.bench.known(cell).find(one) is not None]
+    run.close()
+    return known
+
+
+@pytest.mark.parametrize(("times", "options", "tried"), [(1, (), True), (2, (), False), (2, ("--fresh",), True)])
+def test_what_was_cut_off_is_tried_once_more(
+    folder: SmallSearch, times: int, options: tuple[str, ...], tried: bool
+) -> None:
+    run, candidate = opened()
+    begin(run, candidate, times)
+    run.close()
+    kinds = [kind for _, kind, _ in folder.failures()]
+    assert kinds == ["interrupted" if times == 1 else "crash"]
+    run, candidate = opened(*options)
+    assert (candidate.key in raced(run)) == tried
+    assert bool(folder.failures()) != tried
+
+
+def test_what_was_cut_off_in_this_session_is_left_to_the_next(folder: SmallSearch) -> None:
+    run, candidate = opened()
+    begin(run, candidate, 1)
+    assert candidate.key not in raced(run)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FileNotFoundError("unet.safetensors"), TimeoutError("locked")])
+def test_what_is_none_of_a_candidates_doing_is_no_failure_of_it(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    run, candidate = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_diffaccel.search.evaluate.attempt.measure", fails)
+        with pytest.raises((Unavailable, KeyboardInterrupt), match=str(error) or None):
+            raced(run)
+    assert folder.failures() == []
+    run, candidate = opened()
+    assert candidate.key in raced(run)
+
+
+def test_one_that_fails_with_more_samples_is_out_and_the_rest_go_on(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, candidate = opened()
+    cell, accelerator = run.groups[0]
+    raced(run)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("an accident")
+
+    run, candidate = opened()
+    monkeypatch.setattr("pytest_diffaccel.search.group.extend", fails)
+    Group(run.bench, cell, accelerator).extend(candidate, 2)
+    assert folder.failures() == [(candidate.key, "error", "an accident")]
+    assert run.find_winners(cell, accelerator)["golden"]
+    assert candidate not in run.bench.known(cell).losses(cell)
+    run.close()
+
+
+def test_sigterm_acts_like_ctrl_c(small_search: SmallSearch) -> None:
+    small_search.add_to_conftest(
+        """
+import os, signal
+
+def pytest_runtest_setup(item):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    )
+    result = small_search.run_apart()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*KeyboardInterrupt*"])

@@ -286,7 +286,7 @@ def test_a_success_removes_the_failure(store: Store) -> None:
 
 
 def test_an_unknown_kind_of_failure_is_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match="known: error, oom, timeout, crash, not-fired"):
+    with pytest.raises(ValueError, match="known: error, oom, timeout, interrupted, crash, not-fired"):
         store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "bored", "")  # type: ignore[arg-type]
 
 

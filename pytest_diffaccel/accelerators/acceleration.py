@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,12 @@ class Generate:
         """The kind of each denoiser call, in order."""
         return self.accelerator.kinds(self.params, self.steps)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether a call computes each image with and without its prompt (classifier-free guidance)."""
+        scale = default_guidance_scale(self.pipeline) if self.guidance_scale is None else self.guidance_scale
+        return scale > 1 and not _takes_scale(self.pipeline)
+
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """One image a prompt, in one batch.
 
@@ -95,7 +102,8 @@ class Generate:
             MethodDidNotAct: when a method had no effect.
             StepCountError: when the denoiser was not called once a step.
         """
-        counters = FiredCounters(guidance_batch=2 * len(prompts))
+        # Without guidance no call is on half of a batch.
+        counters = FiredCounters(full_batch=2 * len(prompts) if self.is_guided else len(prompts))
         images = self._generate(prompts, seeds, None, counters)
         self.fired = counters.counts
         silent = sorted(self.accelerator.counters(self.params, self.steps) - {k for k, n in self.fired.items() if n})
@@ -158,6 +166,16 @@ class Generate:
         return {name: value for name, value in options.items() if value is not None}
 
 
+def default_guidance_scale(pipeline: Any) -> float:
+    """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
+    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
+
+
+def _takes_scale(pipeline: Any) -> bool:
+    """Whether the guidance scale is an input of the denoiser, as in latent consistency models: then there is none."""
+    return getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
+
+
 def _step_end_callback(observer: Observer) -> Any:
     def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         observer.step_ended()
@@ -199,7 +217,8 @@ def accelerate(
         :class:`Generate`, to be called with prompts and seeds.
 
     Raises:
-        InvalidParams: for unknown methods or parameters, values out of range, or steps below 1.
+        InvalidParams: for unknown methods or parameters, values out of range, guidance or a size that a method
+            cannot work with, or steps below 1.
         ValueError: when the scheduler repeats a timestep at this number of steps.
     """
     from pytest_diffaccel.models.schedulers import check_timesteps
@@ -208,5 +227,9 @@ def accelerate(
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     accelerator = (registry or default_registry()).for_params(params)
     accelerator.check(params, steps, pipeline)
+    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
+    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    accelerator.check_size(params, pipeline, height or side, width or side)
     check_timesteps(pipeline, steps)
     yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)

@@ -25,11 +25,13 @@ class Method(ABC):
         name: as golden parameters spell it.
         param_names: its parameters, in the order they are printed.
         drives: other methods that this one must apply itself when combined with them.
+        needs_guidance: whether it works with classifier-free guidance only.
     """
 
     name: ClassVar[str]
     param_names: ClassVar[tuple[str, ...]]
     drives: ClassVar[tuple[str, ...]] = ()
+    needs_guidance: ClassVar[bool] = False
 
     @abstractmethod
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
@@ -54,6 +56,17 @@ class Method(ABC):
         Raises:
             InvalidParams: naming the bad value and the valid range.
         """
+
+    def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """Why images of this size cannot be made with ``point``; empty where they can, which is so for most methods.
+
+        Args:
+            point: all of :attr:`param_names`.
+            pipeline: the diffusers pipeline.
+            height: of the images, pixels.
+            width: of the images, pixels.
+        """
+        return ""
 
     @abstractmethod
     def counters(self, point: Point, steps: int) -> frozenset[str]:

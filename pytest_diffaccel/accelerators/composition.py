@@ -52,6 +52,41 @@ class Accelerator:
         for method in self.methods:
             method.check(params[method.name], steps, pipeline)
 
+    def check_guidance(self, guidance_scale: float, *, takes_scale: bool) -> None:
+        """Refuse a call without classifier-free guidance where a method needs it.
+
+        Args:
+            guidance_scale: of the call; up to 1 there is no guidance.
+            takes_scale: whether the denoiser takes the scale as an input; then there is none at all.
+
+        Raises:
+            InvalidParams: naming the method, and the scale or the setting that is the reason.
+        """
+        needing = [method.name for method in self.methods if method.needs_guidance]
+        if not needing:
+            return
+        if takes_scale:
+            raise InvalidParams(
+                f"{needing[0]} needs classifier-free guidance, but this UNet takes guidance_scale as an input "
+                f"(time_cond_proj_dim); leave {needing[0]} out"
+            )
+        if guidance_scale <= 1:
+            raise InvalidParams(
+                f"{needing[0]} needs classifier-free guidance, but guidance_scale={guidance_scale:g} gives none; "
+                f"take one above 1, or leave {needing[0]} out"
+            )
+
+    def check_size(self, params: Params, pipeline: Any, height: int, width: int) -> None:
+        """Refuse images of a size (pixels) that a method cannot make.
+
+        Raises:
+            InvalidParams: naming the method, its parameters, the size and what to take instead.
+        """
+        for method in self.methods:
+            reason = method.refused_size(params[method.name], pipeline, height, width)
+            if reason:
+                raise InvalidParams(f"{method.name}: {reason}")
+
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
         """The kind of each denoiser call; ``"plain"`` without methods."""
         if not self.methods:

@@ -19,16 +19,16 @@ class FiredCounters:
 
     Attributes:
         denoiser_calls: UNet calls.
-        cached_steps: UNet calls in which the mid block did not run.
-        gated_calls: UNet calls on half the guidance batch.
+        cached_steps: UNet calls in which the deepest block did not run.
+        gated_calls: UNet calls on less than the full batch.
         merged_tokens: tokens of self-attention inputs that were merged away, summed over blocks and calls.
         reused_attention: attention calls whose projections did not run.
     """
 
-    def __init__(self, guidance_batch: int) -> None:
-        """Count for generations whose UNet batch with guidance is ``guidance_batch`` (twice the images)."""
-        self._guidance_batch = guidance_batch
-        self._mid_calls = 0
+    def __init__(self, full_batch: int) -> None:
+        """Count for generations whose UNet batch is ``full_batch``: with guidance twice the images, else as many."""
+        self._full_batch = full_batch
+        self._deepest_calls = 0
         self._attention_calls = 0
         self._projections = 0
         self._tokens: dict[int, int] = {}
@@ -53,8 +53,9 @@ class FiredCounters:
 
     def _attach(self, unet: nn.Module) -> Iterator[RemovableHandle]:
         yield unet.register_forward_pre_hook(self._on_unet)
-        mid_block: Any = unet.mid_block
-        yield mid_block.resnets[0].register_forward_pre_hook(self._on_mid)
+        # The deepest block: small distilled UNets have no mid block.
+        deepest: Any = unet.mid_block if unet.mid_block is not None else unet.up_blocks[0]
+        yield deepest.resnets[0].register_forward_pre_hook(self._on_deepest)
         for module in unet.modules():
             # By attribute, not by class: ToMe swaps the classes of transformer blocks.
             if hasattr(module, "attn1") and hasattr(module, "norm1"):
@@ -67,13 +68,16 @@ class FiredCounters:
             if attention is not None:
                 yield attention.register_forward_pre_hook(self._on_attention)
                 yield attention.to_q.register_forward_pre_hook(self._on_projection)
+                # What takes its place where self-attention's projections are fused.
+                if getattr(attention, "to_qkv", None) is not None:
+                    yield attention.to_qkv.register_forward_pre_hook(self._on_projection)
 
     def _on_unet(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.denoiser_calls += 1
-        self.gated_calls += args[0].shape[0] < self._guidance_batch
+        self.gated_calls += args[0].shape[0] < self._full_batch
 
-    def _on_mid(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
-        self._mid_calls += 1
+    def _on_deepest(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
+        self._deepest_calls += 1
 
     def _on_block(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._tokens[id(module)] = args[0].shape[1]
@@ -92,7 +96,7 @@ class FiredCounters:
         """All counters by name."""
         return {
             "denoiser_calls": self.denoiser_calls,
-            "cached_steps": self.denoiser_calls - self._mid_calls,
+            "cached_steps": self.denoiser_calls - self._deepest_calls,
             "gated_calls": self.gated_calls,
             "reused_attention": self._attention_calls - self._projections,
             "merged_tokens": self.merged_tokens,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
 
 # A branch is a layer of a down block: the package counts three a block, the third being the downsampler.
@@ -63,6 +63,8 @@ class DeepCache(Method):
         """``cache_interval`` at least 1; ``cache_branch_id`` from 0 to three a down block, less one."""
         self.check_names(point)
         check_integer(self.name, point, "cache_interval", 1)
+        if pipeline is not None and pipeline.unet.mid_block is None:
+            raise InvalidParams(f"{self.name} cannot run a UNet without a mid block, such as this one; leave it out")
         blocks = len(pipeline.unet.down_blocks) if pipeline is not None else max(DOWN_BLOCKS.values())
         check_integer(self.name, point, "cache_branch_id", 0, LAYERS_PER_BLOCK * blocks - 1)
 

@@ -59,6 +59,8 @@ class TGate(Method):
     param_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
     # The package restarts DeepCache around the gate, where the batch halves: only its own loader knows how.
     drives = ("DeepCache",)
+    # At the gate it drops half of the batch, which without guidance is half of the prompts.
+    needs_guidance = True
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Gates x planning x fidelity, less the points that make the same calls as an earlier one.

@@ -5,6 +5,7 @@ Bolya and Hoffman, "Token Merging for Fast Stable Diffusion", CVPR Workshops 202
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
 from pytest_diffaccel.matrix import Cell, Params, Point
 
-# With strides of 2 x 2 one token in four is a destination: more than this cannot be merged and is capped silently.
+# Tokens are merged in windows of 2 x 2.
+_STRIDE = 2
+# So one token in four is a destination: more than this cannot be merged and is capped silently.
 MAX_RATIO = 0.75
 DOWNSAMPLES = (1, 2, 4, 8)
 # How much the resolutions differ in what merging costs and saves, beside what they have in common.
@@ -65,6 +68,24 @@ class ToMe(Method):
         if point["max_downsample"] not in DOWNSAMPLES or isinstance(point["max_downsample"], bool):
             known = ", ".join(map(str, DOWNSAMPLES))
             raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
+
+    def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """``tomesd`` guesses a level's shape from its number of tokens, and fails where it guesses another."""
+        rows, columns = height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor
+        level = (rows, columns)
+        for _ in pipeline.unet.config.block_out_channels:
+            tokens = level[0] * level[1]
+            guess = math.ceil(math.sqrt(rows * columns // tokens))
+            guessed = (math.ceil(rows / guess), math.ceil(columns / guess))
+            merges = guess <= point["max_downsample"] and int(tokens * point["ratio"]) > 0
+            if merges and (math.prod(guessed) != tokens or min(guessed) < _STRIDE):
+                return (
+                    f"max_downsample={point['max_downsample']} fails on images of {width}x{height} pixels: tomesd "
+                    f"cannot tell the shape of {level[0]}x{level[1]} tokens; take a smaller max_downsample, or sides "
+                    f"that are multiples of {_STRIDE * pipeline.vae_scale_factor * max(DOWNSAMPLES)}"
+                )
+            level = (math.ceil(level[0] / 2), math.ceil(level[1] / 2))
+        return ""
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """A ratio of 0 merges nothing."""

@@ -21,7 +21,7 @@ from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
-from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, TAKEN
 from pytest_diffaccel.models.weights import PIPELINE_CLASSES
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ def _context(answer: Answer) -> dict[str, Any]:
     cell = answer.task.cell
     pipeline_class = PIPELINE_CLASSES[cell.pipe]
     scheduler_class, scheduler_settings = SCHEDULER_CLASSES[cell.scheduler]
+    # As the search set them: the model's own scheduler leaves these open, and the class has others in mind.
+    defaults = answer.environment.scheduler_defaults
+    scheduler_defaults = {name: defaults[name] for name in TAKEN[cell.scheduler] if name in defaults}
     return {
         "answer": answer,
         "task": answer.task,
@@ -102,6 +105,7 @@ def _context(answer: Answer) -> dict[str, Any]:
         "pipeline_option": _PIPELINE_OPTIONS[pipeline_class],
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
+        "scheduler_defaults": scheduler_defaults,
         "model": HUB_IDS[cell.pipe],
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,

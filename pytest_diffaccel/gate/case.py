@@ -14,7 +14,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, speed_share
+from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, recordable, speed_share
 from pytest_diffaccel.gate.quality import explain_by_pictures, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
@@ -65,7 +65,7 @@ class Examination:
         sessions: the case's recorded sessions.
         baseline_sessions: those of its cell's baseline.
         reference: what its speed is compared with.
-        recording: whether a reference is recorded: timed to the end.
+        recording: whether a reference is recorded: timed for its whole share of the budget.
     """
 
     bench: Workbench
@@ -156,8 +156,11 @@ class Examination:
         """What was timed, the finding, the chance that there was to show a slowdown that matters, notes."""
         device = baseline.pipeline.device
         size = blocks_a_figure(device.type)
-        figures = None if self.recording else affordable(case, self.later, self.budget.left_s, block_s, size)
-        plan = design(case, self.reference, device.type, self.cases, self.settings.slowdown, figures)
+        share = recordable if self.recording else affordable
+        figures = share(case, self.later, self.budget.left_s, block_s, size)
+        plan = design(
+            *(case, self.reference, device.type, self.cases, self.settings.slowdown, figures), recording=self.recording
+        )
         if plan is None and case.candidate is None:
             why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
             return None, Finding("speed", "ok", why), None, ()

@@ -10,6 +10,8 @@ from pytest_diffaccel.records.environment import Environment, differences
 
 #: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
 _MUST_EQUAL = ("pipe", "device", "model_source", "image_size", "dtype", "batch_size", "guidance_scale", "weights")
+# And these, where both know them: golden records of older versions do not.
+_OF_COMPONENTS = ("settings", "scheduler_defaults")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Comparison:
     @classmethod
     def between(cls, golden: Environment, now: Environment) -> Comparison:
         """Compare two environments of one pipe."""
-        refused = [name for name in _MUST_EQUAL if getattr(golden, name) != getattr(now, name)]
+        known = _OF_COMPONENTS if golden.settings and now.settings else ()
+        refused = [name for name in (*_MUST_EQUAL, *known) if getattr(golden, name) != getattr(now, name)]
         same = {name: getattr(golden, name) for name in refused}
         all_lines = differences(golden, now)
         causes = differences(golden, _with(now, same))

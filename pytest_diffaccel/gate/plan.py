@@ -161,8 +161,29 @@ def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
     return min(LOOKS[0], int(left_s / figure_s))
 
 
+def recordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int) -> int:
+    """Figures that a case's reference is recorded from: its share of what is left, by cost; a first look at the least.
+
+    Args:
+        case: the case.
+        later: those that come after it.
+        left_s: seconds left of the budget.
+        block_s: of one of its blocks.
+        blocks: of a figure.
+    """
+    shares = 1 + sum(one.cost / case.cost for one in later)
+    return max(LOOKS[0], int(left_s / shares / (block_s * blocks)))
+
+
 def design(
-    case: GateCase, reference: Reference, device: str, cases: int, slowdown: float, figures: int | None
+    case: GateCase,
+    reference: Reference,
+    device: str,
+    cases: int,
+    slowdown: float,
+    figures: int,
+    *,
+    recording: bool = False,
 ) -> Design | None:
     """When to look at a case: as many figures as show the smallest slowdown that matters in 95% of runs.
 
@@ -172,15 +193,16 @@ def design(
         device: type of the device.
         cases: of the whole run.
         slowdown: the smallest that matters, as a fraction.
-        figures: for which there is time; None where that does not matter: a reference is recorded.
+        figures: for which there is time.
+        recording: whether a reference is recorded, which needs all of them.
 
     Returns:
         None when there is no time for the first look.
     """
     most, lasting_share = of_device(MOST_FIGURES, device), of_device(LASTING_SHARE, device)
     made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd, lasting_share)
-    if figures is None:
-        return made
+    if recording:
+        return replace(made, most=min(most, figures))
     sd = expected_sd(reference)
     choices = [*(look for look in LOOKS if look < most), most]
     enough = next((look for look in choices if replace(made, most=look).power(sd, reference.error) >= _POWER), most)

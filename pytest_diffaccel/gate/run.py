@@ -14,10 +14,10 @@ from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.reference import read_references
 from pytest_diffaccel.search.run import SearchRun, Session
-from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:

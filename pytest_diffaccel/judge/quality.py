@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge.verdict import StageResult
 from pytest_diffaccel.measure.prompts import select
-from pytest_diffaccel.measure.statistics import mean_interval
+from pytest_diffaccel.measure.statistics import loss_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,8 +51,8 @@ class QualityJudge:
             arguments = claim.arguments.for_prompts([prompt for prompt, _ in batch])
             images = self._replay.images(task, arguments, claim.methods, seeds)
             distances += lpips_distances(images, self._baseline(task, arguments, seeds))
-        lpips, bound = mean_interval(distances), entry.lpips_ci95[1]
-        measured = f"LPIPS {lpips.value:.4f} (95% interval {max(lpips.low, 0):.4f} to {lpips.high:.4f})"
+        lpips, bound = loss_interval(distances), entry.lpips_ci95[1]
+        measured = f"LPIPS {lpips.value:.4f} (95% interval {lpips.low:.4f} to {lpips.high:.4f})"
         figures = {"lpips": round(lpips.value, 6), "bound": bound, "recorded": entry.lpips, "samples": len(distances)}
         if lpips.value > bound and lpips.low > entry.lpips:
             return StageResult("quality", "failed", f"{measured} is above the record's {bound:.4f}", figures)

@@ -105,7 +105,7 @@ class Replay:
     ) -> tuple[list[Image], Counts]:
         """The call's images, and what it did."""
         pipeline = self.pipeline(task)
-        counters = FiredCounters(guidance_batch=2 * arguments.images)
+        counters = FiredCounters(full_batch=2 * arguments.images)
         with (
             self._applied(pipeline, arguments, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,

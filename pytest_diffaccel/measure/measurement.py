@@ -177,7 +177,7 @@ class Measurement:
         quality: against the baseline's images.
         blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
-        peak_memory_mb: highest memory during the candidate's runs (CUDA: allocated; CPU: resident), MiB.
+        peak_memory_mb: highest memory during the candidate's first generation (CUDA: allocated; CPU: resident), MiB.
         flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
             counted for winners on GPUs only.
     """

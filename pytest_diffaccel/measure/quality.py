@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_diffaccel.measure.measurement import Interval, Quality
-from pytest_diffaccel.measure.statistics import mean_interval
+from pytest_diffaccel.measure.measurement import Quality
+from pytest_diffaccel.measure.statistics import loss_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,7 +150,7 @@ class References:
         pairs = zip(map(np.array, images), self._pixels[start:], strict=False)
         psnr, ssim = zip(*(_psnr_and_ssim(*pair, self._device) for pair in pairs), strict=True)
         return Quality(
-            lpips=_lpips(distances),
+            lpips=loss_interval(distances),
             psnr_db=float(np.mean(psnr)),
             ssim=float(np.mean(ssim)),
             lpips_per_sample=tuple(distances),
@@ -250,7 +250,7 @@ def pooled_quality(one: Quality, other: Quality) -> Quality:
         return (first * left + second * right) / (first + second)
 
     return Quality(
-        lpips=_lpips(distances),
+        lpips=loss_interval(distances),
         psnr_db=mean(one.psnr_db, other.psnr_db),
         ssim=mean(one.ssim, other.ssim),
         lpips_per_sample=distances,
@@ -269,12 +269,6 @@ def degenerate(images: Sequence[Image]) -> str | None:
     if len(images) > 1 and len({image.tobytes() for image in images}) == 1:
         return f"all {len(images)} pictures are the same, whatever prompt and seed"
     return None
-
-
-def _lpips(distances: Sequence[float]) -> Interval:
-    lpips = mean_interval(distances)
-    # A distance is not negative, though the interval of a small mean may reach below.
-    return Interval(lpips.value, max(0.0, lpips.low), lpips.high)
 
 
 def _check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:

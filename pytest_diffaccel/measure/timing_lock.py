@@ -5,11 +5,13 @@ from __future__ import annotations
 import getpass
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import ReadWriteLock
+
+from pytest_diffaccel.measure.time_limit import waiting
 
 
 def lock_between_processes(path: Path) -> ReadWriteLock:
@@ -43,7 +45,7 @@ class TimingLock:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Hold the machine, or the GPU, alone."""
-        with lock_between_processes(self.path).write_lock():
+        with _held(lock_between_processes(self.path).write_lock()):
             yield
 
     @contextmanager
@@ -53,5 +55,14 @@ class TimingLock:
             with self.timing():
                 yield
             return
-        with lock_between_processes(self.path).read_lock():
+        with _held(lock_between_processes(self.path).read_lock()):
             yield
+
+
+@contextmanager
+def _held(lock: AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a lock; no case's time runs until it is got."""
+    with ExitStack() as stack:
+        with waiting():
+            stack.enter_context(lock)
+        yield

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TypeAlias
 
+from pytest_diffaccel.models.registry import HUB_IDS
 from pytest_diffaccel.models.settings_files import LEFT_OUT, refuse_code
 
 # What a pipeline is loaded from; repositories also hold pickled and single-file copies of the same weights.
-_WANTED = ("*.json", "*/*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
+_SETTINGS = ("*.json", "*/*.txt")
+_WANTED = (*_SETTINGS, "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
+# Of a repository that is not known: shards, and copies of less precision where there may be nothing else.
+_WANTED_OF_OTHERS = (*_SETTINGS, "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
+_FULL = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 _UNWANTED = "safety_checker/*"
 _WANTED_OF_VAE = ("config.json", "diffusion_pytorch_model.safetensors")
 # Of the hub client's messages, which go on with advice.
@@ -22,7 +29,14 @@ _Source: TypeAlias = Callable[[str, bool], Path]
 
 def fetch_command(repository: str) -> str:
     """The shell command that puts a pipeline's ``repository`` into the local cache."""
-    return f'hf download {repository} {_included(_WANTED)} --exclude "{_UNWANTED}"'
+    wanted = _WANTED if repository in HUB_IDS.values() else _WANTED_OF_OTHERS
+    return f'hf download {repository} {_included(wanted)} --exclude "{_UNWANTED}"'
+
+
+def settings_command(repository: str, folder: Path, component: str) -> str:
+    """The shell command that puts the settings, or vocabulary, of one component of ``repository`` into ``folder``."""
+    wanted = _included((f"{component}/*.json", f"{component}/*.txt"))
+    return f"hf download {repository} {wanted} --local-dir {shlex.quote(str(folder))}"
 
 
 def vae_command(repository: str) -> str:
@@ -36,7 +50,7 @@ def cached_folder(repository: str) -> Path:
     Raises:
         FileNotFoundError: if it is not there, naming the command that fetches it.
     """
-    return _cached(repository, _pipeline, fetch_command(repository))
+    return _cached(repository, _cached_pipeline, fetch_command(repository))
 
 
 def fetched_folder(repository: str) -> Path:
@@ -48,7 +62,7 @@ def fetched_folder(repository: str) -> Path:
     """
     command = fetch_command(repository)
     refuse_code(_fetched(repository, _index, command))
-    return _fetched(repository, _pipeline, command)
+    return _fetched(repository, _fetched_pipeline, command)
 
 
 def cached_vae(repository: str) -> Path:
@@ -94,6 +108,32 @@ def _pipeline(repository: str, cache_only: bool) -> Path:
 
     left_out = dict.fromkeys(LEFT_OUT)
     return Path(DiffusionPipeline.download(repository, use_safetensors=True, local_files_only=cache_only, **left_out))
+
+
+def _cached_pipeline(repository: str, cache_only: bool) -> Path:
+    try:
+        return _pipeline(repository, cache_only)
+    except (OSError, ValueError):  # so is a repository without full weights
+        return _copies(repository, cache_only)
+
+
+def _fetched_pipeline(repository: str, cache_only: bool) -> Path:
+    from huggingface_hub import list_repo_files
+
+    names = [Path(name) for name in list_repo_files(repository) if name.endswith(".safetensors")]
+    components = {path.parent for path in names if path.parent.name and path.parent.name not in LEFT_OUT}
+    full = {path.parent for path in names if _FULL.fullmatch(path.name)}
+    return (_pipeline if components <= full else _copies)(repository, cache_only)
+
+
+def _copies(repository: str, cache_only: bool) -> Path:
+    """With all copies of weights, of a repository where some component has none of full precision."""
+    from huggingface_hub import snapshot_download
+
+    wanted, unwanted = list(_WANTED_OF_OTHERS), [_UNWANTED]
+    return Path(
+        snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=cache_only)
+    )
 
 
 def _vae(repository: str, cache_only: bool) -> Path:

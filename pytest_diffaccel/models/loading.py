@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
+from pytest_diffaccel.models.copies import loadable
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
-from pytest_diffaccel.models.schedulers import check_scheduler, set_scheduler
+from pytest_diffaccel.models.schedulers import check_scheduler, read_markers, set_scheduler
 from pytest_diffaccel.models.settings_files import refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
 from pytest_diffaccel.models.weights import (
     PIPELINE_CLASSES,
+    WITH_WEIGHTS,
     check_folder,
     check_index,
+    check_settings,
     check_single_file,
     folder_files,
-    folder_variant,
     weight_files,
 )
 
@@ -102,37 +104,50 @@ def _folder(spec: ModelSpec) -> Path:
     # The cached copy first: a search must not change its weights half way because the repository did.
     try:
         folder = cached_folder(spec.location)
-        folder_files(folder, spec.pipe)
     except FileNotFoundError:
-        folder = fetched_folder(spec.location)
+        return fetched_folder(spec.location)
+    if lack := _lack(folder, spec.pipe):
+        try:
+            folder = fetched_folder(spec.location)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{lack}. {error}") from error
     return folder
+
+
+def _lack(folder: Path, pipe: str) -> str:
+    """Which file a cached folder lacks; empty for none. What is broken is refused when it is checked."""
+    try:
+        folder_files(folder, pipe)
+        check_settings(folder, pipe, own=False)
+    except FileNotFoundError as error:
+        return str(error)
+    except ValueError:
+        pass
+    return ""
 
 
 def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
     folder = _folder(spec)
     try:
-        check_folder(folder, spec.pipe)
+        check_folder(folder, spec.pipe, own=spec.kind != "hub")
     except (OSError, ValueError) as error:
         if spec.kind != "hub":
             raise
         command = f"{fetch_command(spec.location)} --force-download"
         raise type(error)(f"{error}. Fetch all of {spec.location} again: {command}") from error
-    return _pipeline_class(spec.pipe).from_pretrained(
-        str(folder),
-        dtype=dtype,
-        use_safetensors=True,
-        variant=folder_variant(folder, spec.pipe),
-        **_options(spec, dtype),
-    )
+    options = _options(spec, dtype)
+    with loadable(folder, WITH_WEIGHTS[spec.pipe]) as place:
+        return _pipeline_class(spec.pipe).from_pretrained(str(place), dtype=dtype, use_safetensors=True, **options)
 
 
 def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
-    check_single_file(path, spec.pipe)
+    tensors = check_single_file(path, spec.pipe)
     config = _settings(spec)
     if Path(config).is_absolute():
         check_index(Path(config), spec.pipe)
         refuse_code(Path(config) / "model_index.json")
+        check_settings(Path(config), spec.pipe)
     options = _options(spec, dtype)
     try:
         pipeline = _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
@@ -148,7 +163,24 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
         raise ValueError(_misfit(path, config, spec.pipe, str(error).partition("\n")[0])) from error
     if missing := _missing_tensors(pipeline):
         raise ValueError(_misfit(path, config, spec.pipe, f"it lacks the tensors of {missing}"))
+    if wordless := _wordless_tokenizers(pipeline):
+        raise FileNotFoundError(
+            f"{config}, whose settings {path} is read with, has no vocabulary for {wordless}. "
+            f"Fetch all of it: {fetch_command(config)}"
+        )
+    read_markers(pipeline, tensors, path)
     return pipeline
+
+
+def _wordless_tokenizers(pipeline: Any) -> str:
+    """Tokenizers that know no words, or no length: what transformers makes of a folder without their files."""
+    parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "model_max_length")}
+    longest = pipeline.text_encoder.config.max_position_embeddings
+    return ", ".join(
+        name
+        for name, part in parts.items()
+        if len(part) <= len(part.all_special_tokens) or part.model_max_length > longest
+    )
 
 
 def _settings(spec: ModelSpec) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 #: diffusers class and settings of its own, by scheduler name.
@@ -12,6 +14,23 @@ SCHEDULER_CLASSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "UniPCMultistepScheduler": ("UniPCMultistepScheduler", {}),
 }
 
+#: What pipelines in latent space need where the settings that they were saved with leave it open: as Stable Diffusion
+#: was published. diffusers' classes have other defaults, for pixels: DDIM would clip latents to -1 to 1.
+LATENT_SETTINGS: Mapping[str, bool | int] = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+#: Which of them the classes of :data:`SCHEDULER_CLASSES` take.
+TAKEN: Mapping[str, tuple[str, ...]] = {
+    "DDIM": ("clip_sample", "set_alpha_to_one", "steps_offset"),
+    "DPM-Solver++": ("steps_offset",),
+    "UniPCMultistepScheduler": ("steps_offset",),
+}
+
+# Tensors by which single files say how their weights were trained, and what follows for schedulers.
+_V_PREDICTION, _ZERO_SNR = "v_pred", "ztsnr"
+_OTHER_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _ORIGINAL = "_diffaccel_original_scheduler_config"
 
 
@@ -51,6 +70,7 @@ def set_scheduler(pipeline: Any, name: str) -> None:
 
     Each call starts from the scheduler that the pipeline was saved with. Built from the one in force, it
     would lose settings that a scheduler in between does not know, and switching back would change the images.
+    What those settings leave open is as :data:`LATENT_SETTINGS` says.
 
     Args:
         pipeline: a diffusers pipeline; its ``scheduler`` is replaced.
@@ -60,10 +80,66 @@ def set_scheduler(pipeline: Any, name: str) -> None:
         ValueError: for an unknown name.
     """
     scheduler_class = _class_of(name)
-    if not hasattr(pipeline, _ORIGINAL):
-        setattr(pipeline, _ORIGINAL, pipeline.scheduler.config)
+    original = original_settings(pipeline)
+    setattr(pipeline, _ORIGINAL, original)
+    taken = inspect.signature(scheduler_class.__init__).parameters
+    open_ones = {key: value for key, value in open_settings(original).items() if key in taken}
     _, settings = SCHEDULER_CLASSES.get(name, (name, {}))
-    pipeline.scheduler = scheduler_class.from_config(getattr(pipeline, _ORIGINAL), **settings)
+    pipeline.scheduler = scheduler_class.from_config(original, **open_ones, **settings)
+
+
+def original_settings(pipeline: Any) -> Mapping[str, Any]:
+    """The settings of the scheduler that a pipeline was saved with, its class as ``_class_name``."""
+    own = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    settings: Mapping[str, Any] = getattr(pipeline, _ORIGINAL, own)
+    return settings
+
+
+def open_settings(original: Mapping[str, Any]) -> dict[str, bool | int]:
+    """Those of :data:`LATENT_SETTINGS` that a scheduler's own settings leave open; none of a pipeline as published.
+
+    Args:
+        original: the settings that the pipeline was saved with, as diffusers read them.
+    """
+    filled_in = original.get("_use_default_values", ())  # by diffusers, from the class's defaults
+    return {key: value for key, value in LATENT_SETTINGS.items() if key not in original or key in filled_in}
+
+
+def read_markers(pipeline: Any, tensors: Iterable[str], path: Path) -> None:
+    """Give a pipeline from a single file the prediction type that the file says it was trained for.
+
+    Such a file carries an empty tensor ``v_pred``, and ``ztsnr`` where the last step of its training had no signal. The
+    settings that it is read with are those of another model, which predicts noise.
+
+    Args:
+        pipeline: a diffusers pipeline as it was read; its ``scheduler`` is replaced.
+        tensors: names of the file's tensors.
+        path: of the file.
+
+    Raises:
+        ValueError: for a training that is not known here, or a marker without the one it belongs to.
+    """
+    found = set(tensors)
+    if other := [name for name in _OTHER_MARKERS if name in found]:
+        raise ValueError(
+            f"{path} carries the tensor {other[0]}: it was trained for EDM's noise levels, which are not supported; "
+            "give weights that predict noise or velocity"
+        )
+    if _ZERO_SNR in found and _V_PREDICTION not in found:
+        raise ValueError(
+            f"{path} carries the tensor {_ZERO_SNR} without {_V_PREDICTION}: weights that predict noise draw nothing "
+            f"from a start without signal; remove it, or add {_V_PREDICTION}"
+        )
+    settings: dict[str, Any] = {}
+    if _V_PREDICTION in found:
+        settings["prediction_type"] = "v_prediction"
+    if _ZERO_SNR in found:
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if settings:
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **settings)
+        # A class that does not take a setting would lose it for the class that does.
+        pipeline.scheduler.register_to_config(**settings)
 
 
 def check_timesteps(pipeline: Any, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The JSON files of a diffusers folder: readable, and naming no code that lies beside the weights."""
+"""The files of a diffusers folder that hold no weights: there, readable, and naming no code beside the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("diffusers", "transformers")
+# transformers writes a length of no bounds as a number of 31 digits.
+_UNBOUNDED = 1_000_000
 #: Components of no use here, which are never loaded.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -24,6 +26,48 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; fetch or save it again")
     return content
+
+
+def needed_files(folder: Path) -> None:
+    """Refuse a component's folder without its settings, or a tokenizer's without its vocabulary.
+
+    Args:
+        folder: of a component, named as pipelines name it.
+
+    Raises:
+        FileNotFoundError: naming the missing file.
+        ValueError: naming the file that is not readable, or holds nothing.
+    """
+    if folder.name.startswith("tokenizer"):
+        _check_tokenizer(folder)
+    else:
+        read_json(_present(folder / ("scheduler_config.json" if folder.name == "scheduler" else "config.json")))
+
+
+def _check_tokenizer(folder: Path) -> None:
+    settings = _present(folder / "tokenizer_config.json")
+    length = read_json(settings).get("model_max_length")
+    # Else prompts would be filled up to a length beyond all bounds.
+    if not isinstance(length, int) or not 0 < length < _UNBOUNDED:
+        raise ValueError(f"{settings} has no model_max_length, the text encoder's length; fetch or save it again")
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        model = read_json(whole).get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    else:
+        whole = _present(folder / "vocab.json", "tokenizer.json")
+        merges = _present(folder / "merges.txt", "tokenizer.json")
+        vocabulary = read_json(whole) if merges.stat().st_size else None
+        whole = whole if merges.stat().st_size else merges
+    if not vocabulary:
+        raise ValueError(f"{whole} holds no vocabulary; fetch or save it again")
+
+
+def _present(path: Path, instead: str = "") -> Path:
+    if not path.is_file():
+        place = f"{path.parent.parent} has no {path.parent.name}/{path.name}"
+        raise FileNotFoundError(f"{place}{instead and f' (nor {instead})'}, which its {path.parent.name} needs")
+    return path
 
 
 def refuse_code(index: Path) -> None:

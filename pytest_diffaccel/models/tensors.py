@@ -1,9 +1,8 @@
-"""A component's weight files, by names and headers: which they are, and whether they hold what settings ask for."""
+"""A component's weight files, by their headers: whether they hold what settings ask for."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,29 +13,6 @@ _Shapes: TypeAlias = dict[str, tuple[int, ...]]
 _RENAMED = "mid_block.attentions."
 _PREFIX = "text_model."
 _CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
-# Names that from_pretrained reads, whole or in shards; fp16 copies often stand beside the full ones.
-_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>fp16))?(-\d+-of-\d+)?\.safetensors")
-
-
-def component_files(folder: Path) -> list[Path]:
-    """The weight files of a component's folder, sorted; fp16 copies only where there is nothing else.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    paths = sorted(path for path in folder.glob("*.safetensors") if _WEIGHT_FILE.fullmatch(path.name))
-    if not paths:
-        pickled = any(folder.glob("*.bin"))
-        found = "only pickled weights (.bin), which can run code" if pickled else "no .safetensors weights"
-        fix = "fetch the folder again, or save the pipeline again with safe_serialization=True"
-        raise FileNotFoundError(f"{folder} holds {found}; {fix}")
-    return [path for path in paths if not variant([path])] or paths
-
-
-def variant(paths: Iterable[Path]) -> str | None:
-    """``"fp16"`` if any of the weight files is such a copy, else None."""
-    matches = (_WEIGHT_FILE.fullmatch(path.name) for path in paths)
-    return "fp16" if any(match and match["variant"] for match in matches) else None
 
 
 def tensor_shapes(path: Path) -> _Shapes:

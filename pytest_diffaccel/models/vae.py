@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.models.copies import component_files, loadable_component
 from pytest_diffaccel.models.hub import cached_vae, fetched_vae
 from pytest_diffaccel.models.settings_files import read_json
-from pytest_diffaccel.models.tensors import check_component, component_files, tensor_shapes, variant
+from pytest_diffaccel.models.tensors import check_component, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,8 @@ def load_vae(location: str, settings: str, dtype: torch.dtype) -> Any:
     if path.is_dir():
         _check_class(path)
         check_component(path, files)
-        return AutoencoderKL.from_pretrained(str(path), dtype=dtype, use_safetensors=True, variant=variant(files))
+        with loadable_component(path) as folder:
+            return AutoencoderKL.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
     tensor_shapes(path)
     try:
         return AutoencoderKL.from_single_file(str(path), config=settings, subfolder="vae", dtype=dtype)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pytest_diffaccel.models.hub import cached_folder
-from pytest_diffaccel.models.registry import ModelSpec
-from pytest_diffaccel.models.settings_files import read_json, refuse_code
-from pytest_diffaccel.models.tensors import check_component, component_files, tensor_shapes, variant
+from pytest_diffaccel.models.copies import component_files
+from pytest_diffaccel.models.hub import cached_folder, settings_command
+from pytest_diffaccel.models.registry import HUB_IDS, ModelSpec
+from pytest_diffaccel.models.settings_files import needed_files, read_json, refuse_code
+from pytest_diffaccel.models.tensors import check_component, tensor_shapes
 from pytest_diffaccel.models.vae import vae_files
 
 #: The diffusers class behind each pipe.
@@ -21,10 +22,16 @@ PIPELINE_CLASSES: Mapping[str, str] = {
     "SDXL": "StableDiffusionXLPipeline",
 }
 
-_COMPONENTS: Mapping[str, tuple[str, ...]] = {
+#: Each pipe's components that have weights; the files of those without are told by ``_BESIDE_WEIGHTS``.
+WITH_WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "SD1.5": ("text_encoder", "unet", "vae"),
     "SD2.1": ("text_encoder", "unet", "vae"),
     "SDXL": ("text_encoder", "text_encoder_2", "unet", "vae"),
+}
+_BESIDE_WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "SD1.5": ("tokenizer", "scheduler"),
+    "SD2.1": ("tokenizer", "scheduler"),
+    "SDXL": ("tokenizer", "tokenizer_2", "scheduler"),
 }
 # SD1.x and SD2.x share a pipeline class; this setting of the UNet tells them apart.
 _LINEAR_PROJECTION: Mapping[str, bool] = {"SD1.5": False, "SD2.1": True, "SDXL": True}
@@ -63,12 +70,7 @@ def folder_files(folder: Path, pipe: str) -> dict[str, list[Path]]:
         FileNotFoundError: if the folder or a component's weights are missing.
     """
     check_index(folder, pipe)
-    return {name: component_files(folder / name) for name in _COMPONENTS[pipe]}
-
-
-def folder_variant(folder: Path, pipe: str) -> str | None:
-    """``"fp16"`` if a component's weights are there as fp16 copies only, else None."""
-    return variant([path for paths in folder_files(folder, pipe).values() for path in paths])
+    return {name: component_files(folder / name) for name in WITH_WEIGHTS[pipe]}
 
 
 def check_index(folder: Path, pipe: str) -> None:
@@ -84,11 +86,42 @@ def check_index(folder: Path, pipe: str) -> None:
         )
 
 
-def check_folder(folder: Path, pipe: str) -> None:
-    """Refuse a diffusers folder that is not ``pipe``, or whose weights are not whole.
+def check_settings(folder: Path, pipe: str, *, own: bool = True) -> None:
+    """Refuse a folder that lacks settings or a vocabulary: libraries would do without, and draw any text alike.
+
+    Args:
+        folder: of a pipeline, with its ``model_index.json``.
+        pipe: what it is to be.
+        own: whether it is a folder of the user's, and no cached copy of a repository.
 
     Raises:
-        FileNotFoundError: if the folder or a component's weights are missing.
+        FileNotFoundError: naming the missing file, and for the user's own folder the command that fetches it.
+        ValueError: if a component is not named, or a file is not readable or holds nothing.
+    """
+    index = read_json(folder / "model_index.json")
+    for name in (*WITH_WEIGHTS[pipe], *_BESIDE_WEIGHTS[pipe]):
+        if not isinstance(index.get(name), list) or None in index[name]:
+            raise ValueError(
+                f"{folder / 'model_index.json'} names no {name}, which {pipe} needs; fetch or save the pipeline again"
+            )
+        try:
+            needed_files(folder / name)
+        except FileNotFoundError as error:
+            command = settings_command(HUB_IDS[pipe], folder, name)
+            fix = f"; fetch that of the public {pipe}: {command}, or save the pipeline again"
+            raise FileNotFoundError(f"{error}{fix if own else ''}") from error
+
+
+def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
+    """Refuse a diffusers folder that is not ``pipe``, or that is not whole.
+
+    Args:
+        folder: where it is.
+        pipe: what it is to be.
+        own: as :func:`check_settings` takes it.
+
+    Raises:
+        FileNotFoundError: if the folder, or a component's weights, settings or vocabulary are missing.
         ValueError: if it is another architecture, asks for code of its own, or a file is truncated or unreadable.
     """
     check_index(folder, pipe)
@@ -96,6 +129,7 @@ def check_folder(folder: Path, pipe: str) -> None:
     found, expected = read_json(folder / "model_index.json").get("_class_name"), PIPELINE_CLASSES[pipe]
     if found != expected:
         raise ValueError(f"{folder} holds a {found}, but {pipe} is a {expected}; give a folder of {pipe} weights")
+    check_settings(folder, pipe, own=own)
     linear = bool(read_json(folder / "unet" / "config.json").get("use_linear_projection"))
     if linear != _LINEAR_PROJECTION[pipe]:
         raise ValueError(
@@ -106,18 +140,22 @@ def check_folder(folder: Path, pipe: str) -> None:
         check_component(folder / name, paths)
 
 
-def check_single_file(path: Path, pipe: str) -> None:
+def check_single_file(path: Path, pipe: str) -> list[str]:
     """Refuse a single ``.safetensors`` file that is not a whole checkpoint of ``pipe``.
+
+    Returns:
+        The names of its tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is another architecture, a lone component, truncated or unreadable.
     """
-    names = tensor_shapes(_existing_file(path))
+    names = list(tensor_shapes(_existing_file(path)))
     found = [other for other, prefix in _SINGLE_FILE_PREFIXES.items() if any(name.startswith(prefix) for name in names)]
     if pipe not in found:
         content = f"a {found[0]} checkpoint" if found else "not a whole Stable Diffusion checkpoint"
         raise ValueError(f"{path} is {content}; give one of {pipe}, text encoder and VAE included")
+    return names
 
 
 def _existing_file(path: Path) -> Path:

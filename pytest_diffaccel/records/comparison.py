@@ -1,4 +1,4 @@
-"""Two sets of measurements side by side: matched by what was measured, judged by their intervals."""
+"""Two sets of measurements side by side: matched by what was measured, judged by the interval of what changed."""
 
 from __future__ import annotations
 
@@ -57,15 +57,26 @@ class Compared:
         return Interval(math.exp(ratio), math.exp(ratio - below), math.exp(ratio + above))
 
     @property
+    def lpips_change(self) -> Interval:
+        """LPIPS after less LPIPS before; both errors, as independent, add up in quadrature."""
+        old, new = self.before.lpips, self.after.lpips
+        change = new.value - old.value
+        below = math.hypot(new.value - new.low, old.high - old.value)
+        above = math.hypot(new.high - new.value, old.value - old.low)
+        return Interval(change, change - below, change + above)
+
+    @property
     def verdicts(self) -> tuple[str, ...]:
-        """``"slower"`` or ``"faster"``, ``"worse"`` or ``"better"``, where the intervals share no point; else none."""
-        found = []
-        if not self.before.speedup.overlaps(self.after.speedup):
-            found.append("faster" if self.after.speedup.value > self.before.speedup.value else "slower")
-        moved = self.after.lpips.value - self.before.lpips.value
+        """``"slower"`` or ``"faster"``, ``"worse"`` or ``"better"``, where the change is sure; else none.
+
+        Intervals of both figures may well overlap where that of their ratio excludes 1.
+        """
+        ratio, change, found = self.ratio, self.lpips_change, []
+        if ratio.low > 1 or ratio.high < 1:
+            found.append("faster" if ratio.value > 1 else "slower")
         noise = max(self.before.noise_floor, self.after.noise_floor)
-        if not self.before.lpips.overlaps(self.after.lpips) and abs(moved) > noise:
-            found.append("worse" if moved > 0 else "better")
+        if (change.low > 0 or change.high < 0) and abs(change.value) > noise:
+            found.append("worse" if change.value > 0 else "better")
         return tuple(found)
 
     @property

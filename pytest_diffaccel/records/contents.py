@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
 
-FailureKind: TypeAlias = Literal["error", "oom", "timeout", "crash", "not-fired"]
+FailureKind: TypeAlias = Literal["error", "oom", "timeout", "interrupted", "crash", "not-fired"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Failure:
         candidate: what was tried.
         environment: id of the environment it was tried in.
         sampling: which images were to be made.
-        kind: what went wrong.
+        kind: what went wrong; ``interrupted``: its process ended while it was measured, ``crash``: twice.
         message: the error in words.
         created_at: when, ISO 8601 in UTC.
     """
@@ -45,6 +46,15 @@ class Failure:
     kind: FailureKind
     message: str
     created_at: str
+
+    def stands_in(self, session_began_at: float) -> bool:
+        """Whether a session that began then (seconds since the epoch) tries the candidate no more.
+
+        One that was cut off once is tried again, but by another session: in this one it would take the next worker
+        with it.
+        """
+        made_at = datetime.fromisoformat(self.created_at).timestamp()
+        return self.kind != "interrupted" or made_at >= session_began_at
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ ID_DIGITS = 12
 _CHUNK_BYTES = 1 << 20
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
+_OPTIONAL = ("scale", "settings", "scheduler_defaults")
+# What a part of a field of several parts is called in a difference.
+_NOUNS: Mapping[str, str] = {
+    "weights": " weights",
+    "settings": " settings",
+    "scheduler_defaults": " (open in the model's scheduler)",
+}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 #: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
@@ -76,6 +83,11 @@ class Environment:
         batch_size: images a call.
         guidance_scale: classifier-free guidance.
         scale: what LPIPS means here, once measured; no part of the identity.
+        settings: by component, SHA-256 (64 hex digits) of what it is set to
+            (:func:`~pytest_diffaccel.models.component_settings.settings_digests`); empty where an older version of this
+            program recorded none.
+        scheduler_defaults: settings that the model's own scheduler leaves open, as they were set for it
+            (:func:`~pytest_diffaccel.models.schedulers.open_settings`).
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -92,6 +104,8 @@ class Environment:
     batch_size: int
     guidance_scale: float
     scale: QualityScale | None = field(default=None, compare=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -108,9 +122,8 @@ class Environment:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""
         known = asdict(self)
-        if self.scale is None:
-            del known["scale"]
-        return known
+        # What is not known stays out, so that records of older versions keep their ids.
+        return {name: value for name, value in known.items() if name not in _OPTIONAL or value}
 
     @classmethod
     def from_json(cls, text: str) -> Environment:
@@ -132,6 +145,8 @@ def describe_environment(
     image_size: tuple[int, int],
     batch_size: int,
     guidance_scale: float,
+    settings: Mapping[str, str] | None = None,
+    scheduler_defaults: Mapping[str, bool | int] | None = None,
 ) -> Environment:
     """The environment of this process, for a pipeline on ``device``.
 
@@ -144,6 +159,8 @@ def describe_environment(
         image_size: (height, width) in pixels.
         batch_size: images a call.
         guidance_scale: classifier-free guidance.
+        settings: by component, the digest of its settings.
+        scheduler_defaults: what was set for a scheduler that leaves it open.
 
     Raises:
         FileNotFoundError: when a weight file is missing or a folder holds no safetensors file.
@@ -165,6 +182,8 @@ def describe_environment(
         image_size=image_size,
         batch_size=batch_size,
         guidance_scale=float(guidance_scale),
+        settings=dict(settings or {}),
+        scheduler_defaults=dict(scheduler_defaults or {}),
     )
 
 
@@ -173,8 +192,10 @@ def differences(before: Environment, after: Environment) -> list[str]:
     lines = []
     for name in (one.name for one in fields(before) if one.compare):
         old, new = getattr(before, name), getattr(after, name)
-        if isinstance(old, Mapping):
-            noun = " weights" if name == "weights" else ""
+        if name == "settings" and bool(old) != bool(new):
+            lines.append(_change(name, *("recorded" if one else "not recorded" for one in (old, new))))
+        elif isinstance(old, Mapping):
+            noun = _NOUNS.get(name, "")
             parts = [*old, *(part for part in new if part not in old)]
             lines += [_change(f"{part}{noun}", old.get(part), new.get(part)) for part in parts]
         else:

@@ -28,7 +28,7 @@ class JsonFileError(ValueError):
 
     Attributes:
         path: the file.
-        line: where it is wrong, from 1.
+        line: where it is wrong, from 1; 0 where nothing in it could be read.
         reason: what is wrong, in words.
     """
 
@@ -39,6 +39,8 @@ class JsonFileError(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if not self.line:
+            return f"{self.path}: {self.reason}"
         advice = "the file was left as it is: mend it, or restore it from git"
         return f"{self.path}:{self.line}: {self.reason} ({advice})"
 
@@ -134,6 +136,10 @@ def _read_text(path: Path) -> str | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise JsonFileError(path, 0, "it is a folder; name a file, such as search_params.json in it") from error
+    except OSError as error:
+        raise JsonFileError(path, 0, f"it cannot be read: {error.strerror or error}") from error
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -87,6 +87,15 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def try_writing(self) -> None:
+        """Write a transaction that changes nothing.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: when nothing can be written.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(delete(DECISIONS).where(equal(DECISIONS, {"candidate_key": ""})))
+
     def save(self, measurement: Measurement) -> None:
         """Keep a measurement, in place of an older one of the same candidate, environment and sampling.
 
@@ -172,15 +181,32 @@ class Store:
         with self._engine.begin() as connection:
             upsert(connection, FAILURES, values)
 
+    def begin(self, candidate: Candidate, environment: str, sampling: Sampling, what: str, since: float = 0.0) -> None:
+        """Keep that a candidate is being measured, until what comes of it is kept or forgotten.
+
+        A process that ends meanwhile leaves an ``interrupted`` failure; a second one in a row leaves a ``crash``.
+
+        Args:
+            candidate: the candidate.
+            environment: an environment's id.
+            sampling: which images are made.
+            what: what is done, such as ``"case"``, for the message.
+            since: failures before then (seconds since the epoch) do not count.
+        """
+        before = self._rows(FAILURES, identity(candidate.key, environment, sampling), since)
+        again = bool(before) and before[0].kind in ("interrupted", "crash")
+        message = f"the process ended during this {what}" + (", twice" if again else "; it is tried once more")
+        self.save_failure(candidate, environment, sampling, "crash" if again else "interrupted", message)
+
     def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
         """Remove the failure of a candidate that works after all."""
         with self._engine.begin() as connection:
             chosen = identity(candidate.key, environment, sampling)
             connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
-    def failures(self, environment: str, sampling: Sampling) -> list[Failure]:
-        """All failures in an environment and sampling, by candidate key."""
-        rows = self._rows(FAILURES, conditions(environment, sampling))
+    def failures(self, environment: str, sampling: Sampling, since: float = 0.0) -> list[Failure]:
+        """All failures in an environment and sampling since then (seconds since the epoch), by candidate key."""
+        rows = self._rows(FAILURES, conditions(environment, sampling), since)
         return [_failure(row) for row in rows]
 
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:

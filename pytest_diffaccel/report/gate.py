@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
@@ -15,10 +16,11 @@ from pytest_diffaccel.report.step_summary import gate_summary, write_step_summar
 from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.report.session import Terminal
+    from pytest_diffaccel.report.terminal import Terminal
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
+_NORMAL_95 = 1.96
 # Of a verdict, a finding that says most.
 _GRAVEST = {"ok": 0, "improved": 1, "inconclusive": 2, "regressed": 3, "refused": 4}
 
@@ -35,7 +37,7 @@ class GateReport:
         self._began = time.monotonic()
         self._results: list[Mapping[str, Any]] = []
         self._broken: list[str] = []
-        self._recorded = 0
+        self._recorded: list[Session] = []
 
     def announce(self, cases: Collection[str]) -> None:
         """Say what is judged, and against what.
@@ -54,7 +56,8 @@ class GateReport:
             )
             return
         gate = self._gate
-        doing = "recording references" if self._settings.update_golden else f"budget {duration(gate.budget_s)}"
+        doing = f"budget {duration(gate.budget_s)}"
+        doing = f"recording references, {doing}" if self._settings.update_golden else doing
         self._terminal.write_line(
             f"diffaccel gate: {self._cases} cases of {self._settings.golden}, models: {self._settings.models}; "
             f"slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
@@ -85,7 +88,7 @@ class GateReport:
         found = {subject: _session(fields) for subject, fields in result["sessions"].items()}
         if found:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
-            self._recorded += len(found)
+            self._recorded += found.values()
 
     def _line(self, status: str, case: str, text: str) -> str:
         done = len(self._results) + len(self._broken)
@@ -136,7 +139,12 @@ class GateReport:
         lines = []
         if self._recorded:
             path = self._settings.golden.with_name(REFERENCE_NAME)
-            lines.append(f"recorded: {self._recorded} sessions in {path}; commit it beside the golden file")
+            lines.append(f"recorded: {len(self._recorded)} sessions in {path}; commit it beside the golden file")
+            known = sorted(_NORMAL_95 * session.standard_error for session in self._recorded)
+            lines.append(
+                f"their speed-ups are known to {median(known):.1%} in the median, {known[-1]:.1%} at worst (half of "
+                "the 95% interval); a longer --gate-budget, or further such runs, tell more"
+            )
         if counts.get("inconclusive") and not self._settings.update_golden:
             strict = "" if self._gate.strict else "warning: "
             lines.append(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.images import is_damaged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,12 +52,13 @@ def write_picture_grid(
     Args:
         path: the PNG to write; its folder is made.
         entries: golden entries of the search.
-        folders: their pictures.
+        folders: their pictures; sets that are not as they were saved are left out.
 
     Returns:
         Whether there was anything to show.
     """
-    shown = _shown_keys(entries, folders)
+    whole = {key: one for key, one in folders.items() if not (is_damaged(one.baseline) or is_damaged(one.winner))}
+    shown = _shown_keys(entries, whole)
     if not shown:
         return False
     columns = [("baseline", folders[shown[0]].baseline)]

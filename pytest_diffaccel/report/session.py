@@ -7,16 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
+from pytest_diffaccel.records.jsonfile import JsonFileError
+from pytest_diffaccel.report.case_log import Unwritten
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
+from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import (
     calibration_text,
@@ -26,6 +30,7 @@ from pytest_diffaccel.report.winners import (
     provisional_text,
     slowdown_text,
     undecided_text,
+    unrecorded_text,
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
@@ -36,32 +41,8 @@ if TYPE_CHECKING:
 
 # Without a terminal that can rewrite its line, this often.
 _PLAIN_INTERVAL_S = 15.0
-
-
-class Terminal(Protocol):
-    """What is needed of pytest's terminal reporter.
-
-    Attributes:
-        showfspath: whether each file's name is printed before its cases; it would come between our lines.
-    """
-
-    showfspath: bool
-
-    @property
-    def isatty(self) -> bool:
-        """Whether a person watches."""
-
-    def write_line(self, line: str) -> None:
-        """Write a line of its own."""
-
-    def rewrite(self, line: str, *, erase: bool = ...) -> None:
-        """Replace the line just written."""
-
-    def section(self, title: str) -> None:
-        """Write a heading."""
-
-    def flush(self) -> None:
-        """Show now what was written."""
+# Exit code: as any failed test.
+_NOT_RECORDED = 1
 
 
 class SessionReport:
@@ -93,6 +74,10 @@ class SessionReport:
         self._left: dict[str, int] = {}
         self._launch_bound: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str, str]] = Counter()
+        #: Groups whose winners' cases ended without failing, and why they may have no record; and those that have one.
+        self._asked: dict[str, str] = {}
+        self._recorded: set[str] = set()
+        self._unwritten = Unwritten(terminal)
 
     def announce(self, cases: Mapping[str, SearchCase | None]) -> None:
         """Say how many cases there are, before the first; how long they take is known once something was measured.
@@ -133,7 +118,8 @@ class SessionReport:
             result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
         """
         self._outcomes[case.outcome] += 1
-        _log(result["cell"], _log_line(case, result))
+        with self._unwritten.told(f"log of {result['cell']}"):
+            _log(result["cell"], _log_line(case, result))
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
@@ -142,8 +128,10 @@ class SessionReport:
             self._tell_time(self._progress, result)
         if result.get("provisional"):
             self._tell(provisional_text(result))
+        if "provisional" in result and case.outcome != "failed":
+            self._asked.setdefault(" ".join(group), result.get("refused") or "its cell's winners were not verified")
         if result.get("left"):
-            self._left[f"{result['cell']} {result['accelerator']}"] = result["left"]
+            self._left[" ".join(group)] = result["left"]
         if "golden" in result:
             self._record(result)
         if self._progress:
@@ -180,9 +168,19 @@ class SessionReport:
             name: Environment.from_json(json.dumps(fields)) for name, fields in result["environments"].items()
         }
         self._launch_bound.update(one["accelerator"] for one in result["verified"] if one["bound"] == "launch")
-        changes = merge(self._settings.golden, found, update=self._settings.update_golden, environments=environments)
+        undecided = {GoldenKey.parse(one["key"]): one for one in result["undecided"]}
+        try:
+            changes = merge(
+                self._settings.golden, found, update=self._settings.update_golden, environments=environments
+            )
+        except (OSError, JsonFileError) as error:  # hours of measurements are stored: the search goes on
+            self._tell(f"{self._settings.golden} could not be written: {error}")
+            why = f"{self._settings.golden} could not be written; what was measured is stored"
+            self._asked |= dict.fromkeys(map(_group, {**found, **undecided}), why)
+            return
+        self._recorded |= {_group(key) for key in (*found, *undecided)}
         self._entries |= found
-        self._undecided |= {GoldenKey.parse(one["key"]): one for one in result["undecided"]}
+        self._undecided |= undecided
         self._changes |= {change.key: change for change in changes}
         self._environments |= environments
         for key, folder in result["pictures"].items():
@@ -198,11 +196,23 @@ class SessionReport:
             self._terminal.write_line(line)
         self._terminal.flush()
 
+    def exit_code(self, exitstatus: int) -> int:
+        """``exitstatus``, pytest's own; that of failed tests where all is well but a group was not recorded.
+
+        What a budget left out, or what stays undecided, was asked for like that: neither is a failure.
+        """
+        return _NOT_RECORDED if self._not_recorded and not exitstatus else int(exitstatus)
+
+    @property
+    def _not_recorded(self) -> dict[str, str]:
+        known = {*self._recorded, *self._left}
+        return {group: why for group, why in self._asked.items() if group not in known}
+
     def summary(self) -> None:
         """Winners, changes to the golden database, pictures, the report, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if self._entries or self._undecided or self._left:
+        if self._entries or self._undecided or self._left or self._not_recorded:
             self._show_winners()
         if self._progress:
             self._write_step_summary()
@@ -217,7 +227,7 @@ class SessionReport:
             self._outcomes,
             self._settings.golden,
             failures=self._failures,
-            next_steps=self._next_steps(),
+            next_steps=[*map(str.strip, unrecorded_text(self._not_recorded)), *self._next_steps()],
         )
         for line in write_step_summary(lines):
             self._terminal.write_line(line)
@@ -232,7 +242,8 @@ class SessionReport:
         self._terminal.section("diffaccel: winners")
         for line in winners_table(self._entries, self._environments):
             self._terminal.write_line(line)
-        for line in [*undecided_text(self._undecided), *left_out(self._left)]:
+        notes = [*undecided_text(self._undecided), *left_out(self._left), *unrecorded_text(self._not_recorded)]
+        for line in notes:
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)
@@ -259,6 +270,11 @@ class SessionReport:
         chosen = [key for key in read_golden(self._settings.golden) if (key.pipe, key.scheduler, key.steps) in cells]
         stale = stale_keys(chosen, self._registry.names)
         self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
+
+
+def _group(key: GoldenKey) -> str:
+    """The group that a golden key belongs to, as cases' results name it."""
+    return f"{Cell(key.pipe, key.scheduler, key.steps)} {key.accelerator}"
 
 
 def _log(name: str, line: str) -> None:

@@ -167,6 +167,18 @@ def left_out(left: Mapping[str, int]) -> list[str]:
     return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
 
 
+def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
+    """Groups whose winners were asked for and have no record: the run must not look as if all were done.
+
+    Args:
+        unrecorded: why not, by group.
+    """
+    if not unrecorded:
+        return []
+    counted = f"not recorded: the winners of {len(unrecorded)} group(s); measure what is missing and run their cases"
+    return ["", f"{counted} again", *(f"  {group}: {why}" for group, why in unrecorded.items())]
+
+
 def next_steps(
     settings: Settings, changes: Sequence[Change], *, failed: int, launch_bound: Mapping[str, int]
 ) -> list[str]:

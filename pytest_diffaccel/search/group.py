@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
+from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import PROMISING, Explored, explore, settle, space
 from pytest_diffaccel.search.decide.rivals import Rivals
-from pytest_diffaccel.search.evaluate.attempt import evaluate
+from pytest_diffaccel.search.evaluate.attempt import evaluate, note_failure
 from pytest_diffaccel.search.evaluate.evaluation import extend
 from pytest_diffaccel.search.workbench import Workbench
+
+_LOG = logging.getLogger(__name__)
 
 #: What is kept of a group whose winners are found.
 DONE = "winners found"
@@ -62,10 +66,21 @@ class Group:
         return evaluate(self.bench, candidate, predicted)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
-        """Measure an evaluated candidate on more samples."""
+        """Measure an evaluated candidate on more samples; one that fails now is out of the race, and the rest go on.
+
+        Raises:
+            Unavailable: when something that measuring needs is missing.
+            CudaBroken: when no candidate after this one can be measured by this process.
+        """
         known = self.bench.known(self.cell).find(candidate)
-        if known is not None:
-            self.bench.keep(extend(self.bench, known, num_samples))
+        if known is None:
+            return
+        try:
+            with time_limit(self.bench.settings.case_timeout_s):
+                self.bench.keep(extend(self.bench, known, num_samples))
+        except Exception as error:
+            explained = note_failure(self.bench, candidate, error)
+            _LOG.warning("%s fails with more samples: %s", candidate.key, explained)
 
     @property
     def borderline(self) -> list[Candidate]:
@@ -130,7 +145,7 @@ class Group:
         return self._not_failed([*self._accelerator.grid(self.cell, coarse=False), *space(self.plan())])
 
     def _not_failed(self, rows: Iterable[Params]) -> list[Candidate]:
-        failed = {failure.candidate.key for failure in self.bench.store.failures(*self._conditions)}
+        failed = self.bench.failed(self.cell)
         candidates = {one.key: one for one in (Candidate(self.cell, self.accelerator, params) for params in rows)}
         return [one for key, one in candidates.items() if key not in failed]
 

@@ -47,6 +47,11 @@ class Knowledge:
             self._costs = None
         self._measurements[key] = measurement
 
+    def drop(self, candidate: Candidate) -> None:
+        """Forget the search's measurement of ``candidate``: it does not work any more."""
+        self._measurements.pop((candidate.key, "search"), None)
+        self._costs = None
+
     def find(self, candidate: Candidate) -> Measurement | None:
         """The search's measurement of ``candidate``."""
         return self._measurements.get((candidate.key, "search"))

@@ -34,7 +34,8 @@ class Pictures:
         Raises:
             NoPipeline: when they say nothing; so do all methods that make the baseline's images.
         """
-        self._images.make_unless_busy(*self._baseline_set(cell, purpose))
+        if (cell, purpose) not in self._references:
+            self._images.make_unless_busy(*self._baseline_set(cell, purpose))
 
     def baseline(self, cell: Cell, purpose: Purpose) -> Sequence[Image]:
         """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""

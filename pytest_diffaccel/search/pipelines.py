@@ -21,7 +21,11 @@ from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings import Settings
 
 
-class NoPipeline(RuntimeError):
+class Unavailable(RuntimeError):
+    """Something that measuring needs is missing, or locked for too long: weights, a file. No candidate's fault."""
+
+
+class NoPipeline(Unavailable):
     """A pipe's weights cannot be used, or draw nothing; the message says why and what to do."""
 
 

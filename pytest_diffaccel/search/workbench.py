@@ -7,18 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.accelerators.acceleration import Generate, default_guidance_scale
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
+from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import weight_files
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.knowledge import Knowledge
@@ -108,11 +111,17 @@ class Workbench:
         return self._knowledge[cell.pipe]
 
     def reread(self, cell: Cell) -> None:
-        """Read anew what is stored of the cell's environment; under ``--fresh`` only what this session found counts."""
-        environment = self.environment(cell).id
+        """Read anew what is stored of the cell's environment; under ``--fresh`` only what this session found counts.
+
+        What was evaluated once and fails now is left out.
+        """
+        environment, failed = self.environment(cell).id, self.failed(cell)
         samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
         stored = [
-            one for sampling in samplings for one in self.store.evaluations(environment, sampling, since=self.since)
+            one
+            for sampling in samplings
+            for one in self.store.evaluations(environment, sampling, since=self.since)
+            if one.candidate.key not in failed
         ]
         self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment, self.since))
 
@@ -147,6 +156,15 @@ class Workbench:
         if measurement.candidate.cell.pipe in self._knowledge:
             self._knowledge[measurement.candidate.cell.pipe].add(measurement)
 
+    def failures(self, cell: Cell, sampling: Sampling) -> list[Failure]:
+        """What this session tries no more in the cell's environment; under ``--fresh`` only what failed in it."""
+        found = self.store.failures(self.environment(cell).id, sampling, self.since)
+        return [one for one in found if one.stands_in(self.began_at)]
+
+    def failed(self, cell: Cell) -> set[str]:
+        """Keys of the candidates of the cell's environment that this session evaluates no more."""
+        return {one.candidate.key for one in self.failures(cell, self.sampling(cell, "search"))}
+
     def environment(self, cell: Cell) -> Environment:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""
         if cell.pipe not in self._environments:
@@ -172,7 +190,9 @@ class Workbench:
             dtype=pipeline.unet.dtype,
             image_size=spec.image_size or (side, side),
             batch_size=self.settings.batch_size,
-            guidance_scale=_default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
+            guidance_scale=default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
+            settings=settings_digests(pipeline),
+            scheduler_defaults=open_settings(original_settings(pipeline)),
         )
 
     def sampling(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> Sampling:
@@ -212,9 +232,3 @@ class Workbench:
         """Free the pipeline and close the store."""
         self.pipelines.unload()
         self.store.close()
-
-
-def _default_guidance_scale(pipeline: Any) -> float:
-    import inspect
-
-    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)

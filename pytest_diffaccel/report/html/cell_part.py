@@ -20,6 +20,9 @@ from pytest_diffaccel.report.html.rows import RECORDED, Figures, Row, frontier_o
 from pytest_diffaccel.report.html.sensitivity import sensitivity_charts
 from pytest_diffaccel.report.html.timing import kind_costs_chart, samples_chart
 
+# Speed-up and LPIPS of the unaccelerated pipeline.
+_PLAIN = (1.0, 0.0)
+
 
 @dataclass(frozen=True)
 class CellPart:
@@ -102,6 +105,7 @@ def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelera
         (one.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
         for measurement in frontier_of(list(one.record.best_known.values()), one.speedups)
     ]
+    best = [_PLAIN, *best]
     return pareto_chart(f"pareto-{number}", one.record, measured, best, _best_at_targets(one.rows), accelerators)
 
 

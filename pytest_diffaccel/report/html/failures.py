@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from pytest_diffaccel.report.html.cells import CellRecord
 _LINES = 12
 # A log line may hold a whole traceback's message.
 _LINE_CHARACTERS = 500
-_CRASH = "crash"
+_WORDS: Mapping[str, str] = {
+    "oom": "out of memory",
+    "timeout": "took too long",
+    "not-fired": "the method did not act",
+    # A candidate is entered before it is begun, so that a process that dies leaves a trace.
+    "interrupted": "under way when this was written, or its process ended",
+    "crash": "under way when this was written, or its process ended, for the second time",
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,4 @@ def _goes_on(line: str, key: str) -> bool:
 
 
 def _words(failure: Failure) -> str:
-    if failure.kind == _CRASH:
-        # A candidate is entered as crashed before it is begun, so that a process that dies leaves a trace.
-        return "under way when this was written, or its process ended"
-    return {"oom": "out of memory", "timeout": "took too long", "not-fired": "the method did not act"}.get(
-        failure.kind, "error"
-    )
+    return _WORDS.get(failure.kind, "error")

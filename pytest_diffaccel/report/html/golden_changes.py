@@ -30,7 +30,7 @@ class GoldenPart:
 
     Attributes:
         path: the golden file.
-        by_category: changes; one that is faster and worse stands under both.
+        by_category: changes, each once: one that is faster and worse has a category of its own.
         unchanged: how many keys say the same.
         pending: how many changes golden does not hold yet.
         command: what writes them.
@@ -51,11 +51,14 @@ def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
     if material.changes is not None:
         # What was pruned may lie in a cell that the store does not know.
         changes += [change for change in material.changes if change not in changes]
-    by_category = {name: tuple(one for one in changes if name in categories(one)) for name in CATEGORIES}
+    by_category: dict[tuple[str, ...], list[Change]] = {}
+    for change in changes:
+        by_category.setdefault(tuple(categories(change)), []).append(change)
+    gravest_first = sorted(filter(None, by_category), key=lambda names: sorted(map(CATEGORIES.index, names)))
     pending = [change for change in changes if _is_pending(change, written=material.changes is not None)]
     return GoldenPart(
         path=str(material.golden_path),
-        by_category=tuple((name, own) for name, own in by_category.items() if own),
+        by_category=tuple((" and ".join(names), tuple(by_category[names])) for names in gravest_first),
         unchanged=sum(change.kind == "unchanged" for change in changes),
         pending=len(pending),
         command=_command(material.command, pending),

@@ -47,11 +47,12 @@ def pareto_chart(
         name: the chart's.
         record: the cell.
         rows: its measured candidates, as :mod:`.data` has them.
-        frontier: (speed-up, LPIPS) of those that none beats, by rising speed-up.
+        frontier: (speed-up, LPIPS) of those that none beats, by rising speed-up; the plain pipeline first.
         best: the best winner of all accelerators at each target: ``speedup``, ``lpips`` and ``text``.
         accelerators: names of all accelerators of the page.
     """
-    rivals = [
+    plain = {"speedup": 1.0, "lpips": 0.0, "low": 0.0, "high": 0.0, "steps": record.cell.steps}
+    rivals = [plain] + [
         {
             "speedup": round(one.speedup.value, 4),
             "lpips": round(one.quality.lpips.value, 5),
@@ -161,8 +162,6 @@ def _line(values: Sequence[Mapping[str, Any]], x: Spec, y: Spec, interpolate: st
 
 
 def _rivals(rivals: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
-    if not rivals:
-        return []
     tooltip = [
         {"field": "steps", "title": "unaccelerated, steps"},
         {"field": "speedup", "title": "speed-up"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import slug
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.records.images import ImageStore, image_set
+from pytest_diffaccel.records.images import ImageStore, image_set, is_damaged
 from pytest_diffaccel.report.html.findings import Findings
 from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
 from pytest_diffaccel.report.html.prompts import Prompts
@@ -100,7 +100,7 @@ class Gallery:
         self._side = max(_SMALLEST, min(_LARGEST, side))
 
     def of(self, found: Findings) -> list[WinnerPictures]:
-        """The pictures of a cell's winners that still lie where the search left them."""
+        """The pictures of a cell's winners that still lie where the search left them, as it left them."""
         pictures = (self._winner(found, row) for row in self._chosen[found.cell])
         return [one for one in pictures if one is not None]
 
@@ -113,6 +113,8 @@ class Gallery:
         places = _worst_median_best(measurement.quality.lpips_per_sample)
         files = {place: (baseline / f"{place:04d}.png", candidate / f"{place:04d}.png") for place in places.values()}
         if not all(file.is_file() for pair in files.values() for file in pair):
+            return None
+        if is_damaged(baseline) or is_damaged(candidate):
             return None
         try:
             pairs = {place: (_open(one), _open(other)) for place, (one, other) in files.items()}

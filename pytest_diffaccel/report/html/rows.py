@@ -71,8 +71,8 @@ class Row:
         key: its key.
         accelerator: its accelerator's name.
         params: ``name=value`` pairs of all methods.
-        verdict: what became of it; ``"nearest"``: it comes nearest to a target that none reaches; ``"frontier"``: no
-            measured candidate is as fast and loses less.
+        verdict: what became of it; ``"nearest"``: it comes nearest to a target that none reaches; ``"frontier"``:
+            neither the plain pipeline nor a measured candidate is as fast and loses less.
         reason: why, in words.
         targets: for a winner, the targets that it is the record of; those it reaches only.
         figures: None where it was not measured.
@@ -136,12 +136,15 @@ def rows_of(
 
 
 def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Measurement]:
-    """Those that no other is as fast as with less loss, by rising speed-up."""
+    """Those that no other is as fast as with less loss, by rising speed-up.
+
+    The plain pipeline is one of the others: it loses nothing, so what is no faster than it is not among them.
+    """
     fastest_first = sorted(measured, key=lambda one: (-speedups[one.candidate.key].value, one.quality.lpips.value))
     frontier: list[Measurement] = []
     least = math.inf
     for one in fastest_first:
-        if one.quality.lpips.value < least:
+        if one.quality.lpips.value < least and speedups[one.candidate.key].value > 1:
             least = one.quality.lpips.value
             frontier.append(one)
     return frontier[::-1]

@@ -99,30 +99,42 @@ def _samples_spec(rows: Sequence[Mapping[str, Any]], accelerators: Sequence[str]
 def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> Chart | None:
     """What a generation's kinds of steps cost, a bar a winner; None where no winner was timed.
 
+    Each winner ran beside baselines of its own, at speeds that the machine had then. So the bars are as long, beside
+    the unaccelerated one, as the table's speed-ups say, and the winner's own blocks divide them.
+
     Args:
         name: the chart's.
         winners: with their measurements.
     """
-    timed = [(row, one) for row, one in winners if one.blocks]
+    timed = [(row, row.figures.speedup.value, one) for row, one in winners if one.blocks and row.figures]
     if not timed:
         return None
-    baseline = RunTimes.of([(block.baseline,) for block in timed[0][1].blocks])
+    blocks = _distinct([(one, block) for _, _, one in timed for block in one.blocks])
+    baseline = RunTimes.of([(block.baseline,) for block in blocks])
     plain_s = max(float(cost) for cost in baseline.costs().values())
     rows = _bar(_BASELINE, "", 0, baseline, plain_s)
-    for place, (row, one) in enumerate(timed, start=1):
+    for place, (row, speedup, one) in enumerate(timed, start=1):
         times = RunTimes.of([block.runs for block in one.blocks])
+        scale = _seconds(baseline) / speedup / _seconds(times)
         label = f"{slug(row.accelerator)} {target_words(row.targets) or 'nearest'}"
         if any(bar["bar"] == label for bar in rows):
             label += f" ({place})"
-        rows += _bar(label, row.params, place, times, plain_s)
+        rows += _bar(label, row.params, place, times, plain_s, scale)
     label = "Seconds of a generation by kind of step: the unaccelerated pipeline and each winner"
     return Chart(name, label, _bars_spec(rows))
 
 
-def _bar(label: str, params: str, place: int, times: RunTimes, plain_s: float) -> list[dict[str, Any]]:
+def _seconds(times: RunTimes) -> float:
+    """What a generation takes."""
+    return float(times.fixed_seconds() + times.steps_seconds())
+
+
+def _bar(
+    label: str, params: str, place: int, times: RunTimes, plain_s: float, scale: float = 1.0
+) -> list[dict[str, Any]]:
     costs = times.costs()
-    parts = [(kind, count, float(costs[kind])) for kind, count in times.counts.items()]
-    outside = float(times.fixed_seconds())
+    parts = [(kind, count, scale * float(costs[kind])) for kind, count in times.counts.items()]
+    outside = scale * float(times.fixed_seconds())
     rows: list[dict[str, Any]] = []
     start = 0.0
     for kind, count, each in [(_OUTSIDE, 1, outside), *parts]:

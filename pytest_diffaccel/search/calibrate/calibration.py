@@ -27,6 +27,7 @@ from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
+from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
@@ -36,7 +37,6 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.null_control import scaled_environment
-from pytest_diffaccel.search.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
@@ -283,14 +283,17 @@ class Timer:
         """One run's times, less the first step of each kind that this process makes; None when it fails.
 
         A failure is none of a candidate's: it is left to the candidate to show what is wrong. One that takes the
-        process with it is remembered, so that the same run is not tried again.
+        process with it is remembered, so that this session does not try it again.
         """
         store, place = self._bench.store, (run, self._bench.environment(self._cell).id, self._sampling)
         if run.key not in self._tried:
-            store.save_failure(*place, "crash", "the process ended during this short run")
+            store.begin(*place, "short run", self._bench.since)
         try:
             with time_limit(self._bench.settings.case_timeout_s):
                 _, timing = timed(generate, self._batch.prompts, self._batch.seeds)
+        except (KeyboardInterrupt, SystemExit):
+            store.forget_failure(*place)
+            raise
         except Exception as error:
             self._bench.broken_runs.add(run.key)
             store.forget_failure(*place)
@@ -306,7 +309,6 @@ class Timer:
         return timing.without_first(new)
 
     def _failed(self) -> set[str]:
-        """Short runs that failed in this process, or took another with them."""
-        environment = self._bench.environment(self._cell).id
-        crashed = {failure.candidate.key for failure in self._bench.store.failures(environment, self._sampling)}
+        """Short runs that failed in this process, or took another of this session, or two before, with them."""
+        crashed = {one.candidate.key for one in self._bench.failures(self._cell, self._sampling)}
         return crashed | self._bench.broken_runs

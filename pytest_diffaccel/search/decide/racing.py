@@ -16,6 +16,7 @@ from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.rivals import Rivals
+from pytest_diffaccel.search.pipelines import Unavailable
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None
         time_is_up: asked before each round.
 
     Raises:
-        Exception: when a candidate that was evaluated before fails now.
+        Exception: what the track raises.
     """
     while not time_is_up():
         known = track.plan()
@@ -86,6 +87,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
 
     Raises:
         CudaBroken: when no further candidate can be measured by this process.
+        Unavailable: when none can be measured for now, as something is missing.
     """
     known = track.plan()
     evaluated = in_vain = 0
@@ -107,7 +109,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
 def _evaluates(track: Track, candidate: Candidate, failed: list[str]) -> bool:
     try:
         track.evaluate(candidate)
-    except CudaBroken:
+    except (CudaBroken, Unavailable):
         raise
     except Exception as error:
         failed.append(f"{candidate.key}: {error}")

@@ -8,11 +8,14 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.measure.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.records.contents import FailureKind
 from pytest_diffaccel.search.evaluate.evaluation import measure
-from pytest_diffaccel.search.pipelines import NoPipeline
-from pytest_diffaccel.search.time_limit import CaseTimeout, time_limit
+from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.workbench import Workbench
+
+# What any candidate would have met: weights or a file that are gone, a lock that nobody gives back.
+_MISSING = (Unavailable, FileNotFoundError, PermissionError, TimeoutError)
 
 
 class OutOfMemory(RuntimeError):
@@ -31,7 +34,8 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
         CudaBroken: when no candidate after this one can be measured by this process.
-        NoPipeline: when the unaccelerated pipeline draws nothing to compare with; that is no failure of the candidate.
+        Unavailable: when something that measuring needs is missing, or the unaccelerated pipeline draws nothing to
+            compare with; that is no failure of the candidate.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next candidate.
     """
     blocks = 0 if predicted is not None else bench.settings.blocks
@@ -48,12 +52,12 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     environment = bench.environment(candidate.cell).id
     sampling = bench.sampling(candidate.cell, "search")
     # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
-    bench.store.save_failure(candidate, environment, sampling, "crash", "the process ended during this case")
+    bench.store.begin(candidate, environment, sampling, "case", bench.since)
     try:
         with time_limit(bench.settings.case_timeout_s):
             measurement = make()
-    except NoPipeline:
-        bench.store.forget_failure(candidate, environment, sampling)  # it is none of the candidate's
+    except (KeyboardInterrupt, SystemExit):
+        bench.store.forget_failure(candidate, environment, sampling)  # it is the user's doing
         raise
     except Exception as error:
         explained = note_failure(bench, candidate, error)
@@ -66,18 +70,23 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
 
 
 def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Exception:
-    """Keep why a candidate failed, and load the pipeline anew before its next use.
+    """Keep why a candidate failed, forget what it did before, and load the pipeline anew before its next use.
 
     Returns:
         The error, or one that says more.
 
     Raises:
         CudaBroken: when this process can measure nothing any more.
+        Unavailable: when something was missing; that is no failure of the candidate, and none is kept.
     """
     kind, explained = _explain(error, bench)
     bench.pipelines.unload()
     place = bench.environment(candidate.cell).id, bench.sampling(candidate.cell, "search")
+    if isinstance(error, _MISSING):
+        bench.store.forget_failure(candidate, *place)
+        raise error if isinstance(error, Unavailable) else Unavailable(f"not to be had: {error}") from error
     bench.store.save_failure(candidate, *place, kind, str(explained))
+    bench.known(candidate.cell).drop(candidate)
     if is_cuda_broken():
         raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
     return explained

@@ -22,7 +22,7 @@ from pytest_diffaccel.measure.quality import References, pooled_quality
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.measure.threads import computing_threads
-from pytest_diffaccel.search.time_limit import time_limit
+from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.search.workbench import Batch, Workbench
 
 if TYPE_CHECKING:

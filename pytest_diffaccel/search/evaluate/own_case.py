@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.search.evaluate.evaluation import measure
-from pytest_diffaccel.search.time_limit import time_limit
 
 if TYPE_CHECKING:
     from pytest_diffaccel.search.workbench import Workbench

@@ -21,6 +21,7 @@ from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.models.reach import is_open
+from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -220,9 +221,7 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
 
 def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
     """What is evaluated of a group; of an exhaustive search, its grid's points only."""
-    failures = bench.store.failures(bench.environment(cell).id, bench.sampling(cell, "search"))
-    failed = {failure.candidate.key for failure in failures}
-    options = [one for one in Group(bench, cell, accelerator).plan().options if one.candidate.key not in failed]
+    options = Group(bench, cell, accelerator).plan().options
     if not bench.settings.exhaustive:
         return options
     measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}
@@ -231,7 +230,7 @@ def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
 
 def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
     """Raise what failed, if something did; without failures, no candidate has had its turn yet."""
-    failures = bench.store.failures(bench.environment(cell).id, bench.sampling(cell, "search"))
+    failures = bench.failures(cell, bench.sampling(cell, "search"))
     failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
     if failed:
         raise NothingWorked(
@@ -247,7 +246,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     grid = {Candidate(cell, accelerator, params).key for params in known.grid(cell, coarse=bench.settings.coarse)}
     stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
     measured = [measurement for measurement in stored if measurement.candidate.key in grid]
-    failed = {failure.candidate.key for failure in bench.store.failures(environment, sampling)} & grid
+    failed = bench.failed(cell) & grid
     untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
     if untried:
         raise Unfinished(f"{untried} of {len(grid)} candidates are not measured yet: run their cases first")
@@ -279,6 +278,8 @@ def _measured(bench: Workbench, candidates: Sequence[Candidate], failed: list[st
         return []
     try:
         return measure_together(bench, candidates)
+    except Unavailable:
+        raise
     except Exception as error:
         if len(candidates) == 1:
             explained = note_failure(bench, candidates[0], error)

@@ -1,0 +1,245 @@
+"""How a session begins and ends: cases in their order, places tried first, and an exit code that tells what is missing.
+
+The cases measure nothing here: what a search would find is made up, so that a session takes no longer than pytest.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from entries import MET
+from filelock import FileLock
+from searches import SMALL_OPTIONS, SearchFolder
+from sqlalchemy.exc import OperationalError
+
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure import blocks
+from pytest_diffaccel.records import places
+from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.report import session
+from pytest_diffaccel.search.run import SearchRun
+
+# As a plugin would that shuffles tests, or --ff, which orders them after all others have.
+REORDERING = """
+import pytest
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items):
+    yield
+    items.reverse()
+"""
+KEY = "('SD1.5', 'DDIM', 20, 'Echo', 1.2)"
+POINTS = 3
+
+
+@dataclass
+class MadeUp:
+    """A search that measures nothing; its group's winners wait for the candidates, as an exhaustive search's do.
+
+    Attributes:
+        folder: where it runs.
+        pytester: runs it.
+        left: promising candidates that its budget leaves out.
+        verifies: whether its cell's winners are verified.
+        measured: candidates that it was asked for.
+    """
+
+    folder: SearchFolder
+    pytester: pytest.Pytester
+    left: int = 0
+    verifies: bool = True
+    measured: list[Candidate] = field(default_factory=list)
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        return self.pytester.runpytest_inprocess("benches", *SMALL_OPTIONS, *arguments)
+
+    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> dict[str, Any]:
+        self.measured.append(candidate)
+        place = {"cell": str(candidate.cell), "accelerator": candidate.accelerator, "candidate": candidate.key}
+        figures = {"speedup": 2.0, "speedup_ci95": [1.9, 2.1], "lpips": 0.1, "stored": False}
+        return {**place, "params": candidate.params, **figures, "fired": {"denoiser_calls": 20}}
+
+    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> dict[str, Any]:
+        found = {"cell": str(cell), "accelerator": accelerator, "provisional": [], "explored": 0, "left": self.left}
+        missing = POINTS - len(self.measured)
+        if missing and not self.left:
+            return {**found, "refused": f"{missing} candidates are not measured yet", "unfinished": True}
+        verified = {"golden": {KEY: MET.to_json()}, "environments": {}, "verified": [], "undecided": [], "pictures": {}}
+        return found | (verified if self.verifies else {})
+
+
+@pytest.fixture
+def made_up(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """A folder whose searches are made up, in this process."""
+    made = MadeUp(SearchFolder(pytester.path), pytester)
+    monkeypatch.setattr(blocks, "_REPEATS", 0)  # the folder's conftest file sets it; this sets it back
+    monkeypatch.setattr(SearchRun, "measure", lambda _, candidate, **known: made.measure(candidate, **known))
+    monkeypatch.setattr(SearchRun, "find_winners", lambda _, *group: made.find_winners(*group))
+    return made
+
+
+# --- order -------------------------------------------------------------------------------------------------------
+
+
+def test_winners_come_after_their_candidates_whatever_order_a_plugin_gives(made_up: MadeUp) -> None:
+    made_up.folder.add_to_conftest(REORDERING)
+    result = made_up.run("--diffaccel-log", "cases.jsonl")
+    result.assert_outcomes(passed=4)
+    lines = [json.loads(line) for line in (made_up.folder.path / "cases.jsonl").read_text().splitlines()]
+    intervals = [line["case"].rpartition("echo_interval=")[2] for line in lines]
+    assert intervals == ["10,mishap=0", "15,mishap=0", "20,mishap=0", "SD1.5-DDIM-20-Echo"]
+    assert result.ret == 0
+    assert [str(key) for key in read_golden(made_up.folder.golden)] == [KEY]
+
+
+def test_other_tests_keep_the_order_that_a_plugin_gives_them(made_up: MadeUp) -> None:
+    made_up.folder.add_to_conftest(REORDERING)
+    made_up.pytester.makepyfile(test_others="def test_a(): pass\ndef test_b(): pass")
+    result = made_up.run("test_others.py", "--collect-only", "-q")
+    names = [line.partition("[")[0].rpartition("::")[2] for line in result.outlines if "::" in line]
+    assert names == ["test_b", "test_a", "test_search", "test_search", "test_search", "test_winners"]
+
+
+# --- the exit code -----------------------------------------------------------------------------------------------
+
+
+def test_a_search_that_recorded_nothing_says_so_and_fails(made_up: MadeUp) -> None:
+    result = made_up.run("-k", "test_winners")
+    result.assert_outcomes(skipped=1, deselected=3)
+    result.stdout.fnmatch_lines(
+        ["not recorded: the winners of 1 group*", "  SD1.5-DDIM-20 Echo: 3 candidates are not measured yet*"]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_cell_that_nobody_verified_is_no_success(made_up: MadeUp) -> None:
+    made_up.verifies = False
+    result = made_up.run()
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["  SD1.5-DDIM-20 Echo: its cell's winners were not verified"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize(
+    ("left", "arguments"), [(0, ("-k", "not test_winners")), (5, ("-k", "test_winners")), (0, ("--setup-only",))]
+)
+def test_what_was_not_asked_for_is_not_missing(made_up: MadeUp, left: int, arguments: tuple[str, ...]) -> None:
+    """Candidates alone, what a budget left out, or a session that runs no case."""
+    made_up.left, made_up.verifies = left, False
+    result = made_up.run(*arguments)
+    assert result.ret == 0
+    assert "not recorded" not in result.stdout.str()
+
+
+def test_golden_that_cannot_be_written_is_told_and_the_session_goes_on(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "golden")
+
+    monkeypatch.setattr(session, "merge", merge)
+    result = made_up.run()
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(
+        ["diffaccel: golden/search_params.json could not be written: *No space left*", "not recorded: *"]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
+# --- places that will be written ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--golden", "taken/golden.json"), "taken/golden.json: it cannot be read: Not a directory"),
+        (("--golden", "benches"), "benches: it is a folder; name a file*"),
+        (("--diffaccel-report", "taken/a.html"), "--diffaccel-report: 'taken/a.html' cannot be written: *"),
+        (("--picture-grid", "taken/a.png"), "--picture-grid: 'taken/a.png' cannot be written: *"),
+        (("--diffaccel-log", "taken/a.jsonl"), "--diffaccel-log: 'taken/a.jsonl' cannot be written: *"),
+        (("--store", "mysql://nowhere/x"), "--store: a store is SQLite or PostgreSQL, not mysql*"),
+        (("--store", "taken/store.sqlite"), "--store: cannot open the store *taken/store.sqlite*"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_case(
+    made_up: MadeUp, arguments: tuple[str, ...], message: str
+) -> None:
+    (made_up.folder.path / "taken").write_text("a file where a folder should be")
+    result = made_up.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert len(result.stderr.str().splitlines()) < 4
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_so_is_a_working_folder_that_cannot_be(made_up: MadeUp, workers: tuple[str, ...]) -> None:
+    (made_up.folder.path / ".diffaccel").write_text("a file where a folder should be")
+    result = made_up.run(*workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: the working folder .diffaccel cannot be written: Not a directory*"])
+
+
+def test_a_disk_without_space_is_refused(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(places, "NamedTemporaryFile", full)
+    result = made_up.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: the working folder *No space left on device*make room*"])
+
+
+def test_a_store_that_others_made_read_only_is_refused(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise OperationalError("DELETE", {}, Exception("attempt to write a readonly database"))
+
+    monkeypatch.setattr(places.Store, "try_writing", refuse)
+    result = made_up.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --store: *cannot be written: attempt to write a readonly database; *"])
+
+
+def test_logs_that_cannot_be_written_end_no_search(made_up: MadeUp) -> None:
+    (made_up.folder.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").mkdir(parents=True)
+    if not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    result = made_up.run("--diffaccel-log", "/dev/full")
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0
+    for said in ("log of SD1.5-DDIM-20 cannot be written", "--diffaccel-log cannot be written: *No space left"):
+        result.stdout.fnmatch_lines([f"diffaccel: {said}*"])
+    assert result.stdout.str().count("cannot be written") == 2
+
+
+# --- without a terminal ------------------------------------------------------------------------------------------
+
+
+def test_a_search_needs_no_terminal(made_up: MadeUp) -> None:
+    result = made_up.run("-p", "no:terminal", "--picture-grid", "grid.png")
+    assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
+    assert [str(key) for key in read_golden(made_up.folder.golden)] == [KEY]
+
+
+def test_without_a_terminal_the_exit_code_tells(made_up: MadeUp) -> None:
+    assert made_up.run("-p", "no:terminal", "-k", "test_winners").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_another_session_in_the_folder_is_told(made_up: MadeUp) -> None:
+    """Both would measure everything: nothing of a session is known to another until it is stored."""
+    told = "diffaccel: another session searches in this folder (process 4711, since noon)*measured twice*"
+    work = made_up.folder.path / ".diffaccel"
+    work.mkdir()
+    with FileLock(work / "session.lock"):
+        (work / "session.txt").write_text("process 4711, since noon", encoding="utf-8")
+        made_up.run().stdout.fnmatch_lines([told])
+    result = made_up.run()
+    result.stdout.no_fnmatch_line("*another session*")
+    assert f"process {os.getpid()}, since 20" in (work / "session.txt").read_text(encoding="utf-8")
