@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.option_types import OptionError, count, number, option
+from pytest_diffaccel.option_types import OptionError, count, meant, number, option
 
 if TYPE_CHECKING:
     import pytest
@@ -105,7 +105,8 @@ def _stages(text: str) -> tuple[str, ...]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in (*STAGES, "all"):
-            raise OptionError(f"--stages: {name!r} is unknown; choose from {', '.join(STAGES)}, all")
+            near = meant(name, {stage: stage for stage in STAGES})
+            raise OptionError(f"--stages: {name!r} is unknown{near}; choose from {', '.join(STAGES)}, all")
     if not names:
         raise OptionError(f"--stages: nothing is named; choose from {', '.join(STAGES)}, all")
     return STAGES if "all" in names else tuple(stage for stage in STAGES if stage in names)
@@ -139,6 +140,11 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
     for one in _OPTIONS:
         group.addoption(*one.names, dest=one.dest, **one.keywords)
+
+
+def names() -> list[str]:
+    """The spellings of these options: ``--ids``, ..."""
+    return [name for one in _OPTIONS for name in one.names]
 
 
 def is_given(options: Namespace) -> bool:

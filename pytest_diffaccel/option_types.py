@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # Compiled when it is first used: compiling is a tenth of what importing the plugin takes.
 _DURATION = r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?"
+
+# How much of two options' spellings must be alike (difflib's ratio): --model is near --models, and --cov not --code.
+_ALIKE = 0.8
 
 
 class OptionError(ValueError):
@@ -43,6 +46,31 @@ class Option:
 def option(*names: str, **keywords: Any) -> Option:
     """Declare an option."""
     return Option(names, keywords)
+
+
+def meant(text: str, spellings: Mapping[str, str]) -> str:
+    """`` (did you mean SD1.5?)`` for what is nearly a known spelling; empty for what is near none.
+
+    Args:
+        text: what was given.
+        spellings: names by spelling.
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(text, spellings, 1)
+    return f" (did you mean {spellings[near[0]]}?)" if near else ""
+
+
+def near_options(name: str, known: Sequence[str]) -> str:
+    """The same for an option such as ``--targets``, which is a part of ``--search-targets``; empty for a known one."""
+    if name in known or not name.startswith("--"):
+        return ""
+    from difflib import get_close_matches
+
+    words = set(re.split("[-_]+", name))
+    near = [one for one in known if words <= set(one.split("-"))] or get_close_matches(name, known, 1, _ALIKE)
+    near = near or [one for one in known if name.startswith(one)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def count(text: str) -> int:

@@ -98,6 +98,11 @@ def add_options(parser: pytest.Parser) -> None:
             group.addoption(*one.names, dest=one.dest, **one.keywords)
 
 
+def names() -> list[str]:
+    """The spellings of these options: ``--pipe``, ..."""
+    return [name for declared in _GROUPS.values() for one in declared for name in one.names]
+
+
 def is_given(options: Namespace) -> bool:
     """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
     return any(getattr(options, one.dest) != one.default for group in _GROUPS.values() for one in group)

@@ -29,6 +29,7 @@ from pytest_diffaccel.judging import (
     refuse_bad_settings,
     task_ids,
 )
+from pytest_diffaccel.option_types import near_options
 from pytest_diffaccel.reporting import Reporting
 from pytest_diffaccel.workers import (
     give_up_broken_cuda,
@@ -59,6 +60,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     options.add_options(parser)
     judge_options.add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Generator[None, object, object]:
+    """An option that nobody declares, conftest files neither, and that is nearly one of ours, is refused with that."""
+    loaded = yield
+    known = [*options.names(), *judge_options.names()]
+    near = {arg: said for arg in args if (said := near_options(arg.partition("=")[0], known))}
+    for arg in parser.parse_known_and_unknown_args(args)[1] if near else ():
+        if arg in near:
+            raise pytest.UsageError(f"unrecognized argument: {arg}{near[arg]}")
+    return loaded
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,17 +11,20 @@ from pathlib import Path
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
-from pytest_diffaccel.option_types import OptionError
+from pytest_diffaccel.option_types import OptionError, meant
 from pytest_diffaccel.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
 
-# Spellings that are not the name itself with other punctuation.
+# Spellings that are not the name itself with other punctuation. Without the pluses, DPM-Solver is an older method.
 _SCHEDULER_ALIASES = {
     "ddimscheduler": "DDIM",
-    "dpm": "DPM-Solver++",
+    "dpm++": "DPM-Solver++",
     "dpmpp": "DPM-Solver++",
+    "dpmsolverpp": "DPM-Solver++",
     "dpmsolvermultistepscheduler": "DPM-Solver++",
     "unipc": "UniPCMultistepScheduler",
 }
+# What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
+_BETWEEN = re.compile(r"(?<=[a-z])[\s,_&+-]+(?=[a-z0-9])|(?<=[0-9])[\s,_&+-]+(?=[a-z])")
 
 
 @dataclass(frozen=True)
@@ -154,15 +157,16 @@ def _choose(
             elif _plain(part) in spellings:
                 chosen.add(spellings[_plain(part)])
             else:
-                raise OptionError(f"{option}: {part!r} is unknown; choose from {'; '.join(known)}; all")
+                near = meant(_plain(part), spellings)
+                raise OptionError(f"{option}: {part!r} is unknown{near}; choose from {'; '.join(known)}; all")
     if not chosen:
         raise OptionError(f"{option}: nothing is named; choose from {'; '.join(known)}; all")
     return [name for name in known if name in chosen]
 
 
 def _plain(name: str) -> str:
-    """Name for comparison: lower case, no punctuation, no 'and'."""
-    return re.sub(r"[^a-z0-9.]", "", re.sub(r"\band\b", "", name.lower()))
+    """Name for comparison: lower case, nothing between its parts, no 'and'."""
+    return _BETWEEN.sub("", re.sub(r"\band\b", " ", name.lower()).strip())
 
 
 def named_gpus(given: str) -> tuple[str, ...]:

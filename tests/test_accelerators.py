@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from pytest_diffaccel import accelerate
-from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.accelerators.acceleration import (
+    MethodDidNotAct,
+    StepCountError,
+    UnknownCounter,
+    UnsupportedPipeline,
+)
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
@@ -517,6 +522,40 @@ def test_a_silent_method_is_an_error(pipeline_of: GetPipeline) -> None:
 def test_a_combination_is_silent_when_one_of_its_methods_is(pipeline_of: GetPipeline) -> None:
     with pytest.raises(MethodDidNotAct, match="merged_tokens"):
         generated(pipeline_of("SDXL", "DDIM"), DEEPCACHE | {"ToMe": {"ratio": 0.5, "max_downsample": 1}})
+
+
+def test_a_counter_that_nothing_counts_is_named(pipeline_of: GetPipeline) -> None:
+    from pytest_diffaccel.accelerators.deepcache import DeepCache
+
+    class Miscounted(DeepCache):
+        name = "Miscounted"
+
+        def counters(self, point: Any, steps: int) -> frozenset[str]:
+            return frozenset({"cached_steps", "skipped_steps"})
+
+    registry = Registry()
+    registry.register(Miscounted())
+    params = {"Miscounted": DEEPCACHE["DeepCache"]}
+    with (
+        accelerate(pipeline_of("SD1.5", "DDIM"), params, steps=2, registry=registry, **SIZE) as generate,
+        pytest.raises(UnknownCounter, match="Miscounted names skipped_steps among its counters, which nothing counts"),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "PixArtAlphaPipeline", "NoneType"])
+def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPipeline, name: str) -> None:
+    if name == "StableDiffusionImg2ImgPipeline":
+        from diffusers import StableDiffusionImg2ImgPipeline
+
+        pipeline: Any = StableDiffusionImg2ImgPipeline(
+            **pipeline_of("SD1.5", "DDIM").components, requires_safety_checker=False
+        )
+    else:
+        pipeline = None if name == "NoneType" else type(name, (), {})()
+    words = f"^{name} cannot be accelerated here: supported are StableDiffusionPipeline and StableDiffusionXLPipeline"
+    with pytest.raises(UnsupportedPipeline, match=words), accelerate(pipeline, DEEPCACHE, steps=2):
+        pass
 
 
 def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) -> None:

@@ -100,6 +100,17 @@ def test_parquet_without_pyarrow_names_the_extra(
     assert "give a file with --output" in capsys.readouterr().err
 
 
+def test_a_suffix_that_is_no_format_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = store.parent / "all.xlsx"
+    assert main(["export", "--store", str(store), "-o", str(target)]) == 2
+    assert ".xlsx is none of the formats, which are csv, parquet, json" in capsys.readouterr().err
+    assert not target.exists()
+    assert main(["export", "--store", str(store), "-o", str(target), "--format", "csv"]) == 0
+    assert target.read_text(encoding="utf-8").startswith("status,")
+    assert main(["export", "--store", str(store), "-o", str(store.parent / "ALL.JSON")]) == 0
+    assert (store.parent / "ALL.JSON").read_text(encoding="utf-8").startswith("[")
+
+
 def test_a_missing_store_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--store", str(tmp_path / "none.sqlite")]) == 2
     assert "there is no store" in capsys.readouterr().err

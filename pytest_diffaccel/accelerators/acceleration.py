@@ -26,6 +26,14 @@ class StepCountError(RuntimeError):
     """The denoiser was not called once a step."""
 
 
+class UnsupportedPipeline(TypeError):
+    """A pipeline that no method here knows how to accelerate; the message says which it does."""
+
+
+class UnknownCounter(ValueError):
+    """A method names a counter that nothing counts: whether it acts cannot be told."""
+
+
 class Observer(Protocol):
     """Is told of the events of one generation, in order; :mod:`pytest_diffaccel.measure.clock` keeps their times."""
 
@@ -101,12 +109,19 @@ class Generate:
         Raises:
             MethodDidNotAct: when a method had no effect.
             StepCountError: when the denoiser was not called once a step.
+            UnknownCounter: when a method names a counter that there is not.
         """
         # Without guidance no call is on half of a batch.
         counters = FiredCounters(full_batch=2 * len(prompts) if self.is_guided else len(prompts))
+        expected = self.accelerator.counters(self.params, self.steps)
+        if unknown := sorted(expected - counters.counts.keys()):
+            raise UnknownCounter(
+                f"{self.accelerator.name} names {', '.join(unknown)} among its counters, which nothing counts, so that "
+                f"nobody can tell whether it acts; counted are {', '.join(counters.counts)}"
+            )
         images = self._generate(prompts, seeds, None, counters)
         self.fired = counters.counts
-        silent = sorted(self.accelerator.counters(self.params, self.steps) - {k for k, n in self.fired.items() if n})
+        silent = sorted(expected - {name for name, count in self.fired.items() if count})
         if silent:
             raise MethodDidNotAct(
                 f"{self.accelerator.name} with {format_params(self.params)} had no effect: {', '.join(silent)} stayed 0"
@@ -166,6 +181,17 @@ class Generate:
         return {name: value for name, value in options.items() if value is not None}
 
 
+def _check_class(pipeline: Any) -> None:
+    from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+
+    known = sorted(set(PIPELINE_CLASSES.values()))
+    if {one.__name__ for one in type(pipeline).__mro__}.isdisjoint(known):
+        raise UnsupportedPipeline(
+            f"{type(pipeline).__name__} cannot be accelerated here: supported are {' and '.join(known)}, which draw "
+            "from a prompt with a UNet; to add a pipeline that does so too, make its class a subclass of one of them"
+        )
+
+
 def default_guidance_scale(pipeline: Any) -> float:
     """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
     return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
@@ -217,6 +243,7 @@ def accelerate(
         :class:`Generate`, to be called with prompts and seeds.
 
     Raises:
+        UnsupportedPipeline: (a ``TypeError``) for anything else than such a pipeline.
         InvalidParams: for unknown methods or parameters, values out of range, guidance or a size that a method
             cannot work with, or steps below 1.
         ValueError: when the scheduler repeats a timestep at this number of steps.
@@ -225,6 +252,7 @@ def accelerate(
 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
+    _check_class(pipeline)
     accelerator = (registry or default_registry()).for_params(params)
     accelerator.check(params, steps, pipeline)
     scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale

@@ -70,7 +70,10 @@ class Method(ABC):
 
     @abstractmethod
     def counters(self, point: Point, steps: int) -> frozenset[str]:
-        """The counters of :mod:`.counters` that must not stay zero; none for an identity setting."""
+        """The counters of :class:`.FiredCounters` that must not stay zero.
+
+        None for an identity setting, and for a method that does what none of them counts; any other name is refused.
+        """
 
     @abstractmethod
     def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:

@@ -36,8 +36,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _export(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.records.export_files import FORMATS, dump_csv, dump_json, write_parquet
 
-    suffix = parsed.output.suffix.lstrip(".") if parsed.output else ""
-    chosen = parsed.format or (suffix if suffix in FORMATS else "csv")
+    suffix = parsed.output.suffix.lstrip(".").lower() if parsed.output else ""
+    if suffix and suffix not in FORMATS and not parsed.format:
+        raise ValueError(
+            f"{parsed.output}: .{suffix} is none of the formats, which are {', '.join(FORMATS)}; "
+            "name the file after one of them, or give --format"
+        )
+    chosen = parsed.format or suffix or "csv"
     if chosen == "parquet" and parsed.output is None:
         raise ValueError("Parquet is not text: give a file with --output")
     rows = _rows_of_store(parsed.store)
