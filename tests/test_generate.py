@@ -466,9 +466,22 @@ def test_a_sentences_script_is_printed_or_written(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(golden, "sdxl, ddim, 20 steps, tome, 1.5x", "-o", str(tmp_path / "script.py")) == 0
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{tmp_path / 'script.py'}: the script for: Generate a SDXL pipeline")
+    assert printed.err == ""
     written = (tmp_path / "script.py").read_text(encoding="utf-8")
     assert written == generate_script(task("ToMe", pipe="SDXL"), golden)
+
+
+@pytest.mark.parametrize(("steps", "target"), [("30", "1.3x"), ("20", "1.51x")])
+def test_the_settings_of_another_record_are_said_to_be_so(
+    golden: Path, capsys: pytest.CaptureFixture[str], steps: str, target: str
+) -> None:
+    assert command(golden, f"SD1.5, DDIM, {steps} steps, DeepCache, {target}") == 0
+    printed = capsys.readouterr()
+    compile(printed.out, "script.py", "exec")
+    said = "nothing is recorded for just that; these are the settings recorded for 20 steps and a target of 1.5x"
+    assert f"{said}, which are known to hold" in printed.err
 
 
 def test_all_scripts_are_written_and_checked(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -507,6 +520,10 @@ def test_check_names_every_file_that_differs(golden: Path, tmp_path: Path, capsy
     ("arguments", "message"),
     [
         ([], "give one of"),
+        (
+            ["SDXL", "T-GATE,", "2x"],
+            "3 words where one sentence is due; quote it: diffaccel generate 'SDXL T-GATE, 2x'",
+        ),
         (["SDXL", "--all"], "give one of"),
         (["--all", "--ids", "192"], "give one of"),
         (["SDXL", "--check"], "give --ids or --all"),

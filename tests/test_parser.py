@@ -64,10 +64,38 @@ def test_every_tasks_sentence_comes_back() -> None:
         "I want to speed up SDXL (DDIM, num_inference_steps=20) by a factor of 1.5 using `DeepCache`",
         "DeepCache and DeepCache on SDXL, DDIM, 20 steps, 1.50x",
         "ＳＤＸＬ DDIM ２０ steps DeepCache １.５x",  # full-width, from an East Asian keyboard
+        "Make SDXL (DDIM, 20 steps) 50% faster with DeepCache",
+        "SDXL, DDIM, 20 steps: faster by at least 50 percent with DeepCache",
+        "SDXL, DDIM, 20 steps, DeepCache, 1.5x or more",
+        "SDXL, DDIM, 20 steps, DeepCache, 1.5 times faster or better",
+        "使用DDIM采样器20步，用DeepCache加速1.5倍的SDXL管线",
+        "请帮我写一个“SDXL”脚本：DDIM，20个采样步，通过DeepCache加速到1.5倍以上。",
+        "SDXL、DDIM、步数为20、DeepCache、加速比至少1.5",
+        "用DeepCache让SDXL快50%，DDIM调度器，采样步数：20",
+        "ＳＤＸＬ，ＤＤＩＭ，２０步，ＤｅｅｐＣａｃｈｅ，不低于１．５倍",
     ],
 )
 def test_a_persons_spelling_is_read(sentence: str) -> None:
     assert parse_task(sentence) == GOOD_TASK
+
+
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        ("twice as fast", 2),
+        ("at twice the speed", 2),
+        ("three times as fast", 3),
+        ("four-fold", 4),
+        ("20% faster", 1.2),
+        ("at least 12.5% quicker", 1.125),
+        ("2.2x or more", 2.2),
+        ("加速两倍", 2),
+        ("提速20%", 1.2),
+        ("至少三倍速", 3),
+    ],
+)
+def test_a_speedup_is_read_in_words(words: str, target: float) -> None:
+    assert parse_task(GOOD.replace("with 1.5x speedup", words)) == Task(GOOD_TASK.cell, "DeepCache", target)
 
 
 @given(st.data())
@@ -134,6 +162,20 @@ def test_every_mix_of_spellings_and_orders_is_read(data: st.DataObject) -> None:
         (GOOD.replace("DDIM", "Euler"), "no scheduler; no place for 'euler'"),
         (GOOD.replace("SDXL", "SDXL Turbo"), "no place for 'turbo'"),
         (GOOD.replace("SDXL", "SD 1.4"), "no pipe; no place for 'sd'"),
+        (GOOD.replace("with 1.5x speedup", "twice as slow"), "no speedup; no place for 'twice', 'slow'"),
+        (GOOD.replace("1.5x speedup", "20-30% faster"), "no speedup; no place for '20', '30%'"),
+        (GOOD.replace("1.5x speedup", "20% less time"), "no speedup; no place for '20%', 'less', 'time'"),
+        (GOOD.replace("1.5x speedup", "1.5x or less"), "no place for 'or', 'less'"),
+        (GOOD.replace("20 steps", "20 steps or more"), "no place for 'or', 'more'"),
+        ("SDXL，DDIM，20步，DeepCache，不用ToMe，2倍", "made of DeepCache and ToMe|no place for '不'"),
+        ("SDXL，DDIM，20步，DeepCache，最多2倍", "no place for '最多'"),
+        ("SDXL，DDIM，20步，DeepCache，2倍以下", "no place for '下'"),
+        ("SDXL，DDIM，20步，DeepCache，不超过2倍", "no place for '不超过'"),
+        ("SDXL，DDIM，20到25步，DeepCache，2倍", "no place for '20', '到'"),
+        ("SDXL，DDIM，20步，DeepCache，禁用，慢2倍", "no place for '禁', '慢'"),
+        ("SDXL，欧拉采样器，20步，DeepCache，2倍", "no scheduler; no place for '欧拉'"),
+        ("SDXL，DDIM，1，000步，DeepCache，2倍", "no place for '1'"),
+        (f"{GOOD} für Bücher", "no place for 'für', 'bücher'"),
         (f"{GOOD} at 512x512", "no place for '512x512'"),
         (f"{GOOD} for a red apple", "no place for 'red', 'apple'"),
         (f"{GOOD}\x1b[31m", r"no place for '\\x1b\[31m'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what.add_argument("--write", type=Path, metavar="FOLDER", help="write the two JSON files of tasks")
     tasks.set_defaults(run=_tasks)
     generate = commands.add_parser("generate", help="write the script that a sentence asks for")
-    generate.add_argument("sentence", nargs="?", help="for example: SDXL, DDIM, 25 steps, DeepCache, 1.5x")
+    generate.add_argument(
+        "sentence", nargs="*", help="in quotes, for example: 'SDXL, DDIM, 25 steps, DeepCache, 1.5x', also in Chinese"
+    )
     generate.add_argument("--ids", metavar="LIST", help="scripts of these tasks, such as 192-200, into a folder")
     generate.add_argument("--all", action="store_true", help="scripts of all tasks, into a folder")
     generate.add_argument(
@@ -56,12 +59,15 @@ def _tasks(parsed: argparse.Namespace) -> int:
 def _generate(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.codegen.lookup import Records
 
-    if [parsed.sentence is not None, parsed.ids is not None, parsed.all].count(True) != 1:
+    if len(parsed.sentence) > 1:
+        quoted = shlex.join(["diffaccel", "generate", " ".join(parsed.sentence)])
+        raise ValueError(f"{len(parsed.sentence)} words where one sentence is due; quote it: {quoted}")
+    if [bool(parsed.sentence), parsed.ids is not None, parsed.all].count(True) != 1:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
-    if parsed.check and parsed.sentence is not None:
+    if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
     records = Records.read(parsed.golden)
-    return _generate_one(parsed, records) if parsed.sentence is not None else _generate_many(parsed, records)
+    return _generate_one(parsed, records) if parsed.sentence else _generate_many(parsed, records)
 
 
 def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
@@ -69,8 +75,14 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
     from pytest_diffaccel.codegen.parser import parse_task
     from pytest_diffaccel.codegen.script import render, shortfall
 
-    answer = find(parse_task(parsed.sentence), records)
-    text = render(answer)
+    answer = find(parse_task(parsed.sentence[0]), records)
+    text, key = render(answer), answer.key
+    if key != answer.task.key:
+        holds = ", which are known to hold" if answer.attained else ""
+        _say(
+            f"note: {answer.task.sentence}: nothing is recorded for just that; these are the settings recorded for "
+            f"{key.steps} steps and a target of {key.target:g}x{holds}"
+        )
     if not answer.attained:
         _say(f"note: {answer.task.sentence}: {shortfall(answer)}")
     if parsed.output is None:
@@ -78,6 +90,7 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
     else:
         parsed.output.parent.mkdir(parents=True, exist_ok=True)
         parsed.output.write_text(text, encoding="utf-8", newline="\n")
+        print(f"{parsed.output}: the script for: {answer.task.sentence}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""From a person's sentence to a :class:`~.tasks.Task`: tolerant of spelling, strict about meaning.
+"""From a person's sentence, English or Chinese, to a :class:`~.tasks.Task`: tolerant of spelling, strict about meaning.
 
 Every word must be accounted for: it names a part of the task or stands in a list of words that change nothing. Any
 other word is an error, so that "without ToMe" or "at most 2x" is never read as its opposite.
@@ -17,8 +17,12 @@ from pytest_diffaccel.records.golden_key import ACCELERATORS
 #: The longest sentence read; the longest task has 145 characters.
 MAX_LENGTH = 1000
 
-# Punctuation that people and word processors exchange for one another.
+# Punctuation that people and word processors exchange for one another; before the rest of a wide script is narrowed, as
+# a wide comma separates and never stands within a number.
 _LOOKALIKES = str.maketrans({"×": "x", "≥": " least ", "‐": "-", "‑": "-", "–": "-", "—": "-"})
+_WIDE = str.maketrans({"，": ", ", "、": ", ", "。": ". ", "；": "; ", "：": ": "})
+# Chinese is written without spaces, also beside names and numbers.
+_CHINESE = re.compile(r"([\u3400-\u9fff]+)")
 # A name or number begins and ends here: not inside a word, not inside a decimal.
 _BEGIN, _END = r"(?<![\w.])", r"(?!\w|\.\d)"
 _SD = r"(?:sd|stable[ -]?diffusion)"
@@ -44,14 +48,31 @@ _COUNT = rf"{_NUMBER_BEGIN}(\d{{1,6}})"
 _STEPS_SPELLINGS = (
     rf"{_COUNT}[ -]?(?:(?:denoising|inference|sampling|diffusion) )?steps?{_END}",
     rf"{_BEGIN}(?:num_inference_)?steps?(?: of)? ?[:=]? ?(\d{{1,6}}){_END}",
+    rf"{_COUNT} ?个?(?:采样|去噪|推理|迭代)?步骤?",
+    rf"步数(?:设为|为|是)? ?[:=]? ?(\d{{1,6}}){_END}",
 )
-_FACTOR = rf"{_NUMBER_BEGIN}(\d{{1,4}}(?:\.\d{{1,6}})?)"
+_DECIMAL = r"(\d{1,4}(?:\.\d{1,6})?)"
+_FACTOR = rf"{_NUMBER_BEGIN}{_DECIMAL}"
 _SPEEDUP = r"speed[ -]?up"
 _TARGET_SPELLINGS = (
     rf"{_FACTOR}[ -]?(?:x|times|fold){_END}",
-    rf"{_BEGIN}x ?(\d{{1,4}}(?:\.\d{{1,6}})?){_END}",
-    rf"{_BEGIN}(?:{_SPEEDUP}|factor)(?: (?:of|at|least))* ?[:=]? ?(\d{{1,4}}(?:\.\d{{1,6}})?){_END}",
+    rf"{_BEGIN}x ?{_DECIMAL}{_END}",
+    rf"{_BEGIN}(?:{_SPEEDUP}|factor)(?: (?:of|at|least))* ?[:=]? ?{_DECIMAL}{_END}",
     rf"{_FACTOR} {_SPEEDUP}{_END}",
+    rf"{_FACTOR} ?倍速?",
+    rf"加速比(?:至少|达到|为|是)* ?[:=]? ?{_DECIMAL}{_END}",
+)
+_WORD_FACTORS = {"twice": "2", "double": "2", "two": "2", "three": "3", "four": "4", "两": "2", "三": "3", "四": "4"}
+_FACTORS_IN_WORDS = (
+    rf"{_BEGIN}(twice|double)(?: as (?:fast|quick)| the speed){_END}",
+    rf"{_BEGIN}(two|three|four)[ -]?(?:times|fold){_END}",
+    r"([两三四])倍速?",
+)
+# A share by which something is faster; a speedup of 50% is not among it, as it may be half of the time.
+_SHARES = (
+    rf"{_FACTOR} ?(?:%|percent) (?:faster|quicker){_END}",
+    rf"{_BEGIN}(?:faster|quicker) by (?:at least )?{_DECIMAL} ?(?:%|percent)",
+    rf"(?:快|提速)(?:至少|了)? ?{_DECIMAL} ?%",
 )
 # Words that change nothing. None of them denies, limits or offers a choice: no "not", "most", "up", "or", "than".
 _FILLERS = """
@@ -64,8 +85,17 @@ quicker reach reaches reaching run running runs sampler samplers sampling schedu
 speedup step steps target technique techniques text that the this through to together use uses using via want we which
 with would write you
 """
+# The same in Chinese. No single sign of them denies or limits, so that one which does so is left over in any word.
+_CHINESE_FILLERS = """
+一个 一段 一份 一种 个 请 帮我 帮 给我 我们 我 想要 想 希望 需要 要 写 生成 创建 构建 编写 制作 实现 代码 脚本
+程序 的 使用 采用 利用 通过 基于 用 以及 以 并且 并 和 与 及 加上 结合 组合 同时 在 为 是 把 将 让 使 对 进行
+运行 可以 能够 能 达到 获得 得到 至少 不低于 不小于 不少于 或以上 以上 或更高 或更多 大于等于 目标 采样器
+采样方法 采样 调度器 调度 求解器 方法 技术 算法 加速器 加速到 加速比 加速 提速到 提速 速度 提升到 提升 提高到
+提高 更快 快 管线 管道 流水线 模型 图像 图片 文生图 扩散 推理 去噪 步数 库
+"""
+_CHINESE_FILLER = re.compile("|".join(sorted(_CHINESE_FILLERS.split(), key=len, reverse=True)))
 # Punctuation that changes nothing. Not among it: what may deny or limit ("!ToMe", "<2x", "~2x", "/").
-_SEPARATORS = re.compile(r"(?:[\s,;:&+()\"'`?=-]|\.(?!\d))+")
+_SEPARATORS = re.compile(r"(?:[\s,;:&+()\"'`“”‘’「」『』《》?=-]|\.(?!\d))+")
 
 
 class SentenceError(ValueError):
@@ -76,15 +106,17 @@ def parse_task(sentence: str) -> Task:
     """The task that a sentence asks for.
 
     Args:
-        sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"``.
+        sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"`` or
+            ``"使用DDIM采样器20步，用DeepCache加速1.5倍的SD1.5管线"``.
 
     Raises:
         SentenceError: when a part is missing, named twice differently, or out of range, or a word has no place.
     """
     if len(sentence) > MAX_LENGTH:
         raise SentenceError(f"a sentence of {len(sentence)} characters; a task needs at most {MAX_LENGTH}")
-    text = unicodedata.normalize("NFKC", sentence).translate(_LOOKALIKES).lower()
-    text = re.sub(r"!+$", "", " ".join(text.replace(">=", " least ").split()))
+    text = unicodedata.normalize("NFKC", sentence.translate(_WIDE)).translate(_LOOKALIKES).lower()
+    text = _CHINESE.sub(r" \1 ", text.replace(">=", " least "))
+    text = _as_factors(re.sub(r"!+$", "", " ".join(text.split())))
     pipes, text = _names(_PIPE_SPELLINGS, text)
     schedulers, text = _names(_SCHEDULER_SPELLINGS, text)
     methods, text = _names(_METHOD_SPELLINGS, text)
@@ -109,6 +141,16 @@ def parse_task(sentence: str) -> Task:
         return Task(Cell(pipes[0], schedulers[0], int(steps[0])), accelerators[0], targets[0])
     except ValueError as error:
         raise SentenceError(_refusal([str(error)])) from error
+
+
+def _as_factors(text: str) -> str:
+    """The text with other ways to say a speedup written as ``2x``: twice as fast, 20% faster, 2.2x or more."""
+    for spelling in _FACTORS_IN_WORDS:
+        text = re.sub(spelling, lambda found: f" {_WORD_FACTORS[found[1]]}x ", text)
+    for share in _SHARES:
+        text = re.sub(share, lambda found: f" {1 + float(found[1]) / 100:.6f}x ", text, flags=re.ASCII)
+    more = rf"(\d ?(?:x|times|fold)(?: faster| {_SPEEDUP}| as fast)?) or (?:more|better|higher|faster|above){_END}"
+    return re.sub(more, r"\1 ", text)
 
 
 def _names(spellings: Mapping[str, str], text: str) -> tuple[list[str], str]:
@@ -143,8 +185,8 @@ def _strangers(rest: str) -> list[str]:
     """What of the sentence is left and is no filler, quoted with everything unprintable escaped."""
     rest = re.sub(rf"{_BEGIN}(?:speed(?:s|ing)?|sped)[ -]?up{_END}", " ", rest)
     fillers = _FILLERS.split()
-    words = [word for word in _SEPARATORS.split(rest) if word and word not in fillers]
-    return [ascii(word) for word in dict.fromkeys(words)]
+    words = [word for word in _SEPARATORS.split(_CHINESE_FILLER.sub(" ", rest)) if word and word not in fillers]
+    return [repr(word) for word in dict.fromkeys(words)]
 
 
 def _refusal(problems: Sequence[str]) -> str:
@@ -152,6 +194,6 @@ def _refusal(problems: Sequence[str]) -> str:
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
         f"Known pipes: {', '.join(PIPES)}. Schedulers: {', '.join(SCHEDULERS)}. "
-        f"Accelerators: {'; '.join(ACCELERATORS)}. Steps are written as in '20 steps', "
-        f"a speedup as in '1.5x speedup'.\nFor example: {example}"
+        f"Accelerators: {'; '.join(ACCELERATORS)}. Steps are written as in '20 steps' or '20步', "
+        f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )
