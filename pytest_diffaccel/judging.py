@@ -176,7 +176,7 @@ class JudgeReporting:
         """Take a case's verdict as soon as it is there."""
         properties = {name: str(value) for name, value in report.user_properties}
         if _ASKED not in properties:
-            if report.when == "???":  # xdist's, of a case whose worker died
+            if str(report.when) == "???":  # xdist's, of a case whose worker died
                 self._crashed.append(report.nodeid)
             return
         self._tests.add(report.nodeid.partition("[")[0])

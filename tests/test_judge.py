@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+from PIL import Image
 from searches import embedded_folder
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge import clocks, trial
+from pytest_diffaccel.judge import clocks, speed, trial
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.folder import FolderTooFull
@@ -441,6 +443,36 @@ def test_a_refused_claim_names_what_the_judge_does_not_repeat() -> None:
         ValueError, match=r"^argument prompt_embeds, which the judge does not repeat; prompt: not given$"
     ):
         Claim.from_header(claim)
+
+
+def test_looks_share_what_may_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that are just as fast as they should be: at most 2.5% may be told to be slower, over all looks."""
+    chance = np.random.default_rng(0)
+
+    class Call:
+        claim = Claim.from_header(claimed())
+        seconds = 1.0
+
+        def for_prompts(self, prompts: list[str], *, negatives: bool) -> Call:
+            assert (prompts, negatives) == (["a prompt"], False)
+            return self
+
+        def run_again(self) -> tuple[list[Image.Image], list[int]]:
+            self.seconds = float(np.exp(chance.normal(0, 0.04))) / task().target
+            self.images = [Image.fromarray(chance.integers(0, 256, (2, 2, 3), dtype=np.uint8))]
+            return self.images, [0]
+
+    def failed() -> bool:
+        call = Call()
+        replay = Mock(
+            same_levels=0.02, prompts=lambda _task, count: ["a prompt"] * count, images=lambda *_: call.images
+        )
+        found = speed.judge_speed(call, task(), replay, tolerance_ratio=0.0, answer=None)
+        assert found.figures["pairs"] in (4, 8)
+        return found.outcome == "failed"
+
+    monkeypatch.setattr(speed, "_baseline_s", lambda *_: 1.0)
+    assert sum(failed() for _ in range(400)) <= 16  # 10 are expected at most; more than 16 in one of 30 runs
 
 
 def test_the_judges_own_prompts_take_the_place_of_a_scripts() -> None:

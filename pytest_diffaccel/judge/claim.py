@@ -89,12 +89,11 @@ class Arguments:
             prompts: at least one.
             negatives: whether a negative prompt stays, if it is one for all.
         """
-        kept = {
-            name: [value] * len(prompts)
-            for name in ("negative_prompt", "negative_prompt_2")
-            if negatives and isinstance(value := getattr(self, name), str)
-        }
-        return replace(self, **{**dict.fromkeys(_TEXTS), "prompt": prompts, "num_images_per_prompt": 1, **kept})
+        wording: dict[str, Any] = {**dict.fromkeys(_TEXTS), "prompt": prompts, "num_images_per_prompt": 1}
+        for name in ("negative_prompt", "negative_prompt_2"):
+            if negatives and isinstance(value := getattr(self, name), str):
+                wording[name] = [value] * len(prompts)
+        return replace(self, **wording)
 
     @property
     def options(self) -> dict[str, Any]:
