@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import Store
-from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.records.tables import StoreError, database_reason
 from pytest_diffaccel.settings import Settings
 
 # What a session writes between two cases fits into this.
@@ -54,7 +54,7 @@ def try_places(settings: Settings, log: Path | None = None) -> None:
     except StoreError as error:
         raise NoPlace(f"--store: {error}") from error
     except SQLAlchemyError as error:
-        reason = getattr(error, "orig", None) or error
+        reason = database_reason(error)
         raise NoPlace(f"--store: {settings.store!r} cannot be written: {reason}; give another --store") from error
 
 

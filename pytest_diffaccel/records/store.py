@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Engine, Row, Table, delete, func, insert, select
+from sqlalchemy import Connection, Engine, Row, Table, delete, func, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
@@ -33,6 +35,7 @@ from pytest_diffaccel.records.tables import (
     FAILURES,
     MEASUREMENTS,
     StoreError,
+    database_reason,
     open_engine,
 )
 
@@ -58,8 +61,8 @@ class Store:
     """Measurements, failures and environments in one database.
 
     Each call is one transaction. A store may be shared by threads and opened by many processes at once, but
-    not carried through ``os.fork``: open it in each process. Database errors of a call are
-    ``sqlalchemy.exc.SQLAlchemyError``.
+    not carried through ``os.fork``: open it in each process. Database errors of a call that writes are
+    ``sqlalchemy.exc.SQLAlchemyError``, those of one that reads :class:`StoreError`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -263,7 +266,7 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(select(ENVIRONMENTS)).all()
         try:
             return dict(sorted((row.id, Environment.from_json(row.record)) for row in rows))
@@ -283,18 +286,19 @@ class Store:
             StoreError: when a record cannot be read.
         """
         environments = self.environments()
-        return Contents(
-            tuple(self._recorded({})),
-            tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL),
-            tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL),
-            environments,
-            {name: rounds for name in environments if (rounds := self.rounds(name))},
-        )
+        failures = [row for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL]
+        decisions = [row for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL]
+        try:
+            failed, decided = tuple(map(_failure, failures)), tuple(map(_decision, decisions))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unreadable("a failure", error) from error
+        rounds = {name: made for name in environments if (made := self.rounds(name))}
+        return Contents(tuple(self._recorded({})), failed, decided, environments, rounds)
 
     def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
         columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
         query = select(*columns, func.count()).where(equal(table, conditions(environment, sampling)))
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query.group_by(*columns)).all()
         return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
 
@@ -315,9 +319,25 @@ class Store:
 
     def _rows_as_stored(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
         query = select(table).where(equal(table, where), table.c.created_at >= written(since))
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query)
             return sorted(rows, key=lambda row: str(row.created_at))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection to read with.
+
+        Raises:
+            StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
+        """
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"the store {self._engine.url!r} cannot be read: {database_reason(error)}; restore it from a copy, or "
+                "give another --store"
+            ) from error
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:
         return StoreError(
