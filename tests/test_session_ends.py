@@ -16,9 +16,11 @@ from entries import MET
 from searches import SMALL_OPTIONS, SearchFolder
 from sqlalchemy.exc import OperationalError
 
+from pytest_diffaccel.judge.verdict import StageResult, Verdict
+from pytest_diffaccel.judging import PROPERTY
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
-from pytest_diffaccel.records import places
+from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.report import session
 from pytest_diffaccel.search.run import SearchRun
@@ -217,6 +219,26 @@ def test_logs_that_cannot_be_written_end_no_search(made_up: MadeUp) -> None:
     assert result.stdout.str().count("cannot be written") == 2
 
 
+def test_golden_that_cannot_be_pruned_is_told(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def merge(*known: Any, prune: object = None, **more: Any) -> Any:
+        if prune is not None:
+            raise OSError(errno.EACCES, "Permission denied")
+        return golden_file.merge(*known, **more)
+
+    monkeypatch.setattr(session, "merge", merge)
+    result = made_up.run("--golden-prune")
+    result.stdout.fnmatch_lines(["golden: golden/search_params.json could not be pruned: *Permission denied"])
+    assert result.ret == 0
+
+
+def test_scores_that_cannot_be_written_are_refused_before_the_first_script(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_script(): raise SystemExit('ran')")
+    (pytester.path / "taken").write_text("a file where a folder should be")
+    result = pytester.runpytest_inprocess("--scores", "taken/scores.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --scores: 'taken/scores.json' cannot be written: Not a directory*"])
+
+
 # --- without a terminal ------------------------------------------------------------------------------------------
 
 
@@ -224,6 +246,19 @@ def test_a_search_needs_no_terminal(made_up: MadeUp) -> None:
     result = made_up.run("-p", "no:terminal", "--picture-grid", "grid.png")
     assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
     assert [str(key) for key in read_golden(made_up.folder.golden)] == [KEY]
+
+
+@pytest.mark.parametrize("quiet", [(), ("-p", "no:terminal")], ids=["terminal", "none"])
+def test_scores_are_written_with_and_without_a_terminal(pytester: pytest.Pytester, quiet: tuple[str, ...]) -> None:
+    """Of a script that is said to be judged."""
+    verdict = Verdict("192", (StageResult("static", "passed"),)).to_json()
+    pytester.makepyfile(
+        f"def test_script(request): request.node.user_properties.append(({PROPERTY!r}, {json.dumps(verdict)!r}))"
+    )
+    result = pytester.runpytest_inprocess("--scores", "new/scores.json", *quiet)
+    assert result.ret == 0
+    assert ("every verdict: new/scores.json" in result.stdout.str()) is not bool(quiet)
+    assert json.loads((pytester.path / "new" / "scores.json").read_text(encoding="utf-8"))["all"]["pass_rate"] == 1
 
 
 def test_without_a_terminal_the_exit_code_tells(made_up: MadeUp) -> None:

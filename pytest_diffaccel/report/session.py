@@ -269,7 +269,12 @@ class SessionReport:
         cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
         chosen = [key for key in read_golden(self._settings.golden) if (key.pipe, key.scheduler, key.steps) in cells]
         stale = stale_keys(chosen, self._registry.names)
-        self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
+        try:
+            changes = merge(self._settings.golden, {}, update=False, prune=stale)
+        except (OSError, JsonFileError) as error:
+            self._terminal.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")
+        else:
+            self._changes |= {change.key: change for change in changes}
 
 
 def _group(key: GoldenKey) -> str:
