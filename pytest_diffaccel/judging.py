@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.judge import Judge
     from pytest_diffaccel.judge.verdict import Verdict
+    from pytest_diffaccel.report.terminal import Terminal
 
 #: Name of the parametrized argument: one case a task.
 TASK = "diffaccel_task_id"
@@ -121,6 +123,16 @@ class JudgeReporting:
         self._verdicts: list[Verdict] = []
         self._unrecorded: list[str] = []
 
+    def pytest_sessionstart(self) -> None:
+        """Refuse a ``--scores`` file that cannot be written now, not after all scripts."""
+        if self._config.option.scores and not self._config.option.collectonly:
+            from pytest_diffaccel.records.places import NoPlace, try_file
+
+            try:
+                try_file("--scores", Path(self._config.option.scores))
+            except NoPlace as error:
+                raise pytest.UsageError(str(error)) from error
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's verdict as soon as it is there."""
         if report.when != "call":
@@ -133,7 +145,14 @@ class JudgeReporting:
         if _UNRECORDED in properties:
             self._unrecorded.append(properties[_UNRECORDED])
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_sessionfinish(self) -> None:
+        """With ``-p no:terminal`` nobody asks for a summary; the scores are written all the same."""
+        if not self._config.pluginmanager.has_plugin("terminalreporter"):
+            from pytest_diffaccel.report.terminal import NoTerminal
+
+            self.pytest_terminal_summary(NoTerminal())
+
+    def pytest_terminal_summary(self, terminalreporter: Terminal) -> None:
         """Pass rates, what golden lacks, and where it is out of date."""
         if not self._verdicts and not self._unrecorded:
             return
@@ -151,9 +170,13 @@ class JudgeReporting:
         scores = Scores.of(self._verdicts)
         yield from scores.lines()
         if settings.scores is not None:
-            settings.scores.parent.mkdir(parents=True, exist_ok=True)
-            write_text(settings.scores, scores.to_json())
-            yield f"every verdict: {settings.scores}"
+            try:
+                settings.scores.parent.mkdir(parents=True, exist_ok=True)
+                write_text(settings.scores, scores.to_json())
+            except OSError as error:  # the rest is to be shown all the same
+                yield f"every verdict: {settings.scores} could not be written: {error}"
+            else:
+                yield f"every verdict: {settings.scores}"
 
     def _gaps(self, settings: judge_options.JudgeSettings) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import record_command

@@ -206,6 +206,22 @@ def test_what_cannot_be_read_is_told(
     assert capsys.readouterr().err.startswith(f"diffaccel: {name}")
 
 
+def test_an_export_that_a_spreadsheet_saved_compares(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(store, "all.csv")
+    file = store.parent / "all.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert main(["compare", str(store), str(file)]) == 0
+    assert "2 compared: 2 same" in capsys.readouterr().out
+
+
+def test_a_column_that_is_gone_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(store, "all.csv")
+    file = store.parent / "all.csv"
+    file.write_text(file.read_text(encoding="utf-8").replace("speedup_low", "low", 1), encoding="utf-8")
+    assert main(["compare", str(store), str(file)]) == 2
+    assert "has no column 'speedup_low'; compare what" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--store", str(store), "-o", str(store / "all.csv")]) == 2
     assert capsys.readouterr().err == f"diffaccel: {store / 'all.csv'}: Not a directory\n"

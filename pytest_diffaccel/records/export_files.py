@@ -60,9 +60,9 @@ def read_export(path: Path) -> list[Row]:
 
 def _read_text(path: Path) -> Any:
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # as spreadsheets write it
             return [_typed(row) for row in csv.DictReader(file)]
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _typed(row: dict[str, Any]) -> Row:

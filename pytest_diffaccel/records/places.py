@@ -44,10 +44,8 @@ def try_places(settings: Settings, log: Path | None = None) -> None:
         "--diffaccel-log": log,
     }
     for option, file in files.items():
-        if file is not None and file.is_dir():
-            raise NoPlace(f"{option}: {str(file)!r} is a folder; name a file")
         if file is not None:
-            _try(f"{option}: {str(file)!r}", file.resolve().parent, "name a file elsewhere")
+            try_file(option, file)
     try:
         with Store.open(settings.store) as store:
             store.try_writing()
@@ -56,6 +54,21 @@ def try_places(settings: Settings, log: Path | None = None) -> None:
     except SQLAlchemyError as error:
         reason = database_reason(error)
         raise NoPlace(f"--store: {settings.store!r} cannot be written: {reason}; give another --store") from error
+
+
+def try_file(option: str, file: Path) -> None:
+    """Write a little where a file will be written, and remove it.
+
+    Args:
+        option: what names the file.
+        file: it and its folder need not be there yet.
+
+    Raises:
+        NoPlace: when it cannot be written.
+    """
+    if file.is_dir():
+        raise NoPlace(f"{option}: {str(file)!r} is a folder; name a file")
+    _try(f"{option}: {str(file)!r}", file.resolve().parent, "name a file elsewhere")
 
 
 def _try(named: str, folder: Path, advice: str) -> None:

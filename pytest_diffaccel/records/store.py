@@ -14,12 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
-from pytest_diffaccel.records.contents import Contents, Decision, Failure, FailureKind, Recorded
+from pytest_diffaccel.records.contents import Contents, Failure, FailureKind, Recorded
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
     conditions,
+    decision_of,
     dump_record,
     equal,
+    failure_of,
     figures,
     identity,
     now,
@@ -210,7 +212,7 @@ class Store:
     def failures(self, environment: str, sampling: Sampling, since: float = 0.0) -> list[Failure]:
         """All failures in an environment and sampling since then (seconds since the epoch), by candidate key."""
         rows = self._rows(FAILURES, conditions(environment, sampling), since)
-        return [_failure(row) for row in rows]
+        return [failure_of(row) for row in rows]
 
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
         """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
@@ -289,7 +291,7 @@ class Store:
         failures = [row for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL]
         decisions = [row for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL]
         try:
-            failed, decided = tuple(map(_failure, failures)), tuple(map(_decision, decisions))
+            failed, decided = tuple(map(failure_of, failures)), tuple(map(decision_of, decisions))
         except (ValueError, KeyError, TypeError) as error:
             raise self._unreadable("a failure", error) from error
         rounds = {name: made for name in environments if (made := self.rounds(name))}
@@ -344,17 +346,3 @@ class Store:
             f"{what} in the store {self._engine.url!r} cannot be read ({type(error).__name__}: {error}): "
             "another version wrote it, or it was edited; give another --store"
         )
-
-
-def _sampling(row: Row[Any]) -> Sampling:
-    return Sampling(row.num_samples, row.batch_size, row.seed, row.prompts_digest, row.purpose)
-
-
-def _failure(row: Row[Any]) -> Failure:
-    data = json.loads(row.candidate)
-    candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
-    return Failure(candidate, row.environment, _sampling(row), row.kind, row.message, row.created_at)
-
-
-def _decision(row: Row[Any]) -> Decision:
-    return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)

@@ -99,7 +99,10 @@ def _subjects(address: str) -> Subjects:
     if path.suffix == ".json" and _is_golden(path):
         return subjects_of_golden(Golden.read(path))
     if path.suffix in _FILES:
-        return subjects_of_rows(read_export(path))
+        try:
+            return subjects_of_rows(read_export(path))
+        except KeyError as error:
+            raise ValueError(f"{path} has no column {error}; compare what `diffaccel export` wrote, whole") from error
     return subjects_of_rows(_rows_of_store(address))
 
 
