@@ -20,7 +20,7 @@ from benchmarks.output import parser, show
 from pytest_diffaccel.matrix import PIPES, TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.measure.statistics import mean_interval
+from pytest_diffaccel.measure.statistics import loss_interval
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -67,7 +67,7 @@ class Chooser:
                 raise ValueError(f"{cell} {accelerator}: no losses are recorded")
             winner = choice.option.candidate
             wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
-            loss = mean_interval(choice.option.losses)
+            loss = loss_interval(choice.option.losses)
             yield (
                 GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target),
                 GoldenEntry(

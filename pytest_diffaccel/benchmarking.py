@@ -50,8 +50,9 @@ def add_benchmarks(config: pytest.Config, nodeid: str, result: Mapping[str, Any]
     Args:
         config: the controller's.
         nodeid: the case's node id.
-        result: what it found, see :mod:`pytest_diffaccel.search.outcome`. A candidate whose speed-up the cost model
-            predicted was not timed, and a skipped one was not run: neither has rounds, so neither is an entry.
+        result: what it found, see :mod:`pytest_diffaccel.search.outcome` and :meth:`.GateRun.judge`. A candidate whose
+            speed-up the cost model predicted was not timed, and a skipped one was not run: neither has rounds, so
+            neither is an entry.
     """
     session = config.pluginmanager.get_plugin("pytest-benchmark")
     if session is None or not _is_asked(config):
@@ -74,7 +75,7 @@ def _is_asked(config: pytest.Config) -> bool:
 
 
 def _timed(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The case's own measurement, or those of a group's winners."""
+    """The case's own measurement, the gate's or a candidate's, or those of a group's winners."""
     for measured in (result, *result.get("verified", ())):
         if measured.get("rounds_s"):
             yield measured
@@ -82,13 +83,16 @@ def _timed(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _source(nodeid: str, measured: Mapping[str, Any]) -> _Source:
     path, _, test = nodeid.partition("[")[0].rpartition("::")
-    name = f"{test}[{measured['candidate']}]"
+    subject = measured["case"] if "case" in measured else measured["candidate"]
+    name = f"{test}[{subject}]"
+    verdict = measured.get("verdict")
+    judged = {"gate_status": verdict["status"], **verdict["figures"]} if verdict else {}
     params = {parameter: value for point in measured["params"].values() for parameter, value in point.items()}
     return _Source(
         name=name,
         fullname=f"{path}::{name}",
-        group=f"{measured['cell']}-{slug(measured['accelerator'])}",
-        param=measured["candidate"],
+        group="-".join(filter(None, [measured["cell"], slug(measured["accelerator"])])),
+        param=subject,
         params={"cell": measured["cell"], "accelerator": measured["accelerator"], **params},
-        extra_info={one: measured[one] for one in _EXTRA_INFO if one in measured},
+        extra_info={one: measured[one] for one in _EXTRA_INFO if one in measured} | judged,
     )

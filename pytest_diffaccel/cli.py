@@ -30,8 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (OSError, ValueError) as error:
-        print(f"diffaccel: {error}", file=sys.stderr)
+        print(f"diffaccel: {_words(error)}", file=sys.stderr)
         return 2
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, without the number that a system's error begins with."""
+    reason, path = getattr(error, "strerror", None), getattr(error, "filename", None)
+    return f"{path}: {reason}" if reason and path is not None else str(error)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.judge import Judge
     from pytest_diffaccel.judge.verdict import Verdict
+    from pytest_diffaccel.report.terminal import Terminal
 
 #: Name of the parametrized argument: one case a task.
 TASK = "diffaccel_task_id"
@@ -91,7 +92,9 @@ def diffaccel_bench(pytestconfig: pytest.Config) -> Iterator[Judge]:
 def diffaccel_judge(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
     """What a case calls with its task's id: judges the script; fails, skips or xfails the case accordingly."""
     # Before anything can fail: what was asked for counts, whatever becomes of it.
-    request.node.user_properties.append((_ASKED, request.node.callspec.params[TASK]))
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and TASK in callspec.params:
+        request.node.user_properties.append((_ASKED, callspec.params[TASK]))
     bench: Judge = request.getfixturevalue("diffaccel_bench")
     return _Case(judge_settings(request.config), bench, request.node).judge
 
@@ -172,20 +175,30 @@ class JudgeReporting:
         self._tests: set[str] = set()
         self._crashed: list[str] = []
 
+    def pytest_sessionstart(self) -> None:
+        """Refuse a ``--scores`` file that cannot be written now, not after all scripts."""
+        if self._config.option.scores and not self._config.option.collectonly:
+            from pytest_diffaccel.records.places import NoPlace, try_file
+
+            try:
+                try_file("--scores", Path(self._config.option.scores))
+            except NoPlace as error:
+                raise pytest.UsageError(str(error)) from error
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's verdict as soon as it is there."""
         properties = {name: str(value) for name, value in report.user_properties}
-        if _ASKED not in properties:
-            if str(report.when) == "???":  # xdist's, of a case whose worker died
-                self._crashed.append(report.nodeid)
-            return
-        self._tests.add(report.nodeid.partition("[")[0])
-        if PROPERTY not in properties:
-            self._broken |= {properties[_ASKED]} if report.failed else set()
-        elif report.when == "call":
+        if properties.keys() & {PROPERTY, _ASKED}:
+            self._tests.add(report.nodeid.partition("[")[0])
+        if PROPERTY in properties:
             from pytest_diffaccel.judge.verdict import Verdict
 
-            self._found[properties[_ASKED]] = Verdict.from_json(json.loads(properties[PROPERTY]))
+            verdict = Verdict.from_json(json.loads(properties[PROPERTY]))
+            self._found[verdict.prompt_id] = verdict
+        elif report.failed and _ASKED in properties:
+            self._broken.add(properties[_ASKED])
+        elif str(report.when) == "???":  # xdist's, of a case whose worker died
+            self._crashed.append(report.nodeid)
         if _UNRECORDED in properties and report.when == "call":
             self._unrecorded.append(properties[_UNRECORDED])
 
@@ -198,7 +211,14 @@ class JudgeReporting:
         broken = {one: Verdict(one, stages) for one in (self._broken | crashed) & settings.tasks.keys()}
         return {**broken, **self._found}
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_sessionfinish(self) -> None:
+        """With ``-p no:terminal`` nobody asks for a summary; the scores are written all the same."""
+        if not self._config.pluginmanager.has_plugin("terminalreporter"):
+            from pytest_diffaccel.report.terminal import NoTerminal
+
+            self.pytest_terminal_summary(NoTerminal())
+
+    def pytest_terminal_summary(self, terminalreporter: Terminal) -> None:
         """Pass rates, what golden lacks, and where it is out of date."""
         if not self._tests:
             return
@@ -221,9 +241,13 @@ class JudgeReporting:
         scores = Scores.of(list(verdicts.values()))
         yield from scores.lines()
         if settings.scores is not None:
-            settings.scores.parent.mkdir(parents=True, exist_ok=True)
-            write_text(settings.scores, scores.to_json())
-            yield f"every verdict: {settings.scores}"
+            try:
+                settings.scores.parent.mkdir(parents=True, exist_ok=True)
+                write_text(settings.scores, scores.to_json())
+            except OSError as error:  # the rest is to be shown all the same
+                yield f"every verdict: {settings.scores} could not be written: {error}"
+            else:
+                yield f"every verdict: {settings.scores}"
 
     def _gaps(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import record_command

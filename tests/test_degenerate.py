@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from echo import Echo
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from searches import SmallSearch, embedded_folder
+from searches import SearchFolder, SmallSearch, embedded_folder, open_run
 
-from pytest_diffaccel.measure.quality import degenerate
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.degenerate import degenerate
+from pytest_diffaccel.search.pipelines import NoPipeline
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
@@ -31,6 +36,23 @@ def test_what_says_nothing_is_told_in_words() -> None:
     told = degenerate([picture(0), picture(0)])
     assert told is not None
     assert told.startswith("all 2 pictures are the same")
+
+
+@pytest.mark.parametrize("options", ["height = 16, width = 32", ""], ids=["as asked for", "the pipeline's own"])
+def test_pictures_too_small_to_compare_are_refused_where_a_pipeline_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = SearchFolder(tmp_path)
+    text = (folder.path / "models.toml").read_text(encoding="utf-8")
+    text = text.replace("height = 32, width = 32, ", f"{options}, " if options else "")
+    (folder.path / "models.toml").write_text(text, encoding="utf-8")
+    small = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(sample_size=2)), vae_scale_factor=8)
+    monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", lambda *_, **__: small)
+    run = open_run(methods=[Echo([(10, 0)])])
+    with pytest.raises(NoPipeline, match=r"pictures of \d\d x 16 pixels cannot be compared: LPIPS needs"):
+        run.bench.pipelines.of(Cell("SD1.5", "DDIM", 20))
+    run.close()
 
 
 def blacken(tensors: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,63 @@ def test_stores_exports_and_golden_files_compare(store: Path, capsys: pytest.Cap
     write_golden(golden["new"], {key: replace(MET, speedup=1.5, speedup_ci95=(1.48, 1.52))})
     assert main(["compare", *map(str, golden.values()), "--fail-on", "regressed"]) == 1
     assert "1 compared: 1 slower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nosuch.json", "nosuch.csv", "nosuch"])
+def test_what_is_not_there_is_named(
+    store: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.parent)
+    assert main(["compare", str(store), name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("diffaccel: there is no ")
+    assert name in said
+    assert "Errno" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", b"[1, 2"), ("a.csv", b"candidate\xff\n"), ("a.json", b"\xff")]
+)
+def test_what_cannot_be_read_is_told(
+    store: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.parent)
+    Path(name).write_bytes(content)
+    assert main(["compare", str(store), name]) == 2
+    assert capsys.readouterr().err.startswith(f"diffaccel: {name}")
+
+
+def test_an_export_that_a_spreadsheet_saved_compares(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(store, "all.csv")
+    file = store.parent / "all.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert main(["compare", str(store), str(file)]) == 0
+    assert "2 compared: 2 same" in capsys.readouterr().out
+
+
+def test_a_column_that_is_gone_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(store, "all.csv")
+    file = store.parent / "all.csv"
+    file.write_text(file.read_text(encoding="utf-8").replace("speedup_low", "low", 1), encoding="utf-8")
+    assert main(["compare", str(store), str(file)]) == 2
+    assert "has no column 'speedup_low'; compare what" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--store", str(store), "-o", str(store / "all.csv")]) == 2
+    assert capsys.readouterr().err == f"diffaccel: {store / 'all.csv'}: Not a directory\n"
+
+
+def test_a_store_that_lost_a_table_is_told_by_export_and_report(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("DROP TABLE diffaccel_failures")
+    for command in ("export", "report"):
+        assert main([command, "--store", str(store)]) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1
+        assert "has lost diffaccel_failures" in said[0]
 
 
 def test_nothing_in_common_is_an_error(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from entries import ENVIRONMENT, MET
@@ -222,9 +223,45 @@ def test_prune_removes_what_no_search_can_find(tmp_path: Path, capsys: pytest.Ca
         "if your conftest registers Gone or Mine, keep its keys with: --accelerator NAME",
     ]
     assert file.read_bytes() == content
-    assert main(["golden", "prune", str(file), "--accelerator", "Mine"]) == 0
+    assert main(["golden", "prune", str(file), "--accelerator", "Mine", "--yes"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{file}: 2 keys removed, 3 stay"
     assert read_golden(file) == stay
+
+
+@pytest.mark.parametrize(("answer", "removed"), [("y", True), ("Yes ", True), ("", False), ("n", False)])
+def test_prune_asks_before_it_removes_what_a_conftest_may_know(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    removed: bool,
+) -> None:
+    file = write(tmp_path / "golden.json", {key(): MEASURED, key(1.2, "Mine"): MEASURED})
+    asked: list[str] = []
+
+    def respond(question: str) -> str:
+        asked.append(capsys.readouterr().out)
+        return answer
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", respond)
+    assert main(["golden", "prune", str(file)]) == 0
+    assert len(asked) == 1
+    assert f"pruned: {key(1.2, 'Mine')}" in asked[0]
+    assert (key(1.2, "Mine") in read_golden(file)) is not removed
+    assert capsys.readouterr().out == (f"{file}: 1 keys removed, 1 stay\n" if removed else f"{file}: nothing removed\n")
+
+
+def test_prune_removes_nothing_of_a_conftest_where_nobody_can_be_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "golden.json", {key(): MEASURED, key(9.0): MEASURED, key(1.2, "Mine"): MEASURED})
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    assert main(["golden", "prune", str(file)]) == 2
+    assert "nothing removed: if your conftest registers Mine, keep its keys with" in capsys.readouterr().err
+    assert len(read_golden(file)) == 3
+    assert main(["golden", "prune", str(file), "--accelerator", "Mine"]) == 0
+    assert read_golden(file).keys() == {key(), key(1.2, "Mine")}
 
 
 def test_golden_show_is_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

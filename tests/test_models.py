@@ -103,6 +103,11 @@ def test_models_file_takes_directory_file_and_id(models_file: Any, tmp_path: Pat
     assert str(tmp_path) not in big.description, "a report must not show where somebody's home is"
 
 
+def test_a_models_file_may_begin_with_a_byte_order_mark(models_file: Any) -> None:
+    """As editors on Windows write it."""
+    assert models_file("\ufeffSDXL = 'a/b'").spec("SDXL").location == "a/b"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -25,6 +25,12 @@ def test_reads_lines_and_skips_comments(tmp_path: Path) -> None:
     assert read_prompts(write(tmp_path / "p.txt", content)) == ("a cat", "a dog # not a comment")
 
 
+@pytest.mark.parametrize("odd", "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e")
+def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path: Path, odd: str) -> None:
+    content = f"a cat{odd}on a mat\r\na dog\rtwo\n".encode()
+    assert read_prompts(write(tmp_path / "p.txt", content)) == (f"a cat{odd}on a mat", "a dog", "two")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

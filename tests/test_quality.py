@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from skimage import metrics
 
-from pytest_diffaccel.measure.quality import References, lpips_distances, lpips_model, score, ssim_on_device
+from pytest_diffaccel.measure.quality import (
+    SMALLEST_SIDE,
+    References,
+    lpips_distances,
+    lpips_model,
+    score,
+    ssim_on_device,
+)
 from pytest_diffaccel.measure.statistics import mean_interval
 
 
@@ -105,6 +112,14 @@ def test_more_images_than_the_network_takes_at_once_are_scored_alike() -> None:
     distances = lpips_distances(images, references)
     assert len(distances) == 9
     assert distances[6:] == pytest.approx(distances[:3], rel=1e-4)
+
+
+def test_pictures_too_small_for_the_network_are_refused_in_words() -> None:
+    smallest = picture(0, SMALLEST_SIDE)
+    assert score([smallest], [smallest]).lpips.value == 0
+    small = picture(0, SMALLEST_SIDE - 1)
+    with pytest.raises(ValueError, match="pictures of 16 x 16 pixels cannot be compared: LPIPS needs at least 17"):
+        score([small], [small])
 
 
 def test_interval_of_the_loss_is_that_of_its_samples_and_never_negative() -> None:

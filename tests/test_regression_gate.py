@@ -89,7 +89,7 @@ def gate(small_search: SmallSearch, gated_folder: Path) -> Gate:
 
 def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     golden = gate.golden.read_bytes()
-    result = gate.run("--junitxml", "junit.xml", "--gate-slowdown", "20%")
+    result = gate.run("--junitxml", "junit.xml", "--gate-slowdown", "20%", "--benchmark-json", "times.json")
     assert result.ret == 0
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
@@ -106,6 +106,11 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     assert float(winner["speedup"] or 0) > 1
     assert winner["quality_status"] == "ok"
     assert float(winner["quality_change"] or 1) == pytest.approx(0, abs=1e-4)
+    timed = json.loads((gate.path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
+    (own,) = (one for one in timed if one["name"] == f"test_gate[{DEEPCACHE}]")
+    assert own["stats"]["rounds"] == int(float(winner["blocks"] or 0))
+    assert own["params"]["cache_interval"] == 2
+    assert own["extra_info"]["gate_status"] == winner["gate_status"]
     assert gate.golden.read_bytes() == golden
 
 

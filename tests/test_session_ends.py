@@ -18,10 +18,19 @@ from filelock import FileLock
 from searches import SMALL_OPTIONS, SearchFolder
 from sqlalchemy.exc import OperationalError
 
+from pytest_diffaccel.gate.case import Showing
+from pytest_diffaccel.gate.run import GateRun
+from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.judge.verdict import StageResult
+from pytest_diffaccel.judge.verdict import Verdict as ScriptVerdict
+from pytest_diffaccel.judging import PROPERTY
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
-from pytest_diffaccel.records import places
-from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records import golden_file, places
+from pytest_diffaccel.records.golden_file import read_golden, write_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
 from pytest_diffaccel.search.run import SearchRun
 
@@ -219,6 +228,73 @@ def test_logs_that_cannot_be_written_end_no_search(made_up: MadeUp) -> None:
     assert result.stdout.str().count("cannot be written") == 2
 
 
+def test_golden_that_cannot_be_pruned_is_told(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def merge(*known: Any, prune: object = None, **more: Any) -> Any:
+        if prune is not None:
+            raise OSError(errno.EACCES, "Permission denied")
+        return golden_file.merge(*known, **more)
+
+    monkeypatch.setattr(session, "merge", merge)
+    result = made_up.run("--golden-prune")
+    result.stdout.fnmatch_lines(["golden: golden/search_params.json could not be pruned: *Permission denied"])
+    assert result.ret == 0
+
+
+def test_scores_that_cannot_be_written_are_refused_before_the_first_script(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_script(): raise SystemExit('ran')")
+    (pytester.path / "taken").write_text("a file where a folder should be")
+    result = pytester.runpytest_inprocess("--scores", "taken/scores.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --scores: 'taken/scores.json' cannot be written: Not a directory*"])
+
+
+# --- the gate ----------------------------------------------------------------------------------------------------
+
+GATE = ("--gate", "--search-targets", "deepcache")
+TIMES_S = (0.5, 0.4, 0.6)
+
+
+@pytest.fixture
+def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """A folder with one golden winner, whose gate makes up what it finds."""
+    made_up.folder.golden.parent.mkdir()
+    write_golden(made_up.folder.golden, {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.2): MET})
+    reference = Session(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
+    showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
+    verdict = Verdict(showing.findings, (), (), showing.figures)
+    monkeypatch.setattr(GateRun, "_judge", lambda *_: (verdict, showing))
+    return made_up
+
+
+def test_what_a_gate_timed_is_in_pytest_benchmarks_file(gate: MadeUp) -> None:
+    result = gate.run(*GATE, "--benchmark-json", "times.json")
+    result.assert_outcomes(passed=2)
+    assert result.ret == 0
+    found = json.loads((gate.folder.path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
+    by_name = {one["name"].partition("DDIM-20-")[2]: one for one in found}
+    assert by_name.keys() == {"DeepCache-cache_interval=2,cache_branch_id=0]", "baseline]"}
+    winner = by_name["DeepCache-cache_interval=2,cache_branch_id=0]"]
+    assert winner["stats"]["data"] == list(TIMES_S)
+    assert winner["params"]["cache_interval"] == 2
+    assert winner["extra_info"] == {"gate_status": "ok", "speedup": 1.5}
+
+
+def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_sessions(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report_gate, "add_sessions", add_sessions)
+    result = gate.run(*GATE, "--update-golden")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["diffaccel gate: golden/gate.json could not be written: *No space left on device"])
+    assert result.ret == report_gate.BROKE_OFF
+
+
+def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:
+    result = gate.run(*GATE, "-p", "no:terminal")
+    assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
+
+
 # --- without a terminal ------------------------------------------------------------------------------------------
 
 
@@ -226,6 +302,19 @@ def test_a_search_needs_no_terminal(made_up: MadeUp) -> None:
     result = made_up.run("-p", "no:terminal", "--picture-grid", "grid.png")
     assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
     assert [str(key) for key in read_golden(made_up.folder.golden)] == [KEY]
+
+
+@pytest.mark.parametrize("quiet", [(), ("-p", "no:terminal")], ids=["terminal", "none"])
+def test_scores_are_written_with_and_without_a_terminal(pytester: pytest.Pytester, quiet: tuple[str, ...]) -> None:
+    """Of a script that is said to be judged."""
+    verdict = ScriptVerdict("192", (StageResult("static", "passed"),)).to_json()
+    pytester.makepyfile(
+        f"def test_script(request): request.node.user_properties.append(({PROPERTY!r}, {json.dumps(verdict)!r}))"
+    )
+    result = pytester.runpytest_inprocess("--scores", "new/scores.json", *quiet)
+    assert result.ret == 0
+    assert ("every verdict: new/scores.json" in result.stdout.str()) is not bool(quiet)
+    assert json.loads((pytester.path / "new" / "scores.json").read_text(encoding="utf-8"))["all"]["pass_rate"] == 1
 
 
 def test_without_a_terminal_the_exit_code_tells(made_up: MadeUp) -> None:

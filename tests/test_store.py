@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
@@ -31,7 +32,7 @@ from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Q
 from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.store import Progress, Store
-from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.records.tables import INFO, METADATA, StoreError
 
 CELL = Cell("SD1.5", "DDIM", 20)
 SAMPLING = Sampling(num_samples=8, batch_size=4, seed=2**40, prompts_digest="0123456789ab", purpose="search")
@@ -420,6 +421,47 @@ def test_what_is_no_store_is_refused(address: str, reason: str) -> None:
     with pytest.raises(StoreError, match=reason) as caught:
         Store.open(address)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_with_damaged_pages_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "search.sqlite"
+    with Store.open(path) as store:
+        for interval in range(2, 200):
+            store.save(measurement(interval))
+    data = bytearray(path.read_bytes())
+    for place in range(4096 * 8, len(data)):
+        data[place] = (place * 2654435761 >> 7) & 255
+    path.write_bytes(data)
+    with Store.open(path) as store, pytest.raises(StoreError, match=r"cannot be read.*another --store") as caught:
+        store.contents()
+    assert "SELECT" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", sorted(METADATA.tables.keys() - {INFO.name}))
+def test_a_store_that_lost_a_table_is_refused(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "search.sqlite"
+    Store.open(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"DROP TABLE {table}")
+    with pytest.raises(StoreError, match=f"has lost {table}: restore it from a copy, or give another --store"):
+        Store.open(path)
+
+
+def test_a_table_that_goes_while_the_store_is_open_is_told(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "search.sqlite") as store:
+        with closing(sqlite3.connect(tmp_path / "search.sqlite")) as connection:
+            connection.execute("DROP TABLE diffaccel_failures")
+        with pytest.raises(StoreError, match="cannot be read: no such table: diffaccel_failures; "):
+            store.contents()
+
+
+def test_a_failure_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "search.sqlite") as store:
+        store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "error", "an accident")
+        with closing(sqlite3.connect(tmp_path / "search.sqlite")) as connection, connection:
+            connection.execute("UPDATE diffaccel_failures SET candidate = '{'")
+        with pytest.raises(StoreError, match=r"a failure in the store .* cannot be read"):
+            store.contents()
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:

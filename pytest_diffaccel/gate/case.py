@@ -43,12 +43,14 @@ class Showing:
         notes: information.
         session: to be recorded as a reference; None where nothing was timed.
         figures: numbers by name.
+        rounds_s: what each timed run of the case took, seconds.
     """
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     session: Session | None = None
     figures: tuple[tuple[str, float], ...] = ()
+    rounds_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Examination:
         if share is not None:
             figures.append(("gpu_busy_share", share))
             notes = (*notes, *filter(None, [launch_bound(share)]))
-        return Showing((*quality, speed), notes, self._session(case, timed, lpips), tuple(figures))
+        rounds_s = tuple(run.total_s for block in timed.blocks for run in block.runs)
+        return Showing((*quality, speed), notes, self._session(case, timed, lpips), tuple(figures), rounds_s)
 
     def _count(self, case: GateCase, generate: Generate) -> float:
         """The first generation, which counts what the methods do; seconds of the batch."""

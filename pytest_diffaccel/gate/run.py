@@ -22,7 +22,7 @@ from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
-    from pytest_diffaccel.gate.case import Examination
+    from pytest_diffaccel.gate.case import Examination, Showing
     from pytest_diffaccel.gate.pictures import CellPictures
 
 # Verdicts on what is not as it should be: no later run is to be compared with that.
@@ -78,8 +78,8 @@ class GateRun:
         """Judge a case.
 
         Returns:
-            JSON types: ``"cell"``, ``"accelerator"``, ``"case"``, ``"targets"``, the ``"verdict"`` and, where one may
-            be recorded, the ``"session"`` by subject.
+            JSON types: ``"cell"``, ``"accelerator"``, ``"params"``, ``"case"``, ``"targets"``, the ``"verdict"``,
+            seconds of each timed run in ``"rounds_s"`` and, where one may be recorded, the ``"session"`` by subject.
 
         Raises:
             CaseTimeout: after ``--case-timeout``.
@@ -88,22 +88,25 @@ class GateRun:
         left_s = self._budget.left_s
         try:
             with time_limit(self.settings.case_timeout_s):
-                verdict, session = self._judge(case)
+                verdict, showing = self._judge(case)
         except Exception:
             self._search.bench.pipelines.unload()
             raise
+        session = showing.session if showing and self.recording else None
         return {
             "cell": str(case.cell),
             "accelerator": case.candidate.accelerator if case.candidate else "",
+            "params": case.candidate.params if case.candidate else {},
             "case": case.key,
             "targets": list(case.targets),
             "verdict": verdict.to_json(),
             "text": verdict.describe(),
+            "rounds_s": list(showing.rounds_s) if showing else [],
             "sessions": {case.subject: asdict(session)} if session and verdict.status not in _NO_REFERENCE else {},
             "seconds": left_s - self._budget.left_s,
         }
 
-    def _judge(self, case: GateCase) -> tuple[Verdict, Any]:
+    def _judge(self, case: GateCase) -> tuple[Verdict, Showing | None]:
         from pytest_diffaccel.accelerators.base import InvalidParams
 
         bench = self._search.bench
@@ -117,8 +120,7 @@ class GateRun:
         except (MethodDidNotAct, StepCountError, InvalidParams) as error:
             bench.pipelines.unload()
             return Verdict((Finding("function", "regressed", str(error)),), compared.causes), None
-        verdict = Verdict(showing.findings, compared.causes, showing.notes, showing.figures)
-        return verdict, showing.session if self.recording else None
+        return Verdict(showing.findings, compared.causes, showing.notes, showing.figures), showing
 
     def _examination(self, case: GateCase) -> Examination:
         from pytest_diffaccel.gate.case import Examination

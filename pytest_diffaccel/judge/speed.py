@@ -39,7 +39,7 @@ def judge_speed(
         TimeoutError: when the script's time is up.
     """
     from pytest_diffaccel.gate.sequential import portion
-    from pytest_diffaccel.measure.quality import degenerate
+    from pytest_diffaccel.measure.degenerate import degenerate
 
     attainable = answer is None or answer.attained
     batch_size = call.claim.arguments.images if answer is None else answer.entry.batch_size

@@ -194,7 +194,7 @@ class _Hearing:
         self._process.channel.send({"order": "go on"})
 
     def _judge(self, call: LiveCall) -> None:
-        from pytest_diffaccel.measure.quality import degenerate
+        from pytest_diffaccel.measure.degenerate import degenerate
 
         claim, task = call.claim, self._expected.task
         # Of prompts that nobody knew before: what the script has prepared for its own is worth nothing.

@@ -49,7 +49,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     if "\0" in text:
         raise ValueError(f"{path} is a binary file; give a text file with one prompt a line")
-    lines = (line.strip() for line in text.splitlines())
+    # Not splitlines, which also splits at what people paste along, such as U+2028: a prompt may hold any of it.
+    lines = (line.strip() for line in text.split("\n"))
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one a line")

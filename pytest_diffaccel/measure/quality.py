@@ -24,6 +24,8 @@ _PSNR_CAP_DB = 100.0
 _LPIPS_BATCH = 8
 # Of the references' side of LPIPS, how much is kept at most: the features of 15 pictures of 512 px.
 _KEPT_BYTES = 2**29
+#: Smallest side of a picture that LPIPS can compare, pixels: nothing is left of a smaller one after four halvings.
+SMALLEST_SIDE = 17
 # Side of the window in which SSIM compares, pixels, and its constants (Wang et al., IEEE TIP 2004, section III-B).
 _SSIM_WINDOW, _SSIM_K1, _SSIM_K2 = 7, 0.01, 0.03
 
@@ -58,7 +60,7 @@ def lpips_distances(images: Sequence[Image], references: Sequence[Image], device
         device: where the network runs.
 
     Raises:
-        ValueError: when the numbers or sizes differ.
+        ValueError: when the numbers or sizes differ, or they are too small (:func:`check_size`).
     """
     _check_pairs(images, references)
     return References(references, device, keep=0).distances(images)
@@ -72,7 +74,7 @@ def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDA
         references: as many, of the same size.
 
     Raises:
-        ValueError: when the numbers or sizes differ.
+        ValueError: when the numbers or sizes differ, or they are too small (:func:`check_size`).
     """
     import torch
 
@@ -257,18 +259,21 @@ def pooled_quality(one: Quality, other: Quality) -> Quality:
     )
 
 
-def degenerate(images: Sequence[Image]) -> str | None:
-    """What shows that images of different prompts and seeds say nothing, in words; None when nothing does.
+def check_size(width: int, height: int) -> None:
+    """Refuse pictures that cannot be compared.
 
     Args:
-        images: RGB, at least one. Values that are not finite become one colour.
+        width: pixels.
+        height: pixels.
+
+    Raises:
+        ValueError: when they are too small for LPIPS.
     """
-    plain = sum(not np.ptp(np.asarray(image), axis=(0, 1)).any() for image in images)
-    if plain:
-        return f"{plain} of {len(images)} pictures have one colour (what is not finite is drawn black)"
-    if len(images) > 1 and len({image.tobytes() for image in images}) == 1:
-        return f"all {len(images)} pictures are the same, whatever prompt and seed"
-    return None
+    if min(width, height) < SMALLEST_SIDE:
+        raise ValueError(
+            f"pictures of {width} x {height} pixels cannot be compared: LPIPS needs at least {SMALLEST_SIDE} a side; "
+            "give a larger height and width in the --models file"
+        )
 
 
 def _check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:
@@ -277,6 +282,7 @@ def _check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:
     sizes = {image.size for image in (*images, *references)}
     if len(sizes) > 1:
         raise ValueError(f"images of different sizes cannot be compared: {sorted(sizes)}")
+    check_size(*images[0].size)
 
 
 def _as_tensor(images: Sequence[Image]) -> Tensor:

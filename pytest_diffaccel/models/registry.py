@@ -175,7 +175,7 @@ class ModelSource:
                 f"models {text!r}: not 'embedded', 'hub', 'architecture' or a TOML file that exists; {_LINE}"
             )
         try:
-            entries = tomllib.loads(path.read_text(encoding="utf-8"))
+            entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as editors on Windows write it
         except ValueError as error:  # broken TOML or bytes that are no UTF-8
             raise ValueError(f"models {text!r} is not a TOML file: {error}") from error
         if not entries:

@@ -48,16 +48,21 @@ def read_export(path: Path) -> list[Row]:
         FileNotFoundError: when there is no such file.
         ValueError: when it is none, or pyarrow is needed and not installed.
     """
-    if path.suffix == ".parquet":
-        rows: list[Row] = _pyarrow()[1].read_table(path).to_pylist()
-    elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [_typed(row) for row in csv.DictReader(file)]
-    else:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    parquet = _pyarrow()[1] if path.suffix == ".parquet" else None
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist() if parquet else _read_text(path)
+    except (ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors, too
+        raise ValueError(f"{path} is no export: {error}") from error
     if not isinstance(rows, list) or any(not isinstance(row, dict) or "candidate" not in row for row in rows):
         raise ValueError(f"{path} is no export: expected rows with a column 'candidate', as `diffaccel export` writes")
     return rows
+
+
+def _read_text(path: Path) -> Any:
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:  # as spreadsheets write it
+            return [_typed(row) for row in csv.DictReader(file)]
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _typed(row: dict[str, Any]) -> Row:

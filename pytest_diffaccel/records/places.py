@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import Store
-from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.records.tables import StoreError, database_reason
 from pytest_diffaccel.settings import Settings
 
 # What a session writes between two cases fits into this.
@@ -44,18 +44,31 @@ def try_places(settings: Settings, log: Path | None = None) -> None:
         "--diffaccel-log": log,
     }
     for option, file in files.items():
-        if file is not None and file.is_dir():
-            raise NoPlace(f"{option}: {str(file)!r} is a folder; name a file")
         if file is not None:
-            _try(f"{option}: {str(file)!r}", file.resolve().parent, "name a file elsewhere")
+            try_file(option, file)
     try:
         with Store.open(settings.store) as store:
             store.try_writing()
     except StoreError as error:
         raise NoPlace(f"--store: {error}") from error
     except SQLAlchemyError as error:
-        reason = getattr(error, "orig", None) or error
+        reason = database_reason(error)
         raise NoPlace(f"--store: {settings.store!r} cannot be written: {reason}; give another --store") from error
+
+
+def try_file(option: str, file: Path) -> None:
+    """Write a little where a file will be written, and remove it.
+
+    Args:
+        option: what names the file.
+        file: it and its folder need not be there yet.
+
+    Raises:
+        NoPlace: when it cannot be written.
+    """
+    if file.is_dir():
+        raise NoPlace(f"{option}: {str(file)!r} is a folder; name a file")
+    _try(f"{option}: {str(file)!r}", file.resolve().parent, "name a file elsewhere")
 
 
 def _try(named: str, folder: Path, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""How the store's records become rows of its tables."""
+"""How the store's records become rows of its tables, and some of them records again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, true
+from sqlalchemy import Connection, Row, Table, and_, true
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.records.contents import Decision, Failure
 
 
 def identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
@@ -80,3 +81,19 @@ def now() -> str:
 def written(seconds: float) -> str:
     """A time in seconds since the epoch as ISO 8601 in UTC, to the microsecond: sorts as text."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+
+
+def failure_of(row: Row[Any]) -> Failure:
+    """The failure that a row holds."""
+    data = json.loads(row.candidate)
+    candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
+    return Failure(candidate, row.environment, _sampling(row), row.kind, row.message, row.created_at)
+
+
+def decision_of(row: Row[Any]) -> Decision:
+    """The decision that a row holds."""
+    return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)
+
+
+def _sampling(row: Row[Any]) -> Sampling:
+    return Sampling(row.num_samples, row.batch_size, row.seed, row.prompts_digest, row.purpose)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Engine, Row, Table, delete, func, insert, select
+from sqlalchemy import Connection, Engine, Row, Table, delete, func, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
-from pytest_diffaccel.records.contents import Contents, Decision, Failure, FailureKind, Recorded
+from pytest_diffaccel.records.contents import Contents, Failure, FailureKind, Recorded
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
     conditions,
+    decision_of,
     dump_record,
     equal,
+    failure_of,
     figures,
     identity,
     now,
@@ -33,6 +37,7 @@ from pytest_diffaccel.records.tables import (
     FAILURES,
     MEASUREMENTS,
     StoreError,
+    database_reason,
     open_engine,
 )
 
@@ -58,8 +63,8 @@ class Store:
     """Measurements, failures and environments in one database.
 
     Each call is one transaction. A store may be shared by threads and opened by many processes at once, but
-    not carried through ``os.fork``: open it in each process. Database errors of a call are
-    ``sqlalchemy.exc.SQLAlchemyError``.
+    not carried through ``os.fork``: open it in each process. Database errors of a call that writes are
+    ``sqlalchemy.exc.SQLAlchemyError``, those of one that reads :class:`StoreError`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -207,7 +212,7 @@ class Store:
     def failures(self, environment: str, sampling: Sampling, since: float = 0.0) -> list[Failure]:
         """All failures in an environment and sampling since then (seconds since the epoch), by candidate key."""
         rows = self._rows(FAILURES, conditions(environment, sampling), since)
-        return [_failure(row) for row in rows]
+        return [failure_of(row) for row in rows]
 
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
         """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
@@ -263,7 +268,7 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(select(ENVIRONMENTS)).all()
         try:
             return dict(sorted((row.id, Environment.from_json(row.record)) for row in rows))
@@ -283,18 +288,19 @@ class Store:
             StoreError: when a record cannot be read.
         """
         environments = self.environments()
-        return Contents(
-            tuple(self._recorded({})),
-            tuple(_failure(row) for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL),
-            tuple(_decision(row) for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL),
-            environments,
-            {name: rounds for name in environments if (rounds := self.rounds(name))},
-        )
+        failures = [row for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL]
+        decisions = [row for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL]
+        try:
+            failed, decided = tuple(map(failure_of, failures)), tuple(map(decision_of, decisions))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unreadable("a failure", error) from error
+        rounds = {name: made for name in environments if (made := self.rounds(name))}
+        return Contents(tuple(self._recorded({})), failed, decided, environments, rounds)
 
     def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
         columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
         query = select(*columns, func.count()).where(equal(table, conditions(environment, sampling)))
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query.group_by(*columns)).all()
         return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
 
@@ -315,26 +321,28 @@ class Store:
 
     def _rows_as_stored(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
         query = select(table).where(equal(table, where), table.c.created_at >= written(since))
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query)
             return sorted(rows, key=lambda row: str(row.created_at))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection to read with.
+
+        Raises:
+            StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
+        """
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"the store {self._engine.url!r} cannot be read: {database_reason(error)}; restore it from a copy, or "
+                "give another --store"
+            ) from error
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:
         return StoreError(
             f"{what} in the store {self._engine.url!r} cannot be read ({type(error).__name__}: {error}): "
             "another version wrote it, or it was edited; give another --store"
         )
-
-
-def _sampling(row: Row[Any]) -> Sampling:
-    return Sampling(row.num_samples, row.batch_size, row.seed, row.prompts_digest, row.purpose)
-
-
-def _failure(row: Row[Any]) -> Failure:
-    data = json.loads(row.candidate)
-    candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
-    return Failure(candidate, row.environment, _sampling(row), row.kind, row.message, row.created_at)
-
-
-def _decision(row: Row[Any]) -> Decision:
-    return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)

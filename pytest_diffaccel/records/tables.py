@@ -149,9 +149,13 @@ def open_engine(address: str | os.PathLike[str]) -> Engine:
         package = "psycopg[binary]" if error.name == "psycopg" else error.name
         raise StoreError(f"the store {url!r} needs a driver: pip install '{package}'") from error
     except (SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip()
-        raise StoreError(f"cannot open the store {url!r}: {reason}; give another --store") from error
+        raise StoreError(f"cannot open the store {url!r}: {database_reason(error)}; give another --store") from error
     return engine
+
+
+def database_reason(error: Exception) -> str:
+    """What went wrong in the database's own words, without the statement that SQLAlchemy adds."""
+    return str(getattr(error, "orig", None) or error).strip()
 
 
 def _url(address: str | os.PathLike[str]) -> URL:
@@ -226,6 +230,16 @@ def _ensure_schema(engine: Engine) -> None:
         raise StoreError(
             f"the store {engine.url!r} has schema version {version}, and this pytest-diffaccel reads version "
             f"{SCHEMA_VERSION}: give another --store, or install the version that wrote it"
+        )
+    _check_tables(engine)
+
+
+def _check_tables(engine: Engine) -> None:
+    """Refuse a store that somebody took a table from, with what it held."""
+    gone = sorted(METADATA.tables.keys() - set(inspect(engine).get_table_names()))
+    if gone:
+        raise StoreError(
+            f"the store {engine.url!r} has lost {', '.join(gone)}: restore it from a copy, or give another --store"
         )
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pytest_diffaccel.records.export_rows import Row
 
 _STORE = ".diffaccel/search.sqlite"
+# Suffixes of what `export` writes.
+_FILES = (".csv", ".json", ".parquet")
 _WIDTH = 150
 _LONGEST_TABLE = 40
 
@@ -95,17 +97,24 @@ def _subjects(address: str) -> Subjects:
     from pytest_diffaccel.records.golden_changes import Golden
 
     path = Path(address)
+    if path.suffix in _FILES and not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; name a store, an export ({', '.join(_FILES)}) or a golden file"
+        )
     if path.suffix == ".json" and _is_golden(path):
         return subjects_of_golden(Golden.read(path))
-    if path.suffix in (".csv", ".json", ".parquet"):
-        return subjects_of_rows(read_export(path))
+    if path.suffix in _FILES:
+        try:
+            return subjects_of_rows(read_export(path))
+        except KeyError as error:
+            raise ValueError(f"{path} has no column {error}; compare what `diffaccel export` wrote, whole") from error
     return subjects_of_rows(_rows_of_store(address))
 
 
 def _is_golden(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except json.JSONDecodeError:
+    except ValueError:
         return True  # golden's reader says which line is wrong
 
 

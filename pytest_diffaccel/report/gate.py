@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
 from pytest_diffaccel.gate_options import GateSettings
+from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
@@ -38,6 +39,7 @@ class GateReport:
         self._results: list[Mapping[str, Any]] = []
         self._broken: list[str] = []
         self._recorded: list[Session] = []
+        self._unwritten = False
 
     def announce(self, cases: Collection[str]) -> None:
         """Say what is judged, and against what.
@@ -87,7 +89,17 @@ class GateReport:
         self._terminal.flush()
         found = {subject: _session(fields) for subject, fields in result["sessions"].items()}
         if found:
+            self._add(found)
+
+    def _add(self, found: Mapping[str, Session]) -> None:
+        """Record references; where that fails, the cases that are left are judged all the same."""
+        try:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
+        except (OSError, JsonFileError) as error:
+            path = self._settings.golden.with_name(REFERENCE_NAME)
+            self._terminal.write_line(f"diffaccel gate: {path} could not be written: {error}")
+            self._unwritten = True
+        else:
             self._recorded += found.values()
 
     def _line(self, status: str, case: str, text: str) -> str:
@@ -100,7 +112,7 @@ class GateReport:
         counts = Counter(result["verdict"]["status"] for result in self._results)
         if counts["regressed"]:
             return REGRESSED
-        if self._broken:
+        if self._broken or self._unwritten:
             return BROKE_OFF
         if counts["refused"]:
             return REFUSED

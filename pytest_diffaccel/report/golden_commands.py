@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pytest_diffaccel.records.golden_file import Change
 
 _GOLDEN = Path("golden/search_params.json")
 # More keys to remove than this are counted, not listed.
@@ -41,6 +37,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME",
         help="keep the keys of this accelerator too: one that your conftest registers, which this command cannot see",
     )
+    prune.add_argument("--yes", action="store_true", help="do not ask before such keys are removed")
     prune.set_defaults(run=_prune)
 
 
@@ -100,25 +97,38 @@ def _prune(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.records.golden_file import Change, merge
     from pytest_diffaccel.records.golden_key import stale_keys
 
-    entries = Golden.read(parsed.golden).entries
-    stale = stale_keys(entries, {*default_registry().names, *parsed.accelerator})
-    if parsed.dry_run:
-        changes = [Change(key, "pruned", entries[key], None) for key in stale]
-    else:
-        changes = merge(parsed.golden, {}, update=False, prune=stale)
-    _tell_pruned(changes, parsed, kept=len(entries) - len(changes))
-    return 0
-
-
-def _tell_pruned(changes: list[Change], parsed: argparse.Namespace, kept: int) -> None:
-    from pytest_diffaccel.accelerators.composition import default_registry
-
+    entries, known = Golden.read(parsed.golden).entries, {*default_registry().names, *parsed.accelerator}
+    changes = [Change(key, "pruned", entries[key], None) for key in stale_keys(entries, known)]
+    unknown = sorted({change.key.accelerator for change in changes} - known)
     for change in changes[:_LISTED_KEYS]:
         print(change.describe())
     if len(changes) > _LISTED_KEYS:
         print(f"and {len(changes) - _LISTED_KEYS} more")
-    removed = "would be removed" if parsed.dry_run else "removed"
-    print(f"{parsed.golden}: {len(changes)} keys {removed}, {kept} stay")
-    unknown = sorted({change.key.accelerator for change in changes} - {*default_registry().names})
-    if parsed.dry_run and unknown:
-        print(f"if your conftest registers {' or '.join(unknown)}, keep its keys with: --accelerator NAME")
+    counts = f"{parsed.golden}: {len(changes)} keys {{}}, {len(entries) - len(changes)} stay"
+    if parsed.dry_run:
+        print(counts.format("would be removed"))
+        if unknown:
+            print(_may_be_wanted(unknown))
+        return 0
+    if unknown and not parsed.yes and not _is_confirmed(unknown):
+        print(f"{parsed.golden}: nothing removed")
+        return 0
+    merge(parsed.golden, {}, update=False, prune=[change.key for change in changes])
+    print(counts.format("removed"))
+    return 0
+
+
+def _is_confirmed(unknown: list[str]) -> bool:
+    """Ask whether records may go that a conftest's accelerators may have made.
+
+    Raises:
+        ValueError: when nobody is there to ask.
+    """
+    if not sys.stdin.isatty():
+        raise ValueError(f"nothing removed: {_may_be_wanted(unknown)}, or remove them with: --yes")
+    print(_may_be_wanted(unknown))
+    return input("Remove all that is listed? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _may_be_wanted(unknown: list[str]) -> str:
+    return f"if your conftest registers {' or '.join(unknown)}, keep its keys with: --accelerator NAME"

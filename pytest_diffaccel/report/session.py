@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.report.case_log import Unwritten
+from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
@@ -119,7 +118,7 @@ class SessionReport:
         """
         self._outcomes[case.outcome] += 1
         with self._unwritten.told(f"log of {result['cell']}"):
-            _log(result["cell"], _log_line(case, result))
+            log_case(case, result)
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
@@ -269,33 +268,14 @@ class SessionReport:
         cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
         chosen = [key for key in read_golden(self._settings.golden) if (key.pipe, key.scheduler, key.steps) in cells]
         stale = stale_keys(chosen, self._registry.names)
-        self._changes |= {change.key: change for change in merge(self._settings.golden, {}, update=False, prune=stale)}
+        try:
+            changes = merge(self._settings.golden, {}, update=False, prune=stale)
+        except (OSError, JsonFileError) as error:
+            self._terminal.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")
+        else:
+            self._changes |= {change.key: change for change in changes}
 
 
 def _group(key: GoldenKey) -> str:
     """The group that a golden key belongs to, as cases' results name it."""
     return f"{Cell(key.pipe, key.scheduler, key.steps)} {key.accelerator}"
-
-
-def _log(name: str, line: str) -> None:
-    folder = WORK_DIR / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
-        log.write(f"{stamp} {line}\n")
-
-
-def _log_line(case: EndedCase, result: Mapping[str, Any]) -> str:
-    took = f"{case.duration_s:.1f} s"
-    if "provisional" in result:
-        more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
-        verified = ", the cell's winners verified" if "golden" in result else ""
-        return f"winners of {result['accelerator']} chosen{verified} in {took}{more}"
-    if "skipped" in result:
-        return f"{result['skipped']} skipped: {result['evidence']}"
-    if "candidate" not in result:
-        why = f": {result['error']}" if "error" in result else ""
-        return f"{case.outcome}: {case.name} after {took}{why}"
-    low, high = result["speedup_ci95"]
-    figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
-    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else took})"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.degenerate import degenerate
 from pytest_diffaccel.measure.prompts import Purpose
-from pytest_diffaccel.measure.quality import References, degenerate
+from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.search.pipelines import NoPipeline

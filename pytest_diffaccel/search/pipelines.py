@@ -11,6 +11,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Cell, Params
+from pytest_diffaccel.measure.quality import check_size
 from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline
@@ -84,7 +85,7 @@ class Pipelines:
         """The cell's pipeline with its scheduler; loading another pipe frees the one before.
 
         Raises:
-            NoPipeline: when its weights are missing, broken or not the pipe's.
+            NoPipeline: when its weights are missing, broken or not the pipe's, or its pictures too small to compare.
             NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
         """
         if self._loaded is None or self._loaded[0] != cell.pipe:
@@ -105,7 +106,11 @@ class Pipelines:
     def _load_now(self, pipe: str, device: str | None) -> Any:
         self._share_cores()
         try:
-            return load_pipeline(pipe, models=self._source, device=device)
+            pipeline = load_pipeline(pipe, models=self._source, device=device)
+            side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+            height, width = self._source.spec(pipe).image_size or (side, side)
+            check_size(width, height)
+            return pipeline
         except (OSError, ValueError) as error:
             self._refusals[pipe] = str(error)
             raise NoPipeline(str(error)) from error

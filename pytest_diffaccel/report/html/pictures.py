@@ -93,6 +93,7 @@ class Gallery:
         self._folder = page.with_name(f"{page.stem}-pictures")
         self._images = images
         self._prompts = prompts
+        self._damaged: dict[Path, bool] = {}
         few = len(found) <= _FEW_CELLS
         self._chosen = {one.cell: _shown(one, everything=few) for one in found}
         pictures = 9 * sum(map(len, self._chosen.values())) or 1
@@ -114,7 +115,7 @@ class Gallery:
         files = {place: (baseline / f"{place:04d}.png", candidate / f"{place:04d}.png") for place in places.values()}
         if not all(file.is_file() for pair in files.values() for file in pair):
             return None
-        if is_damaged(baseline) or is_damaged(candidate):
+        if self._is_damaged(baseline) or self._is_damaged(candidate):
             return None
         try:
             pairs = {place: (_open(one), _open(other)) for place, (one, other) in files.items()}
@@ -135,6 +136,11 @@ class Gallery:
             for rank, place in places.items()
         )
         return WinnerPictures(row, maps.kind, top, triples, self._side)
+
+    def _is_damaged(self, folder: Path) -> bool:
+        if folder not in self._damaged:  # a cell's winners share the unaccelerated pictures
+            self._damaged[folder] = is_damaged(folder)
+        return self._damaged[folder]
 
     def _set(self, environment: str, subject: str, measurement: Measurement) -> Path:
         return self._images.path(image_set(environment, subject, measurement.sampling))

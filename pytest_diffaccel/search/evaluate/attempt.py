@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
@@ -13,9 +14,6 @@ from pytest_diffaccel.records.contents import FailureKind
 from pytest_diffaccel.search.evaluate.evaluation import measure
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.workbench import Workbench
-
-# What any candidate would have met: weights or a file that are gone, a lock that nobody gives back.
-_MISSING = (Unavailable, FileNotFoundError, PermissionError, TimeoutError)
 
 
 class OutOfMemory(RuntimeError):
@@ -82,9 +80,13 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
     kind, explained = _explain(error, bench)
     bench.pipelines.unload()
     place = bench.environment(candidate.cell).id, bench.sampling(candidate.cell, "search")
-    if isinstance(error, _MISSING):
+    if isinstance(error, Unavailable):
         bench.store.forget_failure(candidate, *place)
-        raise error if isinstance(error, Unavailable) else Unavailable(f"not to be had: {error}") from error
+        raise error
+    # Any candidate would have met it: weights or a file that are gone, a full disk, a lock that nobody gives back.
+    if isinstance(error, OSError) and kind != "oom":
+        bench.store.forget_failure(candidate, *place)
+        raise Unavailable(f"{error}; mend it, and the same command goes on") from error
     bench.store.save_failure(candidate, *place, kind, str(explained))
     bench.known(candidate.cell).drop(candidate)
     if is_cuda_broken():
@@ -100,6 +102,7 @@ def _explain(error: Exception, bench: Workbench) -> tuple[FailureKind, Exception
     # CUDA's error by name (no torch is imported for this); torch's CPU allocator raises a plain RuntimeError.
     if (
         isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     ):
