@@ -476,10 +476,14 @@ def test_an_interrupted_search_writes_its_report(finished_search: SmallSearch) -
 
 
 def test_a_report_that_cannot_be_written_says_so(finished_search: SmallSearch) -> None:
-    (finished_search.path / "taken").write_text("a file", encoding="utf-8")
+    """Where it could have been written when the session began; else nothing is measured."""
+    taking = "def pytest_runtest_setup(): (Path(__file__).parent / 'taken').write_text('a file')"
+    finished_search.add_to_conftest(f"\nfrom pathlib import Path\n{taking}\n")
     result = finished_search.run("--diffaccel-report", "taken/report.html")
     result.stdout.fnmatch_lines(["report: taken/report.html could not be written: *"])
     result.assert_outcomes(passed=4)
+    result = finished_search.run("--diffaccel-report", "taken/report.html")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
 @pytest.mark.parametrize(
