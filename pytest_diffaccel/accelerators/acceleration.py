@@ -171,6 +171,37 @@ def default_guidance_scale(pipeline: Any) -> float:
     return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
 
 
+def check_call(
+    pipeline: Any,
+    accelerator: Accelerator,
+    params: Params,
+    *,
+    steps: int,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> None:
+    """Refuse parameters that a call of ``pipeline`` cannot take.
+
+    Args:
+        pipeline: the diffusers pipeline.
+        accelerator: the methods of ``params``.
+        params: parameters by method.
+        steps: denoising steps, at least 1.
+        guidance_scale: None for the pipeline's own default.
+        height: image height in pixels; None for the pipeline's own default.
+        width: image width in pixels; None for the pipeline's own default.
+
+    Raises:
+        InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
+    """
+    accelerator.check(params, steps, pipeline)
+    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
+    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    accelerator.check_size(params, pipeline, height or side, width or side)
+
+
 def _takes_scale(pipeline: Any) -> bool:
     """Whether the guidance scale is an input of the denoiser, as in latent consistency models: then there is none."""
     return getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
@@ -226,10 +257,6 @@ def accelerate(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     accelerator = (registry or default_registry()).for_params(params)
-    accelerator.check(params, steps, pipeline)
-    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
-    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    accelerator.check_size(params, pipeline, height or side, width or side)
+    check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)
     yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)

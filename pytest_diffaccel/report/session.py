@@ -30,6 +30,7 @@ from pytest_diffaccel.report.winners import (
     provisional_text,
     slowdown_text,
     undecided_text,
+    unfit_text,
     unrecorded_text,
     winners_table,
 )
@@ -72,6 +73,7 @@ class SessionReport:
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
+        self._unfit: dict[str, str] = {}
         self._launch_bound: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str, str]] = Counter()
         #: Groups whose winners' cases ended without failing, and why they may have no record; and those that have one.
@@ -132,6 +134,8 @@ class SessionReport:
             self._asked.setdefault(" ".join(group), result.get("refused") or "its cell's winners were not verified")
         if result.get("left"):
             self._left[" ".join(group)] = result["left"]
+        if result.get("unfit"):
+            self._unfit[" ".join(group)] = result["refused"]
         if "golden" in result:
             self._record(result)
         if self._progress:
@@ -199,20 +203,20 @@ class SessionReport:
     def exit_code(self, exitstatus: int) -> int:
         """``exitstatus``, pytest's own; that of failed tests where all is well but a group was not recorded.
 
-        What a budget left out, or what stays undecided, was asked for like that: neither is a failure.
+        What a budget left out, what stays undecided and what the model cannot take is no failure.
         """
         return _NOT_RECORDED if self._not_recorded and not exitstatus else int(exitstatus)
 
     @property
     def _not_recorded(self) -> dict[str, str]:
-        known = {*self._recorded, *self._left}
+        known = {*self._recorded, *self._left, *self._unfit}
         return {group: why for group, why in self._asked.items() if group not in known}
 
     def summary(self) -> None:
         """Winners, changes to the golden database, pictures, the report, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if self._entries or self._undecided or self._left or self._not_recorded:
+        if self._entries or self._undecided or self._left or self._unfit or self._not_recorded:
             self._show_winners()
         if self._progress:
             self._write_step_summary()
@@ -242,8 +246,8 @@ class SessionReport:
         self._terminal.section("diffaccel: winners")
         for line in winners_table(self._entries, self._environments):
             self._terminal.write_line(line)
-        notes = [*undecided_text(self._undecided), *left_out(self._left), *unrecorded_text(self._not_recorded)]
-        for line in notes:
+        without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
+        for line in (*undecided_text(self._undecided), *without):
             self._terminal.write_line(line)
         for line in changes_text(list(self._changes.values()), self._settings.golden):
             self._terminal.write_line(line)

@@ -167,6 +167,18 @@ def left_out(left: Mapping[str, int]) -> list[str]:
     return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
 
 
+def unfit_text(unfit: Mapping[str, str]) -> list[str]:
+    """Groups of which the model can take no candidate: they have no records, and nothing went wrong.
+
+    Args:
+        unfit: why not, by group.
+    """
+    if not unfit:
+        return []
+    lines = ["", f"left out: {len(unfit)} group(s) that do not fit the model"]
+    return lines + [f"  {group}: {why}" for group, why in unfit.items()]
+
+
 def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
     """Groups whose winners were asked for and have no record: the run must not look as if all were done.
 
