@@ -145,6 +145,7 @@ def test_a_group_that_does_not_fit_the_model_is_told_and_no_failure(made_up: Mad
     made_up.misfit = "Echo cannot run this UNet"
     result = made_up.run("-k", "test_winners")
     result.assert_outcomes(skipped=1, deselected=3)
+    result.stdout.fnmatch_lines(["SD1.5-DDIM-20 Echo 0/1; choosing winners of Echo, then verifying them"])
     result.stdout.fnmatch_lines(["left out: 1 group*", "  SD1.5-DDIM-20 Echo: Echo cannot run this UNet"])
     assert "not recorded" not in result.stdout.str()
     assert result.ret == 0

@@ -1,14 +1,16 @@
-"""``--diffaccel-log``: a JSON line a case, on disk when it ends, so that a crash loses nothing; and logs that fail."""
+"""Logs, a line a case when it ends: its cell's, and ``--diffaccel-log`` in JSON; a crash loses none. And logs that fail."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.terminal import Terminal
 
@@ -80,3 +82,36 @@ class CaseLog:
         # One write of a whole line: a reader that follows the file sees no half of one.
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def log_case(case: EndedCase, result: Mapping[str, Any]) -> None:
+    """Add a line on a case to its cell's log in the working folder.
+
+    Args:
+        case: how it ended.
+        result: what it found, see :mod:`pytest_diffaccel.search.outcome`.
+
+    Raises:
+        OSError: when the log cannot be written.
+    """
+    folder = WORK_DIR / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with (folder / f"{result['cell']}.log").open("a", encoding="utf-8") as log:
+        log.write(f"{stamp} {_line(case, result)}\n")
+
+
+def _line(case: EndedCase, result: Mapping[str, Any]) -> str:
+    took = f"{case.duration_s:.1f} s"
+    if "provisional" in result:
+        more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
+        verified = ", the cell's winners verified" if "golden" in result else ""
+        return f"winners of {result['accelerator']} chosen{verified} in {took}{more}"
+    if "skipped" in result:
+        return f"{result['skipped']} skipped: {result['evidence']}"
+    if "candidate" not in result:
+        why = f": {result['error']}" if "error" in result else ""
+        return f"{case.outcome}: {case.name} after {took}{why}"
+    low, high = result["speedup_ci95"]
+    figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
+    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else took})"

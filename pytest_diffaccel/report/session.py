@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.report.case_log import Unwritten
+from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
@@ -91,14 +91,16 @@ class SessionReport:
         """
         settings = self._settings
         read_golden(settings.golden)
+        known = {name: case for name, case in cases.items() if case is not None}
         time_left = TimeLeft(
-            {name: case for name, case in cases.items() if case is not None},
+            known,
             Effort.of(settings),
             Lanes.of(settings, self._workers),
             embedded=settings.models == "embedded",
             budget_s=settings.search_budget_s,
         )
-        self._progress = Progress(len(cases), time_left)
+        winners = {name: case for name, case in known.items() if case.is_winners}
+        self._progress = Progress(len(cases), time_left, winners)
         when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
         self._terminal.showfspath = False
         self._terminal.write_line("")
@@ -112,6 +114,15 @@ class SessionReport:
         )
         self._terminal.flush()
 
+    def case_began(self, name: str) -> None:
+        """Show what takes minutes, while it does: choosing and verifying winners.
+
+        Args:
+            name: the case's node id.
+        """
+        if self._progress and self._progress.case_began(name):
+            self._show(self._progress.line())
+
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case: log it, record its winners, move the live line.
 
@@ -121,7 +132,7 @@ class SessionReport:
         """
         self._outcomes[case.outcome] += 1
         with self._unwritten.told(f"log of {result['cell']}"):
-            _log(result["cell"], _log_line(case, result))
+            log_case(case, result)
         group = result["cell"], result["accelerator"]
         for error in [result["error"]] if "error" in result else result.get("failed", ()):
             self._tell_failure((*group, str(error)))
@@ -233,8 +244,7 @@ class SessionReport:
             failures=self._failures,
             next_steps=[*map(str.strip, unrecorded_text(self._not_recorded)), *self._next_steps()],
         )
-        for line in write_step_summary(lines):
-            self._terminal.write_line(line)
+        self._write(write_step_summary(lines))
 
     def _write_report(self, path: Path) -> None:
         from pytest_diffaccel.report.html.from_session import write_session_report
@@ -244,16 +254,17 @@ class SessionReport:
 
     def _show_winners(self) -> None:
         self._terminal.section("diffaccel: winners")
-        for line in winners_table(self._entries, self._environments):
-            self._terminal.write_line(line)
+        self._write(winners_table(self._entries, self._environments))
         without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
-        for line in (*undecided_text(self._undecided), *without):
-            self._terminal.write_line(line)
-        for line in changes_text(list(self._changes.values()), self._settings.golden):
-            self._terminal.write_line(line)
+        self._write([*undecided_text(self._undecided), *without])
+        width = get_terminal_size().columns
+        self._write(changes_text(list(self._changes.values()), self._settings.golden, width))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
-        for line in self._next_steps():
+        self._write(self._next_steps())
+
+    def _write(self, lines: Iterable[str]) -> None:
+        for line in lines:
             self._terminal.write_line(line)
 
     def _next_steps(self) -> list[str]:
@@ -279,27 +290,3 @@ class SessionReport:
 def _group(key: GoldenKey) -> str:
     """The group that a golden key belongs to, as cases' results name it."""
     return f"{Cell(key.pipe, key.scheduler, key.steps)} {key.accelerator}"
-
-
-def _log(name: str, line: str) -> None:
-    folder = WORK_DIR / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
-        log.write(f"{stamp} {line}\n")
-
-
-def _log_line(case: EndedCase, result: Mapping[str, Any]) -> str:
-    took = f"{case.duration_s:.1f} s"
-    if "provisional" in result:
-        more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
-        verified = ", the cell's winners verified" if "golden" in result else ""
-        return f"winners of {result['accelerator']} chosen{verified} in {took}{more}"
-    if "skipped" in result:
-        return f"{result['skipped']} skipped: {result['evidence']}"
-    if "candidate" not in result:
-        why = f": {result['error']}" if "error" in result else ""
-        return f"{case.outcome}: {case.name} after {took}{why}"
-    low, high = result["speedup_ci95"]
-    figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
-    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else took})"
