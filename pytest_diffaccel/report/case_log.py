@@ -1,4 +1,4 @@
-"""Logs, a line a case when it ends: its cell's, and ``--diffaccel-log`` in JSON; a crash loses none. And logs that fail."""
+"""Logs, a line a case when it ends: its cell's, and ``--diffaccel-log`` in JSON. One that fails ends no search."""
 
 from __future__ import annotations
 
