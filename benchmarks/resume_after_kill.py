@@ -1,7 +1,7 @@
 """Does a search survive ``kill -9``? One is killed at random moments and started again until it ends.
 
-Run ``python -m benchmarks.resume_after_kill --kills 20``, with ``--workers 2`` or ``--exhaustive`` for searches of those
-kinds. The search is a small real one (``tests/searches.py``), with winners so clear that noise cannot change them: they
+Run ``python -m benchmarks.resume_after_kill --kills 20``, with ``--workers 2`` or ``--exhaustive`` for other
+searches. They are small real ones (``tests/searches.py``), with winners so clear that noise cannot change them: they
 must be those of a search that nobody disturbed, nothing measured may be lost, and the golden file and the store must be
 whole after every kill. What a race evaluates beside its winners may differ from search to search.
 
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from searches import BOTH, RACE_OPTIONS, THRIFTY, SearchFolder
 
-# With 50 steps, of which one, two or five are computed: far faster than the highest target, and far apart in loss.
+# With 50 steps, of which five, two or one are computed: far faster than the highest target, and far apart in loss.
 _OPTIONS = ["50" if option == "20" else option for option in (*RACE_OPTIONS, *THRIFTY)]
 _POINTS = ((10, 0), (25, 0), (50, 0))
 _POLL_S = 0.01
