@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_diffaccel.accelerators.base import InvalidParams
@@ -168,7 +169,13 @@ class Generate:
 
 def default_guidance_scale(pipeline: Any) -> float:
     """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
-    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
+    return _default_scale(type(pipeline))
+
+
+@cache
+def _default_scale(kind: Any) -> float:
+    """Of a pipeline's class: a search asks for each of thousands of points."""
+    return float(inspect.signature(kind.__call__).parameters["guidance_scale"].default)
 
 
 def check_call(
