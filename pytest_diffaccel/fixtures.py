@@ -105,7 +105,7 @@ class Case:
         _report(self._item, self._place)
 
     def measure(self, candidate: Candidate) -> dict[str, Any]:
-        """Measure a candidate (:meth:`.SearchRun.measure`); the case is skipped when it cannot win."""
+        """Measure a candidate (:meth:`.SearchRun.measure`); the case is skipped when it cannot win, or does not fit."""
         from pytest_diffaccel.search.cases import NotWorthwhile
 
         try:
@@ -117,13 +117,13 @@ class Case:
             pytest.skip(str(error))
 
     def find_winners(self, group: Group) -> dict[str, Any]:
-        """Choose a group's winners, verify a cell's; skipped while candidates, or the time for them, are missing."""
+        """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
         others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
         with _refusals_in_words():
             result = self._reported(self._run.find_winners(cell, accelerator, others))
         if "refused" in result:
-            if result["unfinished"]:
+            if result["unfinished"] or result.get("unfit"):
                 pytest.skip(result["refused"])
             pytest.fail(result["refused"], pytrace=False)
         if not result["provisional"] and not result.get("golden") and result["left"]:

@@ -4,6 +4,7 @@ which a pytest run that has nothing to do with us need not import.
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from pytest_diffaccel.option_types import count, duration, option, positive
 if TYPE_CHECKING:
     import pytest
 
+#: Folder of the search's and the gate's test functions, in a clone of the repository; the wheel has none.
+BENCHES = "benches"
 #: Working folder of a search: store, logs, baseline images and locks.
 WORK_DIR = Path(".diffaccel")
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
@@ -101,6 +104,12 @@ def add_options(parser: pytest.Parser) -> None:
 def names() -> list[str]:
     """The spellings of these options: ``--pipe``, ..."""
     return [name for declared in _GROUPS.values() for one in declared for name in one.names]
+
+
+def benches_command(*options: str) -> str:
+    """What to type to run the benches with ``options``, and where, if they are not in the present folder."""
+    command = shlex.join(["pytest", BENCHES, *options])
+    return command if Path(BENCHES).is_dir() else f"{command} (in a clone of the repository: {BENCHES} is not here)"
 
 
 def is_given(options: Namespace) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +126,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")
         if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
-            config.args[:] = ["benches"]
+            if not Path(options.BENCHES).is_dir():
+                raise pytest.UsageError(
+                    f"--update-golden alone searches the folder {options.BENCHES}, which is not here; run it in a "
+                    "clone of the repository, or name the tests"
+                )
+            config.args[:] = [options.BENCHES]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -140,6 +140,11 @@ class Reporting:
         quiet = self._config.option.verbose <= 0 and not report.failed and result_of(report) is not None
         return (status[0], "", status[2]) if quiet else status
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
+        if self._made is not None and gate_run(self._config) is None and self._config.option.verbose <= 0:
+            cast("SessionReport", self._made).case_began(nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's result as soon as it is there."""
         result = result_of(report) or self._place_of(report)

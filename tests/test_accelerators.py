@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pytest_diffaccel import accelerate
+from pytest_diffaccel.accelerators import deepcache
 from pytest_diffaccel.accelerators.acceleration import (
     MethodDidNotAct,
     StepCountError,
@@ -418,6 +419,32 @@ def test_every_deepcache_branch_works(pipeline_of: GetPipeline, pipe: str, branc
         assert generate.fired["cached_steps"] == 1
     with pytest.raises(InvalidParams, match=f"cache_branch_id={branches} .* from 0 to {branches - 1}"):
         generated(pipeline, {"DeepCache": {"cache_interval": 2, "cache_branch_id": branches}})
+
+
+def test_deepcaches_branches_are_those_of_the_unet(pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distilled UNets have three down blocks of one layer each; the package counts three branches a block."""
+    from diffusers import UNet2DConditionModel
+
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    config = dict(pipeline.unet.config)
+    shapes = {"down_block_types": config["down_block_types"][:3], "up_block_types": config["up_block_types"][1:]}
+    shapes |= {"block_out_channels": config["block_out_channels"][:3], "layers_per_block": 1}
+    monkeypatch.setattr(pipeline, "unet", UNet2DConditionModel.from_config(config | shapes).eval())
+
+    def draw(branch: int) -> bytes:
+        params = {"DeepCache": {"cache_interval": 2, "cache_branch_id": branch}}
+        with accelerate(pipeline, params, steps=2, **SIZE) as generate:
+            (image,) = generate(PROMPTS[:1], SEEDS[:1])
+        assert generate.fired["cached_steps"] == 1
+        return image.tobytes()
+
+    drawn = {branch: draw(branch) for branch in (0, 1, 3, 4, 6, 7)}
+    for branch in (2, 5, 8, 9):
+        with pytest.raises(InvalidParams, match=f"cache_branch_id={branch} must be one of 0, 1, 3, 4, 6, 7: "):
+            draw(branch)
+    monkeypatch.setattr(deepcache, "_branches_of", lambda _: list(range(9)))
+    for branch in (2, 5, 8):
+        assert draw(branch) == drawn[branch - 1]  # but for a downsampler that nothing reads
 
 
 def test_more_merging_merges_more_tokens(pipeline_of: GetPipeline) -> None:

@@ -15,10 +15,12 @@ from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, withou
 from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.accelerators.base import check_integer
+from pytest_diffaccel.matrix import TARGETS, Point
 from pytest_diffaccel.measure.measurement import Round
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.cases import NotWorthwhile
 
 POINTS = ((2, NOTHING), (10, NOTHING), (20, NOTHING))
 
@@ -84,6 +86,41 @@ def finished(empty: Folder, finished_race: Path) -> Folder:
     """Its copy."""
     shutil.copytree(finished_race / ".diffaccel", empty.path / ".diffaccel")
     return empty
+
+
+class Choosy(Echo):
+    """A method that the loaded model can take up to an interval of 10, whatever the grid has."""
+
+    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+        super().check(point, steps)
+        if pipeline is not None:
+            check_integer(self.name, point, "echo_interval", 1, 10)
+
+
+# --- what the model cannot take ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--exhaustive",)])
+def test_a_search_leaves_out_what_the_model_cannot_take(
+    empty: Folder, clock: SteadyClock, options: tuple[str, ...]
+) -> None:
+    """Neither a candidate nor a short run of it: such grids are of the pipe as it was published."""
+    run = open_run(*THRIFTY, *options, methods=[Choosy(((10, NOTHING), (20, NOTHING)))])
+    with pytest.raises(NotWorthwhile, match="echo_interval=20 must be a whole number from 1 to 10"):
+        run.measure(run.candidates[1])
+    (found,) = drive(run)
+    assert len(found["golden"]) == len(TARGETS)
+    assert {key.rpartition("interval=")[2] for key, *_ in empty.stored() if "Echo" in key} == {"10,mishap=0"}
+    assert {one.params["Echo"]["echo_interval"] for made in empty.rounds() for one in made.candidates} <= {10}
+    assert (empty.failures(), found["failed"]) == ([], ())
+
+
+def test_where_the_model_takes_no_candidate_nothing_failed(empty: Folder, clock: SteadyClock) -> None:
+    (found,) = drive(open_run(*THRIFTY, methods=[Choosy(((15, NOTHING), (20, NOTHING)))]))
+    assert found["unfit"]
+    assert "none of its 2 candidates; the first: Echo: echo_interval=15 must be" in found["refused"]
+    assert "golden" not in found
+    assert (empty.stored(), empty.failures(), empty.rounds()) == ([], [], [])
 
 
 # --- what is timed and kept ------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
 from pytest_diffaccel.option_types import OptionError
-from pytest_diffaccel.options import add_options, is_given
+from pytest_diffaccel.options import add_options, benches_command, is_given
 from pytest_diffaccel.settings import Settings
 
 ACCELERATORS = default_registry().names
@@ -253,6 +254,23 @@ def test_a_budget_is_a_duration(settings: Any, text: str, seconds: float) -> Non
     assert settings("--search-budget", text).search_budget_s == seconds
 
 
+# --- advice ----------------------------------------------------------------------------------------------------
+
+
+def test_advice_names_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "pytest benches --search-targets 'DeepCache and ToMe'"
+    arguments = ("--search-targets", "DeepCache and ToMe")
+    assert benches_command(*arguments) == f"{command} (in a clone of the repository: benches is not here)"
+    (tmp_path / "benches").mkdir()
+    assert benches_command(*arguments) == command
+
+
+def test_all_advice_asks_whether_the_folder_is_there() -> None:
+    files = Path(pytest_diffaccel.__file__).parent.rglob("*.py")
+    assert [file.name for file in files if "pytest benches" in file.read_text(encoding="utf-8")] == []
+
+
 # --- refusals, as pytest shows them ----------------------------------------------------------------------------
 
 
@@ -289,6 +307,7 @@ def test_a_budget_is_a_duration(settings: Any, text: str, seconds: float) -> Non
         (("--grid", "huge"), "*--grid*invalid choice: 'huge' (choose from*full*coarse*"),
         (("--gpus", "nosuchfolder"), "*--gpus: 'nosuchfolder' is not a list of GPU numbers or names (--gpus=0,1)"),
         (("--models", "nosuch.toml"), "*nosuch.toml*"),
+        (("--update-golden",), "*--update-golden alone searches the folder benches, which is not here*"),
         (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt a line"),
     ],
 )

@@ -221,6 +221,12 @@ def test_winners_alone_race_by_themselves(small_search: SmallSearch) -> None:
 # --- the golden database ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of the least width that people use."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def _edit(search: SmallSearch) -> bytes:
     """Make one golden record say something else; the file's bytes after that."""
     text = search.golden.read_text()
@@ -231,26 +237,31 @@ def _edit(search: SmallSearch) -> bytes:
 
 
 @pytest.mark.parametrize("options", [(), ("--golden-new-only",), ("--update-golden", "--golden-new-only")])
-def test_a_difference_is_shown_and_the_record_kept(finished_search: SmallSearch, options: tuple[str, ...]) -> None:
+def test_a_difference_is_shown_and_the_record_kept(
+    finished_search: SmallSearch, narrow: None, options: tuple[str, ...]
+) -> None:
     edited = _edit(finished_search)
     result = finished_search.run(*options)
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
         [
             "golden: *: 1 differs, 6 unchanged",
-            '*differs: *1.2)*params*"echo_interval": 99*->*',
+            "  differs: *1.2)",
+            '    params *"echo_interval": 99*',
+            "      -> *",
             "next: *--update-golden",
         ]
     )
     assert finished_search.golden.read_bytes() == edited
 
 
-def test_update_golden_writes_the_difference(finished_search: SmallSearch) -> None:
+def test_update_golden_writes_the_difference(finished_search: SmallSearch, narrow: None) -> None:
     before = finished_search.golden.read_bytes()
     _edit(finished_search)
     result = finished_search.run("--update-golden")
     result.assert_outcomes(passed=4)
-    result.stdout.fnmatch_lines(["golden: *: 6 unchanged, 1 updated", '*updated: *1.2)*"echo_interval": 99*->*'])
+    change = ["  updated: *1.2)", '    params *"echo_interval": 99*', "      -> *"]
+    result.stdout.fnmatch_lines(["golden: *: 6 unchanged, 1 updated", *change])
     assert finished_search.golden.read_bytes() == before
 
 

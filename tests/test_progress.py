@@ -185,6 +185,30 @@ def test_nothing_is_told_before_the_calibration() -> None:
     assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; least")
 
 
+def test_the_line_says_when_winners_are_chosen_and_verified() -> None:
+    cases = cases_of({CELL: 1.0})
+    winners = {name: case for name, case in cases.items() if case.is_winners}
+    progress = Progress(len(cases), TimeLeft(cases, EFFORT, Lanes(), embedded=True), winners)
+    said = []
+    for name, result, seconds in search({CELL: 1.0}, {CELL.pipe: calibrated()}):
+        if progress.case_began(name):
+            assert cases[name].is_winners
+            said.append(progress.line().partition("; ")[2].partition("; least")[0])
+        progress.case_ended(EndedCase(name, "passed", seconds, ""), result)
+        assert "choosing" not in progress.line()
+    found = sum(group.winners for name, group in MEASURED.items() if name != list(MEASURED)[-1])
+    *first, last = (f"choosing winners of {name}" for name in MEASURED)
+    assert said == [*first, f"{last}, then verifying them and {found} others"]
+
+
+def test_workers_choose_winners_side_by_side() -> None:
+    cases = {name: case for name, case in cases_of({CELL: 1.0}).items() if case.is_winners}
+    progress = Progress(len(cases), TimeLeft(cases, EFFORT, Lanes(2), embedded=True), cases)
+    for name in list(cases)[:2]:
+        assert progress.case_began(name)
+    assert progress.line() == "SD1.5-DDIM-20 DeepCache 0/6; choosing winners of DeepCache and of T-Gate"
+
+
 @pytest.mark.parametrize("slower", [1.8, 3.0])
 def test_a_machine_that_turns_out_slower_is_told_once(slower: float) -> None:
     replayed = replay({CELL: slower})

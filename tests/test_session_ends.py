@@ -56,6 +56,7 @@ class MadeUp:
         pytester: runs it.
         left: promising candidates that its budget leaves out.
         verifies: whether its cell's winners are verified.
+        misfit: why the model takes none of its group's candidates.
         measured: candidates that it was asked for.
     """
 
@@ -63,6 +64,7 @@ class MadeUp:
     pytester: pytest.Pytester
     left: int = 0
     verifies: bool = True
+    misfit: str = ""
     measured: list[Candidate] = field(default_factory=list)
 
     def run(self, *arguments: str) -> pytest.RunResult:
@@ -76,6 +78,8 @@ class MadeUp:
 
     def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> dict[str, Any]:
         found = {"cell": str(cell), "accelerator": accelerator, "provisional": [], "explored": 0, "left": self.left}
+        if self.misfit:
+            return {**found, "refused": self.misfit, "unfinished": False, "unfit": True}
         missing = POINTS - len(self.measured)
         if missing and not self.left:
             return {**found, "refused": f"{missing} candidates are not measured yet", "unfinished": True}
@@ -144,6 +148,16 @@ def test_what_was_not_asked_for_is_not_missing(made_up: MadeUp, left: int, argum
     result = made_up.run(*arguments)
     assert result.ret == 0
     assert "not recorded" not in result.stdout.str()
+
+
+def test_a_group_that_does_not_fit_the_model_is_told_and_no_failure(made_up: MadeUp) -> None:
+    made_up.misfit = "Echo cannot run this UNet"
+    result = made_up.run("-k", "test_winners")
+    result.assert_outcomes(skipped=1, deselected=3)
+    result.stdout.fnmatch_lines(["SD1.5-DDIM-20 Echo 0/1; choosing winners of Echo, then verifying them"])
+    result.stdout.fnmatch_lines(["left out: 1 group*", "  SD1.5-DDIM-20 Echo: Echo cannot run this UNet"])
+    assert "not recorded" not in result.stdout.str()
+    assert result.ret == 0
 
 
 def test_golden_that_cannot_be_written_is_told_and_the_session_goes_on(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from entries import ENVIRONMENT, MET
 
 from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import winners_table
+from pytest_diffaccel.report.winners import changes_text, winners_table
 
 
 def key(target: float) -> GoldenKey:
@@ -21,6 +24,23 @@ def test_each_reason_has_a_row_of_its_own() -> None:
     targets = [line.removeprefix("DeepCache").split("1.67x")[0].strip() for line in lines if "1.67x" in line]
     assert targets == ["1.5x to 1.8x", "2.5x", "3x to 4x"]
     assert sum("lose too much" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 5), (100, 5), (400, 1)])
+def test_a_change_is_as_wide_as_the_terminal(width: int, lines: int) -> None:
+    together = {
+        "DeepCache": {"cache_interval": 3, "cache_branch_id": 0},
+        "T-Gate": {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2},
+    }
+    after = replace(MET, params=together, speedup=2.5, speedup_ci95=(2.4, 2.6))
+    change = Change(key(1.5), "updated", MET, after)
+    counted, *said = changes_text([change], Path("golden.json"), width)[1:]
+    assert counted == "golden: golden.json: 1 updated"
+    assert max(map(len, said)) <= width
+    assert len(said) == lines, said
+    # Nothing is lost, and no word is cut.
+    words = " ".join(said).split()
+    assert sorted(word.rstrip(":,") for word in words) == sorted(w.rstrip(":,") for w in change.describe().split())
 
 
 def test_losses_have_no_share_of_a_scale_of_zero() -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_diffaccel.accelerators.base import InvalidParams
@@ -194,7 +195,44 @@ def _check_class(pipeline: Any) -> None:
 
 def default_guidance_scale(pipeline: Any) -> float:
     """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
-    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
+    return _default_scale(type(pipeline))
+
+
+@cache
+def _default_scale(kind: Any) -> float:
+    """Of a pipeline's class: a search asks for each of thousands of points."""
+    return float(inspect.signature(kind.__call__).parameters["guidance_scale"].default)
+
+
+def check_call(
+    pipeline: Any,
+    accelerator: Accelerator,
+    params: Params,
+    *,
+    steps: int,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> None:
+    """Refuse parameters that a call of ``pipeline`` cannot take.
+
+    Args:
+        pipeline: the diffusers pipeline.
+        accelerator: the methods of ``params``.
+        params: parameters by method.
+        steps: denoising steps, at least 1.
+        guidance_scale: None for the pipeline's own default.
+        height: image height in pixels; None for the pipeline's own default.
+        width: image width in pixels; None for the pipeline's own default.
+
+    Raises:
+        InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
+    """
+    accelerator.check(params, steps, pipeline)
+    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
+    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    accelerator.check_size(params, pipeline, height or side, width or side)
 
 
 def _takes_scale(pipeline: Any) -> bool:
@@ -254,10 +292,6 @@ def accelerate(
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     _check_class(pipeline)
     accelerator = (registry or default_registry()).for_params(params)
-    accelerator.check(params, steps, pipeline)
-    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
-    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    accelerator.check_size(params, pipeline, height or side, width or side)
+    check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)
     yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)

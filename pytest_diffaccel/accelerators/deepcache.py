@@ -14,9 +14,11 @@ from typing import Any
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
 
-# A branch is a layer of a down block: the package counts three a block, the third being the downsampler.
+# A branch is a layer of a down block: the package counts three a block, whatever it has: its resnets, then its
+# downsampler.
 LAYERS_PER_BLOCK = 3
-# Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology.
+# Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology. Grids are made
+# before any model is loaded: where one has fewer blocks or layers, a search leaves out what ``check`` refuses.
 DOWN_BLOCKS = {"SD1.5": 4, "SD2.1": 4, "SDXL": 3}
 
 # The deepest branch of any pipe.
@@ -60,13 +62,19 @@ class DeepCache(Method):
         return points(self.param_names, product(range(2, cell.steps + 1), range(_branches(cell))))
 
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """``cache_interval`` at least 1; ``cache_branch_id`` from 0 to three a down block, less one."""
+        """``cache_interval`` at least 1; ``cache_branch_id`` a branch that the UNet has, from 0 on."""
         self.check_names(point)
         check_integer(self.name, point, "cache_interval", 1)
         if pipeline is not None and pipeline.unet.mid_block is None:
             raise InvalidParams(f"{self.name} cannot run a UNet without a mid block, such as this one; leave it out")
-        blocks = len(pipeline.unet.down_blocks) if pipeline is not None else max(DOWN_BLOCKS.values())
-        check_integer(self.name, point, "cache_branch_id", 0, LAYERS_PER_BLOCK * blocks - 1)
+        branches = list(range(_DEEPEST + 1)) if pipeline is None else _branches_of(pipeline.unet)
+        has_all = branches[-1] == len(branches) - 1
+        branch = check_integer(self.name, point, "cache_branch_id", 0, branches[-1] if has_all else None)
+        if branch not in branches:
+            raise InvalidParams(
+                f"{self.name}: cache_branch_id={branch} must be one of {', '.join(map(str, branches))}: three are "
+                "counted a down block, and this UNet's have fewer layers"
+            )
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """Interval 1 computes every step in full."""
@@ -115,3 +123,12 @@ class DeepCache(Method):
 
 def _branches(cell: Cell) -> int:
     return LAYERS_PER_BLOCK * DOWN_BLOCKS[cell.pipe]
+
+
+def _branches_of(unet: Any) -> list[int]:
+    """The branches of a UNet: where a block has but one resnet, the third would be the second once more."""
+    return [
+        LAYERS_PER_BLOCK * place + layer
+        for place, block in enumerate(unet.down_blocks)
+        for layer in range(min(LAYERS_PER_BLOCK, len(block.resnets) + 1))
+    ]

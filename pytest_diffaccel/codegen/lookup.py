@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
+from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
@@ -102,13 +103,19 @@ def find(task: Task, records: Records) -> Answer:
     if environment is None:
         raise ValueError(
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
-            f"restore it from git, or run: {record_command([task], records.path)} --update-golden"
+            f"restore it from git, or run: {record_command([task], records.path, '--update-golden')}"
         )
     return Answer(task, key, entry, environment, attained)
 
 
-def record_command(tasks: Iterable[Task], golden: Path) -> str:
-    """The search that records ``tasks``, at least one of them; a step count that is not searched is left out."""
+def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
+    """The search that records ``tasks``, at least one of them; a step count that is not searched is left out.
+
+    Args:
+        tasks: what it is to record.
+        golden: where.
+        more: further options.
+    """
     chosen = list(tasks)
     options: list[str] = []
     for option, known, values in (
@@ -122,7 +129,7 @@ def record_command(tasks: Iterable[Task], golden: Path) -> str:
             options += [part for name in named for part in (option, name)]
     if golden != DEFAULT_GOLDEN:
         options += ["--golden", str(golden)]
-    return shlex.join(["pytest", "benches", *options])
+    return benches_command(*options, *more)
 
 
 def update_command(task: Task) -> str:
@@ -244,8 +251,9 @@ def _refusal(task: Task, records: Records) -> str:
             f"(95% interval {low:.2f}x to {high:.2f}x)."
         )
     # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
-    rewrite = " --update-golden" if recorded.key in records.entries or (group and task.target not in TARGETS) else ""
-    return " ".join([*said, f"Run: {record_command([recorded], records.path)}{rewrite}"])
+    is_rewritten = recorded.key in records.entries or (group and task.target not in TARGETS)
+    more = ("--update-golden",) if is_rewritten else ()
+    return " ".join([*said, f"Run: {record_command([recorded], records.path, *more)}"])
 
 
 @cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment, differences
 
 #: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
@@ -43,8 +44,9 @@ def _with(environment: Environment, fields: dict[str, object]) -> Environment:
 
 def refusal(comparison: Comparison, golden: Path, cell: Cell) -> str:
     """Why a case cannot be judged here, and what to do."""
+    chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
+    command = benches_command(*chosen, "--golden", "golden/THIS_DEVICE.search_params.json")
     return (
         f"{golden} was recorded elsewhere: {'; '.join(comparison.refused)}. Give the --golden file of this machine and "
-        f"model, or record one: pytest benches --pipe {cell.pipe} --sched {cell.scheduler} --steps {cell.steps} "
-        "--golden golden/THIS_DEVICE.search_params.json"
+        f"model, or record one: {command}"
     )

@@ -180,7 +180,11 @@ class GoldenEntry:
         return _adapter().validate_json(text)
 
     def difference(self, other: GoldenEntry) -> str:
-        """How ``other`` says something else than this entry, in words; empty when it does not.
+        """How ``other`` says something else than this entry, in words; empty when it does not."""
+        return ", ".join(self.differences(other))
+
+    def differences(self, other: GoldenEntry) -> list[str]:
+        """What ``other`` says otherwise, field by field, as ``"speedup 1.50 [1.45, 1.55] -> 1.80 [1.75, 1.85]"``.
 
         Figures differ only when their intervals share no point: repeating a measurement changes nothing.
         """
@@ -196,7 +200,7 @@ class GoldenEntry:
         ]
         if self.fewer_steps is None is not other.fewer_steps:
             changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")
-        return ", ".join(changes)
+        return changes
 
 
 def dump_entries(entries: Mapping[GoldenKey, GoldenEntry]) -> str:

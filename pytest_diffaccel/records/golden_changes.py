@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden, write_golden
@@ -55,7 +56,7 @@ class Golden:
             JsonFileError: when it, or the environments beside it, do not parse or validate.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"there is no golden file {path}; a search records one: pytest benches")
+            raise FileNotFoundError(f"there is no golden file {path}; a search records one: {benches_command()}")
         return cls(path, read_golden(path), read_environments(path))
 
 

@@ -38,13 +38,17 @@ class Change:
     before: GoldenEntry | None
     after: GoldenEntry | None
 
-    def describe(self) -> str:
-        """One line for a terminal."""
+    @property
+    def details(self) -> list[str]:
+        """Each difference, in words; of a key that is new or gone, its entry in short."""
         if self.before and self.after:
-            details = self.before.difference(self.after)
-        else:
-            entry = self.before or self.after
-            details = _summary(entry) if entry else ""
+            return self.before.differences(self.after)
+        entry = self.before or self.after
+        return [_summary(entry)] if entry else []
+
+    def describe(self) -> str:
+        """All in one line."""
+        details = ", ".join(self.details)
         return f"{self.kind}: {self.key}" + (f": {details}" if details else "")
 
 

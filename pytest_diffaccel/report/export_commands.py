@@ -63,13 +63,14 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _rows_of_store(address: str) -> list[Row]:
+    from pytest_diffaccel.options import benches_command
     from pytest_diffaccel.records.export_rows import export_rows
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
 
     path = Path(address.removeprefix("sqlite:///"))
     if "://" not in str(address).removeprefix("sqlite:///") and not path.is_file():
-        raise FileNotFoundError(f"there is no store {path}; a search makes one: pytest benches")
+        raise FileNotFoundError(f"there is no store {path}; a search makes one: {benches_command()}")
     try:
         with Store.open(address) as store:
             return export_rows(store.contents())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.verdict import percent
 from pytest_diffaccel.gate_options import GateSettings
+from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
@@ -52,9 +53,10 @@ class GateReport:
         self._terminal.write_line("")
         if not cases:
             cell = self._settings.cells[0]
+            command = benches_command("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
             self._terminal.write_line(
                 f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
-                f"some: pytest benches --pipe {cell.pipe} --sched {cell.scheduler} --steps {cell.steps}"
+                f"some: {command}"
             )
             return
         gate = self._gate
@@ -68,7 +70,7 @@ class GateReport:
             self._terminal.write_line(
                 f"diffaccel gate: {self._without_reference} winners have no gate reference: they are compared with "
                 "golden's intervals, which small slowdowns hide in; record one while all is well: "
-                "pytest benches --gate --update-golden"
+                f"{benches_command('--gate', '--update-golden')}"
             )
         self._terminal.flush()
 
@@ -163,6 +165,7 @@ class GateReport:
                 f"{strict}{counts['inconclusive']} case(s) could not be decided: give them time with --gate-budget, "
                 "record references with --gate --update-golden, or ask for less with --gate-slowdown"
             )
+        record = benches_command("--update-golden", "--fresh")
         changed = list(dict.fromkeys(result["cell"] for result in self._results if _pipeline_changed(result)))
         if changed:
             # Golden made now would hold the winners of what may be broken.
@@ -171,12 +174,10 @@ class GateReport:
                 "scheduler and libraries the wanted ones? All else is judged by it: record nothing before it is right"
             )
         elif counts.get("improved"):
-            lines.append("next: golden is out of date where winners improved: pytest benches --update-golden --fresh")
+            lines.append(f"next: golden is out of date where winners improved: {record}")
         if counts.get("regressed") and not changed:
-            lines.append(
-                "next: what is wanted as it is now is recorded by: pytest benches --update-golden --fresh, then pytest "
-                "benches --gate --update-golden --fresh"
-            )
+            references = benches_command("--gate", "--update-golden", "--fresh")
+            lines.append(f"next: what is wanted as it is now is recorded by: {record}, then {references}")
         if self._settings.models == "embedded":
             lines.append("note: embedded pipelines are small stand-ins for the real models")
         return lines

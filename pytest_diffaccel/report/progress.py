@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.report.time_left import TimeLeft
+from pytest_diffaccel.report.time_left import TimeLeft, distinct
+from pytest_diffaccel.search.effort import SearchCase
 
+_NO_CASES: Mapping[str, SearchCase] = MappingProxyType({})
 # So many times as long as calibrated is worth a word.
 _SLOW = 1.5
 
@@ -44,22 +48,39 @@ class Progress:
     Args:
         cases: how many cases the session has.
         time_left: what tells how long they take.
+        winners: those of the cases that look for winners, by node id.
     """
 
-    def __init__(self, cases: int, time_left: TimeLeft) -> None:
+    def __init__(self, cases: int, time_left: TimeLeft, winners: Mapping[str, SearchCase] = _NO_CASES) -> None:
         self._cases = cases
         self._time_left = time_left
+        self._winners = winners
+        self._begun: list[str] = []
+        self._chosen: Counter[str] = Counter()
         self._ended: set[str] = set()
         self._is_slow = False
         self._place = ""
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
 
+    def case_began(self, name: str) -> bool:
+        """Take in that a case begins, by its node id; whether the line says so: winners' cases take minutes."""
+        if name not in self._winners:
+            return False
+        case = self._winners[name]
+        if name not in self._begun:  # once more after its worker died
+            self._begun.append(name)
+        self._place = self._place or f"{case.cell} {case.accelerator}"
+        return True
+
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case; a failed one has a cell and an accelerator only."""
         self._ended.add(case.name)
         self._time_left.case_ended(case.name, result, duration_s=case.duration_s, worker=case.worker)
+        if case.name in self._begun:
+            self._begun.remove(case.name)
         self._cell = result["cell"]
+        self._chosen[self._cell] += distinct(result.get("provisional", ()))
         self._place = f"{result['cell']} {result['accelerator']}"
         if "speedup" in result:
             for target in TARGETS:
@@ -73,7 +94,17 @@ class Progress:
         losses = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
         best = f"; least LPIPS at {losses}" if losses else ""
         left = self.left()
-        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{best}"
+        doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
+        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{doing}{best}"
+
+    def _doing(self, name: str) -> str:
+        """What a winners' case does: the cell's last verifies those of all, and takes the longest."""
+        case = self._winners[name]
+        of_cell = {other for other, one in self._winners.items() if one.cell == case.cell}
+        if of_cell - self._ended != {name}:
+            return case.accelerator
+        others = self._chosen[str(case.cell)]
+        return f"{case.accelerator}, then verifying them{f' and {others} others' if others else ''}"
 
     def left(self) -> str | None:
         """How long the other cases take, in words; None while nothing tells."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.matrix import Cell
@@ -29,6 +30,7 @@ from pytest_diffaccel.report.winners import (
     provisional_text,
     slowdown_text,
     undecided_text,
+    unfit_text,
     unrecorded_text,
     winners_table,
 )
@@ -71,6 +73,7 @@ class SessionReport:
         self._pictures: dict[GoldenKey, Pictures] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
+        self._unfit: dict[str, str] = {}
         self._launch_bound: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str, str]] = Counter()
         #: Groups whose winners' cases ended without failing, and why they may have no record; and those that have one.
@@ -88,14 +91,16 @@ class SessionReport:
         """
         settings = self._settings
         read_golden(settings.golden)
+        known = {name: case for name, case in cases.items() if case is not None}
         time_left = TimeLeft(
-            {name: case for name, case in cases.items() if case is not None},
+            known,
             Effort.of(settings),
             Lanes.of(settings, self._workers),
             embedded=settings.models == "embedded",
             budget_s=settings.search_budget_s,
         )
-        self._progress = Progress(len(cases), time_left)
+        winners = {name: case for name, case in known.items() if case.is_winners}
+        self._progress = Progress(len(cases), time_left, winners)
         when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
         self._terminal.showfspath = False
         self._terminal.write_line("")
@@ -108,6 +113,15 @@ class SessionReport:
             "Ctrl-C loses nothing, the same command goes on"
         )
         self._terminal.flush()
+
+    def case_began(self, name: str) -> None:
+        """Show what takes minutes, while it does: choosing and verifying winners.
+
+        Args:
+            name: the case's node id.
+        """
+        if self._progress and self._progress.case_began(name):
+            self._show(self._progress.line())
 
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
         """Take in one case: log it, record its winners, move the live line.
@@ -131,6 +145,8 @@ class SessionReport:
             self._asked.setdefault(" ".join(group), result.get("refused") or "its cell's winners were not verified")
         if result.get("left"):
             self._left[" ".join(group)] = result["left"]
+        if result.get("unfit"):
+            self._unfit[" ".join(group)] = result["refused"]
         if "golden" in result:
             self._record(result)
         if self._progress:
@@ -198,20 +214,20 @@ class SessionReport:
     def exit_code(self, exitstatus: int) -> int:
         """``exitstatus``, pytest's own; that of failed tests where all is well but a group was not recorded.
 
-        What a budget left out, or what stays undecided, was asked for like that: neither is a failure.
+        What a budget left out, what stays undecided and what the model cannot take is no failure.
         """
         return _NOT_RECORDED if self._not_recorded and not exitstatus else int(exitstatus)
 
     @property
     def _not_recorded(self) -> dict[str, str]:
-        known = {*self._recorded, *self._left}
+        known = {*self._recorded, *self._left, *self._unfit}
         return {group: why for group, why in self._asked.items() if group not in known}
 
     def summary(self) -> None:
         """Winners, changes to the golden database, pictures, the report, and what to do next."""
         if self._settings.golden_prune:
             self._prune()
-        if self._entries or self._undecided or self._left or self._not_recorded:
+        if self._entries or self._undecided or self._left or self._unfit or self._not_recorded:
             self._show_winners()
         if self._progress:
             self._write_step_summary()
@@ -228,8 +244,7 @@ class SessionReport:
             failures=self._failures,
             next_steps=[*map(str.strip, unrecorded_text(self._not_recorded)), *self._next_steps()],
         )
-        for line in write_step_summary(lines):
-            self._terminal.write_line(line)
+        self._write(write_step_summary(lines))
 
     def _write_report(self, path: Path) -> None:
         from pytest_diffaccel.report.html.from_session import write_session_report
@@ -239,16 +254,17 @@ class SessionReport:
 
     def _show_winners(self) -> None:
         self._terminal.section("diffaccel: winners")
-        for line in winners_table(self._entries, self._environments):
-            self._terminal.write_line(line)
-        notes = [*undecided_text(self._undecided), *left_out(self._left), *unrecorded_text(self._not_recorded)]
-        for line in notes:
-            self._terminal.write_line(line)
-        for line in changes_text(list(self._changes.values()), self._settings.golden):
-            self._terminal.write_line(line)
+        self._write(winners_table(self._entries, self._environments))
+        without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
+        self._write([*undecided_text(self._undecided), *without])
+        width = get_terminal_size().columns
+        self._write(changes_text(list(self._changes.values()), self._settings.golden, width))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
-        for line in self._next_steps():
+        self._write(self._next_steps())
+
+    def _write(self, lines: Iterable[str]) -> None:
+        for line in lines:
             self._terminal.write_line(line)
 
     def _next_steps(self) -> list[str]:

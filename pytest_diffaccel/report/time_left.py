@@ -173,7 +173,7 @@ class TimeLeft:
         effort, runs = self._effort_of(case.cell), 0.0
         if case.is_winners:
             if "provisional" in result:
-                self._winners[case.cell][case.accelerator] = _distinct(result["provisional"])
+                self._winners[case.cell][case.accelerator] = distinct(result["provisional"])
                 runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
             if "golden" in result:
                 runs += self._verification(case.cell)
@@ -255,7 +255,7 @@ class TimeLeft:
         return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
 
 
-def _distinct(provisional: Sequence[Mapping[str, Any]]) -> int:
+def distinct(provisional: Sequence[Mapping[str, Any]]) -> int:
     """How many candidates of a group will be verified."""
     params = [one["params"] for one in provisional]
     return sum(one not in params[:place] for place, one in enumerate(params))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell, format_params
@@ -21,6 +22,8 @@ _WIDTH = 150
 HEADINGS = ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters")
 # More differences than this are counted, not listed.
 _LISTED_CHANGES = 20
+# Of what is said of a change that is too long for a line.
+_INDENT = " " * 4
 
 
 def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]) -> list[str]:
@@ -97,16 +100,29 @@ def _interval(value: float | None, ends: tuple[float, float] | None, decimals: i
     return f"{value:.{decimals}f}{unit} [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]"
 
 
-def changes_text(changes: Sequence[Change], golden: Path) -> list[str]:
-    """What became of the golden file: counts, and every difference that was not written."""
+def changes_text(changes: Sequence[Change], golden: Path, width: int) -> list[str]:
+    """What became of the golden file: counts, and every difference, in lines of ``width`` characters at most."""
     counts = Counter(change.kind for change in changes)
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
     lines = ["", f"golden: {golden}: {said}"]
     listed = [change for change in changes if change.kind in ("differs", "updated", "pruned")]
-    lines += [f"  {change.describe()}" for change in listed[:_LISTED_CHANGES]]
+    lines += [line for change in listed[:_LISTED_CHANGES] for line in _change_lines(change, width)]
     if len(listed) > _LISTED_CHANGES:
         lines.append(f"  and {len(listed) - _LISTED_CHANGES} more")
     return lines
+
+
+def _change_lines(change: Change, width: int) -> list[str]:
+    """One line where that is enough; else the key, then each difference, what is too long before and after an arrow."""
+    line = f"  {change.describe()}"
+    if len(line) <= width:
+        return [line]
+    parts = [f"  {change.kind}: {change.key}"]
+    for detail in change.details:
+        before, arrow, after = detail.partition(" -> ")
+        fits = len(detail) + len(_INDENT) <= width or not arrow
+        parts += [_INDENT + detail] if fits else [_INDENT + before, f"{_INDENT}  -> {after}"]
+    return [line for part in parts for line in wrap(part, width, subsequent_indent=2 * _INDENT, break_on_hyphens=False)]
 
 
 def calibration_text(pipe: str, calibration: Mapping[str, Any], left: str | None) -> str:
@@ -165,6 +181,18 @@ def left_out(left: Mapping[str, int]) -> list[str]:
         return []
     lines = ["", f"search budget: {sum(left.values())} promising candidates were not tried; the same command goes on"]
     return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
+
+
+def unfit_text(unfit: Mapping[str, str]) -> list[str]:
+    """Groups of which the model can take no candidate: they have no records, and nothing went wrong.
+
+    Args:
+        unfit: why not, by group.
+    """
+    if not unfit:
+        return []
+    lines = ["", f"left out: {len(unfit)} group(s) that do not fit the model"]
+    return lines + [f"  {group}: {why}" for group, why in unfit.items()]
 
 
 def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:

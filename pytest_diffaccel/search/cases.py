@@ -10,7 +10,7 @@ from pytest_diffaccel.search.workbench import Workbench
 
 
 class NotWorthwhile(Exception):
-    """What is known says that the candidate cannot win; the message is the evidence."""
+    """What is known says that the candidate cannot win, or that the model cannot take it; the message says why."""
 
 
 def search_case(
@@ -28,7 +28,8 @@ def search_case(
         The measurement, and whether it was made now (else an earlier run made it).
 
     Raises:
-        NotWorthwhile: when it is not worth a first evaluation (never in an exhaustive search).
+        NotWorthwhile: when it is not worth a first evaluation (never in an exhaustive search), or the model cannot take
+            its parameters.
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next case.
@@ -37,6 +38,9 @@ def search_case(
     known = knowledge.find(candidate)
     if known is not None and known.sampling.num_samples >= bench.first_samples:
         return known, False
+    misfit = bench.pipelines.misfit(candidate)
+    if misfit:
+        raise NotWorthwhile(misfit)
     group = Group(bench, candidate.cell, candidate.accelerator)
     if not bench.settings.exhaustive:
         if within_budget:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_diffaccel.accelerators.composition import Accelerator
-from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
+from pytest_diffaccel.matrix import Candidate, Cell, slug
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.search.budget import TimeIsUp
@@ -134,20 +134,31 @@ class Group:
         return self.bench.environment(self.cell).id, self.bench.sampling(self.cell, "search")
 
     @property
+    def cases(self) -> list[Candidate]:
+        """The group's cases."""
+        rows = self._accelerator.grid(self.cell, coarse=self.bench.settings.coarse)
+        return [Candidate(self.cell, self.accelerator, params) for params in rows]
+
+    @property
     def grid(self) -> list[Candidate]:
-        """The group's cases that did not fail."""
-        return self._not_failed(self._accelerator.grid(self.cell, coarse=self.bench.settings.coarse))
+        """Those of its cases that the model can take and that did not fail."""
+        return self._working(self.cases)
 
     def _open_candidates(self) -> list[Candidate]:
-        """Those that did not fail: of the grid and, unless that is coarse, of the whole space."""
+        """Those that the model can take and that did not fail: of the grid and, unless that is coarse, of all space."""
         if self.bench.settings.coarse:
             return self.grid
-        return self._not_failed([*self._accelerator.grid(self.cell, coarse=False), *space(self.plan())])
+        beyond = space(self.plan(), self._is_taken)
+        return self._working([*self.cases, *(Candidate(self.cell, self.accelerator, params) for params in beyond)])
 
-    def _not_failed(self, rows: Iterable[Params]) -> list[Candidate]:
+    def _working(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         failed = self.bench.failed(self.cell)
-        candidates = {one.key: one for one in (Candidate(self.cell, self.accelerator, params) for params in rows)}
-        return [one for key, one in candidates.items() if key not in failed]
+        by_key = {one.key: one for one in candidates}
+        return [one for key, one in by_key.items() if key not in failed and not self.bench.pipelines.misfit(one)]
+
+    def _is_taken(self, alone: Candidate) -> bool:
+        """Whether the model can take a point of one of the group's methods."""
+        return not self.bench.pipelines.misfit(alone)
 
     @property
     def _accelerator(self) -> Accelerator:

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, check_call
+from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
-from pytest_diffaccel.matrix import Cell, Params
+from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.quality import check_size
 from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock
@@ -53,6 +54,7 @@ class Pipelines:
         self._spent = spent
         self._loaded: tuple[str, Any] | None = None
         self._refusals: dict[str, str] = {}
+        self._misfits: dict[str, str] = {}
 
     @cached_property
     def lock(self) -> TimingLock:
@@ -88,12 +90,37 @@ class Pipelines:
             NoPipeline: when its weights are missing, broken or not the pipe's, or its pictures too small to compare.
             NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
         """
-        if self._loaded is None or self._loaded[0] != cell.pipe:
-            self.unload()
-            self._loaded = (cell.pipe, self._load(cell.pipe))
-        pipeline = self._loaded[1]
+        pipeline = self._of_pipe(cell.pipe)
         set_scheduler(pipeline, cell.scheduler)
         return pipeline
+
+    def _of_pipe(self, pipe: str) -> Any:
+        if self._loaded is None or self._loaded[0] != pipe:
+            self.unload()
+            self._loaded = (pipe, self._load(pipe))
+        return self._loaded[1]
+
+    def misfit(self, candidate: Candidate) -> str:
+        """Why the loaded model cannot take a candidate's parameters; empty where it can.
+
+        Grids are made before any model is loaded, of the pipe as it was published: another may have fewer blocks, make
+        pictures of another size, or use no guidance.
+
+        Raises:
+            NoPipeline: as :meth:`of`.
+        """
+        if candidate.key not in self._misfits:
+            self._misfits[candidate.key] = self._misfit_of(candidate)
+        return self._misfits[candidate.key]
+
+    def _misfit_of(self, candidate: Candidate) -> str:
+        cell, params = candidate.cell, candidate.params
+        accelerator, options = self._registry.for_params(params), self._source.spec(cell.pipe).call_options
+        try:
+            check_call(self._of_pipe(cell.pipe), accelerator, params, steps=cell.steps, **options)
+        except InvalidParams as error:
+            return str(error)
+        return ""
 
     def _load(self, pipe: str) -> Any:
         # Once is enough: a hub out of reach is asked again and again for half a minute.

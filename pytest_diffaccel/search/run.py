@@ -115,12 +115,13 @@ class SearchRun:
 
         Returns:
             Plain data (:mod:`.outcome`): the group's winners as they stand, and after the last group golden entries,
-            environments and pictures of all. ``refused`` says why this group has none.
+            environments and pictures of all. ``refused`` says why this group has none, ``unfit`` that the model
+            cannot take its candidates.
         """
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import provisional_properties
         from pytest_diffaccel.search.verify.cell_end import end_group
-        from pytest_diffaccel.search.verify.verification import NothingWorked, Unfinished, verify_ahead
+        from pytest_diffaccel.search.verify.verification import NothingFits, NothingWorked, Unfinished, verify_ahead
 
         explored, refused = Explored(0, 0), None
         standing: list[Choice] = []
@@ -130,7 +131,7 @@ class SearchRun:
                 # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
                 failed = verify_ahead(self.bench, cell, accelerator)
                 explored = replace(explored, failed=(*explored.failed, *failed))
-        except (NothingWorked, Unfinished) as error:
+        except (NothingFits, NothingWorked, Unfinished) as error:
             refused = error
         finally:
             # Also after what goes wrong here: the others are verified by whoever is last.
@@ -142,6 +143,7 @@ class SearchRun:
             result |= verified | {"failed": (*explored.failed, *verified.get("failed", ()))}
         if refused is not None:
             result |= {"refused": str(refused), "unfinished": isinstance(refused, Unfinished)}
+            result |= {"unfit": isinstance(refused, NothingFits)}
         return self._with_news(result)
 
     def _decide(self, cell: Cell, accelerator: str) -> tuple[Explored, list[Choice]]:

@@ -106,14 +106,14 @@ def _places(given: str | None) -> tuple[str, Path]:
     Raises:
         FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
     """
-    from pytest_diffaccel.options import WORK_DIR
+    from pytest_diffaccel.options import WORK_DIR, benches_command
 
     store = given or str(WORK_DIR / "search.sqlite")
     if "://" in store and not store.startswith(_SQLITE):
         return store, WORK_DIR
     file = Path(store.removeprefix(_SQLITE))
     if not file.is_file():
-        raise FileNotFoundError(f"no store {file}; search first (pytest benches), or name it with --store")
+        raise FileNotFoundError(f"no store {file}; search first: {benches_command()}; or name it with --store")
     return store, file.parent if (file.parent / "images").is_dir() else WORK_DIR
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
@@ -41,7 +42,7 @@ def write_report(path: Path, material: Material, progress: Callable[[str], None]
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = cell_parts(material, path, progress)
     if not parts:
-        raise NothingToReport("the store holds nothing of the chosen cells; search them first: pytest benches")
+        raise NothingToReport(f"the store holds nothing of the chosen cells; search them first: {benches_command()}")
     progress("writing")
     write_text(path, _render(material, parts))
 

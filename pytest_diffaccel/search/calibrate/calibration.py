@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from statistics import fmean, median
@@ -91,7 +91,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         cell: any of the pipe's.
 
     Returns:
-        How it went; None where no short run works.
+        How it went; None where no short run works, or the model takes no candidate.
     """
     folder, environment = WORK_DIR / "calibration", bench.environment(cell).id
     timer = Timer(bench, cell)
@@ -109,7 +109,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         scaled_environment(bench, cell)
     began, candidates = time.monotonic(), candidates_of(bench, cell)
     made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
-    if not bench.known(cell).rounds:
+    if not candidates or not bench.known(cell).rounds:
         return None
     speedups = bench.known(cell).costs.speedups(candidates)
     return Calibration(
@@ -130,11 +130,12 @@ def is_predicted(speedup: Interval) -> bool:
 
 
 def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
-    """All of the search's candidates of a pipe, once each: a step costs the same under every scheduler."""
+    """All of a pipe's candidates that the model can take, once each: a step costs the same under every scheduler."""
     settings = bench.settings
     steps = {other.steps for other in settings.cells if other.pipe == cell.pipe} | {cell.steps}
     cells = [replace(cell, steps=count) for count in sorted(steps)]
-    return list(matrix.candidates(cells, bench.registry.select(settings.accelerators), coarse=settings.coarse))
+    known = matrix.candidates(cells, bench.registry.select(settings.accelerators), coarse=settings.coarse)
+    return [one for one in known if not bench.pipelines.misfit(one)]
 
 
 def baseline_s(known: Knowledge, steps: int) -> float:
@@ -201,6 +202,7 @@ class Timer:
         if not candidates:
             return 0
         short, made = ShortRuns.of(self._bench.registry, candidates), 0
+        short = short.without(self._misfits(short.runs))
         with self._bench.spent.on("short runs"):
             while True:
                 self._bench.read_rounds(self._cell)
@@ -215,6 +217,7 @@ class Timer:
         """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
         before, failed = self._bench.known(self._cell).costs, self._failed()
         all_runs = {run.key: run for made in self._bench.known(self._cell).rounds for run in made.candidates}
+        failed |= self._misfits(all_runs.values())
         runs = [run for key, run in sorted(all_runs.items()) if key not in failed]
         if not runs:
             return True
@@ -307,6 +310,10 @@ class Timer:
         new = set(timing.kinds) - self._bench.pipelines.warm_kinds
         self._bench.pipelines.warm_kinds |= new
         return timing.without_first(new)
+
+    def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
+        """Keys of the short runs that the model cannot take."""
+        return {run.key for run in runs if self._bench.pipelines.misfit(run)}
 
     def _failed(self) -> set[str]:
         """Short runs that failed in this process, or took another of this session, or two before, with them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
@@ -118,26 +118,34 @@ def _evaluates(track: Track, candidate: Candidate, failed: list[str]) -> bool:
     return True
 
 
-def space(known: Plan) -> Iterator[Params]:
-    """Points of the accelerator's space: all of a method's, or combinations of the best trade-offs of each."""
-    accelerator = known.accelerator
-    names = [method.name for method in accelerator.methods]
-    if len(names) == 1:
-        return ({names[0]: point} for point in accelerator.methods[0].space(known.cell))
-    shortlists = [_trade_offs(known, Accelerator((method,))) for method in accelerator.methods]
-    return ({name: params[name] for name, params in zip(names, row, strict=True)} for row in product(*shortlists))
+def space(known: Plan, is_taken: Callable[[Candidate], bool]) -> Iterator[Params]:
+    """Points of the accelerator's space: all of a method's, or combinations of the best trade-offs of each.
+
+    Args:
+        known: the group as far as it is known.
+        is_taken: whether the model can take a point of one method alone.
+    """
+    shortlists = []
+    for method in known.accelerator.methods:
+        points = [Candidate(known.cell, method.name, {method.name: one}) for one in method.space(known.cell)]
+        shortlists.append([one for one in points if is_taken(one)])
+    if len(shortlists) > 1:
+        alone = [Accelerator((method,)) for method in known.accelerator.methods]
+        shortlists = [_trade_offs(known, *pair) for pair in zip(alone, shortlists, strict=True)]
+    return ({name: point for one in row for name, point in one.params.items()} for row in product(*shortlists))
 
 
-def _trade_offs(known: Plan, alone: Accelerator) -> list[Params]:
-    """Points of one method of which no other is expected to be both faster and better, evenly spread."""
-    rows: list[Params] = [{alone.name: point} for point in alone.methods[0].space(known.cell)]
-    speedups = known.costs.speedups([Candidate(known.cell, alone.name, params) for params in rows])
-    losses = known.losses_of(alone, rows)
-    order = sorted(range(len(rows)), key=lambda place: (-speedups[place].value, losses[place]))
+def _trade_offs(known: Plan, alone: Accelerator, points: Sequence[Candidate]) -> list[Candidate]:
+    """Those of one method's points of which no other is expected to be both faster and better, evenly spread."""
+    if not points:
+        return []
+    speedups = known.costs.speedups(points)
+    losses = known.losses_of(alone, [one.params for one in points])
+    order = sorted(range(len(points)), key=lambda place: (-speedups[place].value, losses[place]))
     front, least = [], np.inf
     for place in order:
         if losses[place] < least:
             least = losses[place]
-            front.append(rows[place])
+            front.append(points[place])
     chosen = np.unique(np.linspace(0, len(front) - 1, min(_SHORTLIST, len(front))).round().astype(int))
     return [front[place] for place in chosen]

@@ -44,6 +44,10 @@ class NothingWorked(Exception):
     """Every candidate that was tried failed: that shows nothing about any target, so nothing is recorded."""
 
 
+class NothingFits(Exception):
+    """The model can take none of the group's candidates: there is nothing to choose from, and nothing went wrong."""
+
+
 @dataclass(frozen=True)
 class Winner:
     """A target's outcome.
@@ -79,6 +83,7 @@ def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
     Raises:
         Unfinished: when the search is exhaustive and candidates of the group's grid have not been tried.
         NothingWorked: when all that were tried failed.
+        NothingFits: when the model can take none of them.
     """
     options = _options(bench, cell, accelerator)
     if not options:
@@ -229,7 +234,7 @@ def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
 
 
 def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
-    """Raise what failed, if something did; without failures, no candidate has had its turn yet."""
+    """Raise what failed, or why nothing fits; else no candidate has had its turn yet."""
     failures = bench.failures(cell, bench.sampling(cell, "search"))
     failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
     if failed:
@@ -237,13 +242,16 @@ def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
             f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
             f"the first: {failed[0].candidate.key}: {failed[0].message}"
         )
+    misfits = [bench.pipelines.misfit(one) for one in Group(bench, cell, accelerator).cases]
+    if misfits and all(misfits):
+        raise NothingFits(f"this model takes none of its {len(misfits)} candidates; the first: {misfits[0]}")
 
 
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
     """The search's measurements of this grid; a store may hold those of a wider one."""
     environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
-    (known,) = bench.registry.select([accelerator])
-    grid = {Candidate(cell, accelerator, params).key for params in known.grid(cell, coarse=bench.settings.coarse)}
+    cases = Group(bench, cell, accelerator).cases
+    grid = {one.key for one in cases if not bench.pipelines.misfit(one)}
     stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
     measured = [measurement for measurement in stored if measurement.candidate.key in grid]
     failed = bench.failed(cell) & grid
