@@ -195,7 +195,8 @@ def _check_class(pipeline: Any) -> None:
 
 def default_guidance_scale(pipeline: Any) -> float:
     """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
-    return _default_scale(type(pipeline))
+    kind: Any = type(pipeline)
+    return _default_scale(kind)
 
 
 @cache
