@@ -142,11 +142,13 @@ def measured(folder: SearchFolder) -> set[tuple[str, str]]:
 
 
 def forgive(folder: SearchFolder) -> int:
-    """Take candidates and short runs that were cut off twice for cut off once; how many candidates were."""
+    """Take candidates that were cut off twice for cut off once; how many were."""
     if not _has_table(folder, "diffaccel_failures"):
         return 0
     crashed = sum(kind == "crash" for _, kind, _ in folder.failures())
-    folder.execute("UPDATE diffaccel_failures SET kind = 'interrupted' WHERE kind = 'crash'")
+    folder.execute(
+        "UPDATE diffaccel_failures SET kind = 'interrupted' WHERE kind = 'crash' AND purpose <> 'calibration'"
+    )
     return crashed
 
 

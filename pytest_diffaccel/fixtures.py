@@ -44,7 +44,7 @@ def search_run(config: pytest.Config) -> SearchRun:
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session)
             config.stash[_GATE] = _gate_of(settings, registry, session)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]
 
@@ -85,11 +85,12 @@ def _report(item: pytest.Item, result: dict[str, Any]) -> None:
 @contextmanager
 def _refusals_in_words() -> Iterator[None]:
     """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide."""
+    from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.search.pipelines import Unavailable
 
     try:
         yield
-    except Unavailable as error:
+    except (StoreError, Unavailable) as error:
         pytest.fail(str(error), pytrace=False)
 
 

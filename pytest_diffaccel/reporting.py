@@ -71,6 +71,8 @@ class Reporting:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._made: SessionReport | GateReport | None = None
+        # By a place that cannot be written, before the first case: then there is nothing to sum up.
+        self._is_refused = False
         self._log = _open_log(config.option.diffaccel_log)
 
     @cached_property
@@ -124,10 +126,11 @@ class Reporting:
         try:
             self._report.announce({nodeid: known.get(case_id(nodeid)) for nodeid in nodeids})
             if nodeids:
-                try_places(search_run(self._config).settings, self._log.path if self._log else None)
+                try_places(search_run(self._config).settings)
         except (JsonFileError, NoPlace) as error:
+            self._is_refused = True
             raise pytest.UsageError(str(error)) from error
-        if known and (other := other_session(self._config)):
+        if nodeids and known and (other := other_session(self._config)):
             self._terminal.write_line(
                 f"diffaccel: another session searches in this folder ({other}): what both look for is measured twice; "
                 "stop one of them, or start it in another folder"
@@ -175,7 +178,7 @@ class Reporting:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """What pytest's own exit code cannot tell: a gate's verdicts, and a search that did not record its winners."""
-        if self._made is None:
+        if self._made is None or self._is_refused:
             return
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
@@ -184,5 +187,5 @@ class Reporting:
 
     def pytest_terminal_summary(self) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""
-        if self._made is not None:
+        if self._made is not None and not self._is_refused:
             self._made.summary()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from echo import Echo
 from searches import TESTS, THRIFTY, SmallSearch, embedded_folder, open_run, without_scale
 
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.run import SearchRun
@@ -101,7 +106,8 @@ def begin(run: SearchRun, candidate: Candidate, times: int) -> None:
     """What processes leave that end while they measure a candidate."""
     for _ in range(times):
         sampling = run.bench.sampling(candidate.cell, "search")
-        run.bench.store.begin(candidate, run.bench.environment(candidate.cell).id, sampling, "case")
+        place = candidate, run.bench.environment(candidate.cell).id, sampling
+        run.bench.store.begin(*place, "case", session_began_at=time.time())
 
 
 def raced(run: SearchRun) -> list[str]:
@@ -133,7 +139,9 @@ def test_what_was_cut_off_in_this_session_is_left_to_the_next(folder: SmallSearc
     assert candidate.key not in raced(run)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), FileNotFoundError("unet.safetensors"), OSError("disk full")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), FileNotFoundError("unet.safetensors"), OSError(errno.ENOSPC, "full")]
+)
 def test_what_is_none_of_a_candidates_doing_is_no_failure_of_it(
     folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -143,9 +151,35 @@ def test_what_is_none_of_a_candidates_doing_is_no_failure_of_it(
     run, candidate = opened()
     with monkeypatch.context() as patch:
         patch.setattr("pytest_diffaccel.search.evaluate.attempt.measure", fails)
-        with pytest.raises((Unavailable, KeyboardInterrupt), match=str(error)):
+        with pytest.raises((Unavailable, KeyboardInterrupt), match=re.escape(str(error))):
             raced(run)
     assert folder.failures() == []
+    run, candidate = opened()
+    assert candidate.key in raced(run)
+
+
+def test_what_another_worker_of_the_session_measures_has_ended_nobody(folder: SmallSearch) -> None:
+    """Both time the same runs in a calibration."""
+    run, candidate = opened()
+    sampling = run.bench.sampling(candidate.cell, "search")
+    for _ in range(2):
+        place = candidate, run.bench.environment(candidate.cell).id, sampling
+        run.bench.store.begin(*place, "case", session_began_at=run.session.began_at)
+    run.close()
+    assert [kind for _, kind, _ in folder.failures()] == ["interrupted"]
+
+
+def test_a_store_that_takes_nothing_for_now_is_no_failure_of_a_candidate(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*_: object) -> None:
+        raise StoreError("database is locked")
+
+    run, candidate = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", locked)
+        with pytest.raises(StoreError):
+            raced(run)
     run, candidate = opened()
     assert candidate.key in raced(run)
 

@@ -16,7 +16,6 @@ import pytest
 from entries import MET
 from filelock import FileLock
 from searches import SMALL_OPTIONS, SearchFolder
-from sqlalchemy.exc import OperationalError
 
 from pytest_diffaccel.gate.case import Showing
 from pytest_diffaccel.gate.run import GateRun
@@ -27,11 +26,14 @@ from pytest_diffaccel.judging import PROPERTY
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.records import golden_file, places
+from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
+from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.search.run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
@@ -222,7 +224,7 @@ def test_a_disk_without_space_is_refused(made_up: MadeUp, monkeypatch: pytest.Mo
 
 def test_a_store_that_others_made_read_only_is_refused(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
-        raise OperationalError("DELETE", {}, Exception("attempt to write a readonly database"))
+        raise StoreError("the store x cannot be written: attempt to write a readonly database; give another --store")
 
     monkeypatch.setattr(places.Store, "try_writing", refuse)
     result = made_up.run()
@@ -230,11 +232,14 @@ def test_a_store_that_others_made_read_only_is_refused(made_up: MadeUp, monkeypa
     result.stderr.fnmatch_lines(["ERROR: --store: *cannot be written: attempt to write a readonly database; *"])
 
 
-def test_logs_that_cannot_be_written_end_no_search(made_up: MadeUp) -> None:
+def test_logs_that_cannot_be_written_end_no_search(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     (made_up.folder.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").mkdir(parents=True)
-    if not Path("/dev/full").exists():
-        pytest.skip("no device that is always full")
-    result = made_up.run("--diffaccel-log", "/dev/full")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CaseLog, "write", full)
+    result = made_up.run("--diffaccel-log", "cases.jsonl")
     result.assert_outcomes(passed=4)
     assert result.ret == 0
     for said in ("log of SD1.5-DDIM-20 cannot be written", "--diffaccel-log cannot be written: *No space left"):
@@ -346,3 +351,24 @@ def test_another_session_in_the_folder_is_told(made_up: MadeUp) -> None:
     result = made_up.run()
     result.stdout.no_fnmatch_line("*another session*")
     assert f"process {os.getpid()}, since 20" in (work / "session.txt").read_text(encoding="utf-8")
+
+
+def test_a_lock_of_somebody_elses_beside_the_report_matters_to_nobody(made_up: MadeUp) -> None:
+    lock = made_up.folder.path / "uv.lock"
+    lock.write_text("", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places.os, "access", lambda file, _: Path(file).name != lock.name)
+        made_up.run("--diffaccel-report", "report.html").assert_outcomes(passed=4)
+
+
+def test_a_session_that_is_refused_prunes_nothing(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise StoreError("out of reach")
+
+    monkeypatch.setattr(places.Store, "try_writing", refuse)
+    golden = made_up.folder.golden
+    golden.parent.mkdir()
+    gone = GoldenKey("SD1.5", "DDIM", 20, "Gone", 1.2)
+    golden.write_text(dump_entries({gone: MET}), encoding="utf-8")
+    assert made_up.run("--golden-prune").ret == pytest.ExitCode.USAGE_ERROR
+    assert list(read_golden(golden)) == [gone]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -41,28 +43,37 @@ def test_waiting_does_not_count_and_the_rest_does() -> None:
         wait_and_compute()
 
 
-def test_waiting_without_a_limit_starts_none() -> None:
-    with waiting():
-        pass
-    compute(1.5 * LIMIT_S)
+def test_somebody_elses_timer_runs_on_while_waiting() -> None:
+    fired: list[float] = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: fired.append(time.monotonic()))
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S / 2)
+    try:
+        with waiting():
+            compute(LIMIT_S)
+            assert fired
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
-def hold(path: Path, held: Event) -> None:
-    """Hold the lock for longer than the limit."""
+def hold(path: Path, held: Event, release: Event) -> None:
+    """Hold the lock until it is asked back."""
     with TimingLock(path, shareable=True).timing():
         held.set()
-        time.sleep(2 * LIMIT_S)
+        release.wait(60)
 
 
 def test_waiting_for_another_processs_timing_does_not_count(tmp_path: Path) -> None:
-    lock = TimingLock(tmp_path / "timing.lock", shareable=True)
+    lock, limit_s = TimingLock(tmp_path / "timing.lock", shareable=True), 1.0
     spawned = multiprocessing.get_context("spawn")
-    held = spawned.Event()
-    other = spawned.Process(target=hold, args=(lock.path, held))
+    held, release = spawned.Event(), spawned.Event()
+    other = spawned.Process(target=hold, args=(lock.path, held, release))
     other.start()
     assert held.wait(60)
+    asked = threading.Timer(2 * limit_s, release.set)
     began = time.monotonic()
-    with time_limit(LIMIT_S), lock.generating():
+    asked.start()
+    with time_limit(limit_s), lock.generating():
         waited_s = time.monotonic() - began
     other.join()
-    assert waited_s > LIMIT_S
+    assert waited_s > limit_s

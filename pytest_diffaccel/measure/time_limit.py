@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The limits in force in this process, in seconds.
+# The limits in force in this process, in seconds: any other timer is somebody else's.
 _limits: list[float] = []
 
 

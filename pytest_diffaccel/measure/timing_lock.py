@@ -20,6 +20,15 @@ def lock_between_processes(path: Path) -> ReadWriteLock:
     return ReadWriteLock(path)
 
 
+@contextmanager
+def held(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Hold a lock; no case's time runs until it is got."""
+    with ExitStack() as stack:
+        with waiting():
+            stack.enter_context(lock)
+        yield
+
+
 @dataclass(frozen=True)
 class TimingLock:
     """Lock between processes (:func:`lock_between_processes`).
@@ -45,7 +54,7 @@ class TimingLock:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Hold the machine, or the GPU, alone."""
-        with _held(lock_between_processes(self.path).write_lock()):
+        with held(lock_between_processes(self.path).write_lock()):
             yield
 
     @contextmanager
@@ -55,14 +64,5 @@ class TimingLock:
             with self.timing():
                 yield
             return
-        with _held(lock_between_processes(self.path).read_lock()):
+        with held(lock_between_processes(self.path).read_lock()):
             yield
-
-
-@contextmanager
-def _held(lock: AbstractContextManager[None]) -> Iterator[None]:
-    """Hold a lock; no case's time runs until it is got."""
-    with ExitStack() as stack:
-        with waiting():
-            stack.enter_context(lock)
-        yield

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.timing_lock import held
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +73,7 @@ class ImageStore:
             name: the set's name.
             make: makes all of its images.
         """
-        with self._lock(name):
+        with held(self._lock(name)):
             images = self.find(name)
             if images is None:
                 images = list(make())
@@ -87,10 +88,10 @@ class ImageStore:
             make: makes all of its images.
         """
         try:
-            held = self._lock(name).acquire(blocking=False)
+            own = self._lock(name).acquire(blocking=False)
         except Timeout:
             return
-        with held:
+        with own:
             if _contents(self.path(name)) is None:
                 self._write(name, make())
 
@@ -100,7 +101,7 @@ class ImageStore:
 
     def save(self, name: str, images: Sequence[Image]) -> None:
         """Keep a set, in place of an older one of this name."""
-        with self._lock(name):
+        with held(self._lock(name)):
             self._write(name, images)
 
     def _write(self, name: str, images: Sequence[Image]) -> None:

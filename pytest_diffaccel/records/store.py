@@ -63,8 +63,7 @@ class Store:
     """Measurements, failures and environments in one database.
 
     Each call is one transaction. A store may be shared by threads and opened by many processes at once, but
-    not carried through ``os.fork``: open it in each process. Database errors of a call that writes are
-    ``sqlalchemy.exc.SQLAlchemyError``, those of one that reads :class:`StoreError`.
+    not carried through ``os.fork``: open it in each process. Database errors of a call are :class:`StoreError`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -96,9 +95,9 @@ class Store:
         """Write a transaction that changes nothing.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: when nothing can be written.
+            StoreError: when nothing can be written.
         """
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(delete(DECISIONS).where(equal(DECISIONS, {"candidate_key": ""})))
 
     def save(self, measurement: Measurement) -> None:
@@ -119,7 +118,7 @@ class Store:
             "created_at": now(),
             "record": dump_record(measurement),
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             upsert(connection, MEASUREMENTS, values)
             connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
@@ -183,29 +182,41 @@ class Store:
             "created_at": now(),
             "candidate": json.dumps(asdict(candidate), allow_nan=False),
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             upsert(connection, FAILURES, values)
 
-    def begin(self, candidate: Candidate, environment: str, sampling: Sampling, what: str, since: float = 0.0) -> None:
+    def begin(
+        self,
+        candidate: Candidate,
+        environment: str,
+        sampling: Sampling,
+        what: str,
+        *,
+        session_began_at: float,
+        since: float = 0.0,
+    ) -> None:
         """Keep that a candidate is being measured, until what comes of it is kept or forgotten.
 
-        A process that ends meanwhile leaves an ``interrupted`` failure; a second one in a row leaves a ``crash``.
+        A process that ends meanwhile leaves an ``interrupted`` failure; one of a later session, too, leaves a
+        ``crash``. What other processes of this session measure now has ended nobody.
 
         Args:
             candidate: the candidate.
             environment: an environment's id.
             sampling: which images are made.
             what: what is done, such as ``"case"``, for the message.
+            session_began_at: seconds since the epoch.
             since: failures before then (seconds since the epoch) do not count.
         """
         before = self._rows(FAILURES, identity(candidate.key, environment, sampling), since)
-        again = bool(before) and before[0].kind in ("interrupted", "crash")
+        is_earlier = bool(before) and before[0].created_at < written(session_began_at)
+        again = bool(before) and (before[0].kind == "crash" or (before[0].kind == "interrupted" and is_earlier))
         message = f"the process ended during this {what}" + (", twice" if again else "; it is tried once more")
         self.save_failure(candidate, environment, sampling, "crash" if again else "interrupted", message)
 
     def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
         """Remove the failure of a candidate that works after all."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             chosen = identity(candidate.key, environment, sampling)
             connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
 
@@ -217,7 +228,7 @@ class Store:
     def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
         """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
         values = {**identity(subject, environment, sampling), "evidence": evidence, "created_at": now()}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             upsert(connection, DECISIONS, values)
 
     def decision(self, subject: str, environment: str, sampling: Sampling, since: float = 0.0) -> str | None:
@@ -236,7 +247,7 @@ class Store:
             "created_at": now(),
             "record": json.dumps(made.to_json(), allow_nan=False),
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(insert(CALIBRATION).values(values))
 
     def rounds(self, environment: str, since: float = 0.0) -> list[Round]:
@@ -253,13 +264,13 @@ class Store:
 
     def forget_rounds(self, environment: str) -> None:
         """Remove an environment's calibration: what it says is not so any more."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(delete(CALIBRATION).where(equal(CALIBRATION, {"environment": environment})))
 
     def save_environment(self, environment: Environment) -> None:
         """Keep what an environment's id stands for."""
         values = {"id": environment.id, "created_at": now(), "record": json.dumps(environment.to_json())}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             upsert(connection, ENVIRONMENTS, values)
 
     def environments(self) -> dict[str, Environment]:
@@ -324,6 +335,22 @@ class Store:
         with self._reading() as connection:
             rows = connection.execute(query)
             return sorted(rows, key=lambda row: str(row.created_at))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A connection whose changes are kept together, or not at all.
+
+        Raises:
+            StoreError: when the database takes nothing: it is read-only, full, locked for long, or out of reach.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"the store {self._engine.url!r} cannot be written: {database_reason(error)}; mend that, or give "
+                "another --store"
+            ) from error
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -282,9 +282,10 @@ class SessionReport:
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
         cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
-        chosen = [key for key in read_golden(self._settings.golden) if (key.pipe, key.scheduler, key.steps) in cells]
-        stale = stale_keys(chosen, self._registry.names)
         try:
+            golden = read_golden(self._settings.golden)
+            chosen = [key for key in golden if (key.pipe, key.scheduler, key.steps) in cells]
+            stale = stale_keys(chosen, self._registry.names)
             changes = merge(self._settings.golden, {}, update=False, prune=stale)
         except (OSError, JsonFileError) as error:
             self._terminal.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")

@@ -77,10 +77,12 @@ class Group:
             return
         try:
             with time_limit(self.bench.settings.case_timeout_s):
-                self.bench.keep(extend(self.bench, known, num_samples))
+                made = extend(self.bench, known, num_samples)
         except Exception as error:
             explained = note_failure(self.bench, candidate, error)
             _LOG.warning("%s fails with more samples: %s", candidate.key, explained)
+        else:
+            self.bench.keep(made)
 
     @property
     def borderline(self) -> list[Candidate]:

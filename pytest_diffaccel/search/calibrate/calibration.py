@@ -286,29 +286,32 @@ class Timer:
         """One run's times, less the first step of each kind that this process makes; None when it fails.
 
         A failure is none of a candidate's: it is left to the candidate to show what is wrong. One that takes the
-        process with it is remembered, so that this session does not try it again.
+        process with it is remembered, so that this session does not try it again. The unaccelerated run is not: all
+        workers make it at once, and without it there is no search.
         """
-        store, place = self._bench.store, (run, self._bench.environment(self._cell).id, self._sampling)
-        if run.key not in self._tried:
-            store.begin(*place, "short run", self._bench.since)
+        bench = self._bench
+        store, place = bench.store, (run, bench.environment(self._cell).id, self._sampling)
+        is_first = bool(run.params) and run.key not in self._tried
+        if is_first:
+            store.begin(*place, "short run", session_began_at=bench.began_at, since=bench.since)
         try:
-            with time_limit(self._bench.settings.case_timeout_s):
+            with time_limit(bench.settings.case_timeout_s):
                 _, timing = timed(generate, self._batch.prompts, self._batch.seeds)
         except (KeyboardInterrupt, SystemExit):
             store.forget_failure(*place)
             raise
         except Exception as error:
-            self._bench.broken_runs.add(run.key)
+            bench.broken_runs.add(run.key)
             store.forget_failure(*place)
             _LOG.warning("a short run of %s fails: %s", run.key, error)
             if is_cuda_broken():
                 raise CudaBroken(f"this process can use its GPU no more ({error})") from error
             return None
-        if run.key not in self._tried:
+        if is_first:
             store.forget_failure(*place)
             self._tried.add(run.key)
-        new = set(timing.kinds) - self._bench.pipelines.warm_kinds
-        self._bench.pipelines.warm_kinds |= new
+        new = set(timing.kinds) - bench.pipelines.warm_kinds
+        bench.pipelines.warm_kinds |= new
         return timing.without_first(new)
 
     def _misfits(self, runs: Iterable[Candidate]) -> set[str]:

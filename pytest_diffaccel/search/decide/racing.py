@@ -13,6 +13,7 @@ import numpy as np
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.devices import CudaBroken
 from pytest_diffaccel.matrix import Candidate, Params
+from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.rivals import Rivals
@@ -87,7 +88,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
 
     Raises:
         CudaBroken: when no further candidate can be measured by this process.
-        Unavailable: when none can be measured for now, as something is missing.
+        StoreError, Unavailable: when none can be measured for now, as something is missing.
     """
     known = track.plan()
     evaluated = in_vain = 0
@@ -109,7 +110,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
 def _evaluates(track: Track, candidate: Candidate, failed: list[str]) -> bool:
     try:
         track.evaluate(candidate)
-    except (CudaBroken, Unavailable):
+    except (CudaBroken, StoreError, Unavailable):
         raise
     except Exception as error:
         failed.append(f"{candidate.key}: {error}")

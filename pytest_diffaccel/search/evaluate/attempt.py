@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
+
+from filelock import Timeout
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
@@ -11,9 +14,14 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.records.contents import FailureKind
+from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.evaluate.evaluation import measure
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.workbench import Workbench
+
+# What any candidate would have met: a file that is gone, a store or a lock that nobody gives back, a disk that is full.
+_MISSING = (FileNotFoundError, PermissionError, StoreError, Timeout)
+_NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class OutOfMemory(RuntimeError):
@@ -50,7 +58,8 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     environment = bench.environment(candidate.cell).id
     sampling = bench.sampling(candidate.cell, "search")
     # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
-    bench.store.begin(candidate, environment, sampling, "case", bench.since)
+    times = {"session_began_at": bench.began_at, "since": bench.since}
+    bench.store.begin(candidate, environment, sampling, "case", **times)
     try:
         with time_limit(bench.settings.case_timeout_s):
             measurement = make()
@@ -83,9 +92,9 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
     if isinstance(error, Unavailable):
         bench.store.forget_failure(candidate, *place)
         raise error
-    # Any candidate would have met it: weights or a file that are gone, a full disk, a lock that nobody gives back.
-    if isinstance(error, OSError) and kind != "oom":
-        bench.store.forget_failure(candidate, *place)
+    if isinstance(error, _MISSING) or getattr(error, "errno", None) in _NO_DISK:
+        with suppress(StoreError):
+            bench.store.forget_failure(candidate, *place)
         raise Unavailable(f"{error}; mend it, and the same command goes on") from error
     bench.store.save_failure(candidate, *place, kind, str(explained))
     bench.known(candidate.cell).drop(candidate)
