@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from diffusers.utils import logging
 
 from benchmarks.gpu_plan import BATCHES, kind_candidates
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, default_guidance_scale
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, default_guidance_scale, own_size
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell
 from pytest_diffaccel.measure.blocks import run_blocks
@@ -122,7 +122,6 @@ class _Bench:
         print(f"{self.environment.model_source}: ready in {time.monotonic() - started:.1f} s", flush=True)
 
     def _describe(self, pipe: str, batch: int) -> Any:
-        side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         random = {"all": f"random, seed {SEED}"}
         return describe_environment(
             pipe=pipe,
@@ -130,7 +129,7 @@ class _Bench:
             weights=random if self.spec.kind == ARCHITECTURE else weight_files(self.spec),
             device=self.pipeline.device,
             dtype=self.pipeline.unet.dtype,
-            image_size=self.spec.image_size or (side, side),
+            image_size=self.spec.image_size or own_size(self.pipeline),
             batch_size=batch,
             guidance_scale=self.spec.guidance_scale or default_guidance_scale(self.pipeline),
             settings=settings_digests(self.pipeline),

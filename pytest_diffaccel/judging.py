@@ -53,6 +53,8 @@ def task_ids(config: pytest.Config) -> list[str]:
     try:
         return list(judge_settings(config).tasks)
     except pytest.UsageError as error:
+        if hasattr(config, "workerinput"):  # a worker's reason reaches its controller as an error of collection only
+            raise
         config.stash[_REFUSAL] = error
         return []
 

@@ -505,6 +505,20 @@ def test_without_guidance_no_call_is_gated_and_tgate_is_refused(
             pass
 
 
+def test_a_subclass_that_hands_on_its_arguments_is_accelerated_by_every_method(pipeline_of: GetPipeline) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    class Own(StableDiffusionPipeline):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return super().__call__(*args, **options)
+
+    usual = pipeline_of("SD1.5", "DDIM")
+    own = Own(**usual.components, requires_safety_checker=False)
+    own.set_progress_bar_config(disable=True)
+    for params in ({}, DEEPCACHE, TGATE):
+        assert same(generated(own, params), generated(usual, params))
+
+
 def test_tgate_is_refused_where_the_denoiser_takes_the_guidance_scale(
     pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

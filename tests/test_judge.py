@@ -180,6 +180,35 @@ def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Jud
     assert "above the record's" in result(verdict, "quality").detail
 
 
+def test_quality_is_that_of_the_records_guidance(judge_of: Callable[..., Judge], records: Records) -> None:
+    """Where guidance pulls less, what a method saves on it is missed less."""
+    answer, lpips = find(task(), records), []
+    for more in (b"", b", guidance_scale=2.0, negative_prompt='grey'"):
+        script = cheat("honest").replace(b"num_inference_steps=20", b"num_inference_steps=20" + more)
+        quality = result(judge_of("quality").judge(TASK_ID, task(), script, answer), "quality")
+        lpips.append(quality.figures["lpips"])
+    assert lpips[0] == lpips[1] > 0
+
+
+def test_a_source_of_little_guidance_may_have_it(judge_of: Callable[..., Judge]) -> None:
+    own, other = (Claim.from_header(claimed(guidance_scale=scale)).arguments for scale in (1.5, 1.4))
+    assert own.oddities(1.5) == []
+    assert other.oddities(1.5) == ["guidance_scale: 1.4 is not from 2 to 20, as people give it"]
+    assert Claim.from_header(claimed(guidance_scale=1.0)).arguments.oddities(1.0)
+
+
+def test_a_script_goes_on_with_as_many_images_as_it_asked_for(judge_of: Callable[..., Judge], records: Records) -> None:
+    """However many the judge times at once."""
+    answer = find(task(), records)
+    many = answer.entry.batch_size + 1
+    text = cheat("honest").decode()
+    single = 'pipe("red apple on a blue background", num_inference_steps=20).images[0]'
+    assert single in text
+    more = f'pipe(["red apple on a blue background"] * {many}, num_inference_steps=20).images[{many - 1}]'
+    verdict = judge_of("runs", "speed").judge(TASK_ID, task(), text.replace(single, more).encode(), answer)
+    assert result(verdict, "runs").outcome == "passed", verdict.failures
+
+
 def unattainable(answer: Answer) -> Answer:
     entry = replace(answer.entry, status="unattainable", reason="speed", batch_size=1)
     return replace(answer, entry=entry, attained=False)
@@ -430,7 +459,7 @@ def claimed(**arguments: Any) -> dict[str, Any]:
 )
 def test_arguments_that_make_work_pointless_are_named(arguments: dict[str, Any], words: str) -> None:
     try:
-        found = "; ".join(Claim.from_header(claimed(**arguments)).arguments.oddities)
+        found = "; ".join(Claim.from_header(claimed(**arguments)).arguments.oddities(7.5))
     except ValueError as error:
         found = str(error)
     assert found.startswith(words)

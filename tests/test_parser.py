@@ -70,6 +70,7 @@ def test_every_tasks_sentence_comes_back() -> None:
         "SDXL, DDIM, 20 steps, DeepCache, 1.5 times faster or better",
         "使用DDIM采样器20步，用DeepCache加速1.5倍的SDXL管线",
         "请帮我写一个“SDXL”脚本：DDIM，20个采样步，通过DeepCache加速到1.5倍以上。",
+        "SDXL, DDIM, 20 steps, DeepCache, 50% faster or more",
         "SDXL、DDIM、步数为20、DeepCache、加速比至少1.5",
         "用DeepCache让SDXL快50%，DDIM调度器，采样步数：20",
         "ＳＤＸＬ，ＤＤＩＭ，２０步，ＤｅｅｐＣａｃｈｅ，不低于１．５倍",

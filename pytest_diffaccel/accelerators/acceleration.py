@@ -202,7 +202,16 @@ def default_guidance_scale(pipeline: Any) -> float:
 @cache
 def _default_scale(kind: Any) -> float:
     """Of a pipeline's class: a search asks for each of thousands of points."""
-    return float(inspect.signature(kind.__call__).parameters["guidance_scale"].default)
+    calls = [inspect.signature(vars(one)["__call__"]).parameters for one in kind.__mro__ if "__call__" in vars(one)]
+    # A subclass may hand on whatever it is given.
+    return float(next(call["guidance_scale"].default for call in calls if "guidance_scale" in call))
+
+
+def own_size(pipeline: Any) -> tuple[int, int]:
+    """Height and width, in pixels, of what a diffusers pipeline draws when its call names no size."""
+    side = pipeline.unet.config.sample_size
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
 def check_call(
@@ -232,8 +241,8 @@ def check_call(
     accelerator.check(params, steps, pipeline)
     scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
     accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    accelerator.check_size(params, pipeline, height or side, width or side)
+    own_height, own_width = own_size(pipeline)
+    accelerator.check_size(params, pipeline, height or own_height, width or own_width)
 
 
 def _takes_scale(pipeline: Any) -> bool:

@@ -150,7 +150,9 @@ class TGate(Method):
         """
         import tgate
 
-        xl = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL"}.get(type(pipeline).__name__)
+        kinds = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL"}
+        names = [one.__name__ for one in type(pipeline).__mro__]
+        xl = next((kinds[name] for name in names if name in kinds), None)
         if xl is None:
             raise InvalidParams(f"{self.name} runs Stable Diffusion and SDXL pipelines, not {type(pipeline).__name__}")
         driven = next((params[name] for name in self.drives if name in params), None)

@@ -89,7 +89,7 @@ with would write you
 _CHINESE_FILLERS = """
 一个 一段 一份 一种 个 请 帮我 帮 给我 我们 我 想要 想 希望 需要 要 写 生成 创建 构建 编写 制作 实现 代码 脚本
 程序 的 使用 采用 利用 通过 基于 用 以及 以 并且 并 和 与 及 加上 结合 组合 同时 在 为 是 把 将 让 使 对 进行
-运行 可以 能够 能 达到 获得 得到 至少 不低于 不小于 不少于 或以上 以上 或更高 或更多 大于等于 目标 采样器
+运行 可以 能够 能 达到 获得 得到 至少 不低于 不小于 不少于 大于等于 目标 采样器
 采样方法 采样 调度器 调度 求解器 方法 技术 算法 加速器 加速到 加速比 加速 提速到 提速 速度 提升到 提升 提高到
 提高 更快 快 管线 管道 流水线 模型 图像 图片 文生图 扩散 推理 去噪 步数 库
 """
@@ -150,7 +150,8 @@ def _as_factors(text: str) -> str:
     for share in _SHARES:
         text = re.sub(share, lambda found: f" {1 + float(found[1]) / 100:.6f}x ", text, flags=re.ASCII)
     more = rf"(\d ?(?:x|times|fold)(?: faster| {_SPEEDUP}| as fast)?) or (?:more|better|higher|faster|above){_END}"
-    return re.sub(more, r"\1 ", text)
+    text = re.sub(more, r"\1 ", " ".join(text.split()))
+    return re.sub(r"(倍速?|\dx) ?(?:或?以上|或更高|或更多)", r"\1 ", text)
 
 
 def _names(spellings: Mapping[str, str], text: str) -> tuple[list[str], str]:

@@ -18,11 +18,11 @@ from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
 #: A setting of a scheduler, where it is a plain one.
 Setting: TypeAlias = str | int | float | bool | None
 
-# Images of one call beyond which it is no script of the tasks.
-_MOST_IMAGES = 32
+#: Images of one call beyond which it is no script of the tasks.
+MOST_IMAGES = 32
 # Characters of a prompt: CLIP reads the first 77 tokens.
 _Text = Annotated[str, Field(max_length=2000)]
-_Prompts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=_MOST_IMAGES)]
+_Prompts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MOST_IMAGES)]
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 # What people give. Outside, work need not be done: a guidance of 1.000001 needs no unconditional half of a batch, and
 # one of 1e38 draws the same black picture of any noise.
@@ -46,14 +46,14 @@ class Arguments:
     prompt_2: _Prompts | None = None
     negative_prompt: _Prompts | None = None
     negative_prompt_2: _Prompts | None = None
-    num_images_per_prompt: Annotated[int, Field(ge=1, le=_MOST_IMAGES)] = 1
+    num_images_per_prompt: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
     guidance_rescale: float = 0.0
     eta: float = 0.0
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
-        if self.images > _MOST_IMAGES:
-            raise ValueError(f"{self.images} images in one call; at most {_MOST_IMAGES} are repeated")
+        if self.images > MOST_IMAGES:
+            raise ValueError(f"{self.images} images in one call; at most {MOST_IMAGES} are repeated")
 
     @property
     def images(self) -> int:
@@ -66,14 +66,19 @@ class Arguments:
         """What is drawn how often, by argument: plain values, what is left open among them."""
         return {name: getattr(self, name) for name in (*_TEXTS, "num_images_per_prompt")}
 
-    @property
-    def oddities(self) -> list[str]:
-        """Why nobody needs to compute all that this call asks for, a sentence each; empty for what people ask for."""
+    def oddities(self, own_guidance_scale: float) -> list[str]:
+        """Why nobody needs to compute all that this call asks for, a sentence each; empty for what people ask for.
+
+        Args:
+            own_guidance_scale: the model source's, which is as good as any above 1.
+        """
         said = [
             f"{name}: {value!r} is not from {low:g} to {high:g}, as people give it"
             for name, (low, high) in _RANGES.items()
             if (value := getattr(self, name)) is not None and not low <= value <= high
         ]
+        if self.guidance_scale == own_guidance_scale > 1:
+            said = [one for one in said if not one.startswith("guidance_scale:")]
         prompts, negatives = (
             {text.strip() for text in ([value] if isinstance(value, str) else value or [""])}
             for value in (self.prompt, self.negative_prompt)
@@ -94,6 +99,10 @@ class Arguments:
             if negatives and isinstance(value := getattr(self, name), str):
                 wording[name] = [value] * len(prompts)
         return replace(self, **wording)
+
+    def as_usual(self, guidance_scale: float) -> Arguments:
+        """The same call with this guidance, and without what else changes how it is drawn."""
+        return replace(self, guidance_scale=guidance_scale, guidance_rescale=0.0, eta=0.0, clip_skip=None)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -154,7 +163,7 @@ class Claim:
                 for name, wanted in expected.scheduler_config.items()
                 if self.scheduler_config.get(name) != wanted
             ]
-        said += self.arguments.oddities
+        said += self.arguments.oddities(expected.guidance_scale)
         said += [f"cannot be judged: {oddity}" for oddity in self.oddities]
         return said or self._bad_params(task.cell.steps, registry)
 
@@ -174,11 +183,13 @@ class Expected:
         task: the task.
         image_size: height and width of the model source's images, pixels.
         scheduler_config: settings of the scheduler that the judge gives its own pipeline.
+        guidance_scale: the model source's, or its pipeline's own default.
     """
 
     task: Task
     image_size: tuple[int, int]
     scheduler_config: Mapping[str, Setting]
+    guidance_scale: float
 
 
 def plain_settings(config: Mapping[str, Any]) -> dict[str, Setting]:

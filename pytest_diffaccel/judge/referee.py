@@ -98,8 +98,10 @@ class Referee:
         while (order := self.channel.receive().header)["order"] == "generate":
             # The judge's own prompts; arguments that this pipeline has.
             wording = {name: value for name, value in order["wording"].items() if name in arguments}
-            result = _generate(call, pipeline, {**arguments, **wording}, int(order["seed"]))
-            images = [_as_image(image) for image in result[0]]
+            made = _generate(call, pipeline, {**arguments, **wording}, int(order["seed"]))
+            # The script goes on with as many images as it asked for: those of the first run.
+            result = made if result is None else result
+            images = [_as_image(image) for image in made[0]]
             sizes = [[image.height, image.width] for image in images]
             self.channel.send({"event": "images", "sizes": sizes}, b"".join(image.tobytes() for image in images))
         return _handed_over(result, arguments)

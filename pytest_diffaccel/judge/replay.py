@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.accelerators.acceleration import default_guidance_scale, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
@@ -75,13 +76,13 @@ class Replay:
 
     def expected(self, task: Task) -> Expected:
         """What the task's call must be."""
-        pipeline = self.pipeline(task)
-        own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        size = self._source.spec(task.cell.pipe).image_size or (own, own)
-        return Expected(task, size, plain_settings(pipeline.scheduler.config))
+        pipeline, spec = self.pipeline(task), self._source.spec(task.cell.pipe)
+        size = spec.image_size or own_size(pipeline)
+        scale = default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale
+        return Expected(task, size, plain_settings(pipeline.scheduler.config), scale)
 
     def prompts(self, task: Task, count: int) -> list[str]:
-        """Evaluation prompts of the task's pipe that nobody can foresee; different ones where there are so many."""
+        """Evaluation prompts of the task's pipe, drawn at random; different ones where there are so many."""
         known = default_prompts(self._source.spec(task.cell.pipe))
         chance = random.SystemRandom()
         return chance.sample(known, count) if count <= len(known) else chance.choices(known, k=count)

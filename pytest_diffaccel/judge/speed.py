@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.judge.claim import MOST_IMAGES
 from pytest_diffaccel.judge.trial import LiveCall, ScriptMisbehaved, difference_levels
 from pytest_diffaccel.judge.verdict import StageResult
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
@@ -42,7 +43,7 @@ def judge_speed(
     from pytest_diffaccel.measure.degenerate import degenerate
 
     attainable = answer is None or answer.attained
-    batch_size = call.claim.arguments.images if answer is None else answer.entry.batch_size
+    batch_size = call.claim.arguments.images if answer is None else min(answer.entry.batch_size, MOST_IMAGES)
     threshold = task.target * (1 - tolerance_ratio) if attainable else task.target
     order, blocks, drawn = random.Random(0), [], []
     call = call.for_prompts(replay.prompts(task, batch_size), negatives=False)

@@ -197,7 +197,7 @@ class _Hearing:
         from pytest_diffaccel.measure.degenerate import degenerate
 
         claim, task = call.claim, self._expected.task
-        # Of prompts that nobody knew before: what the script has prepared for its own is worth nothing.
+        # Of prompts that it did not choose: what the script has prepared for its own is worth nothing.
         call = call.for_prompts(self._replay.prompts(task, claim.arguments.images))
         images, seeds = call.run()
         try:

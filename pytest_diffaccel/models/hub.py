@@ -113,8 +113,8 @@ def _pipeline(repository: str, cache_only: bool) -> Path:
 def _cached_pipeline(repository: str, cache_only: bool) -> Path:
     try:
         return _pipeline(repository, cache_only)
-    except (OSError, ValueError):  # so is a repository without full weights
-        return _copies(repository, cache_only)
+    except (OSError, ValueError):  # so is one with other copies than the full weights: who loads it looks what is there
+        return _index(repository, cache_only).parent
 
 
 def _fetched_pipeline(repository: str, cache_only: bool) -> Path:

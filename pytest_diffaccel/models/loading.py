@@ -11,7 +11,7 @@ from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
 from pytest_diffaccel.models.copies import loadable
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
-from pytest_diffaccel.models.schedulers import check_scheduler, read_markers, set_scheduler
+from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, read_markers, set_scheduler
 from pytest_diffaccel.models.settings_files import refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
 from pytest_diffaccel.models.weights import (
@@ -143,6 +143,7 @@ def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
 def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
     tensors = check_single_file(path, spec.pipe)
+    check_markers(tensors, path)
     config = _settings(spec)
     if Path(config).is_absolute():
         check_index(Path(config), spec.pipe)
@@ -165,10 +166,10 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
         raise ValueError(_misfit(path, config, spec.pipe, f"it lacks the tensors of {missing}"))
     if wordless := _wordless_tokenizers(pipeline):
         raise FileNotFoundError(
-            f"{config}, whose settings {path} is read with, has no vocabulary for {wordless}. "
+            f"{config}, whose settings {path} is read with, has no vocabulary, or no length, for {wordless}. "
             f"Fetch all of it: {fetch_command(config)}"
         )
-    read_markers(pipeline, tensors, path)
+    read_markers(pipeline, tensors)
     return pipeline
 
 

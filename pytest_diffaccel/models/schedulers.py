@@ -105,19 +105,15 @@ def open_settings(original: Mapping[str, Any]) -> dict[str, bool | int]:
     return {key: value for key, value in LATENT_SETTINGS.items() if key not in original or key in filled_in}
 
 
-def read_markers(pipeline: Any, tensors: Iterable[str], path: Path) -> None:
-    """Give a pipeline from a single file the prediction type that the file says it was trained for.
-
-    Such a file carries an empty tensor ``v_pred``, and ``ztsnr`` where the last step of its training had no signal. The
-    settings that it is read with are those of another model, which predicts noise.
+def check_markers(tensors: Iterable[str], path: Path) -> None:
+    """Refuse a single file that says that it was trained in a way that is not known here.
 
     Args:
-        pipeline: a diffusers pipeline as it was read; its ``scheduler`` is replaced.
         tensors: names of the file's tensors.
         path: of the file.
 
     Raises:
-        ValueError: for a training that is not known here, or a marker without the one it belongs to.
+        ValueError: naming the tensor that says so, or one without the other that it belongs to.
     """
     found = set(tensors)
     if other := [name for name in _OTHER_MARKERS if name in found]:
@@ -130,6 +126,19 @@ def read_markers(pipeline: Any, tensors: Iterable[str], path: Path) -> None:
             f"{path} carries the tensor {_ZERO_SNR} without {_V_PREDICTION}: weights that predict noise draw nothing "
             f"from a start without signal; remove it, or add {_V_PREDICTION}"
         )
+
+
+def read_markers(pipeline: Any, tensors: Iterable[str]) -> None:
+    """Give a pipeline from a single file the prediction type that the file says it was trained for.
+
+    Such a file carries an empty tensor ``v_pred``, and ``ztsnr`` where the last step of its training had no signal. The
+    settings that it is read with are those of another model, which predicts noise.
+
+    Args:
+        pipeline: a diffusers pipeline as it was read; its ``scheduler`` is replaced.
+        tensors: names of the file's tensors, as :func:`check_markers` takes them.
+    """
+    found = set(tensors)
     settings: dict[str, Any] = {}
     if _V_PREDICTION in found:
         settings["prediction_type"] = "v_prediction"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, check_call
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, check_call, own_size
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
@@ -134,8 +134,7 @@ class Pipelines:
         self._share_cores()
         try:
             pipeline = load_pipeline(pipe, models=self._source, device=device)
-            side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-            height, width = self._source.spec(pipe).image_size or (side, side)
+            height, width = self._source.spec(pipe).image_size or own_size(pipeline)
             check_size(width, height)
             return pipeline
         except (OSError, ValueError) as error:

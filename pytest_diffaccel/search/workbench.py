@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.accelerators.acceleration import Generate, default_guidance_scale
+from pytest_diffaccel.accelerators.acceleration import Generate, default_guidance_scale, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
@@ -181,14 +181,13 @@ class Workbench:
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)
         pipeline = self.pipelines.of(cell)
-        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         return describe_environment(
             pipe=cell.pipe,
             model_source=spec.description,
             weights=weight_files(spec),
             device=pipeline.device,
             dtype=pipeline.unet.dtype,
-            image_size=spec.image_size or (side, side),
+            image_size=spec.image_size or own_size(pipeline),
             batch_size=self.settings.batch_size,
             guidance_scale=default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
             settings=settings_digests(pipeline),
