@@ -309,7 +309,7 @@ def test_a_pytest_run_measures_weights_from_the_hub(hub: LocalHub, tmp_path: Pat
 def test_weights_that_cannot_be_used_fail_a_search_in_one_line_a_case(
     small_search: SmallSearch, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (copied / UNET).unlink()
+    (copied / UNET).write_bytes(b"no weights")
     (small_search.path / "models.toml").write_text(f'"SD1.5" = "{copied}"\n', encoding="utf-8")
     loaded: list[str] = []
 
@@ -320,6 +320,20 @@ def test_weights_that_cannot_be_used_fail_a_search_in_one_line_a_case(
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", load_once)
     result = small_search.run()
     result.assert_outcomes(failed=4)
-    result.stdout.fnmatch_lines([f"*{copied / 'unet'} holds no .safetensors weights; fetch the folder again*"])
+    result.stdout.fnmatch_lines([f"*{copied / UNET} *"])
     result.stdout.no_fnmatch_line("*loading.py*")
     assert loaded == ["SD1.5"], "a hub out of reach must not be asked by every case"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [(UNET, "unet holds no .safetensors weights; fetch the folder again"), ("tokenizer/merges.txt", "merges.txt")],
+)
+def test_what_is_missing_is_told_before_the_first_case(
+    small_search: SmallSearch, copied: Path, file: str, words: str
+) -> None:
+    (copied / file).unlink()
+    (small_search.path / "models.toml").write_text(f'"SD1.5" = "{copied}"\n', encoding="utf-8")
+    result = small_search.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{words}*"])

@@ -140,6 +140,21 @@ def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
         check_component(folder / name, paths)
 
 
+def check_presence(spec: ModelSpec) -> None:
+    """Refuse a folder or file of the user's that is not all there, from names and settings alone: no weights are read.
+
+    Raises:
+        FileNotFoundError: naming what is missing and the fix.
+        ValueError: if a file is not readable, or the folder is no pipeline's.
+    """
+    if spec.kind == "file":
+        _existing_file(Path(spec.location))
+    elif spec.kind == "directory":
+        folder = Path(spec.location)
+        folder_files(folder, spec.pipe)
+        check_settings(folder, spec.pipe)
+
+
 def check_single_file(path: Path, pipe: str) -> list[str]:
     """Refuse a single ``.safetensors`` file that is not a whole checkpoint of ``pipe``.
 

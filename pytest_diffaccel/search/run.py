@@ -14,6 +14,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.weights import check_presence
 from pytest_diffaccel.search.budget import Budget
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class SearchRun:
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
-        FileNotFoundError: when the prompts file is missing.
+        FileNotFoundError: when the prompts file is missing, or a file of a chosen pipe's folder.
     """
 
     def __init__(self, settings: Settings, registry: Registry, session: Session | None = None) -> None:
@@ -60,7 +61,7 @@ class SearchRun:
         self.registry = registry
         self.source = ModelSource.from_option(settings.models)
         for pipe in {cell.pipe for cell in settings.cells}:
-            self.source.spec(pipe)
+            check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
             read_prompts(settings.prompts)
         self.session = session or Session()
