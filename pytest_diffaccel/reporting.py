@@ -145,7 +145,8 @@ class Reporting:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
-        if self._made is not None and gate_run(self._config) is None and self._config.option.verbose <= 0:
+        is_quiet = getattr(self._config.option, "verbose", 0) <= 0  # absent where there is no terminal
+        if self._made is not None and gate_run(self._config) is None and is_quiet:
             cast("SessionReport", self._made).case_began(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -190,7 +190,7 @@ def test_golden_that_cannot_be_written_is_told_and_the_session_goes_on(
         (("--picture-grid", "taken/a.png"), "--picture-grid: 'taken/a.png' cannot be written: *"),
         (("--diffaccel-log", "taken/a.jsonl"), "--diffaccel-log: 'taken/a.jsonl' cannot be written: *"),
         (("--store", "mysql://nowhere/x"), "--store: a store is SQLite or PostgreSQL, not mysql*"),
-        (("--store", "taken/store.sqlite"), "--store: cannot open the store *taken/store.sqlite*"),
+        (("--store", "taken/store.sqlite"), "--store: the folder taken cannot be written: Not a directory*"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_first_case(

@@ -89,9 +89,8 @@ def _try_folder(named: str, folder: Path, advice: str, *, locks: str = "") -> No
         with NamedTemporaryFile(dir=there, prefix=".diffaccel-trial-") as file:
             file.write(_TRIAL)
             file.flush()
-        for lock in (
-            there.glob(locks) if locks else ()
-        ):  # written in place, unlike all else: another user's is of no use
+        # Written in place, unlike all else: another user's is of no use.
+        for lock in there.glob(locks) if locks and there == whole else ():
             if not os.access(lock, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lock))
     except OSError as error:
