@@ -75,8 +75,10 @@ class Group:
         known = self.bench.known(self.cell).find(candidate)
         if known is None:
             return
+        # What a case may take is for its first samples.
+        most_s, more = self.bench.settings.case_timeout_s, num_samples - known.sampling.num_samples
         try:
-            with time_limit(self.bench.settings.case_timeout_s):
+            with time_limit(most_s and most_s * max(1.0, more / self.bench.first_samples)):
                 made = extend(self.bench, known, num_samples)
         except Exception as error:
             explained = note_failure(self.bench, candidate, error)
