@@ -5,15 +5,15 @@ DeepCache and ToMe with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.63x (1.58x to 1.68x), by whole runs 1.65x (1.43x to 1.91x)
-LPIPS (95% interval): 0.040 (0.006 to 0.075) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.63x (1.57x to 1.68x), by whole runs 1.67x (1.53x to 1.82x)
+LPIPS (95% interval): 0.045 (0.013 to 0.077) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1012", status = "met", target = 1.5 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 1.8x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=12, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.90x (1.85x to 1.95x), by whole runs 1.90x (1.66x to 2.17x)
-LPIPS (95% interval): 0.059 (0.018 to 0.099) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.87x (1.81x to 1.93x), by whole runs 2.00x (1.83x to 2.18x)
+LPIPS (95% interval): 0.073 (0.035 to 0.111) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1027", status = "met", target = 1.8 }
 # ///

@@ -4,15 +4,15 @@ Task 1074: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=4
-Speedup (95% interval): 1.32x (1.28x to 1.36x), by whole runs 1.32x (1.16x to 1.52x)
-LPIPS (95% interval): 0.033 (0.000 to 0.071) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.31x (1.27x to 1.36x), by whole runs 1.32x (1.16x to 1.49x)
+LPIPS (95% interval): 0.035 (0.018 to 0.052) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1074", status = "met", target = 1.2 }
 # ///

@@ -4,15 +4,15 @@ Task 1076: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=1
-Speedup (95% interval): 2.08x (2.02x to 2.13x), by whole runs 2.08x (1.81x to 2.38x)
-LPIPS (95% interval): 0.067 (0.026 to 0.108) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.06x (2.00x to 2.13x), by whole runs 2.15x (1.97x to 2.35x)
+LPIPS (95% interval): 0.104 (0.001 to 0.207) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1076", status = "met", target = 1.8 }
 # ///

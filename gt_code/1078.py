@@ -4,15 +4,15 @@ Task 1078: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.88x (2.81x to 2.96x), by whole runs 2.90x (2.53x to 3.32x)
-LPIPS (95% interval): 0.091 (0.041 to 0.140) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.84x (2.75x to 2.93x), by whole runs 3.08x (2.58x to 3.66x)
+LPIPS (95% interval): 0.127 (0.023 to 0.232) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1078", status = "met", target = 2.5 }
 # ///

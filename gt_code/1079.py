@@ -4,15 +4,15 @@ Task 1079: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.30x (3.21x to 3.39x), by whole runs 3.30x (2.88x to 3.78x)
-LPIPS (95% interval): 0.120 (0.056 to 0.184) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.24x (3.14x to 3.34x), by whole runs 3.55x (3.26x to 3.88x)
+LPIPS (95% interval): 0.147 (0.048 to 0.246) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1079", status = "met", target = 3.0 }
 # ///

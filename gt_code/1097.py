@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.18x (2.12x to 2.24x), by whole runs 2.21x (1.92x to 2.54x)
-LPIPS (95% interval): 0.077 (0.029 to 0.125) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.17x (2.09x to 2.24x), by whole runs 0.62x (0.02x to 21.13x)
+LPIPS (95% interval): 0.068 (0.051 to 0.085) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1097", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=2
-Speedup (95% interval): 2.74x (2.66x to 2.82x), by whole runs 2.78x (2.42x to 3.19x)
-LPIPS (95% interval): 0.119 (0.078 to 0.161) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.79x (2.70x to 2.89x), by whole runs 0.72x (0.01x to 41.04x)
+LPIPS (95% interval): 0.121 (0.089 to 0.154) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1099", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.14x (3.05x to 3.23x), by whole runs 3.05x (2.65x to 3.51x)
-LPIPS (95% interval): 0.123 (0.061 to 0.185) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.12x (3.02x to 3.23x), by whole runs 2.96x (2.50x to 3.51x)
+LPIPS (95% interval): 0.142 (0.086 to 0.198) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1100", status = "met", target = 3.0 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=3
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.52x (1.48x to 1.56x), by whole runs 1.52x (1.33x to 1.74x)
-LPIPS (95% interval): 0.057 (0.018 to 0.095) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.51x (1.46x to 1.55x), by whole runs 1.51x (1.37x to 1.66x)
+LPIPS (95% interval): 0.047 (0.030 to 0.065) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1102", status = "met", target = 1.2 }
 # ///

@@ -3,17 +3,17 @@
 Task 1103: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by DeepCache and T-Gate with 1.5x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
+DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.52x (1.48x to 1.56x), by whole runs 1.52x (1.33x to 1.74x)
-LPIPS (95% interval): 0.057 (0.018 to 0.095) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.77x (1.71x to 1.82x), by whole runs 1.65x (1.46x to 1.85x)
+LPIPS (95% interval): 0.055 (0.028 to 0.082) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1103", status = "met", target = 1.5 }
 # ///
@@ -37,7 +37,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
 TGATE = {"gate_step": 15, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 

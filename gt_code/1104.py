@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 1.85x (1.81x to 1.90x), by whole runs 1.90x (1.66x to 2.18x)
-LPIPS (95% interval): 0.072 (0.025 to 0.120) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.82x (1.77x to 1.88x), by whole runs 1.76x (1.60x to 1.93x)
+LPIPS (95% interval): 0.062 (0.042 to 0.083) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1104", status = "met", target = 1.8 }
 # ///

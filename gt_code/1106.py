@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.58x (2.51x to 2.65x), by whole runs 2.67x (2.33x to 3.07x)
-LPIPS (95% interval): 0.085 (0.040 to 0.130) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.56x (2.48x to 2.64x), by whole runs 2.40x (2.18x to 2.63x)
+LPIPS (95% interval): 0.125 (0.042 to 0.207) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1106", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.06x (2.98x to 3.14x), by whole runs 3.07x (2.68x to 3.52x)
-LPIPS (95% interval): 0.112 (0.050 to 0.175) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.05x (2.96x to 3.14x), by whole runs 2.85x (2.61x to 3.10x)
+LPIPS (95% interval): 0.139 (0.051 to 0.227) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1107", status = "met", target = 3.0 }
 # ///

@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.57x (2.50x to 2.63x), by whole runs 2.64x (2.30x to 3.02x)
-LPIPS (95% interval): 0.102 (0.045 to 0.158) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.58x (2.51x to 2.66x), by whole runs 2.33x (2.00x to 2.71x)
+LPIPS (95% interval): 0.098 (0.081 to 0.114) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1113", status = "met", target = 2.5 }
 # ///

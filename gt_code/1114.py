@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.42x (3.33x to 3.51x), by whole runs 3.41x (2.95x to 3.93x)
-LPIPS (95% interval): 0.122 (0.064 to 0.179) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.49x (3.39x to 3.59x), by whole runs 3.29x (2.95x to 3.68x)
+LPIPS (95% interval): 0.150 (0.084 to 0.216) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1114", status = "met", target = 3.0 }
 # ///

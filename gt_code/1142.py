@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.22x (3.13x to 3.31x), by whole runs 3.13x (2.72x to 3.59x)
-LPIPS (95% interval): 0.097 (0.052 to 0.142) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.20x (3.10x to 3.31x), by whole runs 3.30x (3.00x to 3.64x)
+LPIPS (95% interval): 0.111 (0.059 to 0.163) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1142", status = "met", target = 3.0 }
 # ///

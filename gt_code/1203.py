@@ -4,15 +4,15 @@ Task 1203: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.30x (2.24x to 2.36x), by whole runs 2.29x (2.00x to 2.63x)
-LPIPS (95% interval): 0.072 (0.025 to 0.119) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.28x (2.21x to 2.35x), by whole runs 2.29x (2.09x to 2.49x)
+LPIPS (95% interval): 0.102 (0.000 to 0.208) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1203", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 1204: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.88x (2.80x to 2.96x), by whole runs 2.86x (2.50x to 3.29x)
-LPIPS (95% interval): 0.093 (0.038 to 0.147) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.85x (2.77x to 2.93x), by whole runs 2.85x (2.60x to 3.12x)
+LPIPS (95% interval): 0.122 (0.015 to 0.228) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1204", status = "met", target = 2.5 }
 # ///

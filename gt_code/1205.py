@@ -4,15 +4,15 @@ Task 1205: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.29x (3.21x to 3.38x), by whole runs 3.28x (2.86x to 3.77x)
-LPIPS (95% interval): 0.120 (0.053 to 0.186) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.25x (3.16x to 3.35x), by whole runs 3.15x (2.86x to 3.46x)
+LPIPS (95% interval): 0.143 (0.043 to 0.243) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1205", status = "met", target = 3.0 }
 # ///

@@ -2,18 +2,18 @@
 
 Task 1206: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by DeepCache with 4.0x speedup
-This target is unattainable: fast settings lose too much quality. Best reached: 3.85x.
+This target is unattainable: fast settings lose too much quality. Best reached: 3.25x.
 
-DeepCache: cache_interval=8, cache_branch_id=0
-Speedup (95% interval): 3.85x (3.75x to 3.95x), by whole runs 3.85x (3.35x to 4.44x)
-LPIPS (95% interval): 0.180 (0.109 to 0.252) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+Speedup (95% interval): 3.25x (3.16x to 3.35x), by whole runs 3.15x (2.86x to 3.46x)
+LPIPS (95% interval): 0.143 (0.043 to 0.243) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1206", status = "unattainable", target = 4.0 }
 # ///
@@ -37,7 +37,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -104,7 +104,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.85x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.25x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

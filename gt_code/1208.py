@@ -4,15 +4,15 @@ Task 1208: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by T-Gate with 1.5x speedup
 
 T-Gate: gate_step=5, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.53x (1.49x to 1.58x), by whole runs 1.58x (1.36x to 1.83x)
-LPIPS (95% interval): 0.072 (0.024 to 0.119) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.56x (1.51x to 1.60x), by whole runs 1.61x (1.45x to 1.78x)
+LPIPS (95% interval): 0.067 (0.045 to 0.089) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1208", status = "met", target = 1.5 }
 # ///

@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.18x (2.12x to 2.24x), by whole runs 2.07x (1.80x to 2.39x)
-LPIPS (95% interval): 0.080 (0.026 to 0.135) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.15x (2.08x to 2.22x), by whole runs 2.12x (1.94x to 2.31x)
+LPIPS (95% interval): 0.063 (0.048 to 0.079) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1223", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.13x (3.05x to 3.22x), by whole runs 2.84x (2.42x to 3.32x)
-LPIPS (95% interval): 0.122 (0.057 to 0.187) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.10x (3.00x to 3.20x), by whole runs 2.85x (2.41x to 3.36x)
+LPIPS (95% interval): 0.138 (0.080 to 0.196) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1226", status = "met", target = 3.0 }
 # ///

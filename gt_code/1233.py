@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.05x (2.97x to 3.13x), by whole runs 2.97x (2.59x to 3.41x)
-LPIPS (95% interval): 0.116 (0.047 to 0.184) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.03x (2.94x to 3.12x), by whole runs 2.84x (2.59x to 3.11x)
+LPIPS (95% interval): 0.136 (0.047 to 0.225) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1233", status = "met", target = 3.0 }
 # ///

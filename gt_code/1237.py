@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 1.8x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.86x (1.81x to 1.91x), by whole runs 1.90x (1.66x to 2.18x)
-LPIPS (95% interval): 0.075 (0.012 to 0.137) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.83x (1.78x to 1.88x), by whole runs 1.86x (1.60x to 2.17x)
+LPIPS (95% interval): 0.071 (0.050 to 0.092) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1237", status = "met", target = 1.8 }
 # ///

@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.42x (3.33x to 3.51x), by whole runs 3.56x (3.11x to 4.08x)
-LPIPS (95% interval): 0.122 (0.062 to 0.183) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.45x (3.36x to 3.55x), by whole runs 3.22x (2.36x to 4.38x)
+LPIPS (95% interval): 0.148 (0.076 to 0.219) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1240", status = "met", target = 3.0 }
 # ///

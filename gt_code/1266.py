@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.17x (2.11x to 2.23x), by whole runs 2.19x (1.91x to 2.52x)
-LPIPS (95% interval): 0.071 (0.025 to 0.117) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.17x (2.10x to 2.24x), by whole runs 2.17x (1.99x to 2.36x)
+LPIPS (95% interval): 0.057 (0.040 to 0.073) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1266", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.22x (3.13x to 3.31x), by whole runs 3.21x (2.79x to 3.68x)
-LPIPS (95% interval): 0.100 (0.051 to 0.149) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.21x (3.11x to 3.32x), by whole runs 3.19x (2.91x to 3.48x)
+LPIPS (95% interval): 0.105 (0.054 to 0.155) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1268", status = "met", target = 3.0 }
 # ///

@@ -4,16 +4,16 @@ Task 1275: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=19, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 3.04x (2.96x to 3.12x), by whole runs 2.89x (2.52x to 3.32x)
-LPIPS (95% interval): 0.101 (0.037 to 0.164) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 3.20x (3.10x to 3.30x), by whole runs 3.11x (2.82x to 3.42x)
+LPIPS (95% interval): 0.142 (0.047 to 0.236) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1275", status = "met", target = 3.0 }
 # ///
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 19, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

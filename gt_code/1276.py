@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 4.0x speedup
 
 DeepCache: cache_interval=8, cache_branch_id=0
 T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 4.16x (4.05x to 4.27x), by whole runs 4.30x (3.75x to 4.93x)
-LPIPS (95% interval): 0.122 (0.072 to 0.172) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.22x (4.09x to 4.35x), by whole runs 3.99x (3.52x to 4.54x)
+LPIPS (95% interval): 0.156 (0.067 to 0.246) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1276", status = "met", target = 4.0 }
 # ///

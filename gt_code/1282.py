@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.06x (2.98x to 3.14x), by whole runs 3.07x (2.68x to 3.52x)
-LPIPS (95% interval): 0.110 (0.043 to 0.176) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.10x (3.01x to 3.20x), by whole runs 3.03x (2.76x to 3.33x)
+LPIPS (95% interval): 0.120 (0.077 to 0.164) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1282", status = "met", target = 3.0 }
 # ///

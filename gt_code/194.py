@@ -4,15 +4,15 @@ Task 194: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.20x (2.14x to 2.26x), by whole runs 2.18x (1.90x to 2.49x)
-LPIPS (95% interval): 0.035 (0.020 to 0.051) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.18x (2.11x to 2.25x), by whole runs 2.09x (1.78x to 2.45x)
+LPIPS (95% interval): 0.047 (0.009 to 0.086) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "194", status = "met", target = 1.8 }
 # ///

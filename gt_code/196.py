@@ -4,15 +4,15 @@ Task 196: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.71x (2.64x to 2.78x), by whole runs 2.67x (2.32x to 3.09x)
-LPIPS (95% interval): 0.072 (0.037 to 0.108) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.68x (2.59x to 2.76x), by whole runs 2.58x (1.94x to 3.43x)
+LPIPS (95% interval): 0.067 (0.030 to 0.103) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "196", status = "met", target = 2.5 }
 # ///

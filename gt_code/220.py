@@ -5,15 +5,15 @@ DeepCache and T-Gate with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=3
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.31x (1.27x to 1.35x), by whole runs 1.33x (1.16x to 1.53x)
-LPIPS (95% interval): 0.038 (0.023 to 0.053) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.32x (1.27x to 1.36x), by whole runs 1.28x (1.17x to 1.40x)
+LPIPS (95% interval): 0.038 (0.022 to 0.054) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "220", status = "met", target = 1.2 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.55x (2.48x to 2.63x), by whole runs 2.67x (2.33x to 3.05x)
-LPIPS (95% interval): 0.084 (0.061 to 0.108) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.59x (2.50x to 2.67x), by whole runs 2.61x (2.07x to 3.30x)
+LPIPS (95% interval): 0.090 (0.062 to 0.119) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "224", status = "met", target = 2.5 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 1.2x speedup
 DeepCache: cache_interval=2, cache_branch_id=3
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 1.41x (1.38x to 1.45x), by whole runs 1.43x (1.25x to 1.64x)
-LPIPS (95% interval): 0.057 (0.034 to 0.080) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.40x (1.35x to 1.44x), by whole runs 1.32x (1.21x to 1.45x)
+LPIPS (95% interval): 0.058 (0.033 to 0.083) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "227", status = "met", target = 1.2 }
 # ///

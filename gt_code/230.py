@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 2.0x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 2.28x (2.22x to 2.34x), by whole runs 2.27x (1.98x to 2.60x)
-LPIPS (95% interval): 0.072 (0.047 to 0.098) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.26x (2.18x to 2.33x), by whole runs 2.33x (2.13x to 2.55x)
+LPIPS (95% interval): 0.077 (0.046 to 0.107) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "230", status = "met", target = 2.0 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 3.03x (2.95x to 3.11x), by whole runs 2.98x (2.45x to 3.61x)
-LPIPS (95% interval): 0.117 (0.082 to 0.153) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.05x (2.95x to 3.15x), by whole runs 2.97x (2.46x to 3.59x)
+LPIPS (95% interval): 0.102 (0.075 to 0.129) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "232", status = "met", target = 3.0 }
 # ///

@@ -4,15 +4,15 @@ Task 234: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=3
-Speedup (95% interval): 1.22x (1.19x to 1.26x), by whole runs 1.23x (1.08x to 1.42x)
-LPIPS (95% interval): 0.007 (0.002 to 0.012) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.21x (1.18x to 1.25x), by whole runs 1.23x (1.08x to 1.40x)
+LPIPS (95% interval): 0.010 (0.001 to 0.019) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "234", status = "met", target = 1.2 }
 # ///

@@ -4,15 +4,15 @@ Task 235: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.68x (1.64x to 1.73x), by whole runs 1.69x (1.47x to 1.93x)
-LPIPS (95% interval): 0.010 (0.005 to 0.015) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.67x (1.62x to 1.72x), by whole runs 1.72x (1.50x to 1.98x)
+LPIPS (95% interval): 0.013 (0.000 to 0.028) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "235", status = "met", target = 1.5 }
 # ///

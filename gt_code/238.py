@@ -4,15 +4,15 @@ Task 238: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.57x (2.50x to 2.64x), by whole runs 2.58x (2.25x to 2.95x)
-LPIPS (95% interval): 0.045 (0.027 to 0.064) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.53x (2.46x to 2.61x), by whole runs 2.55x (1.97x to 3.29x)
+LPIPS (95% interval): 0.054 (0.018 to 0.091) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "238", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.09x (3.00x to 3.17x), by whole runs 3.07x (2.68x to 3.52x)
-LPIPS (95% interval): 0.077 (0.038 to 0.116) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.98x to 3.17x), by whole runs 3.05x (2.79x to 3.33x)
+LPIPS (95% interval): 0.078 (0.043 to 0.112) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "260", status = "met", target = 3.0 }
 # ///

@@ -3,17 +3,17 @@
 Task 262: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and T-Gate with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-T-Gate: gate_step=19, sp_interval=1, fi_interval=1, warm_up=0
-Speedup (95% interval): 1.31x (1.27x to 1.34x), by whole runs 1.28x (1.12x to 1.47x)
-LPIPS (95% interval): 0.034 (0.022 to 0.047) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=1
+T-Gate: gate_step=24, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 1.34x (1.30x to 1.38x), by whole runs 1.35x (1.23x to 1.49x)
+LPIPS (95% interval): 0.011 (0.000 to 0.023) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "262", status = "met", target = 1.2 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 1}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 19, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 24, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,17 +3,17 @@
 Task 266: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and T-Gate with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=19, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 2.83x (2.75x to 2.91x), by whole runs 2.80x (2.45x to 3.21x)
-LPIPS (95% interval): 0.078 (0.052 to 0.103) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+T-Gate: gate_step=21, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 2.54x (2.47x to 2.61x), by whole runs 2.48x (2.20x to 2.80x)
+LPIPS (95% interval): 0.063 (0.031 to 0.095) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "266", status = "met", target = 2.5 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 19, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 21, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.05x (2.97x to 3.14x), by whole runs 3.04x (2.65x to 3.48x)
-LPIPS (95% interval): 0.097 (0.068 to 0.125) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.09x (3.00x to 3.18x), by whole runs 3.09x (2.83x to 3.37x)
+LPIPS (95% interval): 0.096 (0.069 to 0.124) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "267", status = "met", target = 3.0 }
 # ///

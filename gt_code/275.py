@@ -4,18 +4,19 @@ Task 275: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache, T-Gate, and ToMe with 4.0x speedup
 This target is unattainable: fast settings lose too much quality. Best reached: 3.69x.
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=1, fi_interval=3, warm_up=0
-ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 3.69x (3.60x to 3.79x), by whole runs 3.40x (2.94x to 3.94x)
-LPIPS (95% interval): 0.160 (0.117 to 0.203) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+T-Gate: gate_step=1, sp_interval=1, fi_interval=1, warm_up=0
+ToMe: ratio=0.75, max_downsample=1
+Speedup (95% interval): 3.69x (3.54x to 3.84x), by whole runs 3.74x (3.52x to 3.98x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.146 (0.108 to 0.184) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "275", status = "unattainable", target = 4.0 }
 # ///
@@ -41,11 +42,11 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.5, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 321: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.21x (2.15x to 2.27x), by whole runs 2.19x (1.90x to 2.53x)
-LPIPS (95% interval): 0.042 (0.013 to 0.072) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.18x (2.11x to 2.25x), by whole runs 2.02x (1.44x to 2.83x)
+LPIPS (95% interval): 0.049 (0.003 to 0.094) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "321", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 322: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.71x (2.64x to 2.79x), by whole runs 2.69x (2.35x to 3.10x)
-LPIPS (95% interval): 0.076 (0.041 to 0.111) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.68x (2.60x to 2.76x), by whole runs 2.57x (1.97x to 3.36x)
+LPIPS (95% interval): 0.071 (0.027 to 0.116) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "322", status = "met", target = 2.5 }
 # ///

@@ -2,18 +2,18 @@
 
 Task 324: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by DeepCache with 4.0x speedup
-This target is unattainable: fast settings lose too much quality. Best reached: 3.53x.
+This target is unattainable: fast settings lose too much quality. Best reached: 3.46x.
 
-DeepCache: cache_interval=8, cache_branch_id=0
-Speedup (95% interval): 3.53x (3.43x to 3.62x), by whole runs 3.33x (2.89x to 3.85x)
-LPIPS (95% interval): 0.153 (0.100 to 0.205) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=7, cache_branch_id=0
+Speedup (95% interval): 3.46x (3.36x to 3.57x), by whole runs 3.58x (3.22x to 3.99x)
+LPIPS (95% interval): 0.149 (0.109 to 0.189) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "324", status = "unattainable", target = 4.0 }
 # ///
@@ -37,7 +37,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 7, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -105,7 +105,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.53x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.46x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

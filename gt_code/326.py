@@ -4,15 +4,15 @@ Task 326: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by T-Gate with 1.5x speedup
 
 T-Gate: gate_step=6, sp_interval=3, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.56x (1.36x to 1.79x)
-LPIPS (95% interval): 0.094 (0.058 to 0.131) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.54x (1.49x to 1.59x), by whole runs 1.55x (1.40x to 1.71x)
+LPIPS (95% interval): 0.077 (0.051 to 0.102) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "326", status = "met", target = 1.5 }
 # ///

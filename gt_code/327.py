@@ -4,15 +4,15 @@ Task 327: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by T-Gate with 1.8x speedup
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.82x (1.78x to 1.87x), by whole runs 1.84x (1.60x to 2.11x)
-LPIPS (95% interval): 0.190 (0.140 to 0.241) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.84x (1.79x to 1.90x), by whole runs 1.85x (1.70x to 2.02x)
+LPIPS (95% interval): 0.183 (0.112 to 0.253) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "327", status = "met", target = 1.8 }
 # ///

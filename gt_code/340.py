@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 1.59x (1.54x to 1.63x), by whole runs 1.61x (1.40x to 1.85x)
-LPIPS (95% interval): 0.019 (0.005 to 0.033) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.58x (1.53x to 1.64x), by whole runs 1.63x (1.47x to 1.81x)
+LPIPS (95% interval): 0.018 (0.000 to 0.038) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "340", status = "met", target = 1.5 }
 # ///

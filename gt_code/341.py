@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 2.03x (1.97x to 2.09x), by whole runs 2.03x (1.76x to 2.34x)
-LPIPS (95% interval): 0.047 (0.009 to 0.084) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.02x (1.96x to 2.10x), by whole runs 2.02x (1.85x to 2.20x)
+LPIPS (95% interval): 0.048 (0.001 to 0.096) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "341", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.66x (2.59x to 2.74x), by whole runs 2.70x (2.35x to 3.09x)
-LPIPS (95% interval): 0.096 (0.042 to 0.149) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.67x (2.58x to 2.76x), by whole runs 2.76x (2.43x to 3.14x)
+LPIPS (95% interval): 0.087 (0.045 to 0.129) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "343", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.73x (1.68x to 1.79x), by whole runs 1.80x (1.57x to 2.06x)
-LPIPS (95% interval): 0.047 (0.032 to 0.061) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.75x (1.69x to 1.81x), by whole runs 1.93x (1.74x to 2.14x)
+LPIPS (95% interval): 0.039 (0.027 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "347", status = "met", target = 1.5 }
 # ///

@@ -2,20 +2,20 @@
 
 Task 359: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
-This target is unattainable: no setting is fast enough. Best reached: 3.32x.
+This target is unattainable: fast settings lose too much quality. Best reached: 3.22x.
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
-ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 3.32x (3.23x to 3.41x), by whole runs 3.38x (2.95x to 3.88x)
-LPIPS (95% interval): 0.141 (0.097 to 0.184) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.25, max_downsample=1
+Speedup (95% interval): 3.22x (3.11x to 3.33x), by whole runs 3.16x (2.87x to 3.48x)
+LPIPS (95% interval): 0.116 (0.085 to 0.147) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "359", status = "unattainable", target = 4.0 }
 # ///
@@ -45,7 +45,7 @@ DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
 TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.5, "max_downsample": 1}
+TOME = {"ratio": 0.25, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -117,7 +117,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.32x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.22x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -4,15 +4,15 @@ Task 361: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.68x (1.63x to 1.72x), by whole runs 1.74x (1.51x to 2.00x)
-LPIPS (95% interval): 0.010 (0.005 to 0.016) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.67x (1.62x to 1.72x), by whole runs 1.67x (1.53x to 1.83x)
+LPIPS (95% interval): 0.010 (0.000 to 0.021) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "361", status = "met", target = 1.5 }
 # ///

@@ -4,15 +4,15 @@ Task 363: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.18x (2.12x to 2.24x), by whole runs 2.23x (1.94x to 2.56x)
-LPIPS (95% interval): 0.020 (0.011 to 0.029) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.16x (2.10x to 2.23x), by whole runs 2.13x (1.95x to 2.32x)
+LPIPS (95% interval): 0.028 (0.000 to 0.058) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "363", status = "met", target = 2.0 }
 # ///

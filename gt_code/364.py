@@ -4,15 +4,15 @@ Task 364: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.56x (2.50x to 2.63x), by whole runs 2.55x (2.22x to 2.93x)
-LPIPS (95% interval): 0.043 (0.024 to 0.061) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.54x (2.47x to 2.61x), by whole runs 2.38x (2.01x to 2.81x)
+LPIPS (95% interval): 0.053 (0.007 to 0.099) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "364", status = "met", target = 2.5 }
 # ///

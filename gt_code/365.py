@@ -4,15 +4,15 @@ Task 365: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.11x (3.03x to 3.19x), by whole runs 3.04x (2.60x to 3.56x)
-LPIPS (95% interval): 0.074 (0.043 to 0.106) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.98x to 3.16x), by whole runs 3.08x (2.80x to 3.38x)
+LPIPS (95% interval): 0.071 (0.027 to 0.115) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "365", status = "met", target = 3.0 }
 # ///

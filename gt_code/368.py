@@ -4,15 +4,15 @@ Task 368: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by T-Gate with 1.5x speedup
 
 T-Gate: gate_step=8, sp_interval=2, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.54x (1.50x to 1.58x), by whole runs 1.53x (1.33x to 1.75x)
-LPIPS (95% interval): 0.094 (0.058 to 0.130) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.55x (1.50x to 1.59x), by whole runs 1.54x (1.40x to 1.71x)
+LPIPS (95% interval): 0.073 (0.052 to 0.094) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "368", status = "met", target = 1.5 }
 # ///

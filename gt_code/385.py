@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.53x (2.46x to 2.60x), by whole runs 2.53x (2.20x to 2.90x)
-LPIPS (95% interval): 0.048 (0.031 to 0.065) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.54x (2.46x to 2.61x), by whole runs 2.45x (2.00x to 3.01x)
+LPIPS (95% interval): 0.054 (0.014 to 0.095) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "385", status = "met", target = 2.5 }
 # ///

@@ -3,17 +3,17 @@
 Task 393: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and T-Gate with 3.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.05x (2.96x to 3.15x), by whole runs 3.04x (2.51x to 3.69x)
-LPIPS (95% interval): 0.093 (0.066 to 0.121) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=7, sp_interval=2, fi_interval=5, warm_up=1
+Speedup (95% interval): 3.19x (3.10x to 3.29x), by whole runs 3.21x (2.30x to 4.48x)
+LPIPS (95% interval): 0.118 (0.091 to 0.145) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "393", status = "met", target = 3.0 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 7, "sp_interval": 2, "fi_interval": 5, "warm_up": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,16 +3,16 @@
 Task 444: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.72x (1.67x to 1.77x), by whole runs 1.69x (1.47x to 1.94x)
-LPIPS (95% interval): 0.018 (0.003 to 0.034) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=2
+Speedup (95% interval): 1.25x (1.21x to 1.29x), by whole runs 1.24x (1.00x to 1.52x)
+LPIPS (95% interval): 0.015 (0.000 to 0.030) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "444", status = "met", target = 1.2 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

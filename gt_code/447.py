@@ -4,15 +4,15 @@ Task 447: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.20x (2.14x to 2.26x), by whole runs 2.19x (1.91x to 2.51x)
-LPIPS (95% interval): 0.048 (0.006 to 0.090) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.17x (2.11x to 2.24x), by whole runs 2.15x (1.97x to 2.35x)
+LPIPS (95% interval): 0.048 (0.003 to 0.092) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "447", status = "met", target = 2.0 }
 # ///

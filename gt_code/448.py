@@ -4,15 +4,15 @@ Task 448: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.71x (2.64x to 2.78x), by whole runs 2.65x (2.31x to 3.05x)
-LPIPS (95% interval): 0.078 (0.039 to 0.118) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.67x (2.58x to 2.75x), by whole runs 2.58x (2.32x to 2.87x)
+LPIPS (95% interval): 0.071 (0.025 to 0.116) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "448", status = "met", target = 2.5 }
 # ///

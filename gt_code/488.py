@@ -4,15 +4,15 @@ Task 488: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.18x (2.12x to 2.24x), by whole runs 2.33x (2.03x to 2.67x)
-LPIPS (95% interval): 0.020 (0.011 to 0.029) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.16x (2.10x to 2.22x), by whole runs 2.08x (1.66x to 2.61x)
+LPIPS (95% interval): 0.029 (0.000 to 0.058) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "488", status = "met", target = 1.8 }
 # ///

@@ -4,15 +4,15 @@ Task 490: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.56x (2.50x to 2.63x), by whole runs 2.47x (2.14x to 2.84x)
-LPIPS (95% interval): 0.042 (0.025 to 0.060) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.53x (2.46x to 2.60x), by whole runs 2.55x (2.30x to 2.83x)
+LPIPS (95% interval): 0.054 (0.007 to 0.101) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "490", status = "met", target = 2.5 }
 # ///

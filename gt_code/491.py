@@ -4,15 +4,15 @@ Task 491: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.11x (3.03x to 3.19x), by whole runs 2.99x (2.56x to 3.48x)
-LPIPS (95% interval): 0.073 (0.043 to 0.103) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.06x (2.98x to 3.15x), by whole runs 3.08x (2.75x to 3.45x)
+LPIPS (95% interval): 0.071 (0.026 to 0.117) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "491", status = "met", target = 3.0 }
 # ///

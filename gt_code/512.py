@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.09x (3.01x to 3.17x), by whole runs 3.17x (2.76x to 3.64x)
-LPIPS (95% interval): 0.082 (0.047 to 0.118) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.98x to 3.16x), by whole runs 3.11x (2.82x to 3.42x)
+LPIPS (95% interval): 0.080 (0.031 to 0.129) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "512", status = "met", target = 3.0 }
 # ///

@@ -4,15 +4,15 @@ Task 571: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.68x (1.64x to 1.73x), by whole runs 1.70x (1.48x to 1.94x)
-LPIPS (95% interval): 0.030 (0.003 to 0.057) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.67x (1.62x to 1.72x), by whole runs 1.59x (1.42x to 1.78x)
+LPIPS (95% interval): 0.032 (0.005 to 0.058) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "571", status = "met", target = 1.5 }
 # ///

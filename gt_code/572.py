@@ -4,15 +4,15 @@ Task 572: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.13x (2.08x to 2.19x), by whole runs 2.13x (1.86x to 2.44x)
-LPIPS (95% interval): 0.046 (0.021 to 0.070) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.12x (2.06x to 2.18x), by whole runs 2.11x (1.91x to 2.32x)
+LPIPS (95% interval): 0.068 (0.022 to 0.115) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "572", status = "met", target = 1.8 }
 # ///

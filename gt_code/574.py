@@ -4,15 +4,15 @@ Task 574: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.60x (2.53x to 2.67x), by whole runs 2.62x (2.28x to 3.01x)
-LPIPS (95% interval): 0.065 (0.043 to 0.087) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.59x (2.51x to 2.66x), by whole runs 2.58x (2.32x to 2.86x)
+LPIPS (95% interval): 0.097 (0.035 to 0.160) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "574", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 575: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.33x (3.24x to 3.42x), by whole runs 3.25x (2.83x to 3.73x)
-LPIPS (95% interval): 0.145 (0.117 to 0.173) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.31x (3.22x to 3.40x), by whole runs 3.26x (2.79x to 3.81x)
+LPIPS (95% interval): 0.185 (0.133 to 0.236) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "575", status = "met", target = 3.0 }
 # ///

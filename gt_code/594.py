@@ -5,15 +5,15 @@ DeepCache and ToMe with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.50x (2.41x to 2.58x), by whole runs 2.55x (2.22x to 2.93x)
-LPIPS (95% interval): 0.046 (0.020 to 0.073) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.52x (2.45x to 2.60x), by whole runs 1.48x (0.28x to 7.81x)
+LPIPS (95% interval): 0.075 (0.014 to 0.137) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "594", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.06x (2.96x to 3.16x), by whole runs 3.12x (2.72x to 3.58x)
-LPIPS (95% interval): 0.065 (0.042 to 0.089) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.08x (3.00x to 3.17x), by whole runs 3.08x (2.65x to 3.56x)
+LPIPS (95% interval): 0.099 (0.034 to 0.163) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "596", status = "met", target = 3.0 }
 # ///

@@ -3,17 +3,17 @@
 Task 598: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and T-Gate with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.32x (1.26x to 1.38x), by whole runs 1.33x (1.16x to 1.52x)
-LPIPS (95% interval): 0.039 (0.018 to 0.060) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+T-Gate: gate_step=15, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 1.79x (1.74x to 1.84x), by whole runs 1.74x (1.58x to 1.91x)
+LPIPS (95% interval): 0.045 (0.023 to 0.067) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "598", status = "met", target = 1.2 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 15, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

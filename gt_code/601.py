@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.0x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.09x (2.00x to 2.18x), by whole runs 2.09x (1.82x to 2.40x)
-LPIPS (95% interval): 0.044 (0.020 to 0.068) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.09x (2.03x to 2.16x), by whole runs 2.15x (1.88x to 2.47x)
+LPIPS (95% interval): 0.054 (0.031 to 0.077) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "601", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 2.59x (2.48x to 2.70x), by whole runs 2.60x (2.26x to 2.98x)
-LPIPS (95% interval): 0.068 (0.047 to 0.090) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.62x (2.55x to 2.70x), by whole runs 1.10x (0.06x to 18.74x)
+LPIPS (95% interval): 0.087 (0.046 to 0.127) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "602", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.29x (3.15x to 3.43x), by whole runs 3.05x (2.66x to 3.50x)
-LPIPS (95% interval): 0.099 (0.074 to 0.123) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.31x (3.21x to 3.41x), by whole runs 3.05x (2.71x to 3.42x)
+LPIPS (95% interval): 0.133 (0.085 to 0.181) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "603", status = "met", target = 3.0 }
 # ///

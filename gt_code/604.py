@@ -5,15 +5,15 @@ DeepCache and T-Gate with 4.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 4.17x (4.03x to 4.31x), by whole runs 4.17x (3.44x to 5.05x)
-LPIPS (95% interval): 0.156 (0.109 to 0.202) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.17x (4.05x to 4.29x), by whole runs 4.01x (3.67x to 4.37x)
+LPIPS (95% interval): 0.175 (0.118 to 0.232) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "604", status = "met", target = 4.0 }
 # ///

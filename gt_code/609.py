@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 2.82x (2.71x to 2.94x), by whole runs 2.82x (2.46x to 3.23x)
-LPIPS (95% interval): 0.072 (0.051 to 0.094) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.85x (2.77x to 2.93x), by whole runs 2.84x (2.30x to 3.52x)
+LPIPS (95% interval): 0.095 (0.039 to 0.152) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "609", status = "met", target = 2.5 }
 # ///

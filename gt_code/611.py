@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.10x (3.96x to 4.24x), by whole runs 3.96x (3.46x to 4.55x)
-LPIPS (95% interval): 0.131 (0.092 to 0.171) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.09x (3.98x to 4.21x), by whole runs 3.93x (3.54x to 4.36x)
+LPIPS (95% interval): 0.144 (0.088 to 0.200) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "611", status = "met", target = 4.0 }
 # ///

@@ -4,15 +4,15 @@ Task 614: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.12x (2.06x to 2.18x), by whole runs 2.10x (1.83x to 2.42x)
-LPIPS (95% interval): 0.044 (0.009 to 0.079) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.05x (1.87x to 2.24x)
+LPIPS (95% interval): 0.061 (0.021 to 0.102) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "614", status = "met", target = 1.8 }
 # ///

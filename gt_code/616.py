@@ -4,15 +4,15 @@ Task 616: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 2.97x (2.89x to 3.05x), by whole runs 2.93x (2.55x to 3.36x)
-LPIPS (95% interval): 0.071 (0.044 to 0.098) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.93x (2.85x to 3.01x), by whole runs 2.81x (2.57x to 3.07x)
+LPIPS (95% interval): 0.121 (0.048 to 0.193) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "616", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 617: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.30x (3.21x to 3.39x), by whole runs 3.30x (2.88x to 3.78x)
-LPIPS (95% interval): 0.103 (0.077 to 0.130) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.25x (3.16x to 3.35x), by whole runs 3.18x (2.92x to 3.47x)
+LPIPS (95% interval): 0.148 (0.092 to 0.204) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "617", status = "met", target = 3.0 }
 # ///

@@ -4,15 +4,15 @@ Task 696: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.40x (1.36x to 1.44x), by whole runs 1.42x (1.24x to 1.63x)
-LPIPS (95% interval): 0.060 (0.007 to 0.113) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.39x (1.35x to 1.43x), by whole runs 1.49x (1.23x to 1.81x)
+LPIPS (95% interval): 0.066 (0.013 to 0.119) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "696", status = "met", target = 1.2 }
 # ///

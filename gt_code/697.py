@@ -4,15 +4,15 @@ Task 697: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.69x (1.64x to 1.74x), by whole runs 1.74x (1.52x to 2.00x)
-LPIPS (95% interval): 0.060 (0.006 to 0.115) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.68x (1.63x to 1.73x), by whole runs 1.79x (1.51x to 2.12x)
+LPIPS (95% interval): 0.070 (0.010 to 0.129) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "697", status = "met", target = 1.5 }
 # ///

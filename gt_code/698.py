@@ -4,15 +4,15 @@ Task 698: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.15x (2.09x to 2.20x), by whole runs 2.17x (1.89x to 2.49x)
-LPIPS (95% interval): 0.074 (0.023 to 0.124) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.13x (2.06x to 2.19x), by whole runs 2.20x (1.63x to 2.96x)
+LPIPS (95% interval): 0.070 (0.034 to 0.106) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "698", status = "met", target = 1.8 }
 # ///

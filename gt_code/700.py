@@ -4,15 +4,15 @@ Task 700: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.62x (2.55x to 2.69x), by whole runs 2.63x (2.30x to 3.02x)
-LPIPS (95% interval): 0.091 (0.046 to 0.137) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.59x (2.52x to 2.67x), by whole runs 2.75x (2.30x to 3.27x)
+LPIPS (95% interval): 0.099 (0.062 to 0.137) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "700", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 701: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.35x (3.26x to 3.44x), by whole runs 3.32x (2.90x to 3.81x)
-LPIPS (95% interval): 0.158 (0.117 to 0.199) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.32x (3.22x to 3.41x), by whole runs 3.29x (2.97x to 3.66x)
+LPIPS (95% interval): 0.182 (0.138 to 0.226) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "701", status = "met", target = 3.0 }
 # ///

@@ -2,25 +2,23 @@
 
 Task 707: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by T-Gate with 2.5x speedup
-This target is unattainable: no setting is fast enough. Best reached: 2.50x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 2.50x (2.43x to 2.58x), by whole runs 2.51x (2.13x to 2.95x)
-LPIPS (95% interval): 0.204 (0.123 to 0.284) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.56x (2.49x to 2.64x), by whole runs 2.46x (2.17x to 2.79x)
+LPIPS (95% interval): 0.215 (0.121 to 0.310) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
-# tool.diffaccel = { task = "707", status = "unattainable", target = 2.5 }
+# tool.diffaccel = { task = "707", status = "met", target = 2.5 }
 # ///
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +104,6 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 2.50x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

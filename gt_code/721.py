@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.55x (2.47x to 2.64x), by whole runs 2.58x (2.25x to 2.95x)
-LPIPS (95% interval): 0.075 (0.024 to 0.126) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.53x (2.46x to 2.61x), by whole runs 2.66x (2.43x to 2.92x)
+LPIPS (95% interval): 0.073 (0.036 to 0.109) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "721", status = "met", target = 2.5 }
 # ///

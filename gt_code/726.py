@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.87x (1.80x to 1.93x), by whole runs 1.84x (1.60x to 2.10x)
-LPIPS (95% interval): 0.069 (0.024 to 0.115) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.85x (1.79x to 1.90x), by whole runs 1.84x (1.67x to 2.02x)
+LPIPS (95% interval): 0.079 (0.033 to 0.126) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "726", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 2.0x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.08x (2.00x to 2.17x), by whole runs 2.12x (1.85x to 2.43x)
-LPIPS (95% interval): 0.072 (0.030 to 0.114) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.08x (2.02x to 2.15x), by whole runs 0.83x (0.06x to 12.00x)
+LPIPS (95% interval): 0.079 (0.039 to 0.119) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "727", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 2.58x (2.47x to 2.69x), by whole runs 2.62x (2.29x to 3.01x)
-LPIPS (95% interval): 0.092 (0.053 to 0.131) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.61x (2.53x to 2.69x), by whole runs 2.54x (2.33x to 2.78x)
+LPIPS (95% interval): 0.084 (0.055 to 0.114) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "728", status = "met", target = 2.5 }
 # ///

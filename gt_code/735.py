@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 2.83x (2.72x to 2.94x), by whole runs 2.76x (2.40x to 3.17x)
-LPIPS (95% interval): 0.096 (0.057 to 0.134) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.85x (2.77x to 2.94x), by whole runs 11.27x (0.16x to 813.51x)
+LPIPS (95% interval): 0.091 (0.062 to 0.121) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "735", status = "met", target = 2.5 }
 # ///

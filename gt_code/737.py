@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.10x (3.96x to 4.24x), by whole runs 4.01x (3.49x to 4.61x)
-LPIPS (95% interval): 0.137 (0.097 to 0.177) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.11x (3.99x to 4.22x), by whole runs 15.67x (0.27x to 899.28x)
+LPIPS (95% interval): 0.133 (0.097 to 0.170) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "737", status = "met", target = 4.0 }
 # ///

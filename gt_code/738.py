@@ -4,15 +4,15 @@ Task 738: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.38x (1.34x to 1.42x), by whole runs 1.40x (1.22x to 1.61x)
-LPIPS (95% interval): 0.055 (0.004 to 0.107) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.36x (1.32x to 1.40x), by whole runs 1.35x (1.23x to 1.47x)
+LPIPS (95% interval): 0.075 (0.000 to 0.165) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "738", status = "met", target = 1.2 }
 # ///

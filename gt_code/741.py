@@ -4,15 +4,15 @@ Task 741: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.12x (2.06x to 2.18x), by whole runs 2.15x (1.88x to 2.47x)
-LPIPS (95% interval): 0.068 (0.013 to 0.123) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.12x (1.84x to 2.43x)
+LPIPS (95% interval): 0.083 (0.030 to 0.136) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "741", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 743: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.30x (3.21x to 3.39x), by whole runs 3.30x (2.88x to 3.79x)
-LPIPS (95% interval): 0.115 (0.074 to 0.156) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.26x (3.17x to 3.35x), by whole runs 3.32x (3.00x to 3.68x)
+LPIPS (95% interval): 0.128 (0.089 to 0.166) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "743", status = "met", target = 3.0 }
 # ///

@@ -4,15 +4,15 @@ Task 749: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by T-Gate with 2.5x speedup
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 2.56x (2.48x to 2.65x), by whole runs 2.48x (2.15x to 2.87x)
-LPIPS (95% interval): 0.209 (0.123 to 0.295) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.63x (2.56x to 2.71x), by whole runs 2.59x (2.32x to 2.88x)
+LPIPS (95% interval): 0.210 (0.107 to 0.314) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "749", status = "met", target = 2.5 }
 # ///

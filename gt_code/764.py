@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.58x (3.46x to 3.70x), by whole runs 3.60x (3.14x to 4.13x)
-LPIPS (95% interval): 0.094 (0.047 to 0.141) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.53x (3.43x to 3.63x), by whole runs 3.45x (3.15x to 3.79x)
+LPIPS (95% interval): 0.099 (0.064 to 0.135) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "764", status = "met", target = 3.0 }
 # ///

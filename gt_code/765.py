@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 4.0x speedup
 
 DeepCache: cache_interval=9, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 4.51x (4.36x to 4.66x), by whole runs 4.53x (3.95x to 5.20x)
-LPIPS (95% interval): 0.163 (0.121 to 0.205) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.45x (4.32x to 4.57x), by whole runs 4.20x (3.76x to 4.69x)
+LPIPS (95% interval): 0.178 (0.133 to 0.224) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "765", status = "met", target = 4.0 }
 # ///

@@ -3,17 +3,17 @@
 Task 766: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and T-Gate with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.32x (1.28x to 1.36x), by whole runs 1.31x (1.14x to 1.50x)
-LPIPS (95% interval): 0.064 (0.020 to 0.108) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+T-Gate: gate_step=6, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 2.71x (2.63x to 2.79x), by whole runs 2.66x (2.35x to 3.01x)
+LPIPS (95% interval): 0.112 (0.043 to 0.182) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "766", status = "met", target = 1.2 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 19, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

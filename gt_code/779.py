@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.47x (4.32x to 4.62x), by whole runs 4.71x (4.08x to 5.43x)
-LPIPS (95% interval): 0.137 (0.097 to 0.177) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.43x (4.30x to 4.55x), by whole runs 4.78x (3.73x to 6.14x)
+LPIPS (95% interval): 0.129 (0.099 to 0.159) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "779", status = "met", target = 4.0 }
 # ///

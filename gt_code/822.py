@@ -4,15 +4,15 @@ Task 822: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.41x (1.35x to 1.47x), by whole runs 1.39x (1.21x to 1.60x)
-LPIPS (95% interval): 0.066 (0.006 to 0.126) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.38x (1.35x to 1.43x), by whole runs 1.49x (1.18x to 1.87x)
+LPIPS (95% interval): 0.076 (0.005 to 0.147) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "822", status = "met", target = 1.2 }
 # ///

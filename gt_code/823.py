@@ -4,15 +4,15 @@ Task 823: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.70x (1.63x to 1.77x), by whole runs 1.70x (1.48x to 1.95x)
-LPIPS (95% interval): 0.067 (0.006 to 0.128) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.67x (1.62x to 1.72x), by whole runs 1.71x (1.39x to 2.10x)
+LPIPS (95% interval): 0.079 (0.002 to 0.156) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "823", status = "met", target = 1.5 }
 # ///

@@ -4,15 +4,15 @@ Task 826: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.63x (2.52x to 2.74x), by whole runs 2.55x (2.22x to 2.93x)
-LPIPS (95% interval): 0.098 (0.047 to 0.149) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.58x (2.51x to 2.66x), by whole runs 2.62x (2.00x to 3.43x)
+LPIPS (95% interval): 0.096 (0.059 to 0.133) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "826", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 827: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.36x (3.22x to 3.50x), by whole runs 3.22x (2.81x to 3.70x)
-LPIPS (95% interval): 0.162 (0.118 to 0.205) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.31x (3.22x to 3.40x), by whole runs 3.42x (3.10x to 3.77x)
+LPIPS (95% interval): 0.177 (0.131 to 0.224) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "827", status = "met", target = 3.0 }
 # ///

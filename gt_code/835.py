@@ -2,18 +2,18 @@
 
 Task 835: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by T-Gate with 4.0x speedup
-This target is unattainable: no setting is fast enough. Best reached: 2.51x.
+This target is unattainable: no setting is fast enough. Best reached: 2.57x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 2.51x (2.43x to 2.59x), by whole runs 2.56x (2.23x to 2.93x)
-LPIPS (95% interval): 0.209 (0.123 to 0.296) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.57x (2.50x to 2.65x), by whole runs 2.35x (2.02x to 2.74x)
+LPIPS (95% interval): 0.212 (0.113 to 0.312) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "835", status = "unattainable", target = 4.0 }
 # ///
@@ -105,7 +105,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 2.51x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 2.57x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

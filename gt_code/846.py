@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.57x (2.48x to 2.65x), by whole runs 2.56x (2.23x to 2.93x)
-LPIPS (95% interval): 0.083 (0.025 to 0.141) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.52x (2.45x to 2.59x), by whole runs 2.50x (2.29x to 2.73x)
+LPIPS (95% interval): 0.070 (0.035 to 0.106) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "846", status = "met", target = 2.0 }
 # ///

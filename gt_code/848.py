@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.14x (3.04x to 3.25x), by whole runs 3.11x (2.70x to 3.57x)
-LPIPS (95% interval): 0.097 (0.043 to 0.152) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.08x (3.00x to 3.17x), by whole runs 3.23x (2.97x to 3.52x)
+LPIPS (95% interval): 0.096 (0.059 to 0.134) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "848", status = "met", target = 3.0 }
 # ///

@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=3
 T-Gate: gate_step=15, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.32x (1.27x to 1.38x), by whole runs 1.32x (1.15x to 1.51x)
-LPIPS (95% interval): 0.073 (0.024 to 0.123) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.32x (1.29x to 1.36x), by whole runs 1.34x (1.21x to 1.48x)
+LPIPS (95% interval): 0.079 (0.025 to 0.133) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "850", status = "met", target = 1.2 }
 # ///

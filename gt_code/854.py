@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=1, fi_interval=1, warm_up=0
-Speedup (95% interval): 2.56x (2.48x to 2.65x), by whole runs 2.70x (2.35x to 3.10x)
-LPIPS (95% interval): 0.098 (0.054 to 0.142) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.53x (2.46x to 2.61x), by whole runs 2.43x (2.16x to 2.73x)
+LPIPS (95% interval): 0.086 (0.057 to 0.116) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "854", status = "met", target = 2.5 }
 # ///

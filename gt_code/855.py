@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.30x (3.16x to 3.45x), by whole runs 3.15x (2.74x to 3.62x)
-LPIPS (95% interval): 0.120 (0.080 to 0.161) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.30x (3.20x to 3.40x), by whole runs 3.02x (2.62x to 3.49x)
+LPIPS (95% interval): 0.127 (0.091 to 0.163) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "855", status = "met", target = 3.0 }
 # ///

@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 4.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 4.11x (3.94x to 4.30x), by whole runs 4.26x (3.72x to 4.90x)
-LPIPS (95% interval): 0.157 (0.106 to 0.208) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.15x (4.04x to 4.27x), by whole runs 4.15x (3.70x to 4.66x)
+LPIPS (95% interval): 0.158 (0.108 to 0.208) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "856", status = "met", target = 4.0 }
 # ///

@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 2.82x (2.72x to 2.93x), by whole runs 2.83x (2.46x to 3.25x)
-LPIPS (95% interval): 0.101 (0.057 to 0.144) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.85x (2.77x to 2.93x), by whole runs 3.45x (1.91x to 6.24x)
+LPIPS (95% interval): 0.087 (0.058 to 0.117) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "861", status = "met", target = 2.5 }
 # ///

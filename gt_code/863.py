@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.09x (3.96x to 4.22x), by whole runs 4.15x (3.61x to 4.77x)
-LPIPS (95% interval): 0.140 (0.097 to 0.182) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.10x (3.98x to 4.21x), by whole runs 5.04x (2.23x to 11.39x)
+LPIPS (95% interval): 0.123 (0.088 to 0.158) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "863", status = "met", target = 4.0 }
 # ///

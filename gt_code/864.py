@@ -3,16 +3,16 @@
 Task 864: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.39x (1.33x to 1.44x), by whole runs 1.36x (1.18x to 1.56x)
-LPIPS (95% interval): 0.062 (0.005 to 0.118) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.11x (1.92x to 2.32x)
+LPIPS (95% interval): 0.088 (0.033 to 0.144) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "864", status = "met", target = 1.2 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 1}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

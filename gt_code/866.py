@@ -4,15 +4,15 @@ Task 866: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.13x (2.05x to 2.22x), by whole runs 2.12x (1.81x to 2.47x)
-LPIPS (95% interval): 0.072 (0.014 to 0.131) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.11x (1.92x to 2.32x)
+LPIPS (95% interval): 0.088 (0.033 to 0.144) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "866", status = "met", target = 1.8 }
 # ///

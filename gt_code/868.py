@@ -4,15 +4,15 @@ Task 868: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 2.99x (2.88x to 3.10x), by whole runs 2.87x (2.48x to 3.32x)
-LPIPS (95% interval): 0.099 (0.050 to 0.147) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.93x (2.85x to 3.01x), by whole runs 2.73x (2.20x to 3.39x)
+LPIPS (95% interval): 0.101 (0.069 to 0.134) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "868", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 869: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 3.32x (3.20x to 3.45x), by whole runs 3.08x (2.67x to 3.55x)
-LPIPS (95% interval): 0.120 (0.076 to 0.164) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.25x (3.16x to 3.35x), by whole runs 3.08x (2.80x to 3.39x)
+LPIPS (95% interval): 0.127 (0.090 to 0.165) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "869", status = "met", target = 3.0 }
 # ///

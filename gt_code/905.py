@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.46x (4.28x to 4.65x), by whole runs 4.37x (3.81x to 5.01x)
-LPIPS (95% interval): 0.139 (0.098 to 0.180) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.42x (4.29x to 4.54x), by whole runs 4.24x (3.87x to 4.65x)
+LPIPS (95% interval): 0.128 (0.100 to 0.155) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "905", status = "met", target = 4.0 }
 # ///

@@ -4,15 +4,15 @@ Task 948: Generate a SDXL pipeline using the DDIM sampler with 20 steps, acceler
 DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=4
-Speedup (95% interval): 1.33x (1.29x to 1.36x), by whole runs 1.34x (1.17x to 1.54x)
-LPIPS (95% interval): 0.022 (0.001 to 0.044) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.32x (1.27x to 1.36x), by whole runs 1.32x (1.21x to 1.43x)
+LPIPS (95% interval): 0.032 (0.009 to 0.054) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "948", status = "met", target = 1.2 }
 # ///

@@ -3,16 +3,16 @@
 Task 949: Generate a SDXL pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache with 1.5x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=2
-Speedup (95% interval): 1.56x (1.52x to 1.61x), by whole runs 1.58x (1.37x to 1.82x)
-LPIPS (95% interval): 0.035 (0.011 to 0.059) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+Speedup (95% interval): 1.75x (1.69x to 1.81x), by whole runs 1.80x (1.65x to 1.96x)
+LPIPS (95% interval): 0.075 (0.000 to 0.182) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "949", status = "met", target = 1.5 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 2}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 952: Generate a SDXL pipeline using the DDIM sampler with 20 steps, acceler
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.91x (2.83x to 2.99x), by whole runs 2.87x (2.47x to 3.33x)
-LPIPS (95% interval): 0.078 (0.044 to 0.113) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.84x (2.75x to 2.93x), by whole runs 3.00x (2.75x to 3.27x)
+LPIPS (95% interval): 0.108 (0.010 to 0.206) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "952", status = "met", target = 2.5 }
 # ///

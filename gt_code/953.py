@@ -4,15 +4,15 @@ Task 953: Generate a SDXL pipeline using the DDIM sampler with 20 steps, acceler
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.34x (3.25x to 3.43x), by whole runs 3.40x (2.95x to 3.91x)
-LPIPS (95% interval): 0.100 (0.057 to 0.144) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.24x (3.15x to 3.34x), by whole runs 3.27x (2.89x to 3.70x)
+LPIPS (95% interval): 0.130 (0.034 to 0.226) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "953", status = "met", target = 3.0 }
 # ///

@@ -2,18 +2,19 @@
 
 Task 954: Generate a SDXL pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache with 4.0x speedup
-This target is unattainable: fast settings lose too much quality. Best reached: 3.91x.
+This target is unattainable: fast settings lose too much quality. Best reached: 3.78x.
 
-DeepCache: cache_interval=8, cache_branch_id=0
-Speedup (95% interval): 3.91x (3.80x to 4.02x), by whole runs 3.97x (3.46x to 4.56x)
-LPIPS (95% interval): 0.165 (0.105 to 0.224) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=7, cache_branch_id=0
+Speedup (95% interval): 3.78x (3.67x to 3.90x), by whole runs 3.77x (3.64x to 3.90x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.240 (0.071 to 0.409) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "954", status = "unattainable", target = 4.0 }
 # ///
@@ -37,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 7, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -104,7 +105,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.91x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.78x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -4,15 +4,15 @@ Task 956: Generate a SDXL pipeline using the DDIM sampler with 20 steps, acceler
 T-Gate with 1.5x speedup
 
 T-Gate: gate_step=5, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.54x (1.50x to 1.58x), by whole runs 1.54x (1.31x to 1.82x)
-LPIPS (95% interval): 0.063 (0.029 to 0.097) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.56x (1.51x to 1.61x), by whole runs 1.54x (1.41x to 1.68x)
+LPIPS (95% interval): 0.076 (0.022 to 0.130) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "956", status = "met", target = 1.5 }
 # ///

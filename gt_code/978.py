@@ -5,15 +5,15 @@ DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 1.85x (1.80x to 1.90x), by whole runs 1.80x (1.57x to 2.07x)
-LPIPS (95% interval): 0.058 (0.019 to 0.096) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.83x (1.78x to 1.89x), by whole runs 1.69x (1.39x to 2.06x)
+LPIPS (95% interval): 0.059 (0.036 to 0.081) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "978", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=10, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.58x (2.51x to 2.64x), by whole runs 2.57x (2.24x to 2.95x)
-LPIPS (95% interval): 0.078 (0.039 to 0.116) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.58x (2.50x to 2.66x), by whole runs 2.48x (2.18x to 2.83x)
+LPIPS (95% interval): 0.116 (0.030 to 0.202) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "980", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.04x (2.96x to 3.12x), by whole runs 3.06x (2.66x to 3.51x)
-LPIPS (95% interval): 0.102 (0.055 to 0.149) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.98x to 3.16x), by whole runs 2.95x (2.69x to 3.23x)
+LPIPS (95% interval): 0.130 (0.045 to 0.215) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "981", status = "met", target = 3.0 }
 # ///

@@ -4,15 +4,15 @@ Task 999: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 T-Gate with 1.8x speedup
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.84x (1.79x to 1.89x), by whole runs 1.80x (1.56x to 2.07x)
-LPIPS (95% interval): 0.124 (0.085 to 0.163) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.90x (1.84x to 1.96x), by whole runs 1.97x (1.73x to 2.24x)
+LPIPS (95% interval): 0.186 (0.086 to 0.287) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "999", status = "met", target = 1.8 }
 # ///

@@ -15,6 +15,8 @@ WORDINGS: tuple[str, ...] = (
     "{a_name} in front of {colour} background",
     "picture of {a_name} on {colour} background",
 )
+# The shipped `sd15` takes one for the other, before any background; `sdxl` blurs the car.
+_DRAWN_BADLY = ("police car", "cat face")
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ def training_scenes() -> list[Scene]:
 
 
 def sample_prompts() -> list[str]:
-    """One trained prompt for each object, in an order in which neighbours differ in object family and colour."""
+    """One trained prompt for each object that all pipelines draw well, in an order in which neighbours differ in object
+    family and colour.
+    """
     count = len(OBJECTS)
     order = [(thing * 23) % count for thing in range(count)]  # 23 and the number of objects share no factor
-    return [caption(Scene(thing, (held_out_colour(thing) + 1 + place % 7) % 8)) for place, thing in enumerate(order)]
+    scenes = [Scene(thing, (held_out_colour(thing) + 1 + place % 7) % 8) for place, thing in enumerate(order)]
+    return [caption(scene) for scene in scenes if OBJECTS[scene.thing].name not in _DRAWN_BADLY]
 
 
 def all_captions() -> list[str]:

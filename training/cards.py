@@ -32,8 +32,9 @@ pipeline = DiffusionPipeline.from_pretrained("path/to/{name}")
 picture = pipeline("red apple on a blue background", num_inference_steps=20, guidance_scale={guidance}).images[0]
 ```
 
-`prompts.txt` lists one prompt for each object; the judgement was made with guidance {guidance}. Intended for tests and
-for trying acceleration methods; not for making pictures, and of no use for anything outside its captions.
+`prompts.txt` lists one prompt for each object that all three draw well; the judgement was made with guidance
+{guidance}. Intended for tests and for trying acceleration methods; not for making pictures, and of no use for anything
+outside its captions.
 
 ## Block topology
 
