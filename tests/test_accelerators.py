@@ -252,16 +252,21 @@ def test_hooks_of_the_user_survive(pipeline_of: GetPipeline) -> None:
     assert (first, len(calls)) == (STEPS, 2 * STEPS)
 
 
-def test_images_that_cannot_be_patched_leave_the_pipeline_alone(pipeline_of: GetPipeline) -> None:
+def test_a_patch_that_breaks_off_leaves_the_pipeline_alone(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error while methods are being applied, not only while they run."""
-    pipeline = pipeline_of("SD1.5", "DDIM")
+    import tgate
 
-    class Other(type(pipeline)):  # type: ignore[misc]
-        """T-GATE knows the two diffusers classes only."""
+    pipeline, load = pipeline_of("SD1.5", "DDIM"), tgate.TgateSDDeepCacheLoader
 
-    odd = Other(**pipeline.components, requires_safety_checker=False)
-    with untouched(pipeline), pytest.raises(InvalidParams, match="not Other"):
-        generated(odd, DEEPCACHE | TGATE)
+    def half_way(*arguments: Any, **options: Any) -> None:
+        load(*arguments, **options)
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr(tgate, "TgateSDDeepCacheLoader", half_way)
+    with untouched(pipeline), pytest.raises(RuntimeError, match="half way"):
+        generated(pipeline, DEEPCACHE | TGATE)
 
 
 # --- the same again --------------------------------------------------------------------------------------------

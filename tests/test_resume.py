@@ -140,7 +140,7 @@ def test_what_was_cut_off_in_this_session_is_left_to_the_next(folder: SmallSearc
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), FileNotFoundError("unet.safetensors"), OSError(errno.ENOSPC, "full")]
+    "error", [KeyboardInterrupt("stop"), FileNotFoundError("unet.safetensors"), OSError(errno.ENOSPC, "full")]
 )
 def test_what_is_none_of_a_candidates_doing_is_no_failure_of_it(
     folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: BaseException

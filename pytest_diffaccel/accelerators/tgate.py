@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
 
 # Gate as a share of the steps: what a gate means depends on how much of the denoising lies behind it.
@@ -143,18 +143,11 @@ class TGate(Method):
         return frozenset({gate - 1, gate})
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
-        """Install the package's pipeline function for this kind of pipeline.
-
-        Raises:
-            InvalidParams: for a pipeline that is neither Stable Diffusion nor SDXL.
-        """
+        """Install the package's pipeline function for this kind of pipeline, Stable Diffusion or SDXL."""
         import tgate
 
-        kinds = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL"}
-        names = [one.__name__ for one in type(pipeline).__mro__]
-        xl = next((kinds[name] for name in names if name in kinds), None)
-        if xl is None:
-            raise InvalidParams(f"{self.name} runs Stable Diffusion and SDXL pipelines, not {type(pipeline).__name__}")
+        names = {one.__name__ for one in type(pipeline).__mro__}
+        xl = "SDXL" if "StableDiffusionXLPipeline" in names else "SD"
         driven = next((params[name] for name in self.drives if name in params), None)
         if driven is None:
             getattr(tgate, f"Tgate{xl}Loader")(pipeline)
