@@ -343,14 +343,8 @@ class Store:
         Raises:
             StoreError: when the database takes nothing: it is read-only, full, locked for long, or out of reach.
         """
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreError(
-                f"the store {self._engine.url!r} cannot be written: {database_reason(error)}; mend that, or give "
-                "another --store"
-            ) from error
+        with self._in_words("written: {}; mend that"), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -359,14 +353,16 @@ class Store:
         Raises:
             StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
         """
+        with self._in_words("read: {}; restore it from a copy"), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _in_words(self, said: str) -> Iterator[None]:
         try:
-            with self._engine.connect() as connection:
-                yield connection
+            yield
         except SQLAlchemyError as error:
-            raise StoreError(
-                f"the store {self._engine.url!r} cannot be read: {database_reason(error)}; restore it from a copy, or "
-                "give another --store"
-            ) from error
+            reason = said.format(database_reason(error))
+            raise StoreError(f"the store {self._engine.url!r} cannot be {reason}, or give another --store") from error
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:
         return StoreError(
