@@ -26,7 +26,8 @@ from typing import Any, TypeAlias
 from diffusers.utils import logging
 
 from benchmarks.gpu_plan import BATCHES, kind_candidates
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, default_guidance_scale, own_size
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell
 from pytest_diffaccel.measure.blocks import run_blocks
@@ -131,7 +132,7 @@ class _Bench:
             dtype=self.pipeline.unet.dtype,
             image_size=self.spec.image_size or own_size(self.pipeline),
             batch_size=batch,
-            guidance_scale=self.spec.guidance_scale or default_guidance_scale(self.pipeline),
+            guidance_scale=guidance_scale_of(self.pipeline, self.spec.guidance_scale),
             settings=settings_digests(self.pipeline),
             scheduler_defaults=open_settings(original_settings(self.pipeline)),
         )

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_diffaccel import judge_options
 from pytest_diffaccel.case_items import case_id
+from pytest_diffaccel.workers import worker_number
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer
@@ -53,7 +54,7 @@ def task_ids(config: pytest.Config) -> list[str]:
     try:
         return list(judge_settings(config).tasks)
     except pytest.UsageError as error:
-        if hasattr(config, "workerinput"):  # a worker's reason reaches its controller as an error of collection only
+        if worker_number(config) is not None:  # a worker's reason reaches its controller as an error of collection only
             raise
         config.stash[_REFUSAL] = error
         return []

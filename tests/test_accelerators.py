@@ -17,9 +17,9 @@ from pytest_diffaccel.accelerators.acceleration import (
     MethodDidNotAct,
     StepCountError,
     UnknownCounter,
-    UnsupportedPipeline,
 )
 from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.calls import UnsupportedPipeline
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tome import ToMe

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
@@ -25,10 +24,6 @@ class MethodDidNotAct(RuntimeError):
 
 class StepCountError(RuntimeError):
     """The denoiser was not called once a step."""
-
-
-class UnsupportedPipeline(TypeError):
-    """A pipeline that no method here knows how to accelerate; the message says which it does."""
 
 
 class UnknownCounter(ValueError):
@@ -80,12 +75,6 @@ class Generate:
         """The kind of each denoiser call, in order."""
         return self.accelerator.kinds(self.params, self.steps)
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether a call computes each image with and without its prompt (classifier-free guidance)."""
-        scale = default_guidance_scale(self.pipeline) if self.guidance_scale is None else self.guidance_scale
-        return scale > 1 and not _takes_scale(self.pipeline)
-
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """One image a prompt, in one batch.
 
@@ -113,7 +102,8 @@ class Generate:
             UnknownCounter: when a method names a counter that there is not.
         """
         # Without guidance no call is on half of a batch.
-        counters = FiredCounters(full_batch=2 * len(prompts) if self.is_guided else len(prompts))
+        runs = 2 if is_guided(self.pipeline, self.guidance_scale) else 1
+        counters = FiredCounters(full_batch=runs * len(prompts))
         expected = self.accelerator.counters(self.params, self.steps)
         if unknown := sorted(expected - counters.counts.keys()):
             raise UnknownCounter(
@@ -182,74 +172,6 @@ class Generate:
         return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_class(pipeline: Any) -> None:
-    from pytest_diffaccel.models.weights import PIPELINE_CLASSES
-
-    known = sorted(set(PIPELINE_CLASSES.values()))
-    if {one.__name__ for one in type(pipeline).__mro__}.isdisjoint(known):
-        raise UnsupportedPipeline(
-            f"{type(pipeline).__name__} cannot be accelerated here: supported are {' and '.join(known)}, which draw "
-            "from a prompt with a UNet; to add a pipeline that does so too, make its class a subclass of one of them"
-        )
-
-
-def default_guidance_scale(pipeline: Any) -> float:
-    """What a diffusers pipeline takes when its call names no ``guidance_scale``."""
-    kind: Any = type(pipeline)
-    return _default_scale(kind)
-
-
-@cache
-def _default_scale(kind: Any) -> float:
-    """Of a pipeline's class: a search asks for each of thousands of points."""
-    calls = [inspect.signature(vars(one)["__call__"]).parameters for one in kind.__mro__ if "__call__" in vars(one)]
-    # A subclass may hand on whatever it is given.
-    return float(next(call["guidance_scale"].default for call in calls if "guidance_scale" in call))
-
-
-def own_size(pipeline: Any) -> tuple[int, int]:
-    """Height and width, in pixels, of what a diffusers pipeline draws when its call names no size."""
-    side = pipeline.unet.config.sample_size
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
-
-
-def check_call(
-    pipeline: Any,
-    accelerator: Accelerator,
-    params: Params,
-    *,
-    steps: int,
-    guidance_scale: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-) -> None:
-    """Refuse parameters that a call of ``pipeline`` cannot take.
-
-    Args:
-        pipeline: the diffusers pipeline.
-        accelerator: the methods of ``params``.
-        params: parameters by method.
-        steps: denoising steps, at least 1.
-        guidance_scale: None for the pipeline's own default.
-        height: image height in pixels; None for the pipeline's own default.
-        width: image width in pixels; None for the pipeline's own default.
-
-    Raises:
-        InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
-    """
-    accelerator.check(params, steps, pipeline)
-    scale = default_guidance_scale(pipeline) if guidance_scale is None else guidance_scale
-    accelerator.check_guidance(scale, takes_scale=_takes_scale(pipeline))
-    own_height, own_width = own_size(pipeline)
-    accelerator.check_size(params, pipeline, height or own_height, width or own_width)
-
-
-def _takes_scale(pipeline: Any) -> bool:
-    """Whether the guidance scale is an input of the denoiser, as in latent consistency models: then there is none."""
-    return getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
-
-
 def _step_end_callback(observer: Observer) -> Any:
     def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         observer.step_ended()
@@ -300,7 +222,7 @@ def accelerate(
 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
-    _check_class(pipeline)
+    check_class(pipeline)
     accelerator = (registry or default_registry()).for_params(params)
     check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)

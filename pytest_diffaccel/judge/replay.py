@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.acceleration import default_guidance_scale, own_size
+from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
@@ -78,7 +78,7 @@ class Replay:
         """What the task's call must be."""
         pipeline, spec = self.pipeline(task), self._source.spec(task.cell.pipe)
         size = spec.image_size or own_size(pipeline)
-        scale = default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale
+        scale = guidance_scale_of(pipeline, spec.guidance_scale)
         return Expected(task, size, plain_settings(pipeline.scheduler.config), scale)
 
     def prompts(self, task: Task, count: int) -> list[str]:

@@ -208,9 +208,11 @@ class Store:
             session_began_at: seconds since the epoch.
             since: failures before then (seconds since the epoch) do not count.
         """
-        before = self._rows(FAILURES, identity(candidate.key, environment, sampling), since)
-        is_earlier = bool(before) and before[0].created_at < written(session_began_at)
-        again = bool(before) and (before[0].kind == "crash" or (before[0].kind == "interrupted" and is_earlier))
+        rows = self._rows(FAILURES, identity(candidate.key, environment, sampling), since)
+        again = any(
+            row.kind == "crash" or (row.kind == "interrupted" and row.created_at < written(session_began_at))
+            for row in rows
+        )
         message = f"the process ended during this {what}" + (", twice" if again else "; it is tried once more")
         self.save_failure(candidate, environment, sampling, "crash" if again else "interrupted", message)
 

@@ -177,10 +177,10 @@ def left_out(left: Mapping[str, int]) -> list[str]:
     Args:
         left: candidates that were still promising, by group.
     """
-    if not left:
-        return []
-    lines = ["", f"search budget: {sum(left.values())} promising candidates were not tried; the same command goes on"]
-    return lines + [f"  {group}: {count} left, targets without a winner are undecided" for group, count in left.items()]
+    heading = f"search budget: {sum(left.values())} promising candidates were not tried; the same command goes on"
+    return _by_group(
+        heading, {group: f"{count} left, targets without a winner are undecided" for group, count in left.items()}
+    )
 
 
 def unfit_text(unfit: Mapping[str, str]) -> list[str]:
@@ -189,10 +189,7 @@ def unfit_text(unfit: Mapping[str, str]) -> list[str]:
     Args:
         unfit: why not, by group.
     """
-    if not unfit:
-        return []
-    lines = ["", f"left out: {len(unfit)} group(s) that do not fit the model"]
-    return lines + [f"  {group}: {why}" for group, why in unfit.items()]
+    return _by_group(f"left out: {len(unfit)} group(s) that do not fit the model", unfit)
 
 
 def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
@@ -201,10 +198,13 @@ def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
     Args:
         unrecorded: why not, by group.
     """
-    if not unrecorded:
-        return []
     counted = f"not recorded: the winners of {len(unrecorded)} group(s); measure what is missing and run their cases"
-    return ["", f"{counted} again", *(f"  {group}: {why}" for group, why in unrecorded.items())]
+    return _by_group(f"{counted} again", unrecorded)
+
+
+def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:
+    """A heading and a line per group; nothing without groups."""
+    return ["", heading, *(f"  {group}: {text}" for group, text in said.items())] if said else []
 
 
 def next_steps(

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from pytest_diffaccel.accelerators.acceleration import Generate, accelerate, check_call, own_size
+from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.calls import check_call, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params

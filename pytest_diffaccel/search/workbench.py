@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.accelerators.acceleration import Generate, default_guidance_scale, own_size
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Params, slug
 from pytest_diffaccel.measure import prompts as evaluation_prompts
@@ -189,7 +190,7 @@ class Workbench:
             dtype=pipeline.unet.dtype,
             image_size=spec.image_size or own_size(pipeline),
             batch_size=self.settings.batch_size,
-            guidance_scale=default_guidance_scale(pipeline) if spec.guidance_scale is None else spec.guidance_scale,
+            guidance_scale=guidance_scale_of(pipeline, spec.guidance_scale),
             settings=settings_digests(pipeline),
             scheduler_defaults=open_settings(original_settings(pipeline)),
         )
