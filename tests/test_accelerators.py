@@ -487,6 +487,58 @@ def test_tome_refuses_exactly_the_sizes_that_tomesd_fails_on(
     assert bool(refusal) == ((height, width, depth) in TOMESD_FAILS)
 
 
+def test_tome_merges_only_where_the_unet_has_transformers(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL has none at full resolution, and none deeper than two downsamplings."""
+    pipeline = pipeline_of("SDXL", "DDIM")
+    for depth in (1, 8):
+        message = f"max_downsample={depth} must be one of 2, 4, where this UNet has tokens to merge"
+        for params in (tome := {"ToMe": {"ratio": 0.5, "max_downsample": depth}}, DEEPCACHE | tome):
+            with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=1, **SIZE):
+                pass
+    monkeypatch.setattr(ToMe, "_check_levels", lambda *_: None)
+    drawn = [generated(pipeline, {"ToMe": {"ratio": 0.5, "max_downsample": depth}}) for depth in (2, 4, 8)]
+    assert same(drawn[1], drawn[2])
+    assert not same(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("missing", "depth", "words"),
+    [
+        (("mid_block",), 8, "max_downsample=8 must be one of 1, 2, 4, "),
+        (("down_blocks", "mid_block", "up_blocks"), 1, "finds no transformer block in this UNet .*; leave it out"),
+    ],
+    ids=["no deep attention", "none at all"],
+)
+def test_tomes_levels_are_those_of_the_unet(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], depth: int, words: str
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    for name in missing:
+        part = None if name == "mid_block" else torch.nn.ModuleList()
+        monkeypatch.setitem(pipeline.unet._modules, name, part)
+    params = {"ToMe": {"ratio": 0.5, "max_downsample": depth}}
+    with pytest.raises(InvalidParams, match=words), accelerate(pipeline, params, steps=1, **SIZE):
+        pass
+    with accelerate(pipeline, {"ToMe": {"ratio": 0, "max_downsample": depth}}, steps=1, **SIZE):
+        pass  # an identity, wherever
+
+
+def test_a_ratio_of_less_than_a_token_is_refused(pipeline_of: GetPipeline) -> None:
+    """32 pixels are 8 latents a side."""
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    message = r"ratio=0.015 is less than one token on images of 32x32 pixels, .* makes 64 at most"
+    with (
+        pytest.raises(InvalidParams, match=message),
+        accelerate(pipeline, {"ToMe": {"ratio": 0.015, "max_downsample": 4}}, steps=1, **SIZE),
+    ):
+        pass
+    with accelerate(pipeline, {"ToMe": {"ratio": 0.016, "max_downsample": 4}}, steps=1, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    assert generate.fired["merged_tokens"] > 0
+
+
 def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:
     with accelerate(pipeline_of("SD1.5", "DDIM"), {}, steps=STEPS, **SIZE) as generate:
         generate(PROMPTS, SEEDS)
@@ -559,15 +611,13 @@ def test_fused_projections_are_no_reused_attention(pipeline_of: GetPipeline) -> 
     assert generate.fired["reused_attention"] == 0
 
 
-def test_a_silent_method_is_an_error(pipeline_of: GetPipeline) -> None:
-    """SDXL has no attention at full resolution: there is nothing to merge."""
-    with pytest.raises(MethodDidNotAct, match=r"ratio=0.5,max_downsample=1 had no effect: merged_tokens stayed 0"):
-        generated(pipeline_of("SDXL", "DDIM"), {"ToMe": {"ratio": 0.5, "max_downsample": 1}})
-
-
-def test_a_combination_is_silent_when_one_of_its_methods_is(pipeline_of: GetPipeline) -> None:
-    with pytest.raises(MethodDidNotAct, match="merged_tokens"):
-        generated(pipeline_of("SDXL", "DDIM"), DEEPCACHE | {"ToMe": {"ratio": 0.5, "max_downsample": 1}})
+@pytest.mark.parametrize("accelerator", ["ToMe", "DeepCache and ToMe"])
+def test_a_method_that_is_silent_is_an_error_alone_and_combined(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr("tomesd.apply_patch", lambda *_args, **_options: None)
+    with pytest.raises(MethodDidNotAct, match=r"ratio=0.5,max_downsample=2 had no effect: merged_tokens stayed 0"):
+        generated(pipeline_of("SDXL", "DDIM"), SETTINGS[accelerator])
 
 
 def test_a_counter_that_nothing_counts_is_named(pipeline_of: GetPipeline) -> None:

@@ -115,6 +115,21 @@ def test_a_search_leaves_out_what_the_model_cannot_take(
     assert (empty.failures(), found["failed"]) == ([], ())
 
 
+def test_tomes_points_that_are_the_same_as_others_are_left_out(
+    empty: Folder, clock: SteadyClock, pipeline_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A UNet without a mid block has no attention where the grid's deepest points merge."""
+    monkeypatch.setitem(pipeline_of("SD1.5", "DDIM").unet._modules, "mid_block", None)
+    run = open_run(*THRIFTY, "--search-targets", "ToMe", methods=[Echo(POINTS)])
+    deepest = [one for one in run.candidates if one.params.get("ToMe", {}).get("max_downsample") == 8]
+    assert deepest
+    for candidate in deepest:
+        with pytest.raises(NotWorthwhile, match="max_downsample=8 must be one of 1, 2, 4, "):
+            run.measure(candidate)
+    run.close()
+    assert (empty.stored(), empty.failures()) == ([], [])
+
+
 def test_where_the_model_takes_no_candidate_nothing_failed(empty: Folder, clock: SteadyClock) -> None:
     (found,) = drive(open_run(*THRIFTY, methods=[Choosy(((15, NOTHING), (20, NOTHING)))]))
     assert found["unfit"]

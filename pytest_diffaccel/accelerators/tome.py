@@ -21,7 +21,8 @@ DOWNSAMPLES = (1, 2, 4, 8)
 # How much the resolutions differ in what merging costs and saves, beside what they have in common.
 _OWN_SHARE = 0.15
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
-# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json).
+# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json). Grids are
+# made before any model is loaded: where one has less, a search leaves out what ``check`` refuses.
 _DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
 
 _RATIOS: Mapping[GridSize, tuple[float, ...]] = {
@@ -60,7 +61,7 @@ class ToMe(Method):
         return points(self.param_names, product(_FINE_RATIOS, _DOWNSAMPLES_OF_PIPE[cell.pipe]))
 
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8."""
+        """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8 at which the UNet has tokens to merge."""
         self.check_names(point)
         ratio = point["ratio"]
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= MAX_RATIO:
@@ -68,23 +69,46 @@ class ToMe(Method):
         if point["max_downsample"] not in DOWNSAMPLES or isinstance(point["max_downsample"], bool):
             known = ", ".join(map(str, DOWNSAMPLES))
             raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
+        if pipeline is not None and ratio > 0:
+            self._check_levels(point, _levels(pipeline.unet))
+
+    def _check_levels(self, point: Point, levels: Sequence[int]) -> None:
+        if not levels:
+            raise InvalidParams(f"{self.name} finds no transformer block in this UNet to merge tokens in; leave it out")
+        valid = [level for level in levels if level in DOWNSAMPLES]
+        if point["max_downsample"] not in valid:
+            raise InvalidParams(
+                f"{self.name}: max_downsample={point['max_downsample']} must be one of {', '.join(map(str, valid))}, "
+                "where this UNet has tokens to merge; another merges none, or what a smaller one does"
+            )
 
     def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
-        """``tomesd`` guesses a level's shape from its number of tokens, and fails where it guesses another."""
+        """``tomesd`` guesses a level's shape from its number of tokens, and fails where it guesses another.
+
+        On small images, a small ratio is less than one token.
+        """
         rows, columns = height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor
-        level = (rows, columns)
-        for _ in pipeline.unet.config.block_out_channels:
+        most = merged = 0
+        for downsample in _levels(pipeline.unet):
+            level = (math.ceil(rows / downsample), math.ceil(columns / downsample))
             tokens = level[0] * level[1]
             guess = math.ceil(math.sqrt(rows * columns // tokens))
+            if guess > point["max_downsample"]:
+                continue
             guessed = (math.ceil(rows / guess), math.ceil(columns / guess))
-            merges = guess <= point["max_downsample"] and int(tokens * point["ratio"]) > 0
+            merges = int(tokens * point["ratio"])
+            most, merged = max(most, tokens), merged + merges
             if merges and (math.prod(guessed) != tokens or min(guessed) < _STRIDE):
                 return (
                     f"max_downsample={point['max_downsample']} fails on images of {width}x{height} pixels: tomesd "
                     f"cannot tell the shape of {level[0]}x{level[1]} tokens; take a smaller max_downsample, or sides "
                     f"that are multiples of {_STRIDE * pipeline.vae_scale_factor * max(DOWNSAMPLES)}"
                 )
-            level = (math.ceil(level[0] / 2), math.ceil(level[1] / 2))
+        if point["ratio"] > 0 and not merged:
+            return (
+                f"ratio={point['ratio']} is less than one token on images of {width}x{height} pixels, of which this "
+                f"UNet makes {most} at most where tokens are merged; take a larger ratio, or larger images"
+            )
         return ""
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
@@ -117,3 +141,21 @@ class ToMe(Method):
 
         tomesd.apply_patch(pipeline, **params[self.name])
         return call
+
+
+def _levels(unet: Any) -> list[int]:
+    """The downsamplings at which a UNet has transformer blocks, for ToMe to merge in; 1 is full resolution."""
+    found, depth = set(), 0
+    for block in unet.down_blocks:
+        found |= {depth} if _has_transformers(block) else set()
+        depth += bool(getattr(block, "downsamplers", None))
+    found |= {depth} if unet.mid_block is not None and _has_transformers(unet.mid_block) else set()
+    for block in unet.up_blocks:
+        found |= {depth} if _has_transformers(block) else set()
+        depth -= bool(getattr(block, "upsamplers", None))
+    return sorted(2**one for one in found)
+
+
+def _has_transformers(block: Any) -> bool:
+    # By the name that tomesd goes by, also among the bases of a class that it has put in place already.
+    return any(one.__name__ == "BasicTransformerBlock" for part in block.modules() for one in type(part).__mro__)
