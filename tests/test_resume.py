@@ -9,12 +9,16 @@ import re
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from echo import Echo
+from filelock import Timeout
 from searches import TESTS, THRIFTY, SmallSearch, embedded_folder, open_run, without_scale
+from timings import SteadyClock
 
-from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.accelerators.base import PipelineCall
+from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.group import Group
@@ -156,6 +160,39 @@ def test_what_is_none_of_a_candidates_doing_is_no_failure_of_it(
     assert folder.failures() == []
     run, candidate = opened()
     assert candidate.key in raced(run)
+
+
+class Lost(Echo):
+    """Misses something of its own from an interval of 10 on, where it is applied or in a denoiser call."""
+
+    def __init__(self, error: Exception, *, is_late: bool) -> None:
+        super().__init__(POINTS)
+        self._error, self._is_late = error, is_late
+
+    def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
+        def fails(*_args: Any, **_options: Any) -> Any:
+            raise self._error
+
+        call = super().apply(pipeline, call, params)
+        if self._values(params[self.name])[0] >= 10:
+            if not self._is_late:
+                fails()
+            pipeline.unet.forward = fails
+        return call
+
+
+@pytest.mark.parametrize(
+    ("error", "is_late"), [(FileNotFoundError("no table.json"), False), (Timeout("table.lock"), True)]
+)
+def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: Exception, is_late: bool
+) -> None:
+    SteadyClock(monkeypatch)
+    run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
+    found = run.find_winners(*run.groups[0])
+    run.close()
+    assert folder.failures() == [(run.candidates[1].key, "error", str(error))]
+    assert '"echo_interval": 2' in next(iter(found["golden"].values()))
 
 
 def test_what_another_worker_of_the_session_measures_has_ended_nobody(folder: SmallSearch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
+from traceback import walk_tb
 
 from filelock import Timeout
 
-from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
+from pytest_diffaccel.accelerators.acceleration import Generate, MethodDidNotAct
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
@@ -84,7 +85,8 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
 
     Raises:
         CudaBroken: when this process can measure nothing any more.
-        Unavailable: when something was missing; that is no failure of the candidate, and none is kept.
+        Unavailable: when something was missing; that is no failure of the candidate, and none is kept. What a method
+            misses while it generates, a file of its own perhaps, is one.
     """
     kind, explained = _explain(error, bench)
     bench.pipelines.unload()
@@ -92,7 +94,8 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
     if isinstance(error, Unavailable):
         bench.store.forget_failure(candidate, *place)
         raise error
-    if isinstance(error, _MISSING) or getattr(error, "errno", None) in _NO_DISK:
+    is_missing = isinstance(error, _MISSING) or getattr(error, "errno", None) in _NO_DISK
+    if is_missing and not _is_of_methods(error):
         with suppress(StoreError):
             bench.store.forget_failure(candidate, *place)
         raise Unavailable(f"{error}; mend it, and the same command goes on") from error
@@ -101,6 +104,12 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
     if is_cuda_broken():
         raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
     return explained
+
+
+def _is_of_methods(error: Exception) -> bool:
+    """Whether an error came out of an accelerated generation: other candidates, of other parameters, may go on."""
+    callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+    return any(isinstance(one, Generate) and one.accelerator.methods for one in callers)
 
 
 def _explain(error: Exception, bench: Workbench) -> tuple[FailureKind, Exception]:
