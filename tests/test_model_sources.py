@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -337,3 +338,91 @@ def test_what_is_missing_is_told_before_the_first_case(
     result = small_search.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *{words}*"])
+
+
+# The start of a search offline, as the plugin makes it, in a process that has imported nothing.
+OFFLINE_START = """
+import sys
+from pathlib import Path
+from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.weights import check_presence
+for spec in ModelSource.from_option("models.toml").specs:
+    try:
+        check_presence(spec)
+    except (FileNotFoundError, ValueError) as error:
+        print(spec.pipe, error)
+assert "torch" not in sys.modules
+"""
+
+
+def cache_repository(cache: Path, repository: str, folder: Path) -> Path:
+    """Put a folder into a hub's cache; its place there."""
+    place, commit = cache / f"models--{repository.replace('/', '--')}", "0" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit, encoding="utf-8")
+    return Path(shutil.copytree(folder, place / "snapshots" / commit))
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", None])
+def test_what_the_cache_lacks_is_told_at_the_start_where_there_is_no_network(
+    tmp_path: Path, variable: str | None
+) -> None:
+    cache = tmp_path / "cache" / "hub"
+    halves = cache_repository(cache, "someone/halves", embedded_folder("SD1.5"))
+    (halves / UNET).unlink()
+    words = cache_repository(cache, "someone/words", embedded_folder("SD2.1"))
+    (words / "tokenizer" / "vocab.json").write_text("{}", encoding="utf-8")
+    cache_repository(cache, "someone/whole", embedded_folder("SDXL"))
+    models = (
+        '"SD1.5" = "someone/halves"',
+        '"SD2.1" = "someone/words"',
+        '"SDXL" = {id = "someone/whole", vae = "a/vae"}',
+    )
+    (tmp_path / "models.toml").write_text("\n".join(models), encoding="utf-8")
+    online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    environment = {**online, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    if variable:
+        environment[variable] = "1"
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE_START], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    told = run.stdout.splitlines()
+    assert len(told) == (3 if variable else 0)
+    if variable:
+        assert re.search(
+            r"SD1.5 .*unet holds no \.safetensors weights; fetch all of someone/halves: hf download ", told[0]
+        )
+        assert re.search(r"SD2.1 .*vocab\.json holds no vocabulary; .*: hf download someone/words .*--force", told[1])
+        assert re.search(r"SDXL a/vae is not in the local cache; fetch it: hf download a/vae ", told[2])
+
+
+@pytest.mark.parametrize("models", ["hub", "file"])
+def test_offline_a_search_does_not_begin_without_its_repository(
+    small_search: SmallSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if models == "file":  # whose settings are the public pipe's
+        (small_search.path / "one.safetensors").touch()
+        (small_search.path / "models.toml").write_text('"SD1.5" = "./one.safetensors"', encoding="utf-8")
+    result = small_search.run(*(("--models", "hub") if models == "hub" else ()))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    repository = HUB_IDS["SD1.5"]
+    result.stderr.fnmatch_lines(
+        [f"ERROR: {repository} is not in the local cache; fetch it: hf download {repository} *"]
+    )
+
+
+@pytest.mark.parametrize("key", ["config", "vae"])
+def test_what_stands_beside_a_models_weights_is_looked_for_at_the_start(
+    small_search: SmallSearch, copied: Path, tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "one.safetensors").touch()
+    place = copied if key == "vae" else tmp_path / "one.safetensors"
+    text = f'"SD1.5" = {{ path = "{place}", {key} = "{tmp_path / "nowhere"}" }}'
+    (small_search.path / "models.toml").write_text(text, encoding="utf-8")
+    result = small_search.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{tmp_path / 'nowhere'}*"])

@@ -65,6 +65,18 @@ def fetched_folder(repository: str) -> Path:
     return _fetched(repository, _fetched_pipeline, command)
 
 
+def is_offline() -> bool:
+    """Whether the hub's client may not use the network: ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached_settings(repository: str) -> Path:
+    """As :func:`cached_folder`, without a look at what else than its index is there: no torch is imported for this."""
+    return _cached(repository, lambda name, cache_only: _index(name, cache_only).parent, fetch_command(repository))
+
+
 def cached_vae(repository: str) -> Path:
     """As :func:`cached_folder`, of a VAE's repository."""
     return _cached(repository, _vae, vae_command(repository))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
 from pytest_diffaccel.models.copies import loadable
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
-from pytest_diffaccel.models.registry import DTYPES, HUB_IDS, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import DTYPES, ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, read_markers, set_scheduler
 from pytest_diffaccel.models.settings_files import refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
@@ -22,6 +22,7 @@ from pytest_diffaccel.models.weights import (
     check_settings,
     check_single_file,
     folder_files,
+    settings_place,
     weight_files,
 )
 
@@ -144,7 +145,7 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
     tensors = check_single_file(path, spec.pipe)
     check_markers(tensors, path)
-    config = _settings(spec)
+    config = settings_place(spec)
     if Path(config).is_absolute():
         check_index(Path(config), spec.pipe)
         refuse_code(Path(config) / "model_index.json")
@@ -184,12 +185,6 @@ def _wordless_tokenizers(pipeline: Any) -> str:
     )
 
 
-def _settings(spec: ModelSpec) -> str:
-    """Where the settings are that a single file lacks."""
-    # diffusers would guess their repository, for SD2.1 one that was withdrawn.
-    return spec.config or HUB_IDS[spec.pipe]
-
-
 def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
     return (
         f"{path} cannot be read as {pipe} with the settings of {config} ({reason}); "
@@ -206,7 +201,7 @@ def _missing_tensors(pipeline: Any) -> str:
 def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     """Components that diffusers is given instead of loading them itself."""
     options = _CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]]
-    return options if spec.vae is None else {**options, "vae": load_vae(spec.vae, _settings(spec), dtype)}
+    return options if spec.vae is None else {**options, "vae": load_vae(spec.vae, settings_place(spec), dtype)}
 
 
 def _pipeline_class(pipe: str) -> Any:

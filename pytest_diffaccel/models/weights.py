@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_diffaccel.models.copies import component_files
-from pytest_diffaccel.models.hub import cached_folder, settings_command
+from pytest_diffaccel.models.hub import (
+    cached_folder,
+    cached_settings,
+    fetch_command,
+    is_offline,
+    settings_command,
+)
 from pytest_diffaccel.models.registry import HUB_IDS, ModelSpec
 from pytest_diffaccel.models.settings_files import needed_files, read_json, refuse_code
 from pytest_diffaccel.models.tensors import check_component, tensor_shapes
@@ -141,18 +147,51 @@ def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
 
 
 def check_presence(spec: ModelSpec) -> None:
-    """Refuse a folder or file of the user's that is not all there, from names and settings alone: no weights are read.
+    """Refuse what is not all there, from names and settings alone: no weights are read, and nothing is downloaded.
+
+    Folders and files of the user's are looked at; the local cache's repositories where the hub is not to be asked: else
+    they are left to whoever loads them, and fetches what is missing.
 
     Raises:
         FileNotFoundError: naming what is missing and the fix.
         ValueError: if a file is not readable, or the folder is no pipeline's.
     """
+    settings = Path(settings_place(spec))
     if spec.kind == "file":
         _existing_file(Path(spec.location))
+        if settings.is_absolute():
+            check_index(settings, spec.pipe)
+            check_settings(settings, spec.pipe)
+        elif is_offline():
+            _check_cached(str(settings), spec.pipe, with_weights=False)
     elif spec.kind == "directory":
         folder = Path(spec.location)
         folder_files(folder, spec.pipe)
         check_settings(folder, spec.pipe)
+    elif spec.kind == "hub" and is_offline():
+        _check_cached(spec.location, spec.pipe, with_weights=True)
+    if spec.vae is not None and (Path(spec.vae).is_absolute() or is_offline()):
+        vae_files(spec.vae)
+
+
+def _check_cached(repository: str, pipe: str, *, with_weights: bool) -> None:
+    """Refuse a repository that the local cache has not, or not all of."""
+    folder, command = cached_settings(repository), fetch_command(repository)
+    try:
+        if with_weights:
+            folder_files(folder, pipe)
+        check_settings(folder, pipe, own=False)
+    except FileNotFoundError as error:
+        lack, _, _ = str(error).partition("; ")  # what follows is advice on folders
+        raise FileNotFoundError(f"{lack}; fetch all of {repository}: {command}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}. Fetch all of {repository} again: {command} --force-download") from error
+
+
+def settings_place(spec: ModelSpec) -> str:
+    """Where the settings are that a single file lacks: the absolute path of a folder, or a hub id."""
+    # diffusers would guess their repository, for SD2.1 one that was withdrawn.
+    return spec.config or HUB_IDS[spec.pipe]
 
 
 def check_single_file(path: Path, pipe: str) -> list[str]:

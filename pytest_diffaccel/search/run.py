@@ -52,7 +52,8 @@ class SearchRun:
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
-        FileNotFoundError: when the prompts file is missing, or a file of a chosen pipe's folder.
+        FileNotFoundError: when the prompts file is missing, or a file of a chosen pipe's folder; offline, also one of
+            its repository in the local cache.
     """
 
     def __init__(self, settings: Settings, registry: Registry, session: Session | None = None) -> None:
