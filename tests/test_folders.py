@@ -38,7 +38,7 @@ from pytest_diffaccel.models.schedulers import (
     original_settings,
     set_scheduler,
 )
-from pytest_diffaccel.models.weights import check_folder, weight_files
+from pytest_diffaccel.models.weights import check_folder, check_settings, weight_files
 from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden_key import GoldenKey
 
@@ -240,6 +240,53 @@ def test_an_empty_vocabulary_is_refused(file: str, text: str, message: str, copi
     (copied / "tokenizer" / file).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         check_folder(copied, "SD1.5")
+
+
+# 814 tokens, 24 places.
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("tokenizer/vocab.json", {"more": 814}, "tokenizer gives tokens up to 814, but .* has vocab_size 814: "),
+        ("tokenizer/added_tokens.json", {"<new>": 815}, "tokens up to 815, but .* vocab_size 814"),
+        ("tokenizer/tokenizer_config.json", {"added_tokens_decoder": {"816": {"content": "<new>"}}}, "up to 816, but"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": 25},
+            "has model_max_length 25, but .*_embeddings 24: ",
+        ),
+        ("text_encoder/config.json", {"vocab_size": 813}, "up to 813, but .* has vocab_size 813: .* not of one model"),
+        ("text_encoder/config.json", {"max_position_embeddings": 23}, "_length 24, but .* max_position_embeddings 23"),
+        ("tokenizer/added_tokens.json", {"<new>": None}, "has a token without a number"),
+    ],
+)
+@pytest.mark.parametrize("is_whole", [False, True], ids=["two files", "one file"])
+def test_a_tokenizer_that_does_not_fit_its_text_encoder_is_refused(
+    copied: Path, pipeline_of: Any, file: str, values: dict[str, object], message: str, is_whole: bool
+) -> None:
+    """It would draw something else, or die of an index."""
+    if is_whole:
+        pipeline_of("SD1.5").tokenizer.save_pretrained(str(copied / "tokenizer"))
+    check_settings(copied, "SD1.5")
+    if is_whole and file == "tokenizer/vocab.json":
+        content = json.loads((copied / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+        values, file = (
+            {"added_tokens": [*content["added_tokens"], {"id": 814, "content": "more"}]},
+            "tokenizer/tokenizer.json",
+        )
+    if not (copied / file).exists():
+        (copied / file).write_text("{}", encoding="utf-8")
+    edit_json(copied / file, **values)
+    with pytest.raises(ValueError, match=message):
+        check_settings(copied, "SD1.5")
+
+
+def test_the_second_tokenizer_is_compared_with_the_second_text_encoder(tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(embedded_folder("SDXL"), tmp_path / "copy"))
+    edit_json(copied / "text_encoder_2" / "config.json", vocab_size=900)  # filled up to a round number
+    check_settings(copied, "SDXL")
+    edit_json(copied / "text_encoder_2" / "config.json", vocab_size=800)
+    with pytest.raises(ValueError, match=r"tokenizer_2 gives tokens up to 813, but .*text_encoder_2"):
+        check_settings(copied, "SDXL")
 
 
 def test_a_vocabulary_in_one_file_is_enough(copied: Path, pipeline_of: Any) -> None:

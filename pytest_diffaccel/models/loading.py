@@ -165,23 +165,28 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
         raise ValueError(_misfit(path, config, spec.pipe, str(error).partition("\n")[0])) from error
     if missing := _missing_tensors(pipeline):
         raise ValueError(_misfit(path, config, spec.pipe, f"it lacks the tensors of {missing}"))
-    if wordless := _wordless_tokenizers(pipeline):
+    if unfit := _unfit_tokenizers(pipeline):
         raise FileNotFoundError(
-            f"{config}, whose settings {path} is read with, has no vocabulary, or no length, for {wordless}. "
-            f"Fetch all of it: {fetch_command(config)}"
+            f"{config}, whose settings {path} is read with, has no vocabulary or length that fits the text encoder for "
+            f"{unfit}. Fetch all of it: {fetch_command(config)}"
         )
     read_markers(pipeline, tensors)
     return pipeline
 
 
-def _wordless_tokenizers(pipeline: Any) -> str:
-    """Tokenizers that know no words, or no length: what transformers makes of a folder without their files."""
+def _unfit_tokenizers(pipeline: Any) -> str:
+    """Tokenizers that know no words, or no length: what transformers makes of a folder without their files.
+
+    And those that know more than their text encoder.
+    """
     parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "model_max_length")}
-    longest = pipeline.text_encoder.config.max_position_embeddings
+    encoders = {name: getattr(pipeline, name.replace("tokenizer", "text_encoder")).config for name in parts}
     return ", ".join(
         name
         for name, part in parts.items()
-        if len(part) <= len(part.all_special_tokens) or part.model_max_length > longest
+        if len(part) <= len(part.all_special_tokens)
+        or part.model_max_length > encoders[name].max_position_embeddings
+        or max(part.get_vocab().values()) >= encoders[name].vocab_size
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 _LIBRARIES = ("diffusers", "transformers")
 # transformers writes a length of no bounds as a number of 31 digits.
 _UNBOUNDED = 1_000_000
+# CLIP's, which text encoders have whose settings name none.
+_TOKENS, _LENGTH = 49408, 77
 #: Components of no use here, which are never loaded.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -29,14 +31,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def needed_files(folder: Path) -> None:
-    """Refuse a component's folder without its settings, or a tokenizer's without its vocabulary.
+    """Refuse a component's folder without its settings, or a tokenizer's without its vocabulary or of another encoder.
 
     Args:
-        folder: of a component, named as pipelines name it.
+        folder: of a component, named as pipelines name it, beside the pipeline's others.
 
     Raises:
         FileNotFoundError: naming the missing file.
-        ValueError: naming the file that is not readable, or holds nothing.
+        ValueError: naming the file that is not readable, holds nothing, or does not fit.
     """
     if folder.name.startswith("tokenizer"):
         _check_tokenizer(folder)
@@ -45,15 +47,35 @@ def needed_files(folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    settings = _present(folder / "tokenizer_config.json")
-    length = read_json(settings).get("model_max_length")
+    place = _present(folder / "tokenizer_config.json")
+    settings = read_json(place)
+    length = settings.get("model_max_length")
     # Else prompts would be filled up to a length beyond all bounds.
     if not isinstance(length, int) or not 0 < length < _UNBOUNDED:
-        raise ValueError(f"{settings} has no model_max_length, the text encoder's length; fetch or save it again")
+        raise ValueError(f"{place} has no model_max_length, the text encoder's length; fetch or save it again")
+    largest = max(_token_ids(folder, settings))
+    encoder = _present(folder.with_name(folder.name.replace("tokenizer", "text_encoder")) / "config.json")
+    expected = read_json(encoder)
+    expected = expected.get("text_config") or expected  # of a model of texts and pictures
+    for name, default, needed in (("vocab_size", _TOKENS, largest + 1), ("max_position_embeddings", _LENGTH, length)):
+        size = expected.get(name, default)
+        if not isinstance(size, int) or size < needed:
+            what = f"gives tokens up to {largest}" if name == "vocab_size" else f"has model_max_length {length}"
+            raise ValueError(
+                f"{folder} {what}, but {encoder} has {name} {size!r}: the two are not of one model; fetch or save both "
+                "again"
+            )
+
+
+def _token_ids(folder: Path, settings: dict[str, Any]) -> list[int]:
+    """The numbers of all tokens that a tokenizer may give, at least one."""
     whole = folder / "tokenizer.json"
+    added: list[Any] = list(settings.get("added_tokens_decoder") or ())
     if whole.is_file():
-        model = read_json(whole).get("model")
+        content = read_json(whole)
+        model = content.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        added += [one.get("id") for one in content.get("added_tokens") or () if isinstance(one, dict)]
     else:
         whole = _present(folder / "vocab.json", "tokenizer.json")
         merges = _present(folder / "merges.txt", "tokenizer.json")
@@ -61,6 +83,16 @@ def _check_tokenizer(folder: Path) -> None:
         whole = whole if merges.stat().st_size else merges
     if not vocabulary:
         raise ValueError(f"{whole} holds no vocabulary; fetch or save it again")
+    if (beside := folder / "added_tokens.json").is_file():
+        added += read_json(beside).values()
+    # Other kinds of tokenizers list their words in the numbers' order.
+    known = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    try:
+        return [int(one) for one in (*known, *added)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{whole}, or a file beside it, has a token without a number; fetch or save it again"
+        ) from error
 
 
 def _present(path: Path, instead: str = "") -> Path:
