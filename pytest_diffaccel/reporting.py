@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -22,7 +23,7 @@ from pytest_diffaccel.case_items import (
     search_cases,
 )
 from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
-from pytest_diffaccel.workers import other_session
+from pytest_diffaccel.workers import other_session, sessions_of_store
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
@@ -130,11 +131,23 @@ class Reporting:
         except (JsonFileError, NoPlace) as error:
             self._is_refused = True
             raise pytest.UsageError(str(error)) from error
-        if nodeids and known and (other := other_session(self._config)):
+        if nodeids and known:
+            self._tell_of_others()
+
+    def _tell_of_others(self) -> None:
+        """Name the sessions that measure the same without knowing of this one: in this folder, or in its store."""
+        from pytest_diffaccel.records.tables import StoreError
+
+        told = "what both look for is measured twice; stop one of them, or"
+        if other := other_session(self._config):
             self._terminal.write_line(
-                f"diffaccel: another session searches in this folder ({other}): what both look for is measured twice; "
-                "stop one of them, or start it in another folder"
+                f"diffaccel: another session searches in this folder ({other}): {told} start it in another folder"
             )
+        with suppress(StoreError):  # which the first case will tell
+            for other in sessions_of_store(self._config, search_run(self._config)):
+                self._terminal.write_line(
+                    f"diffaccel: another session searches into this store ({other}): {told} give another --store"
+                )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:

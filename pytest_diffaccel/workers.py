@@ -17,7 +17,7 @@ from pytest_diffaccel.options import WORK_DIR
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
-    from pytest_diffaccel.search.run import Session
+    from pytest_diffaccel.search.run import SearchRun, Session
     from pytest_diffaccel.settings import Settings
 
 # Environment variable that tells a worker when its session began, seconds since the epoch.
@@ -68,6 +68,20 @@ def other_session(config: pytest.Config) -> str:
     config.add_cleanup(lock.release)
     about.write_text(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M')}", encoding="utf-8")
     return ""
+
+
+def sessions_of_store(config: pytest.Config, run: SearchRun) -> list[str]:
+    """Who else searches into this session's store from other folders, in words; later ones are told of this one.
+
+    Raises:
+        StoreError: when the store cannot be read or written.
+    """
+    from pytest_diffaccel.records.presence import Presence
+    from pytest_diffaccel.records.store import Store
+
+    presence = Presence(Store.open(run.settings.store), run.session.name, run.session.began_at)
+    config.add_cleanup(presence.end)
+    return presence.begin()
 
 
 def number_of_workers(config: pytest.Config) -> int:

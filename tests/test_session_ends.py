@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
@@ -351,6 +354,25 @@ def test_another_session_in_the_folder_is_told(made_up: MadeUp) -> None:
     result = made_up.run()
     result.stdout.no_fnmatch_line("*another session*")
     assert f"process {os.getpid()}, since 20" in (work / "session.txt").read_text(encoding="utf-8")
+
+
+def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "shared" / "search.sqlite")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        other = Presence(Store.open(url), "another", began_at=1e9)
+    other.begin()
+    try:
+        result = made_up.run("--store", url)
+    finally:
+        other.end()
+    words = f"({platform.node()}, process {os.getpid()}, since 2001-09-0*, in {tmp_path})"
+    result.stdout.fnmatch_lines([f"diffaccel: another session searches into this store {words}*give another --store"])
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0
+    for _ in range(2):  # neither of the other, nor of the one before
+        made_up.measured.clear()
+        made_up.run("--store", url).stdout.no_fnmatch_line("*another session*")
 
 
 def test_a_lock_of_somebody_elses_beside_the_report_matters_to_nobody(made_up: MadeUp) -> None:

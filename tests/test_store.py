@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -29,8 +30,10 @@ from sqlalchemy import create_engine, text
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Round, RunTiming, Sampling
+from pytest_diffaccel.records import presence
 from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Progress, Store
 from pytest_diffaccel.records.tables import INFO, METADATA, StoreError
 
@@ -393,6 +396,61 @@ def test_a_calibration_is_kept_by_environment_in_its_order_until_it_is_forgotten
     assert store.rounds("another") == rounds[:1]
     with pytest.raises(ValueError, match="JSON"):
         store.save_round(ENVIRONMENT, Round(plain, (candidate(),), (run,), "", float("nan")))
+
+
+# Sessions
+
+
+@pytest.fixture
+def session_in(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Presence]]:
+    """Gives a session of a folder, which searches into the same store as all others."""
+    made: list[Presence] = []
+
+    def make(folder: str) -> Presence:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        made.append(Presence(Store.open(url), f"session {len(made)}", began_at=1e9))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def test_sessions_of_other_folders_see_each_other_while_they_last(
+    session_in: Callable[[str], Presence], store: Store, tmp_path: Path
+) -> None:
+    first = session_in("one")
+    assert first.begin() == []
+    (told,) = session_in("another").begin()
+    assert told.startswith(f"{platform.node()}, process {os.getpid()}, since 2001-09-0")
+    assert told.endswith(f", in {tmp_path / 'one'}")
+    assert [one.rpartition("/")[2] for one in session_in("one").begin()] == ["another"]
+    assert len(session_in("third").begin()) == 3
+    first.end()
+    assert len(session_in("fourth").begin()) == 3
+    assert store.contents() == Contents((), (), (), {}, {})
+
+
+def test_a_session_that_died_is_told_for_some_minutes_only(
+    session_in: Callable[[str], Presence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_in("one").begin()
+    monkeypatch.setattr(presence, "_STALE_S", -60.0)  # as if a minute later than long
+    assert session_in("another").begin() == []
+    monkeypatch.undo()
+    assert [one.rpartition("/")[2] for one in session_in("third").begin()] == ["another"]  # nor is its row kept
+
+
+def test_a_session_shows_that_it_lives(
+    session_in: Callable[[str], Presence], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "_BEAT_S", 0.01)
+    session_in("one").begin()
+    later, deadline = time.time(), time.monotonic() + 30
+    while not store.decisions("", presence._SAMPLING, since=later):
+        assert time.monotonic() < deadline, "no sign of life"
+        time.sleep(0.01)
 
 
 def test_a_record_of_another_version_is_refused(store: Store, url: str) -> None:

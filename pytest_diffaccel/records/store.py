@@ -42,7 +42,7 @@ from pytest_diffaccel.records.tables import (
 )
 
 #: Purposes of rows that say how a search goes on, and nothing of its candidates: short runs that took their process
-#: with them, and groups that a session has decided.
+#: with them, groups that a session has decided, and sessions that are under way.
 CALIBRATION_PURPOSE, SESSION_PURPOSE = INTERNAL = ("calibration", "session")
 
 
@@ -237,6 +237,16 @@ class Store:
         """Why ``subject`` needs no measuring; None when that was not decided since then (seconds since the epoch)."""
         rows = self._rows(DECISIONS, identity(subject, environment, sampling), since)
         return str(rows[0].evidence) if rows else None
+
+    def decisions(self, environment: str, sampling: Sampling, since: float = 0.0) -> dict[str, str]:
+        """All that was decided since then (seconds since the epoch): why, by subject."""
+        rows = self._rows(DECISIONS, conditions(environment, sampling), since)
+        return {row.candidate_key: row.evidence for row in rows}
+
+    def forget_decision(self, subject: str, environment: str, sampling: Sampling) -> None:
+        """Remove what was decided of ``subject``."""
+        with self._writing() as connection:
+            connection.execute(delete(DECISIONS).where(equal(DECISIONS, identity(subject, environment, sampling))))
 
     def save_round(self, environment: str, made: Round) -> None:
         """Keep a round of an environment's calibration.
