@@ -133,9 +133,12 @@ def test_pytest_benchmark_compares_a_run_with_a_saved_one(finished_search: Small
     )
 
 
-def test_without_being_asked_pytest_benchmark_shows_nothing(finished_search: SmallSearch) -> None:
-    result = finished_search.run()
-    result.stdout.no_fnmatch_line("*Outliers*")
+@pytest.mark.parametrize("asked", [("--benchmark-json", "benchmark.json"), ()], ids=["asked", "not asked"])
+def test_pytest_benchmark_shows_a_table_where_it_is_asked(finished_search: SmallSearch, asked: tuple[str, ...]) -> None:
+    result = finished_search.run(*asked)
+    result.assert_outcomes(passed=4)
+    shown = {name for name in ("Name (time in", "Outliers", "OPS") if name in result.stdout.str()}
+    assert shown == ({"Name (time in", "Outliers", "OPS"} if asked else set())
 
 
 def test_failures_and_dead_workers_are_logged_with_their_reason(small_search: SmallSearch) -> None:
