@@ -57,7 +57,7 @@ CAUGHT = {
     "same_negative": ("runs", "not those of its settings"),
     "own_embeddings": ("runs", "argument prompt_embeds, which the judge does not repeat"),
     "endless_prompt": ("runs", "prompt: string should have at most 2000 characters"),
-    "half_guidance": ("runs", ""),
+    "half_guidance": ("runs", "not those of its settings"),
     "fake_ratio": ("runs", "accelerators: none, not DeepCache"),
     "exits_early": ("runs", "made no image"),
     "endless_loop": ("runs", "did not end within"),
@@ -149,6 +149,39 @@ def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]
     assert runs["params"] == {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
     low, high = result(verdict, "speed").figures["speedup_ci95"]
     assert 1 < low < high
+
+
+# Calls that the judge does not repeat: of two embeddings, and of far too many letters.
+EMBEDDED = """
+pair = pipe.encode_prompt(["red apple", "green tree"], "cpu", 1, True)
+pipe(prompt_embeds=pair[0], negative_prompt_embeds=pair[1], num_inference_steps=2, height=32, width=48)
+"""
+ENDLESS = """
+pipe("apple, " * 1500, num_inference_steps=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (EMBEDDED, "", "argument prompt_embeds, which the judge does not repeat"),
+        ("", ENDLESS, "at most 2000 character"),
+    ],
+    ids=["before", "after"],
+)
+def test_a_call_beside_the_judged_one_that_cannot_be_repeated_is_noted(
+    judge_of: Callable[..., Judge], before: str, after: str, words: str
+) -> None:
+    head, judged = cheat("honest").decode().split("image = pipe(")
+    script = f"{head}{before}image = pipe({judged}{after}"
+    verdict = judge_of("runs").judge(TASK_ID, task(), script.encode(), None)
+    assert verdict.passed, verdict.failures
+    runs = result(verdict, "runs")
+    assert runs.figures["images"] == 1
+    assert runs.detail.startswith(
+        "beside the call that is judged it called its pipeline in a way that cannot be judged: "
+    )
+    assert words in runs.detail
 
 
 # An accelerator each, with pipes and schedulers in turns; 20 steps.
@@ -252,6 +285,7 @@ def test_a_cheat_is_caught(judge_of: Callable[..., Judge], name: str) -> None:
 
 def test_every_cheat_has_its_test() -> None:
     assert {path.stem for path in CHEATS.glob("*.py")} == {*CAUGHT, "honest", "reads_secrets"}
+    assert all(words for _, words in CAUGHT.values())
 
 
 def test_nothing_remains_of_a_script(

@@ -178,6 +178,8 @@ def _generate(call: Callable[..., Any], pipeline: Any, arguments: Mapping[str, A
 
     _forget(pipeline)
     prompt = arguments.get("prompt")
+    # Embeddings, where there is no prompt: such a call is not judged, but it runs.
+    prompt = arguments.get("prompt_embeds") if prompt is None else prompt
     prompts = 1 if isinstance(prompt, str) or prompt is None else len(prompt)
     images = prompts * int(arguments.get("num_images_per_prompt") or 1)
     torch.manual_seed(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +74,8 @@ class LiveCall:
             ChannelClosed: when its process has ended.
         """
         arguments = self.claim.arguments
-        first = secrets.randbits(_SEED_BITS)
         began = self.clock.read()
-        self._process.channel.send({"order": "generate", "seed": first, "wording": arguments.wording})
-        images = _images(self._process.receive())
+        images, first = _drawn(self._process, arguments.wording)
         self.seconds = self.clock.since(began)
         found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
         if found != wanted:
@@ -155,12 +153,16 @@ class _Hearing:
         self._process, self._expected, self._use = process, expected, use
         self._registry, self._replay = registry, replay
         self._complaint = "made no image with a pipeline of diffusers"
+        self._unjudged = ""
         self._figures: dict[str, Any] = {}
         self._has_begun = False
         self._trial = Trial(StageResult("runs", "failed"))
 
     def listen(self) -> None:
-        """Take calls until the process ends; judge the first that is what the task asks for."""
+        """Take calls until the process ends; judge the first that is what the task asks for.
+
+        Others only run, whether or not they could be repeated: what they draw is no part of the verdict.
+        """
         for _ in range(_MOST_CALLS):
             try:
                 message = self._process.receive()
@@ -183,15 +185,24 @@ class _Hearing:
         try:
             claim = Claim.from_header(message.header)
         except ValueError as error:
-            raise ScriptMisbehaved(f"called its pipeline in a way that cannot be judged: {error}") from error
-        mismatches = claim.mismatches(self._expected, self._registry)
-        call = LiveCall(claim, self._process)
-        if mismatches or self._trial.claim is not None:
-            self._complaint = "; ".join(mismatches)
-            call.run()
+            self._pass_over(message, error)
         else:
-            self._judge(call)
+            mismatches = claim.mismatches(self._expected, self._registry)
+            if mismatches or self._trial.claim is not None:
+                self._complaint = "; ".join(mismatches)
+                _drawn(self._process, {})
+            else:
+                self._judge(LiveCall(claim, self._process))
         self._process.channel.send({"order": "go on"})
+
+    def _pass_over(self, message: Message, error: ValueError) -> None:
+        """Let a call run that cannot be repeated, if the script may be judged by another one."""
+        said = f"called its pipeline in a way that cannot be judged: {error}"
+        # What names no argument that is not repeated is no call that people make.
+        if self._trial.claim is None and not message.header.get("oddities"):
+            raise ScriptMisbehaved(said) from error
+        self._complaint, self._unjudged = said, f"beside the call that is judged it {said}"
+        _drawn(self._process, {})
 
     def _judge(self, call: LiveCall) -> None:
         from pytest_diffaccel.measure.degenerate import degenerate
@@ -228,18 +239,36 @@ class _Hearing:
 
     def failed(self, why: str) -> Trial:
         """The trial of a script that failed; what was proven before does not count."""
-        # A script's own words are among them: nothing that moves a terminal's cursor, and not a book.
-        words = "".join(letter if letter.isprintable() else " " for letter in why)
-        said = " ".join(words.split())[:_LONGEST_COMPLAINT]
-        self._trial.result, self._trial.claim = StageResult("runs", "failed", said, self._figures), None
+        self._trial.result, self._trial.claim = StageResult("runs", "failed", _printable(why), self._figures), None
         return self._trial
 
     def ended(self) -> Trial:
         """The trial of a script that ended as it should."""
         if self._trial.claim is None:
             return self.failed(self._complaint)
-        self._trial.result = StageResult("runs", "passed", "", self._figures)
+        self._trial.result = StageResult("runs", "passed", _printable(self._unjudged), self._figures)
         return self._trial
+
+
+def _printable(said: str) -> str:
+    """Words that may be a script's own: nothing that moves a terminal's cursor, and not a book."""
+    words = "".join(letter if letter.isprintable() else " " for letter in said)
+    return " ".join(words.split())[:_LONGEST_COMPLAINT]
+
+
+def _drawn(process: ScriptProcess, wording: Mapping[str, Any]) -> tuple[list[Image], int]:
+    """Run the call that a script waits in, once.
+
+    Args:
+        process: the script's.
+        wording: what is drawn, by argument, in place of what the script says; without any, as it says.
+
+    Returns:
+        The images, and the seed of their start noise, which nobody knew before.
+    """
+    first = secrets.randbits(_SEED_BITS)
+    process.channel.send({"order": "generate", "seed": first, "wording": dict(wording)})
+    return _images(process.receive()), first
 
 
 def difference_levels(images: Sequence[Image], references: Sequence[Image]) -> float:

@@ -17,7 +17,7 @@ class StageResult:
     Attributes:
         stage: a name of :data:`pytest_diffaccel.judge.STAGES`.
         outcome: how it ended.
-        detail: why, in a sentence; empty for a plain pass.
+        detail: why, in a sentence, or what was not judged; empty for a plain pass.
         figures: what was measured, by name; plain JSON values.
     """
 
