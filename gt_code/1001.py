@@ -2,18 +2,19 @@
 
 Task 1001: Generate a SDXL pipeline using the DDIM sampler with 25 steps, accelerated by
 T-Gate with 2.5x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.86x.
+This target is unattainable: no setting is fast enough. Best reached: 1.89x.
 
-T-Gate: gate_step=1, sp_interval=1, fi_interval=4, warm_up=0
-Speedup (95% interval): 1.86x (1.81x to 1.92x), by whole runs 1.79x (1.56x to 2.05x)
-LPIPS (95% interval): 0.128 (0.090 to 0.166) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.89x (1.84x to 1.94x), by whole runs 1.86x (1.81x to 1.91x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.245 (0.147 to 0.343) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1001", status = "unattainable", target = 2.5 }
 # ///
@@ -38,7 +39,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 4, "warm_up": 0}
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -105,7 +106,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.86x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.89x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

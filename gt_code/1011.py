@@ -3,10 +3,10 @@
 Task 1011: Generate a SDXL pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and ToMe with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.35x (1.30x to 1.39x), by whole runs 1.31x (1.15x to 1.49x)
-LPIPS (95% interval): 0.035 (0.022 to 0.048) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 1.61x (1.55x to 1.66x), by whole runs 1.60x (1.47x to 1.75x)
+LPIPS (95% interval): 0.023 (0.009 to 0.037) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

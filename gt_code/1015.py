@@ -3,10 +3,10 @@
 Task 1015: Generate a SDXL pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.20x (3.10x to 3.31x), by whole runs 3.18x (2.90x to 3.48x)
-LPIPS (95% interval): 0.126 (0.032 to 0.219) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 2.56x (2.48x to 2.64x), by whole runs 2.42x (2.10x to 2.77x)
+LPIPS (95% interval): 0.100 (0.000 to 0.200) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

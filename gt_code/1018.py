@@ -5,15 +5,15 @@ DeepCache and T-Gate with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=3
 T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.55x (1.51x to 1.59x), by whole runs 1.56x (1.36x to 1.78x)
-LPIPS (95% interval): 0.036 (0.009 to 0.063) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.48x (1.35x to 1.62x)
+LPIPS (95% interval): 0.037 (0.020 to 0.053) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1018", status = "met", target = 1.2 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.86x (1.81x to 1.91x), by whole runs 1.85x (1.61x to 2.12x)
-LPIPS (95% interval): 0.038 (0.011 to 0.065) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.82x (1.77x to 1.87x), by whole runs 1.77x (1.53x to 2.05x)
+LPIPS (95% interval): 0.042 (0.018 to 0.066) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1020", status = "met", target = 1.8 }
 # ///

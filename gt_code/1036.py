@@ -4,15 +4,15 @@ Task 1036: Generate a SDXL pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=1
-Speedup (95% interval): 2.62x (2.54x to 2.69x), by whole runs 2.59x (2.26x to 2.97x)
-LPIPS (95% interval): 0.032 (0.002 to 0.063) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.56x (2.48x to 2.64x), by whole runs 2.53x (2.24x to 2.86x)
+LPIPS (95% interval): 0.027 (0.008 to 0.045) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1036", status = "met", target = 2.5 }
 # ///

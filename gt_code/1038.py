@@ -4,15 +4,15 @@ Task 1038: Generate a SDXL pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 4.24x (4.13x to 4.36x), by whole runs 4.15x (3.62x to 4.76x)
-LPIPS (95% interval): 0.071 (0.038 to 0.103) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.10x (3.98x to 4.22x), by whole runs 4.20x (3.85x to 4.58x)
+LPIPS (95% interval): 0.091 (0.000 to 0.194) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1038", status = "met", target = 4.0 }
 # ///

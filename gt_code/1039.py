@@ -3,16 +3,16 @@
 Task 1039: Generate a SDXL pipeline using the DDIM sampler with 50 steps, accelerated by
 T-Gate with 1.2x speedup
 
-T-Gate: gate_step=38, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.21x (1.18x to 1.24x), by whole runs 1.21x (1.06x to 1.39x)
-LPIPS (95% interval): 0.040 (0.007 to 0.073) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=32, sp_interval=3, fi_interval=5, warm_up=20
+Speedup (95% interval): 1.24x (1.20x to 1.27x), by whole runs 1.25x (1.14x to 1.37x)
+LPIPS (95% interval): 0.029 (0.020 to 0.039) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1039", status = "met", target = 1.2 }
 # ///
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 38, "sp_interval": 5, "fi_interval": 5, "warm_up": 2}
+TGATE = {"gate_step": 32, "sp_interval": 3, "fi_interval": 5, "warm_up": 20}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

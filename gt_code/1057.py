@@ -5,15 +5,15 @@ DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.44x (3.34x to 3.54x), by whole runs 3.46x (3.01x to 3.97x)
-LPIPS (95% interval): 0.056 (0.012 to 0.100) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.42x (3.32x to 3.53x), by whole runs 3.54x (3.25x to 3.86x)
+LPIPS (95% interval): 0.051 (0.032 to 0.070) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1057", status = "met", target = 2.5 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and ToMe with 4.0x speedup
 
 DeepCache: cache_interval=8, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 4.31x (4.19x to 4.43x), by whole runs 4.20x (3.65x to 4.84x)
-LPIPS (95% interval): 0.082 (0.044 to 0.120) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.28x (4.15x to 4.41x), by whole runs 4.40x (4.03x to 4.80x)
+LPIPS (95% interval): 0.109 (0.012 to 0.206) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1059", status = "met", target = 4.0 }
 # ///

@@ -3,17 +3,17 @@
 Task 1063: Generate a SDXL pipeline using the DDIM sampler with 50 steps, accelerated by
 DeepCache and T-Gate with 2.0x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
+DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.03x (1.98x to 2.08x), by whole runs 2.06x (1.80x to 2.36x)
-LPIPS (95% interval): 0.038 (0.010 to 0.065) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.52x (2.45x to 2.59x), by whole runs 2.40x (2.14x to 2.69x)
+LPIPS (95% interval): 0.031 (0.022 to 0.041) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1063", status = "met", target = 2.0 }
 # ///
@@ -37,7 +37,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
 TGATE = {"gate_step": 38, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 

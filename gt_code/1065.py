@@ -3,17 +3,17 @@
 Task 1065: Generate a SDXL pipeline using the DDIM sampler with 50 steps, accelerated by
 DeepCache and T-Gate with 3.0x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-T-Gate: gate_step=25, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 3.05x (2.97x to 3.13x), by whole runs 3.05x (2.66x to 3.50x)
-LPIPS (95% interval): 0.052 (0.023 to 0.081) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+T-Gate: gate_step=38, sp_interval=3, fi_interval=3, warm_up=2
+Speedup (95% interval): 3.51x (3.41x to 3.61x), by whole runs 3.39x (3.02x to 3.81x)
+LPIPS (95% interval): 0.051 (0.032 to 0.070) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1065", status = "met", target = 3.0 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 25, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 38, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 4.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 4.24x (4.13x to 4.35x), by whole runs 4.24x (3.70x to 4.86x)
-LPIPS (95% interval): 0.064 (0.028 to 0.101) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.14x (4.02x to 4.26x), by whole runs 3.97x (3.55x to 4.43x)
+LPIPS (95% interval): 0.061 (0.039 to 0.082) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1066", status = "met", target = 4.0 }
 # ///

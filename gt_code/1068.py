@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 1.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.81x (2.73x to 2.88x), by whole runs 2.78x (2.43x to 3.19x)
-LPIPS (95% interval): 0.064 (0.018 to 0.110) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.72x (2.64x to 2.80x), by whole runs 2.72x (2.46x to 3.01x)
+LPIPS (95% interval): 0.056 (0.042 to 0.070) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1068", status = "met", target = 1.5 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.91x (3.81x to 4.01x), by whole runs 3.84x (3.34x to 4.40x)
-LPIPS (95% interval): 0.071 (0.024 to 0.118) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.81x (3.70x to 3.92x), by whole runs 3.76x (3.39x to 4.18x)
+LPIPS (95% interval): 0.074 (0.055 to 0.093) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1072", status = "met", target = 3.0 }
 # ///

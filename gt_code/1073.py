@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 4.18x (4.08x to 4.30x), by whole runs 4.19x (3.64x to 4.81x)
-LPIPS (95% interval): 0.100 (0.037 to 0.164) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.12x (4.00x to 4.24x), by whole runs 4.06x (3.70x to 4.44x)
+LPIPS (95% interval): 0.090 (0.071 to 0.109) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1073", status = "met", target = 4.0 }
 # ///

@@ -3,8 +3,8 @@
 Task 1081: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by T-Gate with 1.2x speedup
 
-T-Gate: gate_step=12, sp_interval=2, fi_interval=2, warm_up=3
-Speedup (95% interval): 1.23x (1.19x to 1.27x), by whole runs 1.12x (1.00x to 1.26x)
+T-Gate: gate_step=12, sp_interval=3, fi_interval=2, warm_up=8
+Speedup (95% interval): 1.22x (1.19x to 1.26x), by whole runs 1.21x (1.11x to 1.32x)
 LPIPS (95% interval): 0.038 (0.022 to 0.053) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 2, "fi_interval": 2, "warm_up": 3}
+TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 2, "warm_up": 8}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,9 +4,9 @@ Task 1104: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 1.82x (1.77x to 1.88x), by whole runs 1.76x (1.60x to 1.93x)
-LPIPS (95% interval): 0.062 (0.042 to 0.083) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=10, sp_interval=3, fi_interval=3, warm_up=2
+Speedup (95% interval): 1.98x (1.93x to 2.03x), by whole runs 1.00x (0.13x to 7.85x)
+LPIPS (95% interval): 0.072 (0.045 to 0.099) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 10, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,9 +4,9 @@ Task 1107: Generate a SDXL pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.05x (2.96x to 3.14x), by whole runs 2.85x (2.61x to 3.10x)
-LPIPS (95% interval): 0.139 (0.051 to 0.227) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 3.52x (3.43x to 3.62x), by whole runs 3.58x (3.25x to 3.94x)
+LPIPS (95% interval): 0.157 (0.068 to 0.246) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 1116: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=4
-Speedup (95% interval): 1.31x (1.27x to 1.34x), by whole runs 1.28x (1.12x to 1.47x)
-LPIPS (95% interval): 0.023 (0.000 to 0.052) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.30x (1.26x to 1.33x), by whole runs 1.27x (1.12x to 1.43x)
+LPIPS (95% interval): 0.031 (0.006 to 0.057) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1116", status = "met", target = 1.2 }
 # ///

@@ -4,15 +4,15 @@ Task 1119: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=1
-Speedup (95% interval): 2.07x (2.02x to 2.13x), by whole runs 2.05x (1.79x to 2.35x)
-LPIPS (95% interval): 0.054 (0.021 to 0.086) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.04x (1.98x to 2.10x), by whole runs 2.08x (1.78x to 2.43x)
+LPIPS (95% interval): 0.098 (0.000 to 0.204) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1119", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 1120: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.74x (2.66x to 2.81x), by whole runs 2.66x (2.32x to 3.05x)
-LPIPS (95% interval): 0.072 (0.031 to 0.112) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.69x (2.61x to 2.76x), by whole runs 2.78x (2.28x to 3.40x)
+LPIPS (95% interval): 0.110 (0.007 to 0.212) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1120", status = "met", target = 2.5 }
 # ///

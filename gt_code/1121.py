@@ -4,15 +4,15 @@ Task 1121: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.40x (3.31x to 3.49x), by whole runs 3.28x (2.85x to 3.77x)
-LPIPS (95% interval): 0.094 (0.048 to 0.140) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.33x (3.24x to 3.42x), by whole runs 3.43x (2.93x to 4.00x)
+LPIPS (95% interval): 0.128 (0.024 to 0.232) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1121", status = "met", target = 3.0 }
 # ///

@@ -3,9 +3,9 @@
 Task 1123: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by T-Gate with 1.2x speedup
 
-T-Gate: gate_step=11, sp_interval=2, fi_interval=5, warm_up=1
-Speedup (95% interval): 1.42x (1.37x to 1.46x), by whole runs 1.42x (1.26x to 1.60x)
-LPIPS (95% interval): 0.053 (0.032 to 0.075) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=16, sp_interval=3, fi_interval=5, warm_up=13
+Speedup (95% interval): 1.21x (1.18x to 1.25x), by whole runs 1.24x (1.13x to 1.36x)
+LPIPS (95% interval): 0.035 (0.022 to 0.049) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 11, "sp_interval": 2, "fi_interval": 5, "warm_up": 1}
+TGATE = {"gate_step": 16, "sp_interval": 3, "fi_interval": 5, "warm_up": 13}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1137: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and ToMe with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.35x (1.30x to 1.39x), by whole runs 1.38x (1.23x to 1.55x)
-LPIPS (95% interval): 0.035 (0.024 to 0.045) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=1
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 1.51x (1.47x to 1.56x), by whole runs 1.54x (1.37x to 1.73x)
+LPIPS (95% interval): 0.034 (0.006 to 0.061) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 1}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1138: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and ToMe with 1.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.16x (2.08x to 2.23x), by whole runs 2.16x (1.90x to 2.45x)
-LPIPS (95% interval): 0.063 (0.039 to 0.086) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 1.59x (1.54x to 1.65x), by whole runs 1.59x (1.42x to 1.77x)
+LPIPS (95% interval): 0.034 (0.008 to 0.059) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1141: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.20x (3.10x to 3.31x), by whole runs 3.30x (3.00x to 3.64x)
-LPIPS (95% interval): 0.111 (0.059 to 0.163) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 2.54x (2.46x to 2.62x), by whole runs 2.46x (2.25x to 2.69x)
+LPIPS (95% interval): 0.110 (0.008 to 0.211) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1145: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and T-Gate with 1.5x speedup
 
-DeepCache: cache_interval=8, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 4.32x (4.18x to 4.45x), by whole runs 4.46x (3.96x to 5.02x)
-LPIPS (95% interval): 0.169 (0.079 to 0.258) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=3
+T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.37x (1.21x to 1.56x)
+LPIPS (95% interval): 0.045 (0.023 to 0.068) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 19, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,11 +3,11 @@
 Task 1155: Generate a SDXL pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=3
-T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=6, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.55x (2.47x to 2.64x), by whole runs 2.63x (2.41x to 2.87x)
-LPIPS (95% interval): 0.140 (0.079 to 0.201) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.69x (2.62x to 2.76x), by whole runs 2.83x (2.56x to 3.12x)
+LPIPS (95% interval): 0.097 (0.070 to 0.124) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,9 +39,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.25, "max_downsample": 2}
 

@@ -4,15 +4,15 @@ Task 1159: Generate a SDXL pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.83x (1.78x to 1.88x), by whole runs 1.83x (1.58x to 2.11x)
-LPIPS (95% interval): 0.013 (0.000 to 0.026) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.80x (1.75x to 1.85x), by whole runs 1.81x (1.65x to 1.98x)
+LPIPS (95% interval): 0.011 (0.000 to 0.021) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1159", status = "met", target = 1.5 }
 # ///

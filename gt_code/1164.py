@@ -4,15 +4,15 @@ Task 1164: Generate a SDXL pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=7, cache_branch_id=0
-Speedup (95% interval): 4.23x (4.12x to 4.34x), by whole runs 4.07x (3.55x to 4.67x)
-LPIPS (95% interval): 0.073 (0.029 to 0.118) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.11x (3.99x to 4.22x), by whole runs 4.26x (3.87x to 4.68x)
+LPIPS (95% interval): 0.110 (0.005 to 0.215) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1164", status = "met", target = 4.0 }
 # ///

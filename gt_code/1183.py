@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.44x (3.34x to 3.53x), by whole runs 3.50x (3.04x to 4.02x)
-LPIPS (95% interval): 0.063 (0.010 to 0.116) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.43x (3.33x to 3.53x), by whole runs 3.67x (3.27x to 4.12x)
+LPIPS (95% interval): 0.057 (0.035 to 0.078) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1183", status = "met", target = 2.5 }
 # ///

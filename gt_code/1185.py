@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 4.0x speedup
 
 DeepCache: cache_interval=8, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 4.30x (4.19x to 4.42x), by whole runs 4.33x (3.78x to 4.96x)
-LPIPS (95% interval): 0.087 (0.036 to 0.138) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.28x (4.16x to 4.40x), by whole runs 4.29x (3.91x to 4.70x)
+LPIPS (95% interval): 0.084 (0.051 to 0.117) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1185", status = "met", target = 4.0 }
 # ///

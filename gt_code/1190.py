@@ -3,17 +3,17 @@
 Task 1190: Generate a SDXL pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by DeepCache and T-Gate with 2.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-T-Gate: gate_step=38, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.58x (2.52x to 2.65x), by whole runs 2.54x (2.22x to 2.92x)
-LPIPS (95% interval): 0.039 (0.008 to 0.070) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 2.60x (2.53x to 2.67x), by whole runs 2.49x (2.23x to 2.77x)
+LPIPS (95% interval): 0.072 (0.037 to 0.107) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1190", status = "met", target = 2.5 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 38, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

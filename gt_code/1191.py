@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=1, warm_up=0
-Speedup (95% interval): 3.44x (3.35x to 3.53x), by whole runs 3.45x (3.01x to 3.95x)
-LPIPS (95% interval): 0.065 (0.024 to 0.106) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.39x (3.30x to 3.49x), by whole runs 3.28x (3.01x to 3.58x)
+LPIPS (95% interval): 0.072 (0.024 to 0.119) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1191", status = "met", target = 3.0 }
 # ///

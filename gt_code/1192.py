@@ -3,17 +3,17 @@
 Task 1192: Generate a SDXL pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by DeepCache and T-Gate with 4.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=25, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 4.16x (4.06x to 4.27x), by whole runs 4.15x (3.62x to 4.75x)
-LPIPS (95% interval): 0.072 (0.027 to 0.118) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=8, cache_branch_id=0
+T-Gate: gate_step=38, sp_interval=3, fi_interval=1, warm_up=2
+Speedup (95% interval): 4.50x (4.38x to 4.63x), by whole runs 4.08x (3.64x to 4.58x)
+LPIPS (95% interval): 0.123 (0.024 to 0.222) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1192", status = "met", target = 4.0 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 25, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 38, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

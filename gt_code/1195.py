@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 1.8x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.10x (2.05x to 2.16x), by whole runs 2.10x (1.83x to 2.40x)
-LPIPS (95% interval): 0.063 (0.012 to 0.115) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.03x (1.97x to 2.08x), by whole runs 1.89x (1.46x to 2.45x)
+LPIPS (95% interval): 0.060 (0.041 to 0.078) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1195", status = "met", target = 1.8 }
 # ///

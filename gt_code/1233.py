@@ -4,9 +4,9 @@ Task 1233: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.03x (2.94x to 3.12x), by whole runs 2.84x (2.59x to 3.11x)
-LPIPS (95% interval): 0.136 (0.047 to 0.225) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 3.51x (3.42x to 3.60x), by whole runs 3.51x (2.96x to 4.17x)
+LPIPS (95% interval): 0.152 (0.062 to 0.243) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 1244: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=2
-Speedup (95% interval): 1.87x (1.82x to 1.92x), by whole runs 1.86x (1.62x to 2.13x)
-LPIPS (95% interval): 0.055 (0.020 to 0.090) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.86x (1.81x to 1.91x), by whole runs 1.86x (1.71x to 2.03x)
+LPIPS (95% interval): 0.097 (0.000 to 0.208) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1244", status = "met", target = 1.8 }
 # ///

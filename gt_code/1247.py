@@ -4,15 +4,15 @@ Task 1247: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.38x (3.30x to 3.48x), by whole runs 3.36x (2.93x to 3.85x)
-LPIPS (95% interval): 0.096 (0.046 to 0.146) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.33x (3.24x to 3.42x), by whole runs 3.25x (2.96x to 3.57x)
+LPIPS (95% interval): 0.125 (0.021 to 0.230) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1247", status = "met", target = 3.0 }
 # ///

@@ -3,9 +3,9 @@
 Task 1249: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by T-Gate with 1.2x speedup
 
-T-Gate: gate_step=8, sp_interval=4, fi_interval=5, warm_up=5
-Speedup (95% interval): 1.52x (1.47x to 1.57x), by whole runs 1.55x (1.42x to 1.69x)
-LPIPS (95% interval): 0.058 (0.035 to 0.081) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=16, sp_interval=3, fi_interval=5, warm_up=13
+Speedup (95% interval): 1.21x (1.18x to 1.24x), by whole runs 1.21x (1.11x to 1.33x)
+LPIPS (95% interval): 0.033 (0.022 to 0.045) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 8, "sp_interval": 4, "fi_interval": 5, "warm_up": 5}
+TGATE = {"gate_step": 16, "sp_interval": 3, "fi_interval": 5, "warm_up": 13}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

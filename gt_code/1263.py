@@ -3,10 +3,10 @@
 Task 1263: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and ToMe with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.35x (1.31x to 1.40x), by whole runs 1.35x (1.19x to 1.52x)
-LPIPS (95% interval): 0.032 (0.021 to 0.042) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 1.60x (1.55x to 1.65x), by whole runs 1.61x (1.48x to 1.76x)
+LPIPS (95% interval): 0.030 (0.009 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1264: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and ToMe with 1.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.17x (2.10x to 2.24x), by whole runs 2.17x (1.99x to 2.36x)
-LPIPS (95% interval): 0.057 (0.040 to 0.073) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 1.60x (1.55x to 1.65x), by whole runs 1.61x (1.48x to 1.76x)
+LPIPS (95% interval): 0.030 (0.009 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

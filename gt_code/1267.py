@@ -3,10 +3,10 @@
 Task 1267: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.21x (3.11x to 3.32x), by whole runs 3.19x (2.91x to 3.48x)
-LPIPS (95% interval): 0.105 (0.054 to 0.155) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+ToMe: ratio=0.05, max_downsample=2
+Speedup (95% interval): 2.54x (2.47x to 2.63x), by whole runs 2.58x (2.36x to 2.83x)
+LPIPS (95% interval): 0.108 (0.005 to 0.210) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 2}
+TOME = {"ratio": 0.05, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 1270: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and T-Gate with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.01x (1.95x to 2.07x), by whole runs 2.00x (1.79x to 2.25x)
-LPIPS (95% interval): 0.069 (0.019 to 0.118) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=3
+T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.47x (1.26x to 1.72x)
+LPIPS (95% interval): 0.042 (0.024 to 0.061) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 19, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

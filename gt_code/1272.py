@@ -4,9 +4,9 @@ Task 1272: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.01x (1.95x to 2.07x), by whole runs 2.00x (1.79x to 2.25x)
-LPIPS (95% interval): 0.069 (0.019 to 0.118) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=19, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.82x (1.77x to 1.87x), by whole runs 1.91x (1.72x to 2.12x)
+LPIPS (95% interval): 0.057 (0.010 to 0.103) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 19, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,9 +4,9 @@ Task 1275: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 3.20x (3.10x to 3.30x), by whole runs 3.11x (2.82x to 3.42x)
-LPIPS (95% interval): 0.142 (0.047 to 0.236) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
+Speedup (95% interval): 3.17x (3.09x to 3.26x), by whole runs 3.35x (3.07x to 3.66x)
+LPIPS (95% interval): 0.137 (0.045 to 0.229) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

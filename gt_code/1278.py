@@ -3,11 +3,11 @@
 Task 1278: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache, T-Gate, and ToMe with 1.5x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
+DeepCache: cache_interval=3, cache_branch_id=3
+T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 1.92x (1.86x to 1.98x), by whole runs 1.88x (1.70x to 2.07x)
-LPIPS (95% interval): 0.089 (0.059 to 0.119) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.87x (1.82x to 1.92x), by whole runs 1.84x (1.68x to 2.02x)
+LPIPS (95% interval): 0.077 (0.062 to 0.093) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,9 +39,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 3}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.25, "max_downsample": 2}
 

@@ -3,11 +3,11 @@
 Task 1281: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=6, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 3.10x (3.01x to 3.20x), by whole runs 3.03x (2.76x to 3.33x)
-LPIPS (95% interval): 0.120 (0.077 to 0.164) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.69x (2.62x to 2.76x), by whole runs 2.59x (2.36x to 2.83x)
+LPIPS (95% interval): 0.092 (0.069 to 0.115) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,9 +39,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
 TOME = {"ratio": 0.25, "max_downsample": 2}
 

@@ -3,16 +3,16 @@
 Task 1284: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 50
 steps, accelerated by DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=5
-Speedup (95% interval): 1.23x (1.19x to 1.26x), by whole runs 1.23x (1.07x to 1.41x)
-LPIPS (95% interval): 0.012 (0.000 to 0.026) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+Speedup (95% interval): 1.80x (1.75x to 1.86x), by whole runs 1.78x (1.61x to 1.97x)
+LPIPS (95% interval): 0.012 (0.000 to 0.023) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1284", status = "met", target = 1.2 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 5}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 1285: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.82x (1.77x to 1.87x), by whole runs 1.80x (1.57x to 2.06x)
-LPIPS (95% interval): 0.013 (0.000 to 0.026) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.80x (1.75x to 1.86x), by whole runs 1.78x (1.61x to 1.97x)
+LPIPS (95% interval): 0.012 (0.000 to 0.023) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "1285", status = "met", target = 1.5 }
 # ///

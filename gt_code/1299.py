@@ -2,18 +2,19 @@
 
 Task 1299: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 50
 steps, accelerated by ToMe with 1.5x speedup
-This target is unattainable: no setting is fast enough. Best reached: 0.94x.
+This target is unattainable: no setting is fast enough. Best reached: 1.03x.
 
-ToMe: ratio=0.05, max_downsample=2
-Speedup (95% interval): 0.94x (0.91x to 0.97x), by whole runs 0.94x (0.82x to 1.08x)
-LPIPS (95% interval): 0.009 (0.000 to 0.026) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.75, max_downsample=2
+Speedup (95% interval): 1.03x (0.98x to 1.08x), by whole runs 1.02x (0.98x to 1.07x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.031 (0.009 to 0.053) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1299", status = "unattainable", target = 1.5 }
 # ///
@@ -37,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.05, "max_downsample": 2}
+TOME = {"ratio": 0.75, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -103,7 +104,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 0.94x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.03x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -3,17 +3,17 @@
 Task 1316: Generate a SDXL pipeline using the UniPCMultistepScheduler sampler with 50
 steps, accelerated by DeepCache and T-Gate with 2.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-T-Gate: gate_step=38, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.58x (2.51x to 2.65x), by whole runs 2.49x (2.16x to 2.87x)
-LPIPS (95% interval): 0.040 (0.009 to 0.070) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+T-Gate: gate_step=12, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 2.60x (2.52x to 2.67x), by whole runs 2.55x (2.25x to 2.88x)
+LPIPS (95% interval): 0.072 (0.038 to 0.106) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "1316", status = "met", target = 2.5 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 38, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 12, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

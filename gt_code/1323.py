@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 2.80x (2.73x to 2.88x), by whole runs 2.71x (2.36x to 3.11x)
-LPIPS (95% interval): 0.066 (0.015 to 0.118) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.72x (2.65x to 2.80x), by whole runs 2.74x (2.43x to 3.10x)
+LPIPS (95% interval): 0.059 (0.046 to 0.071) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1323", status = "met", target = 2.5 }
 # ///

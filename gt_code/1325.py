@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.25, max_downsample=2
-Speedup (95% interval): 4.18x (4.07x to 4.29x), by whole runs 3.96x (3.45x to 4.54x)
-LPIPS (95% interval): 0.101 (0.027 to 0.174) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.13x (4.01x to 4.25x), by whole runs 4.08x (3.62x to 4.61x)
+LPIPS (95% interval): 0.092 (0.067 to 0.117) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "1325", status = "met", target = 4.0 }
 # ///

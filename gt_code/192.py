@@ -3,9 +3,9 @@
 Task 192: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-Speedup (95% interval): 1.22x (1.18x to 1.26x), by whole runs 1.24x (1.13x to 1.35x)
-LPIPS (95% interval): 0.015 (0.000 to 0.033) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=2
+Speedup (95% interval): 1.25x (1.22x to 1.29x), by whole runs 1.30x (1.19x to 1.42x)
+LPIPS (95% interval): 0.022 (0.000 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

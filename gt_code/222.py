@@ -4,9 +4,9 @@ Task 222: Generate a SD1.5 pipeline using the DDIM sampler with 20 steps, accele
 DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 1.86x (1.80x to 1.92x), by whole runs 1.77x (1.52x to 2.06x)
-LPIPS (95% interval): 0.046 (0.030 to 0.063) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=10, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.92x (1.87x to 1.98x), by whole runs 1.88x (1.72x to 2.06x)
+LPIPS (95% interval): 0.062 (0.037 to 0.088) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,9 +3,9 @@
 Task 234: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=3
-Speedup (95% interval): 1.21x (1.18x to 1.25x), by whole runs 1.23x (1.08x to 1.40x)
-LPIPS (95% interval): 0.010 (0.001 to 0.019) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=2
+Speedup (95% interval): 1.24x (1.21x to 1.28x), by whole runs 1.28x (1.02x to 1.61x)
+LPIPS (95% interval): 0.011 (0.000 to 0.023) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 259: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=4, cache_branch_id=0
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.54x (2.46x to 2.62x), by whole runs 2.48x (2.20x to 2.81x)
-LPIPS (95% interval): 0.059 (0.021 to 0.096) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+ToMe: ratio=0.25, max_downsample=2
+Speedup (95% interval): 2.72x (2.63x to 2.81x), by whole runs 2.73x (2.49x to 2.98x)
+LPIPS (95% interval): 0.070 (0.034 to 0.106) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.25, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 266: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and T-Gate with 2.5x speedup
 
-DeepCache: cache_interval=4, cache_branch_id=0
-T-Gate: gate_step=21, sp_interval=1, fi_interval=1, warm_up=0
-Speedup (95% interval): 2.54x (2.47x to 2.61x), by whole runs 2.48x (2.20x to 2.80x)
-LPIPS (95% interval): 0.063 (0.031 to 0.095) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=8, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 2.55x (2.48x to 2.62x), by whole runs 2.58x (2.32x to 2.88x)
+LPIPS (95% interval): 0.087 (0.056 to 0.117) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 21, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 8, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,10 +4,10 @@ Task 270: Generate a SD1.5 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache, T-Gate, and ToMe with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=24, sp_interval=1, fi_interval=1, warm_up=0
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.54x (1.48x to 1.60x), by whole runs 1.48x (1.33x to 1.64x)
-LPIPS (95% interval): 0.033 (0.000 to 0.072) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=21, sp_interval=1, fi_interval=1, warm_up=0
+ToMe: ratio=0.2, max_downsample=1
+Speedup (95% interval): 1.53x (1.47x to 1.58x), by whole runs 1.52x (1.33x to 1.74x)
+LPIPS (95% interval): 0.036 (0.004 to 0.068) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -41,9 +41,9 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 24, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 21, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.2, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

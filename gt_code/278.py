@@ -4,7 +4,7 @@ Task 278: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.31x (2.24x to 2.37x), by whole runs 2.30x (2.01x to 2.63x)
+Speedup (95% interval): 2.26x (2.20x to 2.32x), by whole runs 2.14x (1.69x to 2.70x)
 LPIPS (95% interval): 0.007 (0.002 to 0.012) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
@@ -12,7 +12,7 @@ Model: embedded stand-in, not SD1.5
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "278", status = "met", target = 1.8 }
 # ///

@@ -4,15 +4,15 @@ Task 280: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.75x (2.67x to 2.82x), by whole runs 2.75x (2.40x to 3.15x)
-LPIPS (95% interval): 0.014 (0.005 to 0.022) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.68x (2.61x to 2.76x), by whole runs 2.57x (2.34x to 2.82x)
+LPIPS (95% interval): 0.022 (0.000 to 0.052) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "280", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 281: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.21x (3.12x to 3.29x), by whole runs 3.25x (2.84x to 3.73x)
-LPIPS (95% interval): 0.030 (0.020 to 0.041) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.12x (3.03x to 3.21x), by whole runs 2.98x (2.72x to 3.25x)
+LPIPS (95% interval): 0.036 (0.000 to 0.079) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "281", status = "met", target = 3.0 }
 # ///

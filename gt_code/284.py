@@ -4,15 +4,15 @@ Task 284: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accele
 T-Gate with 1.5x speedup
 
 T-Gate: gate_step=20, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.50x (1.31x to 1.72x)
-LPIPS (95% interval): 0.080 (0.044 to 0.117) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.43x (1.32x to 1.56x)
+LPIPS (95% interval): 0.066 (0.047 to 0.084) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "284", status = "met", target = 1.5 }
 # ///

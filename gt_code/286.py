@@ -2,25 +2,23 @@
 
 Task 286: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accelerated by
 T-Gate with 2.0x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.97x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.97x (1.92x to 2.02x), by whole runs 1.99x (1.73x to 2.28x)
-LPIPS (95% interval): 0.195 (0.133 to 0.257) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.02x (1.96x to 2.08x), by whole runs 1.99x (1.80x to 2.20x)
+LPIPS (95% interval): 0.190 (0.121 to 0.259) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
-# tool.diffaccel = { task = "286", status = "unattainable", target = 2.0 }
+# tool.diffaccel = { task = "286", status = "met", target = 2.0 }
 # ///
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +103,6 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.97x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

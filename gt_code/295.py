@@ -4,16 +4,17 @@ Task 295: Generate a SD1.5 pipeline using the DDIM sampler with 50 steps, accele
 ToMe with 3.0x speedup
 This target is unattainable: no setting is fast enough. Best reached: 0.99x.
 
-ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 0.99x (0.95x to 1.03x), by whole runs 0.99x (0.85x to 1.15x)
-LPIPS (95% interval): 0.007 (0.002 to 0.013) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.7, max_downsample=1
+Speedup (95% interval): 0.99x (0.95x to 1.04x), by whole runs 0.99x (0.94x to 1.04x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.008 (0.002 to 0.014) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "295", status = "unattainable", target = 3.0 }
 # ///
@@ -37,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.5, "max_downsample": 1}
+TOME = {"ratio": 0.7, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

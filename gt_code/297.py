@@ -5,15 +5,15 @@ DeepCache and ToMe with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 1.61x (1.56x to 1.66x), by whole runs 1.63x (1.42x to 1.87x)
-LPIPS (95% interval): 0.005 (0.001 to 0.009) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.59x (1.55x to 1.64x), by whole runs 1.63x (1.50x to 1.78x)
+LPIPS (95% interval): 0.005 (0.001 to 0.008) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "297", status = "met", target = 1.2 }
 # ///

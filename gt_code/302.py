@@ -5,15 +5,15 @@ DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.19x (3.10x to 3.27x), by whole runs 3.22x (2.81x to 3.69x)
-LPIPS (95% interval): 0.030 (0.013 to 0.046) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.13x (3.04x to 3.22x), by whole runs 3.26x (2.83x to 3.76x)
+LPIPS (95% interval): 0.040 (0.000 to 0.085) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "302", status = "met", target = 3.0 }
 # ///

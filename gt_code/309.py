@@ -5,15 +5,15 @@ DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 3.13x (3.04x to 3.23x), by whole runs 3.05x (2.66x to 3.50x)
-LPIPS (95% interval): 0.052 (0.038 to 0.067) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.99x to 3.16x), by whole runs 2.97x (2.65x to 3.33x)
+LPIPS (95% interval): 0.055 (0.019 to 0.092) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "309", status = "met", target = 3.0 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 1.5x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 2.03x (1.97x to 2.10x), by whole runs 2.04x (1.78x to 2.35x)
-LPIPS (95% interval): 0.055 (0.030 to 0.079) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.98x (1.92x to 2.03x), by whole runs 2.14x (1.79x to 2.56x)
+LPIPS (95% interval): 0.049 (0.033 to 0.065) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "312", status = "met", target = 1.5 }
 # ///

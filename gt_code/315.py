@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 2.5x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=3, fi_interval=1, warm_up=2
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 2.68x (2.59x to 2.77x), by whole runs 2.68x (2.34x to 3.08x)
-LPIPS (95% interval): 0.061 (0.034 to 0.089) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.59x (2.52x to 2.66x), by whole runs 2.79x (2.42x to 3.20x)
+LPIPS (95% interval): 0.050 (0.033 to 0.066) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "315", status = "met", target = 2.5 }
 # ///

@@ -2,11 +2,12 @@
 
 Task 329: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by T-Gate with 2.5x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.91x.
+This target is unattainable: no setting is fast enough. Best reached: 1.89x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.91x (1.85x to 1.97x), by whole runs 1.93x (1.77x to 2.11x)
-LPIPS (95% interval): 0.197 (0.133 to 0.261) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.89x (1.84x to 1.95x), by whole runs 1.91x (1.83x to 1.99x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.182 (0.091 to 0.274) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -106,7 +107,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.91x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.89x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -4,9 +4,9 @@ Task 348: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps
 accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 1.86x (1.80x to 1.92x), by whole runs 1.94x (1.78x to 2.11x)
-LPIPS (95% interval): 0.051 (0.038 to 0.064) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=10, sp_interval=1, fi_interval=3, warm_up=0
+Speedup (95% interval): 1.92x (1.87x to 1.98x), by whole runs 1.70x (1.19x to 2.43x)
+LPIPS (95% interval): 0.057 (0.040 to 0.073) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
+TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

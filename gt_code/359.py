@@ -2,12 +2,12 @@
 
 Task 359: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 20 steps,
 accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
-This target is unattainable: fast settings lose too much quality. Best reached: 3.22x.
+This target is unattainable: no setting is fast enough. Best reached: 3.13x.
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 3.22x (3.11x to 3.33x), by whole runs 3.16x (2.87x to 3.48x)
+Speedup (95% interval): 3.13x (3.05x to 3.22x), by whole runs 3.16x (2.87x to 3.48x)
 LPIPS (95% interval): 0.116 (0.085 to 0.147) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
@@ -117,7 +117,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.22x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.13x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -3,10 +3,10 @@
 Task 385: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=4, cache_branch_id=0
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.54x (2.46x to 2.61x), by whole runs 2.45x (2.00x to 3.01x)
-LPIPS (95% interval): 0.054 (0.014 to 0.095) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+ToMe: ratio=0.25, max_downsample=1
+Speedup (95% interval): 2.81x (2.73x to 2.89x), by whole runs 2.81x (2.49x to 3.17x)
+LPIPS (95% interval): 0.072 (0.030 to 0.115) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.25, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,10 +4,10 @@ Task 396: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 25 steps
 accelerated by DeepCache, T-Gate, and ToMe with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=24, sp_interval=1, fi_interval=1, warm_up=0
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.53x (1.48x to 1.59x), by whole runs 1.50x (1.26x to 1.79x)
-LPIPS (95% interval): 0.026 (0.013 to 0.038) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=22, sp_interval=1, fi_interval=2, warm_up=0
+ToMe: ratio=0.5, max_downsample=1
+Speedup (95% interval): 1.53x (1.49x to 1.58x), by whole runs 1.49x (1.22x to 1.82x)
+LPIPS (95% interval): 0.039 (0.021 to 0.057) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -41,9 +41,9 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 24, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 22, "sp_interval": 1, "fi_interval": 2, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.5, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,8 +3,8 @@
 Task 402: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.75x (1.70x to 1.79x), by whole runs 1.71x (1.49x to 1.96x)
+DeepCache: cache_interval=2, cache_branch_id=3
+Speedup (95% interval): 1.21x (1.18x to 1.25x), by whole runs 1.21x (1.11x to 1.33x)
 LPIPS (95% interval): 0.002 (0.001 to 0.004) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
@@ -12,7 +12,7 @@ Model: embedded stand-in, not SD1.5
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "402", status = "met", target = 1.2 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

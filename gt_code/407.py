@@ -4,15 +4,15 @@ Task 407: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.21x (3.12x to 3.29x), by whole runs 3.16x (2.75x to 3.62x)
-LPIPS (95% interval): 0.024 (0.018 to 0.030) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.12x (3.03x to 3.21x), by whole runs 2.87x (2.58x to 3.18x)
+LPIPS (95% interval): 0.024 (0.005 to 0.043) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "407", status = "met", target = 3.0 }
 # ///

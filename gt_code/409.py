@@ -4,15 +4,15 @@ Task 409: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by T-Gate with 1.2x speedup
 
 T-Gate: gate_step=38, sp_interval=3, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.23x (1.20x to 1.26x), by whole runs 1.22x (1.06x to 1.40x)
-LPIPS (95% interval): 0.040 (0.022 to 0.058) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.23x (1.19x to 1.26x), by whole runs 1.21x (1.11x to 1.32x)
+LPIPS (95% interval): 0.028 (0.020 to 0.036) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "409", status = "met", target = 1.2 }
 # ///

@@ -4,15 +4,15 @@ Task 410: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by T-Gate with 1.5x speedup
 
 T-Gate: gate_step=20, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.53x (1.33x to 1.76x)
-LPIPS (95% interval): 0.078 (0.045 to 0.111) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.48x (1.31x to 1.68x)
+LPIPS (95% interval): 0.062 (0.041 to 0.084) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "410", status = "met", target = 1.5 }
 # ///

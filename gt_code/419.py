@@ -2,18 +2,19 @@
 
 Task 419: Generate a SD1.5 pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by ToMe with 2.0x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.03x.
+This target is unattainable: no setting is fast enough. Best reached: 0.99x.
 
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.03x (0.99x to 1.06x), by whole runs 1.02x (0.89x to 1.17x)
-LPIPS (95% interval): 0.010 (0.002 to 0.018) to 8 unaccelerated images; 0 is identical
+ToMe: ratio=0.7, max_downsample=1
+Speedup (95% interval): 0.99x (0.94x to 1.04x), by whole runs 0.99x (0.94x to 1.04x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.009 (0.004 to 0.014) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "419", status = "unattainable", target = 2.0 }
 # ///
@@ -37,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.7, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -104,7 +105,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.03x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 0.99x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.84x (1.78x to 1.91x), by whole runs 1.86x (1.63x to 2.14x)
-LPIPS (95% interval): 0.039 (0.020 to 0.057) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.82x (1.77x to 1.87x), by whole runs 1.83x (1.67x to 2.01x)
+LPIPS (95% interval): 0.027 (0.018 to 0.036) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "431", status = "met", target = 1.5 }
 # ///

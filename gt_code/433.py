@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.41x (2.32x to 2.50x), by whole runs 2.41x (2.10x to 2.76x)
-LPIPS (95% interval): 0.043 (0.025 to 0.060) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.37x (2.30x to 2.44x), by whole runs 2.55x (2.31x to 2.81x)
+LPIPS (95% interval): 0.032 (0.021 to 0.043) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "433", status = "met", target = 2.0 }
 # ///

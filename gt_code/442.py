@@ -6,15 +6,15 @@ accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 3.41x (3.30x to 3.53x), by whole runs 3.40x (2.96x to 3.89x)
-LPIPS (95% interval): 0.066 (0.040 to 0.093) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.29x (3.20x to 3.38x), by whole runs 3.13x (2.83x to 3.46x)
+LPIPS (95% interval): 0.065 (0.038 to 0.092) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "442", status = "met", target = 3.0 }
 # ///

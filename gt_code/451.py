@@ -3,9 +3,9 @@
 Task 451: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by T-Gate with 1.2x speedup
 
-T-Gate: gate_step=13, sp_interval=4, fi_interval=4, warm_up=5
-Speedup (95% interval): 1.25x (1.21x to 1.29x), by whole runs 1.21x (1.06x to 1.38x)
-LPIPS (95% interval): 0.041 (0.031 to 0.052) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=13, sp_interval=2, fi_interval=4, warm_up=1
+Speedup (95% interval): 1.24x (1.21x to 1.28x), by whole runs 1.23x (1.04x to 1.46x)
+LPIPS (95% interval): 0.039 (0.027 to 0.051) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 13, "sp_interval": 4, "fi_interval": 4, "warm_up": 5}
+TGATE = {"gate_step": 13, "sp_interval": 2, "fi_interval": 4, "warm_up": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -2,11 +2,12 @@
 
 Task 455: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 20
 steps, accelerated by T-Gate with 2.5x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.91x.
+This target is unattainable: no setting is fast enough. Best reached: 1.89x.
 
 T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
-Speedup (95% interval): 1.91x (1.85x to 1.97x), by whole runs 1.98x (1.67x to 2.34x)
-LPIPS (95% interval): 0.201 (0.138 to 0.265) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.89x (1.84x to 1.95x), by whole runs 1.90x (1.83x to 1.98x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.186 (0.092 to 0.281) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -105,7 +106,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.91x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.89x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

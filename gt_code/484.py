@@ -4,10 +4,10 @@ Task 484: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=10, sp_interval=3, fi_interval=1, warm_up=2
-ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 3.05x (2.95x to 3.15x), by whole runs 3.16x (2.85x to 3.51x)
-LPIPS (95% interval): 0.105 (0.069 to 0.141) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
+ToMe: ratio=0.25, max_downsample=1
+Speedup (95% interval): 3.13x (3.05x to 3.22x), by whole runs 3.09x (2.76x to 3.47x)
+LPIPS (95% interval): 0.115 (0.083 to 0.147) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -41,9 +41,9 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 10, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.5, "max_downsample": 1}
+TOME = {"ratio": 0.25, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

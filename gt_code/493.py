@@ -3,9 +3,9 @@
 Task 493: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by T-Gate with 1.2x speedup
 
-T-Gate: gate_step=17, sp_interval=4, fi_interval=5, warm_up=7
-Speedup (95% interval): 1.23x (1.19x to 1.26x), by whole runs 1.26x (1.14x to 1.40x)
-LPIPS (95% interval): 0.037 (0.026 to 0.048) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=17, sp_interval=2, fi_interval=5, warm_up=3
+Speedup (95% interval): 1.22x (1.19x to 1.26x), by whole runs 1.08x (0.96x to 1.20x)
+LPIPS (95% interval): 0.037 (0.026 to 0.047) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 17, "sp_interval": 4, "fi_interval": 5, "warm_up": 7}
+TGATE = {"gate_step": 17, "sp_interval": 2, "fi_interval": 5, "warm_up": 3}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 519: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
-DeepCache: cache_interval=4, cache_branch_id=0
-T-Gate: gate_step=10, sp_interval=2, fi_interval=5, warm_up=0
-Speedup (95% interval): 3.03x (2.94x to 3.12x), by whole runs 3.04x (2.78x to 3.33x)
-LPIPS (95% interval): 0.114 (0.083 to 0.145) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=4, sp_interval=3, fi_interval=4, warm_up=0
+Speedup (95% interval): 3.36x (3.27x to 3.46x), by whole runs 3.40x (3.10x to 3.71x)
+LPIPS (95% interval): 0.123 (0.091 to 0.156) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 10, "sp_interval": 2, "fi_interval": 5, "warm_up": 0}
+TGATE = {"gate_step": 4, "sp_interval": 3, "fi_interval": 4, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

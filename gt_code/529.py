@@ -4,15 +4,15 @@ Task 529: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.75x (1.70x to 1.79x), by whole runs 1.79x (1.55x to 2.05x)
-LPIPS (95% interval): 0.003 (0.001 to 0.004) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.72x (1.67x to 1.77x), by whole runs 1.68x (1.46x to 1.93x)
+LPIPS (95% interval): 0.003 (0.001 to 0.005) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "529", status = "met", target = 1.5 }
 # ///

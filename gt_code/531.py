@@ -4,15 +4,15 @@ Task 531: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.31x (2.24x to 2.37x), by whole runs 2.31x (2.01x to 2.65x)
-LPIPS (95% interval): 0.006 (0.003 to 0.009) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.26x (2.20x to 2.32x), by whole runs 2.27x (2.06x to 2.49x)
+LPIPS (95% interval): 0.007 (0.002 to 0.013) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "531", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 536: Generate a SD1.5 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by T-Gate with 1.5x speedup
 
 T-Gate: gate_step=20, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 1.53x (1.49x to 1.57x), by whole runs 1.46x (1.27x to 1.67x)
-LPIPS (95% interval): 0.078 (0.045 to 0.110) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.53x (1.48x to 1.57x), by whole runs 1.47x (1.35x to 1.60x)
+LPIPS (95% interval): 0.063 (0.041 to 0.085) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "536", status = "met", target = 1.5 }
 # ///

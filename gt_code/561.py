@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 3.12x (3.02x to 3.22x), by whole runs 3.08x (2.69x to 3.53x)
-LPIPS (95% interval): 0.048 (0.033 to 0.064) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.07x (2.99x to 3.16x), by whole runs 7.45x (0.51x to 109.08x)
+LPIPS (95% interval): 0.045 (0.027 to 0.064) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 64x64 pixels, batches of 4
 Model: embedded stand-in, not SD1.5
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "561", status = "met", target = 3.0 }
 # ///

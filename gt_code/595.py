@@ -3,10 +3,10 @@
 Task 595: Generate a SD2.1 pipeline using the DDIM sampler with 20 steps, accelerated by
 DeepCache and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=4, cache_branch_id=0
-ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.08x (3.00x to 3.17x), by whole runs 3.08x (2.65x to 3.56x)
-LPIPS (95% interval): 0.099 (0.034 to 0.163) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+ToMe: ratio=0.75, max_downsample=2
+Speedup (95% interval): 2.53x (2.46x to 2.61x), by whole runs 2.55x (2.24x to 2.91x)
+LPIPS (95% interval): 0.115 (0.045 to 0.185) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.75, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

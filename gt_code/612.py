@@ -3,9 +3,9 @@
 Task 612: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache with 1.2x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.05x (1.87x to 2.24x)
-LPIPS (95% interval): 0.061 (0.021 to 0.102) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=1
+Speedup (95% interval): 1.36x (1.32x to 1.40x), by whole runs 1.37x (1.14x to 1.64x)
+LPIPS (95% interval): 0.043 (0.009 to 0.077) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

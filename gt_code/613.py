@@ -3,9 +3,9 @@
 Task 613: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache with 1.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.09x (2.03x to 2.15x), by whole runs 2.05x (1.87x to 2.24x)
-LPIPS (95% interval): 0.061 (0.021 to 0.102) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+Speedup (95% interval): 1.63x (1.58x to 1.67x), by whole runs 1.67x (1.44x to 1.95x)
+LPIPS (95% interval): 0.046 (0.008 to 0.083) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

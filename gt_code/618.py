@@ -4,15 +4,15 @@ Task 618: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accele
 DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=13, cache_branch_id=0
-Speedup (95% interval): 4.25x (4.13x to 4.36x), by whole runs 4.27x (3.72x to 4.90x)
-LPIPS (95% interval): 0.270 (0.225 to 0.314) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.19x (4.08x to 4.31x), by whole runs 4.14x (3.80x to 4.52x)
+LPIPS (95% interval): 0.279 (0.215 to 0.343) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "618", status = "met", target = 4.0 }
 # ///

@@ -4,15 +4,15 @@ Task 622: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accele
 T-Gate with 2.0x speedup
 
 T-Gate: gate_step=6, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 2.04x (1.97x to 2.11x), by whole runs 2.07x (1.71x to 2.51x)
-LPIPS (95% interval): 0.075 (0.047 to 0.103) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.06x (2.01x to 2.12x), by whole runs 2.00x (1.79x to 2.23x)
+LPIPS (95% interval): 0.086 (0.056 to 0.115) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "622", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.96x (1.89x to 2.03x), by whole runs 1.97x (1.71x to 2.26x)
-LPIPS (95% interval): 0.031 (0.000 to 0.064) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.93x (1.88x to 1.99x), by whole runs 1.99x (1.73x to 2.30x)
+LPIPS (95% interval): 0.037 (0.009 to 0.065) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "635", status = "met", target = 1.8 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.0x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=19, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 2.14x (2.08x to 2.20x), by whole runs 2.13x (1.86x to 2.44x)
-LPIPS (95% interval): 0.045 (0.019 to 0.070) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.10x (2.04x to 2.16x), by whole runs 2.17x (1.79x to 2.64x)
+LPIPS (95% interval): 0.058 (0.034 to 0.082) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "643", status = "met", target = 2.0 }
 # ///

@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=19, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.56x (2.49x to 2.63x), by whole runs 2.53x (2.21x to 2.90x)
-LPIPS (95% interval): 0.052 (0.025 to 0.079) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.57x (2.50x to 2.64x), by whole runs 2.69x (2.38x to 3.04x)
+LPIPS (95% interval): 0.073 (0.037 to 0.110) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "644", status = "met", target = 2.5 }
 # ///

@@ -3,17 +3,17 @@
 Task 645: Generate a SD2.1 pipeline using the DDIM sampler with 25 steps, accelerated by
 DeepCache and T-Gate with 3.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=19, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.16x (3.08x to 3.25x), by whole runs 3.00x (2.62x to 3.44x)
-LPIPS (95% interval): 0.080 (0.055 to 0.105) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=6, sp_interval=3, fi_interval=3, warm_up=2
+Speedup (95% interval): 3.11x (3.03x to 3.20x), by whole runs 3.08x (2.75x to 3.46x)
+LPIPS (95% interval): 0.100 (0.062 to 0.137) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "645", status = "met", target = 3.0 }
 # ///
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 19, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 654: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.41x (1.37x to 1.45x), by whole runs 1.38x (1.20x to 1.58x)
-LPIPS (95% interval): 0.008 (0.000 to 0.018) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.39x (1.35x to 1.43x), by whole runs 1.39x (1.28x to 1.52x)
+LPIPS (95% interval): 0.029 (0.000 to 0.074) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "654", status = "met", target = 1.2 }
 # ///

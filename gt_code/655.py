@@ -4,15 +4,15 @@ Task 655: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
-Speedup (95% interval): 1.71x (1.67x to 1.76x), by whole runs 1.66x (1.45x to 1.91x)
-LPIPS (95% interval): 0.008 (0.000 to 0.018) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.69x (1.64x to 1.74x), by whole runs 1.69x (1.50x to 1.90x)
+LPIPS (95% interval): 0.029 (0.000 to 0.075) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "655", status = "met", target = 1.5 }
 # ///

@@ -4,15 +4,15 @@ Task 656: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.24x (2.18x to 2.30x), by whole runs 2.20x (1.92x to 2.52x)
-LPIPS (95% interval): 0.021 (0.000 to 0.043) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.20x (2.14x to 2.27x), by whole runs 2.15x (1.93x to 2.40x)
+LPIPS (95% interval): 0.049 (0.000 to 0.107) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "656", status = "met", target = 1.8 }
 # ///

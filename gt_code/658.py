@@ -4,15 +4,15 @@ Task 658: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.64x (2.57x to 2.71x), by whole runs 2.55x (2.22x to 2.92x)
-LPIPS (95% interval): 0.035 (0.000 to 0.070) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.60x (2.53x to 2.68x), by whole runs 2.62x (2.31x to 2.97x)
+LPIPS (95% interval): 0.067 (0.003 to 0.130) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "658", status = "met", target = 2.5 }
 # ///

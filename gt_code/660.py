@@ -4,15 +4,15 @@ Task 660: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=10, cache_branch_id=0
-Speedup (95% interval): 4.13x (4.03x to 4.25x), by whole runs 4.04x (3.51x to 4.65x)
-LPIPS (95% interval): 0.078 (0.046 to 0.110) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.07x (3.96x to 4.18x), by whole runs 4.23x (3.88x to 4.61x)
+LPIPS (95% interval): 0.117 (0.050 to 0.184) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "660", status = "met", target = 4.0 }
 # ///

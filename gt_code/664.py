@@ -4,15 +4,15 @@ Task 664: Generate a SD2.1 pipeline using the DDIM sampler with 50 steps, accele
 T-Gate with 2.0x speedup
 
 T-Gate: gate_step=12, sp_interval=3, fi_interval=5, warm_up=2
-Speedup (95% interval): 2.09x (2.02x to 2.16x), by whole runs 2.00x (1.73x to 2.32x)
-LPIPS (95% interval): 0.070 (0.046 to 0.094) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.12x (2.07x to 2.18x), by whole runs 2.16x (1.95x to 2.39x)
+LPIPS (95% interval): 0.069 (0.050 to 0.088) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "664", status = "met", target = 2.0 }
 # ///

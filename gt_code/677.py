@@ -5,15 +5,15 @@ DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.03x (1.96x to 2.11x), by whole runs 2.00x (1.74x to 2.30x)
-LPIPS (95% interval): 0.010 (0.000 to 0.022) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.02x (1.96x to 2.08x), by whole runs 2.01x (1.80x to 2.24x)
+LPIPS (95% interval): 0.007 (0.003 to 0.012) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "677", status = "met", target = 1.8 }
 # ///

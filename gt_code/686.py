@@ -5,15 +5,15 @@ DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 2.55x (2.48x to 2.62x), by whole runs 2.57x (2.24x to 2.95x)
-LPIPS (95% interval): 0.038 (0.018 to 0.058) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.54x (2.47x to 2.61x), by whole runs 2.49x (2.14x to 2.90x)
+LPIPS (95% interval): 0.066 (0.013 to 0.118) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "686", status = "met", target = 2.5 }
 # ///

@@ -6,15 +6,15 @@ DeepCache, T-Gate, and ToMe with 3.0x speedup
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 3.22x (3.13x to 3.32x), by whole runs 3.42x (2.98x to 3.92x)
-LPIPS (95% interval): 0.057 (0.036 to 0.079) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.15x (3.07x to 3.24x), by whole runs 3.13x (2.84x to 3.45x)
+LPIPS (95% interval): 0.063 (0.045 to 0.080) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "694", status = "met", target = 3.0 }
 # ///

@@ -3,9 +3,9 @@
 Task 739: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache with 1.5x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=1
-Speedup (95% interval): 1.56x (1.52x to 1.61x), by whole runs 1.55x (1.35x to 1.78x)
-LPIPS (95% interval): 0.080 (0.033 to 0.127) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+Speedup (95% interval): 1.63x (1.58x to 1.67x), by whole runs 1.57x (1.29x to 1.91x)
+LPIPS (95% interval): 0.076 (0.000 to 0.167) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 1}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -2,23 +2,26 @@
 
 Task 744: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache with 4.0x speedup
+This target is unattainable: fast settings lose too much quality. Best reached: 3.66x.
 
-DeepCache: cache_interval=13, cache_branch_id=0
-Speedup (95% interval): 4.25x (4.14x to 4.36x), by whole runs 4.29x (3.75x to 4.92x)
-LPIPS (95% interval): 0.282 (0.240 to 0.324) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=9, cache_branch_id=0
+Speedup (95% interval): 3.66x (3.57x to 3.77x), by whole runs 3.67x (3.57x to 3.78x);
+    predicted by a model of costs, not measured
+LPIPS (95% interval): 0.158 (0.068 to 0.247) to 4 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
-# tool.diffaccel = { task = "744", status = "met", target = 4.0 }
+# tool.diffaccel = { task = "744", status = "unattainable", target = 4.0 }
 # ///
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 13, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 9, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -103,6 +106,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 3.66x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

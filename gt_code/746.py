@@ -3,9 +3,9 @@
 Task 746: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by T-Gate with 1.5x speedup
 
-T-Gate: gate_step=6, sp_interval=5, fi_interval=5, warm_up=0
-Speedup (95% interval): 2.20x (2.14x to 2.26x), by whole runs 2.12x (1.93x to 2.33x)
-LPIPS (95% interval): 0.126 (0.103 to 0.149) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=15, sp_interval=3, fi_interval=5, warm_up=2
+Speedup (95% interval): 1.52x (1.48x to 1.57x), by whole runs 1.45x (1.33x to 1.59x)
+LPIPS (95% interval): 0.046 (0.033 to 0.059) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 5, "fi_interval": 5, "warm_up": 0}
+TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 5, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 761: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and ToMe with 1.8x speedup
 
-DeepCache: cache_interval=3, cache_branch_id=0
-ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 2.16x (2.09x to 2.23x), by whole runs 2.31x (1.71x to 3.13x)
-LPIPS (95% interval): 0.070 (0.038 to 0.102) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=0
+ToMe: ratio=0.75, max_downsample=1
+Speedup (95% interval): 1.93x (1.88x to 1.99x), by whole runs 1.90x (1.75x to 2.08x)
+LPIPS (95% interval): 0.057 (0.001 to 0.113) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.8
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

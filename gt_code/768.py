@@ -3,10 +3,10 @@
 Task 768: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and T-Gate with 1.8x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.71x (2.63x to 2.79x), by whole runs 2.66x (2.35x to 3.01x)
-LPIPS (95% interval): 0.112 (0.043 to 0.182) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=24, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 2.01x (1.96x to 2.07x), by whole runs 2.00x (1.83x to 2.19x)
+LPIPS (95% interval): 0.084 (0.034 to 0.134) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.8
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 24, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,10 +3,10 @@
 Task 772: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache and T-Gate with 4.0x speedup
 
-DeepCache: cache_interval=8, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=1, fi_interval=1, warm_up=0
-Speedup (95% interval): 4.24x (4.12x to 4.36x), by whole runs 4.62x (3.59x to 5.95x)
-LPIPS (95% interval): 0.135 (0.103 to 0.167) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+T-Gate: gate_step=6, sp_interval=3, fi_interval=3, warm_up=2
+Speedup (95% interval): 4.46x (4.34x to 4.58x), by whole runs 4.34x (3.83x to 4.93x)
+LPIPS (95% interval): 0.139 (0.107 to 0.172) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
+TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,11 +3,11 @@
 Task 777: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 25 steps,
 accelerated by DeepCache, T-Gate, and ToMe with 2.5x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
-ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 3.29x (3.20x to 3.40x), by whole runs 3.37x (2.88x to 3.93x)
-LPIPS (95% interval): 0.118 (0.089 to 0.148) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=12, sp_interval=3, fi_interval=3, warm_up=2
+ToMe: ratio=0.5, max_downsample=1
+Speedup (95% interval): 2.91x (2.83x to 2.99x), by whole runs 2.89x (2.62x to 3.20x)
+LPIPS (95% interval): 0.084 (0.064 to 0.105) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -39,11 +39,11 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 1}
+TOME = {"ratio": 0.5, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

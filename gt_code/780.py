@@ -4,15 +4,15 @@ Task 780: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache with 1.2x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=1
-Speedup (95% interval): 1.41x (1.37x to 1.44x), by whole runs 1.39x (1.21x to 1.60x)
-LPIPS (95% interval): 0.024 (0.000 to 0.051) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.39x (1.35x to 1.43x), by whole runs 1.31x (1.15x to 1.50x)
+LPIPS (95% interval): 0.023 (0.002 to 0.043) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "780", status = "met", target = 1.2 }
 # ///

@@ -3,16 +3,16 @@
 Task 785: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by DeepCache with 3.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.06x (2.98x to 3.14x), by whole runs 3.06x (2.67x to 3.50x)
-LPIPS (95% interval): 0.071 (0.014 to 0.129) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=10, cache_branch_id=0
+Speedup (95% interval): 4.07x (3.96x to 4.18x), by whole runs 3.92x (3.57x to 4.30x)
+LPIPS (95% interval): 0.111 (0.079 to 0.142) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "785", status = "met", target = 3.0 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 10, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

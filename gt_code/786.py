@@ -4,15 +4,15 @@ Task 786: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 50 steps
 accelerated by DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=10, cache_branch_id=0
-Speedup (95% interval): 4.15x (4.04x to 4.26x), by whole runs 4.16x (3.62x to 4.77x)
-LPIPS (95% interval): 0.102 (0.054 to 0.149) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.07x (3.96x to 4.18x), by whole runs 3.92x (3.57x to 4.30x)
+LPIPS (95% interval): 0.111 (0.079 to 0.142) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "786", status = "met", target = 4.0 }
 # ///

@@ -2,18 +2,18 @@
 
 Task 796: Generate a SD2.1 pipeline using the DPM-Solver++ sampler with 50 steps,
 accelerated by ToMe with 1.8x speedup
-This target is unattainable: no setting is fast enough. Best reached: 1.20x.
+This target is unattainable: no setting is fast enough. Best reached: 1.19x.
 
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.20x (1.16x to 1.23x), by whole runs 1.22x (1.06x to 1.40x)
-LPIPS (95% interval): 0.007 (0.004 to 0.010) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.19x (1.15x to 1.22x), by whole runs 1.13x (0.98x to 1.31x)
+LPIPS (95% interval): 0.004 (0.002 to 0.005) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "796", status = "unattainable", target = 1.8 }
 # ///
@@ -104,7 +104,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.20x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 1.19x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 1.77x (1.71x to 1.83x), by whole runs 1.78x (1.56x to 2.05x)
-LPIPS (95% interval): 0.037 (0.000 to 0.082) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.74x (1.69x to 1.80x), by whole runs 1.76x (1.60x to 1.93x)
+LPIPS (95% interval): 0.019 (0.007 to 0.030) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "802", status = "met", target = 1.5 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.05x (1.98x to 2.12x), by whole runs 2.03x (1.77x to 2.33x)
-LPIPS (95% interval): 0.031 (0.000 to 0.066) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.02x (1.96x to 2.08x), by whole runs 2.07x (1.89x to 2.26x)
+LPIPS (95% interval): 0.013 (0.002 to 0.024) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "803", status = "met", target = 1.8 }
 # ///

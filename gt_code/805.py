@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 2.70x (2.61x to 2.79x), by whole runs 2.70x (2.36x to 3.10x)
-LPIPS (95% interval): 0.051 (0.004 to 0.097) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.65x (2.58x to 2.73x), by whole runs 2.72x (2.32x to 3.19x)
+LPIPS (95% interval): 0.036 (0.014 to 0.058) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "805", status = "met", target = 2.5 }
 # ///

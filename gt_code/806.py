@@ -5,15 +5,15 @@ accelerated by DeepCache and ToMe with 3.0x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 3.20x (3.09x to 3.31x), by whole runs 3.08x (2.65x to 3.58x)
-LPIPS (95% interval): 0.067 (0.011 to 0.122) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.14x (3.05x to 3.23x), by whole runs 3.23x (2.87x to 3.63x)
+LPIPS (95% interval): 0.075 (0.013 to 0.137) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "806", status = "met", target = 3.0 }
 # ///

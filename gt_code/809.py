@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.91x (1.85x to 1.98x), by whole runs 1.85x (1.61x to 2.12x)
-LPIPS (95% interval): 0.039 (0.019 to 0.059) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.91x (1.85x to 1.96x), by whole runs 2.09x (1.91x to 2.29x)
+LPIPS (95% interval): 0.050 (0.031 to 0.069) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "809", status = "met", target = 1.5 }
 # ///

@@ -5,15 +5,15 @@ accelerated by DeepCache and T-Gate with 2.5x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=3, fi_interval=3, warm_up=2
-Speedup (95% interval): 2.66x (2.58x to 2.75x), by whole runs 2.59x (2.23x to 3.01x)
-LPIPS (95% interval): 0.061 (0.022 to 0.100) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.66x (2.58x to 2.73x), by whole runs 2.82x (2.54x to 3.13x)
+LPIPS (95% interval): 0.087 (0.019 to 0.156) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "812", status = "met", target = 2.5 }
 # ///

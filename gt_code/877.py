@@ -2,18 +2,18 @@
 
 Task 877: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by T-Gate with 4.0x speedup
-This target is unattainable: no setting is fast enough. Best reached: 2.03x.
+This target is unattainable: no setting is fast enough. Best reached: 2.62x.
 
-T-Gate: gate_step=6, sp_interval=5, fi_interval=5, warm_up=2
-Speedup (95% interval): 2.03x (1.97x to 2.10x), by whole runs 2.02x (1.76x to 2.32x)
-LPIPS (95% interval): 0.071 (0.045 to 0.097) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=1, sp_interval=1, fi_interval=5, warm_up=0
+Speedup (95% interval): 2.62x (2.55x to 2.69x), by whole runs 2.48x (2.23x to 2.75x)
+LPIPS (95% interval): 0.213 (0.111 to 0.315) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tgate==1.0.0"]
 # tool.diffaccel = { task = "877", status = "unattainable", target = 4.0 }
 # ///
@@ -38,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 5, "fi_interval": 5, "warm_up": 2}
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 5, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
@@ -105,7 +105,7 @@ def main() -> None:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "float16")
     pipeline = build_pipeline(args.model, args.device, getattr(torch, dtype))
     generate(pipeline, [args.prompt], [args.seed])[0].save(args.output)
-    print(f"note: {TARGET_SPEEDUP}x was not reached, only 2.03x", file=sys.stderr)
+    print(f"note: {TARGET_SPEEDUP}x was not reached, only 2.62x", file=sys.stderr)
     if args.compare:
         ratio = compare(pipeline, [args.prompt] * BATCH_SIZE, [*range(BATCH_SIZE)])
         print(f"speedup {ratio:.2f}x (target {TARGET_SPEEDUP}x), {BATCH_SIZE} at once")

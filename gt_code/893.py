@@ -3,10 +3,10 @@
 Task 893: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and T-Gate with 1.5x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.70x (2.62x to 2.78x), by whole runs 2.80x (2.57x to 3.06x)
-LPIPS (95% interval): 0.118 (0.045 to 0.191) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=2, cache_branch_id=3
+T-Gate: gate_step=19, sp_interval=3, fi_interval=3, warm_up=2
+Speedup (95% interval): 1.57x (1.53x to 1.62x), by whole runs 1.70x (1.55x to 1.86x)
+LPIPS (95% interval): 0.093 (0.034 to 0.152) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.5
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 3}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 19, "sp_interval": 3, "fi_interval": 3, "warm_up": 2}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

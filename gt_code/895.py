@@ -3,10 +3,10 @@
 Task 895: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and T-Gate with 2.0x speedup
 
-DeepCache: cache_interval=2, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 2.70x (2.62x to 2.78x), by whole runs 2.80x (2.57x to 3.06x)
-LPIPS (95% interval): 0.118 (0.045 to 0.191) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=3, cache_branch_id=0
+T-Gate: gate_step=22, sp_interval=1, fi_interval=2, warm_up=0
+Speedup (95% interval): 2.19x (2.13x to 2.26x), by whole runs 2.31x (2.04x to 2.61x)
+LPIPS (95% interval): 0.097 (0.047 to 0.148) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 2.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 2, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 22, "sp_interval": 1, "fi_interval": 2, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

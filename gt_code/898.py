@@ -3,10 +3,10 @@
 Task 898: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache and T-Gate with 4.0x speedup
 
-DeepCache: cache_interval=8, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 4.26x (4.14x to 4.38x), by whole runs 4.19x (3.76x to 4.67x)
-LPIPS (95% interval): 0.134 (0.105 to 0.163) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=5, cache_branch_id=0
+T-Gate: gate_step=11, sp_interval=5, fi_interval=5, warm_up=1
+Speedup (95% interval): 4.23x (4.12x to 4.35x), by whole runs 4.40x (3.87x to 4.99x)
+LPIPS (95% interval): 0.143 (0.114 to 0.173) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -37,9 +37,9 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 4.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 8, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 11, "sp_interval": 5, "fi_interval": 5, "warm_up": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,11 +3,11 @@
 Task 904: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 25
 steps, accelerated by DeepCache, T-Gate, and ToMe with 3.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=12, sp_interval=3, fi_interval=1, warm_up=2
-ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 3.34x (3.24x to 3.44x), by whole runs 3.25x (2.86x to 3.70x)
-LPIPS (95% interval): 0.120 (0.092 to 0.148) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=4, cache_branch_id=0
+T-Gate: gate_step=16, sp_interval=1, fi_interval=2, warm_up=0
+ToMe: ratio=0.75, max_downsample=1
+Speedup (95% interval): 3.19x (3.09x to 3.30x), by whole runs 3.17x (2.67x to 3.78x)
+LPIPS (95% interval): 0.095 (0.071 to 0.120) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -39,11 +39,11 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 4, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 16, "sp_interval": 1, "fi_interval": 2, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.25, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,10 +4,10 @@ Task 905: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache, T-Gate, and ToMe with 4.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=6, sp_interval=3, fi_interval=1, warm_up=2
-ToMe: ratio=0.5, max_downsample=1
-Speedup (95% interval): 4.42x (4.29x to 4.54x), by whole runs 4.24x (3.87x to 4.65x)
-LPIPS (95% interval): 0.128 (0.100 to 0.155) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=11, sp_interval=1, fi_interval=1, warm_up=0
+ToMe: ratio=0.75, max_downsample=1
+Speedup (95% interval): 4.12x (3.99x to 4.25x), by whole runs 4.18x (3.83x to 4.55x)
+LPIPS (95% interval): 0.118 (0.090 to 0.146) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
@@ -41,9 +41,9 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 6, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 11, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 # ToMe merges this share of tokens in layers downsampled at most this much.
-TOME = {"ratio": 0.5, "max_downsample": 1}
+TOME = {"ratio": 0.75, "max_downsample": 1}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 909: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.26x (2.18x to 2.35x), by whole runs 2.50x (2.17x to 2.88x)
-LPIPS (95% interval): 0.049 (0.002 to 0.096) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.20x (2.14x to 2.27x), by whole runs 2.32x (2.09x to 2.56x)
+LPIPS (95% interval): 0.074 (0.000 to 0.156) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "909", status = "met", target = 2.0 }
 # ///

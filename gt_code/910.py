@@ -4,15 +4,15 @@ Task 910: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.67x (2.57x to 2.78x), by whole runs 2.89x (2.50x to 3.34x)
-LPIPS (95% interval): 0.067 (0.009 to 0.124) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.60x (2.53x to 2.68x), by whole runs 2.60x (2.31x to 2.93x)
+LPIPS (95% interval): 0.097 (0.006 to 0.187) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "910", status = "met", target = 2.5 }
 # ///

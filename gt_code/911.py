@@ -3,16 +3,16 @@
 Task 911: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler with 50
 steps, accelerated by DeepCache with 3.0x speedup
 
-DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.09x (2.97x to 3.21x), by whole runs 3.31x (2.87x to 3.82x)
-LPIPS (95% interval): 0.073 (0.015 to 0.131) to 8 unaccelerated images; 0 is identical
+DeepCache: cache_interval=10, cache_branch_id=0
+Speedup (95% interval): 4.07x (3.96x to 4.19x), by whole runs 4.22x (3.84x to 4.63x)
+LPIPS (95% interval): 0.114 (0.081 to 0.146) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "911", status = "met", target = 3.0 }
 # ///
@@ -35,7 +35,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 3.0
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
-DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
+DEEPCACHE = {"cache_interval": 10, "cache_branch_id": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 912: Generate a SD2.1 pipeline using the UniPCMultistepScheduler sampler wi
 steps, accelerated by DeepCache with 4.0x speedup
 
 DeepCache: cache_interval=10, cache_branch_id=0
-Speedup (95% interval): 4.18x (4.02x to 4.34x), by whole runs 4.43x (3.83x to 5.13x)
-LPIPS (95% interval): 0.103 (0.055 to 0.151) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 4.07x (3.96x to 4.19x), by whole runs 4.22x (3.84x to 4.63x)
+LPIPS (95% interval): 0.114 (0.081 to 0.146) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "912", status = "met", target = 4.0 }
 # ///

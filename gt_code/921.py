@@ -5,15 +5,15 @@ steps, accelerated by ToMe with 1.5x speedup
 This target is unattainable: no setting is fast enough. Best reached: 1.19x.
 
 ToMe: ratio=0.75, max_downsample=1
-Speedup (95% interval): 1.19x (1.16x to 1.23x), by whole runs 1.20x (1.04x to 1.37x)
-LPIPS (95% interval): 0.006 (0.003 to 0.010) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.19x (1.15x to 1.22x), by whole runs 1.20x (1.09x to 1.32x)
+LPIPS (95% interval): 0.004 (0.003 to 0.005) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "921", status = "unattainable", target = 1.5 }
 # ///

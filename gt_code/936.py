@@ -5,15 +5,15 @@ steps, accelerated by DeepCache and T-Gate with 1.8x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=38, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.94x (1.88x to 2.01x), by whole runs 2.11x (1.84x to 2.42x)
-LPIPS (95% interval): 0.041 (0.019 to 0.063) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.91x (1.85x to 1.96x), by whole runs 1.88x (1.72x to 2.05x)
+LPIPS (95% interval): 0.053 (0.032 to 0.074) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0"]
 # tool.diffaccel = { task = "936", status = "met", target = 1.8 }
 # ///

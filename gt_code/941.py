@@ -6,15 +6,15 @@ steps, accelerated by DeepCache, T-Gate, and ToMe with 1.2x speedup
 DeepCache: cache_interval=2, cache_branch_id=0
 T-Gate: gate_step=25, sp_interval=1, fi_interval=1, warm_up=0
 ToMe: ratio=0.25, max_downsample=1
-Speedup (95% interval): 2.23x (2.14x to 2.32x), by whole runs 2.18x (1.89x to 2.51x)
-LPIPS (95% interval): 0.062 (0.029 to 0.094) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.22x (2.16x to 2.29x), by whole runs 2.39x (2.17x to 2.64x)
+LPIPS (95% interval): 0.062 (0.052 to 0.072) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SD2.1
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1", "tgate==1.0.0", "tomesd==0.1.3"]
 # tool.diffaccel = { task = "941", status = "met", target = 1.2 }
 # ///

@@ -3,9 +3,9 @@
 Task 955: Generate a SDXL pipeline using the DDIM sampler with 20 steps, accelerated by
 T-Gate with 1.2x speedup
 
-T-Gate: gate_step=13, sp_interval=2, fi_interval=5, warm_up=3
-Speedup (95% interval): 1.22x (1.18x to 1.26x), by whole runs 1.21x (1.11x to 1.32x)
-LPIPS (95% interval): 0.042 (0.008 to 0.076) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=13, sp_interval=4, fi_interval=2, warm_up=5
+Speedup (95% interval): 1.22x (1.19x to 1.26x), by whole runs 1.31x (1.05x to 1.64x)
+LPIPS (95% interval): 0.043 (0.010 to 0.075) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 13, "sp_interval": 2, "fi_interval": 5, "warm_up": 3}
+TGATE = {"gate_step": 13, "sp_interval": 4, "fi_interval": 2, "warm_up": 5}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

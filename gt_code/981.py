@@ -4,9 +4,9 @@ Task 981: Generate a SDXL pipeline using the DDIM sampler with 20 steps, acceler
 DeepCache and T-Gate with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-T-Gate: gate_step=15, sp_interval=3, fi_interval=1, warm_up=2
-Speedup (95% interval): 3.07x (2.98x to 3.16x), by whole runs 2.95x (2.69x to 3.23x)
-LPIPS (95% interval): 0.130 (0.045 to 0.215) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=5, sp_interval=1, fi_interval=1, warm_up=0
+Speedup (95% interval): 3.52x (3.43x to 3.62x), by whole runs 3.50x (3.21x to 3.82x)
+LPIPS (95% interval): 0.160 (0.074 to 0.247) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4  # images at once when the speedup was measured
 # DeepCache computes deep features every few steps and reuses them in between.
 DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 15, "sp_interval": 3, "fi_interval": 1, "warm_up": 2}
+TGATE = {"gate_step": 5, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

@@ -4,15 +4,15 @@ Task 991: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 DeepCache with 1.5x speedup
 
 DeepCache: cache_interval=2, cache_branch_id=2
-Speedup (95% interval): 1.54x (1.49x to 1.58x), by whole runs 1.53x (1.26x to 1.85x)
-LPIPS (95% interval): 0.024 (0.000 to 0.048) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.52x (1.48x to 1.56x), by whole runs 1.40x (1.27x to 1.53x)
+LPIPS (95% interval): 0.027 (0.000 to 0.057) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "991", status = "met", target = 1.5 }
 # ///

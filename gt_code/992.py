@@ -4,15 +4,15 @@ Task 992: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 DeepCache with 1.8x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=2
-Speedup (95% interval): 1.88x (1.83x to 1.94x), by whole runs 1.88x (1.64x to 2.16x)
-LPIPS (95% interval): 0.047 (0.021 to 0.074) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 1.86x (1.81x to 1.91x), by whole runs 1.74x (1.49x to 2.03x)
+LPIPS (95% interval): 0.081 (0.000 to 0.181) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "992", status = "met", target = 1.8 }
 # ///

@@ -4,15 +4,15 @@ Task 993: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 DeepCache with 2.0x speedup
 
 DeepCache: cache_interval=3, cache_branch_id=0
-Speedup (95% interval): 2.29x (2.23x to 2.36x), by whole runs 2.29x (1.99x to 2.62x)
-LPIPS (95% interval): 0.051 (0.025 to 0.078) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.25x (2.19x to 2.32x), by whole runs 2.09x (1.91x to 2.30x)
+LPIPS (95% interval): 0.086 (0.000 to 0.186) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "993", status = "met", target = 2.0 }
 # ///

@@ -4,15 +4,15 @@ Task 994: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 DeepCache with 2.5x speedup
 
 DeepCache: cache_interval=4, cache_branch_id=0
-Speedup (95% interval): 2.74x (2.66x to 2.82x), by whole runs 2.72x (2.37x to 3.12x)
-LPIPS (95% interval): 0.070 (0.037 to 0.103) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 2.69x (2.61x to 2.76x), by whole runs 2.73x (2.45x to 3.04x)
+LPIPS (95% interval): 0.100 (0.000 to 0.201) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "994", status = "met", target = 2.5 }
 # ///

@@ -4,15 +4,15 @@ Task 995: Generate a SDXL pipeline using the DDIM sampler with 25 steps, acceler
 DeepCache with 3.0x speedup
 
 DeepCache: cache_interval=5, cache_branch_id=0
-Speedup (95% interval): 3.41x (3.31x to 3.50x), by whole runs 3.40x (2.97x to 3.90x)
-LPIPS (95% interval): 0.085 (0.050 to 0.120) to 8 unaccelerated images; 0 is identical
+Speedup (95% interval): 3.33x (3.24x to 3.42x), by whole runs 3.37x (3.08x to 3.68x)
+LPIPS (95% interval): 0.111 (0.015 to 0.208) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.23.0",
+# dependencies = ["torch==2.14.1", "diffusers==0.42.1", "transformers==5.24.0",
 #   "accelerate", "DeepCache==0.1.1"]
 # tool.diffaccel = { task = "995", status = "met", target = 3.0 }
 # ///

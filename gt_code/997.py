@@ -3,9 +3,9 @@
 Task 997: Generate a SDXL pipeline using the DDIM sampler with 25 steps, accelerated by
 T-Gate with 1.2x speedup
 
-T-Gate: gate_step=7, sp_interval=2, fi_interval=5, warm_up=3
-Speedup (95% interval): 1.57x (1.52x to 1.62x), by whole runs 1.55x (1.41x to 1.70x)
-LPIPS (95% interval): 0.062 (0.031 to 0.093) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=15, sp_interval=5, fi_interval=5, warm_up=11
+Speedup (95% interval): 1.25x (1.21x to 1.28x), by whole runs 1.26x (1.05x to 1.50x)
+LPIPS (95% interval): 0.032 (0.019 to 0.045) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.2
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 7, "sp_interval": 2, "fi_interval": 5, "warm_up": 3}
+TGATE = {"gate_step": 15, "sp_interval": 5, "fi_interval": 5, "warm_up": 11}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:

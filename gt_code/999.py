@@ -3,9 +3,9 @@
 Task 999: Generate a SDXL pipeline using the DDIM sampler with 25 steps, accelerated by
 T-Gate with 1.8x speedup
 
-T-Gate: gate_step=1, sp_interval=1, fi_interval=3, warm_up=0
-Speedup (95% interval): 1.90x (1.84x to 1.96x), by whole runs 1.97x (1.73x to 2.24x)
-LPIPS (95% interval): 0.186 (0.086 to 0.287) to 8 unaccelerated images; 0 is identical
+T-Gate: gate_step=1, sp_interval=1, fi_interval=2, warm_up=0
+Speedup (95% interval): 1.85x (1.80x to 1.90x), by whole runs 1.81x (1.52x to 2.16x)
+LPIPS (95% interval): 0.180 (0.081 to 0.278) to 8 unaccelerated images; 0 is identical
 Hardware: AMD EPYC (2 cores), float32, 96x96 pixels, batches of 4
 Model: embedded stand-in, not SDXL
 """
@@ -36,7 +36,7 @@ GUIDANCE_SCALE = 5.0
 TARGET_SPEEDUP = 1.8
 BATCH_SIZE = 4  # images at once when the speedup was measured
 # T-GATE reuses attention outputs, and drops guidance from the gate step on.
-TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+TGATE = {"gate_step": 1, "sp_interval": 1, "fi_interval": 2, "warm_up": 0}
 
 
 def build_pipeline(model: str, device: str, dtype: torch.dtype) -> Any:
