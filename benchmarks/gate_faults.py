@@ -5,6 +5,10 @@ on few samples and the gate's reference of it, runs the gate 20 times unchanged 
 prints what came of it; every run has a budget of a minute, and is kept in the folder, so that the same command goes on
 where it was interrupted. ``--golden FILE`` judges winners that are recorded already, with their references; what
 follows ``--`` then says which, and goes to ``pytest benches --gate``.
+
+``--gpus`` does the same on a CUDA device: the stand-in at 512 px, half precision, batches of 8, two winners. One
+unchanged run has other work on the GPU beside it, and the faults are those of a GPU: one of its own time, one of the
+host's.
 """
 
 from __future__ import annotations
@@ -14,21 +18,40 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.output import parser, show
+from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden
 
 ROOT = Path(__file__).resolve().parent.parent
 # A small choice: one cell, one accelerator, one target, few samples.
 CELL = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "deepcache")
-TARGET = 2.0
+TARGETS, TARGETS_GPU = (2.0,), (1.5, 2.0)
 SMALL = ("--grid", "coarse", "--num-samples", "2", "--batch-size", "1", "--blocks", "4")
 CHOICE = (*CELL, "--gate-slowdown", "5%", "--gate-budget", "1min")
+
+
+# On a GPU, with the models file that is written beside the runs.
+MODELS = "models.toml"
+ON_GPU = ("--gpus", "--models", MODELS)
+SMALL_GPU = ("--grid", "coarse", "--num-samples", "8", "--batch-size", "8")
+CHOICE_GPU = (*CELL, "--gate-budget", "1min")
+# A matrix product after another, with pauses, as a neighbour's jobs make them.
+OTHER_WORK = """
+import time, torch
+one = torch.ones(4096, 4096, device="cuda", dtype=torch.half)
+while True:
+    for _ in range(50):
+        one @ one
+    torch.cuda.synchronize()
+    time.sleep(0.05)
+"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,7 @@ class Fault:
         exit_code: of the gate.
         named: words of its output.
         unnamed: words that must not be there.
+        beside: a program that runs meanwhile; empty for none.
     """
 
     name: str
@@ -48,6 +72,7 @@ class Fault:
     exit_code: int
     named: str
     unnamed: str = "improved "
+    beside: str = ""
 
 
 FAULTS = (
@@ -59,6 +84,21 @@ FAULTS = (
     Fault("no effect", "faults.no_effect(faults.DeepCache)", 1, "had no effect"),
 )
 UNCHANGED = Fault("A-A", "", 0, "gate: ", " regressed: ")
+BESIDE_OTHER_WORK = Fault("A-A beside other work", "", 0, "gate: ", " regressed: ", OTHER_WORK)
+FAULTS_GPU = (
+    Fault("GPU busy by 6% of a step more", "faults.busy_steps(faults.DeepCache, 1.2 * {step})", 1, "speed regressed: "),
+    Fault("wrong cache_branch_id", "faults.other_branch(2)", 1, " regressed: "),
+    Fault(
+        "a step more",
+        "faults.one_step_more()",
+        1,
+        "function regressed: DDIMScheduler calls",
+    ),
+    Fault("another VAE", "faults.other_vae()", 1, "the unaccelerated pipeline draws other pictures"),
+    Fault(
+        "host slower by 20%", "faults.slow_steps(faults.DeepCache, 2 * {step})", 0, "host warning: ", "speed regressed"
+    ),
+)
 
 
 class Proof:
@@ -68,10 +108,11 @@ class Proof:
         folder: where runs are kept.
         golden: whose winners are judged.
         runs: how many there are in all.
+        options: of all of them.
     """
 
-    def __init__(self, folder: Path, golden: Path, runs: int) -> None:
-        self._folder, self._golden, self._left = folder, golden, runs
+    def __init__(self, folder: Path, golden: Path, runs: int, options: Sequence[str] = ()) -> None:
+        self._folder, self._golden, self._left, self._options = folder, golden, runs, options
         self._seconds: list[float] = []
 
     def record(self, name: str, options: Sequence[str]) -> None:
@@ -85,15 +126,15 @@ class Proof:
             self._kept(name).unlink()
             raise SystemExit(f"{name} failed; what it printed: {self._kept(name).with_suffix('.txt')}")
 
-    def choose(self) -> None:
-        """Keep the winner for :data:`TARGET` only: a minute is enough to judge one."""
-        found = {key: entry for key, entry in read_golden(self._golden).items() if key.target == TARGET}
+    def choose(self, targets: Sequence[float]) -> None:
+        """Keep the winners for ``targets`` only: a minute is enough to judge one."""
+        found = {key: entry for key, entry in read_golden(self._golden).items() if key.target in targets}
         self._golden.write_text(dump_entries(found), encoding="utf-8")
 
     def gate(self, name: str, fault: Fault, options: Sequence[str]) -> dict[str, Any]:
         """One gate run: a row of the table."""
         step_s = 0.05 * self._step_s() if fault.call else 0.0
-        found = self._pytest(name, fault.call.format(step=step_s), ["--gate", *options])
+        found = self._pytest(name, fault.call.format(step=step_s), ["--gate", *options], fault.beside)
         text = self._kept(name).with_suffix(".txt").read_text(encoding="utf-8")
         right = found["exit"] == fault.exit_code and fault.named in text and fault.unnamed not in text
         says = [line for line in text.splitlines() if line.startswith("gate: ")]
@@ -111,7 +152,7 @@ class Proof:
     def _kept(self, name: str) -> Path:
         return self._folder / f"{name.replace(' ', '_')}.json"
 
-    def _pytest(self, name: str, fault: str, options: Sequence[str]) -> dict[str, Any]:
+    def _pytest(self, name: str, fault: str, options: Sequence[str], beside: str = "") -> dict[str, Any]:
         kept = self._kept(name)
         self._left -= 1
         if kept.is_file():
@@ -119,17 +160,18 @@ class Proof:
             return found
         (self._folder / "injected.py").write_text(f"import faults\n{fault}\n" if fault else "", encoding="utf-8")
         command = [sys.executable, "-m", "pytest", str(ROOT / "benches"), "--rootdir", str(ROOT), "-p", "injected"]
-        command += ["-p", "no:cacheprovider", "--golden", str(self._golden), *options]
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", self._folder)))
+        command += ["-p", "no:cacheprovider", "--golden", str(self._golden), *self._options, *options]
+        paths = os.pathsep.join([*map(str, (ROOT, ROOT / "tests", self._folder)), os.environ.get("PYTHONPATH", "")])
         began = time.monotonic()
-        done = subprocess.run(
-            command,
-            cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with _running(beside):
+            done = subprocess.run(
+                command,
+                cwd=self._folder,
+                env={**os.environ, "PYTHONPATH": paths},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         found = {"run": name, "exit": done.returncode, "s": time.monotonic() - began}
         kept.with_suffix(".txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         kept.write_text(json.dumps(found), encoding="utf-8")
@@ -142,6 +184,29 @@ class Proof:
         return found
 
 
+def _at_512_px() -> str:
+    """A models file with the stand-in for SD1.5 at a size that keeps a GPU busy."""
+    spec = ModelSpec.from_embedded("SD1.5")
+    return (
+        f'"SD1.5" = {{ path = {json.dumps(spec.location)}, height = 512, width = 512, '
+        f"guidance_scale = {spec.guidance_scale} }}\n"
+    )
+
+
+@contextmanager
+def _running(program: str) -> Iterator[None]:
+    """Run a Python program meanwhile; none where that is empty."""
+    if not program:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main() -> None:
     """Run the gate unchanged and with each fault, and print what it said."""
     made = parser(__doc__ or "")
@@ -149,21 +214,29 @@ def main() -> None:
     made.add_argument("--golden", type=Path, help="recorded winners (default: records its own)")
     made.add_argument("--runs", type=int, default=20, help="A/A runs (default: 20)")
     made.add_argument("--references", type=int, default=1, help="sessions to record of own winners (default: 1)")
-    made.add_argument("--faults", type=int, default=len(FAULTS), help="how many of the faults (default: all)")
+    made.add_argument("--faults", type=int, default=99, help="how many of the faults (default: all)")
+    made.add_argument("--gpus", action="store_true", help="on a CUDA device")
     made.add_argument("options", nargs="*", help="options of the gate, after --")
     arguments = made.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    options, faults = arguments.options or CHOICE, FAULTS[: arguments.faults]
+    known, small, choice, always = FAULTS, SMALL, CHOICE, ()
+    if arguments.gpus:
+        known, small, choice, always = FAULTS_GPU, SMALL_GPU, CHOICE_GPU, ON_GPU
+        (folder / MODELS).write_text(_at_512_px(), encoding="utf-8")
+    options, faults = arguments.options or choice, known[: arguments.faults]
     recorded = 0 if arguments.golden else 1 + arguments.references
     golden = (arguments.golden or folder / "golden" / "search_params.json").resolve()
-    proof = Proof(folder, golden, recorded + arguments.runs + len(faults))
+    proof = Proof(folder, golden, recorded + arguments.runs + len(faults), always)
     if recorded:
-        proof.record("golden", [*CELL, *SMALL])
-        proof.choose()
+        proof.record("golden", [*CELL, *small])
+        proof.choose(TARGETS_GPU if arguments.gpus else TARGETS)
         for number in range(arguments.references):
             proof.record(f"reference {number}", ["--gate", "--update-golden", *options])
-    unchanged = [proof.gate(f"A-A {number}", UNCHANGED, options) for number in range(arguments.runs)]
+    runs = [UNCHANGED] * arguments.runs
+    if arguments.gpus and runs:
+        runs[len(runs) // 2] = BESIDE_OTHER_WORK
+    unchanged = [proof.gate(f"{fault.name} {number}", fault, options) for number, fault in enumerate(runs)]
     broken = [proof.gate(fault.name, fault, options) for fault in faults]
     summary = {
         "aa_runs": len(unchanged),

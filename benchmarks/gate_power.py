@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.gate.figures import blocks_a_figure, fast_seconds
-from pytest_diffaccel.gate.plan import LASTING_SHARE, MOST_FIGURES, TYPICAL_SESSION_SD, speed_share
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
+from pytest_diffaccel.gate.figures import fast_seconds, steps_that_tell
+from pytest_diffaccel.gate.plan import speed_share
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
     OK,
@@ -37,7 +39,8 @@ BASELINE = ("full",) * 20
 CANDIDATE = tuple("full" if step % 3 == 0 else "shallow" for step in range(20))
 COSTS = {"full": 1.0, "shallow": 0.4}
 FIXED = 1.2
-_STEP_SD = 0.01
+# What the first steps of a run take, about.
+_RUN_S = 0.3
 # Simulated at once; bounds memory.
 _CHUNK = 2000
 
@@ -88,31 +91,48 @@ def shared_cores(shape: tuple[int, int], generator: np.random.Generator) -> Arra
     return (1 + generator.normal(0, 0.014, shape))[..., None] * (1 + by[..., None] * disturbed)
 
 
+def steady_device(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """The time that an H100 itself takes, however the host feeds it: 0.3% a run."""
+    return np.exp(generator.normal(0, 0.003, shape))[..., None]
+
+
+def restless_host(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+    """What a shared host takes to launch steps: by half more in one of its two speeds, which last from a third of a
+    second to minutes; and 4% a run.
+    """
+    dwell_s = np.exp(generator.uniform(math.log(0.3), math.log(180), (shape[0], 1)))
+    switches = generator.random(shape) < 1 - np.exp(-_RUN_S / dwell_s)
+    is_slow = (generator.integers(0, 2, (shape[0], 1)) + np.cumsum(switches, axis=1)) % 2
+    return (np.exp(generator.normal(0, 0.04, shape)) * (1 + 0.5 * is_slow))[..., None]
+
+
 @dataclass(frozen=True)
 class Level:
     """A noise level, and what the gate is asked to see there.
 
     Attributes:
         noise: of runs.
-        device: type of the device.
+        clock: what is timed by.
         slowdown: the smallest that matters, as a fraction.
         lasting_sd: by how much sessions differ beyond what those of a quiet device do (standard deviation).
+        step_sd: noise of each step beside the run's, as a share of it.
     """
 
     noise: Noise
-    device: str
+    clock: Clock
     slowdown: float
     lasting_sd: float = 0.0
+    step_sd: float = 0.01
 
     @property
     def design(self) -> Design:
         """The design that a case gets whose blocks fit into the budget."""
         return Design(
-            MOST_FIGURES[self.device],
+            self.clock.most,
             math.log1p(self.slowdown),
             speed_share(CASES),
-            TYPICAL_SESSION_SD[self.device],
-            LASTING_SHARE[self.device],
+            self.clock.session_sd,
+            self.clock.lasting_share,
         )
 
     @property
@@ -122,34 +142,52 @@ class Level:
 
 
 LEVELS = {
-    "quiet GPU, 1%": Level(quiet, "cuda", 0.03),
-    "heavy tails, 1%": Level(heavy_tailed, "cuda", 0.03),
-    "warming up, 1%": Level(drifting, "cuda", 0.03),
-    "autocorrelated, 1.4%": Level(correlated, "cuda", 0.03),
-    "shared CPU, 10%": Level(shared_cores, "cpu", 0.05),
-    "slow host, 3.3%": Level(slow_host, "cuda", 0.2, 0.0253),
+    "quiet GPU, 1%": Level(quiet, WALL["cuda"], 0.03),
+    "heavy tails, 1%": Level(heavy_tailed, WALL["cuda"], 0.03),
+    "warming up, 1%": Level(drifting, WALL["cuda"], 0.03),
+    "autocorrelated, 1.4%": Level(correlated, WALL["cuda"], 0.03),
+    "shared CPU, 10%": Level(shared_cores, WALL["cpu"], 0.05),
+    "slow host, 3.3%": Level(slow_host, WALL["cuda"], 0.2, 0.0253),
+    "device time, restless host": Level(steady_device, DEVICE, 0.03, step_sd=0.005),
+    "host time, restless host": Level(restless_host, HOST, 0.15),
 }
 
 
 def figures(level: Level, cases: int, count: int, slowdown: float, generator: np.random.Generator) -> Array:
     """Figures of cases whose candidate is slower by ``slowdown``, (cases, count)."""
-    blocks = blocks_a_figure(level.device)
+    blocks = level.clock.blocks
     runs = 2 * count * blocks
     factors = level.noise((cases, runs), generator).reshape(cases, count, blocks, 2, -1)
     # The order within a block is random.
     swapped = generator.random((cases, count, blocks, 1)) < 0.5
     baseline = np.where(swapped, factors[..., 1, :], factors[..., 0, :])
     candidate = np.where(swapped, factors[..., 0, :], factors[..., 1, :]) * (1 + slowdown)
-    found: Array = np.log(_seconds(BASELINE, baseline, generator) / _seconds(CANDIDATE, candidate, generator))
+    noise = partial(_of_steps, level.step_sd, generator)
+    seconds = _seconds if level.clock in WALL.values() else _seconds_of_first_steps
+    found: Array = np.log(seconds(BASELINE, baseline, noise) / seconds(CANDIDATE, candidate, noise))
     return found
 
 
-def _seconds(kinds: tuple[str, ...], factors: Array, generator: np.random.Generator) -> Array:
+def _of_steps(sd: float, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Factors on the time of single steps."""
+    factors: Array = 1 + sd * generator.standard_normal(shape, dtype=np.float32)
+    return factors
+
+
+def _seconds(kinds: tuple[str, ...], factors: Array, noise: Callable[[tuple[int, ...]], Array]) -> Array:
     """What simulated clocks tell: each step takes its kind's cost, times the run's factor and a noise of its own."""
-    noise = 1 + _STEP_SD * generator.standard_normal((*factors.shape[:-1], len(kinds)), dtype=np.float32)
     costs = np.array([COSTS[kind] for kind in kinds])
-    steps = costs * factors * noise
+    steps = costs * factors * noise((*factors.shape[:-1], len(kinds)))
     return fast_seconds(RunTimes.from_steps(FIXED * factors[..., :1], steps[..., None, :], kinds))
+
+
+def _seconds_of_first_steps(kinds: tuple[str, ...], factors: Array, noise: Callable[[tuple[int, ...]], Array]) -> Array:
+    """The same by the first steps of runs, as :meth:`.Figure.from_first_steps` takes them: all but the first one."""
+    first = kinds[1 : steps_that_tell(kinds)]
+    steps = factors * noise((*factors.shape[:-1], len(first)))
+    means = {kind: COSTS[kind] * steps[..., np.array(first) == kind].mean(axis=(-1, -2)) for kind in {*kinds}}
+    seconds: Array = np.sum([kinds.count(kind) * mean for kind, mean in means.items()], axis=0)
+    return seconds
 
 
 def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -171,7 +209,7 @@ def verdicts(level: Level, cases: int, slowdown: float, generator: np.random.Gen
         own = Estimate(reference.mean[left], reference.error[left], reference.df[left])
         decided = design.decide(values, own)
         found[left] = decided
-        used[left] = look * blocks_a_figure(level.device)
+        used[left] = look * level.clock.blocks
         values = values[decided == OPEN]
     return found, used
 
@@ -215,7 +253,7 @@ def main() -> None:
     summary = {
         "false_alarm_rate": max(one["false_alarm_rate"] for one in rows),
         "power_at_3pct": rows[0]["power"],
-        "power_at_5pct_cpu": next(one["power"] for one in rows if LEVELS[one["noise"]].device == "cpu"),
+        "power_at_5pct_cpu": next(one["power"] for one in rows if LEVELS[one["noise"]].clock == WALL["cpu"]),
         "called_ok": max(one["called_ok"] for one in rows),
     }
     show("the gate on simulated clocks", rows, summary, as_json=arguments.json)

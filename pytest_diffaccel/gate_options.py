@@ -16,6 +16,14 @@ GATE_OPTIONS = (
         metavar="SHARE",
         help="smallest slowdown that matters (default: 3%%)",
     ),
+    option(
+        "--gate-host-slowdown",
+        type=share,
+        default=0.15,
+        metavar="SHARE",
+        help="smallest slowdown of the host's part of a launch-bound GPU step that matters (default: 15%%)",
+    ),
+    option("--gate-host-fails", action="store_true", help="fail a case whose host part became slower"),
     option("--gate-quality", type=share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"),
     option("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
     option("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
@@ -28,12 +36,16 @@ class GateSettings:
 
     Attributes:
         slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
+        host_slowdown: the same of what the host takes to launch a GPU's steps, where the GPU waits for that.
+        host_fails: whether a case fails by the host alone.
         quality: the smallest relative increase of LPIPS that matters, between 0 and 1.
         budget_s: seconds that all cases may take together.
         strict: whether a case that cannot be decided fails.
     """
 
     slowdown: float
+    host_slowdown: float
+    host_fails: bool
     quality: float
     budget_s: float
     strict: bool
@@ -46,7 +58,14 @@ class GateSettings:
             OptionError: when another of its options was given alone.
         """
         if options.gate:
-            return cls(options.gate_slowdown, options.gate_quality, options.gate_budget, options.gate_strict)
+            return cls(
+                options.gate_slowdown,
+                options.gate_host_slowdown,
+                options.gate_host_fails,
+                options.gate_quality,
+                options.gate_budget,
+                options.gate_strict,
+            )
         alone = [one.names[0] for one in GATE_OPTIONS if getattr(options, one.dest) != one.default]
         if alone:
             raise OptionError(f"{alone[0]} means nothing without --gate")

@@ -98,7 +98,7 @@ class Reporting:
             terminal = self._terminal
             run, gate = search_run(self._config), gate_run(self._config)
             if gate is not None:
-                self._made = GateReport(gate.settings, gate.gate, gate.without_reference, terminal)
+                self._made = GateReport(gate, terminal)
             else:
                 self._made = SessionReport(
                     run.settings, run.registry, terminal, _command(self._config), run.session.workers

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.base import Method
@@ -13,12 +16,33 @@ from pytest_diffaccel.accelerators.deepcache import DeepCache
 
 def judge_quickly(most: int = 8) -> None:
     """Figures of one block, and few of them: for tests in which a fault is gross."""
-    from pytest_diffaccel.gate import figures, plan
+    from pytest_diffaccel.gate import clocks
     from pytest_diffaccel.measure import blocks
 
-    plan.MOST_FIGURES = {"cpu": most}
-    figures._BLOCKS_A_FIGURE_OTHERWISE = 1
+    clocks.WALL = {"cpu": replace(clocks.WALL["cpu"], most=most, blocks=1)}
     blocks._REPEATS = 0
+
+
+def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
+    """A GPU with a host, made up: accelerated steps cost what tests/timings.py says, times these factors."""
+    from timings import COSTS
+
+    from pytest_diffaccel.gate import case, timing
+    from pytest_diffaccel.measure.measurement import RunTiming
+
+    generator = np.random.default_rng(0)
+
+    def steps(factor: float, noise: float, generate: Generate, count: int) -> RunTiming:
+        factors = (factor if generate.params else 1.0) * np.exp(generator.normal(0, noise, count))
+        kinds = generate.kinds[:count]
+        times = tuple(COSTS[kind] * float(by) for kind, by in zip(kinds, factors, strict=True))
+        return RunTiming(sum(times), times, kinds)
+
+    case.why_no_device_time = lambda: ""
+    timing.busy_steps = lambda generate, _prompts, _seeds, count: steps(device, 0.003, generate, count)
+    timing.launched_steps = lambda generate, _prompts, _seeds, count: steps(host, 0.05, generate, count)
+    timing.CaseTimer.device_type = property(lambda _: "cuda")  # type: ignore[method-assign,assignment]
+    timing.CaseTimer.gpu_use = lambda _: timing.GpuUse(0.5, 0.0)  # type: ignore[method-assign]
 
 
 def slow_steps(method: type[Method], seconds: float) -> None:
@@ -27,6 +51,20 @@ def slow_steps(method: type[Method], seconds: float) -> None:
 
     def slowed(self: Method, pipeline: Any, *rest: Any) -> Any:
         pipeline.unet.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+        return apply(self, pipeline, *rest)
+
+    method.apply = slowed  # type: ignore[method-assign]
+
+
+def busy_steps(method: type[Method], seconds: float) -> None:
+    """An accelerator in whose every step the GPU works so much longer."""
+    import torch
+
+    apply = method.apply
+    cycles = int(seconds * 1000 * torch.cuda.get_device_properties(0).clock_rate)
+
+    def slowed(self: Method, pipeline: Any, *rest: Any) -> Any:
+        pipeline.unet.register_forward_pre_hook(lambda *_: torch.cuda._sleep(cycles))
         return apply(self, pipeline, *rest)
 
     method.apply = slowed  # type: ignore[method-assign]
@@ -60,14 +98,23 @@ def other_branch(branch: int) -> None:
 
 def one_step_less() -> None:
     """A scheduler that makes one step less than it is asked for."""
+    _other_number_of_steps(-1)
+
+
+def one_step_more() -> None:
+    """A scheduler that makes one step more than it is asked for."""
+    _other_number_of_steps(1)
+
+
+def _other_number_of_steps(more: int) -> None:
     from diffusers import DDIMScheduler
 
     set_timesteps = DDIMScheduler.set_timesteps
 
-    def fewer(self: DDIMScheduler, num_inference_steps: int, *rest: Any, **options: Any) -> None:
-        set_timesteps(self, num_inference_steps - 1, *rest, **options)
+    def other(self: DDIMScheduler, num_inference_steps: int, *rest: Any, **options: Any) -> None:
+        set_timesteps(self, num_inference_steps + more, *rest, **options)
 
-    DDIMScheduler.set_timesteps = fewer
+    DDIMScheduler.set_timesteps = other
 
 
 def no_effect(method: type[Method]) -> None:
@@ -90,13 +137,22 @@ def out_of_memory() -> None:
 
 def corrupt_weight() -> None:
     """A weight of the denoiser that is broken in memory; its file is whole."""
+    _loaded(lambda pipeline: pipeline.unet.conv_in.weight.data.zero_())
+
+
+def other_vae() -> None:
+    """A VAE that decodes otherwise than the recorded one; its file is whole."""
+    _loaded(lambda pipeline: pipeline.vae.decoder.conv_out.weight.data.mul_(0.8))
+
+
+def _loaded(change: Callable[[Any], object]) -> None:
     from pytest_diffaccel.search import pipelines
 
     load = pipelines.load_pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         pipeline = load(*arguments, **options)
-        pipeline.unet.conv_in.weight.data.zero_()
+        change(pipeline)
         return pipeline
 
     pipelines.load_pipeline = broken

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.measure.busy_clock import Activity, busy_timing
+from pytest_diffaccel.measure.busy_clock import Activity, activity_of, busy_timing
 
 MS = 1_000_000
 
@@ -19,7 +19,7 @@ def work(start_ms: int, end_ms: int) -> Activity:
     return Activity(start_ms * MS, end_ms * MS)
 
 
-def test_a_step_is_what_ran_between_its_markers() -> None:
+def test_a_step_is_what_ran_since_the_one_before_it() -> None:
     activities = [
         work(0, 5),
         mark(6),
@@ -32,13 +32,47 @@ def test_a_step_is_what_ran_between_its_markers() -> None:
         mark(36),
     ]
     timing = busy_timing(activities, ["full", "shallow"])
-    assert timing.step_s == pytest.approx((0.003, 0.004))
+    assert timing.step_s == pytest.approx((0.003, 0.011))
     assert timing.total_s == pytest.approx(0.019)
-    assert (timing.kinds, timing.fixed_s) == (("full", "shallow"), pytest.approx(0.012))
+    assert (timing.kinds, timing.fixed_s) == (("full", "shallow"), pytest.approx(0.005))
+
+
+def test_a_long_spin_is_work_and_no_marker() -> None:
+    """Somebody's own busy wait is made of the same kernel."""
+
+    class Event:
+        def __init__(self, start_ns: int, duration_ns: int) -> None:
+            self._times = start_ns, duration_ns
+
+        def start_ns(self) -> int:
+            return self._times[0]
+
+        def duration_ns(self) -> int:
+            return self._times[1]
+
+        def name(self) -> str:
+            return "at::cuda::spin_kernel(long)"
+
+    assert activity_of(Event(0, 2_000)).marks
+    assert not activity_of(Event(0, 3 * MS)).marks
 
 
 def test_work_that_overlaps_counts_once() -> None:
     assert busy_timing([mark(0), work(1, 5), work(2, 3), work(4, 7), mark(8)], ["full"]).step_s == (0.006,)
+
+
+def test_time_slices_of_other_processes_do_not_count() -> None:
+    """The second step's second kernel is cut off for 2 ms; a step that does more than others of its kind is not."""
+    activities, now = [], 0
+    for durations in ([5, 1, 3], [5, 3, 3], [5, 1, 3, 2]):
+        activities.append(mark(now))
+        for duration in durations:
+            activities.append(work(now, now + duration))
+            now += duration
+        activities.append(mark(now))
+    timing = busy_timing(activities, ["full"] * 3)
+    assert timing.step_s == pytest.approx((0.009, 0.009, 0.011))
+    assert timing.fixed_s == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("marks", [0, 1, 3])
@@ -56,6 +90,6 @@ def test_gaps_between_kernels_do_not_count(steps: list[list[int]], gap_ms: int) 
             activities.append(work(now + gap_ms, now + gap_ms + duration))
             now += gap_ms + duration
         activities.append(mark(now))
-    timing = busy_timing(activities, ["any"] * len(steps))
+    timing = busy_timing(activities, [f"step {place}" for place in range(len(steps))])
     assert timing.step_s == pytest.approx([sum(durations) / 1000 for durations in steps])
     assert timing.fixed_s == pytest.approx(0, abs=1e-9)

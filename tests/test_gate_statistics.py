@@ -12,20 +12,20 @@ import pytest
 from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
-from timings import BASELINE, CANDIDATE, noisy_block, run, speedup_of
+from timings import BASELINE, CANDIDATE, FIXED_S, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate.figures import Figure, fast_seconds
+from pytest_diffaccel.gate.clocks import DEVICE, WALL, Clock
+from pytest_diffaccel.gate.figures import Figure, fast_seconds, steps_that_tell
 from pytest_diffaccel.gate.plan import (
-    MOST_FIGURES,
-    TYPICAL_SESSION_SD,
     GateCase,
     affordable,
     design,
-    expected_sd,
+    power,
     recordable,
     speed_share,
 )
-from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, quality_finding, same_pictures
+from pytest_diffaccel.gate.prospects import in_words, prospects
+from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
@@ -40,10 +40,11 @@ from pytest_diffaccel.gate.sequential import (
 )
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.reference import Session, Speed
 
 CASES = 50
 DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)
@@ -96,6 +97,33 @@ def test_a_figure_lies_near_the_truth_on_a_quiet_machine(seed: int, count: int) 
     generator = np.random.default_rng(seed)
     blocks = [noisy_block(generator, CANDIDATE, drift_sd=0.1, run_sd=0.003, step_sd=0.005) for _ in range(count)]
     assert Figure.from_blocks(blocks).log_speedup == pytest.approx(math.log(speedup_of(CANDIDATE)), abs=0.03)
+
+
+def _first_steps(kinds: Sequence[str], noise: float = 0.0) -> RunTiming:
+    """The first steps that tell; the very first one takes longer."""
+    first = kinds[: steps_that_tell(kinds)]
+    return run(first, [1.3 + noise, *[1.0 + noise] * len(first)])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "steps"),
+    [
+        (BASELINE, 3),
+        (CANDIDATE, 7),
+        (("a", "b", "a", "a"), 4),  # b comes once, and after it a has not come twice
+        (("a", "b", "b", "b", "b"), 3),  # a comes first only
+        (("a",), 1),
+    ],
+)
+def test_few_steps_tell_what_all_cost(kinds: tuple[str, ...], steps: int) -> None:
+    assert steps_that_tell(kinds) == steps
+
+
+def test_a_figure_of_first_steps_is_the_speedup_of_whole_runs() -> None:
+    blocks = [Block(_first_steps(BASELINE), (_first_steps(CANDIDATE),))]
+    figure = Figure.from_first_steps(blocks, BASELINE, CANDIDATE, FIXED_S)
+    assert figure.log_speedup == pytest.approx(math.log(speedup_of(CANDIDATE)))
+    assert figure.baseline_s == pytest.approx(run(BASELINE).total_s)
 
 
 def test_many_cases_at_once_are_judged_as_each_alone() -> None:
@@ -199,11 +227,11 @@ def test_the_budget_keeps_a_first_look_for_every_later_winner() -> None:
 
 def test_without_time_for_a_first_look_there_is_no_plan() -> None:
     _, winner = _cases(2.0)
-    assert design(winner, KNOWN, "cpu", CASES, 0.03, 4) is None
-    few, many = (design(winner, KNOWN, "cuda", CASES, 0.03, figures) for figures in (5, 40))
+    assert design(winner, KNOWN, WALL["cpu"], CASES, 0.03, 4) is None
+    few, many = (design(winner, KNOWN, WALL["cuda"], CASES, 0.03, figures) for figures in (5, 40))
     assert few is not None
     assert many is not None
-    assert few.power(expected_sd(KNOWN), KNOWN.error) < 0.9 < many.power(expected_sd(KNOWN), KNOWN.error)
+    assert power(few, KNOWN, WALL["cuda"]) < 0.9 < power(many, KNOWN, WALL["cuda"])
 
 
 def test_recording_shares_the_budget_by_cost_and_takes_a_first_look_at_the_least() -> None:
@@ -213,11 +241,11 @@ def test_recording_shares_the_budget_by_cost_and_takes_a_first_look_at_the_least
     assert recordable(fast, [slow], 140, 1.5, 4) == 10
     assert recordable(slow, [], 80, 2.0, 4) == 10
     assert recordable(slow, [], -5, 2.0, 4) == LOOKS[0]
-    made = design(fast, KNOWN, "cpu", CASES, 0.03, 10, recording=True)
-    everything = design(fast, KNOWN, "cpu", CASES, 0.03, 1000, recording=True)
+    made = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 10, recording=True)
+    everything = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 1000, recording=True)
     assert made is not None
     assert everything is not None
-    assert (made.most, everything.most) == (10, MOST_FIGURES["cpu"])
+    assert (made.most, everything.most) == (10, WALL["cpu"].most)
 
 
 def test_a_slowdown_too_small_to_matter_is_ok() -> None:
@@ -319,7 +347,7 @@ def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() ->
         ((0.0202, 0.0404), (0.02021, 0.0404), "ok"),
         ((0.03, 0.05), (0.03001, 0.05001), "regressed"),
         ((0.03, 0.05), (0.05, 0.03), "inconclusive"),
-        ((0.02, 0.04), (0.03, 0.03), "inconclusive"),
+        ((0.0201, 0.04), (0.03, 0.03), "inconclusive"),
         ((0.01, 0.02), (0.01, 0.02), "improved"),
         ((math.nan, 0.02), (0.01, 0.02), "regressed"),
     ],
@@ -335,6 +363,59 @@ def test_broken_pictures_are_other_pictures() -> None:
     assert "moved by 100%" in same_pictures([0.0, 0.0], [0.16, 0.16], 0.05)
     assert same_pictures([0.1, 0.2], [0.2, 0.1], 0.05)
     assert same_pictures([math.nan], [0.16], 0.05)
+
+
+def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
+    """However much rounding might do: it did nothing, since this is the reference's own build."""
+    control = (0.09, 0.01)
+    assert quality_finding(Losses((0.02, 0.04), control, (0.02, 0.04)), 0.05, 1e-4).status == "ok"
+    assert quality_finding(Losses((0.02, 0.04), control, (0.03,)), 0.05, 1e-4).status == "ok"
+    assert quality_finding(Losses((0.02, 0.04), control, (0.0301,)), 0.05, 1e-4).status == "inconclusive"
+    assert quality_finding(Losses((0.04, 0.02), control, (0.02, 0.04)), 0.05, 1e-4).status == "inconclusive"
+
+
+@pytest.mark.parametrize(("worse", "status"), [(1.0, "ok"), (1.12, "regressed")])
+def test_samples_whose_losses_move_alike_tell_more_than_the_control(worse: float, status: str) -> None:
+    generator = np.random.default_rng(0)
+    then = generator.uniform(0.02, 0.06, 8)
+    now = then * worse + generator.normal(0, 1e-5, 8)
+    control = now + generator.normal(0, 0.01, 8)
+    assert quality_finding(Losses(tuple(now), tuple(control), tuple(then)), 0.05, 1e-3).status == status
+    only_the_mean = Losses(tuple(now), tuple(control), (float(then.mean()),))
+    assert quality_finding(only_the_mean, 0.05, 1e-3).status == "inconclusive"
+
+
+def test_what_rounding_will_hide_is_said_when_a_reference_is_recorded() -> None:
+    hidden = hidden_loss(Losses((0.02, 0.04), (0.021, 0.039), (0.03,)), 0.05)
+    assert re.search(r"may hide a loss of \d+% at 2 samples; .*--num-samples \d+ or more", hidden)
+    assert hidden_loss(Losses((0.02, 0.04), (0.02, 0.04), (0.03,)), 0.05) == ""
+
+
+def _prospects(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[str]:
+    """Of two winners, with a reference by the device's and the host's clock each."""
+    cases = _cases(2.0, 1.5)
+    host = Speed(0.6, 0.01, 30.0, 20 * figure_sd, 1.0, figure_s=figure_s)
+    session = replace(SESSION, figure_sd=figure_sd, figure_s=figure_s, clock="device", host=host)
+    settings = GateSettings(0.03, 0.15, False, 0.05, budget_s, False)
+
+    def reference(_case: GateCase, clock: Clock) -> Reference | None:
+        speed = session.by(clock.name)
+        return Reference.from_sessions([speed], clock.session_sd) if speed else None
+
+    known = {case.subject: [session] for case in cases}
+    return in_words(prospects(cases, known, reference, settings), settings)
+
+
+def test_what_a_run_can_show_is_said_before_it() -> None:
+    assert _prospects(0.003, 0.5) == [
+        "2 of 2 winners: a slowdown of 3.0% by device time can be shown (in 95% of runs, at the references' noise)",
+        "2 of 2 winners: a slowdown of 15.0% by host time can be shown (in 95% of runs, at the references' noise)",
+    ]
+    short = _prospects(0.003, 30.0)
+    assert short[0].startswith("0 of 2 winners: a slowdown of 3.0% by device time")
+    assert re.search(r"none up to 50%; what matters needs \d+ s of timing: give --gate-budget more", short[1])
+    noisy = _prospects(0.2, 0.5)
+    assert re.search(r"one of \d+\.\d%; more time shows no less: record further references", noisy[1])
 
 
 def test_better_quality_needs_recorded_pictures() -> None:
@@ -359,10 +440,9 @@ def test_a_verdict_is_its_gravest_finding() -> None:
 
 def test_designs_have_the_power_that_is_asked_of_them() -> None:
     """At the noise that the project expects: 1% a run on a GPU, 1.4% a figure of 4 blocks on shared cores."""
-    for device, smallest in (("cuda", 0.03), ("cpu", 0.05)):
-        session_sd = TYPICAL_SESSION_SD[device]
-        design = Design(MOST_FIGURES[device], math.log1p(smallest), speed_share(CASES), session_sd)
-        recorded = math.hypot(0.0142 / math.sqrt(design.most), session_sd)
-        assert design.power(0.0142, recorded) > 0.95
+    for clock, smallest in ((WALL["cuda"], 0.03), (WALL["cpu"], 0.05), (DEVICE, 0.02)):
+        design = Design(clock.most, math.log1p(smallest), speed_share(CASES), clock.session_sd)
+        recorded = math.hypot(clock.figure_sd / math.sqrt(design.most), clock.session_sd)
+        assert design.power(clock.figure_sd, recorded) > 0.95
     times = RunTimes.from_steps(np.ones((1, 1)), np.ones((1, 1, len(BASELINE))), BASELINE)
     assert math.log(fast_seconds(times)) == pytest.approx(math.log(11))

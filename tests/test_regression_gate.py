@@ -115,6 +115,36 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
 
 
 @pytest.mark.slow
+def test_a_gpus_own_time_and_its_hosts_are_told_apart(gate: Gate) -> None:
+    """On a GPU that is made up, since this machine has none: what it says of steps is all that differs."""
+    assert gate.run("--update-golden", "--fresh", fault="faults.two_clocks()").ret == 0
+    sessions = [one for found in read_references(gate.golden).values() for one in found]
+    assert {one.clock for one in sessions} == {"device"}
+    (host,) = (one.host for one in sessions if one.host)
+    assert host.standard_error > 3 * min(one.standard_error for one in sessions)
+    result = gate.run("--junitxml", "junit.xml", fault="faults.two_clocks()")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "*1 of 1 winners: a slowdown of 3.0% by device time can be shown*",
+            "*1 of 1 winners: a slowdown of 15.0% by host time can be shown*",
+            f"ok * {DEEPCACHE}: *speed *host *",
+            "*launch-bound: the GPU was busy for 50% of a run*",
+            "gate: 2 ok of 2",
+        ]
+    )
+    figures = (gate.path / "junit.xml").read_text(encoding="utf-8")
+    assert re.search(r'name="host_speedup" value="1\.\d+"', figures)
+    result = gate.run(fault="faults.two_clocks(device=1.06)")
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines(["  speed regressed: *x instead of *x of device time (-5.*"])
+    result = gate.run(fault="faults.two_clocks(host=1.3)")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["  host warning: *of host time (-2*", "warning: 1 case(s) take the host longer*"])
+    assert gate.run("--gate-host-fails", fault="faults.two_clocks(host=1.3)").ret == REGRESSED
+
+
+@pytest.mark.slow
 def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> None:
     """Two pipes on two workers, which take turns in timing; golden does not know the second one's environment."""
     models = gate.path / "models.toml"
@@ -145,9 +175,10 @@ def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> Non
         ),
         ("faults.other_branch(2)", "* regressed: *"),
         ("faults.one_step_less()", "function regressed: 19 denoiser calls for 20 steps"),
+        ("faults.one_step_more()", "function regressed: DDIMScheduler calls the denoiser 21 times in 20 steps*"),
         ("faults.no_effect(faults.DeepCache)", "function regressed: *had no effect*"),
     ],
-    ids=["slow accelerator", "wrong branch", "a step less", "no effect"],
+    ids=["slow accelerator", "wrong branch", "a step less", "a step more", "no effect"],
 )
 def test_a_fault_is_named(gate: Gate, fault: str, named: str) -> None:
     result = gate.run(fault=fault)

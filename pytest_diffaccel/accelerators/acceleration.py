@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,10 @@ class StepCountError(RuntimeError):
 
 class UnknownCounter(ValueError):
     """A method names a counter that nothing counts: whether it acts cannot be told."""
+
+
+class _Enough(Exception):
+    """Ends a generation of which only the first steps are wanted."""
 
 
 class Observer(Protocol):
@@ -125,6 +129,19 @@ class Generate:
         """As a call, telling ``observer`` of its events; nothing is counted or checked."""
         return self._generate(prompts, seeds, observer, None)
 
+    def begun(self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer, steps: int) -> None:
+        """As :meth:`observed`, but ended after its first ``steps`` steps: they are those of a whole generation.
+
+        Args:
+            prompts: what would be drawn.
+            seeds: one a prompt.
+            observer: is told of the end, too.
+            steps: 1 to :attr:`steps`.
+        """
+        with suppress(_Enough):
+            self._generate(prompts, seeds, _FirstSteps(observer, steps), None)
+        observer.ended()
+
     def _generate(
         self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None, counters: FiredCounters | None
     ) -> list[Image]:
@@ -170,6 +187,24 @@ class Generate:
             "width": self.width,
         }
         return {name: value for name, value in options.items() if value is not None}
+
+
+class _FirstSteps:
+    """Tells an observer of the first steps, and ends the generation then."""
+
+    def __init__(self, observer: Observer, steps: int) -> None:
+        self._left = steps
+        self._observer = observer
+        self.started, self.denoiser_called = observer.started, observer.denoiser_called
+
+    def step_ended(self) -> None:
+        self._observer.step_ended()
+        self._left -= 1
+        if not self._left:
+            raise _Enough
+
+    def ended(self) -> None:
+        """Nothing: who wanted the first steps tells of their end."""
 
 
 def _step_end_callback(observer: Observer) -> Any:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock, wall_clock
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
-from pytest_diffaccel.gate.figures import blocks_a_figure
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, expected_sd, recordable, speed_share
-from pytest_diffaccel.gate.quality import explain_by_pictures, quality_finding, same_pictures
+from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, power, recordable, speed_share
+from pytest_diffaccel.gate.quality import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
-from pytest_diffaccel.gate.speed import Timed, explain_by_times, speed_finding, time_until_certain
+from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, speed_finding
+from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.gate_options import GateSettings
-from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
-from pytest_diffaccel.measure.busy_clock import busy
-from pytest_diffaccel.measure.clock import timed as timed_run
-from pytest_diffaccel.measure.disturbance import watch_machine
-from pytest_diffaccel.measure.measurement import RunTiming
-from pytest_diffaccel.measure.threads import computing_threads
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE, why_no_device_time
+from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.search.workbench import Workbench
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
@@ -54,6 +51,56 @@ class Showing:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What one clock said of a case.
+
+    Attributes:
+        clock: which.
+        finding: what follows.
+        timed: what was timed; None where there was no time.
+        power: the chance that there was to show a slowdown that matters; None of a baseline.
+        figure_s: what taking a figure took, seconds.
+        busy_share: share of a run's wall time during which the GPU worked; None where that is not known.
+        note: information; may be empty.
+    """
+
+    clock: Clock
+    finding: Finding
+    timed: Timed | None = None
+    power: float | None = None
+    figure_s: float = 0.0
+    busy_share: float | None = None
+    note: str = ""
+
+    def notes(self) -> list[str]:
+        """Information on it."""
+        bound = launch_bound(self.busy_share) if self.busy_share is not None else ""
+        return [*filter(None, [self.note, bound]), *(conditions(self.timed) if self.timed else ())]
+
+    def figures(self) -> dict[str, float]:
+        """Numbers by name."""
+        found = {} if self.power is None else {"power": self.power}
+        if self.timed is not None:
+            found["speedup"] = math.exp(float(robust_mean(self.timed.log_speedups).mean))
+            found |= {"baseline_s": self.timed.baseline_s, "blocks": len(self.timed.blocks)}
+        return found if self.busy_share is None else {**found, "gpu_busy_share": self.busy_share}
+
+    def measured(self) -> dict[str, Any]:
+        """What a session records of it; it was timed."""
+        if self.timed is None:
+            raise ValueError("nothing was timed")
+        estimate = robust_mean(self.timed.log_speedups)
+        return {
+            "log_speedup": float(estimate.mean),
+            "standard_error": float(estimate.error),
+            "df": float(estimate.df),
+            "figure_sd": self.timed.figure_sd,
+            "baseline_s": self.timed.baseline_s,
+            "figure_s": self.figure_s,
+        }
+
+
+@dataclass(frozen=True)
 class Examination:
     """What is needed to judge a case.
 
@@ -66,7 +113,7 @@ class Examination:
         pictures: gives a cell's pictures.
         sessions: the case's recorded sessions.
         baseline_sessions: those of its cell's baseline.
-        reference: what its speed is compared with.
+        reference: what its speed is compared with, by clock; None where there is nothing.
         recording: whether a reference is recorded: timed for its whole share of the budget.
     """
 
@@ -78,7 +125,7 @@ class Examination:
     pictures: Callable[[GateCase], CellPictures]
     sessions: tuple[Session, ...]
     baseline_sessions: tuple[Session, ...]
-    reference: Reference
+    reference: Callable[[Clock], Reference | None]
     recording: bool
 
     def examine(self, case: GateCase) -> Showing:
@@ -95,27 +142,24 @@ class Examination:
             generate = stack.enter_context(self.bench.pipelines.generating(case.cell, params))
             pictures = self.pictures(case)
             batch_s = self._count(case, generate)
-            quality, lpips = self._quality(case, generate, pictures)
-            timed, speed, power, notes = self._speed(case, baseline, generate, pictures.batch_s + batch_s)
-            share = self._busy_share(case, generate, timed) if timed else None
-        figures = (
-            [("lpips", float(np.mean(lpips)))] if case.candidate else [("fingerprint_lpips", float(np.mean(lpips)))]
+            quality, lpips, hidden = self._quality(case, generate, pictures)
+            timer = CaseTimer(self.bench, case, baseline, generate)
+            speeds = list(self._speeds(case, timer, pictures.batch_s + batch_s))
+        name = "lpips" if case.candidate else "fingerprint_lpips"
+        figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
+        figures |= {f"host_{key}": value for one in speeds[1:] for key, value in one.figures().items()}
+        noted = [one for one in speeds if self._is_noted_only(one)]
+        return Showing(
+            (*quality, *(one.finding for one in speeds if one not in noted)),
+            (
+                *filter(None, [hidden]),
+                *(note for one in speeds for note in one.notes()),
+                *(f"host time is undecided: {one.finding.text}" for one in noted),
+            ),
+            self._session(case, speeds, lpips),
+            tuple(figures.items()),
+            tuple(run.total_s for one in speeds[:1] if one.timed for block in one.timed.blocks for run in block.runs),
         )
-        if power is not None:
-            figures.append(("power", power))
-        if timed is None:
-            return Showing((*quality, speed), notes, None, tuple(figures))
-        estimate = robust_mean(timed.log_speedups)
-        figures += [
-            ("speedup", math.exp(float(estimate.mean))),
-            ("baseline_s", timed.baseline_s),
-            ("blocks", len(timed.blocks)),
-        ]
-        if share is not None:
-            figures.append(("gpu_busy_share", share))
-            notes = (*notes, *filter(None, [launch_bound(share)]))
-        rounds_s = tuple(run.total_s for block in timed.blocks for run in block.runs)
-        return Showing((*quality, speed), notes, self._session(case, timed, lpips), tuple(figures), rounds_s)
 
     def _count(self, case: GateCase, generate: Generate) -> float:
         """The first generation, which counts what the methods do; seconds of the batch."""
@@ -127,8 +171,8 @@ class Examination:
 
     def _quality(
         self, case: GateCase, generate: Generate, pictures: CellPictures
-    ) -> tuple[tuple[Finding, ...], tuple[float, ...]]:
-        """Findings, and LPIPS by sample."""
+    ) -> tuple[tuple[Finding, ...], tuple[float, ...], str]:
+        """Findings, LPIPS by sample, and what rounding will hide; empty where nothing that matters."""
         drawn = self._recorded_lpips(case, self.baseline_sessions)
         changed = same_pictures(pictures.fingerprint, drawn, _PICTURES_TOLERANCE) if drawn else ""
         if case.candidate is None:
@@ -137,15 +181,16 @@ class Examination:
                 finding = Finding("quality", "regressed", f"{changed}; are its weights whole?")
             elif not drawn:
                 finding = replace(finding, text="no pictures recorded to compare with")
-            return (finding,), pictures.fingerprint
+            return (finding,), pictures.fingerprint, ""
         recorded = self._recorded_lpips(case, self.sessions) or (float(case.entry.lpips or 0.0),)
         found = losses(self.bench, case, generate, pictures, recorded)
         if changed:
             # Refused, not undecided: more time would not help, and a run of this case alone must not pass.
             why = f"LPIPS cannot be compared with golden's: {changed}; see {case.cell}-baseline"
-            return (Finding("quality", "refused", why),), found.now
+            return (Finding("quality", "refused", why),), found.now, ""
         finding = quality_finding(found, self.settings.quality, speed_share(self.cases))
-        return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now
+        hidden = hidden_loss(found, self.settings.quality) if self.recording else ""
+        return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now, hidden
 
     def _recorded_lpips(self, case: GateCase, sessions: tuple[Session, ...]) -> tuple[float, ...]:
         """Of the last of the sessions; none where that was of other samples than the case's."""
@@ -153,71 +198,111 @@ class Examination:
         same = (sampling.seed, sampling.prompts_digest)
         return sessions[-1].lpips if sessions and (sessions[-1].seed, sessions[-1].prompts_digest) == same else ()
 
-    def _speed(
-        self, case: GateCase, baseline: Generate, generate: Generate, block_s: float
-    ) -> tuple[Timed | None, Finding, float | None, tuple[str, ...]]:
-        """What was timed, the finding, the chance that there was to show a slowdown that matters, notes."""
-        device = baseline.pipeline.device
-        size = blocks_a_figure(device.type)
+    def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> Iterator[Judged]:
+        """By the clock that decides; of a launch-bound winner by the host's, too.
+
+        Args:
+            case: the case.
+            timer: times it.
+            block_s: a block of whole runs, seconds.
+        """
+        if timer.device_type != "cuda":
+            yield self._judged(case, timer, wall_clock(timer.device_type), block_s)
+            return
+        lacking = why_no_device_time()
+        if lacking or not (self.recording or case.candidate is None or self.reference(DEVICE)):
+            yield replace(self._judged(case, timer, wall_clock("cuda"), block_s), note=lacking)
+            return
+        use = timer.gpu_use()
+        began_s = self.budget.left_s
+        yield replace(self._judged(case, timer, DEVICE, timer.block_s(DEVICE), use.fixed_s), busy_share=use.busy_share)
+        if case.candidate and use.busy_share < LAUNCH_BOUND_SHARE and (self.recording or self.reference(HOST)):
+            # Every later case keeps what this one's device time took.
+            kept_s = (began_s - self.budget.left_s) * sum(one.cost / case.cost for one in self.later)
+            yield self._host_judged(self._judged(case, timer, HOST, timer.block_s(HOST), kept_s=kept_s))
+
+    def _judged(
+        self,
+        case: GateCase,
+        timer: CaseTimer,
+        clock: Clock,
+        block_s: float,
+        fixed_s: float = 0.0,
+        kept_s: float = 0.0,
+    ) -> Judged:
+        """Timed by one clock.
+
+        Args:
+            case: the case.
+            timer: times it.
+            clock: to time it by.
+            block_s: of a block by that clock, seconds.
+            fixed_s: what surrounds the steps, by that clock.
+            kept_s: of the budget for later cases, beside what they keep by this clock.
+        """
+        reference, slowdown = self.reference(clock), self._slowdown(clock)
         share = recordable if self.recording else affordable
-        figures = share(case, self.later, self.budget.left_s, block_s, size)
-        plan = design(
-            *(case, self.reference, device.type, self.cases, self.settings.slowdown, figures), recording=self.recording
-        )
+        figures = share(case, self.later, self.budget.left_s - kept_s, block_s, clock.blocks)
+        plan = design(case, reference, clock, self._tests, slowdown, figures, recording=self.recording)
         if plan is None and case.candidate is None:
             why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
-            return None, Finding("speed", "ok", why), None, ()
+            return Judged(clock, Finding("speed", "ok", why))
         if plan is None:
-            return None, self._no_time("before a first look at the speed"), 0.0, ()
-        power = plan.power(expected_sd(self.reference), self.reference.error) if case.candidate else None
-        runs = [self._run(case, one) for one in (baseline, generate)]
-        with self.bench.pipelines.lock.timing():
-            rows = run_blocks(
-                runs[0],
-                runs[1:],
-                plan.most * size,
-                seed=order_seed(self.bench.settings.seed, [case.key], 0),
-                watch=watch_machine(device, computing_threads(device)),
-            )
-            timed = time_until_certain((row[0] for row in rows), size, plan, self.reference, to_the_end=self.recording)
-        finding, note = explain_by_times(speed_finding(timed, plan, self.reference), timed, self.reference)
+            return Judged(clock, self._no_time("before a first look at the speed"), power=0.0)
+        began = time.monotonic()
+        timed = timer.until_certain(clock, plan, reference, fixed_s, to_the_end=self.recording)
+        judged = Judged(
+            clock,
+            first_finding(timed, clock.words),
+            timed,
+            power(plan, reference, clock) if case.candidate else None,
+            figure_s=(time.monotonic() - began) / len(timed.figures),
+        )
+        if reference is None:
+            return judged
+        found = speed_finding(timed, plan, reference, clock.words)
+        finding, note = explain_by_times(found, timed, reference, clock.words)
         if case.candidate is None and finding.status != "ok":
             # Nothing is slower than itself: it is the measuring that is not sound, or too noisy.
             finding = Finding("speed", "inconclusive", f"the baseline against itself: {finding.text}")
-        return timed, finding, power, (*filter(None, [note]), *conditions(timed))
+        return replace(judged, finding=finding, note=note)
 
-    def _busy_share(self, case: GateCase, generate: Generate, timed: Timed) -> float | None:
-        """Share of a run's wall time during which the GPU worked; None without a GPU."""
-        if generate.pipeline.device.type != "cuda":
+    def _host_judged(self, judged: Judged) -> Judged:
+        """As a finding on the host, which fails no run unless that is asked for."""
+        finding = replace(judged.finding, subject="host")
+        if finding.status == "regressed" and not self.settings.host_fails:
+            finding = replace(finding, status="warning")
+        elif finding.status == "improved":
+            finding = replace(finding, status="ok")
+        return replace(judged, finding=finding)
+
+    def _is_noted_only(self, judged: Judged) -> bool:
+        """Whether the host could not be judged, which decides nothing unless that is asked for."""
+        return judged.clock == HOST and judged.finding.status == "inconclusive" and not self.settings.host_fails
+
+    def _slowdown(self, clock: Clock) -> float:
+        return self.settings.host_slowdown if clock == HOST else self.settings.slowdown
+
+    @property
+    def _tests(self) -> int:
+        """Of speed, that may fail the run: they share the false alarms that are allowed."""
+        return self.cases * (2 if self.settings.host_fails else 1)
+
+    def _session(self, case: GateCase, speeds: Sequence[Judged], lpips: tuple[float, ...]) -> Session | None:
+        """To be recorded; None where nothing was timed."""
+        main, *others = speeds
+        if main.timed is None:
             return None
-        batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
-        with self.bench.pipelines.lock.timing():
-            _, device = busy(generate, batch.prompts, batch.seeds)
-        return device.total_s / float(np.median([block.runs[0].total_s for block in timed.blocks]))
-
-    def _run(self, case: GateCase, generate: Generate) -> TimedRun:
-        batches = self.bench.batches(case.cell, "winner", case.entry.num_samples)
-        full = [batch for batch in batches if len(batch.seeds) == len(batches[0].seeds)]
-
-        def one(index: int) -> RunTiming:
-            batch = full[index % len(full)]
-            return timed_run(generate, batch.prompts, batch.seeds)[1]
-
-        return one
-
-    def _session(self, case: GateCase, timed: Timed, lpips: tuple[float, ...]) -> Session:
-        estimate = robust_mean(timed.log_speedups)
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
+        host = next((Speed(**one.measured()) for one in others if one.timed), None)
         return Session(
-            log_speedup=float(estimate.mean),
-            standard_error=float(estimate.error),
-            df=float(estimate.df),
-            figure_sd=timed.figure_sd,
-            baseline_s=timed.baseline_s,
+            **main.measured(),
             lpips=tuple(float(one) for one in lpips),
             seed=sampling.seed,
             prompts_digest=sampling.prompts_digest,
             environment=self.bench.environment(case.cell).id,
+            clock="device" if main.clock == DEVICE else "wall",
+            host=host,
         )
 
     def _no_time(self, when: str) -> Finding:

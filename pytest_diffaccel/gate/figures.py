@@ -2,32 +2,29 @@
 
 Figures are what the sequential test counts. On a CPU whole runs are disturbed by whatever else the machine does; a low
 quantile over the steps of a few runs sees past it (:func:`fast_seconds`), one run's alone does not. What fast steps are
-off by is in the reference's figures too, so nothing is added to correct it. On a GPU of one's own a block is a figure.
+off by is in the reference's figures too, so nothing is added to correct it. On a GPU a block is a figure; by the clocks
+of the device and of the host (:mod:`.clocks`) it holds the first steps of runs.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
-from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.statistics import low_quantile
 from pytest_diffaccel.measure.step_kinds import Array, RunTimes
 
-#: Blocks of a figure, by the type of device.
-_BLOCKS_A_FIGURE = {"cuda": 1}
-_BLOCKS_A_FIGURE_OTHERWISE = 4
 # Disturbance only ever adds time, so the faster share of the runs tells what a kind costs; its mean rather than a
 # quantile of all, which would hang on one or two runs.
 _FASTER = 0.5
-
-
-def blocks_a_figure(device_type: str) -> int:
-    """How many blocks make a figure on ``"cpu"``, ``"cuda"``, ..."""
-    return _BLOCKS_A_FIGURE.get(device_type, _BLOCKS_A_FIGURE_OTHERWISE)
+# Times that a kind of step comes in a run that is cut off, if it does.
+_EACH = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,45 @@ class Figure:
         baseline_s = float(fast_seconds(RunTimes.of([(block.baseline,) for block in blocks])))
         candidate_s = float(fast_seconds(RunTimes.of([block.runs for block in blocks])))
         return cls(math.log(baseline_s / candidate_s), baseline_s)
+
+    @classmethod
+    def from_first_steps(
+        cls, blocks: Sequence[Block], baseline: Sequence[str], candidate: Sequence[str], fixed_s: float
+    ) -> Figure:
+        """Of blocks that hold the first steps of runs: each kind costs what it does in them.
+
+        Args:
+            blocks: at least one.
+            baseline: kinds of all steps of an unaccelerated run.
+            candidate: those of the candidate's; the blocks' runs hold each of them.
+            fixed_s: what surrounds the steps of either, at least 0.
+        """
+        baseline_s = fixed_s + _steps_seconds([block.baseline for block in blocks], baseline)
+        candidate_s = fixed_s + _steps_seconds([run for block in blocks for run in block.runs], candidate)
+        return cls(math.log(baseline_s / candidate_s), baseline_s)
+
+
+def steps_that_tell(kinds: Sequence[str]) -> int:
+    """How many first steps of a run tell what each of its kinds costs: each comes twice after the first step, if it
+    does at all.
+    """
+    wanted = {kind: min(_EACH, kinds[1:].count(kind)) for kind in kinds}
+    for count in range(1, len(kinds)):
+        seen = kinds[1:count]
+        if {*kinds[:count]} == wanted.keys() and all(seen.count(kind) >= most for kind, most in wanted.items()):
+            return count
+    return len(kinds)
+
+
+def _steps_seconds(runs: Sequence[RunTiming], kinds: Sequence[str]) -> float:
+    """What all steps of a run take by the first steps of some: means by kind, but for the first step, which launches
+    into an empty queue, where its kind comes again.
+    """
+    seconds = 0.0
+    for kind, count in Counter(kinds).items():
+        later = [step for run in runs for step, one in list(zip(run.step_s, run.kinds, strict=True))[1:] if one == kind]
+        seconds += count * fmean(later or [run.step_s[0] for run in runs if run.kinds[0] == kind])
+    return seconds
 
 
 def fast_seconds(times: RunTimes) -> Array:

@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
+from pytest_diffaccel.gate.clocks import DEVICE, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, slug
@@ -15,25 +15,12 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.reference import subject
 
-_Value = TypeVar("_Value")
-
-#: Figures of a case at the most, by type of device: enough for 3% at 1% a run (GPU), for 5% on shared cores (CPU).
-MOST_FIGURES: Mapping[str, int] = {"cuda": 48, "cpu": 24}
-#: How far the speed-ups of two sessions lie apart though nothing changed (standard deviation of a session's logarithm):
-#: memory comes to lie otherwise, neighbours are others. Learnt from references of several sessions.
-TYPICAL_SESSION_SD: Mapping[str, float] = {"cuda": 0.002, "cpu": 0.004}
-#: Of what figures scatter beyond those of a quiet device, how much lasts for a whole session: on a GPU it is the host's
-#: doing, which slows launches for minutes, too (searches of one cell repeated on virtual machines: docs/gpus.md). On a
-#: CPU such scatter is over within a session.
-LASTING_SHARE: Mapping[str, float] = {"cuda": 0.6, "cpu": 0.0}
-#: How much a figure varies: runs of 1% on a quiet GPU, or 4 blocks on shared cores (standard deviation of the
-#: logarithm).
-TYPICAL_FIGURE_SD = 0.0142
 # A baseline against itself shows that the measuring is sound; so many figures do.
 _BASELINE_FIGURES = 8
 # What a winner that is as it was commonly takes until that is certain.
 _VERDICT_FIGURES = 12
-_POWER = 0.95
+#: A slowdown that so large a share of runs shows is shown.
+SURELY = 0.95
 
 
 @dataclass(frozen=True)
@@ -73,11 +60,6 @@ class GateCase:
         return self.cell.steps * (1 + 1 / (self.entry.speedup or 1.0 if self.candidate else 1.0))
 
 
-def of_device(values: Mapping[str, _Value], device: str) -> _Value:
-    """The value for a type of device; one that is not among them is taken for a CPU."""
-    return values.get(device, values["cpu"])
-
-
 def gate_cases(
     golden: Mapping[GoldenKey, GoldenEntry], cells: Sequence[Cell], accelerators: Sequence[str], known: Sequence[str]
 ) -> list[GateCase]:
@@ -110,9 +92,9 @@ def gate_cases(
     return sorted([*baselines.values(), *winners.values()], key=order)
 
 
-def expected_sd(reference: Reference) -> float:
-    """How much a figure is going to vary: as in the recorded sessions, else as is typical."""
-    return reference.figure_sd or TYPICAL_FIGURE_SD
+def expected_sd(reference: Reference | None, clock: Clock) -> float:
+    """How much a figure is going to vary: as in the recorded sessions, else as is typical of the clock."""
+    return (reference and reference.figure_sd) or clock.figure_sd
 
 
 def speed_share(cases: int) -> float:
@@ -177,8 +159,8 @@ def recordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
 
 def design(
     case: GateCase,
-    reference: Reference,
-    device: str,
+    reference: Reference | None,
+    clock: Clock,
     cases: int,
     slowdown: float,
     figures: int,
@@ -189,8 +171,8 @@ def design(
 
     Args:
         case: the case.
-        reference: what it is compared with.
-        device: type of the device.
+        reference: what it is compared with; None where a first one is recorded.
+        clock: what it is timed by.
         cases: of the whole run.
         slowdown: the smallest that matters, as a fraction.
         figures: for which there is time.
@@ -199,15 +181,21 @@ def design(
     Returns:
         None when there is no time for the first look.
     """
-    most, lasting_share = of_device(MOST_FIGURES, device), of_device(LASTING_SHARE, device)
-    made = Design(most, math.log1p(slowdown), speed_share(cases), reference.session_sd, lasting_share)
+    session_sd = reference.session_sd if reference else clock.session_sd
+    made = Design(clock.most, math.log1p(slowdown), speed_share(cases), session_sd, clock.lasting_share)
     if recording:
+        # Of a baseline only its time is used, which a GPU's own clock soon knows.
+        most = _BASELINE_FIGURES if case.candidate is None and clock == DEVICE else clock.most
         return replace(made, most=min(most, figures))
-    sd = expected_sd(reference)
-    choices = [*(look for look in LOOKS if look < most), most]
-    enough = next((look for look in choices if replace(made, most=look).power(sd, reference.error) >= _POWER), most)
+    choices = [*(look for look in LOOKS if look < clock.most), clock.most]
+    enough = next((look for look in choices if power(replace(made, most=look), reference, clock) >= SURELY), clock.most)
     if case.candidate is None:
         enough = _BASELINE_FIGURES
     # Half as many again: the noise of this session may be larger.
-    wanted = min(most, figures, math.ceil(1.5 * enough))
+    wanted = min(clock.most, figures, math.ceil(1.5 * enough))
     return replace(made, most=wanted) if wanted >= LOOKS[0] else None
+
+
+def power(plan: Design, reference: Reference | None, clock: Clock) -> float:
+    """Chance that a plan shows the smallest slowdown that matters."""
+    return plan.power(expected_sd(reference, clock), reference.error if reference else 0.0)

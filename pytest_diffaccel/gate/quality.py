@@ -1,8 +1,9 @@
 """Is a case still as good? LPIPS to this run's unaccelerated images, beside what the reference lost on the same ones.
 
 Prompts, seeds and start noise are those of the reference, so nothing is sampled: on one build the losses are equal to
-the last digit. What is left is rounding, which another build does otherwise, and its size is measured in every run: the
-same case from start noise that is one unit in the last place larger (an A/A control).
+the last digit, and nothing is left to decide. What is left otherwise is rounding, which another build does otherwise.
+Its size is measured in two ways, of which the one that tells more counts: by the same case from start noise that is one
+unit in the last place larger (an A/A control), and by how unequally the samples' losses moved since the reference.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from pytest_diffaccel.gate.verdict import Finding, Status, percent
 
 # A build rounds every operation anew, not the start noise alone: taken for this many such controls, independent ones.
 _ROUNDINGS = 16
+# Fewer samples tell nothing of how changes vary.
+_LEAST_PAIRS = 4
+# Chance that a loss that matters is called none.
+_MISS_RATE = 0.025
 # Below this LPIPS nobody sees a difference, whatever its ratio.
 _INVISIBLE = 1e-4
+# References are kept to so many digits, and means in golden to so many; what differs by less is equal.
+_EQUAL, _EQUAL_MEAN = 2e-9, 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,29 @@ class Losses:
         moved = np.array(self.control) - np.array(self.now)
         return float(np.sqrt(_ROUNDINGS * np.mean(moved**2) / len(moved)))
 
+    @property
+    def is_equal(self) -> bool:
+        """Whether every sample lost what it did, or their mean where no more is known: all was rounded alike."""
+        if len(self.then) == 1:
+            return abs(self.change) < _EQUAL_MEAN
+        return len(self.then) == len(self.now) and bool(np.allclose(self.now, self.then, rtol=0.0, atol=_EQUAL))
+
+    def half_width(self, error_rate: float) -> float:
+        """How far the mean moves by rounding alone, with so small a chance of more, to one side.
+
+        Both measures have half of that chance each. The paired one, Student's of the samples' changes, needs the
+        reference's sample by sample.
+
+        Args:
+            error_rate: above 0, below 0.5.
+        """
+        by_control = float(stats.norm.isf(error_rate / 2)) * self.floor
+        if len(self.then) != len(self.now) or len(self.now) < _LEAST_PAIRS:
+            return by_control
+        changes = np.array(self.now) - np.array(self.then)
+        error = float(changes.std(ddof=1)) / math.sqrt(len(changes))
+        return min(by_control, float(stats.t.isf(error_rate / 2, len(changes) - 1)) * error)
+
 
 def quality_finding(losses: Losses, smallest: float, false_alarm_rate: float) -> Finding:
     """Worse by what matters and by more than rounding explains; or not.
@@ -58,28 +88,52 @@ def quality_finding(losses: Losses, smallest: float, false_alarm_rate: float) ->
     """
     then, now = float(np.mean(losses.then)), float(np.mean(losses.now))
     matters = max(smallest * then, _INVISIBLE)
-    sure = float(stats.norm.isf(false_alarm_rate)) * losses.floor
     if not math.isfinite(now):
         return Finding("quality", "regressed", f"LPIPS is {now}: the images are broken")
-    status, why = _judge(losses.change, matters, sure, losses.floor)
-    half = 1.96 * losses.floor
-    text = f"LPIPS {now:.4f} instead of {then:.4f} (noise floor {losses.floor:.4f}, {len(losses.now)} samples){why}"
+    half = losses.half_width(0.05 / 2)
+    text = f"LPIPS {now:.4f} instead of {then:.4f} (rounding +-{half:.4f}, {len(losses.now)} samples)"
+    if losses.is_equal:
+        return Finding("quality", "ok", f"{percent(0.0)}: {text}; equal to the last digit", 0.0, (0.0, 0.0))
+    status, why = _judge(losses, matters, false_alarm_rate)
     if then <= 0:
-        return Finding("quality", status, text)
+        return Finding("quality", status, text + why)
     ratio, low, high = ((losses.change + part) / then for part in (0.0, -half, half))
-    return Finding("quality", status, f"{percent(ratio)} [{percent(low)}, {percent(high)}]: {text}", ratio, (low, high))
+    text = f"{percent(ratio)} [{percent(low)}, {percent(high)}]: {text}{why}"
+    return Finding("quality", status, text, ratio, (low, high))
 
 
-def _judge(change: float, matters: float, sure: float, floor: float) -> tuple[Status, str]:
+def _judge(losses: Losses, matters: float, false_alarm_rate: float) -> tuple[Status, str]:
+    change, sure = losses.change, losses.half_width(false_alarm_rate)
     if change > matters:
         if change > sure:
             return "regressed", ""
         return "inconclusive", "; as much as rounding alone may change it"
-    if change + 2 * floor > matters:
+    if change + losses.half_width(_MISS_RATE) > matters:
         return "inconclusive", "; rounding alone may hide a loss that matters"
     if change < -max(matters, sure):
         return "improved", ""
     return "ok", ""
+
+
+def hidden_loss(losses: Losses, smallest: float) -> str:
+    """Where another build's rounding will hide a loss that matters, so in words; empty where it will not.
+
+    By the A/A control: what another build rounds otherwise is not known before it runs. On the same build pictures are
+    the same, and every loss shows.
+
+    Args:
+        losses: of the case.
+        smallest: the smallest relative increase of the mean LPIPS that matters.
+    """
+    now, count = float(np.mean(losses.now)), len(losses.now)
+    half = float(stats.norm.isf(_MISS_RATE / 2)) * losses.floor
+    if now <= 0 or half <= max(smallest * now, _INVISIBLE):
+        return ""
+    needed = math.ceil(count * (half / max(smallest * now, _INVISIBLE)) ** 2)
+    return (
+        f"under another build rounding may hide a loss of {half / now:.0%} at {count} samples; one of {smallest:.0%} "
+        f"shows with golden of --num-samples {needed} or more"
+    )
 
 
 def explain_by_pictures(finding: Finding, *, are_known: bool) -> Finding:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.reference import Speed
 
 _NORMAL_95 = 1.96
 # A golden interval is right in 95 of 100 cases, which says little of the 1 in 10,000 that a family of cases needs: it
@@ -48,7 +48,7 @@ class Reference:
         return Estimate(*(np.array(value) for value in (self.log_speedup, self.error, self.df)))
 
     @classmethod
-    def from_sessions(cls, sessions: Sequence[Session], session_sd: float, lasting_share: float = 0.0) -> Reference:
+    def from_sessions(cls, sessions: Sequence[Speed], session_sd: float, lasting_share: float = 0.0) -> Reference:
         """The sessions' mean, each weighted by how well it is known.
 
         Args:
@@ -84,12 +84,12 @@ class Reference:
         return cls(0.0, 0.0, math.inf, 0.0, None, None, "itself")
 
 
-def _own_variance(session: Session, lasting_share: float) -> float:
+def _own_variance(session: Speed, lasting_share: float) -> float:
     """What a session's own figures say that its speed-up is off by."""
     return session.standard_error**2 + float(lasting_sd(session.figure_sd, lasting_share)) ** 2
 
 
-def learnt_session_sd(subjects: Iterable[Sequence[Session]], typical: float, lasting_share: float = 0.0) -> float:
+def learnt_session_sd(subjects: Iterable[Sequence[Speed]], typical: float, lasting_share: float = 0.0) -> float:
     """By how much sessions differ beyond what each knows of itself: method of moments over all subjects.
 
     The moment estimate (DerSimonian and Laird, Controlled Clinical Trials 7, 1986) is averaged with what is typical, as

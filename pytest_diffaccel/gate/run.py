@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.gate.clocks import Clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.plan import LASTING_SHARE, TYPICAL_SESSION_SD, Budget, GateCase, gate_cases, of_device
+from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
+from pytest_diffaccel.gate.prospects import Prospect, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
-from pytest_diffaccel.records.reference import read_references
+from pytest_diffaccel.records.reference import Session as RecordedSession
+from pytest_diffaccel.records.reference import Speed, read_references
 from pytest_diffaccel.search.run import SearchRun, Session
 from pytest_diffaccel.settings import Settings
 
@@ -70,6 +73,10 @@ class GateRun:
         """Winners that can only be compared with golden's interval."""
         return sum(case.candidate is not None and case.subject not in self._sessions for case in self.cases)
 
+    def prospects(self) -> list[Prospect]:
+        """What this run will be able to show of each winner with a reference, by each of its clocks."""
+        return prospects(self.cases, self._sessions, self._reference, self.gate)
+
     @cached_property
     def _budget(self) -> Budget:
         return Budget(self.gate.budget_s)
@@ -108,6 +115,7 @@ class GateRun:
 
     def _judge(self, case: GateCase) -> tuple[Verdict, Showing | None]:
         from pytest_diffaccel.accelerators.base import InvalidParams
+        from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
 
         bench = self._search.bench
         golden = self._environments.get(case.entry.environment)
@@ -117,7 +125,7 @@ class GateRun:
             return Verdict((Finding("environment", "refused", text),)), None
         try:
             showing = self._examination(case).examine(case)
-        except (MethodDidNotAct, StepCountError, InvalidParams) as error:
+        except (MethodDidNotAct, StepCountError, InvalidParams, UnfollowedTimesteps) as error:
             bench.pipelines.unload()
             return Verdict((Finding("function", "regressed", str(error)),), compared.causes), None
         return Verdict(showing.findings, compared.causes, showing.notes, showing.figures), showing
@@ -136,19 +144,20 @@ class GateRun:
             self._cell_pictures,
             self._sessions.get(case.subject, ()),
             self._sessions.get(baseline.subject, ()),
-            self._reference(case),
+            partial(self._reference, case),
             self.recording,
         )
 
-    def _reference(self, case: GateCase) -> Reference:
-        sessions = self._sessions.get(case.subject, ())
-        device = self._search.bench.pipelines.of(case.cell).device.type
-        lasting_share = of_device(LASTING_SHARE, device)
-        session_sd = learnt_session_sd(self._sessions.values(), of_device(TYPICAL_SESSION_SD, device), lasting_share)
-        known = Reference.from_sessions(sessions, session_sd, lasting_share) if sessions else None
+    def _reference(self, case: GateCase, clock: Clock) -> Reference | None:
+        """What a case is compared with by a clock; None where there is nothing."""
+        sessions = {subject: _by(clock, found) for subject, found in self._sessions.items()}
+        session_sd = learnt_session_sd(sessions.values(), clock.session_sd, clock.lasting_share)
+        own = sessions.get(case.subject, [])
+        known = Reference.from_sessions(own, session_sd, clock.lasting_share) if own else None
         if case.candidate is None:
             return replace(Reference.of_baseline(), baseline_s=known.baseline_s if known else None)
-        return known or Reference.from_golden(case.entry)
+        # Golden's speed-ups are of wall time.
+        return known or (Reference.from_golden(case.entry) if clock.name == "wall" else None)
 
     @property
     def _cell_pictures(self) -> Callable[[GateCase], CellPictures]:
@@ -165,3 +174,7 @@ class GateRun:
     def close(self) -> None:
         """Free what the run holds."""
         self._search.close()
+
+
+def _by(clock: Clock, sessions: Sequence[RecordedSession]) -> list[Speed]:
+    return [speed for session in sessions if (speed := session.by(clock.name)) is not None]

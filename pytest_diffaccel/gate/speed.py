@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 
 from pytest_diffaccel.gate.figures import Figure
+from pytest_diffaccel.gate.plan import SURELY
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.verdict import Finding, Status, percent
 from pytest_diffaccel.measure.measurement import Block
 
 # Slowdowns that are spoken of: a logarithm, and the share of runs that show them.
-_LARGEST_SHOWN, _SURELY = math.log(3.0), 0.95
+_LARGEST_SHOWN = math.log(3.0)
+_CONFIDENCE = 0.95
 _STATUS: dict[int, Status] = {OK: "ok", REGRESSED: "regressed", IMPROVED: "improved", OPEN: "inconclusive"}
 
 
@@ -50,7 +53,13 @@ class Timed:
 
 
 def time_until_certain(
-    blocks: Iterator[Block], size: int, design: Design, reference: Reference, *, to_the_end: bool = False
+    blocks: Iterator[Block],
+    size: int,
+    design: Design,
+    reference: Reference | None,
+    *,
+    figure_of: Callable[[Sequence[Block]], Figure] = Figure.from_blocks,
+    to_the_end: bool = False,
 ) -> Timed:
     """Take blocks until a look decides, or the design's last look is over.
 
@@ -58,7 +67,8 @@ def time_until_certain(
         blocks: makes and times one block each time; at least as many as the design may need.
         size: blocks a figure.
         design: when to look.
-        reference: what to compare with.
+        reference: what to compare with; None where there is nothing yet.
+        figure_of: makes a figure of ``size`` blocks.
         to_the_end: take all figures, and look once: to record a reference.
     """
     taken: list[Block] = []
@@ -68,17 +78,24 @@ def time_until_certain(
         taken.append(block)
         if len(taken) % size:
             continue
-        figures.append(Figure.from_blocks(taken[-size:]))
+        figures.append(figure_of(taken[-size:]))
         if len(figures) == design.most or (len(figures) in design.looks and not to_the_end):
             values = np.array([figure.log_speedup for figure in figures])
-            decision = int(design.decide(values, reference.estimate))
+            decision = int(design.decide(values, reference.estimate)) if reference else OPEN
             if decision != OPEN or len(figures) == design.most:
                 break
     return Timed(tuple(figures), tuple(taken), decision)
 
 
-def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding:
-    """What the timed figures say, in words."""
+def speed_finding(timed: Timed, design: Design, reference: Reference, words: str = "") -> Finding:
+    """What the timed figures say, in words.
+
+    Args:
+        timed: the case's.
+        design: that it was timed by.
+        reference: what it is compared with.
+        words: what the figures are of, where that is not wall time (:attr:`.Clock.words`).
+    """
     values = timed.log_speedups
     estimate = design.change(values, reference.estimate)
     change = float(estimate.mean)
@@ -86,7 +103,7 @@ def speed_finding(timed: Timed, design: Design, reference: Reference) -> Finding
     status = _STATUS[timed.decision]
     ratios = math.expm1(change), (math.expm1(low), math.expm1(high))
     text = (
-        f"{math.exp(reference.log_speedup + change):.3f}x instead of {math.exp(reference.log_speedup):.3f}x "
+        f"{math.exp(reference.log_speedup + change):.3f}x instead of {math.exp(reference.log_speedup):.3f}x{words} "
         f"({percent(ratios[0])} [{percent(ratios[1][0])}, {percent(ratios[1][1])}] of {reference.source}, "
         f"{len(timed.blocks)} blocks)"
     )
@@ -104,13 +121,21 @@ def _shown(design: Design, change: Estimate) -> str:
 
     text = f"a slowdown of {math.expm1(design.smallest):.0%} is shown in {power(design.smallest):.0%} of runs"
     slowdowns = map(float, np.geomspace(0.002, _LARGEST_SHOWN, 200))
-    shown = next((one for one in slowdowns if power(one) >= _SURELY), None)
+    shown = next((one for one in slowdowns if power(one) >= SURELY), None)
     if shown is None:
-        return f"{text}, and not even one of {math.expm1(_LARGEST_SHOWN):.0%} in {_SURELY:.0%}"
-    return f"{text}, one of {math.expm1(shown):.0%} in {_SURELY:.0%}"
+        return f"{text}, and not even one of {math.expm1(_LARGEST_SHOWN):.0%} in {SURELY:.0%}"
+    return f"{text}, one of {math.expm1(shown):.0%} in {SURELY:.0%}"
 
 
-def explain_by_times(finding: Finding, timed: Timed, reference: Reference) -> tuple[Finding, str]:
+def first_finding(timed: Timed, words: str) -> Finding:
+    """What is recorded where nothing was before."""
+    estimate = robust_mean(timed.log_speedups)
+    half = float(stats.t.isf((1 - _CONFIDENCE) / 2, estimate.df) * estimate.error)
+    ratio = math.exp(float(estimate.mean))
+    return Finding("speed", "ok", f"{ratio:.3f}x{words}, known to {math.expm1(half):.1%} ({len(timed.blocks)} blocks)")
+
+
+def explain_by_times(finding: Finding, timed: Timed, reference: Reference, words: str = "") -> tuple[Finding, str]:
     """Whether a faster speed-up is the winner's doing: absolute times of unaccelerated runs, then and now.
 
     A speed-up also rises when the unaccelerated pipeline becomes slower, and that is no improvement.
@@ -125,7 +150,8 @@ def explain_by_times(finding: Finding, timed: Timed, reference: Reference) -> tu
         why = "no recorded time of the baseline: whether the winner became faster or the baseline slower is not known"
         return _as_ok(finding, why), ""
     slower = math.log(timed.baseline_s / reference.baseline_s)
-    note = f"an unaccelerated run takes {timed.baseline_s:.3f} s, {percent(math.expm1(slower))} of the recorded time"
+    by = percent(math.expm1(slower))
+    note = f"an unaccelerated run takes {timed.baseline_s:.3f} s{words}, {by} of the recorded time"
     if finding.status == "improved" and finding.change is not None and slower > math.log1p(finding.change) / 2:
         why = (
             f"but the unaccelerated pipeline became {percent(math.expm1(slower))} slower: no improvement of the winner"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-Status: TypeAlias = Literal["ok", "improved", "inconclusive", "regressed", "refused"]
+Status: TypeAlias = Literal["ok", "improved", "warning", "inconclusive", "regressed", "refused"]
 
 #: Gravest last: a case is what its gravest finding is.
-_ORDER: tuple[Status, ...] = ("ok", "improved", "inconclusive", "regressed", "refused")
+_ORDER: tuple[Status, ...] = ("ok", "improved", "warning", "inconclusive", "regressed", "refused")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Finding:
     """What was found of a case's speed, its quality, or of how it works.
 
     Attributes:
-        subject: ``"speed"``, ``"quality"``, ``"function"`` (does it still do what it should) or ``"environment"``.
+        subject: ``"speed"``, ``"host"`` (speed by the host's clock), ``"quality"``, ``"function"`` (does it still do
+            what it should) or ``"environment"``.
         status: what follows.
         text: figure, interval and reason, in words.
         change: relative change of the figure, 0.03 for 3% more; None where there is none.

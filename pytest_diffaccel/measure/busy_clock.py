@@ -8,9 +8,12 @@ marker kernel at either end of every step says which kernels belong to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pytest_diffaccel.measure.measurement import RunTiming
 
@@ -20,8 +23,12 @@ if TYPE_CHECKING:
 #: A generation in which the GPU works for a smaller share of the wall time than this is launch-bound.
 LAUNCH_BOUND_SHARE = 0.9
 
-# The kernel of torch.cuda._sleep, which nothing in a pipeline launches.
-_MARKER = "spin_kernel"
+# The kernel of torch.cuda._sleep, and the longest that a marker lasts: it spins for one cycle.
+_MARKER, _MARKER_NS = "spin_kernel", 100_000
+
+
+# A kernel that takes so many times as long as in another step of its kind, and so much longer, was cut off.
+_CUT_RATIO, _CUT_NS = 2.0, 300_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ class BusyClock:
         torch.cuda.synchronize()
         self._profiler.__exit__(None, None, None)
 
+    def abandoned(self) -> None:
+        """End the profile of a generation that failed: another could not begin."""
+        if self._profiler is not None:
+            self._profiler.__exit__(None, None, None)
+
     def timing(self, kinds: Sequence[str]) -> RunTiming:
         """Busy seconds of the run and of each step; ``kinds`` names each step's kind.
 
@@ -83,7 +95,7 @@ class BusyClock:
 
         events = self._profiler.profiler.kineto_results.events()
         cuda = vars(autograd)["DeviceType"].CUDA  # torch's types do not know it
-        return busy_timing((_activity(event) for event in events if event.device_type() == cuda), kinds)
+        return busy_timing((activity_of(event) for event in events if event.device_type() == cuda), kinds)
 
 
 def _mark() -> None:
@@ -93,8 +105,10 @@ def _mark() -> None:
     sleep(1)
 
 
-def _activity(event: Any) -> Activity:
-    return Activity(event.start_ns(), event.start_ns() + event.duration_ns(), _MARKER in event.name())
+def activity_of(event: Any) -> Activity:
+    """Of a profiler's event."""
+    marks = _MARKER in event.name() and event.duration_ns() < _MARKER_NS
+    return Activity(event.start_ns(), event.start_ns() + event.duration_ns(), marks)
 
 
 def busy_timing(activities: Iterable[Activity], kinds: Sequence[str]) -> RunTiming:
@@ -105,25 +119,48 @@ def busy_timing(activities: Iterable[Activity], kinds: Sequence[str]) -> RunTimi
         kinds: the kind of each step, in order. Two markers a step are expected.
 
     Returns:
-        Seconds for which the GPU was busy, in all and in each step; markers left out.
+        Seconds for which the GPU was busy, in all and in each step, from the end of the one before (the first, from its
+        call): what lies between two steps is the later one's. Left out are markers, and the time slices of other
+        processes.
 
     Raises:
         ValueError: when the number of markers is not twice that of the steps.
     """
     marks, total_ns, busy_until = 0, 0, 0
-    steps_ns = [0] * len(kinds)
+    steps_ns: list[list[int]] = [[] for _ in kinds]
     for activity in sorted(activities, key=lambda one: (one.start_ns, one.end_ns)):
         if activity.marks:
             marks += 1
         else:
             added = max(0, activity.end_ns - max(activity.start_ns, busy_until))
             total_ns += added
-            if marks % 2 and marks // 2 < len(steps_ns):
-                steps_ns[marks // 2] += added
+            if marks and marks // 2 < len(steps_ns):
+                steps_ns[marks // 2].append(added)
         busy_until = max(busy_until, activity.end_ns)
     if marks != 2 * len(kinds):
         raise ValueError(f"the profiler saw {marks} markers for {len(kinds)} steps; two a step are expected")
-    return RunTiming(total_ns / 1e9, tuple(step / 1e9 for step in steps_ns), tuple(kinds))
+    seen_ns = sum(map(sum, steps_ns))
+    own_ns = _undisturbed(steps_ns, kinds)
+    return RunTiming((total_ns - seen_ns + sum(own_ns)) / 1e9, tuple(step / 1e9 for step in own_ns), tuple(kinds))
+
+
+def _undisturbed(steps_ns: Sequence[Sequence[int]], kinds: Sequence[str]) -> list[int]:
+    """What each step took without the time slices of other processes, nanoseconds.
+
+    A GPU that several processes use goes from one to the other every millisecond or two, and the kernel that is cut off
+    seems to take so much longer. Steps of one kind launch the same kernels in the same order: one that takes several
+    times what it does in another of them is taken for that.
+    """
+    found = [sum(step) for step in steps_ns]
+    for kind, count in {(kind, len(step)) for kind, step in zip(kinds, steps_ns, strict=True)}:
+        places = [place for place, one in enumerate(kinds) if one == kind and len(steps_ns[place]) == count]
+        if len(places) > 1:
+            times = np.array([steps_ns[place] for place in places])
+            least = times.min(axis=0)
+            is_cut = times > np.maximum(_CUT_RATIO * least, least + _CUT_NS)
+            for place, step in zip(places, np.where(is_cut, least, times), strict=True):
+                found[place] = int(step.sum())
+    return found
 
 
 def busy(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Any], RunTiming]:
@@ -136,7 +173,49 @@ def busy(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> tu
 
     Returns:
         The PIL images and the run's device times.
+
+    Raises:
+        ValueError: when the profiler did not see every step.
     """
-    clock = BusyClock()
-    images = generate.observed(prompts, seeds, clock)
+    with _profiling() as clock:
+        images = generate.observed(prompts, seeds, clock)
     return images, clock.timing(generate.kinds)
+
+
+def busy_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:
+    """How long the GPU is busy with each of a batch's first ``steps`` steps; as :func:`busy`, without pictures."""
+    with _profiling() as clock:
+        generate.begun(prompts, seeds, clock, steps)
+    return clock.timing(generate.kinds[:steps])
+
+
+@contextmanager
+def _profiling() -> Iterator[BusyClock]:
+    clock = BusyClock()
+    try:
+        yield clock
+    except BaseException:
+        clock.abandoned()
+        raise
+
+
+def why_no_device_time() -> str:
+    """Why the GPU's own time cannot be read here, in words; empty where it can.
+
+    Containers without the capability and some virtual machines refuse CUPTI; the profile is then empty.
+    """
+    import torch
+
+    clock = BusyClock()
+    try:
+        clock.started()
+        clock.denoiser_called()
+        torch.ones(1, device="cuda").add_(1)
+        clock.step_ended()
+        clock.ended()
+        clock.timing(("probe",))
+    except (RuntimeError, ValueError) as error:
+        return (
+            f"device time cannot be read here ({error}); a container needs CAP_SYS_ADMIN or a driver that allows CUPTI"
+        )
+    return ""

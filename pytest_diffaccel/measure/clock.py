@@ -46,6 +46,25 @@ class WallClock:
         return _timing(self._end - self._begin, self._called, self._stepped, kinds, lambda a, b: b - a)
 
 
+class HostClock(WallClock):
+    """Observer of what the host takes to launch each step on a CUDA device; no step waits for the GPU.
+
+    Where the GPU waits for launches anyway, this is how long a step lasts.
+    """
+
+    def started(self) -> None:
+        """Wait for earlier work, then note the start of the whole call."""
+        import torch
+
+        torch.cuda.synchronize()
+        super().started()
+
+    def timing(self, kinds: Sequence[str]) -> RunTiming:
+        """The run's times; a step lasts from the end of the one before it (the first, from its call)."""
+        begins = [*self._called[:1], *self._stepped[:-1]]
+        return _timing(self._end - self._begin, begins, self._stepped, kinds, lambda a, b: b - a)
+
+
 class CudaClock(WallClock):
     """Observer that records CUDA events for the steps and wall time for the whole, with one synchronisation a run."""
 
@@ -116,3 +135,10 @@ def timed(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> t
     clock = CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
     images = generate.observed(prompts, seeds, clock)
     return images, clock.timing(generate.kinds)
+
+
+def launched_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:
+    """What the host takes to launch each of a batch's first ``steps`` steps on a CUDA device (:class:`HostClock`)."""
+    clock = HostClock()
+    generate.begun(prompts, seeds, clock, steps)
+    return clock.timing(generate.kinds[:steps])

@@ -124,10 +124,14 @@ def watch_machine(device: torch.device, threads: int) -> Watch:
         device: that the runs compute on.
         threads: of the host that they keep busy, at least 1.
     """
-    host = HostWatch(threads)
+    return Watches((HostWatch(threads), watch_device(device)))
+
+
+def watch_device(device: torch.device) -> Watch:
+    """What watches a GPU alone, for times that the host has no part in; on other devices it sees nothing."""
     if device.type != "cuda":
-        return host
+        return Watches(())
     from pytest_diffaccel.measure.gpu_watch import GpuWatch
 
     gpu = GpuWatch.of(device)
-    return host if gpu is None else Watches((host, gpu))
+    return Watches((gpu,) if gpu else ())

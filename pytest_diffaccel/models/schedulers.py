@@ -151,6 +151,10 @@ def read_markers(pipeline: Any, tensors: Iterable[str]) -> None:
         pipeline.scheduler.register_to_config(**settings)
 
 
+class UnfollowedTimesteps(ValueError):
+    """A scheduler visits its timesteps in a way that the methods cannot follow."""
+
+
 def check_timesteps(pipeline: Any, steps: int) -> None:
     """Refuse a number of steps at which the pipeline's scheduler does not call the denoiser once a timestep.
 
@@ -162,8 +166,8 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
         steps: denoising steps.
 
     Raises:
-        ValueError: naming the scheduler and the repeated timestep or number of calls, or the range that ``steps`` must
-            lie in.
+        UnfollowedTimesteps: naming the scheduler and the repeated timestep or number of calls.
+        ValueError: naming the range that ``steps`` must lie in.
     """
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     name, limit = type(scheduler).__name__, scheduler.config.num_train_timesteps
@@ -172,13 +176,13 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.tolist()
     if repeated := sorted({step for step in timesteps if timesteps.count(step) > 1}):
-        raise ValueError(
+        raise UnfollowedTimesteps(
             f"{name} visits timestep {repeated[0]} more than once in {steps} steps, which DeepCache cannot "
             "follow; take another number of steps or another scheduler"
         )
     # Fewer are followed without fault; that a scheduler has lost a step is for the gate to say.
     if len(timesteps) > steps:
-        raise ValueError(
+        raise UnfollowedTimesteps(
             f"{name} calls the denoiser {len(timesteps)} times in {steps} steps, which the accelerators cannot follow; "
             "take a scheduler of one call a step"
         )

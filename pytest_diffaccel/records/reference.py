@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -25,22 +25,21 @@ _MOST_SESSIONS = 8
 _DIGITS = 9
 
 _Positive: TypeAlias = Annotated[float, Field(gt=0)]
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+ClockName: TypeAlias = Literal["wall", "device", "host"]
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class Session:
-    """What one gate run measured of a subject: a winner, or a cell's baseline.
+@checked_dataclass(frozen=True, config=_STRICT)
+class Speed:
+    """A speed-up that a session measured by one clock.
 
     Attributes:
         log_speedup: logarithm of the speed-up; of the baseline against itself, about 0.
         standard_error: of that, within the session.
         df: degrees of freedom of the standard error.
         figure_sd: standard deviation of a figure of a few blocks.
-        baseline_s: time of an undisturbed unaccelerated run.
-        lpips: of each sample, in order; of the baseline: to a grey picture, and to pictures of other seeds.
-        seed: seed of the first sample.
-        prompts_digest: of the prompts used.
-        environment: id of the environment.
+        baseline_s: time of an undisturbed unaccelerated run, by this clock.
+        figure_s: what taking a figure took, seconds; None where it was not noted.
     """
 
     log_speedup: float
@@ -48,10 +47,34 @@ class Session:
     df: _Positive
     figure_sd: Annotated[float, Field(ge=0)]
     baseline_s: _Positive
+    figure_s: _Positive | None = field(default=None, kw_only=True)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Session(Speed):
+    """What one gate run measured of a subject: a winner, or a cell's baseline.
+
+    Attributes:
+        lpips: of each sample, in order; of the baseline: to a grey picture, and to pictures of other seeds.
+        seed: seed of the first sample.
+        prompts_digest: of the prompts used.
+        environment: id of the environment.
+        clock: what its speed was measured by: ``"wall"`` or, on a GPU, ``"device"``.
+        host: its speed by the host's clock; None where the device alone decides, and on a CPU.
+    """
+
     lpips: tuple[float, ...]
     seed: int
     prompts_digest: str
     environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
+    clock: Literal["wall", "device"] = "wall"
+    host: Speed | None = None
+
+    def by(self, clock: ClockName) -> Speed | None:
+        """What it measured by a clock; None where it did not."""
+        if clock == "host":
+            return self.host
+        return self if clock == self.clock else None
 
 
 def subject(environment: str, key: str) -> str:
@@ -101,10 +124,19 @@ def _dump(known: Mapping[str, Sequence[Session]]) -> str:
     return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _rounded(session: Session) -> dict[str, object]:
-    fields = asdict(session)
+def _rounded(session: Session) -> dict[str, Any]:
+    fields = _known(asdict(session))
     fields["lpips"] = [round(value, _DIGITS) + 0.0 for value in session.lpips]
-    return {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in fields.items()}
+    return fields
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that say something, numbers rounded."""
+    return {
+        name: _known(value) if isinstance(value, dict) else round(value, _DIGITS) if isinstance(value, float) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 @cache

@@ -8,32 +8,32 @@ from collections.abc import Collection, Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.gate.prospects import in_words
 from pytest_diffaccel.gate.verdict import percent
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
+from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, Speed, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
-from pytest_diffaccel.settings import Settings
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.report.terminal import Terminal
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
 _NORMAL_95 = 1.96
 # Of a verdict, a finding that says most.
-_GRAVEST = {"ok": 0, "improved": 1, "inconclusive": 2, "regressed": 3, "refused": 4}
+_GRAVEST = {"ok": 0, "improved": 1, "warning": 2, "inconclusive": 3, "regressed": 4, "refused": 5}
 
 
 class GateReport:
     """Everything the controller shows and records of a gate run."""
 
-    def __init__(self, settings: Settings, gate: GateSettings, without_reference: int, terminal: Terminal) -> None:
-        self._settings = settings
-        self._gate = gate
-        self._without_reference = without_reference
+    def __init__(self, run: GateRun, terminal: Terminal) -> None:
+        self._run = run
+        self._settings = run.settings
+        self._gate = run.gate
         self._terminal = terminal
         self._cases = 0
         self._began = time.monotonic()
@@ -66,12 +66,14 @@ class GateReport:
             f"diffaccel gate: {self._cases} cases of {self._settings.golden}, models: {self._settings.models}; "
             f"slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
-        if self._without_reference and not self._settings.update_golden:
+        if self._run.without_reference and not self._run.recording:
             self._terminal.write_line(
-                f"diffaccel gate: {self._without_reference} winners have no gate reference: they are compared with "
+                f"diffaccel gate: {self._run.without_reference} winners have no gate reference: they are compared with "
                 "golden's intervals, which small slowdowns hide in; record one while all is well: "
                 f"{benches_command('--gate', '--update-golden')}"
             )
+        for line in [] if self._run.recording else in_words(self._run.prospects(), gate):
+            self._terminal.write_line(f"diffaccel gate: {line}")
         self._terminal.flush()
 
     def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
@@ -159,11 +161,22 @@ class GateReport:
                 f"their speed-ups are known to {median(known):.1%} in the median, {known[-1]:.1%} at worst (half of "
                 "the 95% interval); a longer --gate-budget, or further such runs, tell more"
             )
+            hosts = sorted(_NORMAL_95 * session.host.standard_error for session in self._recorded if session.host)
+            if hosts:
+                lines.append(
+                    f"by host time, of {len(hosts)}: {median(hosts):.1%} in the median, {hosts[-1]:.1%} at worst"
+                )
         if counts.get("inconclusive") and not self._settings.update_golden:
             strict = "" if self._gate.strict else "warning: "
             lines.append(
                 f"{strict}{counts['inconclusive']} case(s) could not be decided: give them time with --gate-budget, "
                 "record references with --gate --update-golden, or ask for less with --gate-slowdown"
+            )
+        if counts.get("warning"):
+            lines.append(
+                f"warning: {counts['warning']} case(s) take the host longer to launch than before, while the GPU's own "
+                "work is as it was: look at Python, libraries, driver and who else uses the host (--gate-host-fails "
+                "fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")
         changed = list(dict.fromkeys(result["cell"] for result in self._results if _pipeline_changed(result)))
@@ -191,7 +204,8 @@ def _pipeline_changed(result: Mapping[str, Any]) -> bool:
 
 
 def _session(fields: Mapping[str, Any]) -> Session:
-    return Session(**{**fields, "lpips": tuple(fields["lpips"])})
+    host = Speed(**fields["host"]) if fields["host"] else None
+    return Session(**{**fields, "lpips": tuple(fields["lpips"]), "host": host})
 
 
 def _short(verdict: Mapping[str, Any]) -> str:

@@ -1,0 +1,121 @@
+"""What a gate run will be able to show, before it begins: by its references' own noise, and what their figures took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
+from pytest_diffaccel.gate.plan import SURELY, GateCase, design, power
+from pytest_diffaccel.gate.reference import Reference
+from pytest_diffaccel.gate.sequential import LOOKS
+from pytest_diffaccel.gate_options import GateSettings
+from pytest_diffaccel.records.reference import Session
+
+# Slowdowns that are asked about, up to one by half.
+_SLOWDOWNS = tuple(float(one) for one in np.geomspace(0.002, 0.5, 60))
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """Of one winner by one clock.
+
+    Attributes:
+        case: the winner.
+        clock: the clock.
+        shown: the smallest slowdown that 95% of such runs show, as a fraction; None when they show none up to a half.
+        needed_s: seconds of timing after which they show the one that matters; infinite when no time is enough.
+    """
+
+    case: GateCase
+    clock: Clock
+    shown: float | None
+    needed_s: float
+
+
+def prospects(
+    cases: Sequence[GateCase],
+    sessions: Mapping[str, Sequence[Session]],
+    reference: Callable[[GateCase, Clock], Reference | None],
+    settings: GateSettings,
+) -> list[Prospect]:
+    """What a run will be able to show of every winner that has a reference whose figures' times are known.
+
+    Each has its share of the budget, by what its steps cost, beside what its pictures take; a case that is soon certain
+    leaves more to the others.
+
+    Args:
+        cases: of the whole run.
+        sessions: recorded, by subject.
+        reference: what a case is compared with by a clock.
+        settings: the gate's.
+    """
+    winners = [case for case in cases if case.candidate is not None]
+    all_cost = sum(case.cost for case in winners)
+    found = []
+    for case in winners:
+        left_s = settings.budget_s * case.cost / all_cost
+        for clock in (*_main_clock(sessions.get(case.subject, ())), HOST):
+            known = [speed for one in sessions.get(case.subject, ()) if (speed := one.by(clock.name)) is not None]
+            against, figure_s = reference(case, clock), known[-1].figure_s if known else None
+            if against is None or figure_s is None:
+                continue
+            made = _prospect(case, clock, against, left_s, figure_s, len(cases), settings)
+            left_s -= min(left_s, made.needed_s)
+            found.append(made)
+    return found
+
+
+def _main_clock(sessions: Sequence[Session]) -> list[Clock]:
+    if not sessions:
+        return []
+    # What the device is, no session says: by wall time a CPU, whose clock allows fewer figures, is taken for it.
+    return [DEVICE] if sessions[-1].clock == "device" else [WALL["cpu"]]
+
+
+def _prospect(
+    case: GateCase,
+    clock: Clock,
+    reference: Reference,
+    left_s: float,
+    figure_s: float,
+    cases: int,
+    settings: GateSettings,
+) -> Prospect:
+    tests = cases * (2 if settings.host_fails else 1)
+
+    def shows(slowdown: float, figures: int) -> bool:
+        plan = design(case, reference, clock, tests, slowdown, figures)
+        return plan is not None and power(plan, reference, clock) >= SURELY
+
+    matters = settings.host_slowdown if clock == HOST else settings.slowdown
+    figures = int(left_s / figure_s)
+    shown = next((one for one in _SLOWDOWNS if shows(one, figures)), None)
+    needed = next((count for count in (*LOOKS, clock.most) if shows(matters, count)), None)
+    return Prospect(case, clock, shown, needed * figure_s if needed else math.inf)
+
+
+def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
+    """A line a clock, and one for each winner of which what matters cannot be shown."""
+    lines = []
+    for name in dict.fromkeys(one.clock.name for one in found):
+        own = [one for one in found if one.clock.name == name]
+        matters = settings.host_slowdown if name == HOST.name else settings.slowdown
+        short = [one for one in own if one.shown is None or one.shown > matters]
+        by = "" if name == "wall" else f" by {name} time"
+        lines.append(
+            f"{len(own) - len(short)} of {len(own)} winners: a slowdown of {matters:.1%}{by} can be shown "
+            f"(in {SURELY:.0%} of runs, at the references' noise)"
+        )
+        lines += [f"  {one.case.key}: {_what_is(one)}" for one in short]
+    return lines
+
+
+def _what_is(one: Prospect) -> str:
+    what = f"one of {one.shown:.1%}" if one.shown is not None else "none up to 50%"
+    if math.isinf(one.needed_s):
+        return f"{what}; more time shows no less: record further references (--gate --update-golden)"
+    return f"{what}; what matters needs {one.needed_s:.0f} s of timing: give --gate-budget more"
