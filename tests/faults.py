@@ -27,7 +27,7 @@ def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
     """A GPU with a host, made up: accelerated steps cost what tests/timings.py says, times these factors."""
     from timings import COSTS
 
-    from pytest_diffaccel.gate import case, timing
+    from pytest_diffaccel.gate import timing
     from pytest_diffaccel.measure.measurement import RunTiming
 
     generator = np.random.default_rng(0)
@@ -38,11 +38,11 @@ def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
         times = tuple(COSTS[kind] * float(by) for kind, by in zip(kinds, factors, strict=True))
         return RunTiming(sum(times), times, kinds)
 
-    case.why_no_device_time = lambda: ""
+    timing.why_no_device_time = lambda: ""
     timing.busy_steps = lambda generate, _prompts, _seeds, count: steps(device, 0.003, generate, count)
     timing.launched_steps = lambda generate, _prompts, _seeds, count: steps(host, 0.05, generate, count)
     timing.CaseTimer.device_type = property(lambda _: "cuda")  # type: ignore[method-assign,assignment]
-    timing.CaseTimer.gpu_use = lambda _: timing.GpuUse(0.5, 0.0)  # type: ignore[method-assign]
+    timing.CaseTimer.gpu_use = lambda _: timing.GpuUse(0.5)  # type: ignore[method-assign]
 
 
 def slow_steps(method: type[Method], seconds: float) -> None:

@@ -24,6 +24,7 @@ from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
+from pytest_diffaccel.measure.clock import launched_steps
 
 GetPipeline = Callable[..., Any]
 
@@ -215,6 +216,27 @@ def test_an_observed_or_counted_baseline_leaves_no_trace(
             assert same(images, plain_before(pipe, "DDIM"))
             with untouched(pipeline), accident_at(pipeline.unet.conv_out, 2), pytest.raises(Accident):
                 run(PROMPTS, SEEDS)
+
+
+@each_pipe
+@pytest.mark.parametrize("accelerator", ["", *SETTINGS])
+def test_the_first_steps_are_told_of_and_leave_no_trace(
+    pipeline_of: GetPipeline, plain_before: Any, monkeypatch: pytest.MonkeyPatch, pipe: str, accelerator: str
+) -> None:
+    """A generation that is ended after some steps tells of them as a whole one does, and of its end."""
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    before = plain_before(pipe, "DDIM")
+    pipeline, params = pipeline_of(pipe, "DDIM"), SETTINGS.get(accelerator, {})
+    with accelerate(pipeline, params, steps=STEPS, **SIZE) as generate:
+        for steps in (1, 3, STEPS):
+            with untouched(pipeline):
+                timing = launched_steps(generate, PROMPTS, SEEDS, steps)
+            assert timing.kinds == generate.kinds[:steps]
+            assert min(timing.step_s) > 0
+            assert sum(timing.step_s) < timing.total_s
+        with untouched(pipeline), accident_at(pipeline.unet.conv_out, 2), pytest.raises(Accident):
+            launched_steps(generate, PROMPTS, SEEDS, 3)
+    assert same(plain(pipeline), before)
 
 
 def test_what_the_user_changes_between_generations_stays(pipeline_of: GetPipeline) -> None:

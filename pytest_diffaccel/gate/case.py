@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock, wall_clock
-from pytest_diffaccel.gate.conditions import conditions, launch_bound
+from pytest_diffaccel.gate.clocks import DEVICE, Clock
+from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, no_time
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, power, recordable, speed_share
+from pytest_diffaccel.gate.plan import Budget, GateCase, speed_share
 from pytest_diffaccel.gate.quality import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
-from pytest_diffaccel.gate.sequential import robust_mean
-from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, speed_finding
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.gate_options import GateSettings
-from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE, why_no_device_time
 from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -48,56 +43,6 @@ class Showing:
     session: Session | None = None
     figures: tuple[tuple[str, float], ...] = ()
     rounds_s: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What one clock said of a case.
-
-    Attributes:
-        clock: which.
-        finding: what follows.
-        timed: what was timed; None where there was no time.
-        power: the chance that there was to show a slowdown that matters; None of a baseline.
-        figure_s: what taking a figure took, seconds.
-        busy_share: share of a run's wall time during which the GPU worked; None where that is not known.
-        note: information; may be empty.
-    """
-
-    clock: Clock
-    finding: Finding
-    timed: Timed | None = None
-    power: float | None = None
-    figure_s: float = 0.0
-    busy_share: float | None = None
-    note: str = ""
-
-    def notes(self) -> list[str]:
-        """Information on it."""
-        bound = launch_bound(self.busy_share) if self.busy_share is not None else ""
-        return [*filter(None, [self.note, bound]), *(conditions(self.timed) if self.timed else ())]
-
-    def figures(self) -> dict[str, float]:
-        """Numbers by name."""
-        found = {} if self.power is None else {"power": self.power}
-        if self.timed is not None:
-            found["speedup"] = math.exp(float(robust_mean(self.timed.log_speedups).mean))
-            found |= {"baseline_s": self.timed.baseline_s, "blocks": len(self.timed.blocks)}
-        return found if self.busy_share is None else {**found, "gpu_busy_share": self.busy_share}
-
-    def measured(self) -> dict[str, Any]:
-        """What a session records of it; it was timed."""
-        if self.timed is None:
-            raise ValueError("nothing was timed")
-        estimate = robust_mean(self.timed.log_speedups)
-        return {
-            "log_speedup": float(estimate.mean),
-            "standard_error": float(estimate.error),
-            "df": float(estimate.df),
-            "figure_sd": self.timed.figure_sd,
-            "baseline_s": self.timed.baseline_s,
-            "figure_s": self.figure_s,
-        }
 
 
 @dataclass(frozen=True)
@@ -135,7 +80,9 @@ class Examination:
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         if self.budget.left_s <= 0 and not self.recording:
-            return Showing((self._no_time("before this case"),), figures=(("power", 0.0),) if case.candidate else ())
+            return Showing(
+                (no_time(self.budget, "before this case"),), figures=(("power", 0.0),) if case.candidate else ()
+            )
         with ExitStack() as stack:
             baseline = stack.enter_context(self.bench.pipelines.generating(case.cell, {}))
             params = case.candidate.params if case.candidate else {}
@@ -143,19 +90,13 @@ class Examination:
             pictures = self.pictures(case)
             batch_s = self._count(case, generate)
             quality, lpips, hidden = self._quality(case, generate, pictures)
-            timer = CaseTimer(self.bench, case, baseline, generate)
-            speeds = list(self._speeds(case, timer, pictures.batch_s + batch_s))
+            speeds = self._speeds(case, CaseTimer(self.bench, case, baseline, generate), pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
         figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
         figures |= {f"host_{key}": value for one in speeds[1:] for key, value in one.figures().items()}
-        noted = [one for one in speeds if self._is_noted_only(one)]
         return Showing(
-            (*quality, *(one.finding for one in speeds if one not in noted)),
-            (
-                *filter(None, [hidden]),
-                *(note for one in speeds for note in one.notes()),
-                *(f"host time is undecided: {one.finding.text}" for one in noted),
-            ),
+            (*quality, *(finding for one in speeds for finding in one.findings)),
+            (*filter(None, [hidden]), *(note for one in speeds for note in one.notes())),
             self._session(case, speeds, lpips),
             tuple(figures.items()),
             tuple(run.total_s for one in speeds[:1] if one.timed for block in one.timed.blocks for run in block.runs),
@@ -198,95 +139,11 @@ class Examination:
         same = (sampling.seed, sampling.prompts_digest)
         return sessions[-1].lpips if sessions and (sessions[-1].seed, sessions[-1].prompts_digest) == same else ()
 
-    def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> Iterator[Judged]:
-        """By the clock that decides; of a launch-bound winner by the host's, too.
-
-        Args:
-            case: the case.
-            timer: times it.
-            block_s: a block of whole runs, seconds.
-        """
-        if timer.device_type != "cuda":
-            yield self._judged(case, timer, wall_clock(timer.device_type), block_s)
-            return
-        lacking = why_no_device_time()
-        if lacking or not (self.recording or case.candidate is None or self.reference(DEVICE)):
-            yield replace(self._judged(case, timer, wall_clock("cuda"), block_s), note=lacking)
-            return
-        use = timer.gpu_use()
-        began_s = self.budget.left_s
-        yield replace(self._judged(case, timer, DEVICE, timer.block_s(DEVICE), use.fixed_s), busy_share=use.busy_share)
-        if case.candidate and use.busy_share < LAUNCH_BOUND_SHARE and (self.recording or self.reference(HOST)):
-            # Every later case keeps what this one's device time took.
-            kept_s = (began_s - self.budget.left_s) * sum(one.cost / case.cost for one in self.later)
-            yield self._host_judged(self._judged(case, timer, HOST, timer.block_s(HOST), kept_s=kept_s))
-
-    def _judged(
-        self,
-        case: GateCase,
-        timer: CaseTimer,
-        clock: Clock,
-        block_s: float,
-        fixed_s: float = 0.0,
-        kept_s: float = 0.0,
-    ) -> Judged:
-        """Timed by one clock.
-
-        Args:
-            case: the case.
-            timer: times it.
-            clock: to time it by.
-            block_s: of a block by that clock, seconds.
-            fixed_s: what surrounds the steps, by that clock.
-            kept_s: of the budget for later cases, beside what they keep by this clock.
-        """
-        reference, slowdown = self.reference(clock), self._slowdown(clock)
-        share = recordable if self.recording else affordable
-        figures = share(case, self.later, self.budget.left_s - kept_s, block_s, clock.blocks)
-        plan = design(case, reference, clock, self._tests, slowdown, figures, recording=self.recording)
-        if plan is None and case.candidate is None:
-            why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
-            return Judged(clock, Finding("speed", "ok", why))
-        if plan is None:
-            return Judged(clock, self._no_time("before a first look at the speed"), power=0.0)
-        began = time.monotonic()
-        timed = timer.until_certain(clock, plan, reference, fixed_s, to_the_end=self.recording)
-        judged = Judged(
-            clock,
-            first_finding(timed, clock.words),
-            timed,
-            power(plan, reference, clock) if case.candidate else None,
-            figure_s=(time.monotonic() - began) / len(timed.figures),
+    def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> list[Judged]:
+        plan = SpeedJudge(
+            case, timer, self.settings, self.cases, self.later, self.budget, self.reference, recording=self.recording
         )
-        if reference is None:
-            return judged
-        found = speed_finding(timed, plan, reference, clock.words)
-        finding, note = explain_by_times(found, timed, reference, clock.words)
-        if case.candidate is None and finding.status != "ok":
-            # Nothing is slower than itself: it is the measuring that is not sound, or too noisy.
-            finding = Finding("speed", "inconclusive", f"the baseline against itself: {finding.text}")
-        return replace(judged, finding=finding, note=note)
-
-    def _host_judged(self, judged: Judged) -> Judged:
-        """As a finding on the host, which fails no run unless that is asked for."""
-        finding = replace(judged.finding, subject="host")
-        if finding.status == "regressed" and not self.settings.host_fails:
-            finding = replace(finding, status="warning")
-        elif finding.status == "improved":
-            finding = replace(finding, status="ok")
-        return replace(judged, finding=finding)
-
-    def _is_noted_only(self, judged: Judged) -> bool:
-        """Whether the host could not be judged, which decides nothing unless that is asked for."""
-        return judged.clock == HOST and judged.finding.status == "inconclusive" and not self.settings.host_fails
-
-    def _slowdown(self, clock: Clock) -> float:
-        return self.settings.host_slowdown if clock == HOST else self.settings.slowdown
-
-    @property
-    def _tests(self) -> int:
-        """Of speed, that may fail the run: they share the false alarms that are allowed."""
-        return self.cases * (2 if self.settings.host_fails else 1)
+        return list(plan.by_its_clocks(block_s))
 
     def _session(self, case: GateCase, speeds: Sequence[Judged], lpips: tuple[float, ...]) -> Session | None:
         """To be recorded; None where nothing was timed."""
@@ -294,7 +151,8 @@ class Examination:
         if main.timed is None:
             return None
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
-        host = next((Speed(**one.measured()) for one in others if one.timed), None)
+        # What became slower is not to be compared with.
+        host = next((Speed(**one.measured()) for one in others if one.timed and one.finding.status == "ok"), None)
         return Session(
             **main.measured(),
             lpips=tuple(float(one) for one in lpips),
@@ -304,6 +162,3 @@ class Examination:
             clock="device" if main.clock == DEVICE else "wall",
             host=host,
         )
-
-    def _no_time(self, when: str) -> Finding:
-        return Finding("speed", "inconclusive", f"the budget of {self.budget.seconds:.0f} s was spent {when}")

@@ -50,7 +50,7 @@ WALL: Mapping[str, Clock] = {
 }
 #: The first steps of runs by the GPU's own time. Ratios of kinds of steps varied by 0.1% to 0.4% from run to run on an
 #: H100 of a shared host (docs/ci.md).
-DEVICE = Clock("device", most=16, session_sd=0.001, lasting_share=0.0, figure_sd=0.005, blocks=1)
+DEVICE = Clock("device", most=16, session_sd=0.0015, lasting_share=0.0, figure_sd=0.005, blocks=1)
 #: The first steps of runs of one sample by what the host takes to launch them. On that host such ratios varied by 7% to
 #: 14%: its cores change their speed by half within a second, and runs beside each other seldom share that.
 HOST = Clock("host", most=48, session_sd=0.01, lasting_share=0.0, figure_sd=0.08, blocks=3)

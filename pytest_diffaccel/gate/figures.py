@@ -25,6 +25,8 @@ from pytest_diffaccel.measure.step_kinds import Array, RunTimes
 _FASTER = 0.5
 # Times that a kind of step comes in a run that is cut off, if it does.
 _EACH = 2
+# Steps of one kind vary by less within a run (logarithm).
+_LATER_NOISE = 0.01
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,44 @@ class Figure:
         return cls(math.log(baseline_s / candidate_s), baseline_s)
 
     @classmethod
-    def from_first_steps(
-        cls, blocks: Sequence[Block], baseline: Sequence[str], candidate: Sequence[str], fixed_s: float
-    ) -> Figure:
+    def from_first_steps(cls, blocks: Sequence[Block], baseline: FirstSteps, candidate: FirstSteps) -> Figure:
         """Of blocks that hold the first steps of runs: each kind costs what it does in them.
 
         Args:
             blocks: at least one.
-            baseline: kinds of all steps of an unaccelerated run.
-            candidate: those of the candidate's; the blocks' runs hold each of them.
-            fixed_s: what surrounds the steps of either, at least 0.
+            baseline: what the unaccelerated steps are the first ones of.
+            candidate: the same of the candidate's; the blocks' runs hold each of its kinds.
         """
-        baseline_s = fixed_s + _steps_seconds([block.baseline for block in blocks], baseline)
-        candidate_s = fixed_s + _steps_seconds([run for block in blocks for run in block.runs], candidate)
+        baseline_s = baseline.run_seconds([block.baseline for block in blocks])
+        candidate_s = candidate.run_seconds([run for block in blocks for run in block.runs])
         return cls(math.log(baseline_s / candidate_s), baseline_s)
+
+
+@dataclass(frozen=True)
+class FirstSteps:
+    """What the first steps of a run belong to.
+
+    Attributes:
+        kinds: of all steps of a whole run.
+        fixed_s: what surrounds its steps, at least 0.
+        later: what all steps of a whole run take, as a multiple of what the first ones let expect.
+    """
+
+    kinds: tuple[str, ...]
+    fixed_s: float = 0.0
+    later: float = 1.0
+
+    def run_seconds(self, runs: Sequence[RunTiming]) -> float:
+        """A whole run by the first steps of some."""
+        return self.fixed_s + self.later * _steps_seconds(runs, self.kinds)
+
+
+def later_steps(run: RunTiming) -> float:
+    """What the steps of a whole run took, as a multiple of what its first steps let expect; 1 where nearly that."""
+    count = steps_that_tell(run.kinds)
+    first = RunTiming(sum(run.step_s[:count]), run.step_s[:count], run.kinds[:count])
+    found = sum(run.step_s) / _steps_seconds([first], run.kinds)
+    return found if abs(math.log(found)) > _LATER_NOISE else 1.0
 
 
 def steps_that_tell(kinds: Sequence[str]) -> int:

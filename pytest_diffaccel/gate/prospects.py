@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.plan import SURELY, GateCase, design, power
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
@@ -26,12 +26,14 @@ class Prospect:
     Attributes:
         case: the winner.
         clock: the clock.
-        shown: the smallest slowdown that 95% of such runs show, as a fraction; None when they show none up to a half.
+        is_shown: whether 95% of such runs show the slowdown that matters.
+        shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
         needed_s: seconds of timing after which they show the one that matters; infinite when no time is enough.
     """
 
     case: GateCase
     clock: Clock
+    is_shown: bool
     shown: float | None
     needed_s: float
 
@@ -41,6 +43,7 @@ def prospects(
     sessions: Mapping[str, Sequence[Session]],
     reference: Callable[[GateCase, Clock], Reference | None],
     settings: GateSettings,
+    wall: Clock,
 ) -> list[Prospect]:
     """What a run will be able to show of every winner that has a reference whose figures' times are known.
 
@@ -52,14 +55,16 @@ def prospects(
         sessions: recorded, by subject.
         reference: what a case is compared with by a clock.
         settings: the gate's.
+        wall: the wall clock of the device that this runs on.
     """
     winners = [case for case in cases if case.candidate is not None]
     all_cost = sum(case.cost for case in winners)
     found = []
     for case in winners:
         left_s = settings.budget_s * case.cost / all_cost
-        for clock in (*_main_clock(sessions.get(case.subject, ())), HOST):
-            known = [speed for one in sessions.get(case.subject, ()) if (speed := one.by(clock.name)) is not None]
+        recorded = sessions.get(case.subject, ())
+        for clock in (DEVICE if any(one.by("device") for one in recorded) else wall, HOST):
+            known = [speed for one in recorded if (speed := one.by(clock.name)) is not None]
             against, figure_s = reference(case, clock), known[-1].figure_s if known else None
             if against is None or figure_s is None:
                 continue
@@ -67,13 +72,6 @@ def prospects(
             left_s -= min(left_s, made.needed_s)
             found.append(made)
     return found
-
-
-def _main_clock(sessions: Sequence[Session]) -> list[Clock]:
-    if not sessions:
-        return []
-    # What the device is, no session says: by wall time a CPU, whose clock allows fewer figures, is taken for it.
-    return [DEVICE] if sessions[-1].clock == "device" else [WALL["cpu"]]
 
 
 def _prospect(
@@ -93,9 +91,10 @@ def _prospect(
 
     matters = settings.host_slowdown if clock == HOST else settings.slowdown
     figures = int(left_s / figure_s)
-    shown = next((one for one in _SLOWDOWNS if shows(one, figures)), None)
+    is_shown = shows(matters, figures)
+    shown = matters if is_shown else next((one for one in _SLOWDOWNS if one > matters and shows(one, figures)), None)
     needed = next((count for count in (*LOOKS, clock.most) if shows(matters, count)), None)
-    return Prospect(case, clock, shown, needed * figure_s if needed else math.inf)
+    return Prospect(case, clock, is_shown, shown, needed * figure_s if needed else math.inf)
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
@@ -104,7 +103,7 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
     for name in dict.fromkeys(one.clock.name for one in found):
         own = [one for one in found if one.clock.name == name]
         matters = settings.host_slowdown if name == HOST.name else settings.slowdown
-        short = [one for one in own if one.shown is None or one.shown > matters]
+        short = [one for one in own if not one.is_shown]
         by = "" if name == "wall" else f" by {name} time"
         lines.append(
             f"{len(own) - len(short)} of {len(own)} winners: a slowdown of {matters:.1%}{by} can be shown "

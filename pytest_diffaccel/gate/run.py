@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
-from pytest_diffaccel.gate.clocks import Clock
+from pytest_diffaccel.gate.clocks import Clock, wall_clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
 from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.prospects import Prospect, prospects
@@ -75,7 +75,8 @@ class GateRun:
 
     def prospects(self) -> list[Prospect]:
         """What this run will be able to show of each winner with a reference, by each of its clocks."""
-        return prospects(self.cases, self._sessions, self._reference, self.gate)
+        wall = wall_clock("cpu" if self.settings.gpus is None else "cuda")
+        return prospects(self.cases, self._sessions, self._reference, self.gate, wall)
 
     @cached_property
     def _budget(self) -> Budget:

@@ -160,5 +160,27 @@ def explain_by_times(finding: Finding, timed: Timed, reference: Reference, words
     return finding, note
 
 
+def slower_baseline(timed: Timed, reference: Reference, smallest: float) -> Finding | None:
+    """A warning where the unaccelerated pipeline itself takes longer than recorded, by what matters; else None.
+
+    Every winner may be as much slower then, and no speed-up shows it.
+
+    Args:
+        timed: the baseline's, by device time.
+        reference: its recorded time.
+        smallest: the smallest slowdown that matters, as a fraction.
+    """
+    if reference.baseline_s is None:
+        return None
+    slower = timed.baseline_s / reference.baseline_s - 1
+    if slower <= smallest:
+        return None
+    text = (
+        f"an unaccelerated run takes {timed.baseline_s:.3f} s of device time instead of {reference.baseline_s:.3f} s "
+        f"({percent(slower)}): its kernels, or the clocks or power limit of this GPU"
+    )
+    return Finding("baseline", "warning", text, -slower / (1 + slower))
+
+
 def _as_ok(finding: Finding, why: str) -> Finding:
     return Finding(finding.subject, "ok", f"{finding.text}; {why}", finding.change, finding.change_ci95)

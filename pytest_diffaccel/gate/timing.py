@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
-from pytest_diffaccel.gate.figures import Figure, steps_that_tell
+from pytest_diffaccel.gate.figures import Figure, FirstSteps, later_steps, steps_that_tell
 from pytest_diffaccel.gate.plan import GateCase
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import Design
 from pytest_diffaccel.gate.speed import Timed, time_until_certain
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
-from pytest_diffaccel.measure.busy_clock import busy, busy_steps
+from pytest_diffaccel.measure.busy_clock import busy, busy_steps, why_no_device_time
 from pytest_diffaccel.measure.clock import launched_steps
 from pytest_diffaccel.measure.clock import timed as timed_run
 from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
@@ -22,18 +23,25 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.workbench import Batch, Workbench
 
+# Whole runs of either pipeline that are profiled.
+_WHOLE_RUNS = 3
+
 
 @dataclass(frozen=True)
 class GpuUse:
-    """What a whole accelerated run does with a GPU.
+    """What whole runs do with a GPU.
 
     Attributes:
-        busy_share: of its wall time, during which the GPU works.
-        fixed_s: for which the GPU works on what surrounds the steps, seconds.
+        busy_share: of an accelerated run's wall time, during which the GPU works; None where that is not known.
+        baseline_fixed_s: for which the GPU works on what surrounds the steps of an unaccelerated run, seconds.
+        fixed_s: the same of an accelerated run.
+        later: what the steps of a whole accelerated run take, as a multiple of what its first steps let expect.
     """
 
-    busy_share: float
-    fixed_s: float
+    busy_share: float | None = None
+    baseline_fixed_s: float = 0.0
+    fixed_s: float = 0.0
+    later: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,16 @@ class CaseTimer:
         """``"cpu"``, ``"cuda"``, ..."""
         return str(self.baseline.pipeline.device.type)
 
+    def why_no_device_time(self) -> str:
+        """Why the GPU's own time cannot be read, in words; empty where it can."""
+        with self.bench.pipelines.lock.timing():
+            return why_no_device_time()
+
     def gpu_use(self) -> GpuUse:
-        """Of one run by wall time and another that is profiled.
+        """Of a few whole runs that are profiled, and one by wall time.
+
+        Other processes may hold a run up, and never speed it up: of the fixed parts the least counts, of the later
+        steps the middle one.
 
         Raises:
             ValueError: when the profiler did not see every step.
@@ -66,38 +82,58 @@ class CaseTimer:
         batch = self._batches()[0]
         with self.bench.pipelines.lock.timing():
             _, wall = timed_run(self.generate, batch.prompts, batch.seeds)
-            _, device = busy(self.generate, batch.prompts, batch.seeds)
-        return GpuUse(device.total_s / wall.total_s, max(0.0, device.fixed_s))
+            plain, own = (
+                [busy(generate, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
+                for generate in (self.baseline, self.generate)
+            )
+        return GpuUse(
+            min(run.total_s for run in own) / wall.total_s,
+            max(0.0, min(run.fixed_s for run in plain)),
+            max(0.0, min(run.fixed_s for run in own)),
+            median(later_steps(run) for run in own),
+        )
 
     def block_s(self, clock: Clock) -> float:
-        """What a block takes, seconds, by making one; it warms up what the blocks to come need."""
-        began = time.monotonic()
+        """What a block takes, seconds, by making one after another that warms up what it needs."""
         with self.bench.pipelines.lock.timing():
-            for run in self._runs(clock):
-                run(0)
+            for _ in range(2):
+                began = time.monotonic()
+                for run in self._runs(clock):
+                    run(0)
         return time.monotonic() - began
 
     def until_certain(
-        self, clock: Clock, plan: Design, reference: Reference | None, fixed_s: float, *, to_the_end: bool
-    ) -> Timed:
+        self, clock: Clock, plan: Design, reference: Reference | None, use: GpuUse, *, to_the_end: bool
+    ) -> tuple[Timed, float]:
         """Time it (:func:`.time_until_certain`).
 
         Args:
             clock: to time it by.
             plan: when to look.
             reference: to compare with; None where there is nothing yet.
-            fixed_s: what surrounds the steps, by that clock; not used for whole runs.
+            use: what whole runs do with the GPU; not used for whole runs by wall time.
             to_the_end: whether to look only once, at the end.
+
+        Returns:
+            What was timed, and the seconds that it took.
         """
 
         def figure_of(blocks: Sequence[Block]) -> Figure:
             if clock not in (DEVICE, HOST):
                 return Figure.from_blocks(blocks)
-            return Figure.from_first_steps(blocks, self.baseline.kinds, self.generate.kinds, fixed_s)
+            return Figure.from_first_steps(
+                blocks,
+                FirstSteps(self.baseline.kinds, use.baseline_fixed_s),
+                FirstSteps(self.generate.kinds, use.fixed_s, use.later),
+            )
 
         with self.bench.pipelines.lock.timing():
+            began = time.monotonic()
             blocks = self._blocks(clock, plan.most * clock.blocks)
-            return time_until_certain(blocks, clock.blocks, plan, reference, figure_of=figure_of, to_the_end=to_the_end)
+            timed = time_until_certain(
+                blocks, clock.blocks, plan, reference, figure_of=figure_of, to_the_end=to_the_end
+            )
+            return timed, time.monotonic() - began
 
     def _blocks(self, clock: Clock, count: int) -> Iterator[Block]:
         device = self.baseline.pipeline.device

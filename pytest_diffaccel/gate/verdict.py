@@ -16,8 +16,8 @@ class Finding:
     """What was found of a case's speed, its quality, or of how it works.
 
     Attributes:
-        subject: ``"speed"``, ``"host"`` (speed by the host's clock), ``"quality"``, ``"function"`` (does it still do
-            what it should) or ``"environment"``.
+        subject: ``"speed"``, ``"host"`` (speed by the host's clock), ``"baseline"`` (its own device time),
+            ``"quality"``, ``"function"`` (does it still do what it should) or ``"environment"``.
         status: what follows.
         text: figure, interval and reason, in words.
         change: relative change of the figure, 0.03 for 3% more; None where there is none.

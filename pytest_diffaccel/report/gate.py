@@ -174,9 +174,9 @@ class GateReport:
             )
         if counts.get("warning"):
             lines.append(
-                f"warning: {counts['warning']} case(s) take the host longer to launch than before, while the GPU's own "
-                "work is as it was: look at Python, libraries, driver and who else uses the host (--gate-host-fails "
-                "fails such cases)"
+                f"warning: {counts['warning']} case(s) became slower in a way that fails no run; what it may be stands "
+                "with them. A host that takes longer to launch accelerated steps: Python, libraries, driver "
+                "(--gate-host-fails fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")
         changed = list(dict.fromkeys(result["cell"] for result in self._results if _pipeline_changed(result)))
