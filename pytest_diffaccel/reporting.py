@@ -139,12 +139,14 @@ class Reporting:
         from pytest_diffaccel.records.tables import StoreError
 
         told = "what both look for is measured twice; stop one of them, or"
-        if other := other_session(self._config):
+        in_folder = other_session(self._config)
+        if in_folder:
             self._terminal.write_line(
-                f"diffaccel: another session searches in this folder ({other}): {told} start it in another folder"
+                f"diffaccel: another session searches in this folder ({in_folder}): {told} start it in another folder"
             )
         with suppress(StoreError):  # which the first case will tell
-            for other in sessions_of_store(self._config, search_run(self._config)):
+            run = search_run(self._config)
+            for other in sessions_of_store(self._config, run, is_told_of_folder=bool(in_folder)):
                 self._terminal.write_line(
                     f"diffaccel: another session searches into this store ({other}): {told} give another --store"
                 )

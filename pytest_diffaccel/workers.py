@@ -70,8 +70,13 @@ def other_session(config: pytest.Config) -> str:
     return ""
 
 
-def sessions_of_store(config: pytest.Config, run: SearchRun) -> list[str]:
-    """Who else searches into this session's store from other folders, in words; later ones are told of this one.
+def sessions_of_store(config: pytest.Config, run: SearchRun, *, is_told_of_folder: bool) -> list[str]:
+    """Who else searches into this session's store, in words; later ones are told of this one.
+
+    Args:
+        config: pytest's.
+        run: the session's search.
+        is_told_of_folder: whether :func:`other_session` named another one of this folder.
 
     Raises:
         StoreError: when the store cannot be read or written.
@@ -81,7 +86,7 @@ def sessions_of_store(config: pytest.Config, run: SearchRun) -> list[str]:
 
     presence = Presence(Store.open(run.settings.store), run.session.name, run.session.began_at)
     config.add_cleanup(presence.end)
-    return presence.begin()
+    return presence.begin(is_told_of_folder=is_told_of_folder)
 
 
 def number_of_workers(config: pytest.Config) -> int:

@@ -190,9 +190,15 @@ def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
     SteadyClock(monkeypatch)
     run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
     found = run.find_winners(*run.groups[0])
-    run.close()
-    assert folder.failures() == [(run.candidates[1].key, "error", str(error))]
+    assert folder.failures() == [(run.candidates[1].key, "interrupted", str(error))]
     assert '"echo_interval": 2' in next(iter(found["golden"].values()))
+    # What was away for a while may be there again in another session.
+    cell, sampling = run.candidates[1].cell, run.bench.sampling(run.candidates[1].cell, "search")
+    assert [failure.candidate for failure in run.bench.failures(cell, sampling)] == [run.candidates[1]]
+    run.close()
+    later = open_run(*THRIFTY, methods=[Echo(POINTS)])
+    assert later.bench.failures(cell, sampling) == []
+    later.close()
 
 
 def test_what_another_worker_of_the_session_measures_has_ended_nobody(folder: SmallSearch) -> None:

@@ -26,7 +26,7 @@ from pytest_diffaccel.judge.verdict import Verdict as ScriptVerdict
 from pytest_diffaccel.judging import PROPERTY
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
-from pytest_diffaccel.records import golden_file, places
+from pytest_diffaccel.records import golden_file, places, presence
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -361,7 +361,7 @@ def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         other = Presence(Store.open(url), "another", began_at=1e9)
-    other.begin()
+    other.begin(is_told_of_folder=False)
     try:
         result = made_up.run("--store", url)
     finally:
@@ -373,6 +373,8 @@ def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, m
     for _ in range(2):  # neither of the other, nor of the one before
         made_up.measured.clear()
         made_up.run("--store", url).stdout.no_fnmatch_line("*another session*")
+        with Store.open(url) as store:
+            assert store.decisions(presence._ENVIRONMENT, presence._SAMPLING) == {}
 
 
 def test_a_lock_of_somebody_elses_beside_the_report_matters_to_nobody(made_up: MadeUp) -> None:

@@ -73,9 +73,9 @@ class ToMe(Method):
             self._check_levels(point, _levels(pipeline.unet))
 
     def _check_levels(self, point: Point, levels: Sequence[int]) -> None:
-        if not levels:
-            raise InvalidParams(f"{self.name} finds no transformer block in this UNet to merge tokens in; leave it out")
         valid = [level for level in levels if level in DOWNSAMPLES]
+        if not valid:
+            raise InvalidParams(f"{self.name} finds no transformer block in this UNet to merge tokens in; leave it out")
         if point["max_downsample"] not in valid:
             raise InvalidParams(
                 f"{self.name}: max_downsample={point['max_downsample']} must be one of {', '.join(map(str, valid))}, "

@@ -190,6 +190,9 @@ class _Hearing:
             mismatches = claim.mismatches(self._expected, self._registry)
             if mismatches or self._trial.claim is not None:
                 self._complaint = "; ".join(mismatches)
+                if claim.oddities:
+                    said = f"called its pipeline in a way that cannot be judged: {'; '.join(claim.oddities)}"
+                    self._unjudged = f"beside the call that is judged it {said}"
                 _drawn(self._process, {})
             else:
                 self._judge(LiveCall(claim, self._process))

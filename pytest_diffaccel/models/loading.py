@@ -22,6 +22,7 @@ from pytest_diffaccel.models.weights import (
     check_settings,
     check_single_file,
     folder_files,
+    no_settings,
     settings_place,
     weight_files,
 )
@@ -154,11 +155,7 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     try:
         pipeline = _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
     except OSError as error:
-        raise FileNotFoundError(
-            f"{path} has no tokenizer and scheduler settings of its own, and those of {config} "
-            f'cannot be read. Set config = "a diffusers folder of {spec.pipe}" in the models file, '
-            f"or run: {fetch_command(config)}"
-        ) from error
+        raise FileNotFoundError(no_settings(path, config, spec.pipe)) from error
     except NotImplementedError as error:  # of a tensor without numbers
         raise ValueError(_misfit(path, config, spec.pipe, "it lacks tensors")) from error
     except Exception as error:  # of many classes, none of which names the file

@@ -146,6 +146,14 @@ def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
         check_component(folder / name, paths)
 
 
+def no_settings(file: Path, config: str, pipe: str) -> str:
+    """That a single file's settings, which it has none of, cannot be read from ``config``; and the fix."""
+    return (
+        f"{file} has no tokenizer and scheduler settings of its own, and those of {config} cannot be read. Set "
+        f'config = "a diffusers folder of {pipe}" in the models file, or run: {fetch_command(config)}'
+    )
+
+
 def check_presence(spec: ModelSpec) -> None:
     """Refuse what is not all there, from names and settings alone: no weights are read, and nothing is downloaded.
 
@@ -163,7 +171,10 @@ def check_presence(spec: ModelSpec) -> None:
             check_index(settings, spec.pipe)
             check_settings(settings, spec.pipe)
         elif is_offline():
-            _check_cached(str(settings), spec.pipe, with_weights=False)
+            try:
+                _check_cached(str(settings), spec.pipe, with_weights=False)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(no_settings(Path(spec.location), str(settings), spec.pipe)) from error
     elif spec.kind == "directory":
         folder = Path(spec.location)
         folder_files(folder, spec.pipe)

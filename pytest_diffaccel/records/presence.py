@@ -18,6 +18,10 @@ from pytest_diffaccel.records.tables import StoreError
 # Seconds between two signs of life, and after how many without one a session has died.
 _BEAT_S = 60.0
 _STALE_S = 300.0
+# Its row is swept later: hosts' clocks may differ, and a session that lives must not lose it.
+_SWEPT_S = 3600.0
+# At its end a session waits no longer for a store that others hold; its row then goes stale by itself.
+_PATIENCE_S = 5.0
 # Where the rows are, among those that a store keeps of sessions: they are of no environment and of no pictures.
 _ENVIRONMENT = ""
 _SAMPLING = Sampling(num_samples=0, batch_size=0, seed=0, prompts_digest="", purpose=SESSION_PURPOSE)
@@ -40,11 +44,14 @@ class Presence:
         self._has_ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="diffaccel-presence", daemon=True)
 
-    def begin(self) -> list[str]:
+    def begin(self, *, is_told_of_folder: bool) -> list[str]:
         """Be seen by others from now on.
 
+        Args:
+            is_told_of_folder: whether another session of this folder is told already, by its lock.
+
         Returns:
-            The sessions of other folders, or of other hosts, that are there already, in words.
+            The sessions that are there already, in words.
 
         Raises:
             StoreError: when the store cannot be read or written.
@@ -52,20 +59,21 @@ class Presence:
         self._show()
         known = self._store.decisions(_ENVIRONMENT, _SAMPLING)
         living = self._store.decisions(_ENVIRONMENT, _SAMPLING, since=time.time() - _STALE_S)
-        for session in known.keys() - living.keys() - {self._session}:
+        recent = self._store.decisions(_ENVIRONMENT, _SAMPLING, since=time.time() - _SWEPT_S)
+        for session in known.keys() - recent.keys() - {self._session}:
             self._store.forget_decision(session, _ENVIRONMENT, _SAMPLING)
         self._heart.start()
-        # In one folder, its lock tells.
         others = [json.loads(about) for session, about in living.items() if session != self._session]
-        return [_words(one) for one in others if not self._place.items() <= one.items()]
+        return [_words(one) for one in others if not (is_told_of_folder and self._place.items() <= one.items())]
 
     def end(self) -> None:
         """Be gone, and close the store."""
         self._has_ended.set()
         if self._heart.ident is not None:
-            self._heart.join()
-        with suppress(StoreError):
-            self._store.forget_decision(self._session, _ENVIRONMENT, _SAMPLING)
+            self._heart.join(_PATIENCE_S)
+        if not self._heart.is_alive():
+            with suppress(StoreError):
+                self._store.forget_decision(self._session, _ENVIRONMENT, _SAMPLING)
         self._store.close()
 
     def _show(self) -> None:

@@ -85,21 +85,22 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
 
     Raises:
         CudaBroken: when this process can measure nothing any more.
-        Unavailable: when something was missing; that is no failure of the candidate, and none is kept. What a method
-            misses while it generates, a file of its own perhaps, is one.
+        Unavailable: when something was missing, or a disk full; that is no failure of the candidate, and none is kept.
+            What a method misses while it generates, a file of its own perhaps, is one in this session.
     """
     kind, explained = _explain(error, bench)
+    no_disk, is_missing = getattr(error, "errno", None) in _NO_DISK, isinstance(error, _MISSING)
     bench.pipelines.unload()
     place = bench.environment(candidate.cell).id, bench.sampling(candidate.cell, "search")
     if isinstance(error, Unavailable):
         bench.store.forget_failure(candidate, *place)
         raise error
-    is_missing = isinstance(error, _MISSING) or getattr(error, "errno", None) in _NO_DISK
-    if is_missing and not _is_of_methods(error):
+    if no_disk or (is_missing and not _is_of_methods(error)):
         with suppress(StoreError):
             bench.store.forget_failure(candidate, *place)
         raise Unavailable(f"{error}; mend it, and the same command goes on") from error
-    bench.store.save_failure(candidate, *place, kind, str(explained))
+    # What a method misses now may be there when the next session tries again.
+    bench.store.save_failure(candidate, *place, "interrupted" if is_missing else kind, str(explained))
     bench.known(candidate.cell).drop(candidate)
     if is_cuda_broken():
         raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
