@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_diffaccel import hooks, judge_options, options
+from pytest_diffaccel import hooks, judge_options
 from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
 from pytest_diffaccel.fixtures import (
     diffaccel,
@@ -30,8 +30,9 @@ from pytest_diffaccel.judging import (
     refuse_bad_settings,
     task_ids,
 )
-from pytest_diffaccel.option_types import near_options
 from pytest_diffaccel.reporting import Reporting
+from pytest_diffaccel.settings import options
+from pytest_diffaccel.settings.option_types import near_options
 from pytest_diffaccel.workers import (
     give_up_broken_cuda,
     interrupt_on_sigterm,

@@ -22,10 +22,10 @@ from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, speed_finding
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE, why_no_device_time
 from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
 _PICTURES_TOLERANCE = 0.05

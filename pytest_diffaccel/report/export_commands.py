@@ -63,10 +63,10 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _rows_of_store(address: str) -> list[Row]:
-    from pytest_diffaccel.options import benches_command
     from pytest_diffaccel.records.export_rows import export_rows
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
+    from pytest_diffaccel.settings.options import benches_command
 
     path = Path(address.removeprefix("sqlite:///"))
     if "://" not in str(address).removeprefix("sqlite:///") and not path.is_file():
