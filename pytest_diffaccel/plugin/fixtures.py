@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_diffaccel import workers
-from pytest_diffaccel.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin import workers
+from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
