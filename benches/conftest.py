@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_diffaccel.fixtures import keep_groups_together, search_run
+from pytest_diffaccel.plugin.fixtures import keep_groups_together, search_run
 
 
 @pytest.hookimpl(tryfirst=True)

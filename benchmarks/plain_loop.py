@@ -34,12 +34,12 @@ from pytest_diffaccel.measure.quality import lpips_distances
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores, wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
-from pytest_diffaccel.option_types import OptionError
-from pytest_diffaccel.options import add_options
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
     import pytest

@@ -6,7 +6,7 @@ one worker a GPU, on 1, 2 and 4 GPUs, one after the other, after one candidate t
 of GPUs that is finished in ``--folder`` is not searched again, so the same command goes on where it was interrupted.
 A number that is named twice (``--gpus-counts 1,2,1``) is searched on twice: how far two searches without neighbours
 are apart is what the machine does of itself, and only what is further apart is the neighbours' doing. Where the plugin
-is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin"``.
+is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin.entry"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart

@@ -32,7 +32,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
 from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

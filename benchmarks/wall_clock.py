@@ -37,10 +37,10 @@ from benchmarks.output import parser, show
 from benchmarks.plain_loop import search_parser, settings_of
 from benchmarks.true_table import Answers, Judgement, Truth, conditions, judge, make, named
 from pytest_diffaccel.matrix import Candidate, Cell, Params
-from pytest_diffaccel.option_types import count
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.option_types import count
+from pytest_diffaccel.settings.search_settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 _FIGURES = ROOT / "docs" / "figures" / "wall_clock.json"

@@ -2,7 +2,7 @@
 
 import sys
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,11 +14,11 @@ import pytest
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.models.registry import ModelSpec
-from pytest_diffaccel.options import add_options
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.search.cases import NotWorthwhile
 from pytest_diffaccel.search.run import SearchRun
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 TESTS = Path(__file__).resolve().parent
 # Registers the small accelerator of echo.py.

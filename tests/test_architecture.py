@@ -14,9 +14,9 @@ from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.architecture import ARCHITECTURES, Architecture, build_pipeline, models
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import weight_files
-from pytest_diffaccel.option_types import OptionError
-from pytest_diffaccel.options import add_options
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 # Parameters of the published weights, as their safetensors headers count them.
 PARAMETERS = {

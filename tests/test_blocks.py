@@ -13,8 +13,8 @@ from scipy import stats
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, Cell, candidates
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
-from pytest_diffaccel.measure.disturbance import Watch
 from pytest_diffaccel.measure.measurement import RunTiming
+from pytest_diffaccel.measure.watch import Watch
 
 CELLS = [Cell(pipe, "DDIM", 20) for pipe in PIPES]
 KEYS = [one.key for one in candidates(CELLS, list(default_registry()))]

@@ -14,9 +14,10 @@ from pytest_diffaccel.gate.figures import Figure
 from pytest_diffaccel.gate.sequential import OK
 from pytest_diffaccel.gate.speed import Timed
 from pytest_diffaccel.measure.blocks import run_blocks
-from pytest_diffaccel.measure.disturbance import ClockRecord, HostWatch, LoadReading, Watches
+from pytest_diffaccel.measure.disturbance import HostWatch, LoadReading, Watches
 from pytest_diffaccel.measure.gpu_watch import ProcessLoad, foreign_load
 from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.measure.watch import ClockRecord
 
 
 class Script:

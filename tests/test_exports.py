@@ -15,7 +15,7 @@ import pytest
 from entries import ENVIRONMENT, MET
 from test_store import SAMPLING, candidate, measurement
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Quality
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.export_files import read_export

@@ -40,11 +40,11 @@ from pytest_diffaccel.gate.sequential import (
 )
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, slower_baseline, speed_finding, time_until_certain
 from pytest_diffaccel.gate.verdict import Finding, Verdict
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.reference import Session, Speed
+from pytest_diffaccel.settings.gate_options import GateSettings
 
 CASES = 50
 DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)

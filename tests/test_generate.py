@@ -20,7 +20,7 @@ from conftest import embedded_folder
 from PIL import Image
 
 import pytest_diffaccel
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.lookup import NoRecord, Records, find
 from pytest_diffaccel.codegen.script import generate_script, literal, plain
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
@@ -303,7 +303,7 @@ def test_a_script_is_the_same_every_time(golden: Path) -> None:
     """Also in a process with other hashes."""
     sentence = task("DeepCache, T-Gate, and ToMe").sentence
     command = [sys.executable, "-m", "pytest_diffaccel.cli", "generate", sentence, "--golden", str(golden)]
-    code = f"from pytest_diffaccel.cli import main; main({command[3:]!r})"
+    code = f"from pytest_diffaccel.cli.main import main; main({command[3:]!r})"
     outputs = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": seed}

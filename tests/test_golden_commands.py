@@ -12,7 +12,7 @@ from entries import ENVIRONMENT, MET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from entries import MET
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import merge
 from pytest_diffaccel.records.golden_key import GoldenKey

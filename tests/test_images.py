@@ -17,10 +17,10 @@ from searches import SMALL_OPTIONS, SearchFolder, SmallSearch
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.quality import score
-from pytest_diffaccel.options import add_options
 from pytest_diffaccel.records.images import ImageStore, is_damaged
 from pytest_diffaccel.search.run import SearchRun
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 
 def pictures(seed: int = 0) -> list[Image.Image]:

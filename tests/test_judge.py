@@ -26,13 +26,14 @@ from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.judge import clocks, speed, trial
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
-from pytest_diffaccel.judge.folder import FolderTooFull
+from pytest_diffaccel.judge.confine.folder import FolderTooFull
+from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.judge import Judge, Rules
 from pytest_diffaccel.judge.replay import SAME_LEVELS, Replay
 from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import LiveCall, difference_levels
-from pytest_diffaccel.judge.verdict import Limits, StageResult, Verdict
+from pytest_diffaccel.judge.verdict import StageResult, Verdict
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 

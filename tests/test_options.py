@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
-from pytest_diffaccel.option_types import OptionError
-from pytest_diffaccel.options import add_options, benches_command, is_given
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.options import add_options, benches_command, is_given
+from pytest_diffaccel.settings.search_settings import Settings
 
 ACCELERATORS = default_registry().names
 

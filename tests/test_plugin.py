@@ -508,7 +508,7 @@ def test_an_unrelated_run_imports_next_to_nothing_to_its_very_end(pytester: pyte
     result.stdout.fnmatch_lines(["imported: set()"])
 
 
-@pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin"])
+@pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin.entry"])
 def test_importing_the_plugin_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'lpips', 'scipy', 'skimage'}"
     code = f"import sys, {module}; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"

@@ -13,7 +13,7 @@ import pytest
 from recorded import HOSTILE, RecordedSearch, deepcache_grid
 
 from pytest_diffaccel import matrix
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.report.html.page import write_report
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -18,7 +18,7 @@ from PIL import Image
 from recorded import CELL, HOSTILE, RecordedSearch, deepcache_grid, environment
 from searches import SmallSearch
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
@@ -337,7 +337,7 @@ def test_it_keeps_out_of_blocks_that_are_timed(search: RecordedSearch) -> None:
     search.fill(grid=deepcache_grid()[:2])
     page = search.path / "report.html"
     arguments = ["report", "--store", str(search.store), "-o", str(page)]
-    script = f"import sys; from pytest_diffaccel.cli import main; sys.exit(main({arguments!r}))"
+    script = f"import sys; from pytest_diffaccel.cli.main import main; sys.exit(main({arguments!r}))"
     with TimingLock(search.work / "timing.lock", shareable=True).timing():
         writing = subprocess.Popen([sys.executable, "-c", script])
         with pytest.raises(subprocess.TimeoutExpired):

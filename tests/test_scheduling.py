@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.scheduling import Groups, GroupScheduling
+from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
 from pytest_diffaccel.search.effort import Effort
 
 WINNERS_S = 5.0

@@ -23,9 +23,9 @@ from pytest_diffaccel.gate.run import GateRun
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.judge.verdict import StageResult
 from pytest_diffaccel.judge.verdict import Verdict as ScriptVerdict
-from pytest_diffaccel.judging import PROPERTY
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
+from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places, presence
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden

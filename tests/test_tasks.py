@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_diffaccel.cli import main
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.tasks import TASK_FILES, Task, all_tasks, file_text, tasks_of_ids
 from pytest_diffaccel.matrix import Cell
 
@@ -118,7 +118,7 @@ def test_other_tasks_have_no_id() -> None:
 def test_nothing_heavy_is_imported() -> None:
     """The commands answer at once: parser, generator and command line import neither torch nor diffusers."""
     code = (
-        "import sys, pytest_diffaccel.cli, pytest_diffaccel.codegen.batch; "
+        "import sys, pytest_diffaccel.cli.main, pytest_diffaccel.codegen.batch; "
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.search_settings import Settings
 
 CELL = Cell("SD1.5", "DDIM", 20)
 MAX_LOSS = 0.25

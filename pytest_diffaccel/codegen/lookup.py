@@ -13,11 +13,11 @@ from typing import TypeAlias
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
-from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.settings.options import benches_command
 
 DEFAULT_GOLDEN = Path("golden/search_params.json")
 

@@ -18,9 +18,9 @@ from pytest_diffaccel.gate.quality import explain_by_pictures, hidden_loss, qual
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
 _PICTURES_TOLERANCE = 0.05

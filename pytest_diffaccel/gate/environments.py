@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment, differences
+from pytest_diffaccel.settings.options import benches_command
 
 #: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
 _MUST_EQUAL = ("pipe", "device", "model_source", "image_size", "dtype", "batch_size", "guidance_scale", "weights")

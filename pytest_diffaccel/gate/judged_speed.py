@@ -15,8 +15,8 @@ from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, slower_baseline, speed_finding
 from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
 from pytest_diffaccel.gate.verdict import Finding
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
+from pytest_diffaccel.settings.gate_options import GateSettings
 
 
 @dataclass(frozen=True)

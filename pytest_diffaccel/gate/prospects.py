@@ -12,8 +12,8 @@ from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.plan import SURELY, GateCase, design, power
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Slowdowns that are asked about, up to one by half.
 _SLOWDOWNS = tuple(float(one) for one in np.geomspace(0.002, 0.5, 60))

@@ -14,14 +14,14 @@ from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.prospects import Prospect, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, Verdict
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.reference import Session as RecordedSession
 from pytest_diffaccel.records.reference import Speed, read_references
 from pytest_diffaccel.search.run import SearchRun, Session
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed
-from pytest_diffaccel.judge.sandbox import confine
-from pytest_diffaccel.judge.verdict import Limits
+from pytest_diffaccel.judge.confine.limits import Limits
+from pytest_diffaccel.judge.confine.sandbox import confine
 from pytest_diffaccel.models.registry import ModelSource
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Claim, Expected
-from pytest_diffaccel.judge.folder import FolderTooFull
+from pytest_diffaccel.judge.confine.folder import FolderTooFull
 from pytest_diffaccel.judge.verdict import StageResult
 
 if TYPE_CHECKING:

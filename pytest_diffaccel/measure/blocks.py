@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from pytest_diffaccel.measure.disturbance import Watch
 from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.measure.watch import Watch
 
 #: Makes and times one run of batch number ``index`` (0, 1, 2, ...).
 TimedRun: TypeAlias = Callable[[int], RunTiming]

@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import psutil
+
+from pytest_diffaccel.measure.watch import ClockRecord, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -16,15 +18,6 @@ if TYPE_CHECKING:
 # Work of other processes, in cores beyond those that the run leaves free, that counts as a disturbance; below it are
 # the kernel's own housekeeping and ours.
 _FOREIGN_CORES = 0.15
-# A clock this far below the highest seen makes runs slower by as much; boost clocks move by less of their own accord.
-_CLOCK_RATIO = 0.85
-
-
-class Watch(Protocol):
-    """Watches one part of a machine."""
-
-    def begin(self) -> Callable[[], str]:
-        """Begin to watch a block; call what is returned at its end: it says in words what disturbed it, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +49,6 @@ class LoadReading:
         foreign = ((later.busy_s - self.busy_s) - (later.own_s - self.own_s)) / elapsed
         free = max(0, (psutil.cpu_count() or 1) - threads)
         return f"other processes used {foreign:.1f} cores" if foreign > free + _FOREIGN_CORES else ""
-
-
-@dataclass
-class ClockRecord:
-    """The highest clock seen, against which a lower one stands out.
-
-    Attributes:
-        name: what is clocked, for the message.
-        highest_mhz: the highest seen so far, MHz.
-    """
-
-    name: str
-    highest_mhz: float = 0.0
-
-    def slowed(self, mhz: float) -> str:
-        """Take a reading, MHz; in words, how far it fell below the highest one, or nothing."""
-        self.highest_mhz = max(self.highest_mhz, mhz)
-        if not 0 < mhz < _CLOCK_RATIO * self.highest_mhz:
-            return ""
-        return f"the {self.name} clock fell from {self.highest_mhz:.0f} to {mhz:.0f} MHz"
 
 
 @dataclass(frozen=True)

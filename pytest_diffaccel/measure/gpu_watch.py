@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.measure.disturbance import ClockRecord
+from pytest_diffaccel.measure.watch import ClockRecord
 
 if TYPE_CHECKING:
     import torch

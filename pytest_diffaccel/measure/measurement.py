@@ -1,4 +1,4 @@
-"""What running a candidate showed, as plain frozen data: the record everything to the right is made of."""
+"""What running a candidate showed, as plain frozen data: the record that everything further down is made of."""
 
 from __future__ import annotations
 

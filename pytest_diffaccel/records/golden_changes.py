@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import folder_lock
+from pytest_diffaccel.settings.options import benches_command
 
 Category: TypeAlias = Literal[
     "slower", "worse", "faster", "better", "new", "gone", "moved to another environment", "other parameters or status"

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.jsonfile import LOCK_NAME
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.search_settings import Settings
 
 # What a session writes between two cases fits into this.
 _TRIAL = bytes(1 << 20)

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.terminal import Terminal
+from pytest_diffaccel.settings.options import WORK_DIR
 
 #: Raised when a field changes its meaning.
 VERSION = 1

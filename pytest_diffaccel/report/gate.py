@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.gate.prospects import in_words
 from pytest_diffaccel.gate.verdict import percent
-from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, Speed, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
+from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.run import GateRun

@@ -35,7 +35,7 @@ from pytest_diffaccel.report.winners import (
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry

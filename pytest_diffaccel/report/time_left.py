@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.search_settings import Settings
 
 _Group: TypeAlias = "tuple[Cell, str]"
 # The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one case says little.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.matrix import Cell
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.settings import Settings
+    from pytest_diffaccel.settings.search_settings import Settings
 
 # A step of the unaccelerated embedded pipelines for one picture, seconds on 2 CPU cores (training/README.md).
 _EMBEDDED_STEP_S = {"SD1.5": 0.024, "SD2.1": 0.046, "SDXL": 0.030}

@@ -10,9 +10,9 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.degenerate import degenerate
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.search.pipelines import NoPipeline
+from pytest_diffaccel.settings.options import WORK_DIR
 
 if TYPE_CHECKING:
     from PIL.Image import Image

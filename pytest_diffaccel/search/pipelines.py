@@ -19,9 +19,9 @@ from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.search.spent import Spent
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.search_settings import Settings
 
 
 class Unavailable(RuntimeError):

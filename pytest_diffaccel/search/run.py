@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice
     from pytest_diffaccel.search.workbench import Workbench
-    from pytest_diffaccel.settings import Settings
+    from pytest_diffaccel.settings.search_settings import Settings
 
 
 @dataclass(frozen=True)

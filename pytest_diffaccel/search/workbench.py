@@ -21,7 +21,6 @@ from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import weight_files
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import open_settings, original_settings
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
@@ -29,7 +28,8 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pictures import Pictures
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.spent import Spent
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
     from filelock import ReadWriteLock

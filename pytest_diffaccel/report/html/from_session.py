@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
@@ -15,7 +14,8 @@ from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report.html.material import Material
 from pytest_diffaccel.report.html.page import write_report
 from pytest_diffaccel.report.html.prompts import Prompts
-from pytest_diffaccel.settings import Settings
+from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.search_settings import Settings
 
 
 def write_session_report(

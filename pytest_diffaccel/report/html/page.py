@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.options import benches_command
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
@@ -19,6 +18,7 @@ from pytest_diffaccel.report.html.charts import CONFIG, library
 from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
 from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -29,7 +29,6 @@ from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
@@ -38,6 +37,7 @@ from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.settings.options import WORK_DIR
 
 _LOG = logging.getLogger(__name__)
 

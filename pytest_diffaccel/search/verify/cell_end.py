@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pytest_diffaccel.matrix import Cell, slug
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
-from pytest_diffaccel.options import WORK_DIR
 from pytest_diffaccel.records.store import SESSION_PURPOSE
 from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.settings.options import WORK_DIR
 
 
 def end_group(

@@ -1,5 +1,5 @@
-"""The options of a search and of the gate: their names and help. What their values mean is :mod:`.settings`'s business,
-which a pytest run that has nothing to do with us need not import.
+"""The options of a search and of the gate: their names and help. What their values mean is the business of
+:mod:`.search_settings`, which a pytest run that has nothing to do with us need not import.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.gate_options import GATE_OPTIONS
-from pytest_diffaccel.option_types import count, duration, option, positive
+from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
+from pytest_diffaccel.settings.option_types import count, duration, option, positive
 
 if TYPE_CHECKING:
     import pytest

@@ -1,4 +1,4 @@
-"""The commands ``diffaccel tasks`` and ``diffaccel generate``."""
+"""The command ``diffaccel generate``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
 _LISTED_DIFFERENCES = 20
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare both commands."""
-    tasks = commands.add_parser("tasks", help="list the tasks of code generation")
-    what = tasks.add_mutually_exclusive_group(required=True)
-    what.add_argument("--print", action="store_true", help="print every task's sentence")
-    what.add_argument("--write", type=Path, metavar="FOLDER", help="write the two JSON files of tasks")
-    tasks.set_defaults(run=_tasks)
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
     generate = commands.add_parser("generate", help="write the script that a sentence asks for")
     generate.add_argument(
         "sentence", nargs="*", help="in quotes, for example: 'SDXL, DDIM, 25 steps, DeepCache, 1.5x', also in Chinese"
@@ -40,20 +35,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
     generate.add_argument("--check", action="store_true", help="write nothing; fail when a file in the folder differs")
     generate.set_defaults(run=_generate)
-
-
-def _tasks(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.codegen.tasks import TASK_FILES, file_text, list_text
-    from pytest_diffaccel.records.jsonfile import write_text
-
-    if parsed.print:
-        sys.stdout.write(list_text())
-        return 0
-    parsed.write.mkdir(parents=True, exist_ok=True)
-    for name in TASK_FILES:
-        write_text(parsed.write / name, file_text(name))
-        print(parsed.write / name)
-    return 0
 
 
 def _generate(parsed: argparse.Namespace) -> int:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pytest_diffaccel.judge.landlock import restrict_files
-from pytest_diffaccel.judge.privileges import drop_capabilities, refuse_new_privileges
-from pytest_diffaccel.judge.seccomp import filter_system_calls
-from pytest_diffaccel.judge.verdict import Limits
+from pytest_diffaccel.judge.confine.landlock import restrict_files
+from pytest_diffaccel.judge.confine.limits import Limits
+from pytest_diffaccel.judge.confine.privileges import drop_capabilities, refuse_new_privileges
+from pytest_diffaccel.judge.confine.seccomp import filter_system_calls
 
 # What is passed on to a script's process; all else may be somebody's secret.
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_diffaccel.options import WORK_DIR
+from pytest_diffaccel.settings.options import WORK_DIR
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
     from pytest_diffaccel.search.run import SearchRun, Session
-    from pytest_diffaccel.settings import Settings
+    from pytest_diffaccel.settings.search_settings import Settings
 
 # Environment variable that tells a worker when its session began, seconds since the epoch.
 _BEGAN_AT = "PYTEST_DIFFACCEL_BEGAN_AT"
@@ -115,7 +115,7 @@ def chosen_gpus(config: pytest.Config) -> list[Gpu] | None:
     if config.option.gpus is None:
         return None
     from pytest_diffaccel.devices import choose_gpus
-    from pytest_diffaccel.settings import named_gpus
+    from pytest_diffaccel.settings.search_settings import named_gpus
 
     try:
         return choose_gpus(named_gpus(config.option.gpus))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_diffaccel import workers
-from pytest_diffaccel.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin import workers
+from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.matrix import Candidate, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.run import SearchRun, Session
-    from pytest_diffaccel.settings import Settings
+    from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
 _WINNERS = pytest.StashKey[frozenset[Group]]()
@@ -35,7 +35,7 @@ def search_run(config: pytest.Config) -> SearchRun:
     if _RUN not in config.stash:
         from pytest_diffaccel.accelerators.composition import default_registry
         from pytest_diffaccel.search.run import SearchRun
-        from pytest_diffaccel.settings import Settings
+        from pytest_diffaccel.settings.search_settings import Settings
 
         registry = default_registry()
         config.hook.pytest_diffaccel_accelerators(registry=registry)

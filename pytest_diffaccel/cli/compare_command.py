@@ -1,81 +1,32 @@
-"""The commands ``diffaccel export`` and ``diffaccel compare``."""
+"""The command ``diffaccel compare``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.cli.export_command import rows_of_store
+
 if TYPE_CHECKING:
     from pytest_diffaccel.records.comparison import Comparison, Subjects
-    from pytest_diffaccel.records.export_rows import Row
 
-_STORE = ".diffaccel/search.sqlite"
 # Suffixes of what `export` writes.
 _FILES = (".csv", ".json", ".parquet")
 _WIDTH = 150
 _LONGEST_TABLE = 40
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare both commands."""
-    export = commands.add_parser("export", help="all measurements of a store as a table for other tools")
-    export.add_argument("--store", default=_STORE, metavar="URL", help=f"default: {_STORE}")
-    export.add_argument("--format", choices=["csv", "parquet", "json"], help="default: the output's suffix, or csv")
-    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
-    export.set_defaults(run=_export)
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
     compare = commands.add_parser("compare", help="two stores, exports or golden files: what became slower or worse?")
     compare.add_argument("before", metavar="A")
     compare.add_argument("after", metavar="B")
     compare.add_argument("--fail-on", choices=["regressed"], help="exit status 1 when a candidate is slower or worse")
     compare.add_argument("--all", action="store_true", help="list also what stayed the same")
     compare.set_defaults(run=_compare)
-
-
-def _export(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.export_files import FORMATS, dump_csv, dump_json, write_parquet
-
-    suffix = parsed.output.suffix.lstrip(".").lower() if parsed.output else ""
-    if suffix and suffix not in FORMATS and not parsed.format:
-        raise ValueError(
-            f"{parsed.output}: .{suffix} is none of the formats, which are {', '.join(FORMATS)}; "
-            "name the file after one of them, or give --format"
-        )
-    chosen = parsed.format or suffix or "csv"
-    if chosen == "parquet" and parsed.output is None:
-        raise ValueError("Parquet is not text: give a file with --output")
-    rows = _rows_of_store(parsed.store)
-    if chosen == "parquet":
-        write_parquet(rows, parsed.output)
-    else:
-        text = dump_csv(rows) if chosen == "csv" else dump_json(rows)
-        if parsed.output is None:
-            sys.stdout.write(text)
-            return 0
-        parsed.output.write_text(text, encoding="utf-8", newline="\n")
-    counts = Counter(row["status"] for row in rows)
-    said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "failed", "skipped"))
-    print(f"{parsed.output}: {len(rows)} rows: {said}")
-    return 0
-
-
-def _rows_of_store(address: str) -> list[Row]:
-    from pytest_diffaccel.options import benches_command
-    from pytest_diffaccel.records.export_rows import export_rows
-    from pytest_diffaccel.records.store import Store
-    from pytest_diffaccel.records.tables import StoreError
-
-    path = Path(address.removeprefix("sqlite:///"))
-    if "://" not in str(address).removeprefix("sqlite:///") and not path.is_file():
-        raise FileNotFoundError(f"there is no store {path}; a search makes one: {benches_command()}")
-    try:
-        with Store.open(address) as store:
-            return export_rows(store.contents())
-    except StoreError as error:
-        raise ValueError(str(error)) from error
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -109,7 +60,7 @@ def _subjects(address: str) -> Subjects:
             return subjects_of_rows(read_export(path))
         except KeyError as error:
             raise ValueError(f"{path} has no column {error}; compare what `diffaccel export` wrote, whole") from error
-    return subjects_of_rows(_rows_of_store(address))
+    return subjects_of_rows(rows_of_store(address))
 
 
 def _is_golden(path: Path) -> bool:

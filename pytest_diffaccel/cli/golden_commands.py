@@ -50,10 +50,10 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.options import benches_command
     from pytest_diffaccel.records.golden_file import read_environments, read_golden
     from pytest_diffaccel.report.golden_summary import summary_table
     from pytest_diffaccel.report.winners import winners_table
+    from pytest_diffaccel.settings.options import benches_command
 
     entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.pipe)}
     if not entries:

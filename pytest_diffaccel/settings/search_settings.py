@@ -1,4 +1,4 @@
-"""From command line and ini to one frozen :class:`Settings`; nothing to the right reads pytest's config."""
+"""From command line and ini to one frozen :class:`Settings`; nothing further down reads pytest's config."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
-from pytest_diffaccel.gate_options import GateSettings
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
-from pytest_diffaccel.option_types import OptionError, meant
-from pytest_diffaccel.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
+from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.option_types import OptionError, meant
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
 
 # Spellings that are not the name itself with other punctuation. Without the pluses, DPM-Solver is an older method.
 _SCHEDULER_ALIASES = {

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_diffaccel import judge_options
-from pytest_diffaccel.case_items import case_id
-from pytest_diffaccel.workers import worker_number
+from pytest_diffaccel.plugin import judge_options
+from pytest_diffaccel.plugin.case_items import case_id
+from pytest_diffaccel.plugin.workers import worker_number
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer

@@ -6,9 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pytest_diffaccel.codegen.commands import add_commands
-from pytest_diffaccel.report import export_commands, golden_commands
-from pytest_diffaccel.report.html.command import add_command as add_report
+from pytest_diffaccel.cli import (
+    compare_command,
+    export_command,
+    generate_command,
+    golden_commands,
+    report_command,
+    tasks_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
-    export_commands.add_commands(commands)
-    add_commands(commands)
-    add_report(commands)
+    for one in (export_command, compare_command, tasks_command, generate_command, report_command):
+        one.add_command(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))
@@ -38,7 +42,3 @@ def _words(error: Exception) -> str:
     """What went wrong, without the number that a system's error begins with."""
     reason, path = getattr(error, "strerror", None), getattr(error, "filename", None)
     return f"{path}: {reason}" if reason and path is not None else str(error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

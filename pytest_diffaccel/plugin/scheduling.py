@@ -11,7 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from pytest_diffaccel.case_items import case_id, gate_groups_by_case, groups_by_case, search_cases
+from pytest_diffaccel.plugin.case_items import case_id, gate_groups_by_case, groups_by_case, search_cases
 from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:

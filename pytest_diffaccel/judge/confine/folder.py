@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pytest_diffaccel.judge.verdict import Limits
+from pytest_diffaccel.judge.confine.limits import Limits
 
 _BLOCK = 512  # bytes; unit of st_blocks
 _MB = 2**20

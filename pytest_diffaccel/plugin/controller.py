@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
-from pytest_diffaccel.case_items import (
+from pytest_diffaccel.plugin.case_items import (
     PROPERTY,
     case_id,
     gate_case_of,
@@ -22,8 +22,8 @@ from pytest_diffaccel.case_items import (
     groups_by_case,
     search_cases,
 )
-from pytest_diffaccel.fixtures import gate_run, is_searching, search_run
-from pytest_diffaccel.workers import other_session, sessions_of_store
+from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
@@ -170,7 +170,7 @@ class Reporting:
         if result is not None and (report.when == "call" or report.failed):
             if report.failed or (report.skipped and "evidence" not in result):
                 result["error" if report.failed else "evidence"] = _reason(report)
-            from pytest_diffaccel.benchmarking import add_benchmarks
+            from pytest_diffaccel.plugin.pytest_benchmark_files import add_benchmarks
             from pytest_diffaccel.report.progress import EndedCase
 
             node = getattr(report, "node", None)  # xdist's

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass
 
-from pytest_diffaccel.option_types import OptionError, duration, option, share
+from pytest_diffaccel.settings.option_types import OptionError, duration, option, share
 
 GATE_OPTIONS = (
     option("--gate", action="store_true", help="judge the golden winners instead of searching"),

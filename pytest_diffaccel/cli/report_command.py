@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
-from pytest_diffaccel.option_types import positive
+from pytest_diffaccel.settings.option_types import positive
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents
@@ -106,7 +106,7 @@ def _places(given: str | None) -> tuple[str, Path]:
     Raises:
         FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
     """
-    from pytest_diffaccel.options import WORK_DIR, benches_command
+    from pytest_diffaccel.settings.options import WORK_DIR, benches_command
 
     store = given or str(WORK_DIR / "search.sqlite")
     if "://" in store and not store.startswith(_SQLITE):
@@ -118,7 +118,7 @@ def _places(given: str | None) -> tuple[str, Path]:
 
 
 def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
-    from pytest_diffaccel.settings import chosen_cells
+    from pytest_diffaccel.settings.search_settings import chosen_cells
 
     if not (parsed.pipe or parsed.sched or parsed.steps):
         return lambda _: True

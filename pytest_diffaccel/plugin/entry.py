@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pytest_diffaccel import hooks, judge_options, options
-from pytest_diffaccel.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
-from pytest_diffaccel.fixtures import (
+from pytest_diffaccel.plugin import hookspecs, judge_options
+from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.controller import Reporting
+from pytest_diffaccel.plugin.fixtures import (
     diffaccel,
     diffaccel_gate,
     diffaccel_gate_run,
@@ -21,7 +22,7 @@ from pytest_diffaccel.fixtures import (
     keep_groups_together,
     search_run,
 )
-from pytest_diffaccel.judging import (
+from pytest_diffaccel.plugin.judge_cases import (
     TASK,
     JudgeReporting,
     diffaccel_bench,
@@ -30,9 +31,7 @@ from pytest_diffaccel.judging import (
     refuse_bad_settings,
     task_ids,
 )
-from pytest_diffaccel.option_types import near_options
-from pytest_diffaccel.reporting import Reporting
-from pytest_diffaccel.workers import (
+from pytest_diffaccel.plugin.workers import (
     give_up_broken_cuda,
     interrupt_on_sigterm,
     one_worker_a_gpu,
@@ -40,6 +39,8 @@ from pytest_diffaccel.workers import (
     tell_beginning,
     worker_number,
 )
+from pytest_diffaccel.settings import options
+from pytest_diffaccel.settings.option_types import near_options
 
 __all__ = [
     "diffaccel",
@@ -54,7 +55,7 @@ __all__ = [
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Offer ``pytest_diffaccel_accelerators``."""
-    pluginmanager.add_hookspecs(hooks)
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,7 +88,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A search's groups stay together and survive the death of their worker."""
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
-    from pytest_diffaccel.scheduling import Groups, GroupScheduling
+    from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
 
     gate = gate_run(config)
     return GroupScheduling(config, log, Groups.of_gate(gate) if gate else Groups.of_search(search_run(config)))

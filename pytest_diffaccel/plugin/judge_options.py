@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.option_types import OptionError, count, meant, number, option
+from pytest_diffaccel.settings.option_types import OptionError, count, meant, number, option
 
 if TYPE_CHECKING:
     import pytest
