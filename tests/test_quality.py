@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from pytest_diffaccel.measure.measurement import Quality
 from pytest_diffaccel.measure.quality import (
     SMALLEST_SIDE,
     References,
     lpips_distances,
     lpips_model,
-    score,
     structural_similarity,
 )
 from pytest_diffaccel.measure.statistics import mean_interval
@@ -42,6 +42,11 @@ PICTURES = [picture(seed) for seed in range(3)]
 
 def blurred(radius: float) -> list[Image.Image]:
     return [image.filter(ImageFilter.GaussianBlur(radius)) for image in PICTURES]
+
+
+def score(images: list[Image.Image], references: list[Image.Image]) -> Quality:
+    """Quality against references of which nothing is kept."""
+    return References(references, keep=0).score(images)
 
 
 def test_identical_images_have_lost_nothing() -> None:
@@ -178,7 +183,7 @@ def test_images_of_different_sizes_are_refused() -> None:
 
 def test_as_many_references_as_images_are_needed() -> None:
     with pytest.raises(ValueError, match="2 images cannot be compared with 3 references"):
-        score(PICTURES[:2], PICTURES)
+        lpips_distances(PICTURES[:2], PICTURES)
 
 
 def test_no_images_are_refused() -> None:

@@ -88,21 +88,6 @@ def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDA
     return maps
 
 
-def score(images: Sequence[Image], references: Sequence[Image], device: str = "cpu") -> Quality:
-    """Quality of a candidate's images against the baseline's of the same prompts and seeds.
-
-    Args:
-        images: the candidate's PIL images.
-        references: the baseline's, in the same order.
-        device: where LPIPS and SSIM are computed.
-
-    Raises:
-        ValueError: when there are none, or their numbers or sizes differ.
-    """
-    _check_pairs(images, references)
-    return References(references, device, keep=0).score(images)
-
-
 class References:
     """Baseline images that many candidates are compared with; their side of LPIPS is computed once.
 
