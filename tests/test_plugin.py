@@ -515,6 +515,14 @@ def test_importing_the_plugin_imports_nothing_heavy(tmp_path: Path, module: str)
     assert not complaint(code, tmp_path)
 
 
+@pytest.mark.parametrize("options", [(), ("-p", "no:diffaccel")])
+def test_the_roots_conftest_needs_no_plugin(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
+    root = Path(__file__).resolve().parent.parent / "conftest.py"
+    pytester.makeconftest(root.read_text(encoding="utf-8"))
+    pytester.makepyfile("import sys\ndef test_no_torch(): assert 'torch' not in sys.modules")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
 def test_an_unrelated_run_imports_no_torch_and_leaves_nothing_behind(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import sys\ndef test_no_torch(): assert 'torch' not in sys.modules")
     result = pytester.runpytest_subprocess()
