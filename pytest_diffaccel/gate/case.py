@@ -147,18 +147,20 @@ class Examination:
             speeds = list(self._speeds(case, timer, pictures.batch_s + batch_s))
         name = "lpips" if case.candidate else "fingerprint_lpips"
         figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
-        figures |= {f"host_{key}": value for one in speeds[1:] for key, value in one.figures().items()}
-        noted = [one for one in speeds if self._is_noted_only(one)]
+        figures |= {f"host_{key}": value for speed in speeds[1:] for key, value in speed.figures().items()}
+        noted = [speed for speed in speeds if self._is_noted_only(speed)]
         return Showing(
-            (*quality, *(one.finding for one in speeds if one not in noted)),
+            (*quality, *(speed.finding for speed in speeds if speed not in noted)),
             (
                 *filter(None, [hidden]),
-                *(note for one in speeds for note in one.notes()),
-                *(f"host time is undecided: {one.finding.text}" for one in noted),
+                *(note for speed in speeds for note in speed.notes()),
+                *(f"host time is undecided: {speed.finding.text}" for speed in noted),
             ),
             self._session(case, speeds, lpips),
             tuple(figures.items()),
-            tuple(run.total_s for one in speeds[:1] if one.timed for block in one.timed.blocks for run in block.runs),
+            tuple(
+                run.total_s for speed in speeds[:1] if speed.timed for block in speed.timed.blocks for run in block.runs
+            ),
         )
 
     def _count(self, case: GateCase, generate: Generate) -> float:
@@ -218,7 +220,7 @@ class Examination:
         yield replace(self._judged(case, timer, DEVICE, timer.block_s(DEVICE), use.fixed_s), busy_share=use.busy_share)
         if case.candidate and use.busy_share < LAUNCH_BOUND_SHARE and (self.recording or self.reference(HOST)):
             # Every later case keeps what this one's device time took.
-            kept_s = (began_s - self.budget.left_s) * sum(one.cost / case.cost for one in self.later)
+            kept_s = (began_s - self.budget.left_s) * sum(other.cost / case.cost for other in self.later)
             yield self._host_judged(self._judged(case, timer, HOST, timer.block_s(HOST), kept_s=kept_s))
 
     def _judged(
@@ -294,10 +296,10 @@ class Examination:
         if main.timed is None:
             return None
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
-        host = next((Speed(**one.measured()) for one in others if one.timed), None)
+        host = next((Speed(**speed.measured()) for speed in others if speed.timed), None)
         return Session(
             **main.measured(),
-            lpips=tuple(float(one) for one in lpips),
+            lpips=tuple(float(loss) for loss in lpips),
             seed=sampling.seed,
             prompts_digest=sampling.prompts_digest,
             environment=self.bench.environment(case.cell).id,
