@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeAlias
 
-from benchmarks.gpu_plan import BATCHES
 from benchmarks.output import parser, show
+from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.matrix import PIPES, Params, format_params
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks

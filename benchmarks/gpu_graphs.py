@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu_plan import BATCHES
 from benchmarks.output import parser, show
+from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.models.loading import load_pipeline
 

@@ -20,9 +20,8 @@ from multiprocessing.synchronize import Barrier
 from queue import Empty
 from typing import Any, TypeAlias
 
-from benchmarks.gpus import usable_gpus
 from benchmarks.output import parser, show
-from pytest_diffaccel.devices import Gpu, use_gpu
+from pytest_diffaccel.devices import Gpu, NoSuchGpu, choose_gpus, use_gpu
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.measure.statistics import mean_interval
 
@@ -32,6 +31,19 @@ _COMPANY = _ALONE, _BESIDE = ("alone", "beside the others")
 _PATIENCE_S = 300.0
 #: Round, company, and the times of the first process's steps, milliseconds.
 Timed: TypeAlias = tuple[int, str, list[float]]
+
+
+def usable_gpus() -> list[Gpu]:
+    """All that this process may use, at least one.
+
+    Raises:
+        SystemExit: when there is none; says why.
+    """
+    try:
+        return choose_gpus(())
+    except NoSuchGpu as error:
+        # What follows advises on an option that benchmarks do not have.
+        raise SystemExit(str(error).partition(";")[0].removeprefix("--gpus: ")) from None
 
 
 def denoise(place: int, gpu: Gpu, options: Any, barrier: Barrier, timed_steps: Queue[Timed]) -> None:

@@ -1,6 +1,6 @@
 """Time full-size SD1.5, SD2.1 and SDXL on a GPU, by their architectures alone, and record every run.
 
-- ``python -m benchmarks.record_gpu kinds`` times short runs that hold every kind of step (``benchmarks/gpu_plan.py``);
+- ``python -m benchmarks.record_gpu kinds`` times short runs that hold every kind of step;
 - ``python -m benchmarks.record_gpu winners --candidates FILE`` times whole generations of chosen candidates, one JSON
   object ``{"pipe", "scheduler", "steps", "params"}`` a line, next to the unaccelerated pipeline.
 
@@ -25,11 +25,11 @@ from typing import Any, TypeAlias
 
 from diffusers.utils import logging
 
-from benchmarks.gpu_plan import BATCHES, kind_candidates
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.matrix import PIPES, Candidate, Cell
+from pytest_diffaccel.accelerators.deepcache import DOWN_BLOCKS, LAYERS_PER_BLOCK
+from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
 from pytest_diffaccel.measure.blocks import run_blocks
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
@@ -47,6 +47,17 @@ from pytest_diffaccel.records.environment import describe_environment
 
 # Candidates that share a block's baseline.
 _ABREAST = 4
+# Steps of the runs that tell what every kind of step costs: a kind costs the same in any number of them.
+_SHORT = 12
+#: Images a call: enough that an unaccelerated call keeps an H200 busy.
+BATCHES = {"SD1.5": 8, "SD2.1": 4, "SDXL": 4}
+# All four of T-GATE's kinds: planning and gated, each computed and reused.
+_GATE = {"gate_step": 6, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
+# With DeepCache every second step: computed and reused attention on full and on shallow steps.
+_GATE_TOGETHER = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
+_BRANCHES_TOGETHER = (0, 1, 3, 6)
+_RATIOS = (0.25, 0.5, 0.75)
+_DOWNSAMPLES = {"SD1.5": (1, 2, 4), "SD2.1": (1, 2, 4), "SDXL": (2, 4)}
 Timer: TypeAlias = Callable[[Generate, Sequence[str], Sequence[int]], tuple[list[Any], RunTiming]]
 
 
@@ -86,6 +97,32 @@ class Task:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         return {row["key"] for row in rows if row["type"] == "done" and row["step"] == self.step}
+
+
+def kind_candidates(pipe: str) -> list[Candidate]:
+    """Every branch of DeepCache, every phase of T-GATE, ToMe's ratios, and of each combination some."""
+    cell, registry = Cell(pipe, "DDIM", _SHORT), default_registry()
+    return [Candidate(cell, registry.for_params(params).name, params) for params in _kind_params(pipe)]
+
+
+def _kind_params(pipe: str) -> Iterator[Params]:
+    for branch in range(LAYERS_PER_BLOCK * DOWN_BLOCKS[pipe]):
+        yield {"DeepCache": _cache(branch)}
+    yield {"T-Gate": _GATE}
+    for downsample in _DOWNSAMPLES[pipe]:
+        for ratio in _RATIOS:
+            yield {"ToMe": {"ratio": ratio, "max_downsample": downsample}}
+    first = _DOWNSAMPLES[pipe][0]
+    for branch in _BRANCHES_TOGETHER:
+        yield {"DeepCache": _cache(branch), "T-Gate": _GATE_TOGETHER}
+    for branch in _BRANCHES_TOGETHER[::2]:
+        for ratio in _RATIOS[::2]:
+            yield {"DeepCache": _cache(branch), "ToMe": {"ratio": ratio, "max_downsample": first}}
+        yield {"DeepCache": _cache(branch), "T-Gate": _GATE_TOGETHER, "ToMe": {"ratio": 0.5, "max_downsample": first}}
+
+
+def _cache(branch: int) -> dict[str, int]:
+    return {"cache_interval": 2, "cache_branch_id": branch}
 
 
 def record(task: Task, candidates: Sequence[Candidate]) -> None:

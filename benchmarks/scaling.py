@@ -26,15 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpus import usable_gpus
+from benchmarks.neighbours import usable_gpus
 from benchmarks.output import parser, show
-from benchmarks.worker_times import WorkerTimes
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
@@ -48,6 +49,45 @@ _CELL = ["--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20"]
 _AGAIN = "-again"
 _LOG = "cases.jsonl"
 _FIGURES = ROOT / "docs" / "figures" / "scaling.json"
+
+
+@dataclass(frozen=True)
+class WorkerTimes:
+    """Where the time of a search's workers went, seconds.
+
+    Attributes:
+        start_s: from the command to a worker's first timed block: processes, imports, loading, the first pictures;
+            mean over the workers.
+        work_s: from each worker's first timed block to the end of its last case, all workers together.
+        idle_s: from the end of a worker's last case to that of the last of all; mean over the workers.
+    """
+
+    start_s: float
+    work_s: float
+    idle_s: float
+
+    @classmethod
+    def read(cls, log: Path, began_at: float, first_block_at: Mapping[str, float]) -> WorkerTimes:
+        """From the file that ``--diffaccel-log`` wrote.
+
+        Args:
+            log: of a search with xdist's workers.
+            began_at: when the command was started, seconds since the epoch.
+            first_block_at: when the first block of each candidate began, by key; other cases count from their start.
+        """
+        begins: dict[str, list[float]] = defaultdict(list)
+        ends: dict[str, list[float]] = defaultdict(list)
+        for line in log.read_text(encoding="utf-8").splitlines():
+            case = json.loads(line)
+            ended_at = datetime.fromisoformat(case["ended_at"]).timestamp()
+            ends[case["worker"]].append(ended_at)
+            begins[case["worker"]].append(first_block_at.get(case["case"], ended_at - case["duration_s"]))
+        first, last = [min(times) for times in begins.values()], [max(times) for times in ends.values()]
+        return cls(
+            start_s=statistics.fmean(first) - began_at,
+            work_s=sum(last) - sum(first),
+            idle_s=max(last) - statistics.fmean(last),
+        )
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def pipeline_of() -> Callable[[str, str], Any]:
 @pytest.fixture(scope="session")
 def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
     """Imports all that a search imports: pytester forgets modules that a run in this process brought in."""
-    from pytest_diffaccel.measure.quality import score
+    from pytest_diffaccel.measure.quality import References
 
     for name in ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd"):
         importlib.import_module(name)
@@ -62,7 +62,7 @@ def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
     for pipe in PIPES:
         with pytest_diffaccel.accelerate(pipeline_of(pipe, "DDIM"), {}, steps=1) as generate:
             images = generate(["red apple"], [0])
-    score(images, images)
+    References(images).score(images)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pytest_diffaccel.measure.statistics import low_quantile_of, wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.kind_costs import KindCosts
+from pytest_diffaccel.search.models.regression import Regression, bells
 from pytest_diffaccel.search.verify.fewer_steps import steps_as_fast
 
 REGISTRY = default_registry()
@@ -192,13 +193,11 @@ def test_merging_ratios_never_timed_lie_between_those_that_were() -> None:
     assert middle.half_width_ratio < 0.1
 
 
-def test_a_contradicted_prediction_is_named_and_widens_every_interval() -> None:
+def test_a_cost_that_the_others_contradict_widens_every_interval() -> None:
     ratios = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     calm = CostModel.fit(REGISTRY, [merged(ratio, 0.12 - 0.05 * ratio) for ratio in ratios])
-    assert calm.contradicted == []
     assert calm.widening == 1.0
     odd = CostModel.fit(REGISTRY, [merged(ratio, 0.2 if ratio == 0.4 else 0.12 - 0.05 * ratio) for ratio in ratios])
-    assert odd.contradicted[0] == "ToMe:0.4@1"
     assert odd.widening > 1.0
     (before,), (after,) = (model.speedups([merged(0.2, 0.1)[0]]) for model in (calm, odd))
     assert after.half_width_ratio > before.half_width_ratio
@@ -294,3 +293,24 @@ def test_longer_runs_of_before_are_understood_after_many_shorter_ones() -> None:
     short = [(deepcache(20), tuple(Block(one, (full,), started_at=one.total_s) for one in baselines))]
     (speedup,) = predicted(long + short, [deepcache(3)])
     assert speedup.value == pytest.approx(speedup_of(CANDIDATE), rel=0.01)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans())
+def test_a_regression_says_what_the_textbook_says(seed: int, known: int, together: bool) -> None:
+    """Rasmussen and Williams 2006, equations 2.22 to 2.24; and 5.12: what the other values say of each."""
+    generator = np.random.default_rng(seed)
+    points, others = generator.uniform(0, 3, (known, 2)), generator.uniform(0, 3, (4, 2))
+    values, roots = generator.normal(size=known), generator.uniform(0.1, 1, (known, known))
+    noise = roots @ roots.T + 0.1 * np.eye(known) if together else generator.uniform(0.1, 1, known)
+    regression = Regression(bells(points, points, 1), values, noise)
+    errors = noise if together else np.diag(noise)
+    between, own = bells(others, points, 1), bells(others, others, 1)
+    inverse = np.linalg.inv(bells(points, points, 1) + errors)
+
+    mean, covariance = regression.predict(between, own)
+    assert mean == pytest.approx(between @ inverse @ values, abs=1e-9)
+    assert covariance == pytest.approx(own - between @ inverse @ between.T, abs=1e-9)
+    each, variance = regression.predict_each(between, np.diag(own))
+    assert each == pytest.approx(mean, abs=1e-9)
+    assert variance == pytest.approx(np.diag(covariance), abs=1e-9)
+    assert regression.surprises == pytest.approx(inverse @ values / np.sqrt(np.diag(inverse)), abs=1e-9)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import embedded_folder
 from PIL import Image
+from searches import embedded_folder
 
 import pytest_diffaccel
 from pytest_diffaccel.cli.main import main

@@ -19,7 +19,7 @@ from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.gpu_watch import GpuWatch
-from pytest_diffaccel.measure.quality import score
+from pytest_diffaccel.measure.quality import References
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -58,7 +58,8 @@ def test_the_gpu_is_watched() -> None:
 def test_ssim_of_pictures_on_the_device_is_that_of_the_processor() -> None:
     generator = np.random.default_rng(1)
     one, other = (Image.fromarray(generator.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(2))
-    assert score([one], [other], "cuda").ssim == pytest.approx(score([one], [other], "cpu").ssim, abs=1e-12)
+    there, here = (References([other], device).score([one]).ssim for device in ("cuda", "cpu"))
+    assert there == pytest.approx(here, abs=1e-12)
 
 
 def test_the_gate_says_how_busy_the_gpu_was(small_search: SmallSearch) -> None:

@@ -16,7 +16,7 @@ from searches import SMALL_OPTIONS, SearchFolder, SmallSearch
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.measure.quality import score
+from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.images import ImageStore, is_damaged
 from pytest_diffaccel.search.run import SearchRun
 from pytest_diffaccel.settings.options import add_options
@@ -214,7 +214,7 @@ def test_references_are_kept_for_one_cell(
     kept = {purpose: bench.pictures.references(cell, purpose) for purpose in ("search", "winner")}
     for purpose, references in kept.items():
         images = bench.pictures.baseline(cell, purpose)
-        assert references.score(images) == score(images, images)
+        assert references.score(images) == References(images).score(images)
         assert bench.pictures.references(cell, purpose) is references
     readings.clear()
     bench.pictures.references(other, "search")

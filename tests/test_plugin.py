@@ -510,9 +510,17 @@ def test_an_unrelated_run_imports_next_to_nothing_to_its_very_end(pytester: pyte
 
 @pytest.mark.parametrize("module", ["pytest_diffaccel", "pytest_diffaccel.plugin.entry"])
 def test_importing_the_plugin_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
-    heavy = "{'torch', 'diffusers', 'transformers', 'lpips', 'scipy', 'skimage'}"
+    heavy = "{'torch', 'diffusers', 'transformers', 'lpips', 'scipy'}"
     code = f"import sys, {module}; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
     assert not complaint(code, tmp_path)
+
+
+@pytest.mark.parametrize("options", [(), ("-p", "no:diffaccel")])
+def test_the_roots_conftest_needs_no_plugin(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
+    root = Path(__file__).resolve().parent.parent / "conftest.py"
+    pytester.makeconftest(root.read_text(encoding="utf-8"))
+    pytester.makepyfile("import sys\ndef test_no_torch(): assert 'torch' not in sys.modules")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
 
 
 def test_an_unrelated_run_imports_no_torch_and_leaves_nothing_behind(pytester: pytest.Pytester) -> None:

@@ -12,15 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from skimage import metrics
 
+from pytest_diffaccel.measure.measurement import Quality
 from pytest_diffaccel.measure.quality import (
     SMALLEST_SIDE,
     References,
     lpips_distances,
     lpips_model,
-    score,
-    ssim_on_device,
+    structural_similarity,
 )
 from pytest_diffaccel.measure.statistics import mean_interval
 
@@ -45,6 +44,11 @@ def blurred(radius: float) -> list[Image.Image]:
     return [image.filter(ImageFilter.GaussianBlur(radius)) for image in PICTURES]
 
 
+def score(images: list[Image.Image], references: list[Image.Image]) -> Quality:
+    """Quality against references of which nothing is kept."""
+    return References(references, keep=0).score(images)
+
+
 def test_identical_images_have_lost_nothing() -> None:
     quality = score(PICTURES, PICTURES)
     assert (quality.lpips.value, quality.lpips.low, quality.lpips.high) == (0.0, 0.0, 0.0)
@@ -65,15 +69,49 @@ def test_more_blur_is_more_loss() -> None:
     assert ssim[0] < 1
 
 
+def by_formula(height: int, width: int, noise: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of bands and the same with up to ``noise`` levels more or less, without a random number."""
+    rows, columns, channels = np.mgrid[0:height, 0:width, 0:3]
+    one = (3 * rows + 5 * columns + 40 * channels + rows * columns // 7) % 256
+    other = one + (rows * rows + 11 * columns + 5 * channels) % noise - noise // 2
+    return one.astype(np.uint8), other.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "noise", "ssim"),
+    [
+        (7, 7, 20, 0.9215312961512948),
+        (17, 40, 60, 0.7456492288605284),
+        (64, 64, 4, 0.9992277946363669),
+        (64, 48, 200, 0.4636936825210299),
+    ],
+)
+def test_ssim_is_that_of_scikit_image(height: int, width: int, noise: int, ssim: float) -> None:
+    """Recorded from ``skimage.metrics.structural_similarity(one, other, channel_axis=2)`` of scikit-image 0.26.0."""
+    one, other = by_formula(height, width, noise)
+    assert structural_similarity(other, one) == pytest.approx(ssim, abs=1e-12)
+
+
+def test_psnr_is_that_of_scikit_image() -> None:
+    """Recorded from ``skimage.metrics.peak_signal_noise_ratio(one, other)`` of scikit-image 0.26.0."""
+    one, other = map(Image.fromarray, by_formula(64, 48, 200))
+    assert score([other], [one]).psnr_db == pytest.approx(13.907602942188186, abs=1e-12)
+
+
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), width=st.integers(7, 80), height=st.integers(7, 80), noise=st.integers(1, 256))
-def test_ssim_on_a_device_is_that_of_scikit_image(seed: int, width: int, height: int, noise: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(7, 60), height=st.integers(7, 60), noise=st.integers(1, 256))
+def test_ssim_is_that_of_its_definition_window_by_window(seed: int, width: int, height: int, noise: int) -> None:
+    """Wang et al., IEEE TIP 2004, equation 13, with windows of 7 pixels and unbiased variances."""
     generator = np.random.default_rng(seed)
     one = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     other = (one + generator.integers(-noise, noise, one.shape)).clip(0, 255).astype(np.uint8)
-    expected = float(metrics.structural_similarity(other, one, channel_axis=2))
-    found = ssim_on_device(one, other, "cpu")
-    assert found == pytest.approx(expected, abs=1e-12)
+    x, y = (np.lib.stride_tricks.sliding_window_view(each.astype(float), (7, 7), (0, 1)) for each in (one, other))
+    mean_x, mean_y = x.mean((-2, -1)), y.mean((-2, -1))
+    covariance = ((x - mean_x[..., None, None]) * (y - mean_y[..., None, None])).sum((-2, -1)) / 48
+    variances = x.var((-2, -1), ddof=1) + y.var((-2, -1), ddof=1)
+    luminance = (2 * mean_x * mean_y + 2.55**2) / (mean_x**2 + mean_y**2 + 2.55**2)
+    expected = luminance * (2 * covariance + 7.65**2) / (variances + 7.65**2)
+    assert structural_similarity(one, other) == pytest.approx(expected.mean(), abs=1e-12)
 
 
 def test_other_pictures_are_further_away_than_damaged_ones() -> None:
@@ -145,7 +183,7 @@ def test_images_of_different_sizes_are_refused() -> None:
 
 def test_as_many_references_as_images_are_needed() -> None:
     with pytest.raises(ValueError, match="2 images cannot be compared with 3 references"):
-        score(PICTURES[:2], PICTURES)
+        lpips_distances(PICTURES[:2], PICTURES)
 
 
 def test_no_images_are_refused() -> None:

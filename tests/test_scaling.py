@@ -19,7 +19,6 @@ from pytest_diffaccel.measure.measurement import Interval
 pytest.importorskip("benchmarks.scaling", reason="the benchmarks are not part of the source distribution")
 
 from benchmarks import scaling
-from benchmarks.worker_times import WorkerTimes
 
 # What a conftest.py would do, as a plugin: the searches have folders of their own.
 PLUGIN = """
@@ -162,9 +161,9 @@ def test_a_change_of_speedups_is_seen(searched: Path) -> None:
 
 def test_a_workers_work_begins_with_its_first_timed_block(tmp_path: Path) -> None:
     finish(tmp_path, 2, 16.0)
-    times = WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"last": 1008.5, "another": 1001.0})
+    times = scaling.WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"last": 1008.5, "another": 1001.0})
     assert (times.start_s, times.work_s, times.idle_s) == (6.0, 18.0, 1.0)
-    times = WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"first": 1007.5})
+    times = scaling.WorkerTimes.read(tmp_path / "cases.jsonl", 1000.0, {"first": 1007.5})
     assert (times.start_s, times.work_s, times.idle_s) == (7.5, 15.0, 1.0)
 
 

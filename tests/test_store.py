@@ -34,7 +34,7 @@ from pytest_diffaccel.records import presence
 from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.presence import Presence
-from pytest_diffaccel.records.store import Progress, Store
+from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import INFO, METADATA, StoreError
 
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -301,19 +301,6 @@ def test_environments(store: Store) -> None:
         store.save_environment(environment)
     assert store.environments() == {one.id: one, other.id: other}
     assert list(store.environments()) == sorted([one.id, other.id])
-
-
-def test_progress(store: Store) -> None:
-    elsewhere = Cell("SDXL", "DDIM", 20)
-    for interval in (2, 3):
-        store.save(measurement(interval))
-    store.save_failure(candidate(4), ENVIRONMENT, SAMPLING, "error", "")
-    store.save_failure(candidate(4, elsewhere), ENVIRONMENT, SAMPLING, "error", "")
-    store.save(measurement(5, environment="000000000000"))
-    assert store.progress(ENVIRONMENT, SAMPLING) == {
-        (CELL, "DeepCache"): Progress(measured=2, failed=1),
-        (elsewhere, "DeepCache"): Progress(measured=0, failed=1),
-    }
 
 
 # Opening

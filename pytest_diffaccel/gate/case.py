@@ -93,13 +93,15 @@ class Examination:
             speeds = self._speeds(case, CaseTimer(self.bench, case, baseline, generate), pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
         figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
-        figures |= {f"host_{key}": value for one in speeds[1:] for key, value in one.figures().items()}
+        figures |= {f"host_{key}": value for speed in speeds[1:] for key, value in speed.figures().items()}
         return Showing(
-            (*quality, *(finding for one in speeds for finding in one.findings)),
-            (*filter(None, [hidden]), *(note for one in speeds for note in one.notes())),
+            (*quality, *(finding for speed in speeds for finding in speed.findings)),
+            (*filter(None, [hidden]), *(note for speed in speeds for note in speed.notes())),
             self._session(case, speeds, lpips),
             tuple(figures.items()),
-            tuple(run.total_s for one in speeds[:1] if one.timed for block in one.timed.blocks for run in block.runs),
+            tuple(
+                run.total_s for speed in speeds[:1] if speed.timed for block in speed.timed.blocks for run in block.runs
+            ),
         )
 
     def _count(self, case: GateCase, generate: Generate) -> float:
@@ -152,10 +154,12 @@ class Examination:
             return None
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
         # What became slower is not to be compared with.
-        host = next((Speed(**one.measured()) for one in others if one.timed and one.finding.status == "ok"), None)
+        host = next(
+            (Speed(**other.measured()) for other in others if other.timed and other.finding.status == "ok"), None
+        )
         return Session(
             **main.measured(),
-            lpips=tuple(float(one) for one in lpips),
+            lpips=tuple(float(loss) for loss in lpips),
             seed=sampling.seed,
             prompts_digest=sampling.prompts_digest,
             environment=self.bench.environment(case.cell).id,

@@ -136,7 +136,7 @@ def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
     """
     figure_s = block_s * blocks
     kept = LOOKS[0] if case.candidate else _VERDICT_FIGURES
-    reserved_s = sum(kept * figure_s * one.cost / case.cost for one in later if one.candidate)
+    reserved_s = sum(kept * figure_s * other.cost / case.cost for other in later if other.candidate)
     spare = int((left_s - reserved_s) / figure_s)
     if case.candidate is None or spare >= LOOKS[0]:
         return spare
@@ -153,7 +153,7 @@ def recordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
         block_s: of one of its blocks.
         blocks: of a figure.
     """
-    shares = 1 + sum(one.cost / case.cost for one in later)
+    shares = 1 + sum(other.cost / case.cost for other in later)
     return max(LOOKS[0], int(left_s / shares / (block_s * blocks)))
 
 

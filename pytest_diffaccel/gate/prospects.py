@@ -16,7 +16,7 @@ from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Slowdowns that are asked about, up to one by half.
-_SLOWDOWNS = tuple(float(one) for one in np.geomspace(0.002, 0.5, 60))
+_SLOWDOWNS = tuple(float(slowdown) for slowdown in np.geomspace(0.002, 0.5, 60))
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,21 @@ def _prospect(
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
     """A line a clock, and one for each winner of which what matters cannot be shown."""
     lines = []
-    for name in dict.fromkeys(one.clock.name for one in found):
-        own = [one for one in found if one.clock.name == name]
+    for name in dict.fromkeys(prospect.clock.name for prospect in found):
+        own = [prospect for prospect in found if prospect.clock.name == name]
         matters = settings.host_slowdown if name == HOST.name else settings.slowdown
-        short = [one for one in own if not one.is_shown]
+        short = [prospect for prospect in own if not prospect.is_shown]
         by = "" if name == "wall" else f" by {name} time"
         lines.append(
             f"{len(own) - len(short)} of {len(own)} winners: a slowdown of {matters:.1%}{by} can be shown "
             f"(in {SURELY:.0%} of runs, at the references' noise)"
         )
-        lines += [f"  {one.case.key}: {_what_is(one)}" for one in short]
+        lines += [f"  {prospect.case.key}: {_what_is(prospect)}" for prospect in short]
     return lines
 
 
-def _what_is(one: Prospect) -> str:
-    what = f"one of {one.shown:.1%}" if one.shown is not None else "none up to 50%"
-    if math.isinf(one.needed_s):
+def _what_is(prospect: Prospect) -> str:
+    what = f"one of {prospect.shown:.1%}" if prospect.shown is not None else "none up to 50%"
+    if math.isinf(prospect.needed_s):
         return f"{what}; more time shows no less: record further references (--gate --update-golden)"
-    return f"{what}; what matters needs {one.needed_s:.0f} s of timing: give --gate-budget more"
+    return f"{what}; what matters needs {prospect.needed_s:.0f} s of timing: give --gate-budget more"

@@ -56,15 +56,15 @@ class Reference:
             session_sd: what this session may differ by, and each of them.
             lasting_share: of what their figures scatter, how much lasts for a session (:func:`.lasting_sd`).
         """
-        weights = np.array([1 / (_own_variance(one, lasting_share) + session_sd**2) for one in sessions])
-        means = np.array([one.log_speedup for one in sessions])
+        weights = np.array([1 / (_own_variance(session, lasting_share) + session_sd**2) for session in sessions])
+        means = np.array([session.log_speedup for session in sessions])
         return cls(
             log_speedup=float(weights @ means / weights.sum()),
             error=float(1 / np.sqrt(weights.sum())),
-            df=sum(one.df for one in sessions),
+            df=sum(session.df for session in sessions),
             session_sd=session_sd,
-            baseline_s=math.exp(float(np.mean([math.log(one.baseline_s) for one in sessions]))),
-            figure_sd=float(np.sqrt(np.mean([one.figure_sd**2 for one in sessions]))),
+            baseline_s=math.exp(float(np.mean([math.log(session.baseline_s) for session in sessions]))),
+            figure_sd=float(np.sqrt(np.mean([session.figure_sd**2 for session in sessions]))),
             source=f"{len(sessions)} recorded session(s)",
         )
 
@@ -106,8 +106,8 @@ def learnt_session_sd(subjects: Iterable[Sequence[Speed]], typical: float, lasti
         count = len(sessions)
         if count < 2:
             continue
-        means: Array = np.array([one.log_speedup for one in sessions])
-        own = sum(_own_variance(one, lasting_share) for one in sessions)
+        means: Array = np.array([session.log_speedup for session in sessions])
+        own = sum(_own_variance(session, lasting_share) for session in sessions)
         excess += float(((means - means.mean()) ** 2).sum()) - (1 - 1 / count) * own
         df += count - 1
     return math.sqrt((_PRIOR_DF * typical**2 + max(0.0, excess)) / (_PRIOR_DF + df))

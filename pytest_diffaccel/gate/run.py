@@ -135,7 +135,7 @@ class GateRun:
         from pytest_diffaccel.gate.case import Examination
 
         bench = self._search.bench
-        baseline = next(one for one in self.cases if one.cell == case.cell and one.candidate is None)
+        baseline = next(other for other in self.cases if other.cell == case.cell and other.candidate is None)
         return Examination(
             bench,
             self.gate,

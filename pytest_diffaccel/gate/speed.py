@@ -121,7 +121,7 @@ def _shown(design: Design, change: Estimate) -> str:
 
     text = f"a slowdown of {math.expm1(design.smallest):.0%} is shown in {power(design.smallest):.0%} of runs"
     slowdowns = map(float, np.geomspace(0.002, _LARGEST_SHOWN, 200))
-    shown = next((one for one in slowdowns if power(one) >= SURELY), None)
+    shown = next((slowdown for slowdown in slowdowns if power(slowdown) >= SURELY), None)
     if shown is None:
         return f"{text}, and not even one of {math.expm1(_LARGEST_SHOWN):.0%} in {SURELY:.0%}"
     return f"{text}, one of {math.expm1(shown):.0%} in {SURELY:.0%}"

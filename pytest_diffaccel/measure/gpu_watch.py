@@ -104,7 +104,7 @@ class GpuWatch:
         import pynvml
 
         samples = _asked((), pynvml.nvmlDeviceGetProcessUtilization, self.handle, since_us)
-        return [ProcessLoad(one.pid, one.smUtil) for one in samples if one.timeStamp >= since_us]
+        return [ProcessLoad(sample.pid, sample.smUtil) for sample in samples if sample.timeStamp >= since_us]
 
 
 def _asked(otherwise: Any, question: Callable[..., Any], *arguments: Any) -> Any:

@@ -120,7 +120,7 @@ class Round:
         rest = dict(data)
         return cls(
             baseline=_run_from_json(rest.pop("baseline")),
-            candidates=tuple(_candidate_from_json(one) for one in rest.pop("candidates")),
+            candidates=tuple(_candidate_from_json(candidate) for candidate in rest.pop("candidates")),
             runs=tuple(_run_from_json(run) for run in rest.pop("runs")),
             **rest,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -87,21 +88,6 @@ def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDA
     return maps
 
 
-def score(images: Sequence[Image], references: Sequence[Image], device: str = "cpu") -> Quality:
-    """Quality of a candidate's images against the baseline's of the same prompts and seeds.
-
-    Args:
-        images: the candidate's PIL images.
-        references: the baseline's, in the same order.
-        device: where LPIPS runs and, on a GPU, SSIM.
-
-    Raises:
-        ValueError: when there are none, or their numbers or sizes differ.
-    """
-    _check_pairs(images, references)
-    return References(references, device, keep=0).score(images)
-
-
 class References:
     """Baseline images that many candidates are compared with; their side of LPIPS is computed once.
 
@@ -149,12 +135,11 @@ class References:
     def score(self, images: Sequence[Image], start: int = 0) -> Quality:
         """Quality of a candidate's images; takes and raises what :meth:`distances` does."""
         distances = self.distances(images, start)
-        pairs = zip(map(np.array, images), self._pixels[start:], strict=False)
-        psnr, ssim = zip(*(_psnr_and_ssim(*pair, self._device) for pair in pairs), strict=True)
+        pairs = list(zip(map(np.array, images), self._pixels[start:], strict=False))
         return Quality(
             lpips=loss_interval(distances),
-            psnr_db=float(np.mean(psnr)),
-            ssim=float(np.mean(ssim)),
+            psnr_db=float(np.mean([_psnr(*pair) for pair in pairs])),
+            ssim=float(np.mean([structural_similarity(*pair, self._device) for pair in pairs])),
             lpips_per_sample=tuple(distances),
         )
 
@@ -205,34 +190,31 @@ def _distances(features: Sequence[Tensor], references: Sequence[Tensor], device:
     return distances.flatten().tolist()
 
 
-def _psnr_and_ssim(pixels: NDArray[np.uint8], reference: NDArray[np.uint8], device: str) -> tuple[float, float]:
-    from skimage import metrics as skimage_metrics
-
-    metrics: Any = skimage_metrics  # untyped
-    same = np.array_equal(pixels, reference)
-    psnr = _PSNR_CAP_DB if same else min(_PSNR_CAP_DB, float(metrics.peak_signal_noise_ratio(reference, pixels)))
-    if device.startswith("cuda"):
-        return psnr, ssim_on_device(pixels, reference, device)
-    return psnr, float(metrics.structural_similarity(reference, pixels, channel_axis=2))
+def _psnr(pixels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two images of 8 bits a channel, dB."""
+    squared = float(np.mean((pixels.astype(float) - reference) ** 2))
+    return min(_PSNR_CAP_DB, 10 * math.log10(255**2 / squared)) if squared else _PSNR_CAP_DB
 
 
-def ssim_on_device(pixels: NDArray[np.uint8], reference: NDArray[np.uint8], device: str) -> float:
-    """SSIM of two RGB images as scikit-image computes it, to the last digits, on a GPU that else waits for a CPU core.
+def structural_similarity(pixels: NDArray[np.uint8], reference: NDArray[np.uint8], device: str = "cpu") -> float:
+    """SSIM of two RGB images, the mean over places and channels; at most 1.
 
     Args:
         pixels: (height, width, 3), at least 7 pixels a side.
         reference: another image of this size.
-        device: torch device.
+        device: torch device that computes it. A GPU gives the CPU's value, but for the last digits.
     """
     import torch
-    from torch.nn.functional import avg_pool2d
+
+    count = _SSIM_WINDOW**2
 
     def local_mean(values: Tensor) -> Tensor:
-        return avg_pool2d(values, _SSIM_WINDOW, stride=1)
+        # One side after the other, seven additions each: torch's pooling adds all 49. Sums of whole numbers are exact.
+        columns = values.unfold(1, _SSIM_WINDOW, 1).sum(-1)
+        return columns.unfold(2, _SSIM_WINDOW, 1).sum(-1) / count
 
     one, other = (torch.from_numpy(each).to(device).permute(2, 0, 1).double() for each in (pixels, reference))
     mean, other_mean = local_mean(one), local_mean(other)
-    count = _SSIM_WINDOW**2
     unbiased = count / (count - 1)
     variance = unbiased * (local_mean(one * one) - mean**2)
     other_variance = unbiased * (local_mean(other * other) - other_mean**2)

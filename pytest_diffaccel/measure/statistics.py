@@ -111,6 +111,7 @@ def low_quantile(values: ArrayLike) -> Any:
     """The 10% quantile along the last axis, (..., n) to (...), median-unbiased so that few values and many estimate the
     same (Hyndman and Fan 1996, type 8).
     """
+    # np.quantile(..., method="median_unbiased") says the same, but takes 20 µs instead of 0.4 for the steps of a run.
     array = np.asarray(values, dtype=float)
     if array.ndim == 1:
         return low_quantile_of(array.tolist())

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, get_args
 
-from sqlalchemy import Connection, Engine, Row, Table, delete, func, insert, select
+from sqlalchemy import Connection, Engine, Row, Table, delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -44,19 +44,6 @@ from pytest_diffaccel.records.tables import (
 #: Purposes of rows that say how a search goes on, and nothing of its candidates: short runs that took their process
 #: with them, groups that a session has decided, and sessions that are under way.
 CALIBRATION_PURPOSE, SESSION_PURPOSE = INTERNAL = ("calibration", "session")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one cell and accelerator got.
-
-    Attributes:
-        measured: candidates with a measurement.
-        failed: candidates with a failure that no later success removed.
-    """
-
-    measured: int
-    failed: int
 
 
 class Store:
@@ -298,12 +285,6 @@ class Store:
         except ValueError as error:
             raise self._unreadable("an environment", error) from error
 
-    def progress(self, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], Progress]:
-        """Counts by (cell, accelerator name); pairs with nothing recorded are not in it."""
-        measured = self._counts(MEASUREMENTS, environment, sampling)
-        failed = self._counts(FAILURES, environment, sampling)
-        return {pair: Progress(measured.get(pair, 0), failed.get(pair, 0)) for pair in {**measured, **failed}}
-
     def contents(self) -> Contents:
         """Everything in the store, also of other environments and samplings.
 
@@ -319,13 +300,6 @@ class Store:
             raise self._unreadable("a failure", error) from error
         rounds = {name: made for name in environments if (made := self.rounds(name))}
         return Contents(tuple(self._recorded({})), failed, decided, environments, rounds)
-
-    def _counts(self, table: Table, environment: str, sampling: Sampling) -> dict[tuple[Cell, str], int]:
-        columns = (table.c.pipe, table.c.scheduler, table.c.steps, table.c.accelerator)
-        query = select(*columns, func.count()).where(equal(table, conditions(environment, sampling)))
-        with self._reading() as connection:
-            rows = connection.execute(query.group_by(*columns)).all()
-        return {(Cell(pipe, scheduler, steps), name): count for pipe, scheduler, steps, name, count in rows}
 
     def _measurements(self, where: Mapping[str, object], since: float = 0.0) -> list[Measurement]:
         # Sorted here: databases sort text by their own collations.

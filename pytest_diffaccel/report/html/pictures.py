@@ -76,14 +76,12 @@ class WinnerPictures:
         kind: what the maps show.
         top: the difference that the maps show as their brightest colour.
         triples: worst, median and best prompt.
-        side: width of a thumbnail, pixels.
     """
 
     row: Row
     kind: str
     top: float
     triples: tuple[Triple, ...]
-    side: int
 
 
 class Gallery:
@@ -135,7 +133,7 @@ class Gallery:
             )
             for rank, place in places.items()
         )
-        return WinnerPictures(row, maps.kind, top, triples, self._side)
+        return WinnerPictures(row, maps.kind, top, triples)
 
     def _is_damaged(self, folder: Path) -> bool:
         if folder not in self._damaged:  # a cell's winners share the unaccelerated pictures

@@ -97,7 +97,7 @@ class Plan:
         place = int(gains[0].argmax())
         could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
         (worth,) = self._worth([candidate], gains)
-        better = self._best([one for one in others if one not in self.evaluated], _MUCH_MORE * worth)
+        better = self._best([other for other in others if other not in self.evaluated], _MUCH_MORE * worth)
         if better is not None:
             return Verdict(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
         return Verdict(True, f"{said}: could {could}")
@@ -107,7 +107,7 @@ class Plan:
 
         Slow points too: what does too little alone is often what a combination needs.
         """
-        alone = [one for one in self.evaluated if one.accelerator == self.accelerator.name]
+        alone = [known for known in self.evaluated if known.accelerator == self.accelerator.name]
         if len(self.accelerator.methods) > 1:
             return False
         return not alone or (len(alone) < 4 and candidate in self._landmarks)
@@ -139,7 +139,7 @@ class Plan:
             gains: their :meth:`_expected_gains`.
         """
         noticeable = np.where(gains < _NOTICEABLE_GAIN, 0.0, gains)
-        worth: Array = noticeable.sum(axis=1) * np.array([one.value for one in self.costs.speedups(candidates)])
+        worth: Array = noticeable.sum(axis=1) * np.array([speedup.value for speedup in self.costs.speedups(candidates)])
         return worth
 
     def promising(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
@@ -176,19 +176,20 @@ class Plan:
 
     @cached_property
     def _model(self) -> LossModel:
-        first = {one: self._first_loss(one) for one in self.evaluated}
+        first = {candidate: self._first_loss(candidate) for candidate in self.evaluated}
         return LossModel(self.registry, self.cell, first, self.first)
 
     def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
-        return self._model.predict(self.accelerator, [one.params for one in candidates])
+        return self._model.predict(self.accelerator, [candidate.params for candidate in candidates])
 
     def _expected_gains(self, candidates: Sequence[Candidate]) -> Array:
         """Expected improvement of the log of each target's least loss and, last, of the speed-up that comes nearest to
         a target that none reaches, (candidates, targets + 1); 0 where a candidate is not fast enough for either.
         """
-        new = [one for one in candidates if one not in self._known_gains]
+        new = [candidate for candidate in candidates if candidate not in self._known_gains]
         self._known_gains.update(zip(new, self._gains_of(new), strict=True))
-        return np.array([self._known_gains[one] for one in candidates]).reshape(len(candidates), len(TARGETS) + 1)
+        gains = [self._known_gains[candidate] for candidate in candidates]
+        return np.array(gains).reshape(len(candidates), len(TARGETS) + 1)
 
     @cached_property
     def _known_gains(self) -> dict[Candidate, Array]:
@@ -222,7 +223,9 @@ class Plan:
         none does.
         """
         most = log_loss(self.max_loss)
-        return np.array([min([most, *(self._modelled[one] for one in self._reaching(target))]) for target in TARGETS])
+        return np.array(
+            [min([most, *(self._modelled[candidate] for candidate in self._reaching(target))]) for target in TARGETS]
+        )
 
     @cached_property
     def _modelled(self) -> dict[Candidate, float]:
@@ -257,10 +260,14 @@ class Plan:
     def options(self) -> list[Option]:
         """The group's evaluated candidates, by key."""
         own = sorted(
-            (one for one in self.evaluated if one.accelerator == self.accelerator.name), key=lambda one: one.key
+            (candidate for candidate in self.evaluated if candidate.accelerator == self.accelerator.name),
+            key=lambda candidate: candidate.key,
         )
         speedups = self.costs.speedups(own)
-        return [Option(one, speedup, self.evaluated[one]) for one, speedup in zip(own, speedups, strict=True)]
+        return [
+            Option(candidate, speedup, self.evaluated[candidate])
+            for candidate, speedup in zip(own, speedups, strict=True)
+        ]
 
     def _why_not(self, speedup: Interval) -> str:
         target = max((target for target in TARGETS if may_reach(speedup, target)), default=None)

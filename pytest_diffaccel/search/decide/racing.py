@@ -96,7 +96,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
     gentlest = known.gentlest(candidates)
     if gentlest is not None and not time_is_up() and _evaluates(track, gentlest, failed):
         evaluated, known = 1, track.plan()
-    open_candidates = known.promising([one for one in candidates if one not in known.evaluated], most)
+    open_candidates = known.promising([candidate for candidate in candidates if candidate not in known.evaluated], most)
     while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
         if time_is_up():
             return Explored(evaluated, len(known.promising(open_candidates, most)), tuple(failed))
@@ -128,12 +128,12 @@ def space(known: Plan, is_taken: Callable[[Candidate], bool]) -> Iterator[Params
     """
     shortlists = []
     for method in known.accelerator.methods:
-        points = [Candidate(known.cell, method.name, {method.name: one}) for one in method.space(known.cell)]
-        shortlists.append([one for one in points if is_taken(one)])
+        points = [Candidate(known.cell, method.name, {method.name: point}) for point in method.space(known.cell)]
+        shortlists.append([candidate for candidate in points if is_taken(candidate)])
     if len(shortlists) > 1:
         alone = [Accelerator((method,)) for method in known.accelerator.methods]
         shortlists = [_trade_offs(known, *pair) for pair in zip(alone, shortlists, strict=True)]
-    return ({name: point for one in row for name, point in one.params.items()} for row in product(*shortlists))
+    return ({name: point for part in row for name, point in part.params.items()} for row in product(*shortlists))
 
 
 def _trade_offs(known: Plan, alone: Accelerator, points: Sequence[Candidate]) -> list[Candidate]:
@@ -141,7 +141,7 @@ def _trade_offs(known: Plan, alone: Accelerator, points: Sequence[Candidate]) ->
     if not points:
         return []
     speedups = known.costs.speedups(points)
-    losses = known.losses_of(alone, [one.params for one in points])
+    losses = known.losses_of(alone, [point.params for point in points])
     order = sorted(range(len(points)), key=lambda place: (-speedups[place].value, losses[place]))
     front, least = [], np.inf
     for place in order:

@@ -76,7 +76,9 @@ class Rivals:
             contending.append(first)
             fewest = min(len(option.losses) for option in contending)
             if fewest < self.whole:
-                needed |= {one.candidate: self._more(fewest) for one in contending if len(one.losses) == fewest}
+                needed |= {
+                    option.candidate: self._more(fewest) for option in contending if len(option.losses) == fewest
+                }
         return needed
 
     def may_beat(self, option: Option, other: Option) -> bool:

@@ -140,6 +140,7 @@ def solve(runs: Runs, noise: Noise, doubt: Doubt) -> Solution:
     factor = cholesky_banded(_precision(np.bincount(runs.groups, weight * kept, count).astype(float), noise.drift))
     levels = cho_solve_banded((factor, False), between[:, 1:])
     inner = normal[1:, 1:] - between[:, 1:-1].T @ levels[:, :-1]
+    # The inverse itself is asked for, as the covariance of the costs: solving with a factor would spare nothing.
     covariance = np.linalg.inv(inner)
     costs = covariance @ (right[1:] - between[:, 1:-1].T @ levels[:, -1])
     level = levels[:, -1] - levels[:, :-1] @ costs

@@ -86,18 +86,6 @@ class CostModel:
         half = _NORMAL_95 * math.sqrt(fixed.variance) * (outside / (fewer + outside) - outside / (steps + outside))
         return Interval(speedup, speedup * math.exp(-half), speedup * math.exp(half))
 
-    @property
-    def contradicted(self) -> list[str]:
-        """Kinds whose measured cost the others do not bear out, by more than three standard deviations; furthest first.
-
-        They widen every interval (:attr:`widening`), and so make more measuring worth its while.
-        """
-        if not self.kinds:
-            return []
-        far = np.abs(self._regression.surprises)
-        kinds = list(self.kinds)
-        return [kinds[place] for place in np.argsort(-far, kind="stable") if far[place] > 3]
-
     @cached_property
     def widening(self) -> float:
         """Factor on all intervals, at least 1: how much further off predictions were than they said they would be.

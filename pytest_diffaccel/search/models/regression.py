@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -27,14 +28,14 @@ class Regression:
     noise: Array
 
     @cached_property
-    def _precision(self) -> Array:
+    def _factor(self) -> Any:
+        """Cholesky's factor of the values' covariance, as scipy solves with it (algorithm 2.1)."""
         noise = np.diag(self.noise) if self.noise.ndim == 1 else self.noise
-        inverse: Array = np.linalg.inv(self.prior + noise).astype(np.float64)
-        return inverse
+        return cho_factor(self.prior + noise)
 
     @cached_property
     def _weights(self) -> Array:
-        weights: Array = self._precision @ self.values
+        weights: Array = cho_solve(self._factor, self.values)
         return weights
 
     def predict(self, between: Array, own: Array) -> tuple[Array, Array]:
@@ -44,17 +45,18 @@ class Regression:
             between: prior covariance of the other points with the known ones, (m, n).
             own: prior covariance of the other points, (m, m).
         """
-        return between @ self._weights, own - between @ self._precision @ between.T
+        return between @ self._weights, own - between @ cho_solve(self._factor, between.T)
 
     def predict_each(self, between: Array, own: Array) -> tuple[Array, Array]:
         """Mean (m,) and variance (m,) at other points; ``own`` are their prior variances, (m,)."""
-        spread = own - np.einsum("ij,jk,ik->i", between, self._precision, between)
+        spread = own - np.einsum("ij,ji->i", between, cho_solve(self._factor, between.T))
         return between @ self._weights, np.maximum(spread, 0.0)
 
     @cached_property
     def surprises(self) -> Array:
         """How far each value lies from what all the others say of it, in standard deviations (section 5.4.2)."""
-        surprises: Array = self._weights / np.sqrt(np.diag(self._precision))
+        precision = cho_solve(self._factor, np.eye(len(self.values)))
+        surprises: Array = self._weights / np.sqrt(np.diag(precision))
         return surprises
 
 
