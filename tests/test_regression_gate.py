@@ -154,7 +154,8 @@ def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> Non
     unknown = {"environment": "0" * 12, "lpips": 0.5, "lpips_ci95": (0.0, 1.0)}
     of_sdxl = {replace(key, pipe="SDXL"): replace(entry, **unknown) for key, entry in golden.items()}
     gate.golden.write_text(dump_entries({**golden, **of_sdxl}), encoding="utf-8")
-    result = gate.run("--pipe", "SDXL", "-n", "2", "--update-golden", "-v")
+    # In a worker memory lies otherwise than in the process that recorded: steps differ by a tenth.
+    result = gate.run("--pipe", "SDXL", "-n", "2", "--update-golden", "-v", "--gate-slowdown", "30%")
     assert result.ret == 0
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(["gate: * of 4", "recorded: 4 sessions in golden/gate.json*"])
