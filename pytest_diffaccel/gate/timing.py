@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
@@ -24,7 +24,7 @@ from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.search.workbench import Batch, Workbench
 
 # Whole runs of either pipeline that are profiled.
-_WHOLE_RUNS = 3
+_WHOLE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class CaseTimer:
         """Of a few whole runs that are profiled, and one by wall time.
 
         Other processes may hold a run up, and never speed it up: of the fixed parts the least counts, of the later
-        steps the middle one.
+        steps the mean.
 
         Raises:
             ValueError: when the profiler did not see every step.
@@ -82,15 +82,15 @@ class CaseTimer:
         batch = self._batches()[0]
         with self.bench.pipelines.lock.timing():
             _, wall = timed_run(self.generate, batch.prompts, batch.seeds)
-            plain, own = (
-                [busy(generate, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
-                for generate in (self.baseline, self.generate)
-            )
+            plain = own = [busy(self.baseline, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
+            if self.case.candidate is not None:
+                own = [busy(self.generate, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
         return GpuUse(
             min(run.total_s for run in own) / wall.total_s,
             max(0.0, min(run.fixed_s for run in plain)),
             max(0.0, min(run.fixed_s for run in own)),
-            median(later_steps(run) for run in own),
+            # Of a baseline beside itself both sides would be the same multiple.
+            fmean(later_steps(run) for run in own) if self.case.candidate is not None else 1.0,
         )
 
     def block_s(self, clock: Clock) -> float:
