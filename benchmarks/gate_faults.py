@@ -6,7 +6,7 @@ prints what came of it; every run has a budget of a minute, and is kept in the f
 where it was interrupted. ``--golden FILE`` judges winners that are recorded already, with their references; what
 follows ``--`` then says which, and goes to ``pytest benches --gate``.
 
-``--gpus`` does the same on a CUDA device: the stand-in at 512 px, half precision, batches of 8, two winners. One
+``--gpus`` does the same on a CUDA device: the stand-in at 512 px, half precision, batches of 8, one or two winners. One
 unchanged run has other work on the GPU beside it, and the faults are those of a GPU: one of its own time, one of the
 host's.
 """

@@ -1,8 +1,9 @@
 """The clocks that a case is timed by, and what is known of each before anything is timed.
 
 On a CPU there is one, the wall clock. On a GPU there are two questions. Have the kernels become slower? That the GPU's
-own time tells, to a fraction of a percent, however restless the host. Has the host become slower at launching them:
-Python, a library, the driver? That shows where the GPU waits for launches, and is as noisy as the host.
+own time tells, to a fraction of a percent, however restless the host. Has the host become slower at launching
+accelerated steps, beside unaccelerated ones? That matters where the GPU waits for launches, and is as noisy as the
+host.
 """
 
 from __future__ import annotations

@@ -191,8 +191,7 @@ class _Hearing:
             if mismatches or self._trial.claim is not None:
                 self._complaint = "; ".join(mismatches)
                 if claim.oddities:
-                    said = f"called its pipeline in a way that cannot be judged: {'; '.join(claim.oddities)}"
-                    self._unjudged = f"beside the call that is judged it {said}"
+                    self._note_unjudged("; ".join(claim.oddities))
                 _drawn(self._process, {})
             else:
                 self._judge(LiveCall(claim, self._process))
@@ -200,12 +199,18 @@ class _Hearing:
 
     def _pass_over(self, message: Message, error: ValueError) -> None:
         """Let a call run that cannot be repeated, if the script may be judged by another one."""
-        said = f"called its pipeline in a way that cannot be judged: {error}"
+        said = self._note_unjudged(error)
         # What names no argument that is not repeated is no call that people make.
         if self._trial.claim is None and not message.header.get("oddities"):
             raise ScriptMisbehaved(said) from error
-        self._complaint, self._unjudged = said, f"beside the call that is judged it {said}"
+        self._complaint = said
         _drawn(self._process, {})
+
+    def _note_unjudged(self, why: object) -> str:
+        """Keep for the verdict that a call could not be judged; what is said of it."""
+        said = f"called its pipeline in a way that cannot be judged: {why}"
+        self._unjudged = f"beside the call that is judged it {said}"
+        return said
 
     def _judge(self, call: LiveCall) -> None:
         from pytest_diffaccel.measure.degenerate import degenerate

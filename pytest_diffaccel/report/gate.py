@@ -175,7 +175,7 @@ class GateReport:
         if counts.get("warning"):
             lines.append(
                 f"warning: {counts['warning']} case(s) became slower in a way that fails no run; what it may be stands "
-                "with them. A host that takes longer to launch accelerated steps: Python, libraries, driver "
+                "with them. A host that takes longer to launch accelerated steps: Python or a library "
                 "(--gate-host-fails fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")
