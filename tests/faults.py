@@ -39,7 +39,7 @@ def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
         return RunTiming(sum(times), times, kinds)
 
     timing.why_no_device_time = lambda: ""
-    timing.busy_steps = lambda generate, _prompts, _seeds, count: steps(device, 0.003, generate, count)
+    timing.busy_steps = lambda generate, _prompts, _seeds, count, _kernels: steps(device, 0.003, generate, count)
     timing.launched_steps = lambda generate, _prompts, _seeds, count: steps(host, 0.05, generate, count)
     timing.CaseTimer.device_type = property(lambda _: "cuda")  # type: ignore[method-assign,assignment]
     timing.CaseTimer.gpu_use = lambda _: timing.GpuUse(0.5)  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.measure.busy_clock import Activity, activity_of, busy_timing
+from pytest_diffaccel.measure.busy_clock import Activity, KernelTimes, activity_of, busy_timing
 
 MS = 1_000_000
 
@@ -61,18 +61,57 @@ def test_work_that_overlaps_counts_once() -> None:
     assert busy_timing([mark(0), work(1, 5), work(2, 3), work(4, 7), mark(8)], ["full"]).step_s == (0.006,)
 
 
-def test_time_slices_of_other_processes_do_not_count() -> None:
-    """The second step's second kernel is cut off for 2 ms; a step that does more than others of its kind is not."""
+def run_of(steps: list[list[int]]) -> list[Activity]:
+    """Kernels of such durations (ms), one after the other, with a last one of 4 ms behind the steps."""
     activities, now = [], 0
-    for durations in ([5, 1, 3], [5, 3, 3], [5, 1, 3, 2]):
+    for durations in steps:
         activities.append(mark(now))
         for duration in durations:
             activities.append(work(now, now + duration))
             now += duration
         activities.append(mark(now))
-    timing = busy_timing(activities, ["full"] * 3)
-    assert timing.step_s == pytest.approx((0.009, 0.009, 0.011))
-    assert timing.fixed_s == pytest.approx(0, abs=1e-9)
+    return [*activities, work(now, now + 4)]
+
+
+def test_time_slices_of_other_processes_do_not_count() -> None:
+    """Kernels are cut off for 2 ms, others in each run; what takes longer in every run is no slice."""
+    kernels, kinds = KernelTimes(), ["full", "shallow"]
+    busy_timing(run_of([[5, 1, 3], [2, 7]]), kinds, kernels)
+    for steps in ([[5, 3, 3], [2, 7]], [[7, 1, 5], [4, 7]]):
+        timing = busy_timing(run_of(steps), kinds, kernels)
+        assert timing.step_s == pytest.approx((0.009, 0.009))
+        assert timing.fixed_s == pytest.approx(0.004)
+    assert kernels.cut_share == pytest.approx((2 + 6) / (3 * 22))
+
+
+def test_a_run_with_other_kernels_is_no_run_that_was_cut_off() -> None:
+    kernels = KernelTimes()
+    busy_timing(run_of([[5, 1, 3]]), ["full"], kernels)
+    assert busy_timing(run_of([[5, 1, 3, 2]]), ["full"], kernels).step_s == pytest.approx((0.011,))
+    assert kernels.cut_share == 0
+
+
+def test_kernels_that_are_a_little_slower_are_no_slices() -> None:
+    """As clocks fall: by a tenth, or by less than a slice lasts."""
+    kernels = KernelTimes()
+    busy_timing(run_of([[100, 1]]), ["full"], kernels)
+    assert busy_timing(run_of([[110, 2]]), ["full"], kernels).step_s == pytest.approx((0.112,))
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(2, 6)), max_size=6),
+)
+def test_whatever_is_cut_off_once_an_earlier_run_shows(
+    steps: list[list[int]], slices: list[tuple[int, int, int]]
+) -> None:
+    kernels, kinds = KernelTimes(), [f"step {place}" for place in range(len(steps))]
+    plain = busy_timing(run_of(steps), kinds, kernels)
+    cut = [list(step) for step in steps]
+    for place, kernel, lasts_ms in slices:
+        step = cut[place % len(cut)]
+        step[kernel % len(step)] += lasts_ms
+    assert busy_timing(run_of(cut), kinds, kernels) == plain
 
 
 @pytest.mark.parametrize("marks", [0, 1, 3])

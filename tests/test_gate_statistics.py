@@ -16,6 +16,7 @@ from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedu
 
 from pytest_diffaccel.gate.clocks import DEVICE, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
+from pytest_diffaccel.gate.judged_speed import beside_others
 from pytest_diffaccel.gate.plan import (
     GateCase,
     affordable,
@@ -445,6 +446,17 @@ def test_better_quality_needs_recorded_pictures() -> None:
     assert (explained.status, explained.change) == ("ok", -0.5)
     assert "no recorded pictures" in explained.text
     assert explain_by_pictures(worse, are_known=False) == worse
+
+
+def test_a_gpu_that_others_use_shows_no_regression() -> None:
+    """A kernel that is cut off in every run cannot be told from a slower one; nobody's slices hide a good verdict."""
+    worse = Finding("speed", "regressed", "1.9x instead of 2.1x of device time", -0.1, (-0.12, -0.08))
+    assert beside_others(worse, cut_share=0.13) == worse
+    doubtful = beside_others(worse, cut_share=0.5)
+    assert (doubtful.status, doubtful.change) == ("inconclusive", -0.1)
+    assert "other processes' time slices took 50%" in doubtful.text
+    good = replace(worse, status="ok")
+    assert beside_others(good, cut_share=0.5) == good
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,19 @@ def test_progress_bars_are_off_and_the_callers_setting_stays(capfd: pytest.Captu
     generate(load_pipeline("SD1.5", device="cpu"))
     assert "it/s" not in capfd.readouterr().err
     assert logging.is_progress_bar_enabled()
+
+
+def test_a_pipeline_warns_of_a_long_prompt_once(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = load_pipeline("SD1.5", device="cpu")
+    log = logging.getLogger(type(pipeline).__module__)
+    log.addHandler(caplog.handler)
+    try:
+        for prompt in ("red apple " * 30, "red apple " * 30, "blue pear " * 30):
+            pipeline(prompt, num_inference_steps=1, output_type="latent")
+    finally:
+        log.removeHandler(caplog.handler)
+    said = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
+    assert ["apple" in message for message in said] == [True, False]
 
 
 def test_another_architecture_is_refused() -> None:

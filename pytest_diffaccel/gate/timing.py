@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, field
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
@@ -15,7 +14,7 @@ from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import Design
 from pytest_diffaccel.gate.speed import Timed, time_until_certain
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
-from pytest_diffaccel.measure.busy_clock import busy, busy_steps, why_no_device_time
+from pytest_diffaccel.measure.busy_clock import KernelTimes, busy, busy_steps, why_no_device_time
 from pytest_diffaccel.measure.clock import launched_steps
 from pytest_diffaccel.measure.clock import timed as timed_run
 from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
@@ -53,17 +52,26 @@ class CaseTimer:
         case: the case.
         baseline: generates without methods.
         generate: generates as the case does.
+        plain_kernels: of the unaccelerated runs so far.
+        own_kernels: of the case's.
     """
 
     bench: Workbench
     case: GateCase
     baseline: Generate
     generate: Generate
+    plain_kernels: KernelTimes = field(default_factory=KernelTimes)
+    own_kernels: KernelTimes = field(default_factory=KernelTimes)
 
     @property
     def device_type(self) -> str:
         """``"cpu"``, ``"cuda"``, ..."""
         return str(self.baseline.pipeline.device.type)
+
+    @property
+    def cut_share(self) -> float:
+        """Time slices of other processes that were left out of device times, as a share of what was kept."""
+        return max(self.plain_kernels.cut_share, self.own_kernels.cut_share)
 
     def why_no_device_time(self) -> str:
         """Why the GPU's own time cannot be read, in words; empty where it can."""
@@ -73,8 +81,8 @@ class CaseTimer:
     def gpu_use(self) -> GpuUse:
         """Of a few whole runs that are profiled, and one by wall time.
 
-        Other processes may hold a run up, and never speed it up: of the fixed parts the least counts, of the later
-        steps the mean.
+        Other processes may hold a run up, and never speed it up: of the fixed parts the least counts; the later steps
+        are those of the last run, which time slices are best known in.
 
         Raises:
             ValueError: when the profiler did not see every step.
@@ -82,16 +90,21 @@ class CaseTimer:
         batch = self._batches()[0]
         with self.bench.pipelines.lock.timing():
             _, wall = timed_run(self.generate, batch.prompts, batch.seeds)
-            plain = own = [busy(self.baseline, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
+            plain = own = [self._whole(self.baseline, self.plain_kernels) for _ in range(_WHOLE_RUNS)]
             if self.case.candidate is not None:
-                own = [busy(self.generate, batch.prompts, batch.seeds)[1] for _ in range(_WHOLE_RUNS)]
+                own = [self._whole(self.generate, self.own_kernels) for _ in range(_WHOLE_RUNS)]
         return GpuUse(
             min(run.total_s for run in own) / wall.total_s,
             max(0.0, min(run.fixed_s for run in plain)),
             max(0.0, min(run.fixed_s for run in own)),
             # Of a baseline beside itself both sides would be the same multiple.
-            fmean(later_steps(run) for run in own) if self.case.candidate is not None else 1.0,
+            later_steps(own[-1]) if self.case.candidate is not None else 1.0,
         )
+
+    def _whole(self, generate: Generate, kernels: KernelTimes) -> RunTiming:
+        """A whole run by device time."""
+        batch = self._batches()[0]
+        return busy(generate, batch.prompts, batch.seeds, kernels)[1]
 
     def block_s(self, clock: Clock) -> float:
         """What a block takes, seconds, by making one after another that warms up what it needs."""
@@ -143,15 +156,18 @@ class CaseTimer:
         return (row[0] for row in run_blocks(baseline, [own], count, seed=seed, watch=watch))
 
     def _runs(self, clock: Clock) -> tuple[TimedRun, TimedRun]:
-        return self._run(self.baseline, clock), self._run(self.generate, clock)
+        return (
+            self._run(self.baseline, clock, self.plain_kernels),
+            self._run(self.generate, clock, self.own_kernels),
+        )
 
-    def _run(self, generate: Generate, clock: Clock) -> TimedRun:
+    def _run(self, generate: Generate, clock: Clock, kernels: KernelTimes) -> TimedRun:
         batches = self._batches()
 
         def one(index: int) -> RunTiming:
             batch, steps = batches[index % len(batches)], steps_that_tell(generate.kinds)
             if clock == DEVICE:
-                return busy_steps(generate, batch.prompts, batch.seeds, steps)
+                return busy_steps(generate, batch.prompts, batch.seeds, steps, kernels)
             if clock == HOST:
                 # As many launches as with all, and little for the GPU to do, which the host must not wait for.
                 return launched_steps(generate, batch.prompts[:1], batch.seeds[:1], steps)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import RunTiming
 
@@ -27,12 +28,16 @@ LAUNCH_BOUND_SHARE = 0.9
 _MARKER, _MARKER_NS = "spin_kernel", 100_000
 
 
-# A kernel that takes so many times as long as in another step of its kind, and so much longer, was cut off.
-_CUT_RATIO, _CUT_NS = 2.0, 300_000
+# A kernel that takes so many times as long as in another run, and so much longer, was cut off: on an H100 slices of
+# other processes last 2.0 to 2.6 ms, and undisturbed kernels, of up to 4.4 ms, vary by 0.06 ms.
+_CUT_RATIO, _CUT_NS = 1.1, 1_000_000
 
 
 # A marker that another process's time slice cuts off looks like work: then the run is made again.
 _TRIES = 3
+
+# The place of what surrounds the steps.
+_SURROUNDS = -1
 
 
 class MarkersLost(ValueError):
@@ -54,6 +59,39 @@ class Activity:
     marks: bool = False
 
 
+class KernelTimes:
+    """The least time that each kernel of a pipeline's runs has taken so far: what tells time slices of other processes.
+
+    A GPU that several processes use goes from one to the other every 2 ms or so, and the kernel that is cut off seems
+    to take so much longer. Runs of one pipeline launch the same kernels in the same order, and other processes cut
+    them off elsewhere in each.
+    """
+
+    def __init__(self) -> None:
+        self._least_ns: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._cut_ns, self._own_ns = 0, 0
+
+    def undisturbed_ns(self, place: int, times_ns: Sequence[int]) -> int:
+        """What a part of a run took without the time slices of other processes, nanoseconds.
+
+        Args:
+            place: the part's, the same in every run.
+            times_ns: of its kernels, in order.
+        """
+        times = np.array(times_ns, dtype=np.int64)
+        key = place, len(times)
+        least = self._least_ns[key] = np.minimum(times, self._least_ns.get(key, times))
+        own = int(np.where(times > _CUT_RATIO * least + _CUT_NS, least, times).sum())
+        self._cut_ns += int(times.sum()) - own
+        self._own_ns += own
+        return own
+
+    @property
+    def cut_share(self) -> float:
+        """What was left out, as a share of what was kept."""
+        return self._cut_ns / max(self._own_ns, 1)
+
+
 class BusyClock:
     """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.acceleration.Observer`.
 
@@ -70,7 +108,7 @@ class BusyClock:
 
         torch.cuda.synchronize()
         make: Any = profile  # torch leaves it untyped
-        self._profiler = make(activities=[ProfilerActivity.CUDA])
+        self._profiler = make(activities=[ProfilerActivity.CUDA], acc_events=True)
         self._profiler.__enter__()
 
     def denoiser_called(self) -> None:
@@ -93,8 +131,8 @@ class BusyClock:
         if self._profiler is not None:
             self._profiler.__exit__(None, None, None)
 
-    def timing(self, kinds: Sequence[str]) -> RunTiming:
-        """Busy seconds of the run and of each step; ``kinds`` names each step's kind.
+    def timing(self, kinds: Sequence[str], kernels: KernelTimes | None = None) -> RunTiming:
+        """Busy seconds of the run and of each step (:func:`busy_timing`).
 
         Raises:
             MarkersLost: when the profiler did not see every step.
@@ -103,7 +141,7 @@ class BusyClock:
 
         events = self._profiler.profiler.kineto_results.events()
         cuda = vars(autograd)["DeviceType"].CUDA  # torch's types do not know it
-        return busy_timing((activity_of(event) for event in events if event.device_type() == cuda), kinds)
+        return busy_timing((activity_of(event) for event in events if event.device_type() == cuda), kinds, kernels)
 
 
 def _mark() -> None:
@@ -119,65 +157,52 @@ def activity_of(event: Any) -> Activity:
     return Activity(event.start_ns(), event.start_ns() + event.duration_ns(), marks)
 
 
-def busy_timing(activities: Iterable[Activity], kinds: Sequence[str]) -> RunTiming:
+def busy_timing(activities: Iterable[Activity], kinds: Sequence[str], kernels: KernelTimes | None = None) -> RunTiming:
     """Device time of a run from what occupied the GPU.
 
     Args:
         activities: in any order; where they overlap, the time counts once.
-        kinds: the kind of each step, in order. Two markers a step are expected.
+        kinds: the kind of each step, in order. Two markers per step are expected.
+        kernels: of the pipeline's earlier runs, which this run is added to; None where there are none.
 
     Returns:
         Seconds for which the GPU was busy, in all and in each step, from the end of the one before (the first, from its
         call): what lies between two steps is the later one's. Left out are markers, and the time slices of other
-        processes.
+        processes as far as earlier runs show them.
 
     Raises:
         MarkersLost: when the number of markers is not twice that of the steps.
     """
-    marks, total_ns, busy_until = 0, 0, 0
-    steps_ns: list[list[int]] = [[] for _ in kinds]
+    marks, busy_until = 0, 0
+    # The last part is what surrounds the steps.
+    parts_ns: list[list[int]] = [[] for _ in (*kinds, "surrounds")]
     for activity in sorted(activities, key=lambda one: (one.start_ns, one.end_ns)):
         if activity.marks:
             marks += 1
         else:
-            added = max(0, activity.end_ns - max(activity.start_ns, busy_until))
-            total_ns += added
-            if marks and marks // 2 < len(steps_ns):
-                steps_ns[marks // 2].append(added)
+            place = min(marks // 2, len(kinds)) if marks else len(kinds)
+            parts_ns[place].append(max(0, activity.end_ns - max(activity.start_ns, busy_until)))
         busy_until = max(busy_until, activity.end_ns)
     if marks != 2 * len(kinds):
-        raise MarkersLost(f"the profiler saw {marks} markers for {len(kinds)} steps; two a step are expected")
-    seen_ns = sum(map(sum, steps_ns))
-    own_ns = _undisturbed(steps_ns, kinds)
-    return RunTiming((total_ns - seen_ns + sum(own_ns)) / 1e9, tuple(step / 1e9 for step in own_ns), tuple(kinds))
+        raise MarkersLost(f"the profiler saw {marks} markers for {len(kinds)} steps; two per step are expected")
+    known = kernels or KernelTimes()
+    own_s = [
+        known.undisturbed_ns(_SURROUNDS if place == len(kinds) else place, part) / 1e9
+        for place, part in enumerate(parts_ns)
+    ]
+    return RunTiming(sum(own_s), tuple(own_s[:-1]), tuple(kinds))
 
 
-def _undisturbed(steps_ns: Sequence[Sequence[int]], kinds: Sequence[str]) -> list[int]:
-    """What each step took without the time slices of other processes, nanoseconds.
-
-    A GPU that several processes use goes from one to the other every millisecond or two, and the kernel that is cut off
-    seems to take so much longer. Steps of one kind launch the same kernels in the same order: one that takes several
-    times what it does in most of them (of two: in the other) is taken for that.
-    """
-    found = [sum(step) for step in steps_ns]
-    for kind, count in {(kind, len(step)) for kind, step in zip(kinds, steps_ns, strict=True)}:
-        places = [place for place, other in enumerate(kinds) if other == kind and len(steps_ns[place]) == count]
-        if len(places) > 1:
-            times = np.array([steps_ns[place] for place in places])
-            usual = np.median(times, axis=0) if len(places) > 2 else times.min(axis=0)
-            is_cut = times > np.maximum(_CUT_RATIO * usual, usual + _CUT_NS)
-            for place, step in zip(places, np.where(is_cut, usual, times), strict=True):
-                found[place] = int(step.sum())
-    return found
-
-
-def busy(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Any], RunTiming]:
+def busy(
+    generate: Generate, prompts: Sequence[str], seeds: Sequence[int], kernels: KernelTimes | None = None
+) -> tuple[list[Any], RunTiming]:
     """Generate one batch and read how long the GPU was busy with it.
 
     Args:
         generate: on a CUDA pipeline.
         prompts: what to draw.
-        seeds: one a prompt.
+        seeds: one per prompt.
+        kernels: of this pipeline's earlier runs (:func:`busy_timing`).
 
     Returns:
         The PIL images and the run's device times.
@@ -189,18 +214,20 @@ def busy(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> tu
         with _profiling() as clock:
             images = generate.observed(prompts, seeds, clock)
         with suppress(MarkersLost):
-            return images, clock.timing(generate.kinds)
-    return images, clock.timing(generate.kinds)
+            return images, clock.timing(generate.kinds, kernels)
+    return images, clock.timing(generate.kinds, kernels)
 
 
-def busy_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:
+def busy_steps(
+    generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int, kernels: KernelTimes | None = None
+) -> RunTiming:
     """How long the GPU is busy with each of a batch's first ``steps`` steps; as :func:`busy`, without pictures."""
     for _ in range(_TRIES):
         with _profiling() as clock:
             generate.begun(prompts, seeds, clock, steps)
         with suppress(MarkersLost):
-            return clock.timing(generate.kinds[:steps])
-    return clock.timing(generate.kinds[:steps])
+            return clock.timing(generate.kinds[:steps], kernels)
+    return clock.timing(generate.kinds[:steps], kernels)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ def load_pipeline(
     pipeline.to(target)
     pipeline.set_progress_bar_config(disable=True)
     set_scheduler(pipeline, scheduler)
+    _warn_once(pipeline)
     return cast("Pipeline", pipeline)
 
 
@@ -240,6 +242,26 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
         raise ValueError(f"no dtype {name!r}; valid: {', '.join(DTYPES)}")
     chosen: torch.dtype = getattr(torch, name)
     return chosen
+
+
+class _Once(logging.Filter):
+    """Lets each warning through once: pipelines warn of the same long prompt in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
+def _warn_once(pipeline: Any) -> None:
+    log = logging.getLogger(type(pipeline).__module__)
+    if not any(isinstance(known, _Once) for known in log.filters):
+        log.addFilter(_Once())
 
 
 @contextmanager
