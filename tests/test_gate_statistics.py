@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate.clocks import DEVICE, WALL, Clock
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
-from pytest_diffaccel.gate.judged_speed import beside_others
+from pytest_diffaccel.gate.judged_speed import Judged, beside_others
 from pytest_diffaccel.gate.plan import (
     GateCase,
     affordable,
@@ -457,6 +458,17 @@ def test_a_gpu_that_others_use_shows_no_regression() -> None:
     assert "other processes' time slices took 50%" in doubtful.text
     good = replace(worse, status="ok")
     assert beside_others(good, cut_share=0.5) == good
+
+
+@pytest.mark.parametrize(
+    ("status", "is_reference"), [("ok", True), ("inconclusive", True), ("warning", False), ("regressed", False)]
+)
+def test_a_noisy_session_is_recorded_and_a_slower_one_is_not(status: Any, is_reference: bool) -> None:
+    """A second session of a restless host decides nothing by itself; without it no later run could."""
+    timed = Timed((Figure(0.7, 1.0),) * 5, (), OPEN)
+    judged = Judged(HOST, Finding("host", status, ""), timed=timed)
+    assert judged.is_reference == is_reference
+    assert not replace(judged, timed=None).is_reference
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:

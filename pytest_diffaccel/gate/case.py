@@ -153,10 +153,7 @@ class Examination:
         if main.timed is None:
             return None
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
-        # What became slower is not to be compared with.
-        host = next(
-            (Speed(**other.measured()) for other in others if other.timed and other.finding.status == "ok"), None
-        )
+        host = next((Speed(**other.measured()) for other in others if other.is_reference), None)
         return Session(
             **main.measured(),
             lpips=tuple(float(loss) for loss in lpips),

@@ -54,6 +54,11 @@ class Judged:
         """All of them."""
         return (*((self.finding,) if self.decides else ()), *self.others)
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether later sessions may be compared with it: also what is undecided, not what became slower."""
+        return self.timed is not None and self.finding.status not in ("regressed", "warning")
+
     def notes(self) -> list[str]:
         """Information on it."""
         bound = launch_bound(self.busy_share) if self.busy_share is not None else ""
