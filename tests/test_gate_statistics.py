@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedu
 
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
-from pytest_diffaccel.gate.judged_speed import Judged, beside_others
+from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
 from pytest_diffaccel.gate.plan import (
+    Budget,
     GateCase,
     affordable,
     design,
@@ -41,6 +42,7 @@ from pytest_diffaccel.gate.sequential import (
     robust_mean,
 )
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, slower_baseline, speed_finding, time_until_certain
+from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
@@ -469,6 +471,50 @@ def test_a_noisy_session_is_recorded_and_a_slower_one_is_not(status: Any, is_ref
     judged = Judged(HOST, Finding("host", status, ""), timed=timed)
     assert judged.is_reference == is_reference
     assert not replace(judged, timed=None).is_reference
+
+
+class MadeUpTimer:
+    """A launch-bound GPU without one; :attr:`timed` is which clocks were read."""
+
+    device_type, cut_share = "cuda", 0.0
+
+    def __init__(self) -> None:
+        self.timed: list[Clock] = []
+
+    def why_no_device_time(self) -> str:
+        return ""
+
+    def gpu_use(self) -> GpuUse:
+        return GpuUse(0.5)
+
+    def block_s(self, clock: Clock) -> float:
+        return 0.01
+
+    def until_certain(self, clock: Clock, *_rest: object, **_options: object) -> tuple[Timed, float]:
+        self.timed.append(clock)
+        return Timed((Figure(math.log(1.7), 1.0),) * 8, (), OK), 1.0
+
+
+@pytest.mark.parametrize(("error", "clocks"), [(0.01, [DEVICE, HOST]), (0.3, [DEVICE])])
+def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list[Clock]) -> None:
+    timer = MadeUpTimer()
+    references = {DEVICE: KNOWN, HOST: replace(KNOWN, error=error)}
+    judge = SpeedJudge(
+        _cases(1.7)[1],
+        cast("CaseTimer", timer),
+        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        2,
+        (),
+        Budget(60),
+        references.get,
+        recording=False,
+    )
+    judged = list(judge.by_its_clocks(0.1))
+    assert timer.timed == clocks
+    assert [one.clock for one in judged] == [DEVICE, HOST]
+    is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
+    assert is_said == (HOST not in clocks)
+    assert judged[0].findings[0].status == "ok"
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:

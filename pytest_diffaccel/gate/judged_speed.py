@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock, wall_clock
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
-from pytest_diffaccel.gate.plan import Budget, GateCase, affordable, design, power, recordable
+from pytest_diffaccel.gate.plan import LARGEST_ASKED, Budget, GateCase, affordable, design, power, recordable, shows
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, slower_baseline, speed_finding
@@ -21,6 +21,10 @@ from pytest_diffaccel.settings.gate_options import GateSettings
 # Device time beside other processes that take more of the GPU than this shows no regression. At 13% speed-ups differed
 # by 0.02% from those of an idle GPU, without their slices (an H100, kernels of up to 4.4 ms; docs/ci.md).
 _MOST_CUT = 0.25
+_TOO_LITTLE_KNOWN = (
+    f"not timed, since its references know it too little to show even a slowdown of {LARGEST_ASKED:.0%}: record "
+    "further ones (--gate --update-golden)"
+)
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,19 @@ class SpeedJudge:
         began_s = self.budget.left_s
         yield replace(self._judged(DEVICE, timer.block_s(DEVICE), use), busy_share=use.busy_share)
         is_launch_bound = use.busy_share is not None and use.busy_share < LAUNCH_BOUND_SHARE
-        if case.candidate and is_launch_bound and (self.recording or self.reference(HOST)):
-            # Every later case keeps what this one's device time took.
-            kept_s = (began_s - self.budget.left_s) * sum(other.cost / case.cost for other in self.later)
-            yield self._host_judged(self._judged(HOST, timer.block_s(HOST), kept_s=kept_s))
+        if not (case.candidate and is_launch_bound and (self.recording or self.reference(HOST))):
+            return
+        if not self.recording and not shows(case, self.reference(HOST), HOST, self._tests, LARGEST_ASKED, HOST.most):
+            yield self._host_judged(Judged(HOST, Finding("speed", "inconclusive", _TOO_LITTLE_KNOWN), power=0.0))
+            return
+        # Every later case keeps what this one's device time took.
+        kept_s = (began_s - self.budget.left_s) * sum(other.cost / case.cost for other in self.later)
+        yield self._host_judged(self._judged(HOST, timer.block_s(HOST), kept_s=kept_s))
+
+    @property
+    def _tests(self) -> int:
+        """Those that may fail the run: they share the false alarms that are allowed."""
+        return self.cases * (2 if self.settings.host_fails else 1)
 
     def _judged(self, clock: Clock, block_s: float, use: GpuUse | None = None, kept_s: float = 0.0) -> Judged:
         """Timed by one clock.
@@ -148,9 +161,7 @@ class SpeedJudge:
         slowdown = self.settings.host_slowdown if clock == HOST else self.settings.slowdown
         share = recordable if self.recording else affordable
         figures = share(case, self.later, self.budget.left_s - kept_s, block_s, clock.blocks)
-        # Tests that may fail the run share the false alarms that are allowed.
-        tests = self.cases * (2 if self.settings.host_fails else 1)
-        plan = design(case, reference, clock, tests, slowdown, figures, recording=self.recording)
+        plan = design(case, reference, clock, self._tests, slowdown, figures, recording=self.recording)
         if plan is None and case.candidate is None:
             why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
             return Judged(clock, Finding("speed", "ok", why))

@@ -21,6 +21,8 @@ _BASELINE_FIGURES = 8
 _VERDICT_FIGURES = 12
 #: A slowdown that so large a share of runs shows is shown.
 SURELY = 0.95
+#: The largest slowdown that is asked about: by half.
+LARGEST_ASKED = 0.5
 
 
 @dataclass(frozen=True)
@@ -199,3 +201,9 @@ def design(
 def power(plan: Design, reference: Reference | None, clock: Clock) -> float:
     """Chance that a plan shows the smallest slowdown that matters."""
     return plan.power(expected_sd(reference, clock), reference.error if reference else 0.0)
+
+
+def shows(case: GateCase, reference: Reference | None, clock: Clock, cases: int, slowdown: float, figures: int) -> bool:
+    """Whether so many figures show a slowdown in 95% of runs; the arguments are those of :func:`design`."""
+    plan = design(case, reference, clock, cases, slowdown, figures)
+    return plan is not None and power(plan, reference, clock) >= SURELY

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
-from pytest_diffaccel.gate.plan import SURELY, GateCase, design, power
+from pytest_diffaccel.gate.plan import LARGEST_ASKED, SURELY, GateCase, shows
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.settings.gate_options import GateSettings
 
-# Slowdowns that are asked about, up to one by half.
-_SLOWDOWNS = tuple(float(slowdown) for slowdown in np.geomspace(0.002, 0.5, 60))
+# Slowdowns that are asked about.
+_SLOWDOWNS = tuple(float(slowdown) for slowdown in np.geomspace(0.002, LARGEST_ASKED, 60))
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,14 @@ def _prospect(
 ) -> Prospect:
     tests = cases * (2 if settings.host_fails else 1)
 
-    def shows(slowdown: float, figures: int) -> bool:
-        plan = design(case, reference, clock, tests, slowdown, figures)
-        return plan is not None and power(plan, reference, clock) >= SURELY
+    def shown_by(figures: int, slowdown: float) -> bool:
+        return shows(case, reference, clock, tests, slowdown, figures)
 
     matters = settings.host_slowdown if clock == HOST else settings.slowdown
     figures = int(left_s / figure_s)
-    is_shown = shows(matters, figures)
-    shown = matters if is_shown else next((one for one in _SLOWDOWNS if one > matters and shows(one, figures)), None)
-    needed = next((count for count in (*LOOKS, clock.most) if shows(matters, count)), None)
+    is_shown = shown_by(figures, matters)
+    shown = matters if is_shown else next((one for one in _SLOWDOWNS if one > matters and shown_by(figures, one)), None)
+    needed = next((count for count in (*LOOKS, clock.most) if shown_by(count, matters)), None)
     return Prospect(case, clock, is_shown, shown, needed * figure_s if needed else math.inf)
 
 
@@ -114,7 +113,7 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
 
 
 def _what_is(prospect: Prospect) -> str:
-    what = f"one of {prospect.shown:.1%}" if prospect.shown is not None else "none up to 50%"
+    what = f"one of {prospect.shown:.1%}" if prospect.shown is not None else f"none up to {LARGEST_ASKED:.0%}"
     if math.isinf(prospect.needed_s):
         return f"{what}; more time shows no less: record further references (--gate --update-golden)"
     return f"{what}; what matters needs {prospect.needed_s:.0f} s of timing: give --gate-budget more"
