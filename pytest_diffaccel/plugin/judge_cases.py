@@ -11,7 +11,7 @@ import pytest
 
 from pytest_diffaccel.plugin import judge_options
 from pytest_diffaccel.plugin.case_items import case_id
-from pytest_diffaccel.plugin.workers import worker_number
+from pytest_diffaccel.plugin.refusals import refusal
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer
@@ -29,7 +29,6 @@ _ASKED, _UNRECORDED = "diffaccel-asked", "diffaccel-unrecorded"
 _BROKEN_OFF = "the judge broke off; the case's error says where"
 
 _SETTINGS = pytest.StashKey[judge_options.JudgeSettings]()
-_REFUSAL = pytest.StashKey[pytest.UsageError]()
 
 
 def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
@@ -42,32 +41,8 @@ def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
         try:
             config.stash[_SETTINGS] = judge_options.JudgeSettings.from_options(config.option)
         except ValueError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise refusal(config, error) from error
     return config.stash[_SETTINGS]
-
-
-def task_ids(config: pytest.Config) -> list[str]:
-    """The tasks to collect; none where the settings are refused, which :func:`refuse_bad_settings` says in one line.
-
-    Raised while a module is collected, it would be shown as a traceback for each module.
-    """
-    try:
-        return list(judge_settings(config).tasks)
-    except pytest.UsageError as error:
-        if worker_number(config) is not None:  # a worker's reason reaches its controller as an error of collection only
-            raise
-        config.stash[_REFUSAL] = error
-        return []
-
-
-def refuse_bad_settings(config: pytest.Config) -> None:
-    """End a session whose cases could not be collected.
-
-    Raises:
-        pytest.UsageError: what :func:`judge_settings` raised.
-    """
-    if _REFUSAL in config.stash:
-        raise config.stash[_REFUSAL]
 
 
 @pytest.fixture(scope="session")
