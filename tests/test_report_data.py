@@ -27,14 +27,14 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cell_part import cell_parts
-from pytest_diffaccel.report.html.cells import cells_of
-from pytest_diffaccel.report.html.charts import Chart
-from pytest_diffaccel.report.html.findings import Findings, find
-from pytest_diffaccel.report.html.golden_changes import categories, golden_part
-from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.rows import frontier_of
-from pytest_diffaccel.report.html.timing import kind_costs_chart
+from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps
+from pytest_diffaccel.report.html.charts.timing_charts import kind_costs_chart
+from pytest_diffaccel.report.html.charts.vega import Chart
+from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
+from pytest_diffaccel.report.html.content.cells import cells_of
+from pytest_diffaccel.report.html.content.findings import Findings, find
+from pytest_diffaccel.report.html.content.golden_part import categories, golden_part
+from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 from pytest_diffaccel.search.group import DONE
 

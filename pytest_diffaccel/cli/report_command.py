@@ -16,7 +16,7 @@ from pytest_diffaccel.settings.option_types import positive
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents
-    from pytest_diffaccel.report.html.material import Material
+    from pytest_diffaccel.report.html.content.material import Material
 
 _SQLITE = "sqlite:///"
 
@@ -75,8 +75,8 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
-    from pytest_diffaccel.report.html.material import Material
-    from pytest_diffaccel.report.html.prompts import Prompts
+    from pytest_diffaccel.report.html.content.material import Material
+    from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 
     registry = default_registry()
     store, folder = _places(parsed.store)

@@ -11,9 +11,9 @@ from pytest_diffaccel.records.golden_file import Change, read_environments, read
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 from pytest_diffaccel.report.html.page import write_report
-from pytest_diffaccel.report.html.prompts import Prompts
 from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
 

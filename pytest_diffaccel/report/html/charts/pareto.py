@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.charts import Chart, Spec, accelerator_scales
+from pytest_diffaccel.report.html.charts.vega import Chart, Spec, accelerator_scales
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
@@ -196,17 +195,3 @@ def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
         "encoding": {"x": x, "y": y, "text": {"field": "text"}},
     }
     return [rings, labels]
-
-
-def target_words(targets: Sequence[float]) -> str:
-    """``"1.5x to 2x"`` for neighbouring targets, else all of them."""
-    if len(targets) > 2 and _neighbours(targets):
-        return f"{targets[0]:g}x to {targets[-1]:g}x"
-    return ", ".join(f"{target:g}x" for target in targets)
-
-
-def _neighbours(targets: Sequence[float]) -> bool:
-    if targets[0] not in TARGETS:
-        return False
-    first = TARGETS.index(targets[0])
-    return tuple(targets) == TARGETS[first : first + len(targets)]

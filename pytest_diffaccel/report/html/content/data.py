@@ -8,9 +8,8 @@ from typing import Any
 
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.pareto import target_words
-from pytest_diffaccel.report.html.rows import Figures, Row
+from pytest_diffaccel.report.html.content.candidate_rows import Figures, Row, target_words
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 #: Columns of a row.
 COLUMNS = (

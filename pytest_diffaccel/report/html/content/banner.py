@@ -6,16 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_diffaccel import __version__
 from pytest_diffaccel.records.environment import Environment, differences
-from pytest_diffaccel.report.html.findings import Findings
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.rows import MEASURED
-
-if TYPE_CHECKING:
-    from pytest_diffaccel.report.html.cell_part import CellPart
+from pytest_diffaccel.report.html.content.candidate_rows import MEASURED
+from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.material import Material
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,8 @@ class Banner:
     version: str
 
     @classmethod
-    def of(cls, material: Material, parts: Sequence[CellPart]) -> Banner:
+    def of(cls, material: Material, found: Sequence[Findings]) -> Banner:
         """The banner of these cells."""
-        found = [part.findings for part in parts]
         records = [one.record for one in found]
         environments = {one.environment: one.described for one in records if one.described}
         entries = [entry for one in found for entry in one.entries.values()]

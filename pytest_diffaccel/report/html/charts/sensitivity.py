@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_diffaccel.matrix import Number, slug
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.report.html.charts import Chart
+from pytest_diffaccel.report.html.charts.vega import Chart
 
 # Fewer points than this show no shape.
 _LEAST_POINTS = 4

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
-from pytest_diffaccel.report.html.findings import Findings
-from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.material import Material
 
 #: In the order in which a page lists them.
 CATEGORIES = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.records.contents import Failure
-from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 # The last so many lines of a log tell how it came to the failure.
 _LINES = 12

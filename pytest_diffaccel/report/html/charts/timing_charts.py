@@ -9,9 +9,8 @@ from typing import Any
 from pytest_diffaccel.matrix import format_params, slug
 from pytest_diffaccel.measure.measurement import Block, Measurement
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.report.html.charts import Chart, accelerator_scales
-from pytest_diffaccel.report.html.pareto import target_words
-from pytest_diffaccel.report.html.rows import Row
+from pytest_diffaccel.report.html.charts.vega import Chart, accelerator_scales
+from pytest_diffaccel.report.html.content.candidate_rows import Row, target_words
 
 _BASELINE = "unaccelerated"
 _OUTSIDE = "outside the steps"
