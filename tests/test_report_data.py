@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,29 @@ def test_a_static_chart_draws_like_symbols_once_and_keeps_its_texts() -> None:
     assert max(Counter(references).values()) >= 5
     assert ">1.23456<" in drawing
     assert "currentColor" in drawing
+
+
+def test_without_what_draws_charts_the_report_has_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = RecordedSearch(tmp_path)
+    search.fill(grid=deepcache_grid()[:4])
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    page = tmp_path / "report.html"
+    assert main(["report", "--store", str(search.store), "-o", str(page), "--golden", str(search.golden)]) == 0
+    said = "without charts, which need vl-convert-python: pip install 'pytest-diffaccel[report]'"
+    assert f"MB, {said})" in capsys.readouterr().out
+    assert said in unescape(words(page))
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r'<table class="values">\s*<thead><tr>(.*?)</tr>', text)
+    assert [re.findall(r"<th[^>]*>(.*?)</th>", heads) for heads in headings] == [
+        ["cache_branch_id", "cache_interval", "LPIPS", "speed-up"],
+        ["what", "params", "block", "seconds"],
+        ["what", "params", "kind", "steps", "seconds each", "of an unaccelerated step"],
+    ]
+    assert "<svg" not in text
+    assert "vegaEmbed =" not in text
+    assert (len(embedded_data(page)["cells"][0]["rows"]), text.count("data:image/webp") > 0) == (6, True)
 
 
 # Heat maps

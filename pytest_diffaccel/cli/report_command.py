@@ -44,15 +44,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.report.html.page import write_report
+    from pytest_diffaccel.report.html.page import path_and_size, write_report
 
     say = _say if sys.stderr.isatty() else lambda _: None
     material = _material(parsed)
     with _between_timings(material.images.folder.with_name("timing.lock"), say):
         write_report(parsed.output, material, say)
     say("")
-    size_mb = parsed.output.stat().st_size / 1e6
-    print(f"{parsed.output} ({size_mb:.1f} MB)")
+    print(path_and_size(parsed.output))
     return 0
 
 

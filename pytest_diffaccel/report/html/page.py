@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
-from pytest_diffaccel.report.html.charts.vega import CONFIG, library
+from pytest_diffaccel.report.html.charts.vega import CONFIG, NOT_DRAWN, can_draw, library
 from pytest_diffaccel.report.html.content.banner import Banner
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
@@ -47,9 +47,16 @@ def write_report(path: Path, material: Material, progress: Callable[[str], None]
     write_text(path, _render(material, parts))
 
 
+def path_and_size(path: Path) -> str:
+    """What to say of a report: where it is, how large, and what it lacks."""
+    lacking = "" if can_draw() else f", {NOT_DRAWN}"
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB{lacking})"
+
+
 def _render(material: Material, parts: Sequence[CellPart]) -> str:
     found = [part.findings for part in parts]
-    scripts = [library(), _asset("report.js")]
+    drawn = can_draw()
+    scripts = [*([library()] if drawn else []), _asset("report.js")]
     return (
         _templates()
         .get_template("report.html")
@@ -57,6 +64,8 @@ def _render(material: Material, parts: Sequence[CellPart]) -> str:
             banner=Banner.of(material, found),
             cells=parts,
             golden=golden_part(material, found),
+            drawn=drawn,
+            not_drawn=NOT_DRAWN,
             config=CONFIG,
             columns=(*CELL_COLUMNS, *COLUMNS),
             data=_data(parts),
