@@ -28,7 +28,7 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ScriptVerdict:
     """What the judge found of one script.
 
     Attributes:
@@ -58,6 +58,6 @@ class Verdict:
         return {"prompt_id": self.prompt_id, "stages": [asdict(one) for one in self.stages]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+    def from_json(cls, data: Mapping[str, Any]) -> ScriptVerdict:
         """The verdict that :meth:`to_json` wrote."""
         return cls(data["prompt_id"], tuple(StageResult(**one) for one in data["stages"]))
