@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.cli.export_command import rows_of_store
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.records.comparison import Comparison, Subjects
+    from pytest_diffaccel.records.comparison import ComparedSets, Subjects
 
 # Suffixes of what `export` writes.
 _FILES = (".csv", ".json", ".parquet")
@@ -70,7 +70,7 @@ def _is_golden(path: Path) -> bool:
         return True  # golden's reader says which line is wrong
 
 
-def _table(comparison: Comparison, *, every: bool) -> list[str]:
+def _table(comparison: ComparedSets, *, every: bool) -> list[str]:
     from rich.table import Table
 
     from pytest_diffaccel.report.table_text import table_lines

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel.plugin.judge_options import JUDGE_OPTIONS
-from pytest_diffaccel.settings.option_types import Option
+from pytest_diffaccel.settings.option_types import DeclaredOption
 from pytest_diffaccel.settings.options import SEARCH_OPTIONS
 
 #: All options, of searches, gate and judge.
-OPTIONS: tuple[Option, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
+OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
 _OF_ACTION = {"store_true": "bool", "append": "linelist"}
 _WRITTEN = {"bool": "true or false", "linelist": "a list of names", "string": "one value, as text in quotes"}
 
@@ -32,7 +32,7 @@ class FromKey:
         origin: what to call it in an error: ``"diffaccel_seed in pyproject.toml"``.
     """
 
-    option: Option
+    option: DeclaredOption
     value: Any
     origin: str
 
@@ -84,11 +84,11 @@ def in_terms_of_keys(said: str, config: pytest.Config) -> str:
     return said
 
 
-def _ini_type(option: Option) -> Any:
+def _ini_type(option: DeclaredOption) -> Any:
     return _OF_ACTION.get(option.keywords.get("action", ""), "string")
 
 
-def _read(config: pytest.Config, option: Option, key: str) -> FromKey | None:
+def _read(config: pytest.Config, option: DeclaredOption, key: str) -> FromKey | None:
     """What the configuration says; None where it says nothing, or leaves the value empty."""
     origin = _origin(config, key)
     try:
@@ -104,7 +104,7 @@ def _read(config: pytest.Config, option: Option, key: str) -> FromKey | None:
     return FromKey(option, _converted(config, option, raw, origin), origin)
 
 
-def _converted(config: pytest.Config, option: Option, text: str, origin: str) -> Any:
+def _converted(config: pytest.Config, option: DeclaredOption, text: str, origin: str) -> Any:
     choices: Sequence[str] | None = option.keywords.get("choices")
     if choices is not None and text not in choices:
         raise pytest.UsageError(f"{origin}: {text!r} is unknown; choose from {', '.join(choices)}")

@@ -6,10 +6,10 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_diffaccel.settings.option_types import Option, OptionError, duration, of_one_run, option, share
+from pytest_diffaccel.settings.option_types import DeclaredOption, OptionError, duration, of_one_run, option, share
 
 
-def _of_gate(name: str, **keywords: Any) -> Option:
+def _of_gate(name: str, **keywords: Any) -> DeclaredOption:
     """An option of the gate, which a project's configuration may hold for all runs: without ``--gate`` it is idle."""
     return option(name, when=lambda given: bool(given.gate), **keywords)
 

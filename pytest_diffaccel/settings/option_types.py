@@ -21,7 +21,7 @@ class OptionError(ValueError):
 
 
 @dataclass(frozen=True)
-class Option:
+class DeclaredOption:
     """One option as argparse declares it.
 
     Attributes:
@@ -60,12 +60,12 @@ def option(
     file_pattern: str | None = None,
     when: Callable[[Namespace], bool] = lambda given: True,
     **keywords: Any,
-) -> Option:
+) -> DeclaredOption:
     """Declare an option."""
-    return Option(names, keywords, one_off, file_pattern, when)
+    return DeclaredOption(names, keywords, one_off, file_pattern, when)
 
 
-def of_one_run(*names: str, **keywords: Any) -> Option:
+def of_one_run(*names: str, **keywords: Any) -> DeclaredOption:
     """Declare an option that is a matter of one run, and so no key of a project's configuration."""
     return option(*names, one_off=True, **keywords)
 

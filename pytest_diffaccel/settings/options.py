@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
-from pytest_diffaccel.settings.option_types import Option, count, duration, of_one_run, option, positive
+from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, option, positive
 
 if TYPE_CHECKING:
     import pytest
@@ -123,7 +123,7 @@ _GROUPS = {
     "diffusion acceleration: regression gate": GATE_OPTIONS,
 }
 #: Every option of a search and of the gate.
-SEARCH_OPTIONS: tuple[Option, ...] = tuple(declared for group in _GROUPS.values() for declared in group)
+SEARCH_OPTIONS: tuple[DeclaredOption, ...] = tuple(declared for group in _GROUPS.values() for declared in group)
 
 
 def add_options(parser: pytest.Parser) -> None:

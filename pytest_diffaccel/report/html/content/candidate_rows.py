@@ -25,7 +25,7 @@ MEASURED: tuple[Verdict, ...] = (*RECORDED, "frontier", "beaten")
 
 
 @dataclass(frozen=True)
-class Figures:
+class RowFigures:
     """What measuring a candidate showed.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
     verdict: Verdict
     reason: str
     targets: tuple[float, ...]
-    figures: Figures | None
+    figures: RowFigures | None
 
 
 def rows_of(
@@ -191,11 +191,11 @@ def _why_not(
     return "on the frontier; at each target it reaches another record loses less, or is as good and faster"
 
 
-def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> Figures:
+def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> RowFigures:
     quality = one.quality
     place = max(range(len(quality.lpips_per_sample)), key=quality.lpips_per_sample.__getitem__)
     runs = [run.total_s for block in one.blocks for run in block.runs]
-    return Figures(
+    return RowFigures(
         speedup=speedup,
         wall_speedup=one.wall_speedup if one.blocks else None,
         baseline_s=median(block.baseline.total_s for block in one.blocks) if one.blocks else None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.report.html.content.candidate_rows import Figures, Row, target_words
+from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures, target_words
 from pytest_diffaccel.report.html.content.cells import CellRecord
 
 #: Columns of a row.
@@ -86,7 +86,7 @@ def _made_of(one: Measurement) -> dict[str, Any]:
     return made
 
 
-def _figures(figures: Figures) -> dict[str, Any]:
+def _figures(figures: RowFigures) -> dict[str, Any]:
     return {
         **_interval("speedup", figures.speedup),
         **_interval("wall_speedup", figures.wall_speedup),
