@@ -117,7 +117,7 @@ class _Case:
 
     def _end(self, verdict: ScriptVerdict, task: Task) -> ScriptVerdict:
         if verdict.failures:
-            lines = [f"{one.stage}: {one.detail}" for one in verdict.failures]
+            lines = [f"{result.stage}: {result.detail}" for result in verdict.failures]
             pytest.fail("\n".join([task.sentence, *lines]), pytrace=False)
         speed = verdict.of("speed")
         if speed is not None and speed.outcome == "xfailed":
@@ -184,9 +184,12 @@ class JudgeReporting:
         """By id; a script on which the judge broke off has failed, or whoever broke it would score higher."""
         from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 
-        crashed = {case_id(one) for one in self._crashed if one.partition("[")[0] in self._tests}
+        crashed = {case_id(nodeid) for nodeid in self._crashed if nodeid.partition("[")[0] in self._tests}
         stages = tuple(StageResult(stage, "failed", _BROKEN_OFF) for stage in settings.stages)
-        broken = {one: ScriptVerdict(one, stages) for one in (self._broken | crashed) & settings.tasks.keys()}
+        broken = {
+            prompt_id: ScriptVerdict(prompt_id, stages)
+            for prompt_id in (self._broken | crashed) & settings.tasks.keys()
+        }
         return {**broken, **self._found}
 
     def pytest_sessionfinish(self) -> None:

@@ -53,13 +53,13 @@ def pareto_chart(
     plain = {"speedup": 1.0, "lpips": 0.0, "low": 0.0, "high": 0.0, "steps": record.cell.steps}
     rivals = [plain] + [
         {
-            "speedup": round(one.speedup.value, 4),
-            "lpips": round(one.quality.lpips.value, 5),
-            "low": round(one.quality.lpips.low, 5),
-            "high": round(one.quality.lpips.high, 5),
-            "steps": one.candidate.cell.steps,
+            "speedup": round(rival.speedup.value, 4),
+            "lpips": round(rival.quality.lpips.value, 5),
+            "low": round(rival.quality.lpips.low, 5),
+            "high": round(rival.quality.lpips.high, 5),
+            "steps": rival.candidate.cell.steps,
         }
-        for one in record.rivals
+        for rival in record.rivals
     ]
     top = _top(record, rows, rivals)
     # Ratios are shown as ratios; losses by their root, so that small ones do not vanish beside the largest.
@@ -105,7 +105,7 @@ def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
     """A little above the largest loss, with the ceiling in sight; a few intervals may be cut."""
     scale = record.described.scale if record.described else None
-    shown: list[float] = [one["lpips"] for one in (*rows, *rivals)]
+    shown: list[float] = [row["lpips"] for row in (*rows, *rivals)]
     return round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
 
 

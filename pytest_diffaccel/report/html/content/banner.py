@@ -55,22 +55,22 @@ class Banner:
     @classmethod
     def of(cls, material: Material, found: Sequence[Findings]) -> Banner:
         """The banner of these cells."""
-        records = [one.record for one in found]
-        environments = {one.environment: one.described for one in records if one.described}
-        entries = [entry for one in found for entry in one.entries.values()]
-        counts: Counter[str] = sum((one.counts for one in found), Counter())
-        sources = tuple(dict.fromkeys(one.model_source for one in records))
+        records = [findings.record for findings in found]
+        environments = {record.environment: record.described for record in records if record.described}
+        entries = [entry for findings in found for entry in findings.entries.values()]
+        counts: Counter[str] = sum((findings.counts for findings in found), Counter())
+        sources = tuple(dict.fromkeys(record.model_source for record in records))
         return cls(
             sources=sources,
             stand_ins=any("stand-in" in source for source in sources),
-            hardware=tuple(dict.fromkeys(_hardware(one) for one in environments.values())),
+            hardware=tuple(dict.fromkeys(_hardware(environment) for environment in environments.values())),
             environments=tuple(environments.items()),
             counts=counts,
             measured=sum(counts[verdict] for verdict in MEASURED),
             met=sum(entry.status == "met" for entry in entries),
             unattainable=sum(entry.status == "unattainable" for entry in entries),
-            running=sum(len(one.unfinished) for one in found),
-            groups=sum(len(one.groups) for one in found),
+            running=sum(len(findings.unfinished) for findings in found),
+            groups=sum(len(findings.groups) for findings in found),
             drift=_drift(material, found),
             command=material.command,
             complete=material.changes is not None,
@@ -87,11 +87,11 @@ def _hardware(environment: Environment) -> str:
 def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """What changed since golden was recorded, once a pair of environments."""
     drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
-    for one in found:
-        now = one.record.described
+    for findings in found:
+        cell, now = findings.cell, findings.record.described
         for key, entry in material.golden.items():
             before = material.environments.get(entry.environment)
-            own = (key.pipe, key.scheduler, key.steps) == (one.cell.pipe, one.cell.scheduler, one.cell.steps)
+            own = (key.pipe, key.scheduler, key.steps) == (cell.pipe, cell.scheduler, cell.steps)
             if own and now and before and before.id != now.id:
                 drift[before.id, now.id] = key.pipe, tuple(differences(before, now))
     return tuple(drift.values())

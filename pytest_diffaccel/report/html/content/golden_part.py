@@ -47,7 +47,7 @@ class GoldenPart:
 
 def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
     """The part of a page that compares with golden."""
-    changes = [change for one in found for change in one.changes]
+    changes = [change for findings in found for change in findings.changes]
     if material.changes is not None:
         # What was pruned may lie in a cell that the store does not know.
         changes += [change for change in material.changes if change not in changes]
