@@ -235,6 +235,16 @@ def test_other_tests_of_the_project_run_whatever_the_search_lacks(pytester: pyte
     result.stdout.no_fnmatch_line("*diffaccel:*")
 
 
+def test_workers_refuse_a_bad_value_with_its_key(pytester: pytest.Pytester) -> None:
+    configured(pytester, "diffaccel_pipe = SD3")
+    pytester.makepyfile(CASE)
+    result = pytester.runpytest_subprocess("-n", "1")
+    assert result.ret != pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["diffaccel_pipe in tox.ini: 'SD3' is unknown; choose from SD1.5; *"])
+    result.stdout.no_fnmatch_line("*Error: *")
+    result.stdout.no_fnmatch_line("*passed*")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_processes_see_the_same_settings(pytester: pytest.Pytester, workers: int) -> None:
     configured(

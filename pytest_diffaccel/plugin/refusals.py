@@ -32,7 +32,7 @@ def cases_of(config: pytest.Config, find: Callable[[], Sequence[_Case]]) -> Sequ
         return find()
     except pytest.UsageError as error:
         if worker_number(config) is not None:  # a worker's reason reaches its controller as an error of collection only
-            raise
+            raise pytest.Collector.CollectError(str(error)) from error  # which pytest shows in one line
         config.stash[_REFUSAL] = error
         return ()
 
