@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.codegen.batch import Batch
+from pytest_diffaccel.codegen.batch import RenderedTasks
 from pytest_diffaccel.codegen.lookup import Records, find
 from pytest_diffaccel.codegen.tasks import all_tasks
 from pytest_diffaccel.judge.judge import Judge, Rules
@@ -43,7 +43,7 @@ def main() -> None:
     made.add_argument("--golden", type=Path, default=Path("golden/search_params.json"))
     arguments = made.parse_args()
     records = Records.read(arguments.golden)
-    batch = Batch.render(all_tasks(), records)
+    batch = RenderedTasks.render(all_tasks(), records)
     # Spread over what golden answers, so that accelerators take their share.
     stride = max(1, len(batch.scripts) // arguments.scripts)
     chosen = list(batch.scripts)[::stride][: arguments.scripts]

@@ -100,9 +100,9 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
     environment = os.environ if environment is None else environment
     machine = _listed()
     if VISIBLE not in environment:
-        return [one.named(uuid, uuid) for one in machine for uuid in one.parts]
+        return [board.named(uuid, uuid) for board in machine for uuid in board.parts]
     # CUDA numbers the fastest GPU first, unless told otherwise: among equal ones that is the driver's own order.
-    in_order = environment.get(_ORDER) == "PCI_BUS_ID" or len({one.model for one in machine}) == 1
+    in_order = environment.get(_ORDER) == "PCI_BUS_ID" or len({board.model for board in machine}) == 1
     found: list[Gpu] = []
     for entry in environment[VISIBLE].split(","):
         gpu = _named(entry.strip(), machine, in_order=in_order)
@@ -121,13 +121,13 @@ def _named(entry: str, machine: Sequence[_Listed], *, in_order: bool) -> Gpu | N
             return Gpu(entry)
         if int(entry) >= len(machine):
             return None
-        one = machine[int(entry)]
-        return one.named(entry) if in_order else Gpu(entry)
+        board = machine[int(entry)]
+        return board.named(entry) if in_order else Gpu(entry)
     if not re.match(r"(GPU|MIG)-", entry):
         return None
     if not machine:
         return Gpu(entry, entry, entry if entry.startswith("GPU-") else "")
-    named = [(one, uuid) for one in machine for uuid in (one.uuid, *one.slices) if uuid.startswith(entry)]
+    named = [(board, uuid) for board in machine for uuid in (board.uuid, *board.slices) if uuid.startswith(entry)]
     return named[0][0].named(entry, named[0][1]) if len(named) == 1 else None
 
 

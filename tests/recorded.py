@@ -19,7 +19,7 @@ from pytest_diffaccel.records.contents import Contents, Recorded
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
-from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.content.material import Material
 
 CELL = Cell("SD1.5", "DDIM", 20)
 #: What a prompt or a message may hold that a page must show and not run.

@@ -23,7 +23,7 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge import clocks, speed, trial
+from pytest_diffaccel.judge import live_speed, trial, work_clock
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
@@ -31,9 +31,9 @@ from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.judge import Judge, Rules
 from pytest_diffaccel.judge.replay import SAME_LEVELS, Replay
 from pytest_diffaccel.judge.scores import Scores
+from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import LiveCall, difference_levels
-from pytest_diffaccel.judge.verdict import StageResult, Verdict
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 
@@ -128,7 +128,7 @@ def task(prompt_id: str = TASK_ID) -> Task:
     return all_tasks()[prompt_id]
 
 
-def result(verdict: Verdict, stage: str) -> StageResult:
+def result(verdict: ScriptVerdict, stage: str) -> StageResult:
     found = verdict.of(stage)
     assert found is not None
     return found
@@ -333,9 +333,9 @@ def test_what_counts_as_work(
     monkeypatch: pytest.MonkeyPatch, threads: int, device: str, processor_s: float, queued_s: float, seconds: float
 ) -> None:
     """Three seconds by the wall clock."""
-    readings = [clocks.Reading(10.0, 5.0, 7.0), clocks.Reading(13.0, 5.0 + processor_s, 7.0 + queued_s)]
-    monkeypatch.setattr(clocks.WorkClock, "read", Mock(side_effect=readings))
-    clock = clocks.WorkClock(0, threads, device)
+    readings = [work_clock.Reading(10.0, 5.0, 7.0), work_clock.Reading(13.0, 5.0 + processor_s, 7.0 + queued_s)]
+    monkeypatch.setattr(work_clock.WorkClock, "read", Mock(side_effect=readings))
+    clock = work_clock.WorkClock(0, threads, device)
     assert clock.since(clock.read()) == seconds
 
 
@@ -349,7 +349,7 @@ def test_waiting_for_a_core_is_no_work() -> None:
     ):
         try:
             time.sleep(0.5)  # until both spin
-            clock = clocks.WorkClock(one.pid, 1, "cpu")
+            clock = work_clock.WorkClock(one.pid, 1, "cpu")
             began = clock.read()
             time.sleep(2)
             assert 0 < clock.since(began) < 1.5
@@ -361,7 +361,7 @@ def test_waiting_for_a_core_is_no_work() -> None:
 def test_a_process_that_is_gone_has_no_clocks() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    reading = clocks.WorkClock(process.pid, 1, "cpu").read()
+    reading = work_clock.WorkClock(process.pid, 1, "cpu").read()
     assert (reading.processor_s, reading.queued_s) == (0, 0)
 
 
@@ -531,11 +531,11 @@ def test_looks_share_what_may_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         replay = Mock(
             same_levels=0.02, prompts=lambda _task, count: ["a prompt"] * count, images=lambda *_: call.images
         )
-        found = speed.judge_speed(call, task(), replay, tolerance_ratio=0.0, answer=None)
+        found = live_speed.judge_speed(call, task(), replay, tolerance_ratio=0.0, answer=None)
         assert found.figures["pairs"] in (4, 8)
         return found.outcome == "failed"
 
-    monkeypatch.setattr(speed, "_baseline_s", lambda *_: 1.0)
+    monkeypatch.setattr(live_speed, "_baseline_s", lambda *_: 1.0)
     assert sum(failed() for _ in range(400)) <= 16  # 10 are expected at most; more than 16 in one of 30 runs
 
 
@@ -578,7 +578,9 @@ def test_a_channel_refuses_what_is_no_message() -> None:
 def test_scores_count_each_stage_and_all() -> None:
     passed, failed = StageResult("runs", "passed"), StageResult("runs", "failed", "why")
     missed = StageResult("speed", "xfailed", "unattainable")
-    scores = Scores.of([Verdict("200", (passed, missed)), Verdict("199", (failed,)), Verdict("201", (passed,))])
+    scores = Scores.of(
+        [ScriptVerdict("200", (passed, missed)), ScriptVerdict("199", (failed,)), ScriptVerdict("201", (passed,))]
+    )
     assert scores.stages["runs"].to_json() == {
         "passed": 2, "failed": 1, "xfailed": 0, "skipped": 0, "pass_rate": 2 / 3
     }  # fmt: skip

@@ -13,7 +13,7 @@ from searches import SmallSearch
 
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.images import ImageStore
-from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
+from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 
 UNATTAINABLE = replace(MET, status="unattainable", reason="speed")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
@@ -38,9 +38,9 @@ def folder(tmp_path: Path) -> object:
     return make
 
 
-def pictures(baseline: Path, winner: Path) -> Pictures:
+def pictures(baseline: Path, winner: Path) -> PictureFolders:
     prompts = tuple(f"prompt {number}" for number in range(len(list(winner.glob("*.png")))))
-    return Pictures(prompts, baseline, winner)
+    return PictureFolders(prompts, baseline, winner)
 
 
 def columns(path: Path) -> list[Colour]:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,14 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cell_part import cell_parts
-from pytest_diffaccel.report.html.cells import cells_of
-from pytest_diffaccel.report.html.charts import Chart
-from pytest_diffaccel.report.html.findings import Findings, find
-from pytest_diffaccel.report.html.golden_changes import categories, golden_part
-from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.rows import frontier_of
-from pytest_diffaccel.report.html.timing import kind_costs_chart
+from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps
+from pytest_diffaccel.report.html.charts.timing_charts import kind_costs_chart
+from pytest_diffaccel.report.html.charts.vega import Chart
+from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
+from pytest_diffaccel.report.html.content.cells import cells_of
+from pytest_diffaccel.report.html.content.findings import Findings, find
+from pytest_diffaccel.report.html.content.golden_part import categories, golden_part
+from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 from pytest_diffaccel.search.group import DONE
 
@@ -365,6 +366,29 @@ def test_a_static_chart_draws_like_symbols_once_and_keeps_its_texts() -> None:
     assert max(Counter(references).values()) >= 5
     assert ">1.23456<" in drawing
     assert "currentColor" in drawing
+
+
+def test_without_what_draws_charts_the_report_has_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = RecordedSearch(tmp_path)
+    search.fill(grid=deepcache_grid()[:4])
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    page = tmp_path / "report.html"
+    assert main(["report", "--store", str(search.store), "-o", str(page), "--golden", str(search.golden)]) == 0
+    said = "without charts, which need vl-convert-python: pip install 'pytest-diffaccel[report]'"
+    assert f"MB, {said})" in capsys.readouterr().out
+    assert said in unescape(words(page))
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r'<table class="values">\s*<thead><tr>(.*?)</tr>', text)
+    assert [re.findall(r"<th[^>]*>(.*?)</th>", heads) for heads in headings] == [
+        ["cache_branch_id", "cache_interval", "LPIPS", "speed-up"],
+        ["what", "params", "block", "seconds"],
+        ["what", "params", "kind", "steps", "seconds each", "of an unaccelerated step"],
+    ]
+    assert "<svg" not in text
+    assert "vegaEmbed =" not in text
+    assert (len(embedded_data(page)["cells"][0]["rows"]), text.count("data:image/webp") > 0) == (6, True)
 
 
 # Heat maps

@@ -38,9 +38,12 @@ def test_the_contract_is_the_table(rooms: list[str], layers: dict[str, Any]) -> 
     assert layers["pytest_diffaccel"] == [room for room in reversed(rooms) if "." not in room]
 
 
-def test_the_contract_of_search_is_its_part_of_the_table(rooms: list[str], layers: dict[str, Any]) -> None:
-    inside = [room.removeprefix("search.") for room in reversed(rooms) if room.startswith("search.")]
-    assert layers["pytest_diffaccel.search"] == inside
+@pytest.mark.parametrize("outer", ["search", "report.html"])
+def test_the_contract_inside_a_room_is_its_part_of_the_table(
+    outer: str, rooms: list[str], layers: dict[str, Any]
+) -> None:
+    inside = [room.removeprefix(f"{outer}.") for room in reversed(rooms) if room.startswith(f"{outer}.")]
+    assert layers[f"pytest_diffaccel.{outer}"] == inside
 
 
 def test_every_row_is_a_room_that_is_there(rooms: list[str]) -> None:

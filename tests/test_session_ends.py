@@ -21,8 +21,7 @@ from searches import SMALL_OPTIONS, SearchFolder
 from pytest_diffaccel.gate.case import Showing
 from pytest_diffaccel.gate.run import GateRun
 from pytest_diffaccel.gate.verdict import Finding, Verdict
-from pytest_diffaccel.judge.verdict import StageResult
-from pytest_diffaccel.judge.verdict import Verdict as ScriptVerdict
+from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY

@@ -29,8 +29,8 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
-from pytest_diffaccel.report.html.cells import cells_of
-from pytest_diffaccel.report.html.standing import fit_costs, standing
+from pytest_diffaccel.report.html.content.cells import cells_of
+from pytest_diffaccel.report.html.content.standing import fit_costs, standing
 from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import DONE
 from pytest_diffaccel.search.models.cost_model import CostModel

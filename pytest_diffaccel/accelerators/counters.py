@@ -19,10 +19,8 @@ class FiredCounters:
 
     Attributes:
         denoiser_calls: UNet calls.
-        cached_steps: UNet calls in which the deepest block did not run.
         gated_calls: UNet calls on less than the full batch.
         merged_tokens: tokens of self-attention inputs that were merged away, summed over blocks and calls.
-        reused_attention: attention calls whose projections did not run.
     """
 
     def __init__(self, full_batch: int) -> None:
@@ -93,7 +91,11 @@ class FiredCounters:
 
     @property
     def counts(self) -> dict[str, int]:
-        """All counters by name."""
+        """All counters by name.
+
+        Also ``cached_steps``, UNet calls in which the deepest block did not run, and ``reused_attention``, attention
+        calls whose projections did not run.
+        """
         return {
             "denoiser_calls": self.denoiser_calls,
             "cached_steps": self.denoiser_calls - self._deepest_calls,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.cli.export_command import rows_of_store
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.records.comparison import Comparison, Subjects
+    from pytest_diffaccel.records.comparison import ComparedSets, Subjects
 
 # Suffixes of what `export` writes.
 _FILES = (".csv", ".json", ".parquet")
@@ -35,8 +35,8 @@ def _compare(parsed: argparse.Namespace) -> int:
     comparison = compare(_subjects(parsed.before), _subjects(parsed.after))
     for line in _table(comparison, every=parsed.all):
         print(line)
-    regressed = sum(one.regressed for one in comparison.compared)
-    counts = Counter(", ".join(one.verdicts) or "same" for one in comparison.compared)
+    regressed = sum(subject.regressed for subject in comparison.compared)
+    counts = Counter(", ".join(subject.verdicts) or "same" for subject in comparison.compared)
     print(f"{len(comparison.compared)} compared: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
     if comparison.only_before or comparison.only_after:
         print(f"not compared: {comparison.only_before} only in A, {comparison.only_after} only in B")
@@ -70,25 +70,25 @@ def _is_golden(path: Path) -> bool:
         return True  # golden's reader says which line is wrong
 
 
-def _table(comparison: Comparison, *, every: bool) -> list[str]:
+def _table(comparison: ComparedSets, *, every: bool) -> list[str]:
     from rich.table import Table
 
     from pytest_diffaccel.report.table_text import table_lines
 
-    rows = [one for one in comparison.compared if every or one.verdicts]
-    rows.sort(key=lambda one: (not one.regressed, not one.verdicts, one.ratio.value))
+    rows = [subject for subject in comparison.compared if every or subject.verdicts]
+    rows.sort(key=lambda subject: (not subject.regressed, not subject.verdicts, subject.ratio.value))
     listed = rows if every else rows[:_LONGEST_TABLE]
     table = Table(box=None, pad_edge=False)
     for heading in ("candidate", "speedup", "B/A [95%]", "LPIPS", "verdict"):
         table.add_column(heading, overflow="fold")
-    for one in listed:
-        old, new, ratio = one.before, one.after, one.ratio
+    for subject in listed:
+        old, new, ratio = subject.before, subject.after, subject.ratio
         table.add_row(
-            one.name.replace(",", ", "),
+            subject.name.replace(",", ", "),
             f"{old.speedup.value:.2f}x -> {new.speedup.value:.2f}x",
             f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
             f"{old.lpips.value:.4f} -> {new.lpips.value:.4f}",
-            ", ".join(one.verdicts) or "same",
+            ", ".join(subject.verdicts) or "same",
         )
     if len(rows) > len(listed):
         table.add_row(f"and {len(rows) - len(listed)} more (--all)")

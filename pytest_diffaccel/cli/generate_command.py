@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.codegen.batch import Batch
+    from pytest_diffaccel.codegen.batch import RenderedTasks
     from pytest_diffaccel.codegen.lookup import Records
 
 # More files that differ than this are counted, not listed.
@@ -76,11 +76,11 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
 
 
 def _generate_many(parsed: argparse.Namespace, records: Records) -> int:
-    from pytest_diffaccel.codegen.batch import DEFAULT_FOLDER, Batch
+    from pytest_diffaccel.codegen.batch import DEFAULT_FOLDER, RenderedTasks
     from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
 
     folder = parsed.output or DEFAULT_FOLDER
-    batch = Batch.render(all_tasks() if parsed.all else tasks_of_ids(parsed.ids), records)
+    batch = RenderedTasks.render(all_tasks() if parsed.all else tasks_of_ids(parsed.ids), records)
     _report_gaps(batch, parsed.golden)
     if not batch.scripts:
         raise ValueError("no script to write or check: golden answers none of these tasks")
@@ -91,7 +91,7 @@ def _generate_many(parsed: argparse.Namespace, records: Records) -> int:
     return 0
 
 
-def _report_gaps(batch: Batch, golden: Path) -> None:
+def _report_gaps(batch: RenderedTasks, golden: Path) -> None:
     from pytest_diffaccel.codegen.lookup import record_command
 
     if batch.borrowed:

@@ -16,7 +16,7 @@ from pytest_diffaccel.settings.option_types import positive
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents
-    from pytest_diffaccel.report.html.material import Material
+    from pytest_diffaccel.report.html.content.material import Material
 
 _SQLITE = "sqlite:///"
 
@@ -44,15 +44,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.report.html.page import write_report
+    from pytest_diffaccel.report.html.page import path_and_size, write_report
 
     say = _say if sys.stderr.isatty() else lambda _: None
     material = _material(parsed)
     with _between_timings(material.images.folder.with_name("timing.lock"), say):
         write_report(parsed.output, material, say)
     say("")
-    size_mb = parsed.output.stat().st_size / 1e6
-    print(f"{parsed.output} ({size_mb:.1f} MB)")
+    print(path_and_size(parsed.output))
     return 0
 
 
@@ -75,8 +74,8 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
-    from pytest_diffaccel.report.html.material import Material
-    from pytest_diffaccel.report.html.prompts import Prompts
+    from pytest_diffaccel.report.html.content.material import Material
+    from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 
     registry = default_registry()
     store, folder = _places(parsed.store)

@@ -15,7 +15,7 @@ DEFAULT_FOLDER = Path("gt_code")
 
 
 @dataclass(frozen=True)
-class Batch:
+class RenderedTasks:
     """What rendering some tasks gave.
 
     Attributes:
@@ -31,7 +31,7 @@ class Batch:
     unrecorded: Mapping[str, Task]
 
     @classmethod
-    def render(cls, tasks: Mapping[str, Task], records: Records) -> Batch:
+    def render(cls, tasks: Mapping[str, Task], records: Records) -> RenderedTasks:
         """The scripts of ``tasks``, by id.
 
         Raises:

@@ -78,7 +78,7 @@ class Arguments:
             if (value := getattr(self, name)) is not None and not low <= value <= high
         ]
         if self.guidance_scale == own_guidance_scale > 1:
-            said = [one for one in said if not one.startswith("guidance_scale:")]
+            said = [oddity for oddity in said if not oddity.startswith("guidance_scale:")]
         prompts, negatives = (
             {text.strip() for text in ([value] if isinstance(value, str) else value or [""])}
             for value in (self.prompt, self.negative_prompt)
@@ -202,15 +202,15 @@ def plain_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _strange(oddities: object) -> list[str]:
-    return [one for one in oddities if isinstance(one, str)] if isinstance(oddities, list) else []
+    return [oddity for oddity in oddities if isinstance(oddity, str)] if isinstance(oddities, list) else []
 
 
 def _faults(error: ValidationError) -> list[str]:
     """What is wrong with each part of a claim, once: a value may be no text and no list of texts either."""
     said: dict[str, str] = {}
-    for one in error.errors(include_url=False, include_input=False):
-        place = [str(part) for part in one["loc"] if part != "arguments"]
-        message = "not given" if one["type"] == "missing" else one["msg"].removeprefix("Value error, ")
+    for problem in error.errors(include_url=False, include_input=False):
+        place = [str(part) for part in problem["loc"] if part != "arguments"]
+        message = "not given" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
         said.setdefault(place[0] if place else "arguments", message[:1].lower() + message[1:])
     return [f"{name}: {message}" for name, message in said.items()]
 

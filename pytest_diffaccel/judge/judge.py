@@ -15,11 +15,11 @@ from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.devices import computing_gpu
 from pytest_diffaccel.judge import STAGES
 from pytest_diffaccel.judge.confine.limits import Limits
-from pytest_diffaccel.judge.quality import QualityJudge
-from pytest_diffaccel.judge.speed import judge_speed
+from pytest_diffaccel.judge.live_speed import judge_speed
+from pytest_diffaccel.judge.quality_judge import QualityJudge
+from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import Court, LiveCall, ScriptMisbehaved, Trial
-from pytest_diffaccel.judge.verdict import StageResult, Verdict
 from pytest_diffaccel.judge.workplace import Workplace
 from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
@@ -72,7 +72,7 @@ class Judge:
         self.source = ModelSource.from_option(rules.models)
         self.missing: Sequence[str] = ()
 
-    def judge(self, prompt_id: str, task: Task, script: bytes, answer: Answer | None) -> Verdict:
+    def judge(self, prompt_id: str, task: Task, script: bytes, answer: Answer | None) -> ScriptVerdict:
         """Judge one script.
 
         Args:
@@ -88,9 +88,9 @@ class Judge:
         if any(stage != "static" for stage in self.rules.stages):
             trial = self._try(task, script, answer)
             stages += [trial.result, self._speed(trial), self._quality(trial, answer)]
-        return Verdict(prompt_id, tuple(one for one in stages if one.stage in self.rules.stages))
+        return ScriptVerdict(prompt_id, tuple(one for one in stages if one.stage in self.rules.stages))
 
-    def refuse(self, prompt_id: str, why: str, answer: Answer | None) -> Verdict:
+    def refuse(self, prompt_id: str, why: str, answer: Answer | None) -> ScriptVerdict:
         """The verdict on a script that cannot be read: it fails in every stage, and counts like any other.
 
         Args:
@@ -102,7 +102,7 @@ class Judge:
         for stage in self.rules.stages:
             skipped = stage == "quality" and answer is None
             stages.append(StageResult(stage, "skipped", _NO_RECORD) if skipped else StageResult(stage, "failed", why))
-        return Verdict(prompt_id, tuple(stages))
+        return ScriptVerdict(prompt_id, tuple(stages))
 
     def close(self) -> None:
         """End the fork server, if there is one."""

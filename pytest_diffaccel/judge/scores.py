@@ -10,7 +10,7 @@ from io import StringIO
 from typing import Any
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.judge.verdict import Verdict
+from pytest_diffaccel.judge.script_verdict import ScriptVerdict
 
 _FORMAT = 1
 _WIDTH = 100
@@ -55,10 +55,10 @@ class Scores:
 
     stages: Mapping[str, Rate]
     overall: Rate
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ScriptVerdict, ...]
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict]) -> Scores:
+    def of(cls, verdicts: Sequence[ScriptVerdict]) -> Scores:
         """Count verdicts."""
         ordered = tuple(sorted(verdicts, key=lambda verdict: int(verdict.prompt_id)))
         stages = {}
@@ -100,6 +100,6 @@ def _rate(outcomes: Sequence[str]) -> Rate:
     return Rate(counts["passed"] + counts["xpassed"], counts["failed"], counts["xfailed"], counts["skipped"])
 
 
-def _in_all(verdict: Verdict) -> str:
+def _in_all(verdict: ScriptVerdict) -> str:
     outcomes = {result.outcome for result in verdict.stages}
     return next((one for one in ("failed", "xfailed", "passed", "xpassed") if one in outcomes), "skipped")

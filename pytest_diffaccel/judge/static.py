@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.judge.verdict import StageResult
+from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
 from pytest_diffaccel.models.weights import PIPELINE_CLASSES
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Claim, Expected
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
-from pytest_diffaccel.judge.verdict import StageResult
+from pytest_diffaccel.judge.script_verdict import StageResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pytest_diffaccel.accelerators.composition import Registry
-    from pytest_diffaccel.judge.clocks import WorkClock
     from pytest_diffaccel.judge.replay import Counts, Replay
+    from pytest_diffaccel.judge.work_clock import WorkClock
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 
 # torch's CPU generator keeps 32 bits of a seed.

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest_diffaccel
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError, Message
-from pytest_diffaccel.judge.clocks import WorkClock
 from pytest_diffaccel.judge.confine.folder import check_use, temporary_folder
 from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.confine.sandbox import clean_environment
+from pytest_diffaccel.judge.work_clock import WorkClock
 
 #: Height and width in pixels.
 Size = tuple[int, int]

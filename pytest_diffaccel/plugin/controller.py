@@ -23,6 +23,7 @@ from pytest_diffaccel.plugin.case_items import (
     search_cases,
 )
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ class Reporting:
         if is_searching(self._config) and self._made is None:
             gate = gate_run(self._config)
             cases = gate_groups_by_case(gate) if gate else groups_by_case(search_run(self._config))
-            self._announce([nodeid for nodeid in ids if case_id(nodeid) in cases])
+            nodeids = [nodeid for nodeid in ids if case_id(nodeid) in cases]
+            if nodeids or gate:  # else the project's configuration alone says that there is a search
+                self._announce(nodeids)
 
     def _announce(self, nodeids: Sequence[str]) -> None:
         from pytest_diffaccel.records.jsonfile import JsonFileError
@@ -130,7 +133,7 @@ class Reporting:
                 try_places(search_run(self._config).settings)
         except (JsonFileError, NoPlace) as error:
             self._is_refused = True
-            raise pytest.UsageError(str(error)) from error
+            raise refusal(self._config, error) from error
         if nodeids and known:
             self._tell_of_others()
 

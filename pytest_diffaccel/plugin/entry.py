@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_diffaccel.plugin import hookspecs, judge_options
+from pytest_diffaccel.plugin import hookspecs, ini_keys, judge_options
 from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
 from pytest_diffaccel.plugin.controller import Reporting
 from pytest_diffaccel.plugin.fixtures import (
@@ -28,9 +29,8 @@ from pytest_diffaccel.plugin.judge_cases import (
     diffaccel_bench,
     diffaccel_judge,
     judge_settings,
-    refuse_bad_settings,
-    task_ids,
 )
+from pytest_diffaccel.plugin.refusals import cases_of, raise_refusal
 from pytest_diffaccel.plugin.workers import (
     give_up_broken_cuda,
     interrupt_on_sigterm,
@@ -62,13 +62,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     options.add_options(parser)
     judge_options.add_options(parser)
+    ini_keys.add_keys(parser)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Generator[None, object, object]:
-    """An option that nobody declares, conftest files neither, and that is nearly one of ours, is refused with that."""
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Options that are set in the project's configuration are read before the command line, which wins.
+
+    An option that nobody declares, conftest files neither, and that is nearly one of ours, is refused with that.
+    """
+    ini_keys.read_keys(early_config)
     loaded = yield
-    known = [*options.names(), *judge_options.names()]
+    known = [name for option in ini_keys.OPTIONS for name in option.names]
     near = {arg: said for arg in args if (said := near_options(arg.partition("=")[0], known))}
     for arg in parser.parse_known_and_unknown_args(args)[1] if near else ():
         if arg in near:
@@ -118,10 +125,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
+    given = config.known_args_namespace
     if options.is_given(config.option):
-        search_run(config)
+        # What only the project's configuration says is refused once there is a case: most runs are of other tests.
+        with nullcontext() if options.is_given(given) else suppress(pytest.UsageError):
+            search_run(config)
         interrupt_on_sigterm(config)
-    if judge_options.is_given(config.option):
+    if judge_options.is_given(given):
         judge_settings(config)
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
@@ -149,17 +159,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(GATE_CASE, gate.cases, ids=[case.key for case in gate.cases])
         return
     if CANDIDATE in metafunc.fixturenames:
-        candidates = search_run(metafunc.config).candidates
+        candidates = cases_of(metafunc.config, lambda: search_run(metafunc.config).candidates)
         metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])
     if GROUP in metafunc.fixturenames:
-        groups = search_run(metafunc.config).groups
+        groups = cases_of(metafunc.config, lambda: search_run(metafunc.config).groups)
         metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
     if TASK in metafunc.fixturenames:
-        metafunc.parametrize(TASK, task_ids(metafunc.config))
+        metafunc.parametrize(TASK, cases_of(metafunc.config, lambda: list(judge_settings(metafunc.config).tasks)))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Cases in their own order, whatever order other plugins gave to the tests before (shuffling, ``--ff``, ...)."""
-    refuse_bad_settings(session.config)
+    raise_refusal(session.config)
     sort_cases(session.items, lambda: search_run(session.config), gate_run(session.config))

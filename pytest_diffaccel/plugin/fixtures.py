@@ -11,6 +11,7 @@ import pytest
 
 from pytest_diffaccel.plugin import workers
 from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin.refusals import refusal
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -45,7 +46,7 @@ def search_run(config: pytest.Config) -> SearchRun:
             config.stash[_RUN] = SearchRun(settings, registry, session)
             config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, OSError) as error:
-            raise pytest.UsageError(str(error)) from error
+            raise refusal(config, error) from error
     return config.stash[_RUN]
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from pytest_diffaccel.plugin import judge_options
 from pytest_diffaccel.plugin.case_items import case_id
-from pytest_diffaccel.plugin.workers import worker_number
+from pytest_diffaccel.plugin.refusals import refusal
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.judge import Judge
-    from pytest_diffaccel.judge.verdict import Verdict
+    from pytest_diffaccel.judge.script_verdict import ScriptVerdict
     from pytest_diffaccel.report.terminal import Terminal
 
 #: Name of the parametrized argument: one case a task.
@@ -29,7 +29,6 @@ _ASKED, _UNRECORDED = "diffaccel-asked", "diffaccel-unrecorded"
 _BROKEN_OFF = "the judge broke off; the case's error says where"
 
 _SETTINGS = pytest.StashKey[judge_options.JudgeSettings]()
-_REFUSAL = pytest.StashKey[pytest.UsageError]()
 
 
 def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
@@ -42,32 +41,8 @@ def judge_settings(config: pytest.Config) -> judge_options.JudgeSettings:
         try:
             config.stash[_SETTINGS] = judge_options.JudgeSettings.from_options(config.option)
         except ValueError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise refusal(config, error) from error
     return config.stash[_SETTINGS]
-
-
-def task_ids(config: pytest.Config) -> list[str]:
-    """The tasks to collect; none where the settings are refused, which :func:`refuse_bad_settings` says in one line.
-
-    Raised while a module is collected, it would be shown as a traceback for each module.
-    """
-    try:
-        return list(judge_settings(config).tasks)
-    except pytest.UsageError as error:
-        if worker_number(config) is not None:  # a worker's reason reaches its controller as an error of collection only
-            raise
-        config.stash[_REFUSAL] = error
-        return []
-
-
-def refuse_bad_settings(config: pytest.Config) -> None:
-    """End a session whose cases could not be collected.
-
-    Raises:
-        pytest.UsageError: what :func:`judge_settings` raised.
-    """
-    if _REFUSAL in config.stash:
-        raise config.stash[_REFUSAL]
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +67,7 @@ def diffaccel_bench(pytestconfig: pytest.Config) -> Iterator[Judge]:
 
 
 @pytest.fixture
-def diffaccel_judge(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
+def diffaccel_judge(request: pytest.FixtureRequest) -> Callable[[str], ScriptVerdict]:
     """What a case calls with its task's id: judges the script; fails, skips or xfails the case accordingly."""
     # Before anything can fail: what was asked for counts, whatever becomes of it.
     callspec = getattr(request.node, "callspec", None)
@@ -108,7 +83,7 @@ class _Case:
     def __init__(self, settings: judge_options.JudgeSettings, judge: Judge, item: pytest.Item) -> None:
         self._settings, self._judge, self._item = settings, judge, item
 
-    def judge(self, prompt_id: str) -> Verdict:
+    def judge(self, prompt_id: str) -> ScriptVerdict:
         from pytest_diffaccel.codegen.lookup import NoRecord, find, record_command
 
         task = self._settings.tasks[prompt_id]
@@ -126,7 +101,7 @@ class _Case:
             self._item.warn(pytest.PytestWarning(f"scripts are not fully confined here: {warning}"))
         return self._end(verdict, task)
 
-    def _verdict(self, prompt_id: str, task: Task, answer: Answer | None) -> Verdict:
+    def _verdict(self, prompt_id: str, task: Task, answer: Answer | None) -> ScriptVerdict:
         from pytest_diffaccel.codegen.script import render
 
         if self._settings.code is None:
@@ -140,9 +115,9 @@ class _Case:
             return self._judge.refuse(prompt_id, why, answer)
         return self._judge.judge(prompt_id, task, script, answer)
 
-    def _end(self, verdict: Verdict, task: Task) -> Verdict:
+    def _end(self, verdict: ScriptVerdict, task: Task) -> ScriptVerdict:
         if verdict.failures:
-            lines = [f"{one.stage}: {one.detail}" for one in verdict.failures]
+            lines = [f"{result.stage}: {result.detail}" for result in verdict.failures]
             pytest.fail("\n".join([task.sentence, *lines]), pytrace=False)
         speed = verdict.of("speed")
         if speed is not None and speed.outcome == "xfailed":
@@ -172,7 +147,7 @@ class JudgeReporting:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._found: dict[str, Verdict] = {}
+        self._found: dict[str, ScriptVerdict] = {}
         self._broken: set[str] = set()
         self._unrecorded: list[str] = []
         self._tests: set[str] = set()
@@ -194,9 +169,9 @@ class JudgeReporting:
         if properties.keys() & {PROPERTY, _ASKED}:
             self._tests.add(report.nodeid.partition("[")[0])
         if PROPERTY in properties:
-            from pytest_diffaccel.judge.verdict import Verdict
+            from pytest_diffaccel.judge.script_verdict import ScriptVerdict
 
-            verdict = Verdict.from_json(json.loads(properties[PROPERTY]))
+            verdict = ScriptVerdict.from_json(json.loads(properties[PROPERTY]))
             self._found[verdict.prompt_id] = verdict
         elif report.failed and _ASKED in properties:
             self._broken.add(properties[_ASKED])
@@ -205,13 +180,16 @@ class JudgeReporting:
         if _UNRECORDED in properties and report.when == "call":
             self._unrecorded.append(properties[_UNRECORDED])
 
-    def _verdicts(self, settings: judge_options.JudgeSettings) -> Mapping[str, Verdict]:
+    def _verdicts(self, settings: judge_options.JudgeSettings) -> Mapping[str, ScriptVerdict]:
         """By id; a script on which the judge broke off has failed, or whoever broke it would score higher."""
-        from pytest_diffaccel.judge.verdict import StageResult, Verdict
+        from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 
-        crashed = {case_id(one) for one in self._crashed if one.partition("[")[0] in self._tests}
+        crashed = {case_id(nodeid) for nodeid in self._crashed if nodeid.partition("[")[0] in self._tests}
         stages = tuple(StageResult(stage, "failed", _BROKEN_OFF) for stage in settings.stages)
-        broken = {one: Verdict(one, stages) for one in (self._broken | crashed) & settings.tasks.keys()}
+        broken = {
+            prompt_id: ScriptVerdict(prompt_id, stages)
+            for prompt_id in (self._broken | crashed) & settings.tasks.keys()
+        }
         return {**broken, **self._found}
 
     def pytest_sessionfinish(self) -> None:
@@ -235,7 +213,7 @@ class JudgeReporting:
         ):
             terminalreporter.write_line(line)
 
-    def _rates(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    def _rates(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         if not verdicts:
             return
         from pytest_diffaccel.judge.scores import Scores
@@ -252,7 +230,7 @@ class JudgeReporting:
             else:
                 yield f"every verdict: {settings.scores}"
 
-    def _gaps(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    def _gaps(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import record_command
 
         if self._unrecorded:
@@ -267,7 +245,7 @@ class JudgeReporting:
                 "name them with --ids to count them as failed"
             )
 
-    def _outdated(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    def _outdated(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import update_command
 
         for verdict in verdicts.values():

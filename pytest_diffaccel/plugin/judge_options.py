@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.settings.option_types import OptionError, count, meant, number, option
+from pytest_diffaccel.settings.option_types import OptionError, count, meant, number, of_one_run, option
 
 if TYPE_CHECKING:
     import pytest
@@ -119,11 +119,12 @@ def _share(text: str) -> float:
     return share
 
 
-_OPTIONS = (
-    option("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310"),
-    option("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed"),
-    option("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's"),
-    option("--scores", metavar="FILE", help="write pass rates and every verdict as JSON"),
+#: Every option of ``pytest codegen``.
+JUDGE_OPTIONS = (
+    of_one_run("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310"),
+    of_one_run("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed"),
+    of_one_run("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's"),
+    of_one_run("--scores", metavar="FILE", help="write pass rates and every verdict as JSON"),
     option("--stages", default="all", metavar="LIST", help=f"what to judge: {','.join(STAGES)} or all (default)"),
     option(
         "--ratio-tolerance",
@@ -138,15 +139,10 @@ _OPTIONS = (
 def add_options(parser: pytest.Parser) -> None:
     """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
     group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
-    for one in _OPTIONS:
-        group.addoption(*one.names, dest=one.dest, **one.keywords)
-
-
-def names() -> list[str]:
-    """The spellings of these options: ``--ids``, ..."""
-    return [name for one in _OPTIONS for name in one.names]
+    for declared in JUDGE_OPTIONS:
+        group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
 
 
 def is_given(options: Namespace) -> bool:
     """Whether any of these options was given."""
-    return any(getattr(options, one.dest) != one.default for one in _OPTIONS)
+    return any(getattr(options, declared.dest) != declared.default for declared in JUDGE_OPTIONS)

@@ -13,7 +13,7 @@ from pytest_diffaccel.records.golden_changes import Golden
 
 
 @dataclass(frozen=True)
-class Figures:
+class ComparedFigures:
     """What is compared of a measurement.
 
     Attributes:
@@ -28,7 +28,7 @@ class Figures:
 
 
 #: By candidate, or golden key, and sampling, in words.
-Subjects: TypeAlias = Mapping[tuple[str, str], Figures]
+Subjects: TypeAlias = Mapping[tuple[str, str], ComparedFigures]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Compared:
 
     name: str
     sampling: str
-    before: Figures
-    after: Figures
+    before: ComparedFigures
+    after: ComparedFigures
 
     @property
     def ratio(self) -> Interval:
@@ -86,7 +86,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedSets:
     """Two sets of measurements.
 
     Attributes:
@@ -100,7 +100,7 @@ class Comparison:
     only_after: int
 
 
-def compare(before: Subjects, after: Subjects) -> Comparison:
+def compare(before: Subjects, after: Subjects) -> ComparedSets:
     """Match two sets, in the first one's order.
 
     Raises:
@@ -113,21 +113,21 @@ def compare(before: Subjects, after: Subjects) -> Comparison:
             "samples, prompts and seed"
         )
     compared = tuple(Compared(*subject, before[subject], after[subject]) for subject in common)
-    return Comparison(compared, len(before) - len(common), len(after) - len(common))
+    return ComparedSets(compared, len(before) - len(common), len(after) - len(common))
 
 
-def subjects_of_rows(rows: Iterable[Row]) -> dict[tuple[str, str], Figures]:
+def subjects_of_rows(rows: Iterable[Row]) -> dict[tuple[str, str], ComparedFigures]:
     """What rows of an export measured; the newest where several environments measured the same."""
     measured = sorted((row for row in rows if row["status"] == "measured"), key=lambda row: str(row["created_at"]))
     return {
-        (str(row["candidate"]), _sampling(row)): Figures(
+        (str(row["candidate"]), _sampling(row)): ComparedFigures(
             _interval(row, "speedup"), _interval(row, "lpips"), row.get("lpips_noise_floor") or 0.0
         )
         for row in measured
     }
 
 
-def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], Figures]:
+def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], ComparedFigures]:
     """What golden entries recorded, those without figures excepted."""
     found = {}
     for key, entry in golden.entries.items():
@@ -135,7 +135,7 @@ def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], Figures]:
         floor = environment.scale.noise_floor if environment and environment.scale else 0.0
         if entry.speedup and entry.speedup_ci95 and entry.lpips is not None and entry.lpips_ci95:
             speedup, lpips = Interval(entry.speedup, *entry.speedup_ci95), Interval(entry.lpips, *entry.lpips_ci95)
-            found[str(key), f"{entry.num_samples} samples"] = Figures(speedup, lpips, floor)
+            found[str(key), f"{entry.num_samples} samples"] = ComparedFigures(speedup, lpips, floor)
     return found
 
 

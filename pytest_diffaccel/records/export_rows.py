@@ -45,12 +45,12 @@ def export_rows(contents: Contents) -> list[Row]:
 
     A candidate that was passed over at first and measured later, as it turned out promising, is not skipped.
     """
-    rows = [_measured(one, contents.environments) for one in contents.measurements]
-    rows += [_failed(one, contents.environments) for one in contents.failures]
+    rows = [_measured(recorded, contents.environments) for recorded in contents.measurements]
+    rows += [_failed(failure, contents.environments) for failure in contents.failures]
     known = {(row["candidate"], row["environment"]) for row in rows}
     names = {slug(name): name for name in (*ACCELERATORS, *(str(row["accelerator"]) for row in rows))}
-    skipped = (one for one in contents.decisions if (one.subject, one.environment) not in known)
-    rows += [row for one in skipped if (row := _skipped(one, names, contents.environments)) is not None]
+    skipped = (decision for decision in contents.decisions if (decision.subject, decision.environment) not in known)
+    rows += [row for decision in skipped if (row := _skipped(decision, names, contents.environments)) is not None]
     columns = {**COLUMNS, **dict.fromkeys(sorted({name for row in rows for name in row} - COLUMNS.keys()))}
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -62,8 +62,8 @@ def column_type(name: str, rows: Iterable[Row]) -> type:
     return int if all(isinstance(row[name], int) for row in rows if row[name] is not None) else float
 
 
-def _measured(one: Recorded, environments: Mapping[str, Environment]) -> Row:
-    measurement = one.measurement
+def _measured(recorded: Recorded, environments: Mapping[str, Environment]) -> Row:
+    measurement = recorded.measurement
     return {
         "status": "measured",
         **_candidate(measurement.candidate),
@@ -77,37 +77,37 @@ def _measured(one: Recorded, environments: Mapping[str, Environment]) -> Row:
         **dict(_times(measurement)),
         **{f"{FIRED}{name}": count for name, count in measurement.fired.items()},
         **_conditions(measurement.sampling, measurement.environment, environments),
-        "created_at": one.created_at,
+        "created_at": recorded.created_at,
     }
 
 
-def _failed(one: Failure, environments: Mapping[str, Environment]) -> Row:
+def _failed(failure: Failure, environments: Mapping[str, Environment]) -> Row:
     return {
         "status": "failed",
-        "reason": f"{one.kind}: {one.message}",
-        **_candidate(one.candidate),
-        **_conditions(one.sampling, one.environment, environments),
-        "created_at": one.created_at,
+        "reason": f"{failure.kind}: {failure.message}",
+        **_candidate(failure.candidate),
+        **_conditions(failure.sampling, failure.environment, environments),
+        "created_at": failure.created_at,
     }
 
 
-def _skipped(one: Decision, names: Mapping[str, str], environments: Mapping[str, Environment]) -> Row | None:
+def _skipped(decision: Decision, names: Mapping[str, str], environments: Mapping[str, Environment]) -> Row | None:
     """None for what was decided of a whole group."""
-    found = _CANDIDATE.fullmatch(one.subject)
+    found = _CANDIDATE.fullmatch(decision.subject)
     if found is None:
         return None
     params = (part.split("=", 1) for part in found["params"].split(","))
     return {
         "status": "skipped",
-        "reason": one.evidence,
-        "candidate": one.subject,
+        "reason": decision.evidence,
+        "candidate": decision.subject,
         "pipe": found["pipe"],
         "scheduler": found["scheduler"],
         "steps": int(found["steps"]),
         "accelerator": names.get(found["accelerator"], found["accelerator"]),
         **{f"{PARAM}{name}": json.loads(value) for name, value in params},
-        **_conditions(one.sampling, one.environment, environments),
-        "created_at": one.created_at,
+        **_conditions(decision.sampling, decision.environment, environments),
+        "created_at": decision.created_at,
     }
 
 

@@ -84,7 +84,7 @@ def _try_folder(named: str, folder: Path, advice: str, *, locks: str = "") -> No
     """
     whole = folder.absolute()
     # Unlike their counterparts of pathlib these functions answer where nothing may be looked at.
-    there = next(one for one in (whole, *whole.parents) if os.path.exists(one))
+    there = next(place for place in (whole, *whole.parents) if os.path.exists(place))
     try:
         with NamedTemporaryFile(dir=there, prefix=".diffaccel-trial-") as file:
             file.write(_TRIAL)

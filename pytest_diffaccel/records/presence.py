@@ -64,7 +64,7 @@ class Presence:
             self._store.forget_decision(session, _ENVIRONMENT, _SAMPLING)
         self._heart.start()
         others = [json.loads(about) for session, about in living.items() if session != self._session]
-        return [_words(one) for one in others if not (is_told_of_folder and self._place.items() <= one.items())]
+        return [_words(other) for other in others if not (is_told_of_folder and self._place.items() <= other.items())]
 
     def end(self) -> None:
         """Be gone, and close the store."""

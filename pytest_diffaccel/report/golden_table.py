@@ -52,9 +52,9 @@ def moves_text(
         after: those of the new one.
     """
     pairs = [
-        (one.before.environment, one.after.environment)
-        for one in changes
-        if one.before and one.after and one.before.environment != one.after.environment
+        (change.before.environment, change.after.environment)
+        for change in changes
+        if change.before and change.after and change.before.environment != change.after.environment
     ]
     lines = []
     for old, new in dict.fromkeys(pairs):
@@ -68,7 +68,8 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
     key = change.key
     entries = [entry for entry in (change.before, change.after) if entry is not None]
     name = f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x"
-    return name, _arrow([_speedup(one) for one in entries]), _arrow([_lpips(one) for one in entries]), _params(entries)
+    speedups, losses = ([words(entry) for entry in entries] for words in (_speedup, _lpips))
+    return name, _arrow(speedups), _arrow(losses), _params(entries)
 
 
 def _params(entries: Sequence[GoldenEntry]) -> str:

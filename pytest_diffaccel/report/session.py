@@ -17,7 +17,7 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
-from pytest_diffaccel.report.pictures import Pictures, write_picture_grid
+from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.terminal import Terminal
@@ -70,7 +70,7 @@ class SessionReport:
         self._undecided: dict[GoldenKey, Mapping[str, Any]] = {}
         self._changes: dict[GoldenKey, Change] = {}
         self._environments: dict[str, Environment] = {}
-        self._pictures: dict[GoldenKey, Pictures] = {}
+        self._pictures: dict[GoldenKey, PictureFolders] = {}
         self._outcomes: Counter[str] = Counter()
         self._left: dict[str, int] = {}
         self._unfit: dict[str, str] = {}
@@ -199,7 +199,7 @@ class SessionReport:
         self._changes |= {change.key: change for change in changes}
         self._environments |= environments
         for key, folder in result["pictures"].items():
-            self._pictures[GoldenKey.parse(key)] = Pictures(
+            self._pictures[GoldenKey.parse(key)] = PictureFolders(
                 tuple(result["prompts"]), Path(result["baseline"]), Path(folder)
             )
 

@@ -18,7 +18,7 @@ def never() -> bool:
 _EVALUATING = 0.65
 
 
-class Budget:
+class SearchBudget:
     """Even shares of a search's time; what a group leaves over is for those after it.
 
     Args:

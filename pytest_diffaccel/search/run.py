@@ -15,7 +15,7 @@ from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
-from pytest_diffaccel.search.budget import Budget
+from pytest_diffaccel.search.budget import SearchBudget
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
@@ -68,7 +68,7 @@ class SearchRun:
         self.session = session or Session()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
-        self.budget = Budget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
+        self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
 
     @cached_property
     def bench(self) -> Workbench:

@@ -24,8 +24,8 @@ from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
-from pytest_diffaccel.search.pictures import Pictures
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings.options import WORK_DIR
@@ -77,7 +77,7 @@ class Workbench:
         self.workers = workers
         self.spent = Spent()
         self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
-        self.pictures = Pictures(self)
+        self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
         #: Keys of short runs that failed in this process.

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
+from typing import Any
 
-from pytest_diffaccel.settings.option_types import OptionError, duration, option, share
+from pytest_diffaccel.settings.option_types import DeclaredOption, OptionError, duration, of_one_run, option, share
+
+
+def _of_gate(name: str, **keywords: Any) -> DeclaredOption:
+    """An option of the gate, which a project's configuration may hold for all runs: without ``--gate`` it is idle."""
+    return option(name, when=lambda given: bool(given.gate), **keywords)
+
 
 GATE_OPTIONS = (
-    option("--gate", action="store_true", help="judge the golden winners instead of searching"),
-    option(
+    of_one_run("--gate", action="store_true", help="judge the golden winners instead of searching"),
+    _of_gate(
         "--gate-slowdown",
         type=share,
         default=0.03,
         metavar="SHARE",
         help="smallest slowdown that matters (default: 3%%)",
     ),
-    option(
+    _of_gate(
         "--gate-host-slowdown",
         type=share,
         default=0.15,
         metavar="SHARE",
         help="smallest slowdown of the host's part of a launch-bound GPU step that matters (default: 15%%)",
     ),
-    option("--gate-host-fails", action="store_true", help="fail a case whose host part became slower"),
-    option("--gate-quality", type=share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"),
-    option("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
-    option("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
+    _of_gate("--gate-host-fails", action="store_true", help="fail a case whose host part became slower"),
+    _of_gate(
+        "--gate-quality", type=share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"
+    ),
+    _of_gate("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
+    _of_gate("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
 )
 
 
@@ -66,7 +75,7 @@ class GateSettings:
                 options.gate_budget,
                 options.gate_strict,
             )
-        alone = [one.names[0] for one in GATE_OPTIONS if getattr(options, one.dest) != one.default]
+        alone = [declared.names[0] for declared in GATE_OPTIONS if getattr(options, declared.dest) != declared.default]
         if alone:
             raise OptionError(f"{alone[0]} means nothing without --gate")
         return None

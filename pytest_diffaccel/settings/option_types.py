@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,22 @@ class OptionError(ValueError):
 
 
 @dataclass(frozen=True)
-class Option:
+class DeclaredOption:
     """One option as argparse declares it.
 
     Attributes:
         names: its spellings; the first names it in the parsed options.
         keywords: what argparse is told.
+        one_off: whether it is a matter of one run; any other can be set in a project's configuration, too.
+        file_pattern: the values that name a file; a configuration's are relative to its own folder.
+        when: whether a configuration's value counts beside what the command line says.
     """
 
     names: tuple[str, ...]
     keywords: Mapping[str, Any]
+    one_off: bool = False
+    file_pattern: str | None = None
+    when: Callable[[Namespace], bool] = lambda given: True
 
     @property
     def dest(self) -> str:
@@ -42,10 +48,26 @@ class Option:
         """Its value when it is not given."""
         return self.keywords.get("default", False if self.keywords.get("action") == "store_true" else None)
 
+    @property
+    def key(self) -> str | None:
+        """Its key in a project's configuration; None for a matter of one run."""
+        return None if self.one_off else f"diffaccel_{self.dest}"
 
-def option(*names: str, **keywords: Any) -> Option:
+
+def option(
+    *names: str,
+    one_off: bool = False,
+    file_pattern: str | None = None,
+    when: Callable[[Namespace], bool] = lambda given: True,
+    **keywords: Any,
+) -> DeclaredOption:
     """Declare an option."""
-    return Option(names, keywords)
+    return DeclaredOption(names, keywords, one_off, file_pattern, when)
+
+
+def of_one_run(*names: str, **keywords: Any) -> DeclaredOption:
+    """Declare an option that is a matter of one run, and so no key of a project's configuration."""
+    return option(*names, one_off=True, **keywords)
 
 
 def meant(text: str, spellings: Mapping[str, str]) -> str:
@@ -68,8 +90,8 @@ def near_options(name: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     words = set(re.split("[-_]+", name))
-    near = [one for one in known if words <= set(one.split("-"))] or get_close_matches(name, known, 1, _ALIKE)
-    near = near or [one for one in known if name.startswith(one)]
+    near = [other for other in known if words <= set(other.split("-"))] or get_close_matches(name, known, 1, _ALIKE)
+    near = near or [other for other in known if name.startswith(other)]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
-from pytest_diffaccel.settings.option_types import count, duration, option, positive
+from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, option, positive
 
 if TYPE_CHECKING:
     import pytest
@@ -37,9 +37,27 @@ _MATRIX_OPTIONS = (
         help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
     ),
     option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
-    option("--exhaustive", action="store_true", help="measure every grid point in full, also what cannot win"),
-    option("--models", default="embedded", metavar="SOURCE", help="embedded (default), hub, or a TOML file"),
-    option("--gpus", nargs="?", const="all", metavar="LIST", help="use GPUs: all, or --gpus=0,1; workers take turns"),
+    option(
+        "--exhaustive",
+        when=lambda given: given.search_budget is None,
+        action="store_true",
+        help="measure every grid point in full, also what cannot win",
+    ),
+    option(
+        "--models",
+        file_pattern=r".*\.toml",
+        default="embedded",
+        metavar="SOURCE",
+        help="embedded (default), hub, or a TOML file",
+    ),
+    # Which GPUs there are is the machine's matter, not the project's.
+    of_one_run(
+        "--gpus",
+        nargs="?",
+        const="all",
+        metavar="LIST",
+        help="use GPUs: all, or --gpus=0,1; workers take turns",
+    ),
 )
 _MEASURING_OPTIONS = (
     option(
@@ -57,7 +75,7 @@ _MEASURING_OPTIONS = (
         metavar="N",
         help="timed blocks a candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    option("--prompts", metavar="FILE", help="evaluation prompts, one a line"),
+    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one a line"),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
         "--max-quality-loss",
@@ -68,6 +86,7 @@ _MEASURING_OPTIONS = (
     ),
     option(
         "--search-budget",
+        when=lambda given: not given.exhaustive,
         type=duration,
         metavar="TIME",
         help="30min, 2h, ...: the best winners that can be found in this time, most promising candidates first",
@@ -75,15 +94,27 @@ _MEASURING_OPTIONS = (
     option("--case-timeout", type=positive, metavar="SECONDS", help="fail a case that takes longer"),
 )
 _RECORD_OPTIONS = (
-    option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)"),
-    option("--fresh", action="store_true", help="measure again what is stored"),
-    option("--golden", default="golden/search_params.json", metavar="FILE", help="golden database of winners"),
-    option("--update-golden", action="store_true", help="rewrite golden records that differ"),
-    option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
-    option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
-    option("--diffaccel-report", metavar="FILE", help="write all that was found as one HTML file"),
-    option("--diffaccel-log", metavar="FILE", help="add a JSON line to FILE as each case ends"),
-    option("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
+    option(
+        "--store",
+        file_pattern="(?!.*://).*",
+        metavar="URL",
+        help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)",
+    ),
+    of_one_run("--fresh", action="store_true", help="measure again what is stored"),
+    option(
+        "--golden",
+        file_pattern=".*",
+        default="golden/search_params.json",
+        metavar="FILE",
+        help="golden database of winners",
+    ),
+    of_one_run("--update-golden", action="store_true", help="rewrite golden records that differ"),
+    of_one_run("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
+    of_one_run("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),
+    # What a run is to show is said where it is started, as with pytest's own --junitxml.
+    of_one_run("--diffaccel-report", metavar="FILE", help="write all that was found as one HTML file"),
+    of_one_run("--diffaccel-log", metavar="FILE", help="add a JSON line to FILE as each case ends"),
+    of_one_run("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
 _GROUPS = {
     "diffusion acceleration: what to search": _MATRIX_OPTIONS,
@@ -91,19 +122,16 @@ _GROUPS = {
     "diffusion acceleration: what to keep": _RECORD_OPTIONS,
     "diffusion acceleration: regression gate": GATE_OPTIONS,
 }
+#: Every option of a search and of the gate.
+SEARCH_OPTIONS: tuple[DeclaredOption, ...] = tuple(declared for group in _GROUPS.values() for declared in group)
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option."""
-    for title, declared in _GROUPS.items():
+    for title, options in _GROUPS.items():
         group = parser.getgroup(title)
-        for one in declared:
-            group.addoption(*one.names, dest=one.dest, **one.keywords)
-
-
-def names() -> list[str]:
-    """The spellings of these options: ``--pipe``, ..."""
-    return [name for declared in _GROUPS.values() for one in declared for name in one.names]
+        for declared in options:
+            group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
 
 
 def benches_command(*options: str) -> str:
@@ -114,4 +142,4 @@ def benches_command(*options: str) -> str:
 
 def is_given(options: Namespace) -> bool:
     """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
-    return any(getattr(options, one.dest) != one.default for group in _GROUPS.values() for one in group)
+    return any(getattr(options, declared.dest) != declared.default for declared in SEARCH_OPTIONS)

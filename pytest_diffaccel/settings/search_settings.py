@@ -1,4 +1,4 @@
-"""From command line and ini to one frozen :class:`Settings`; nothing further down reads pytest's config."""
+"""From pytest's parsed options to one frozen :class:`Settings`; nothing further down reads pytest's config."""
 
 from __future__ import annotations
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.charts import Chart
-from pytest_diffaccel.report.html.data import chart_row, row_data
-from pytest_diffaccel.report.html.failures import FailurePart, failure_parts
-from pytest_diffaccel.report.html.findings import Findings, accelerators_of, find
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.pareto import pareto_chart, target_words
-from pytest_diffaccel.report.html.pictures import Gallery, WinnerPictures
-from pytest_diffaccel.report.html.rows import RECORDED, Figures, Row, frontier_of
-from pytest_diffaccel.report.html.sensitivity import sensitivity_charts
-from pytest_diffaccel.report.html.timing import kind_costs_chart, samples_chart
+from pytest_diffaccel.report.html.charts.gallery import Gallery, WinnerPictures
+from pytest_diffaccel.report.html.charts.pareto import pareto_chart
+from pytest_diffaccel.report.html.charts.sensitivity import sensitivity_charts
+from pytest_diffaccel.report.html.charts.timing_charts import kind_costs_chart, samples_chart
+from pytest_diffaccel.report.html.charts.vega import Chart
+from pytest_diffaccel.report.html.content.candidate_rows import RECORDED, Row, RowFigures, frontier_of, target_words
+from pytest_diffaccel.report.html.content.cells import CellRecord
+from pytest_diffaccel.report.html.content.data import chart_row, row_data
+from pytest_diffaccel.report.html.content.failures import FailurePart, failure_parts
+from pytest_diffaccel.report.html.content.findings import Findings, accelerators_of, find
+from pytest_diffaccel.report.html.content.material import Material
 
 # Speed-up and LPIPS of the unaccelerated pipeline.
 _PLAIN = (1.0, 0.0)
@@ -111,7 +111,7 @@ def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelera
 
 def _best_at_targets(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Of the winners of all accelerators at a target the one that loses least, with its targets as a label."""
-    best: dict[float, tuple[Row, Figures]] = {}
+    best: dict[float, tuple[Row, RowFigures]] = {}
     for row in rows:
         figures = row.figures
         for target in row.targets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from pytest_diffaccel.records.golden_file import Change, read_environments, read
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.page import write_report
-from pytest_diffaccel.report.html.prompts import Prompts
+from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.html.content.prompt_texts import Prompts
+from pytest_diffaccel.report.html.page import path_and_size, write_report
 from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
 
@@ -37,7 +36,7 @@ def write_session_report(
         write_report(path, _material(settings, registry, changes, command))
     except (OSError, ValueError, StoreError, ImportError) as error:
         return f"report: {path} could not be written: {error}"
-    return f"report: {path} ({os.path.getsize(path) / 1e6:.1f} MB)"
+    return f"report: {path_and_size(path)}"
 
 
 def _material(settings: Settings, registry: Registry, changes: Sequence[Change], command: str) -> Material:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.report.html.banner import Banner
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
-from pytest_diffaccel.report.html.charts import CONFIG, library
-from pytest_diffaccel.report.html.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
-from pytest_diffaccel.report.html.golden_changes import entry_words, golden_part
-from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.charts.vega import CONFIG, NOT_DRAWN, can_draw, library
+from pytest_diffaccel.report.html.content.banner import Banner
+from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
+from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
+from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
@@ -47,15 +47,25 @@ def write_report(path: Path, material: Material, progress: Callable[[str], None]
     write_text(path, _render(material, parts))
 
 
+def path_and_size(path: Path) -> str:
+    """What to say of a report: where it is, how large, and what it lacks."""
+    lacking = "" if can_draw() else f", {NOT_DRAWN}"
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB{lacking})"
+
+
 def _render(material: Material, parts: Sequence[CellPart]) -> str:
-    scripts = [library(), _asset("report.js")]
+    found = [part.findings for part in parts]
+    drawn = can_draw()
+    scripts = [*([library()] if drawn else []), _asset("report.js")]
     return (
         _templates()
         .get_template("report.html")
         .render(
-            banner=Banner.of(material, parts),
+            banner=Banner.of(material, found),
             cells=parts,
-            golden=golden_part(material, [part.findings for part in parts]),
+            golden=golden_part(material, found),
+            drawn=drawn,
+            not_drawn=NOT_DRAWN,
             config=CONFIG,
             columns=(*CELL_COLUMNS, *COLUMNS),
             data=_data(parts),
@@ -88,14 +98,14 @@ def _hash(script: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("pytest_diffaccel.report.html") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("pytest_diffaccel.report.html") / "assets" / name).read_text(encoding="utf-8")
 
 
 @cache
 def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("pytest_diffaccel.report.html", "page")
+    loader = PackageLoader("pytest_diffaccel.report.html", "assets")
     templates = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_diffaccel.matrix import Number, slug
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.report.html.charts import Chart
+from pytest_diffaccel.report.html.charts.vega import Chart
 
 # Fewer points than this show no shape.
 _LEAST_POINTS = 4
@@ -31,8 +31,8 @@ def sensitivity_charts(
         accelerators: names of all accelerators of the page, in order.
     """
     by_accelerator: dict[str, list[Measurement]] = {}
-    for one in measured:
-        by_accelerator.setdefault(one.candidate.accelerator, []).append(one)
+    for measurement in measured:
+        by_accelerator.setdefault(measurement.candidate.accelerator, []).append(measurement)
     charts = []
     for accelerator, own in sorted(by_accelerator.items(), key=lambda item: accelerators.index(item[0])):
         chart = _chart(f"{name}-{_plain(accelerator)}", accelerator, own, speedups)
@@ -45,30 +45,31 @@ def _plain(accelerator: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in slug(accelerator))
 
 
-def _point(one: Measurement) -> dict[str, Number]:
-    return {name: value for point in one.candidate.params.values() for name, value in point.items()}
+def _point(measurement: Measurement) -> dict[str, Number]:
+    return {name: value for point in measurement.candidate.params.values() for name, value in point.items()}
 
 
 def _chart(
     name: str, accelerator: str, measured: Sequence[Measurement], speedups: Mapping[str, Interval]
 ) -> Chart | None:
-    points = [_point(one) for one in measured]
+    points = [_point(measurement) for measurement in measured]
     names = list(dict.fromkeys(parameter for point in points for parameter in point))
     varied = {parameter: len({point.get(parameter) for point in points}) for parameter in names}
-    axes = sorted((one for one in names if varied[one] > 1), key=lambda one: -varied[one])[:2]
+    telling = [parameter for parameter in names if varied[parameter] > 1]
+    axes = sorted(telling, key=lambda parameter: -varied[parameter])[:2]
     if len(axes) < 2 or len(points) < _LEAST_POINTS:
         return None
-    rest = _needed([one for one in names if one not in axes and varied[one] > 1], axes, points)
+    rest = _needed([parameter for parameter in telling if parameter not in axes], axes, points)
     rows = [
         {
             "x": point[axes[0]],
             "y": point[axes[1]],
-            "rest": _heading([f"{one}={point[one]}" for one in rest]),
+            "rest": _heading([f"{parameter}={point[parameter]}" for parameter in rest]),
             "lpips": round(measurement.quality.lpips.value, 5),
             "speedup": round(speedups[measurement.candidate.key].value, 3),
         }
         for point, measurement in zip(points, measured, strict=True)
-        if all(one in point for one in (*axes, *rest))
+        if all(parameter in point for parameter in (*axes, *rest))
     ]
     most = [text for text, _ in Counter(row["rest"] for row in rows).most_common(_MOST_MULTIPLES)]
     left_out = len({row["rest"] for row in rows}) - len(most)
@@ -85,8 +86,8 @@ def _needed(names: Sequence[str], axes: Sequence[str], points: Sequence[Mapping[
     """Those of ``names`` that tell points apart which agree in ``axes`` and in the names before."""
     needed: list[str] = []
     for name in names:
-        known = {tuple(point.get(one) for one in (*axes, *needed)) for point in points}
-        further = {tuple(point.get(one) for one in (*axes, *needed, name)) for point in points}
+        known = {tuple(point.get(parameter) for parameter in (*axes, *needed)) for point in points}
+        further = {tuple(point.get(parameter) for parameter in (*axes, *needed, name)) for point in points}
         if len(further) > len(known):
             needed.append(name)
     return needed

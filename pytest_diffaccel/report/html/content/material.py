@@ -14,7 +14,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.images import ImageStore
-from pytest_diffaccel.report.html.prompts import Prompts
+from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 from pytest_diffaccel.matrix import format_params, slug
 from pytest_diffaccel.measure.measurement import Block, Measurement
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.report.html.charts import Chart, accelerator_scales
-from pytest_diffaccel.report.html.pareto import target_words
-from pytest_diffaccel.report.html.rows import Row
+from pytest_diffaccel.report.html.charts.vega import Chart, accelerator_scales
+from pytest_diffaccel.report.html.content.candidate_rows import Row, target_words
 
 _BASELINE = "unaccelerated"
 _OUTSIDE = "outside the steps"
@@ -30,7 +29,7 @@ def samples_chart(name: str, measured: Sequence[Measurement], accelerators: Sequ
         measured: the cell's measurements.
         accelerators: names of all accelerators of the page.
     """
-    blocks = [(one, block) for one in measured for block in one.blocks]
+    blocks = [(measurement, block) for measurement in measured for block in measurement.blocks]
     if not blocks:
         return None
     blocks.sort(key=lambda pair: pair[1].started_at)
@@ -38,14 +37,14 @@ def samples_chart(name: str, measured: Sequence[Measurement], accelerators: Sequ
     # Candidates that were verified together share their blocks' unaccelerated run.
     order = {block.baseline: place for place, block in enumerate(_distinct(blocks))}
     told = set()
-    for one, block in blocks:
+    for measurement, block in blocks:
         place = order[block.baseline] + 1
         if block.baseline not in told:
             told.add(block.baseline)
             rows.append(_sample(place, _BASELINE, "", block.baseline.total_s, block))
         for run in block.runs:
-            params = format_params(one.candidate.params)
-            rows.append(_sample(place, one.candidate.accelerator, params, run.total_s, block))
+            params = format_params(measurement.candidate.params)
+            rows.append(_sample(place, measurement.candidate.accelerator, params, run.total_s, block))
     return Chart(
         name, f"Seconds of {len(rows)} timed runs in the order of their blocks", _samples_spec(rows, accelerators)
     )
@@ -106,15 +105,19 @@ def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> C
         name: the chart's.
         winners: with their measurements.
     """
-    timed = [(row, row.figures.speedup.value, one) for row, one in winners if one.blocks and row.figures]
+    timed = [
+        (row, row.figures.speedup.value, measurement)
+        for row, measurement in winners
+        if measurement.blocks and row.figures
+    ]
     if not timed:
         return None
-    blocks = _distinct([(one, block) for _, _, one in timed for block in one.blocks])
+    blocks = _distinct([(measurement, block) for _, _, measurement in timed for block in measurement.blocks])
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
     plain_s = max(float(cost) for cost in baseline.costs().values())
     rows = _bar(_BASELINE, "", 0, baseline, plain_s)
-    for place, (row, speedup, one) in enumerate(timed, start=1):
-        times = RunTimes.of([block.runs for block in one.blocks])
+    for place, (row, speedup, measurement) in enumerate(timed, start=1):
+        times = RunTimes.of([block.runs for block in measurement.blocks])
         scale = _seconds(baseline) / speedup / _seconds(times)
         label = f"{slug(row.accelerator)} {target_words(row.targets) or 'nearest'}"
         if any(bar["bar"] == label for bar in rows):

@@ -1,15 +1,19 @@
-"""Charts as Vega-Lite specifications, and the pictures of them that are shown without JavaScript."""
+"""Charts as Vega-Lite specifications, and the pictures or tables of them that are shown without JavaScript."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeAlias
 
 Spec: TypeAlias = Mapping[str, Any]
+
+#: What to say of a page without charts.
+NOT_DRAWN = "without charts, which need vl-convert-python: pip install 'pytest-diffaccel[report]'"
 
 #: Colours that people with any kind of colour blindness tell apart (Okabe and Ito 2008): the page's style has them, in
 #: shades for light and for dark.
@@ -74,7 +78,7 @@ class Chart:
 
     @property
     def svg(self) -> str:
-        """The chart as a picture, to stand in a page with others."""
+        """The chart as a picture, to stand in a page with others; needs vl-convert-python (:func:`can_draw`)."""
         from vl_convert import vegalite_to_svg
 
         spec = {**self.spec, "config": CONFIG}
@@ -84,6 +88,26 @@ class Chart:
             spec["datasets"] = {**spec.get("datasets", {}), "rows": list(self.rows)}
         return _for_page(vegalite_to_svg(spec), self.name)
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """Its own values by heading, as the pointer shows them; none where they are the page's rows.
+
+        Columns in which nothing is known are left out.
+        """
+        values = self.spec.get("data", {}).get("values", ())
+        fields = next(_tooltips(self.spec), ())
+        known = [field for field in fields if any(row.get(field["field"]) not in (None, "") for row in values)]
+        return [{field.get("title", field["field"]): row.get(field["field"]) for field in known} for row in values]
+
+
+def can_draw() -> bool:
+    """Whether charts can be drawn, by whoever makes the page and by its script: both come with vl-convert-python."""
+    try:
+        import_module("vl_convert")
+    except ImportError:
+        return False
+    return True
+
 
 def accelerator_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
     """Scales of colour and shape: an accelerator has the same in all charts of a page."""
@@ -91,6 +115,17 @@ def accelerator_scales(names: Sequence[str]) -> tuple[Spec, Spec]:
     colours = [COLOURS[place % len(COLOURS)] for place in range(count)]
     shapes = [SHAPES[place % len(SHAPES)] for place in range(count)]
     return {"domain": list(names), "range": colours}, {"domain": list(names), "range": shapes}
+
+
+def _tooltips(spec: Any) -> Iterator[Sequence[Mapping[str, str]]]:
+    """What the pointer shows, of every layer that says so."""
+    if isinstance(spec, Mapping):
+        if "tooltip" in spec:
+            yield spec["tooltip"]
+        spec = list(spec.values())
+    if isinstance(spec, list):
+        for part in spec:
+            yield from _tooltips(part)
 
 
 def _for_page(svg: str, name: str) -> str:

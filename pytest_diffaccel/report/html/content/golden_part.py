@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
-from pytest_diffaccel.report.html.findings import Findings
-from pytest_diffaccel.report.html.material import Material
+from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.material import Material
 
 #: In the order in which a page lists them.
 CATEGORIES = (
@@ -47,7 +47,7 @@ class GoldenPart:
 
 def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
     """The part of a page that compares with golden."""
-    changes = [change for one in found for change in one.changes]
+    changes = [change for findings in found for change in findings.changes]
     if material.changes is not None:
         # What was pruned may lie in a cell that the store does not know.
         changes += [change for change in material.changes if change not in changes]

@@ -11,10 +11,10 @@ from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.html.cells import CellRecord, cells_of
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.rows import Row, rows_of
-from pytest_diffaccel.report.html.standing import fit_costs, standing
+from pytest_diffaccel.report.html.content.candidate_rows import Row, rows_of
+from pytest_diffaccel.report.html.content.cells import CellRecord, cells_of
+from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.html.content.standing import fit_costs, standing
 from pytest_diffaccel.search.group import DONE
 
 

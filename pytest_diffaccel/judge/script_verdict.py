@@ -28,7 +28,7 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ScriptVerdict:
     """What the judge found of one script.
 
     Attributes:
@@ -42,22 +42,22 @@ class Verdict:
     @property
     def failures(self) -> tuple[StageResult, ...]:
         """The stages that failed."""
-        return tuple(one for one in self.stages if one.outcome == "failed")
+        return tuple(result for result in self.stages if result.outcome == "failed")
 
     @property
     def passed(self) -> bool:
         """Whether no stage failed and at least one was judged."""
-        return not self.failures and any(one.outcome != "skipped" for one in self.stages)
+        return not self.failures and any(result.outcome != "skipped" for result in self.stages)
 
     def of(self, stage: str) -> StageResult | None:
         """The result of one stage; None when it was not asked for."""
-        return next((one for one in self.stages if one.stage == stage), None)
+        return next((result for result in self.stages if result.stage == stage), None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``--scores`` writes it and reports carry it."""
-        return {"prompt_id": self.prompt_id, "stages": [asdict(one) for one in self.stages]}
+        return {"prompt_id": self.prompt_id, "stages": [asdict(result) for result in self.stages]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+    def from_json(cls, data: Mapping[str, Any]) -> ScriptVerdict:
         """The verdict that :meth:`to_json` wrote."""
-        return cls(data["prompt_id"], tuple(StageResult(**one) for one in data["stages"]))
+        return cls(data["prompt_id"], tuple(StageResult(**fields) for fields in data["stages"]))

@@ -13,8 +13,8 @@ from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.prompts import Prompts
+from pytest_diffaccel.report.html.content.cells import CellRecord
+from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 from pytest_diffaccel.search.models.reach import may_reach
 
 Verdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
@@ -25,7 +25,7 @@ MEASURED: tuple[Verdict, ...] = (*RECORDED, "frontier", "beaten")
 
 
 @dataclass(frozen=True)
-class Figures:
+class RowFigures:
     """What measuring a candidate showed.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
     verdict: Verdict
     reason: str
     targets: tuple[float, ...]
-    figures: Figures | None
+    figures: RowFigures | None
 
 
 def rows_of(
@@ -191,11 +191,11 @@ def _why_not(
     return "on the frontier; at each target it reaches another record loses less, or is as good and faster"
 
 
-def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> Figures:
+def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> RowFigures:
     quality = one.quality
     place = max(range(len(quality.lpips_per_sample)), key=quality.lpips_per_sample.__getitem__)
     runs = [run.total_s for block in one.blocks for run in block.runs]
-    return Figures(
+    return RowFigures(
         speedup=speedup,
         wall_speedup=one.wall_speedup if one.blocks else None,
         baseline_s=median(block.baseline.total_s for block in one.blocks) if one.blocks else None,
@@ -212,3 +212,17 @@ def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified:
         estimates_agree=one.estimates_agree,
         fired=one.fired,
     )
+
+
+def target_words(targets: Sequence[float]) -> str:
+    """``"1.5x to 2x"`` for neighbouring targets, else all of them."""
+    if len(targets) > 2 and _neighbours(targets):
+        return f"{targets[0]:g}x to {targets[-1]:g}x"
+    return ", ".join(f"{target:g}x" for target in targets)
+
+
+def _neighbours(targets: Sequence[float]) -> bool:
+    if targets[0] not in TARGETS:
+        return False
+    first = TARGETS.index(targets[0])
+    return tuple(targets) == TARGETS[first : first + len(targets)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.records.contents import Failure
-from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 # The last so many lines of a log tell how it came to the failure.
 _LINES = 12
@@ -49,7 +49,7 @@ def failure_parts(record: CellRecord, logs: Path) -> list[FailurePart]:
         return []
     file = logs / f"{record.cell}.log"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    return [FailurePart(one, _words(one), _own_lines(lines, one)) for one in record.failures]
+    return [FailurePart(failure, _words(failure), _own_lines(lines, failure)) for failure in record.failures]
 
 
 def _own_lines(lines: list[str], failure: Failure) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def difference_maps(images: Sequence[Image], references: Sequence[Image]) -> Map
         images: PIL images, at least one.
         references: as many, each of its image's size.
     """
-    images, references = ([_shrunk(one) for one in part] for part in (images, references))
+    images, references = ([_shrunk(image) for image in part] for part in (images, references))
     try:
         from pytest_diffaccel.measure.quality import lpips_maps
 

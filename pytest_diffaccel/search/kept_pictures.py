@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.search.workbench import Workbench
 
 
-class Pictures:
+class KeptPictures:
     """Pictures of a workbench's cells, kept in the working folder."""
 
     def __init__(self, bench: Workbench) -> None:

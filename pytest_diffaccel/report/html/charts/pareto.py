@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.charts import Chart, Spec, accelerator_scales
+from pytest_diffaccel.report.html.charts.vega import Chart, Spec, accelerator_scales
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
@@ -54,13 +53,13 @@ def pareto_chart(
     plain = {"speedup": 1.0, "lpips": 0.0, "low": 0.0, "high": 0.0, "steps": record.cell.steps}
     rivals = [plain] + [
         {
-            "speedup": round(one.speedup.value, 4),
-            "lpips": round(one.quality.lpips.value, 5),
-            "low": round(one.quality.lpips.low, 5),
-            "high": round(one.quality.lpips.high, 5),
-            "steps": one.candidate.cell.steps,
+            "speedup": round(rival.speedup.value, 4),
+            "lpips": round(rival.quality.lpips.value, 5),
+            "low": round(rival.quality.lpips.low, 5),
+            "high": round(rival.quality.lpips.high, 5),
+            "steps": rival.candidate.cell.steps,
         }
-        for one in record.rivals
+        for rival in record.rivals
     ]
     top = _top(record, rows, rivals)
     # Ratios are shown as ratios; losses by their root, so that small ones do not vanish beside the largest.
@@ -106,7 +105,7 @@ def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
     """A little above the largest loss, with the ceiling in sight; a few intervals may be cut."""
     scale = record.described.scale if record.described else None
-    shown: list[float] = [one["lpips"] for one in (*rows, *rivals)]
+    shown: list[float] = [row["lpips"] for row in (*rows, *rivals)]
     return round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
 
 
@@ -196,17 +195,3 @@ def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
         "encoding": {"x": x, "y": y, "text": {"field": "text"}},
     }
     return [rings, labels]
-
-
-def target_words(targets: Sequence[float]) -> str:
-    """``"1.5x to 2x"`` for neighbouring targets, else all of them."""
-    if len(targets) > 2 and _neighbours(targets):
-        return f"{targets[0]:g}x to {targets[-1]:g}x"
-    return ", ".join(f"{target:g}x" for target in targets)
-
-
-def _neighbours(targets: Sequence[float]) -> bool:
-    if targets[0] not in TARGETS:
-        return False
-    first = TARGETS.index(targets[0])
-    return tuple(targets) == TARGETS[first : first + len(targets)]

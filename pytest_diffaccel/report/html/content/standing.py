@@ -11,7 +11,7 @@ from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval, Round
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.html.cells import CellRecord
+from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.search.decide.select import Option
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry

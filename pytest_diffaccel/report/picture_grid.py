@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The grid shows each accelerator at its winner for this target, or the nearest below that is met.
 _SHOWN_TARGET = 2.0
 _ROWS = 6
-# Pictures of the embedded pipelines are small; enlarged to at least this, without smoothing what they show.
+# PictureFolders of the embedded pipelines are small; enlarged to at least this, without smoothing what they show.
 _SIDE = 192
 _GAP = 8
 _CAPTION = 64
@@ -30,7 +30,7 @@ _LABEL_CHARACTERS = 18
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureFolders:
     """Where a winner's pictures lie.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pictures:
 
 
 def write_picture_grid(
-    path: Path, entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, Pictures]
+    path: Path, entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, PictureFolders]
 ) -> bool:
     """Write the grid of the first cell with pictures: a column for the baseline and each accelerator, a row a prompt.
 
@@ -70,7 +70,9 @@ def write_picture_grid(
     return True
 
 
-def _shown_keys(entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, Pictures]) -> list[GoldenKey]:
+def _shown_keys(
+    entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, PictureFolders]
+) -> list[GoldenKey]:
     """One key an accelerator, of one cell, in prompt order."""
     ordered = sorted((key for key in entries if key in folders), key=lambda key: key.prompt_order)
     if not ordered:

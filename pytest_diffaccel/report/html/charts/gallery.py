@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.matrix import slug
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.records.images import ImageStore, image_set, is_damaged
-from pytest_diffaccel.report.html.findings import Findings
-from pytest_diffaccel.report.html.heat_map import coloured, difference_maps
-from pytest_diffaccel.report.html.prompts import Prompts
-from pytest_diffaccel.report.html.rows import RECORDED, Row
+from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps
+from pytest_diffaccel.report.html.content.candidate_rows import RECORDED, Row
+from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

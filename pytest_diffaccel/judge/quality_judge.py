@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge.claim import MOST_IMAGES
-from pytest_diffaccel.judge.verdict import StageResult
+from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.measure.prompts import select
 from pytest_diffaccel.measure.statistics import loss_interval
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.report.html.cells import CellRecord
-from pytest_diffaccel.report.html.pareto import target_words
-from pytest_diffaccel.report.html.rows import Figures, Row
+from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures, target_words
+from pytest_diffaccel.report.html.content.cells import CellRecord
 
 #: Columns of a row.
 COLUMNS = (
@@ -62,10 +61,11 @@ def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str
         "environment": record.environment,
         "rows": [_without_end([row[name] for name in COLUMNS]) for row in rows],
         "measurements": [
-            {"row": places[one.candidate.accelerator, format_params(one.candidate.params)]} | _made_of(one)
-            for one in (*record.searched.values(), *record.verified.values())
+            {"row": places[measurement.candidate.accelerator, format_params(measurement.candidate.params)]}
+            | _made_of(measurement)
+            for measurement in (*record.searched.values(), *record.verified.values())
         ],
-        "fewer_steps": [{"steps": one.candidate.cell.steps} | _made_of(one) for one in record.rivals],
+        "fewer_steps": [{"steps": rival.candidate.cell.steps} | _made_of(rival) for rival in record.rivals],
     }
 
 
@@ -75,19 +75,20 @@ def _without_end(values: list[Any]) -> list[Any]:
     return values[: known[-1] + 1]
 
 
-def _made_of(one: Measurement) -> dict[str, Any]:
+def _made_of(measurement: Measurement) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "purpose": one.sampling.purpose,
-        "lpips": [_number(loss) for loss in one.quality.lpips_per_sample],
+        "purpose": measurement.sampling.purpose,
+        "lpips": [_number(loss) for loss in measurement.quality.lpips_per_sample],
     }
-    if one.blocks:
+    if measurement.blocks:
         made["blocks_s"] = [
-            [_number(block.baseline.total_s), *(_number(run.total_s) for run in block.runs)] for block in one.blocks
+            [_number(block.baseline.total_s), *(_number(run.total_s) for run in block.runs)]
+            for block in measurement.blocks
         ]
     return made
 
 
-def _figures(figures: Figures) -> dict[str, Any]:
+def _figures(figures: RowFigures) -> dict[str, Any]:
     return {
         **_interval("speedup", figures.speedup),
         **_interval("wall_speedup", figures.wall_speedup),

@@ -6,16 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_diffaccel import __version__
 from pytest_diffaccel.records.environment import Environment, differences
-from pytest_diffaccel.report.html.findings import Findings
-from pytest_diffaccel.report.html.material import Material
-from pytest_diffaccel.report.html.rows import MEASURED
-
-if TYPE_CHECKING:
-    from pytest_diffaccel.report.html.cell_part import CellPart
+from pytest_diffaccel.report.html.content.candidate_rows import MEASURED
+from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.material import Material
 
 
 @dataclass(frozen=True)
@@ -57,25 +53,24 @@ class Banner:
     version: str
 
     @classmethod
-    def of(cls, material: Material, parts: Sequence[CellPart]) -> Banner:
+    def of(cls, material: Material, found: Sequence[Findings]) -> Banner:
         """The banner of these cells."""
-        found = [part.findings for part in parts]
-        records = [one.record for one in found]
-        environments = {one.environment: one.described for one in records if one.described}
-        entries = [entry for one in found for entry in one.entries.values()]
-        counts: Counter[str] = sum((one.counts for one in found), Counter())
-        sources = tuple(dict.fromkeys(one.model_source for one in records))
+        records = [findings.record for findings in found]
+        environments = {record.environment: record.described for record in records if record.described}
+        entries = [entry for findings in found for entry in findings.entries.values()]
+        counts: Counter[str] = sum((findings.counts for findings in found), Counter())
+        sources = tuple(dict.fromkeys(record.model_source for record in records))
         return cls(
             sources=sources,
             stand_ins=any("stand-in" in source for source in sources),
-            hardware=tuple(dict.fromkeys(_hardware(one) for one in environments.values())),
+            hardware=tuple(dict.fromkeys(_hardware(environment) for environment in environments.values())),
             environments=tuple(environments.items()),
             counts=counts,
             measured=sum(counts[verdict] for verdict in MEASURED),
             met=sum(entry.status == "met" for entry in entries),
             unattainable=sum(entry.status == "unattainable" for entry in entries),
-            running=sum(len(one.unfinished) for one in found),
-            groups=sum(len(one.groups) for one in found),
+            running=sum(len(findings.unfinished) for findings in found),
+            groups=sum(len(findings.groups) for findings in found),
             drift=_drift(material, found),
             command=material.command,
             complete=material.changes is not None,
@@ -92,11 +87,11 @@ def _hardware(environment: Environment) -> str:
 def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """What changed since golden was recorded, once a pair of environments."""
     drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
-    for one in found:
-        now = one.record.described
+    for findings in found:
+        cell, now = findings.cell, findings.record.described
         for key, entry in material.golden.items():
             before = material.environments.get(entry.environment)
-            own = (key.pipe, key.scheduler, key.steps) == (one.cell.pipe, one.cell.scheduler, one.cell.steps)
+            own = (key.pipe, key.scheduler, key.steps) == (cell.pipe, cell.scheduler, cell.steps)
             if own and now and before and before.id != now.id:
                 drift[before.id, now.id] = key.pipe, tuple(differences(before, now))
     return tuple(drift.values())
