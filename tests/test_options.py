@@ -41,6 +41,17 @@ def parsed(*arguments: str) -> Namespace:
 # --- defaults --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [((), "needs --gpus"), (("--gpus=0", "--exhaustive"), "--exhaustive times every candidate by the wall clock")],
+)
+def test_device_time_decides_only_where_there_is_any(settings: Any, given: tuple[str, ...], why: str) -> None:
+    with pytest.raises(OptionError, match=f"--decide-by device: .*{why}"):
+        settings("--decide-by", "device", *given)
+    assert settings("--decide-by", "device", "--gpus=0").decide_by == "device"
+    assert settings().decide_by == "wall"
+
+
 def test_without_options_everything_is_searched(settings: Any) -> None:
     chosen = settings()
     assert list(chosen.cells) == cells(PIPES, SCHEDULERS, STEPS)

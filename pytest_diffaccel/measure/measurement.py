@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell
+
+#: What tells a speed-up: the wall clock, or for how long the GPU is busy.
+SpeedClock: TypeAlias = Literal["wall", "device"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Round:
         runs: theirs, in the candidates' order.
         disturbance: what disturbed the round (empty: nothing seen).
         started_at: when, seconds since the epoch.
+        clock: that its times are of; rounds of before there were two are of the wall clock.
     """
 
     baseline: RunTiming
@@ -97,6 +101,7 @@ class Round:
     runs: tuple[RunTiming, ...]
     disturbance: str
     started_at: float
+    clock: SpeedClock = "wall"
 
     @property
     def blocks(self) -> list[tuple[Candidate, Block]]:

@@ -6,51 +6,62 @@ from collections.abc import Iterable, Sequence
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Measurement, Round
+from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
 from pytest_diffaccel.search.models.cost_model import CostModel
 
 
 class Knowledge:
-    """Measurements of one environment, and its calibration; of the search, each candidate's with the most samples."""
+    """Measurements of one environment, and its calibration; of the search, each candidate's with the most samples.
+
+    Args:
+        registry: the methods known.
+        measurements: what was measured.
+        rounds: of the calibration, by either clock, in their order.
+        decide_by: the clock whose speed-ups decide.
+    """
 
     def __init__(
-        self, registry: Registry, measurements: Iterable[Measurement] = (), rounds: Iterable[Round] = ()
+        self,
+        registry: Registry,
+        measurements: Iterable[Measurement] = (),
+        rounds: Iterable[Round] = (),
+        decide_by: SpeedClock = "wall",
     ) -> None:
         self._registry = registry
+        self._decide_by = decide_by
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._rounds = list(rounds)
-        self._costs: CostModel | None = None
+        self._costs: dict[SpeedClock, CostModel] = {}
         for measurement in measurements:
             self.add(measurement)
 
     def add_round(self, made: Round) -> None:
         """Take in a round of the calibration."""
         self._rounds.append(made)
-        self._costs = None
+        self._costs.pop(made.clock, None)
 
-    @property
-    def rounds(self) -> Sequence[Round]:
-        """The calibration's rounds, in their order."""
-        return self._rounds
+    def rounds(self, clock: SpeedClock = "wall") -> list[Round]:
+        """The calibration's rounds by a clock, in their order."""
+        return [made for made in self._rounds if made.clock == clock]
 
-    @rounds.setter
-    def rounds(self, rounds: Sequence[Round]) -> None:
+    def replace_rounds(self, rounds: Sequence[Round]) -> None:
+        """Know these rounds, of either clock, in place of those known."""
         if len(rounds) != len(self._rounds):
             self._rounds = list(rounds)
-            self._costs = None
+            self._costs.clear()
 
     def add(self, measurement: Measurement) -> None:
         """Take in a measurement, in place of an older one of the same candidate and purpose."""
         key = measurement.candidate.key, measurement.sampling.purpose
         old = self._measurements.get(key)
         if old is None or old.blocks != measurement.blocks:
-            self._costs = None
+            self._costs.pop("wall", None)
         self._measurements[key] = measurement
 
     def drop(self, candidate: Candidate) -> None:
         """Forget the search's measurement of ``candidate``: it does not work any more."""
         self._measurements.pop((candidate.key, "search"), None)
-        self._costs = None
+        self._costs.pop("wall", None)
 
     def find(self, candidate: Candidate) -> Measurement | None:
         """The search's measurement of ``candidate``."""
@@ -58,22 +69,34 @@ class Knowledge:
 
     @property
     def costs(self) -> CostModel:
-        """The cost model of all that was timed: the calibration's rounds, and blocks of any cell and purpose.
+        """The cost model by the clock that decides."""
+        return self.costs_by(self._decide_by)
+
+    def costs_by(self, clock: SpeedClock) -> CostModel:
+        """The cost model of all that was timed by a clock.
+
+        By the wall clock these are the calibration's rounds, and blocks of any cell and purpose; the GPU's own time is
+        read of rounds only.
+        """
+        if clock not in self._costs:
+            short = [(candidate, (block,)) for made in self.rounds(clock) for candidate, block in made.blocks]
+            timed = self._timed() if clock == "wall" else []
+            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short])
+        return self._costs[clock]
+
+    def _timed(self) -> list[tuple[Candidate, Sequence[Block]]]:
+        """The measurements' blocks.
 
         Winners that were timed before the calibration tell of a machine that was another one: the calibration was made
         anew (:func:`.calibrate`).
         """
-        if self._costs is None:
-            began = self._rounds[0].started_at if self._rounds else 0.0
-            timed = [
-                (one.candidate, [block for block in one.blocks if block.started_at >= began])
-                if one.sampling.purpose == "winner"
-                else (one.candidate, one.blocks)
-                for one in self._measurements.values()
-            ]
-            short = [(candidate, (block,)) for made in self._rounds for candidate, block in made.blocks]
-            self._costs = CostModel.fit(self._registry, [*timed, *short])
-        return self._costs
+        began = next((made.started_at for made in self.rounds("wall")), 0.0)
+        return [
+            (one.candidate, [block for block in one.blocks if block.started_at >= began])
+            if one.sampling.purpose == "winner"
+            else (one.candidate, one.blocks)
+            for one in self._measurements.values()
+        ]
 
     @property
     def flops(self) -> dict[str, int]:

@@ -124,12 +124,13 @@ class Workbench:
             for one in self.store.evaluations(environment, sampling, since=self.since)
             if one.candidate.key not in failed
         ]
-        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, self.store.rounds(environment, self.since))
+        rounds = self.store.rounds(environment, self.since)
+        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, rounds, self.settings.decide_by)
 
     def read_rounds(self, cell: Cell) -> None:
         """Know what other processes have added to the cell's environment's calibration."""
         if self.workers > 1:
-            self.known(cell).rounds = self.store.rounds(self.environment(cell).id, self.since)
+            self.known(cell).replace_rounds(self.store.rounds(self.environment(cell).id, self.since))
 
     def keep_round(self, cell: Cell, made: Round) -> None:
         """Store a round of the cell's environment's calibration, and know it."""

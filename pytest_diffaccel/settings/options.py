@@ -85,6 +85,12 @@ _MEASURING_OPTIONS = (
         help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
     ),
     option(
+        "--decide-by",
+        choices=["wall", "device"],
+        default="wall",
+        help="which speed-up decides on a GPU: by the wall clock (default), or by the GPU's own time",
+    ),
+    option(
         "--search-budget",
         when=lambda given: not given.exhaustive,
         type=duration,

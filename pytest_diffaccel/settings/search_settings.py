@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
+from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
 from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
@@ -43,6 +44,7 @@ class Settings:
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
+        decide_by: the clock whose speed-ups decide which targets are reached.
         case_timeout_s: seconds after which a case fails; None for no limit.
         search_budget_s: seconds that the whole search may take; None for no limit.
         fresh: whether stored measurements are made again.
@@ -68,6 +70,7 @@ class Settings:
     prompts: Path | None
     seed: int
     max_quality_loss: float
+    decide_by: SpeedClock
     case_timeout_s: float | None
     search_budget_s: float | None
     fresh: bool
@@ -111,6 +114,7 @@ class Settings:
             prompts=Path(options.prompts) if options.prompts else None,
             seed=options.seed,
             max_quality_loss=options.max_quality_loss,
+            decide_by=_decide_by(options),
             case_timeout_s=options.case_timeout,
             search_budget_s=_budget(options.search_budget, exhaustive=options.exhaustive),
             fresh=options.fresh,
@@ -123,6 +127,18 @@ class Settings:
             gate=GateSettings.from_options(options),
             report=_report(options.diffaccel_report, gate=options.gate),
         )
+
+
+def _decide_by(options: Namespace) -> SpeedClock:
+    if options.decide_by == "wall":
+        return "wall"
+    if options.gpus is None:
+        raise OptionError("--decide-by device: a GPU's own time needs --gpus")
+    if options.exhaustive:
+        raise OptionError(
+            "--decide-by device: --exhaustive times every candidate by the wall clock; leave one out"
+        )
+    return "device"
 
 
 def chosen_cells(options: Namespace) -> list[Cell]:

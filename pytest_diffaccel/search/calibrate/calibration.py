@@ -23,9 +23,10 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import order_seed
+from pytest_diffaccel.measure.busy_clock import KernelTimes, busy, why_no_device_time
 from pytest_diffaccel.measure.clock import timed
-from pytest_diffaccel.measure.disturbance import watch_machine
-from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
+from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
+from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming, SpeedClock
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
@@ -36,6 +37,7 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.null_control import scaled_environment
+from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.options import WORK_DIR
 
@@ -43,6 +45,8 @@ _LOG = logging.getLogger(__name__)
 
 # A speed-up is known when its 95% interval reaches no farther to either side, as a share of it.
 _KNOWN_HALF_WIDTH = 0.035
+# The same by the GPU's own time, which hardly varies.
+_KNOWN_BY_DEVICE = 0.015
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # A calibration takes at most this share of what generating all candidates would, but makes so many rounds in any case.
@@ -97,11 +101,12 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     timer = Timer(bench, cell)
     with lock_between_processes(folder / f"{environment}.lock").write_lock():
         bench.reread(cell)
-        rounds = bench.known(cell).rounds
+        rounds = bench.known(cell).rounds()
         if rounds and rounds[-1].started_at < bench.began_at and not timer.still_holds():
-            recent = [one for one in bench.known(cell).rounds if one.started_at >= bench.began_at]
+            recent = [one for one in bench.known(cell).rounds() if one.started_at >= bench.began_at]
             bench.store.forget_rounds(environment)
-            for one in recent:
+            # What the GPU itself takes is no matter of the machine's state.
+            for one in (*recent, *bench.known(cell).rounds("device")):
                 bench.store.save_round(environment, one)
             bench.reread(cell)
     # One of them sees to this meanwhile: it is needed at the end of the first cell, when others may have nothing to do.
@@ -109,8 +114,9 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         scaled_environment(bench, cell)
     began, candidates = time.monotonic(), candidates_of(bench, cell)
     made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
-    if not candidates or not bench.known(cell).rounds:
+    if not candidates or not bench.known(cell).rounds():
         return None
+    made += _by_device(bench, cell, candidates, most_s=time.monotonic() - began)
     speedups = bench.known(cell).costs.speedups(candidates)
     return Calibration(
         rounds=made,
@@ -120,6 +126,39 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         steps=cell.steps,
         accelerated_share=fmean(1 / one.value for one in speedups),
     )
+
+
+def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], most_s: float) -> int:
+    """Time the same by the GPU's own time, where there is a GPU that tells it; the number of rounds.
+
+    Args:
+        bench: the search's workbench.
+        cell: any of the pipe's.
+        candidates: all of the pipe's.
+        most_s: seconds that it may take, after the least rounds.
+
+    Raises:
+        Unavailable: when it is to decide, and cannot be read.
+    """
+    if bench.settings.gpus is None:
+        return 0
+    with bench.pipelines.timing():
+        lacking = why_no_device_time()
+    if lacking and bench.settings.decide_by == "device":
+        raise Unavailable(lacking)
+    if lacking:
+        _LOG.warning("%s; speed-ups are recorded by the wall clock only", lacking)
+        return 0
+    began = time.monotonic()
+
+    def time_is_up() -> bool:
+        rounds = len(bench.known(cell).rounds("device"))
+        return rounds >= _LEAST_ROUNDS and time.monotonic() - began >= most_s
+
+    def is_known(speedup: Interval) -> bool:
+        return speedup.half_width_ratio <= _KNOWN_BY_DEVICE
+
+    return Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
 
 
 def is_predicted(speedup: Interval) -> bool:
@@ -140,7 +179,7 @@ def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
 
 def baseline_s(known: Knowledge, steps: int) -> float:
     """A whole run of the unaccelerated pipeline, seconds, by the rounds' unaccelerated runs."""
-    runs = [made.baseline for made in known.rounds]
+    runs = [made.baseline for made in known.rounds()]
     return steps * median(sum(run.step_s) / len(run.step_s) for run in runs) + median(run.fixed_s for run in runs)
 
 
@@ -151,11 +190,13 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
 
     def spent() -> bool:
         known = bench.known(cell)
-        rounds = [made for made in known.rounds if made.started_at >= bench.began_at]
+        rounds = [made for made in known.rounds() if made.started_at >= bench.began_at]
         if len(rounds) < _LEAST_ROUNDS:
             return False  # every run that fails is passed over: that ends by itself
+        if bench.settings.decide_by == "device":
+            return True
         run_s = {steps: baseline_s(known, steps) for steps in {one.cell.steps for one in candidates}}
-        speedups = known.costs.speedups(candidates)
+        speedups = known.costs_by("wall").speedups(candidates)
         all_s = sum(run_s[one.cell.steps] / speedup.value for one, speedup in zip(candidates, speedups, strict=True))
         took_s = sum(run.total_s for made in rounds for run in (made.baseline, *made.runs))
         return took_s > _SHARE * schedulers * batches * all_s
@@ -174,11 +215,13 @@ class Timer:
     Args:
         bench: the search's workbench.
         cell: any of the pipe's; its scheduler is used.
+        clock: that they are timed by.
     """
 
-    def __init__(self, bench: Workbench, cell: Cell) -> None:
+    def __init__(self, bench: Workbench, cell: Cell, clock: SpeedClock = "wall") -> None:
         self._bench = bench
         self._cell = cell
+        self._clock = clock
         self._sampling = replace(bench.sampling(cell, "search"), purpose=CALIBRATION_PURPOSE)
         self._batch = bench.batches(cell, "search")[0]
         self._tried: set[str] = set()
@@ -215,8 +258,9 @@ class Timer:
 
     def still_holds(self) -> bool:
         """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
-        before, failed = self._bench.known(self._cell).costs, self._failed()
-        all_runs = {run.key: run for made in self._bench.known(self._cell).rounds for run in made.candidates}
+        known, failed = self._bench.known(self._cell), self._failed()
+        before = known.costs_by(self._clock)
+        all_runs = {run.key: run for made in known.rounds(self._clock) for run in made.candidates}
         failed |= self._misfits(all_runs.values())
         runs = [run for key, run in sorted(all_runs.items()) if key not in failed]
         if not runs:
@@ -240,7 +284,7 @@ class Timer:
 
         Workers that do this together draw from as many as they make in all, so that they seldom make the same.
         """
-        speedups = self._bench.known(self._cell).costs.speedups(candidates)
+        speedups = self._bench.known(self._cell).costs_by(self._clock).speedups(candidates)
         open_ones = [pair for pair in zip(speedups, candidates, strict=True) if not is_known(pair[0])]
         open_ones.sort(key=lambda pair: -pair[0].half_width_ratio)
         runs: dict[str, Candidate] = {}
@@ -255,7 +299,7 @@ class Timer:
 
     def _make_round(self, runs: Sequence[Candidate]) -> Round | None:
         """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""
-        started_at, made = time.time(), len(self._bench.known(self._cell).rounds)
+        started_at, made = time.time(), len(self._bench.known(self._cell).rounds(self._clock))
         order = random.Random(order_seed(self._bench.settings.seed, [run.key for run in runs], made))
         plain = _plain(runs)
         timings: dict[str, RunTiming] = {}
@@ -264,7 +308,9 @@ class Timer:
             subjects = [(one, stack.enter_context(generating(one.cell, one.params))) for one in (plain, *runs)]
             device = subjects[0][1].pipeline.device
             self._warm_up(*subjects[0])
-            end_watch = watch_machine(device, computing_threads(device)).begin()
+            is_wall = self._clock == "wall"
+            watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
+            end_watch = watch.begin()
             for one, generate in order.sample(subjects, len(subjects)):
                 timing = self._time(one, generate)
                 if timing is not None:
@@ -274,7 +320,7 @@ class Timer:
         if not worked or plain.key not in timings:
             return None
         times = tuple(timings[run.key] for run in worked)
-        made_now = Round(timings[plain.key], worked, times, disturbance, started_at)
+        made_now = Round(timings[plain.key], worked, times, disturbance, started_at, self._clock)
         self._bench.keep_round(self._cell, made_now)
         return made_now
 
@@ -296,7 +342,7 @@ class Timer:
             store.begin(*place, "short run", session_began_at=bench.began_at, since=bench.since)
         try:
             with time_limit(bench.settings.case_timeout_s):
-                _, timing = timed(generate, self._batch.prompts, self._batch.seeds)
+                timing = self._timed(generate)
         except (KeyboardInterrupt, SystemExit):
             store.forget_failure(*place)
             raise
@@ -312,7 +358,17 @@ class Timer:
             self._tried.add(run.key)
         new = set(timing.kinds) - bench.pipelines.warm_kinds
         bench.pipelines.warm_kinds |= new
-        return timing.without_first(new)
+        return timing.without_first(new) if self._clock == "wall" else timing
+
+    def _timed(self, generate: Generate) -> RunTiming:
+        """A run by the timer's clock."""
+        prompts, seeds = self._batch.prompts, self._batch.seeds
+        if self._clock == "wall":
+            return timed(generate, prompts, seeds)[1]
+        # The first run warms up, and shows the second one's time slices of other processes.
+        kernels = KernelTimes()
+        busy(generate, prompts, seeds, kernels)
+        return busy(generate, prompts, seeds, kernels)[1]
 
     def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
         """Keys of the short runs that the model cannot take."""

@@ -171,7 +171,10 @@ class _Narrowing:
         """Time them until they are known, or their share of the time is spent."""
         now = time.monotonic()
         left_s = _NARROWING_SHARE * (now - self._began - self._spent_s) - self._spent_s
-        timer, goal = Timer(self._bench, self._cell), VERIFIED_HALF_WIDTH[_device(self._bench)]
+        timer, goal = (
+            Timer(self._bench, self._cell, self._bench.settings.decide_by),
+            VERIFIED_HALF_WIDTH[_device(self._bench)],
+        )
 
         def time_is_up() -> bool:
             return time.monotonic() - now >= max(_NARROWING_S, left_s)

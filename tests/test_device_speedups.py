@@ -1,0 +1,106 @@
+"""Speed-ups by a GPU's own time beside the wall clock's, in a search on a GPU that is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from echo import NOTHING, Echo
+from searches import THRIFTY, SearchFolder, open_run, without_scale
+from timings import SteadyClock
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
+from pytest_diffaccel.search.calibrate import calibration
+from pytest_diffaccel.search.calibrate.calibration import calibrate
+from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.run import SearchRun
+
+POINTS = ((2, NOTHING), (10, NOTHING))
+# The host takes half of a plain step to launch an echo, and the GPU works on one for a tenth of that.
+PLAIN_S, ECHO_WALL_S, ECHO_DEVICE_S = 0.02, 0.01, 0.002
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> None:
+    """A GPU that waits for its host, made of numbers."""
+    monkeypatch.chdir(tmp_path)
+    SearchFolder(tmp_path)
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch).step_s["Echo:echo"] = ECHO_WALL_S
+    generator = np.random.default_rng(0)
+
+    def busy(generate: Generate, _prompts: Sequence[str], _seeds: Sequence[int], _kernels: Any) -> Any:
+        noise = np.exp(generator.normal(0, 0.003, len(generate.kinds))).tolist()
+        costs = [ECHO_DEVICE_S if kind == "Echo:echo" else PLAIN_S for kind in generate.kinds]
+        steps = tuple(cost * factor for cost, factor in zip(costs, noise, strict=True))
+        return [], RunTiming(sum(steps) + PLAIN_S, steps, generate.kinds)
+
+    monkeypatch.setattr(calibration, "busy", busy)
+    monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
+
+
+def run_on_gpu(decide_by: SpeedClock) -> SearchRun:
+    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+    run.bench.settings = replace(run.bench.settings, gpus=(), decide_by=decide_by)
+    return run
+
+
+def true_speedup(candidate: Candidate, echo_s: float) -> float:
+    full = 20 // candidate.params["Echo"]["echo_interval"]
+    return 21 * PLAIN_S / ((1 + full) * PLAIN_S + (20 - full) * echo_s)
+
+
+@pytest.mark.parametrize("decide_by", ["wall", "device"])
+def test_both_clocks_are_calibrated_and_one_of_them_decides(gpu: None, decide_by: SpeedClock) -> None:
+    run = run_on_gpu(decide_by)
+    cell, candidates = run.groups[0][0], run.candidates
+    made = calibrate(run.bench, cell)
+    known = run.bench.known(cell)
+    run.close()
+    assert known.rounds("wall")
+    assert known.rounds("device")
+    by_wall, by_device = (known.costs_by(clock).speedups(candidates) for clock in ("wall", "device"))
+    for candidate, wall, device in zip(candidates, by_wall, by_device, strict=True):
+        assert wall.value == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+        assert device.value == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.015)
+        assert device.low <= true_speedup(candidate, ECHO_DEVICE_S) <= device.high
+        assert device.half_width_ratio <= 0.015
+    decides = by_wall if decide_by == "wall" else by_device
+    assert known.costs.speedups(candidates) == decides
+    assert made is not None
+    assert made.half_width_ratio == max(one.half_width_ratio for one in decides)
+
+
+def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
+    run = run_on_gpu("device")
+    cell = run.groups[0][0]
+    calibrate(run.bench, cell)
+    known = run.bench.known(cell)
+    run.close()
+    again = run_on_gpu("device")
+    found = again.bench.known(cell)
+    assert [found.rounds(clock) for clock in ("wall", "device")] == [
+        known.rounds(clock) for clock in ("wall", "device")
+    ]
+    assert found.costs.speedups(again.candidates) == known.costs.speedups(again.candidates)
+    again.close()
+
+
+def test_a_gpu_that_does_not_tell_its_time_is_searched_by_the_wall_clock(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(calibration, "why_no_device_time", lambda: "device time cannot be read here")
+    run = run_on_gpu("wall")
+    assert calibrate(run.bench, run.groups[0][0]) is not None
+    assert run.bench.known(run.groups[0][0]).rounds("device") == []
+    assert "device time cannot be read here; speed-ups are recorded by the wall clock only" in caplog.text
+    run.bench.settings = replace(run.bench.settings, decide_by="device")
+    with pytest.raises(Unavailable, match="device time cannot be read here"):
+        calibrate(run.bench, run.groups[0][0])
+    run.close()
