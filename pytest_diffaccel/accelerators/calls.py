@@ -85,10 +85,10 @@ def check_call(
     Raises:
         InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
     """
-    accelerator.check(params, steps, pipeline)
+    accelerator.check(params, steps)
     accelerator.check_guidance(guidance_scale_of(pipeline, guidance_scale), takes_scale=_takes_scale(pipeline))
     own_height, own_width = own_size(pipeline)
-    accelerator.check_size(params, pipeline, height or own_height, width or own_width)
+    accelerator.check_pipeline(params, pipeline, height or own_height, width or own_width)
 
 
 def _takes_scale(pipeline: Any) -> bool:

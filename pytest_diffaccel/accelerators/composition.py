@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
+from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
@@ -43,14 +44,32 @@ class Accelerator:
         names = [method.name for method in self.methods]
         return [dict(zip(names, row, strict=True)) for row in product(*grids)]
 
-    def check(self, params: Params, steps: int, pipeline: Any = None) -> None:
-        """Refuse parameters that mean nothing.
+    def check(self, params: Params, steps: int) -> None:
+        """Refuse parameters that mean nothing, whatever the pipeline.
 
         Raises:
             InvalidParams: naming the bad value and the valid ones.
         """
         for method in self.methods:
-            method.check(params[method.name], steps, pipeline)
+            method.check(params[method.name], steps)
+
+    def check_pipeline(self, params: Params, pipeline: Any, height: int, width: int) -> None:
+        """Refuse a pipeline that a method does not apply to, or that cannot take its parameters.
+
+        Args:
+            params: checked, by method.
+            pipeline: the diffusers pipeline.
+            height: of the images, pixels.
+            width: of the images, pixels.
+
+        Raises:
+            InvalidParams: naming the method, and what is in its way or what to take instead.
+        """
+        for method in self.methods:
+            if reason := method.applies_to(pipeline):
+                raise InvalidParams(f"{method.name}: {reason}; leave it out")
+            if reason := method.misfit(params[method.name], pipeline, height, width):
+                raise InvalidParams(f"{method.name}: {reason}")
 
     def check_guidance(self, guidance_scale: float, *, takes_scale: bool) -> None:
         """Refuse a call without classifier-free guidance where a method needs it.
@@ -76,17 +95,6 @@ class Accelerator:
                 f"take one above 1, or leave {needing[0]} out"
             )
 
-    def check_size(self, params: Params, pipeline: Any, height: int, width: int) -> None:
-        """Refuse images of a size (pixels) that a method cannot make.
-
-        Raises:
-            InvalidParams: naming the method, its parameters, the size and what to take instead.
-        """
-        for method in self.methods:
-            reason = method.refused_size(params[method.name], pipeline, height, width)
-            if reason:
-                raise InvalidParams(f"{method.name}: {reason}")
-
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
         """The kind of each denoiser call; ``"plain"`` without methods."""
         if not self.methods:
@@ -103,6 +111,10 @@ class Accelerator:
     def counters(self, params: Params, steps: int) -> frozenset[str]:
         """The counters that must not stay zero in a run of these parameters."""
         return frozenset().union(*(method.counters(params[method.name], steps) for method in self.methods))
+
+    def without(self, method: Method) -> Accelerator:
+        """The others of its methods."""
+        return Accelerator(tuple(other for other in self.methods if other is not method))
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Apply every method, a driven one by its driver; returns what generates. Nothing is undone here."""
@@ -127,8 +139,10 @@ class Registry:
         """Add a method, and the accelerator that is this method alone.
 
         Raises:
-            ValueError: when a method of this name, or one of its parameter names, is known already.
+            ValueError: when a method of this name, or one of its parameter names, is known already, or when what it
+                counts and the names of it do not go together.
         """
+        _check_counters(method)
         taken = {name for other in self._methods.values() for name in other.param_names}
         clash = method.name in self._methods or taken & set(method.param_names)
         if clash:
@@ -167,6 +181,11 @@ class Registry:
         return list(self._accelerators)
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """All methods in order of registration."""
+        return tuple(self._methods.values())
+
+    @property
     def method_names(self) -> frozenset[str]:
         """Names of all methods."""
         return frozenset(self._methods)
@@ -186,6 +205,19 @@ class Registry:
         if unknown:
             raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
         return Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def _check_counters(method: Method) -> None:
+    watches = type(method).watch is not Method.watch
+    if method.counted and not watches:
+        raise ValueError(
+            f"{method.name} names {', '.join(method.counted)} in `counted`, and has no `watch` that counts it: add "
+            "one, or name nothing: then it is seen to act by what the denoiser gives with and without it"
+        )
+    if watches and not method.counted:
+        raise ValueError(f"{method.name} has a `watch`, but names no counter: name what it counts in `counted`")
+    if DENOISER_CALLS in method.counted:
+        raise ValueError(f"{method.name} counts {DENOISER_CALLS}, as every run does: give its counter another name")
 
 
 def default_registry() -> Registry:

@@ -7,18 +7,22 @@ inference), through the authors' package of the same name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.counters import Tally
 from pytest_diffaccel.matrix import Cell, Params, Point
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 # A branch is a layer of a down block: the package counts three a block, whatever it has: its resnets, then its
 # downsampler.
 LAYERS_PER_BLOCK = 3
 # Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology. Grids are made
-# before any model is loaded: where one has fewer blocks or layers, a search leaves out what ``check`` refuses.
+# before any model is loaded: where one has fewer blocks or layers, a search leaves out what ``misfit`` names.
 DOWN_BLOCKS = {"SD1.5": 4, "SD2.1": 4, "SDXL": 3}
 
 # The deepest branch of any pipe.
@@ -50,6 +54,8 @@ class DeepCache(Method):
 
     name = "DeepCache"
     param_names = ("cache_interval", "cache_branch_id")
+    #: Denoiser calls in which the deepest block did not run.
+    counted = ("cached_steps",)
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Intervals x branches; intervals above the number of steps would all mean the same and are left out."""
@@ -61,20 +67,37 @@ class DeepCache(Method):
         """Intervals from 2 to the number of steps x every branch."""
         return points(self.param_names, product(range(2, cell.steps + 1), range(_branches(cell))))
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """``cache_interval`` at least 1; ``cache_branch_id`` a branch that the UNet has, from 0 on."""
+    def check(self, point: Point, steps: int) -> None:
+        """``cache_interval`` at least 1; ``cache_branch_id`` at least 0."""
         self.check_names(point)
         check_integer(self.name, point, "cache_interval", 1)
-        if pipeline is not None and pipeline.unet.mid_block is None:
-            raise InvalidParams(f"{self.name} cannot run a UNet without a mid block, such as this one; leave it out")
-        branches = list(range(_DEEPEST + 1)) if pipeline is None else _branches_of(pipeline.unet)
-        has_all = branches[-1] == len(branches) - 1
-        branch = check_integer(self.name, point, "cache_branch_id", 0, branches[-1] if has_all else None)
-        if branch not in branches:
-            raise InvalidParams(
-                f"{self.name}: cache_branch_id={branch} must be one of {', '.join(map(str, branches))}: three are "
-                "counted a down block, and this UNet's have fewer layers"
-            )
+        check_integer(self.name, point, "cache_branch_id", 0)
+
+    def applies_to(self, pipeline: Any) -> str:
+        """The package patches down, mid and up blocks, and keeps what goes from one to the other."""
+        unet = pipeline.unet
+        if not (getattr(unet, "down_blocks", None) and getattr(unet, "up_blocks", None)):
+            return f"{type(unet).__name__} has no down and up blocks, whose features it keeps from step to step"
+        if getattr(unet, "mid_block", None) is None:
+            return "it cannot run a UNet without a mid block, such as this one"
+        return ""
+
+    def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """``cache_branch_id`` must be a branch that the UNet has."""
+        branch, branches = point["cache_branch_id"], _branches_of(pipeline.unet)
+        if branch in branches:
+            return ""
+        if branches[-1] == len(branches) - 1:
+            return f"cache_branch_id={branch} must be a whole number from 0 to {branches[-1]}"
+        return (
+            f"cache_branch_id={branch} must be one of {', '.join(map(str, branches))}: three are counted a down block, "
+            "and this UNet's have fewer layers"
+        )
+
+    def watch(self, denoiser: Any, tally: Tally) -> Iterator[RemovableHandle]:
+        """Every call counts, and the deepest block takes it back."""
+        yield denoiser.register_forward_pre_hook(lambda *_: tally.add("cached_steps"))
+        yield denoiser.mid_block.resnets[0].register_forward_pre_hook(lambda *_: tally.add("cached_steps", -1))
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """Interval 1 computes every step in full."""

@@ -106,11 +106,11 @@ class Replay:
     ) -> tuple[list[Image], Counts]:
         """The call's images, and what it did."""
         pipeline = self.pipeline(task)
-        counters = FiredCounters(full_batch=2 * arguments.images)
+        counters = FiredCounters(self._registry.methods, full_batch=2 * arguments.images)
         with (
             self._applied(pipeline, arguments, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,
-            counters.attached(pipeline.unet),
+            counters.attached(pipeline),
         ):
             images = run()
         accelerator = self._registry.for_params(params)
