@@ -937,6 +937,15 @@ def test_names_and_parameters_of_methods_are_unique() -> None:
     assert registry.names == [*SETTINGS, "Echo"]
 
 
+def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
+    registry = registry_with(Echo([(2, 0)]))
+    params = {"ToMe": TOME["ToMe"], "Echo": {"echo_interval": 2, "mishap": 0}}
+    assert registry.for_params(params).name == "ToMe and Echo"
+    combined = registry.combine("Echo", "ToMe")
+    assert registry.for_params(params) == combined
+    assert registry.for_params(params).kinds(params, 2) == ("Echo:full|ToMe:0.5@2", "Echo:echo|ToMe:0.5@2")
+
+
 def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:
     registry = registry_with(Echo([(2, 0)]))
     assert registry.combine("Echo", "ToMe").name == "Echo and ToMe"

@@ -134,6 +134,7 @@ class Registry:
     def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
         self._accelerators: dict[str, Accelerator] = {}
+        self._combined: dict[frozenset[str], Accelerator] = {}
 
     def register(self, method: Method) -> Accelerator:
         """Add a method, and the accelerator that is this method alone.
@@ -165,6 +166,7 @@ class Registry:
         if accelerator.name in self._accelerators:
             raise ValueError(f"{accelerator.name} is registered already")
         self._accelerators[accelerator.name] = accelerator
+        self._combined.setdefault(frozenset(method.name for method in accelerator.methods), accelerator)
         return accelerator
 
     def features(self, kind: str) -> dict[str, Mapping[str, float]]:
@@ -204,7 +206,9 @@ class Registry:
         unknown = sorted(set(params) - set(self._methods))
         if unknown:
             raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
-        return Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+        # As it was combined, whatever the order: by this, its name and its kinds of steps are known.
+        combined = self._combined.get(frozenset(params))
+        return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
 
 
 def _check_counters(method: Method) -> None:
