@@ -21,6 +21,7 @@ from searches import CLEAR_POINTS, SearchFolder, embedded_folder, open_run
 from single_files import write_single_file
 
 from pytest_diffaccel import load_pipeline
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task
@@ -367,8 +368,9 @@ def test_scripts_set_what_the_search_sets(scheduler: str, copied: Path, tmp_path
     assert set(left) >= {"clip_sample", "set_alpha_to_one"}
     task = Task(Cell("SD1.5", scheduler, 20), "DeepCache", 1.5)
     key = GoldenKey("SD1.5", scheduler, 20, "DeepCache", 1.5)
-    ordinary = render(Answer(task, key, MET, ENVIRONMENT, attained=True))
-    text = render(Answer(task, key, MET, replace(ENVIRONMENT, scheduler_defaults=left), attained=True))
+    answer = Answer(task, key, MET, ENVIRONMENT, default_registry().for_params(MET.params), attained=True)
+    ordinary = render(answer)
+    text = render(replace(answer, environment=replace(ENVIRONMENT, scheduler_defaults=left)))
     assert ("clip_sample=False" in text) is (scheduler == "DDIM")
     assert "clip_sample" not in ordinary
     (tmp_path / "script.py").write_text(text, encoding="utf-8")

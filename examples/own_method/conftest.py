@@ -6,6 +6,7 @@ docs/own_method.md goes through it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,7 @@ class Echo(Method):
     name = "Echo"
     param_names = ("echo_interval",)
     counted = ("echoes",)
+    template = Path(__file__).with_name("echo.py.j2")
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """A case each; fewer of them where Echo is one of several methods, or a coarse grid is asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pytest_diffaccel.accelerators.counters import Tally
@@ -23,13 +24,14 @@ class InvalidParams(ValueError):
 
 
 class Method(ABC):
-    """One acceleration method; ``examples/own_method`` holds one.
+    """One acceleration method; ``docs/own_method.md`` shows how one is written.
 
     Attributes:
         name: as golden parameters spell it.
         param_names: its parameters, in the order they are printed.
         counted: its counters, which :meth:`watch` moves. Of a method without any, every first generation is repeated
             without it, up to the first denoiser call that gives something else: there must be one.
+        template: the Jinja2 file of its block in generated scripts; None: it has none, and no script is generated.
         drives: other methods that this one must apply itself when combined with them.
         needs_guidance: whether it works with classifier-free guidance only.
     """
@@ -37,6 +39,7 @@ class Method(ABC):
     name: ClassVar[str]
     param_names: ClassVar[tuple[str, ...]]
     counted: ClassVar[tuple[str, ...]] = ()
+    template: ClassVar[Path | None] = None
     drives: ClassVar[tuple[str, ...]] = ()
     needs_guidance: ClassVar[bool] = False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
@@ -56,6 +57,7 @@ class DeepCache(Method):
     param_names = ("cache_interval", "cache_branch_id")
     #: Denoiser calls in which the deepest block did not run.
     counted = ("cached_steps",)
+    template = Path(__file__).with_suffix(".py.j2")
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Intervals x branches; intervals above the number of steps would all mean the same and are left out."""

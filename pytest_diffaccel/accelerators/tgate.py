@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
@@ -65,6 +66,7 @@ class TGate(Method):
     param_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
     #: Denoiser calls on less than the full batch; attention calls whose projections did not run.
     counted = ("gated_calls", "reused_attention")
+    template = Path(__file__).with_suffix(".py.j2")
     # The package restarts DeepCache around the gate, where the batch halves: only its own loader knows how.
     drives = ("DeepCache",)
     # At the gate it drops half of the batch, which without guidance is half of the prompts.

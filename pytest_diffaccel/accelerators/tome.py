@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
@@ -55,6 +56,7 @@ class ToMe(Method):
     param_names = ("ratio", "max_downsample")
     #: Tokens of self-attention inputs that were merged away, summed over blocks and calls.
     counted = ("merged_tokens",)
+    template = Path(__file__).with_suffix(".py.j2")
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Ratios x the resolutions at which the pipe has attention."""

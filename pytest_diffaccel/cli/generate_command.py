@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.codegen.batch import Batch
     from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.codegen.tasks import Task
 
 # More files that differ than this are counted, not listed.
 _LISTED_DIFFERENCES = 20
@@ -47,16 +49,31 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
     if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
-    records = Records.read(parsed.golden)
-    return _generate_one(parsed, records) if parsed.sentence else _generate_many(parsed, records)
+    if not parsed.sentence:
+        return _generate_many(parsed, Records.read(parsed.golden))
+    task, registry = _asked(parsed.sentence[0])
+    return _generate_one(parsed, task, Records.read(parsed.golden, registry))
 
 
-def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
+def _asked(sentence: str) -> tuple[Task, Registry]:
+    """The task of a sentence, and the methods known: conftest files are loaded where the built-in ones will not do."""
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.codegen.parser import SentenceError, parse_task
+
+    try:
+        return parse_task(sentence), default_registry()
+    except SentenceError:
+        from pytest_diffaccel.plugin.methods import registry_here
+
+        registry = registry_here()
+        return parse_task(sentence, registry.names), registry
+
+
+def _generate_one(parsed: argparse.Namespace, task: Task, records: Records) -> int:
     from pytest_diffaccel.codegen.lookup import find
-    from pytest_diffaccel.codegen.parser import parse_task
     from pytest_diffaccel.codegen.script import render, shortfall
 
-    answer = find(parse_task(parsed.sentence[0]), records)
+    answer = find(task, records)
     text, key = render(answer), answer.key
     if key != answer.task.key:
         holds = ", which are known to hold" if answer.attained else ""

@@ -102,12 +102,13 @@ class SentenceError(ValueError):
     """A sentence that is no task. The message names what is missing, contradictory or unknown, and what is known."""
 
 
-def parse_task(sentence: str) -> Task:
+def parse_task(sentence: str, known: Sequence[str] = ACCELERATORS) -> Task:
     """The task that a sentence asks for.
 
     Args:
         sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"`` or
             ``"使用DDIM采样器20步，用DeepCache加速1.5倍的SD1.5管线"``.
+        known: names of the accelerators; methods that are not built in are spelled by their names.
 
     Raises:
         SentenceError: when a part is missing, named twice differently, or out of range, or a word has no place.
@@ -119,10 +120,10 @@ def parse_task(sentence: str) -> Task:
     text = _as_factors(re.sub(r"!+$", "", " ".join(text.split())))
     pipes, text = _names(_PIPE_SPELLINGS, text)
     schedulers, text = _names(_SCHEDULER_SPELLINGS, text)
-    methods, text = _names(_METHOD_SPELLINGS, text)
+    methods, text = _names(_spellings(known), text)
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
-    accelerators = [name for name in ACCELERATORS if set(slug(name).split("+")) == set(methods)]
+    accelerators = [name for name in known if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),
         *_one_of("scheduler", schedulers),
@@ -136,11 +137,19 @@ def parse_task(sentence: str) -> Task:
     if strangers := _strangers(text):
         problems.append(f"no place for {', '.join(strangers)}")
     if problems:
-        raise SentenceError(_refusal(problems))
+        raise SentenceError(_refusal(problems, known))
     try:
-        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), accelerators[0], targets[0])
+        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), accelerators[0], targets[0], tuple(known))
     except ValueError as error:
-        raise SentenceError(_refusal([str(error)])) from error
+        raise SentenceError(_refusal([str(error)], known)) from error
+
+
+def _spellings(accelerators: Sequence[str]) -> dict[str, str]:
+    """How the methods of these accelerators are spelled; the user's own first, whose names may hold a built-in's."""
+    methods = dict.fromkeys(method for name in accelerators for method in slug(name).split("+"))
+    words = {name: re.split(r"[ -]", unicodedata.normalize("NFKC", name).lower()) for name in methods}
+    own = {name: "[ -]?".join(map(re.escape, words[name])) for name in methods if name not in _METHOD_SPELLINGS}
+    return own | {name: spelling for name, spelling in _METHOD_SPELLINGS.items() if name in methods}
 
 
 def _as_factors(text: str) -> str:
@@ -190,11 +199,11 @@ def _strangers(rest: str) -> list[str]:
     return [repr(word) for word in dict.fromkeys(words)]
 
 
-def _refusal(problems: Sequence[str]) -> str:
+def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:
     example = Task(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5).sentence
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
         f"Known pipes: {', '.join(PIPES)}. Schedulers: {', '.join(SCHEDULERS)}. "
-        f"Accelerators: {'; '.join(ACCELERATORS)}. Steps are written as in '20 steps' or '20步', "
+        f"Accelerators: {'; '.join(accelerators)}. Steps are written as in '20 steps' or '20步', "
         f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_diffaccel.plugin import workers
 from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin.methods import registry_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -33,13 +34,11 @@ def search_run(config: pytest.Config) -> SearchRun:
         pytest.UsageError: for a bad option.
     """
     if _RUN not in config.stash:
-        from pytest_diffaccel.accelerators.composition import default_registry
         from pytest_diffaccel.search.run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
-        registry = default_registry()
-        config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
+            registry = registry_of(config)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session)
