@@ -713,6 +713,24 @@ def test_a_method_that_counts_nothing_and_does_nothing_is_an_error(pipeline_of: 
                 generate(PROMPTS, SEEDS)
 
 
+def test_another_methods_counter_shows_nothing(pipeline_of: GetPipeline) -> None:
+    """It would let a method pass that does nothing, where the other one acts."""
+
+    class Borrower(Uncounted):
+        def counters(self, point: Any, steps: int) -> frozenset[str]:
+            return frozenset({"cached_steps"})
+
+    params = {**DEEPCACHE, "Uncounted": {"echo_interval": 1, "mishap": 0}}
+    message = "Uncounted names cached_steps among its counters, which nothing counts for it, .* `counted` holds none"
+    with (
+        accelerate(
+            pipeline_of("SD1.5"), params, steps=2, registry=registry_with(Borrower([(2, 0)])), **SIZE
+        ) as generate,
+        pytest.raises(UnknownCounter, match=message),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
 def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None:
     class Careless(Echo):
         counted = ("echos",)
@@ -735,6 +753,7 @@ def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None
             "Echo names echoes in `counted`, and has no `watch` that counts it: add one, or name",
         ),
         ({"counted": ()}, "Echo has a `watch`, but names no counter: name what it counts in `counted`"),
+        ({"counted": ("echoes", "merged_tokens")}, "Echo: ToMe counts merged_tokens too; take another name"),
         ({"counted": ("denoiser_calls",)}, "Echo counts denoiser_calls, as every run does: give its counter another"),
     ],
 )

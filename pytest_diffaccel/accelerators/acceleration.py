@@ -28,7 +28,7 @@ class StepCountError(RuntimeError):
 
 
 class UnknownCounter(ValueError):
-    """A method names a counter that nothing counts: whether it acts cannot be told."""
+    """A method names a counter that it does not count: whether it acts cannot be told."""
 
 
 class _Enough(Exception):
@@ -116,19 +116,13 @@ class Generate:
         Raises:
             MethodDidNotAct: when a method had no effect.
             StepCountError: when the denoiser was not called once a step.
-            UnknownCounter: when a method names a counter that there is not.
+            UnknownCounter: when a method names a counter that it does not count.
         """
+        expected = self._expected_counters()
         # Without guidance no call is on half of a batch.
         runs = 2 if is_guided(self.pipeline, self.guidance_scale) else 1
-        counters = FiredCounters(self.watched, full_batch=runs * len(prompts))
-        expected = self.accelerator.counters(self.params, self.steps)
-        if unknown := sorted(expected - counters.counts.keys()):
-            raise UnknownCounter(
-                f"{self.accelerator.name} names {', '.join(unknown)} among its counters, which nothing counts, so that "
-                f"nobody can tell whether it acts; counted are {', '.join(counters.counts)}"
-            )
-        unproved = [one for one in self.accelerator.methods if not (one.counted or self._counters_of(one))]
-        outputs = Outputs()
+        counters, outputs = FiredCounters(self.watched, full_batch=runs * len(prompts)), Outputs()
+        unproved = [method for method in self.accelerator.methods if not method.counted]
         images = self._generate(prompts, seeds, None, [counters.attached, *([outputs.recorded] if unproved else ())])
         if made is not None:
             made()
@@ -142,8 +136,16 @@ class Generate:
         self.fired = fired
         return images
 
-    def _counters_of(self, method: Method) -> frozenset[str]:
-        return method.counters(self.params[method.name], self.steps)
+    def _expected_counters(self) -> frozenset[str]:
+        """Those that must not stay 0, each its method's own: another's would show that the other one acts."""
+        for method in self.accelerator.methods:
+            named = method.counters(self.params[method.name], self.steps)
+            if unknown := sorted(named - set(method.counted)):
+                raise UnknownCounter(
+                    f"{method.name} names {', '.join(unknown)} among its counters, which nothing counts for it, so "
+                    f"that nobody can tell whether it acts; `counted` holds {', '.join(method.counted) or 'none'}"
+                )
+        return self.accelerator.counters(self.params, self.steps)
 
     @property
     def _what(self) -> str:

@@ -141,9 +141,13 @@ class Registry:
 
         Raises:
             ValueError: when a method of this name, or one of its parameter names, is known already, or when what it
-                counts and the names of it do not go together.
+                counts and the names of it do not go together, or another method has such a name.
         """
         _check_counters(method)
+        for other in self._methods.values():
+            shared = sorted(set(method.counted) & set(other.counted))
+            if shared and not _is_related(method, other):
+                raise ValueError(f"{method.name}: {other.name} counts {', '.join(shared)} too; take another name")
         taken = {name for other in self._methods.values() for name in other.param_names}
         clash = method.name in self._methods or taken & set(method.param_names)
         if clash:
@@ -209,6 +213,11 @@ class Registry:
         # As it was combined, whatever the order: by this, its name and its kinds of steps are known.
         combined = self._combined.get(frozenset(params))
         return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def _is_related(method: Method, other: Method) -> bool:
+    """Whether one inherits from the other, or both from a third: then a counter of one name is the same."""
+    return bool({*type(method).__mro__} & {*type(other).__mro__} - {*Method.__mro__})
 
 
 def _check_counters(method: Method) -> None:
