@@ -102,13 +102,13 @@ class SentenceError(ValueError):
     """A sentence that is no task. The message names what is missing, contradictory or unknown, and what is known."""
 
 
-def parse_task(sentence: str, known: Sequence[str] = ACCELERATORS) -> Task:
+def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Task:
     """The task that a sentence asks for.
 
     Args:
         sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"`` or
             ``"使用DDIM采样器20步，用DeepCache加速1.5倍的SD1.5管线"``.
-        known: names of the accelerators; methods that are not built in are spelled by their names.
+        accelerators: names of those that there are; methods that are not built in are spelled by their names.
 
     Raises:
         SentenceError: when a part is missing, named twice differently, or out of range, or a word has no place.
@@ -120,10 +120,10 @@ def parse_task(sentence: str, known: Sequence[str] = ACCELERATORS) -> Task:
     text = _as_factors(re.sub(r"!+$", "", " ".join(text.split())))
     pipes, text = _names(_PIPE_SPELLINGS, text)
     schedulers, text = _names(_SCHEDULER_SPELLINGS, text)
-    methods, text = _names(_spellings(known), text)
+    methods, text = _names(_spellings(accelerators), text)
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
-    accelerators = [name for name in known if set(slug(name).split("+")) == set(methods)]
+    meant = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),
         *_one_of("scheduler", schedulers),
@@ -132,16 +132,16 @@ def parse_task(sentence: str, known: Sequence[str] = ACCELERATORS) -> Task:
     ]
     if not methods:
         problems.append("no accelerator")
-    elif not accelerators:
+    elif not meant:
         problems.append(f"no known accelerator is made of {' and '.join(methods)}")
     if strangers := _strangers(text):
         problems.append(f"no place for {', '.join(strangers)}")
     if problems:
-        raise SentenceError(_refusal(problems, known))
+        raise SentenceError(_refusal(problems, accelerators))
     try:
-        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), accelerators[0], targets[0], tuple(known))
+        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), meant[0], targets[0], tuple(accelerators))
     except ValueError as error:
-        raise SentenceError(_refusal([str(error)], known)) from error
+        raise SentenceError(_refusal([str(error)], accelerators)) from error
 
 
 def _spellings(accelerators: Sequence[str]) -> dict[str, str]:

@@ -35,9 +35,9 @@ class Task:
 
     Attributes:
         cell: pipe, scheduler and number of steps (1 to 1000).
-        accelerator: one of ``known``.
+        accelerator: one of ``accelerators``.
         target: required speedup, above 1 and at most 100.
-        known: the accelerators that there are: the built-in ones, unless methods of the user's own count too.
+        accelerators: those that there are: the built-in ones, unless methods of the user's own count too.
 
     Raises:
         ValueError: naming the bad value and the valid ones.
@@ -46,14 +46,14 @@ class Task:
     cell: Cell
     accelerator: str
     target: float
-    known: tuple[str, ...] = field(default=ACCELERATORS, compare=False, repr=False)
+    accelerators: tuple[str, ...] = field(default=ACCELERATORS, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", float(self.target))
         for value, known, noun in (
             (self.cell.pipe, PIPES, "pipe"),
             (self.cell.scheduler, SCHEDULERS, "scheduler"),
-            (self.accelerator, self.known, "accelerator"),
+            (self.accelerator, self.accelerators, "accelerator"),
         ):
             if value not in known:
                 raise ValueError(f"no {noun} {value!r}; valid: {'; '.join(known)}")
