@@ -13,6 +13,7 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry, def
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,9 +164,10 @@ class Generate:
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             options = self._options(prompts, seeds)
             if counters:
-                stack.enter_context(counters.attached(pipeline.unet))
+                stack.enter_context(counters.attached(denoiser_of(pipeline)))
             if observer:
-                hook = pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                denoiser = denoiser_of(pipeline)
+                hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 stack.callback(hook.remove)
                 options["callback_on_step_end"] = _step_end_callback(observer)
                 observer.started()
@@ -235,7 +237,8 @@ def accelerate(
     pipeline may be open at once, and baseline and candidates can take turns.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        pipeline: of the class of a pipe that is known (:mod:`pytest_diffaccel.pipes`), or of a subclass: a
+            ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
         params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``;
             ``{}`` generates the baseline, the same way.
         steps: denoising steps, at least 1.

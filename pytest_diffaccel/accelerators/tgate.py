@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import families_of
 
 # Gate as a share of the steps: what a gate means depends on how much of the denoising lies behind it.
 _GATES: Mapping[GridSize, tuple[float, ...]] = {
@@ -101,6 +102,11 @@ class TGate(Method):
         check_integer(self.name, point, "sp_interval", 1)
         check_integer(self.name, point, "fi_interval", 1)
         check_integer(self.name, point, "warm_up", 0, gate - 1)
+        if pipeline is not None and not _built_like(pipeline):
+            raise InvalidParams(
+                f"{self.name} has functions for Stable Diffusion and SDXL only, not for a {type(pipeline).__name__}; "
+                "leave it out"
+            )
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """Gated calls where the gate lies before the end, reused attention where planning or fidelity skip some."""
@@ -146,11 +152,15 @@ class TGate(Method):
         """Install the package's pipeline function for this kind of pipeline, Stable Diffusion or SDXL."""
         import tgate
 
-        names = {one.__name__ for one in type(pipeline).__mro__}
-        xl = "SDXL" if "StableDiffusionXLPipeline" in names else "SD"
+        like = _built_like(pipeline)
         driven = next((params[name] for name in self.drives if name in params), None)
         if driven is None:
-            getattr(tgate, f"Tgate{xl}Loader")(pipeline)
+            getattr(tgate, f"Tgate{like}Loader")(pipeline)
         else:
-            getattr(tgate, f"Tgate{xl}DeepCacheLoader")(pipeline, **driven)
+            getattr(tgate, f"Tgate{like}DeepCacheLoader")(pipeline, **driven)
         return partial(pipeline.tgate, **params[self.name])
+
+
+def _built_like(pipeline: Any) -> str:
+    """What the package calls this kind of pipeline, ``"SD"`` or ``"SDXL"``; empty for one that it does not know."""
+    return next((spec.built_like for spec in families_of(pipeline) if spec.built_like), "")

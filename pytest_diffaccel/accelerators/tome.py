@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of, described
 
 # Tokens are merged in windows of 2 x 2.
 _STRIDE = 2
@@ -21,9 +22,6 @@ DOWNSAMPLES = (1, 2, 4, 8)
 # How much the resolutions differ in what merging costs and saves, beside what they have in common.
 _OWN_SHARE = 0.15
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
-# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json). Grids are
-# made before any model is loaded: where one has less, a search leaves out what ``check`` refuses.
-_DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
 
 _RATIOS: Mapping[GridSize, tuple[float, ...]] = {
     "full": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75),
@@ -52,13 +50,13 @@ class ToMe(Method):
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Ratios x the resolutions at which the pipe has attention."""
-        available = _DOWNSAMPLES_OF_PIPE[cell.pipe]
+        available = downsamples_of_pipe(cell.pipe)
         depths = [available[depth] for depth in _DEPTHS[size] if depth < len(available)]
         return points(self.param_names, product(_RATIOS[size], depths))
 
     def space(self, cell: Cell) -> Sequence[Point]:
         """Ratios from 0.05 to 0.75 x every resolution at which the pipe has attention."""
-        return points(self.param_names, product(_FINE_RATIOS, _DOWNSAMPLES_OF_PIPE[cell.pipe]))
+        return points(self.param_names, product(_FINE_RATIOS, downsamples_of_pipe(cell.pipe)))
 
     def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
         """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8 at which the UNet has tokens to merge."""
@@ -70,7 +68,7 @@ class ToMe(Method):
             known = ", ".join(map(str, DOWNSAMPLES))
             raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
         if pipeline is not None and ratio > 0:
-            self._check_levels(point, _levels(pipeline.unet))
+            self._check_levels(point, _levels(denoiser_of(pipeline)))
 
     def _check_levels(self, point: Point, levels: Sequence[int]) -> None:
         valid = [level for level in levels if level in DOWNSAMPLES]
@@ -89,7 +87,7 @@ class ToMe(Method):
         """
         rows, columns = height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor
         most = merged = 0
-        for downsample in _levels(pipeline.unet):
+        for downsample in _levels(denoiser_of(pipeline)):
             level = (math.ceil(rows / downsample), math.ceil(columns / downsample))
             tokens = level[0] * level[1]
             guess = math.ceil(math.sqrt(rows * columns // tokens))
@@ -143,8 +141,15 @@ class ToMe(Method):
         return call
 
 
+def downsamples_of_pipe(pipe: str) -> list[int]:
+    """The ``max_downsample`` that a pipe's UNet has something to merge at, ascending, before it is loaded."""
+    return [level for level in described(pipe).topology.attention if level in DOWNSAMPLES]
+
+
 def _levels(unet: Any) -> list[int]:
     """The downsamplings at which a UNet has transformer blocks, for ToMe to merge in; 1 is full resolution."""
+    if not hasattr(unet, "down_blocks"):
+        return []  # no UNet at all
     found, depth = set(), 0
     for block in unet.down_blocks:
         found |= {depth} if _has_transformers(block) else set()

@@ -18,6 +18,7 @@ from pytest_diffaccel.judge.claim import Arguments, Expected, plain_settings
 from pytest_diffaccel.matrix import Params
 from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,7 +111,7 @@ class Replay:
         with (
             self._applied(pipeline, arguments, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,
-            counters.attached(pipeline.unet),
+            counters.attached(denoiser_of(pipeline)),
         ):
             images = run()
         accelerator = self._registry.for_params(params)
