@@ -33,12 +33,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="file of a sentence's script (default: standard output), or folder of others (default: gt_code)",
     )
     generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    generate.add_argument(
+        "--models", default="embedded", metavar="FILE", help="models file that describes a pipe of your own"
+    )
     generate.add_argument("--check", action="store_true", help="write nothing; fail when a file in the folder differs")
     generate.set_defaults(run=_generate)
 
 
 def _generate(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.models.registry import know_pipes
+    from pytest_diffaccel.pipes import PipeRegistry
 
     if len(parsed.sentence) > 1:
         quoted = shlex.join(["diffaccel", "generate", " ".join(parsed.sentence)])
@@ -47,6 +52,7 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
     if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
+    know_pipes(PipeRegistry(), parsed.models)
     records = Records.read(parsed.golden)
     return _generate_one(parsed, records) if parsed.sentence else _generate_many(parsed, records)
 

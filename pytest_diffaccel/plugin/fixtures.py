@@ -34,12 +34,17 @@ def search_run(config: pytest.Config) -> SearchRun:
     """
     if _RUN not in config.stash:
         from pytest_diffaccel.accelerators.composition import default_registry
+        from pytest_diffaccel.models.registry import know_pipes
+        from pytest_diffaccel.pipes import PipeRegistry
         from pytest_diffaccel.search.run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
         registry = default_registry()
         config.hook.pytest_diffaccel_accelerators(registry=registry)
+        pipes = PipeRegistry()
         try:
+            config.hook.pytest_diffaccel_pipes(registry=pipes)
+            know_pipes(pipes, config.option.models)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session)
@@ -226,7 +231,7 @@ class OwnCases:
         Model source, samples, batch size, prompts, seed and GPUs are those of pytest's options. Nothing is stored.
 
         Args:
-            pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
+            pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"`` or the name of one of your own.
             params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
             scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
                 class name that calls the denoiser once a step.
