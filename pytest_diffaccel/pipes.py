@@ -137,7 +137,7 @@ class PipeSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name.lower() == "all":
             raise ValueError(
-                f"no name for a pipe: {self.name!r}; write ASCII letters, digits, and . _ + - between them"
+                f"{self.name!r} is no name for a pipe; write ASCII letters, digits, and . _ + - between them"
             )
         # They stand in scripts.
         for name in (self.pipeline_class, self.denoiser):

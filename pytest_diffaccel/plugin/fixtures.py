@@ -34,17 +34,13 @@ def search_run(config: pytest.Config) -> SearchRun:
     """
     if _RUN not in config.stash:
         from pytest_diffaccel.accelerators.composition import default_registry
-        from pytest_diffaccel.models.registry import know_pipes
-        from pytest_diffaccel.pipes import PipeRegistry
         from pytest_diffaccel.search.run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
         registry = default_registry()
         config.hook.pytest_diffaccel_accelerators(registry=registry)
-        pipes = PipeRegistry()
         try:
-            config.hook.pytest_diffaccel_pipes(registry=pipes)
-            know_pipes(pipes, config.option.models)
+            learn_pipes(config)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session)
@@ -52,6 +48,20 @@ def search_run(config: pytest.Config) -> SearchRun:
         except (ValueError, OSError) as error:
             raise pytest.UsageError(str(error)) from error
     return config.stash[_RUN]
+
+
+def learn_pipes(config: pytest.Config) -> None:
+    """Let this process know the pipes of conftest files, other plugins and the models file.
+
+    Raises:
+        ValueError: when one of them is refused; the message says why.
+    """
+    from pytest_diffaccel.models.registry import know_pipes
+    from pytest_diffaccel.pipes import PipeRegistry
+
+    registry = PipeRegistry()
+    config.hook.pytest_diffaccel_pipes(registry=registry)
+    know_pipes(registry, config.option.models)
 
 
 def gate_run(config: pytest.Config) -> GateRun | None:
