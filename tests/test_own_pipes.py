@@ -112,7 +112,9 @@ def test_what_a_search_records_is_gated_and_makes_a_script(own_search: SmallSear
         *OPTIONS, "-v", "--gate", "--gate-budget", "1s", "--search-targets", "Echo"
     )
     assert gated.ret == 0, gated.outlines
-    gated.stdout.fnmatch_lines_random([f"*test_gate[[]{CELL}-baseline] PASSED*", f"*test_gate[[]{CELL}-Echo-*] PASSED*"])
+    gated.stdout.fnmatch_lines_random(
+        [f"*test_gate[[]{CELL}-baseline] PASSED*", f"*test_gate[[]{CELL}-Echo-*] PASSED*"]
+    )
 
     key = next(key for key in golden if key.accelerator == "DeepCache" and golden[key].params)
     sentence = f"my_sd with eulerDiscreteScheduler, {key.steps} steps, DeepCache, {key.target}x"
@@ -275,5 +277,7 @@ def test_sentences_name_pipes_of_ones_own(name: str) -> None:
 
 def test_a_task_without_a_record_names_the_models_file(tmp_path: Path) -> None:
     know_pipes(PipeRegistry(), read(tmp_path, '["my-sd"]\nclass = "A"\nid = "a/b"').name)
-    with pytest.raises(ValueError, match=r"--models \S+models.toml --pipe my-sd --sched DDIM --steps 7 --search-targets"):
+    with pytest.raises(
+        ValueError, match=r"--models \S+models.toml --pipe my-sd --sched DDIM --steps 7 --search-targets"
+    ):
         generate_script("my-sd, DDIM, 7 steps, ToMe, 1.5x", tmp_path / "none.json")

@@ -146,10 +146,12 @@ def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
     schedulers = _choose("--sched", options.sched, pipe.schedulers, _scheduler, ["a diffusers scheduler's class name"])
     usual = [str(count) for count in pipe.steps]
     steps = _choose("--steps", options.steps, usual, _step_count, ["any whole number from 1 to 1000"])
-    for name in schedulers:
-        if named_scheduler(name) is None:
-            raise OptionError(f"{pipe.name}: diffusers has no scheduler {name!r} that its noise schedule fits")
-    chosen = dict.fromkeys(named_scheduler(name) or name for name in schedulers)
+    named = {name: named_scheduler(name) for name in schedulers}
+    if unknown := [name for name in schedulers if not named[name]]:
+        raise OptionError(
+            f"{pipe.name}: diffusers has no scheduler {unknown[0]!r} of Stable Diffusion's noise schedule"
+        )
+    chosen = dict.fromkeys(filter(None, named.values()))
     return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)
 
 
@@ -158,8 +160,8 @@ def _scheduler(text: str) -> str | None:
 
 
 def _step_count(text: str) -> str | None:
-    is_number = text.isascii() and text.isdecimal() and is_step_count(int(text[:5]))
-    return str(int(text)) if is_number and len(text) <= 5 else None
+    number = int(text) if re.fullmatch("[0-9]{1,4}", text) else 0
+    return str(number) if is_step_count(number) else None
 
 
 def _choose(
