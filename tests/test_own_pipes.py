@@ -18,6 +18,7 @@ from pytest_diffaccel import generate_script, load_pipeline
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
+from pytest_diffaccel.models.schedulers import TAKEN, taken_settings
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, Topology, denoiser_of, known, make_known
 from pytest_diffaccel.records.golden_file import read_golden
 
@@ -99,7 +100,7 @@ def test_other_schedulers_and_steps_can_be_named(own_search: SmallSearch) -> Non
     assert groups == {f"my-sd-{name}-{steps}" for name in ("DDIM", "DEISMultistepScheduler") for steps in (5, 30)}
 
 
-def test_what_a_search_records_is_gated_and_makes_a_script(own_search: SmallSearch, weights: Path) -> None:
+def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: SmallSearch, weights: Path) -> None:
     import torch
 
     wide = ("--grid", "coarse", "--exhaustive", "--blocks", "1", "--max-quality-loss", "10", "--search-targets")
@@ -115,6 +116,12 @@ def test_what_a_search_records_is_gated_and_makes_a_script(own_search: SmallSear
     gated.stdout.fnmatch_lines_random(
         [f"*test_gate[[]{CELL}-baseline] PASSED*", f"*test_gate[[]{CELL}-Echo-*] PASSED*"]
     )
+
+    make_known(PipeRegistry())  # a report is made where nobody names the models file
+    page = own_search.path / "report.html"
+    own = ("--pipe", "my-sd", "--golden", str(own_search.golden), "-o", str(page))
+    assert main(["report", "--store", str(own_search.store), *own]) == 0
+    assert "my-sd × EulerDiscreteScheduler × 6 steps" in page.read_text(encoding="utf-8")
 
     key = next(key for key in golden if key.accelerator == "DeepCache" and golden[key].params)
     sentence = f"my_sd with eulerDiscreteScheduler, {key.steps} steps, DeepCache, {key.target}x"
@@ -226,6 +233,12 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
     pipe = read(tmp_path, '[mine]\nclass = "FluxPipeline"\npath = "."').spec("mine").family
     assert pipe.with_weights == ("text_encoder", "text_encoder_2", "transformer", "vae")
     assert pipe.without_weights == ("tokenizer", "tokenizer_2", "scheduler")
+
+
+def test_scripts_set_what_any_schedulers_class_takes() -> None:
+    assert {name: taken_settings(name) for name in TAKEN} == TAKEN
+    assert taken_settings("EulerDiscreteScheduler") == ("steps_offset",)
+    assert taken_settings("DDPMScheduler") == ("clip_sample", "steps_offset")
 
 
 # --- what is known of a pipe -----------------------------------------------------------------------------------------

@@ -169,7 +169,8 @@ def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
 
     def is_unfit(tokenizer: Any, encoder: Any) -> bool:
         return bool(
-            len(tokenizer) <= len(tokenizer.all_special_tokens)
+            tokenizer is None
+            or len(tokenizer) <= len(tokenizer.all_special_tokens)
             or tokenizer.model_max_length > encoder.config.max_position_embeddings
             or max(tokenizer.get_vocab().values()) >= encoder.config.vocab_size
         )
