@@ -186,8 +186,13 @@ class PipeRegistry:
         """Add a pipe.
 
         Raises:
-            ValueError: when another of this name, or one that the name spells, is known already.
+            ValueError: when another of this name, or one that the name spells, is known already, or its spelling is no
+                regular expression.
         """
+        try:
+            re.compile(spec.pattern)
+        except re.error as error:
+            raise ValueError(f"{spec.name}: spelling={spec.spelling!r} is no regular expression ({error})") from error
         clash = [one for one in self if one != spec and (one.is_spelled(spec.name) or spec.is_spelled(one.name))]
         if clash:
             raise ValueError(f"{spec.name}: a pipe {clash[0].name} is known already; give it another name")

@@ -235,6 +235,21 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
     assert pipe.without_weights == ("tokenizer", "tokenizer_2", "scheduler")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "SD1.5"}, "a pipe SD1.5 is known already"),
+        ({"spelling": "mine("}, "spelling='mine(' is no regular expression"),
+        ({"steps": ()}, "steps=(); give whole numbers from 1 to 1000"),
+        ({"schedulers": ("",)}, "schedulers=('',); name at least one"),
+        ({"denoiser": "unet.modules"}, "'unet.modules' is no name of a class or component"),
+    ],
+)
+def test_bad_pipes_are_not_registered(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PipeRegistry().register(PipeSpec(**{"name": "mine", "pipeline_class": "FluxPipeline", **values}))
+
+
 def test_scripts_set_what_any_schedulers_class_takes() -> None:
     assert {name: taken_settings(name) for name in TAKEN} == TAKEN
     assert taken_settings("EulerDiscreteScheduler") == ("steps_offset",)
