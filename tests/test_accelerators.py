@@ -803,7 +803,7 @@ def test_tgate_does_not_apply_without_cross_attention(
 
 def test_tgate_applies_to_the_pipelines_that_the_package_has_functions_for() -> None:
     other = type("FluxPipeline", (), {})()
-    assert TGate().applies_to(other) == "tgate has no function that draws as FluxPipeline does"
+    assert TGate().applies_to(other) == "tgate has functions for Stable Diffusion and SDXL only, not for a FluxPipeline"
 
 
 def test_deepcache_does_not_apply_without_skip_connections(

@@ -25,6 +25,7 @@ from pytest_diffaccel.codegen.parser import SentenceError, parse_task
 from pytest_diffaccel.codegen.script import generate_script
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.pipes import PipeRegistry
 from pytest_diffaccel.records.golden_file import merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 
@@ -118,6 +119,19 @@ def test_a_sentence_that_is_no_task_names_the_accelerators_of_conftest_too(
     assert "DeepCache, T-Gate, and ToMe; Echo; Echo and ToMe. Steps" in said
 
 
+def test_pipes_of_conftest_are_known_to_the_command_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pytest_diffaccel.pipes._registry", PipeRegistry())  # puts back what the command sets
+    pytester.makeconftest(
+        "from pytest_diffaccel.pipes import PipeSpec\n\n"
+        "def pytest_diffaccel_pipes(registry):\n"
+        "    registry.register(PipeSpec('mini', 'StableDiffusionPipeline', built_like='SD'))\n"
+    )
+    assert main(["generate", "mini, DDIM, 20 steps, T-Gate, 1.5x"]) == 2
+    assert "Run: pytest benches --pipe mini --sched DDIM --steps 20 --search-targets T-Gate" in capsys.readouterr().err
+
+
 def test_conftest_files_are_not_needed_for_the_built_in_methods(
     pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +142,7 @@ def test_conftest_files_are_not_needed_for_the_built_in_methods(
     assert main(["generate", "SD1.5, DDIM, 20 steps, Echo, 1.5x"]) == 2
     said = capsys.readouterr().err
     assert "an accident in conftest.py" in said
-    assert "diffaccel: the conftest files here, which may register methods, cannot be loaded" in said
+    assert "diffaccel: the conftest files here, which may register methods and pipes, cannot be loaded" in said
 
 
 def test_a_project_that_switches_the_plugin_off_has_the_built_in_methods(
@@ -225,7 +239,7 @@ def test_own_methods_are_spelled_by_their_names(spelled: str) -> None:
 
 
 def test_a_task_of_an_own_method_stays_one_when_it_is_changed() -> None:
-    """Refusals name the search of the nearest step count that is searched."""
+    """Refusals name the search to run."""
     records = Records(Path("golden/search_params.json"), {}, {}, registry_with(Echo([])))
-    with pytest.raises(NoRecord, match="--steps 25 --search-targets Echo"):
+    with pytest.raises(NoRecord, match="--steps 30 --search-targets Echo"):
         generate_script("SD1.5, DDIM, 30 steps, Echo, 1.5x", records)

@@ -14,6 +14,7 @@ import pytest
 from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.accelerators.counters import Tally
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -45,7 +46,7 @@ class Echo(Method):
 
     def applies_to(self, pipeline: Any) -> str:
         """Why it does nothing good for a pipeline; nothing where it does."""
-        if getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None:
+        if getattr(denoiser_of(pipeline).config, "time_cond_proj_dim", None) is not None:
             return "this UNet is distilled to a few steps, of which none is like the one before"
         return ""
 
@@ -65,7 +66,8 @@ class Echo(Method):
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Put another function in the place of the denoiser's; it is put back by whoever calls this."""
-        compute, interval = pipeline.unet.forward, self.interval(params[self.name])
+        denoiser = denoiser_of(pipeline)
+        compute, interval = denoiser.forward, self.interval(params[self.name])
         calls, last = 0, None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +77,7 @@ class Echo(Method):
             calls += 1
             return last
 
-        pipeline.unet.forward = forward
+        denoiser.forward = forward
         return call
 
 

@@ -14,6 +14,7 @@ from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,7 +209,8 @@ class Generate:
             for attached in watching:
                 stack.enter_context(attached(pipeline))
             if observer:
-                hook = pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                denoiser = denoiser_of(pipeline)
+                hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 stack.callback(hook.remove)
                 options["callback_on_step_end"] = _step_end_callback(observer)
                 observer.started()
@@ -278,7 +280,8 @@ def accelerate(
     pipeline may be open at once, and baseline and candidates can take turns.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        pipeline: of the class of a pipe that is known (:mod:`pytest_diffaccel.pipes`), or of a subclass: a
+            ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
         params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``;
             ``{}`` generates the baseline, the same way.
         steps: denoising steps, at least 1.

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_diffaccel.pipes import denoiser_of
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -90,7 +92,7 @@ class FiredCounters:
                 yield
 
     def _attach(self, pipeline: Any) -> Iterator[RemovableHandle]:
-        denoiser: nn.Module = pipeline.unet
+        denoiser: nn.Module = denoiser_of(pipeline)
         yield denoiser.register_forward_pre_hook(self._on_denoiser)
         for method, tally in self._tallies:
             # What a method counts in is what it needs.

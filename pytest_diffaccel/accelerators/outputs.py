@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.pipes import denoiser_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -51,7 +53,7 @@ class Outputs:
 def _on_output(pipeline: Any, use: Callable[[Tensor], object]) -> Iterator[None]:
     import torch
 
-    hook = pipeline.unet.register_forward_hook(lambda _module, _args, output: use(output[0]) and None)
+    hook = denoiser_of(pipeline).register_forward_hook(lambda _module, _args, output: use(output[0]) and None)
     try:
         # Compiled once for this hook, a denoiser would stay so.
         with torch.compiler.set_stance("force_eager"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.accelerators.counters import Tally, transformer_blocks
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of, families_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -55,8 +56,6 @@ _FEATURES: Mapping[str, Mapping[str, float]] = {
 }
 # Planning and fidelity intervals of the whole space.
 _INTERVALS = range(1, 6)
-# What the package calls the pipelines that it has functions for, by their class.
-_FAMILIES = {"StableDiffusionPipeline": "SD", "StableDiffusionXLPipeline": "SDXL"}
 
 
 class TGate(Method):
@@ -114,9 +113,9 @@ class TGate(Method):
 
     def applies_to(self, pipeline: Any) -> str:
         """The package has pipeline functions of its own, and reuses the output of cross-attention."""
-        if not _FAMILIES.keys() & {one.__name__ for one in type(pipeline).__mro__}:
-            return f"tgate has no function that draws as {type(pipeline).__name__} does"
-        if all(getattr(block, "attn2", None) is None for block in transformer_blocks(pipeline.unet)):
+        if not _built_like(pipeline):
+            return f"tgate has functions for Stable Diffusion and SDXL only, not for a {type(pipeline).__name__}"
+        if all(getattr(block, "attn2", None) is None for block in transformer_blocks(denoiser_of(pipeline))):
             return "this denoiser has no cross-attention, whose output it reuses"
         return ""
 
@@ -178,10 +177,15 @@ class TGate(Method):
         """Install the package's pipeline function for this kind of pipeline, Stable Diffusion or SDXL."""
         import tgate
 
-        family = next(_FAMILIES[one.__name__] for one in type(pipeline).__mro__ if one.__name__ in _FAMILIES)
+        like = _built_like(pipeline)
         driven = next((params[name] for name in self.drives if name in params), None)
         if driven is None:
-            getattr(tgate, f"Tgate{family}Loader")(pipeline)
+            getattr(tgate, f"Tgate{like}Loader")(pipeline)
         else:
-            getattr(tgate, f"Tgate{family}DeepCacheLoader")(pipeline, **driven)
+            getattr(tgate, f"Tgate{like}DeepCacheLoader")(pipeline, **driven)
         return partial(pipeline.tgate, **params[self.name])
+
+
+def _built_like(pipeline: Any) -> str:
+    """What the package calls this kind of pipeline, ``"SD"`` or ``"SDXL"``; empty for one that it does not know."""
+    return next((spec.built_like for spec in families_of(pipeline) if spec.built_like), "")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
 from pytest_diffaccel.accelerators.counters import Tally, transformer_blocks
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of, described
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -26,9 +27,6 @@ DOWNSAMPLES = (1, 2, 4, 8)
 # How much the resolutions differ in what merging costs and saves, beside what they have in common.
 _OWN_SHARE = 0.15
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
-# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json). Grids are
-# made before any model is loaded: where one has less, a search leaves out what ``misfit`` names.
-_DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
 
 _RATIOS: Mapping[GridSize, tuple[float, ...]] = {
     "full": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75),
@@ -60,13 +58,13 @@ class ToMe(Method):
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Ratios x the resolutions at which the pipe has attention."""
-        available = _DOWNSAMPLES_OF_PIPE[cell.pipe]
+        available = downsamples_of_pipe(cell.pipe)
         depths = [available[depth] for depth in _DEPTHS[size] if depth < len(available)]
         return points(self.param_names, product(_RATIOS[size], depths))
 
     def space(self, cell: Cell) -> Sequence[Point]:
         """Ratios from 0.05 to 0.75 x every resolution at which the pipe has attention."""
-        return points(self.param_names, product(_FINE_RATIOS, _DOWNSAMPLES_OF_PIPE[cell.pipe]))
+        return points(self.param_names, product(_FINE_RATIOS, downsamples_of_pipe(cell.pipe)))
 
     def check(self, point: Point, steps: int) -> None:
         """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8."""
@@ -80,7 +78,7 @@ class ToMe(Method):
 
     def applies_to(self, pipeline: Any) -> str:
         """``tomesd`` merges in the transformer blocks that it finds, and says nothing where it finds none."""
-        if set(_levels(pipeline.unet)) & set(DOWNSAMPLES):
+        if set(_levels(denoiser_of(pipeline))) & set(DOWNSAMPLES):
             return ""
         return "tomesd finds no transformer block in this UNet to merge tokens in"
 
@@ -88,7 +86,7 @@ class ToMe(Method):
         """At ``max_downsample`` the UNet must have tokens to merge, of which it makes some for images of this size."""
         if not point["ratio"]:
             return ""
-        levels = _levels(pipeline.unet)
+        levels = _levels(denoiser_of(pipeline))
         return self._misplaced(point, levels) or self._missized(point, levels, pipeline.vae_scale_factor, height, width)
 
     def _misplaced(self, point: Point, levels: Sequence[int]) -> str:
@@ -166,6 +164,11 @@ class ToMe(Method):
         return call
 
 
+def downsamples_of_pipe(pipe: str) -> list[int]:
+    """The ``max_downsample`` that a pipe's UNet has something to merge at, ascending, before it is loaded."""
+    return [level for level in described(pipe).topology.attention if level in DOWNSAMPLES]
+
+
 def _watch_block(block: Any, tally: Tally) -> Iterator[RemovableHandle]:
     tokens = 0
 
@@ -181,6 +184,8 @@ def _watch_block(block: Any, tally: Tally) -> Iterator[RemovableHandle]:
 
 def _levels(unet: Any) -> list[int]:
     """The downsamplings at which a UNet has transformer blocks, for ToMe to merge in; 1 is full resolution."""
+    if not hasattr(unet, "down_blocks"):
+        return []  # no UNet at all
     found, depth = set(), 0
     for block in unet.down_blocks:
         found |= {depth} if _has_transformers(block) else set()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
+from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
@@ -116,7 +117,7 @@ def find(task: Task, records: Records) -> Answer:
 
 
 def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
-    """The search that records ``tasks``, at least one of them; a step count that is not searched is left out.
+    """The search that records ``tasks``.
 
     Args:
         tasks: what it is to record.
@@ -124,17 +125,19 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         more: further options.
     """
     chosen = list(tasks)
-    accelerators = dict.fromkeys((*ACCELERATORS, *(task.accelerator for task in chosen)))
-    options: list[str] = []
+    files = {described(task.cell.pipe).models_file for task in chosen}
+    options = [part for file in sorted(files - {""}) for part in ("--models", file)]
+    known: Sequence[Any]
+    values: set[Any]
     for option, known, values in (
         ("--pipe", PIPES, {task.cell.pipe for task in chosen}),
         ("--sched", SCHEDULERS, {task.cell.scheduler for task in chosen}),
         ("--steps", STEPS, {task.cell.steps for task in chosen}),
-        ("--search-targets", tuple(accelerators), {task.accelerator for task in chosen}),
+        ("--search-targets", ACCELERATORS, {task.accelerator for task in chosen}),
     ):
-        named = [str(value) for value in known if value in values]
-        if len(named) < len(known):
-            options += [part for name in named for part in (option, name)]
+        if values != set(known):
+            named = [*(value for value in known if value in values), *sorted(values - set(known))]
+            options += [part for name in named for part in (option, str(name))]
     if golden != DEFAULT_GOLDEN:
         options += ["--golden", str(golden)]
     return benches_command(*options, *more)
@@ -242,26 +245,18 @@ def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry)
 def _refusal(task: Task, records: Records) -> str:
     where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
-    cell = task.cell
-    if cell.steps not in STEPS:
-        said.append(
-            f"Searches cover {', '.join(map(str, STEPS))} steps: ask for one of them, or record fewer than "
-            f"{cell.steps}, whose settings are taken where they are known to hold."
-        )
-        cell = replace(cell, steps=max((steps for steps in STEPS if steps < cell.steps), default=min(STEPS)))
     if task.target > max(TARGETS):
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")
-    recorded = replace(task, cell=cell)
-    same = replace(recorded.key, target=1.0)
+    same = replace(task.key, target=1.0)
     group = [entry for key, entry in records.entries.items() if replace(key, target=1.0) == same]
     fastest = max(((entry.speedup, entry.speedup_ci95) for entry in group if entry.speedup_ci95), default=None)
     if fastest is not None:
         speedup, (low, high) = fastest
         said.append(
-            f"The fastest recorded for {cell.steps} steps reaches {speedup:.2f}x "
+            f"The fastest recorded for {task.cell.steps} steps reaches {speedup:.2f}x "
             f"(95% interval {low:.2f}x to {high:.2f}x)."
         )
     # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
-    is_rewritten = recorded.key in records.entries or (group and task.target not in TARGETS)
+    is_rewritten = task.key in records.entries or (group and task.target not in TARGETS)
     more = ("--update-golden",) if is_rewritten else ()
-    return " ".join([*said, f"Run: {record_command([recorded], records.path, *more)}"])
+    return " ".join([*said, f"Run: {record_command([task], records.path, *more)}"])

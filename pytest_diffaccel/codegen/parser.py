@@ -11,7 +11,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, slug
+from pytest_diffaccel.matrix import SCHEDULERS, Cell, slug
+from pytest_diffaccel.models.schedulers import named_scheduler
+from pytest_diffaccel.pipes import known
 from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 #: The longest sentence read; the longest task has 145 characters.
@@ -25,18 +27,14 @@ _WIDE = str.maketrans({"，": ", ", "、": ", ", "。": ". ", "；": "; ", "："
 _CHINESE = re.compile(r"([\u3400-\u9fff]+)")
 # A name or number begins and ends here: not inside a word, not inside a decimal.
 _BEGIN, _END = r"(?<![\w.])", r"(?!\w|\.\d)"
-_SD = r"(?:sd|stable[ -]?diffusion)"
-_PIPE_SPELLINGS = {
-    "SD1.5": rf"{_SD}[ -]?v?1[.-]?5",
-    "SD2.1": rf"{_SD}[ -]?v?2[.-]?1",
-    "SDXL": rf"{_SD}[ -]?xl(?:[ -]base)?(?:[ -]v?1\.0)?",
-}
 _SCHEDULER_SPELLINGS = {
     "DDIM": r"ddim(?:[ -]?scheduler)?",
     # Without the pluses it is an older method. The diffusers class of both runs DPM-Solver++ unless told otherwise.
     "DPM-Solver++": r"dpm[ -]?(?:solver[ -]?)?(?:\+\+|pp)|dpm[ -]?solver[ -]?multistep(?:[ -]?scheduler)?",
     "UniPCMultistepScheduler": r"uni[ -]?pc(?:[ -]?multistep)?(?:[ -]?scheduler)?",
 }
+# A diffusers scheduler's class name.
+_SCHEDULER_CLASS = rf"{_BEGIN}[a-z][a-z0-9]{{2,60}}scheduler{_END}"
 _METHOD_SPELLINGS = {
     "DeepCache": r"deep[ -]?cache",
     "T-Gate": r"t[ -]?gate",
@@ -118,8 +116,10 @@ def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Tas
     text = unicodedata.normalize("NFKC", sentence.translate(_WIDE)).translate(_LOOKALIKES).lower()
     text = _CHINESE.sub(r" \1 ", text.replace(">=", " least "))
     text = _as_factors(re.sub(r"!+$", "", " ".join(text.split())))
-    pipes, text = _names(_PIPE_SPELLINGS, text)
-    schedulers, text = _names(_SCHEDULER_SPELLINGS, text)
+    # The longest first: the name of one of a user's own may hold another's.
+    by_length = sorted(known(), key=lambda pipe: len(pipe.name), reverse=True)
+    pipes, text = _names({pipe.name: pipe.pattern for pipe in by_length}, text)
+    schedulers, text = _schedulers(text)
     methods, text = _names(_spellings(accelerators), text)
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
@@ -173,6 +173,15 @@ def _names(spellings: Mapping[str, str], text: str) -> tuple[list[str], str]:
     return found, text
 
 
+def _schedulers(text: str) -> tuple[list[str], str]:
+    """The same of schedulers, diffusers' own class names among them."""
+    found, text = _names(_SCHEDULER_SPELLINGS, text)
+    for word in re.findall(_SCHEDULER_CLASS, text, re.ASCII):
+        if name := named_scheduler(word):
+            found, text = [*found, name], text.replace(word, " ")
+    return list(dict.fromkeys(found)), text
+
+
 def _numbers(spellings: Sequence[str], text: str) -> tuple[list[float], str]:
     """The numbers that ``text`` spells, each once, and the text without them."""
     found: list[float] = []
@@ -203,7 +212,7 @@ def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:
     example = Task(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5).sentence
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
-        f"Known pipes: {', '.join(PIPES)}. Schedulers: {', '.join(SCHEDULERS)}. "
+        f"Known pipes: {', '.join(pipe.name for pipe in known())}. Schedulers: {', '.join(SCHEDULERS)}. "
         f"Accelerators: {'; '.join(accelerators)}. Steps are written as in '20 steps' or '20步', "
         f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )

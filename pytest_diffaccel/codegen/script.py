@@ -20,9 +20,9 @@ from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, Records, fin
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
-from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
-from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, TAKEN
-from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+from pytest_diffaccel.models.registry import DTYPES
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
+from pytest_diffaccel.pipes import described
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,11 +33,6 @@ DEFAULT_PROMPT = "red apple on a blue background"
 LINE_LENGTH = 88
 
 _BASE = "base.py.j2"
-# As measured, and without what would be downloaded or drawn into images: safety checker, watermark.
-_PIPELINE_OPTIONS: Mapping[str, str] = {
-    "StableDiffusionPipeline": "safety_checker=None,",
-    "StableDiffusionXLPipeline": "add_watermarker=False,",
-}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
@@ -84,11 +79,12 @@ def render(answer: Answer) -> str:
 
 def _context(answer: Answer) -> dict[str, Any]:
     cell = answer.task.cell
-    pipeline_class = PIPELINE_CLASSES[cell.pipe]
-    scheduler_class, scheduler_settings = SCHEDULER_CLASSES[cell.scheduler]
+    pipe = described(cell.pipe)
+    scheduler_class, scheduler_settings = SCHEDULER_CLASSES.get(cell.scheduler, (cell.scheduler, {}))
     # As the search set them: the model's own scheduler leaves these open, and the class has others in mind.
     defaults = answer.environment.scheduler_defaults
-    scheduler_defaults = {name: defaults[name] for name in TAKEN[cell.scheduler] if name in defaults}
+    taken = taken_settings(cell.scheduler) if defaults else ()
+    scheduler_defaults = {name: defaults[name] for name in taken if name in defaults}
     return {
         "answer": answer,
         "task": answer.task,
@@ -96,12 +92,11 @@ def _context(answer: Answer) -> dict[str, Any]:
         "params": answer.entry.params,
         "environment": answer.environment,
         "shortfall": shortfall(answer),
-        "pipeline_class": pipeline_class,
-        "pipeline_option": _PIPELINE_OPTIONS[pipeline_class],
+        "pipe": pipe,
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
-        "model": HUB_IDS[cell.pipe],
+        "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
     }

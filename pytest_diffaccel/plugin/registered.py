@@ -1,4 +1,4 @@
-"""All methods that there are: the built-in ones, and those that conftest files and other plugins register."""
+"""All methods and pipes that there are: the built-in ones, and those that conftest files and other plugins register."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_diffaccel.pipes import PipeRegistry
 from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
 
 
-def registry_of(config: pytest.Config) -> Registry:
+def methods_of(config: pytest.Config) -> Registry:
     """The methods that a session knows.
 
     Raises:
-        ValueError: when a method is refused; the message says why.
+        ValueError: when one is refused; the message says why.
     """
     from pytest_diffaccel.accelerators.composition import default_registry
 
@@ -28,29 +29,44 @@ def registry_of(config: pytest.Config) -> Registry:
     return registry
 
 
-def registry_here() -> Registry:
-    """The methods that a search in this folder knows, for a process that is no session of pytest.
+def pipes_of(config: pytest.Config) -> PipeRegistry:
+    """The pipes that a session knows, less those of its models file.
+
+    Raises:
+        ValueError: when one is refused; the message says why.
+    """
+    registry = PipeRegistry()
+    if hasattr(config.hook, "pytest_diffaccel_pipes"):
+        config.hook.pytest_diffaccel_pipes(registry=registry)
+    return registry
+
+
+def registered_here() -> tuple[Registry, PipeRegistry]:
+    """The methods and pipes that a search in this folder knows, for a process that is no session of pytest.
 
     What a search of the benches loads is loaded (conftest files, plugins), and nothing is collected.
 
     Raises:
-        ValueError: when that cannot be loaded, which pytest has explained on standard error, or a method is refused.
+        ValueError: when that cannot be loaded, which pytest has explained on standard error, or a method or pipe is
+            refused.
     """
     asked = _Registration()
     folder = next((path for path in (BENCHES, "conftest.py") if Path(path).exists()), None)
     # Of one folder or file only: of the present folder, pytest would load the conftest files of its tests too.
     pytest.main(["--noconftest"] if folder is None else [folder], plugins=[asked])
-    if asked.registry is None:
-        raise ValueError("the conftest files here, which may register methods, cannot be loaded; pytest says why above")
-    return asked.registry
+    if asked.found is None:
+        raise ValueError(
+            "the conftest files here, which may register methods and pipes, cannot be loaded; pytest says why above"
+        )
+    return asked.found
 
 
 class _Registration:
     """Takes the place of a session, once everything is loaded."""
 
-    registry: Registry | None = None
+    found: tuple[Registry, PipeRegistry] | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> int:
-        self.registry = registry_of(config)
+        self.found = methods_of(config), pipes_of(config)
         return 0
