@@ -7,8 +7,8 @@ their winners with ``--gate``::
     registry.combine("DeepCache", "MyMethod")
 
 ``examples/own_method`` holds a complete one, through which ``docs/own_method.md`` goes; ``diffaccel generate`` writes
-scripts with it, while ``pytest codegen`` judges those of the built-in methods only. What belongs to one folder's cases alone
-stays in the conftest file of that folder, which can be copied without this one.
+scripts with it, while ``pytest codegen`` judges those of the built-in methods only. What belongs to one folder's cases
+alone stays in the conftest file of that folder, which can be copied without this one.
 """
 
 from __future__ import annotations
