@@ -6,9 +6,9 @@ their winners with ``--gate``::
     registry.register(MyMethod())
     registry.combine("DeepCache", "MyMethod")
 
-A method is a subclass of ``pytest_diffaccel.accelerators.base.Method``; ``tests/echo.py`` holds a small one. Scripts
-(``pytest codegen``, ``diffaccel generate``) know the built-in methods only. What belongs to one folder's cases alone
-stays in the conftest file of that folder, which can be copied without this one.
+``examples/own_method`` holds a complete one, through which ``docs/own_method.md`` goes; ``diffaccel generate`` writes
+scripts with it, while ``pytest codegen`` judges those of the built-in methods only. What belongs to one folder's cases
+alone stays in the conftest file of that folder, which can be copied without this one.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from diffusers.utils import logging
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.accelerators.deepcache import DOWN_BLOCKS, LAYERS_PER_BLOCK
+from pytest_diffaccel.accelerators.deepcache import branches_of_pipe
+from pytest_diffaccel.accelerators.tome import downsamples_of_pipe
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
 from pytest_diffaccel.measure.blocks import run_blocks
 from pytest_diffaccel.measure.busy_clock import busy
@@ -57,7 +58,7 @@ _GATE = {"gate_step": 6, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
 _GATE_TOGETHER = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 _BRANCHES_TOGETHER = (0, 1, 3, 6)
 _RATIOS = (0.25, 0.5, 0.75)
-_DOWNSAMPLES = {"SD1.5": (1, 2, 4), "SD2.1": (1, 2, 4), "SDXL": (2, 4)}
+_LARGEST_DOWNSAMPLE = 4  # deeper there is only the mid block
 Timer: TypeAlias = Callable[[Generate, Sequence[str], Sequence[int]], tuple[list[Any], RunTiming]]
 
 
@@ -106,13 +107,14 @@ def kind_candidates(pipe: str) -> list[Candidate]:
 
 
 def _kind_params(pipe: str) -> Iterator[Params]:
-    for branch in range(LAYERS_PER_BLOCK * DOWN_BLOCKS[pipe]):
+    for branch in branches_of_pipe(pipe):
         yield {"DeepCache": _cache(branch)}
     yield {"T-Gate": _GATE}
-    for downsample in _DOWNSAMPLES[pipe]:
+    downsamples = [level for level in downsamples_of_pipe(pipe) if level <= _LARGEST_DOWNSAMPLE]
+    for downsample in downsamples:
         for ratio in _RATIOS:
             yield {"ToMe": {"ratio": ratio, "max_downsample": downsample}}
-    first = _DOWNSAMPLES[pipe][0]
+    first = downsamples[0]
     for branch in _BRANCHES_TOGETHER:
         yield {"DeepCache": _cache(branch), "T-Gate": _GATE_TOGETHER}
     for branch in _BRANCHES_TOGETHER[::2]:

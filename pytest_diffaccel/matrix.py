@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
-PIPES = ("SD1.5", "SD2.1", "SDXL")
-SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPCMultistepScheduler")
-STEPS = (20, 25, 50)
+from pytest_diffaccel.pipes import BUILT_IN, PipeSpec
+
+#: The matrix of 27 cells that is searched where none are named.
+PIPES = tuple(spec.name for spec in BUILT_IN)
+SCHEDULERS = PipeSpec.schedulers
+STEPS = PipeSpec.steps
 TARGETS = (1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0)
 
 Number: TypeAlias = int | float
@@ -29,8 +32,8 @@ class Cell:
     """One pipe x scheduler x number of denoising steps.
 
     Attributes:
-        pipe: a name of :data:`PIPES`.
-        scheduler: a name of :data:`SCHEDULERS`; in a user's own case also a diffusers scheduler's class name.
+        pipe: the name of a pipe (:mod:`pytest_diffaccel.pipes`).
+        scheduler: a name of :data:`SCHEDULERS`, or a diffusers scheduler's class name.
         steps: denoising steps of the unaccelerated pipeline, at least 1.
     """
 

@@ -1,6 +1,6 @@
 """A small accelerator for tests and benchmarks of the harness: real, quick to search, with winners that are clear.
 
-It is also the example of what a user registers through ``pytest_diffaccel_accelerators``.
+It is the example of ``examples/own_method`` with a grid of the test's own, and with accidents.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
-from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_method"
 
 #: What goes wrong in the third denoiser call, by the value of ``mishap``; the last two only in runs of few steps.
 NOTHING, ERROR, NO_MEMORY, SLOW, DEATH, SILENCE, SHORT_ERROR, SHORT_DEATH = range(8)
@@ -25,10 +29,19 @@ def spend_little() -> None:
     blocks._REPEATS = 0
 
 
-class Echo(Method):
-    """Computes every n-th denoiser call and answers the others with the last output."""
+def _example() -> Any:
+    """The example's conftest file as a module: under its own name it would be that of any folder."""
+    spec = spec_from_file_location("own_method_example", EXAMPLE / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    name = "Echo"
+
+class Echo(_example().Echo):  # type: ignore[misc]
+    """The example's, with a grid of points (interval, mishap)."""
+
     param_names = ("echo_interval", "mishap")
 
     def __init__(self, grid: Sequence[tuple[int, int]]) -> None:
@@ -37,35 +50,26 @@ class Echo(Method):
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         return points(self.param_names, self._grid)
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+    def check(self, point: Point, steps: int) -> None:
         self.check_names(point)
         check_integer(self.name, point, self.param_names[0], 1)
         check_integer(self.name, point, self.param_names[1], NOTHING, SHORT_DEATH)
 
-    def counters(self, point: Point, steps: int) -> frozenset[str]:
-        return frozenset({"cached_steps"} if self._values(point)[0] > 1 else ())
-
-    def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
-        interval, _ = self._values(point)
-        return ["full" if step % interval == 0 else "echo" for step in range(steps)]
-
-    def _values(self, point: Point) -> list[int | float]:
-        """Interval and mishap."""
-        return [point[name] for name in self.param_names]
+    def interval(self, point: Point) -> int | float:
+        return point[self.param_names[0]]
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
-        compute = pipeline.unet.forward
-        interval, mishap = self._values(params[self.name])
-        calls, last = 0, None
+        mishap = params[self.name][self.param_names[1]]
+        if mishap != SILENCE:
+            call = super().apply(pipeline, call, params)
+        answer, calls = pipeline.unet.forward, 0
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls, last
+            nonlocal calls
             if calls == 2:
                 _go_wrong(mishap, pipeline.scheduler.num_inference_steps)
-            if calls % interval == 0 or mishap == SILENCE:
-                last = compute(*args, **kwargs)
             calls += 1
-            return last
+            return answer(*args, **kwargs)
 
         pipeline.unet.forward = forward
         return call

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from echo import Echo
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators import deepcache
@@ -18,10 +19,12 @@ from pytest_diffaccel.accelerators.acceleration import (
     StepCountError,
     UnknownCounter,
 )
-from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.counters import transformer_blocks
 from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
 from pytest_diffaccel.measure.clock import launched_steps
@@ -498,7 +501,7 @@ def test_tome_refuses_exactly_the_sizes_that_tomesd_fails_on(
             pass
     except InvalidParams as error:
         refusal = str(error)
-    monkeypatch.setattr(ToMe, "refused_size", lambda *_: "")
+    monkeypatch.setattr(ToMe, "_missized", lambda *_: "")
     with accelerate(pipeline, params, steps=1, **size) as generate:
         if refusal:
             assert f"max_downsample={depth} fails on images of {width}x{height} pixels" in refusal
@@ -519,7 +522,7 @@ def test_tome_merges_only_where_the_unet_has_transformers(
         for params in (tome := {"ToMe": {"ratio": 0.5, "max_downsample": depth}}, DEEPCACHE | tome):
             with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=1, **SIZE):
                 pass
-    monkeypatch.setattr(ToMe, "_check_levels", lambda *_: None)
+    monkeypatch.setattr(ToMe, "_misplaced", lambda *_: "")
     drawn = [generated(pipeline, {"ToMe": {"ratio": 0.5, "max_downsample": depth}}) for depth in (2, 4, 8)]
     assert same(drawn[1], drawn[2])
     assert not same(drawn[0], drawn[1])
@@ -543,8 +546,13 @@ def test_tomes_levels_are_those_of_the_unet(
     params = {"ToMe": {"ratio": 0.5, "max_downsample": depth}}
     with pytest.raises(InvalidParams, match=words), accelerate(pipeline, params, steps=1, **SIZE):
         pass
-    with accelerate(pipeline, {"ToMe": {"ratio": 0, "max_downsample": depth}}, steps=1, **SIZE):
-        pass  # an identity, wherever
+    params = {"ToMe": {"ratio": 0, "max_downsample": depth}}
+    if "up_blocks" in missing:
+        with pytest.raises(InvalidParams, match=words), accelerate(pipeline, params, steps=1, **SIZE):
+            pass
+    else:
+        with accelerate(pipeline, params, steps=1, **SIZE):
+            pass  # an identity, wherever there is something to merge
 
 
 def test_a_ratio_of_less_than_a_token_is_refused(pipeline_of: GetPipeline) -> None:
@@ -661,6 +669,154 @@ def test_a_counter_that_nothing_counts_is_named(pipeline_of: GetPipeline) -> Non
         generate(PROMPTS[:1], SEEDS[:1])
 
 
+class Uncounted(Echo):
+    """Counts nothing: that it acts shows in what the denoiser gives."""
+
+    name = "Uncounted"
+    counted = ()
+    watch = Method.watch
+
+
+def registry_with(*methods: Method) -> Registry:
+    registry = default_registry()
+    for method in methods:
+        registry.register(method)
+    return registry
+
+
+def test_a_method_that_counts_nothing_is_proved_by_what_the_denoiser_gives(pipeline_of: GetPipeline) -> None:
+    """Its second call repeats the first: the run without it, which shows that, is of two calls."""
+    pipeline, calls = pipeline_of("SD1.5", "DDIM"), []
+    registry = registry_with(Uncounted([(2, 0)]))
+    params = {"Uncounted": {"echo_interval": 2, "mishap": 0}}
+    hook = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with untouched(pipeline), accelerate(pipeline, params, steps=STEPS, registry=registry, **SIZE) as generate:
+            proved = generate(PROMPTS, SEEDS)
+            assert len(calls) == STEPS + 2
+            assert same(generate(PROMPTS, SEEDS), proved)
+            assert len(calls) == STEPS + 2 + STEPS
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("others", [{}, DEEPCACHE], ids=["alone", "combined"])
+def test_a_method_that_counts_nothing_and_does_nothing_is_an_error(pipeline_of: GetPipeline, others: Params) -> None:
+    """As often as it is tried; what others do in a combination is not taken for its own."""
+    registry = registry_with(Uncounted([(2, 0)]))
+    params = {**others, "Uncounted": {"echo_interval": 1, "mishap": 0}}
+    message = "had no effect: every call of the denoiser gave what it gives without Uncounted; .* let Uncounted count"
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    with untouched(pipeline), accelerate(pipeline, params, steps=STEPS, registry=registry, **SIZE) as generate:
+        for _ in range(2):
+            with pytest.raises(MethodDidNotAct, match=message):
+                generate(PROMPTS, SEEDS)
+
+
+def test_another_methods_counter_shows_nothing(pipeline_of: GetPipeline) -> None:
+    """It would let a method pass that does nothing, where the other one acts."""
+
+    class Borrower(Uncounted):
+        def counters(self, point: Any, steps: int) -> frozenset[str]:
+            return frozenset({"cached_steps"})
+
+    params = {**DEEPCACHE, "Uncounted": {"echo_interval": 1, "mishap": 0}}
+    message = "Uncounted names cached_steps among its counters, which nothing counts for it, .* `counted` holds none"
+    with (
+        accelerate(
+            pipeline_of("SD1.5"), params, steps=2, registry=registry_with(Borrower([(2, 0)])), **SIZE
+        ) as generate,
+        pytest.raises(UnknownCounter, match=message),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
+def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None:
+    class Careless(Echo):
+        counted = ("echos",)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}}
+    with (
+        accelerate(
+            pipeline_of("SD1.5"), params, steps=2, registry=registry_with(Careless([(2, 0)])), **SIZE
+        ) as generate,
+        pytest.raises(ValueError, match="Echo counts 'echoes', which `counted` does not name; it names echos"),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (
+            {"watch": Method.watch},
+            "Echo names echoes in `counted`, and has no `watch` that counts it: add one, or name",
+        ),
+        ({"counted": ()}, "Echo has a `watch`, but names no counter: name what it counts in `counted`"),
+        ({"counted": ("echoes", "merged_tokens")}, "Echo: ToMe counts merged_tokens too; take another name"),
+        ({"counted": ("denoiser_calls",)}, "Echo counts denoiser_calls, as every run does: give its counter another"),
+    ],
+)
+def test_counters_that_could_show_nothing_are_refused_at_registration(attributes: dict[str, Any], message: str) -> None:
+    method = type("Odd", (Echo,), attributes)([(2, 0)])
+    with pytest.raises(ValueError, match=message):
+        registry_with(method)
+
+
+# --- to which pipelines methods apply --------------------------------------------------------------------------
+
+
+class Aloof(Echo):
+    """Applies to no pipeline, and could count in none."""
+
+    def applies_to(self, pipeline: Any) -> str:
+        return f"{type(pipeline.unet).__name__} is beneath it"
+
+    def watch(self, denoiser: Any, tally: Any) -> Any:
+        raise AssertionError("asked to count in a denoiser that it does not apply to")
+
+
+def test_a_method_says_to_what_it_does_not_apply_and_is_not_asked_to_count_there(pipeline_of: GetPipeline) -> None:
+    registry, pipeline = registry_with(Aloof([(2, 0)])), pipeline_of("SD1.5", "DDIM")
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}}
+    message = "^Echo: UNet2DConditionModel is beneath it; leave it out$"
+    with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=2, registry=registry, **SIZE):
+        pass
+    with accelerate(pipeline, DEEPCACHE, steps=2, registry=registry, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    assert (generate.fired["cached_steps"], generate.fired["echoes"]) == (1, 0)
+
+
+def test_tgate_does_not_apply_without_cross_attention(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    for block in transformer_blocks(pipeline.unet):
+        monkeypatch.setitem(block._modules, "attn2", None)
+    message = "^T-Gate: this denoiser has no cross-attention, whose output it reuses; leave it out$"
+    for params in (TGATE, SETTINGS["DeepCache and T-Gate"]):
+        with pytest.raises(InvalidParams, match=message), accelerate(pipeline, params, steps=STEPS, **SIZE):
+            pass
+    with accelerate(pipeline, DEEPCACHE, steps=STEPS, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
+def test_tgate_applies_to_the_pipelines_that_the_package_has_functions_for() -> None:
+    other = type("FluxPipeline", (), {})()
+    assert TGate().applies_to(other) == "tgate has functions for Stable Diffusion and SDXL only, not for a FluxPipeline"
+
+
+def test_deepcache_does_not_apply_without_skip_connections(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    for name in ("down_blocks", "up_blocks"):
+        monkeypatch.setitem(pipeline.unet._modules, name, torch.nn.ModuleList())
+    message = "^DeepCache: UNet2DConditionModel has no down and up blocks, .*; leave it out$"
+    with pytest.raises(InvalidParams, match=message), accelerate(pipeline, DEEPCACHE, steps=2, **SIZE):
+        pass
+
+
 @pytest.mark.parametrize("name", ["StableDiffusionImg2ImgPipeline", "PixArtAlphaPipeline", "NoneType"])
 def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPipeline, name: str) -> None:
     if name == "StableDiffusionImg2ImgPipeline":
@@ -678,7 +834,6 @@ def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPi
 
 def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) -> None:
     """Kinds name one call a step: figures of anything else would be sorted under the wrong kinds."""
-    from pytest_diffaccel.accelerators.base import Method
 
     class Twice(Method):
         name = "Twice"
@@ -687,11 +842,8 @@ def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) ->
         def grid(self, cell: Any, size: Any) -> list[Any]:
             return [{"times": 2}]
 
-        def check(self, point: Any, steps: int, pipeline: Any = None) -> None:
+        def check(self, point: Any, steps: int) -> None:
             self.check_names(point)
-
-        def counters(self, point: Any, steps: int) -> frozenset[str]:
-            return frozenset()
 
         def kinds(self, point: Any, steps: int, restarts: frozenset[int]) -> list[str]:
             return ["twice"] * steps
@@ -727,7 +879,10 @@ def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) ->
         ({"DeepCache": {"cache_interval": 2.0, "cache_branch_id": 0}}, "cache_interval=2.0 must be"),
         ({"DeepCache": {"cache_interval": True, "cache_branch_id": 0}}, "cache_interval=True must be"),
         ({"DeepCache": {"cache_interval": 2, "cache_branch_id": 12}}, "cache_branch_id=12 .* from 0 to 11"),
-        ({"DeepCache": {"cache_interval": 2, "cache_branch_id": -1}}, "cache_branch_id=-1 .* from 0 to 11"),
+        (
+            {"DeepCache": {"cache_interval": 2, "cache_branch_id": -1}},
+            "cache_branch_id=-1 must be .* from 0",
+        ),
         ({"T-Gate": TGATE["T-Gate"] | {"gate_step": 5}}, "gate_step=5 .* from 1 to 4"),
         ({"T-Gate": TGATE["T-Gate"] | {"gate_step": 0}}, "gate_step=0 .* from 1 to 4"),
         ({"T-Gate": TGATE["T-Gate"] | {"sp_interval": 0}}, "sp_interval=0 .* from 1"),
@@ -787,8 +942,6 @@ def test_registry_knows_the_six_accelerators_in_order() -> None:
 
 
 def test_names_and_parameters_of_methods_are_unique() -> None:
-    from echo import Echo
-
     registry = default_registry()
     registry.register(Echo([(2, 0)]))
     with pytest.raises(ValueError, match="Echo: a method of this name"):
@@ -803,11 +956,17 @@ def test_names_and_parameters_of_methods_are_unique() -> None:
     assert registry.names == [*SETTINGS, "Echo"]
 
 
-def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:
-    from echo import Echo
+def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
+    registry = registry_with(Echo([(2, 0)]))
+    params = {"ToMe": TOME["ToMe"], "Echo": {"echo_interval": 2, "mishap": 0}}
+    assert registry.for_params(params).name == "ToMe and Echo"
+    combined = registry.combine("Echo", "ToMe")
+    assert registry.for_params(params) == combined
+    assert registry.for_params(params).kinds(params, 2) == ("Echo:full|ToMe:0.5@2", "Echo:echo|ToMe:0.5@2")
 
-    registry = default_registry()
-    registry.register(Echo([(2, 0)]))
+
+def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:
+    registry = registry_with(Echo([(2, 0)]))
     assert registry.combine("Echo", "ToMe").name == "Echo and ToMe"
     with pytest.raises(ValueError, match="registered already"):
         registry.combine("Echo", "ToMe")
@@ -818,4 +977,4 @@ def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline
     with untouched(pipeline), accelerate(pipeline, params, steps=STEPS, registry=registry, **SIZE) as generate:
         generate(PROMPTS, SEEDS)
     assert generate.fired["merged_tokens"] > 0
-    assert generate.fired["cached_steps"] == 2
+    assert generate.fired["cached_steps"] == generate.fired["echoes"] == 2

@@ -11,9 +11,10 @@ import torch
 
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.matrix import PIPES
-from pytest_diffaccel.models.architecture import ARCHITECTURES, Architecture, build_pipeline, models
+from pytest_diffaccel.models.architecture import build_pipeline, models
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import weight_files
+from pytest_diffaccel.pipes import Architecture, PipeSpec, known
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -43,19 +44,29 @@ def narrow(architecture: Architecture) -> Architecture:
     return replace(architecture, unet=unet, vae=vae, text=text, text_2=architecture.text_2 and text)
 
 
+def architecture_of(pipe: str) -> Architecture:
+    found = known()[pipe].architecture
+    assert found
+    return found
+
+
+def narrow_pipe(pipe: str) -> PipeSpec:
+    return replace(known()[pipe], architecture=narrow(architecture_of(pipe)))
+
+
 @pytest.mark.parametrize("pipe", PIPES)
 def test_sizes_are_those_of_the_published_weights(pipe: str) -> None:
     with torch.device("meta"):
-        parts = models(ARCHITECTURES[pipe], eos_token=2)
+        parts = models(architecture_of(pipe), eos_token=2)
     assert {name: sum(one.numel() for one in part.parameters()) for name, part in parts.items()} == PARAMETERS[pipe]
-    factor = 2 ** (len(ARCHITECTURES[pipe].vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(architecture_of(pipe).vae["block_out_channels"]) - 1)
     assert parts["unet"].config.sample_size * factor == SIDES[pipe]
 
 
 @pytest.mark.parametrize("pipe", PIPES)
 def test_a_narrow_copy_generates_with_every_method(pipe: str) -> None:
     tokenizers = Path(ModelSource.from_option("architecture").spec(pipe).location)
-    pipeline = build_pipeline(narrow(ARCHITECTURES[pipe]), tokenizers, torch.device("cpu"), torch.float32)
+    pipeline = build_pipeline(narrow_pipe(pipe), tokenizers, torch.device("cpu"), torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     params = {
         "DeepCache": {"cache_interval": 2, "cache_branch_id": 0},
@@ -75,7 +86,7 @@ def test_the_same_seed_makes_the_same_weights_and_leaves_the_callers_state() -> 
     torch.manual_seed(7)
 
     def first_weights() -> torch.Tensor:
-        pipeline = build_pipeline(narrow(ARCHITECTURES["SD1.5"]), tokenizers, torch.device("cpu"), torch.float16)
+        pipeline = build_pipeline(narrow_pipe("SD1.5"), tokenizers, torch.device("cpu"), torch.float16)
         return pipeline.unet.conv_in.weight
 
     assert torch.equal(first_weights(), first_weights())
@@ -84,10 +95,10 @@ def test_the_same_seed_makes_the_same_weights_and_leaves_the_callers_state() -> 
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_load_pipeline_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {pipe: narrow(one) for pipe, one in ARCHITECTURES.items()}
-    monkeypatch.setattr("pytest_diffaccel.models.loading.ARCHITECTURES", small)
-    pipeline: Any = load_pipeline("SD2.1", scheduler="DPM-Solver++", models="architecture", device="cpu")
+def test_load_pipeline_builds_it() -> None:
+    source = ModelSource.from_option("architecture")
+    small = replace(source, specs=(replace(source.spec("SD2.1"), own=narrow_pipe("SD2.1")),))
+    pipeline: Any = load_pipeline("SD2.1", scheduler="DPM-Solver++", models=small, device="cpu")
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     assert pipeline.tokenizer.model_max_length == 77
     assert (pipeline.scheduler.config.prediction_type, pipeline.device.type) == ("v_prediction", "cpu")

@@ -15,7 +15,6 @@ from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, withou
 from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.accelerators.base import check_integer
 from pytest_diffaccel.matrix import TARGETS, Point
 from pytest_diffaccel.measure.measurement import Round
 from pytest_diffaccel.records.golden_file import read_golden
@@ -91,10 +90,16 @@ def finished(empty: Folder, finished_race: Path) -> Folder:
 class Choosy(Echo):
     """A method that the loaded model can take up to an interval of 10, whatever the grid has."""
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        super().check(point, steps)
-        if pipeline is not None:
-            check_integer(self.name, point, "echo_interval", 1, 10)
+    def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        interval = point["echo_interval"]
+        return "" if interval <= 10 else f"echo_interval={interval} must be a whole number from 1 to 10"
+
+
+class Aloof(Echo):
+    """A method that does not apply to the loaded model at all."""
+
+    def applies_to(self, pipeline: Any) -> str:
+        return f"{type(pipeline.unet).__name__} is beneath it"
 
 
 # --- what the model cannot take ----------------------------------------------------------------------------------
@@ -130,10 +135,19 @@ def test_tomes_points_that_are_the_same_as_others_are_left_out(
     assert (empty.stored(), empty.failures()) == ([], [])
 
 
-def test_where_the_model_takes_no_candidate_nothing_failed(empty: Folder, clock: SteadyClock) -> None:
-    (found,) = drive(open_run(*THRIFTY, methods=[Choosy(((15, NOTHING), (20, NOTHING)))]))
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [(Choosy, "Echo: echo_interval=15 must be"), (Aloof, "Echo: UNet2DConditionModel is beneath it; leave it out")],
+)
+def test_where_the_model_takes_no_candidate_nothing_failed(
+    empty: Folder, clock: SteadyClock, method: type[Echo], reason: str
+) -> None:
+    run = open_run(*THRIFTY, methods=[method(((15, NOTHING), (20, NOTHING)))])
+    with pytest.raises(NotWorthwhile, match=reason):
+        run.measure(run.candidates[0])
+    (found,) = drive(run)
     assert found["unfit"]
-    assert "none of its 2 candidates; the first: Echo: echo_interval=15 must be" in found["refused"]
+    assert f"none of its 2 candidates; the first: {reason}" in found["refused"]
     assert "golden" not in found
     assert (empty.stored(), empty.failures(), empty.rounds()) == ([], [], [])
 

@@ -21,6 +21,7 @@ from searches import CLEAR_POINTS, SearchFolder, embedded_folder, open_run
 from single_files import write_single_file
 
 from pytest_diffaccel import load_pipeline
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task
@@ -29,7 +30,7 @@ from pytest_diffaccel.matrix import SCHEDULERS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Quality, Sampling
 from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.copies import component_files
-from pytest_diffaccel.models.registry import HUB_IDS, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import (
     LATENT_SETTINGS,
     SCHEDULER_CLASSES,
@@ -39,11 +40,12 @@ from pytest_diffaccel.models.schedulers import (
     set_scheduler,
 )
 from pytest_diffaccel.models.weights import check_folder, check_settings, weight_files
+from pytest_diffaccel.pipes import known
 from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden_key import GoldenKey
 
 STEM = "diffusion_pytorch_model"
-SD15 = HUB_IDS["SD1.5"]
+SD15 = known()["SD1.5"].hub_id
 # As diffusers writes it for a scheduler that was made from the noise schedule alone.
 EULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -217,12 +219,12 @@ def test_a_missing_file_is_named_with_the_command_that_fetches_it(file: str, cop
 def test_a_missing_component_is_named(folder: str, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(embedded_folder("SDXL"), tmp_path / "copy"))
     shutil.rmtree(copied / folder)
-    with pytest.raises(FileNotFoundError, match=rf"{copied} has no {folder}/.*hf download {HUB_IDS['SDXL']}"):
-        check_folder(copied, "SDXL")
+    with pytest.raises(FileNotFoundError, match=rf"{copied} has no {folder}/.*hf download {known()['SDXL'].hub_id}"):
+        check_folder(copied, known()["SDXL"])
     shutil.copytree(embedded_folder("SDXL") / folder, copied / folder)
     edit_json(copied / "model_index.json", **{folder: [None, None]})
     with pytest.raises(ValueError, match=rf"model_index\.json names no {folder}, which SDXL needs"):
-        check_folder(copied, "SDXL")
+        check_folder(copied, known()["SDXL"])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_a_missing_component_is_named(folder: str, tmp_path: Path) -> None:
 def test_an_empty_vocabulary_is_refused(file: str, text: str, message: str, copied: Path) -> None:
     (copied / "tokenizer" / file).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        check_folder(copied, "SD1.5")
+        check_folder(copied, known()["SD1.5"])
 
 
 # 814 tokens, 24 places.
@@ -266,7 +268,7 @@ def test_a_tokenizer_that_does_not_fit_its_text_encoder_is_refused(
     """It would draw something else, or die of an index."""
     if is_whole:
         pipeline_of("SD1.5").tokenizer.save_pretrained(str(copied / "tokenizer"))
-    check_settings(copied, "SD1.5")
+    check_settings(copied, known()["SD1.5"])
     if is_whole and file == "tokenizer/vocab.json":
         content = json.loads((copied / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
         values, file = (
@@ -277,16 +279,16 @@ def test_a_tokenizer_that_does_not_fit_its_text_encoder_is_refused(
         (copied / file).write_text("{}", encoding="utf-8")
     edit_json(copied / file, **values)
     with pytest.raises(ValueError, match=message):
-        check_settings(copied, "SD1.5")
+        check_settings(copied, known()["SD1.5"])
 
 
 def test_the_second_tokenizer_is_compared_with_the_second_text_encoder(tmp_path: Path) -> None:
     copied = Path(shutil.copytree(embedded_folder("SDXL"), tmp_path / "copy"))
     edit_json(copied / "text_encoder_2" / "config.json", vocab_size=900)  # filled up to a round number
-    check_settings(copied, "SDXL")
+    check_settings(copied, known()["SDXL"])
     edit_json(copied / "text_encoder_2" / "config.json", vocab_size=800)
     with pytest.raises(ValueError, match=r"tokenizer_2 gives tokens up to 813, but .*text_encoder_2"):
-        check_settings(copied, "SDXL")
+        check_settings(copied, known()["SDXL"])
 
 
 def test_a_vocabulary_in_one_file_is_enough(copied: Path, pipeline_of: Any) -> None:
@@ -367,8 +369,9 @@ def test_scripts_set_what_the_search_sets(scheduler: str, copied: Path, tmp_path
     assert set(left) >= {"clip_sample", "set_alpha_to_one"}
     task = Task(Cell("SD1.5", scheduler, 20), "DeepCache", 1.5)
     key = GoldenKey("SD1.5", scheduler, 20, "DeepCache", 1.5)
-    ordinary = render(Answer(task, key, MET, ENVIRONMENT, attained=True))
-    text = render(Answer(task, key, MET, replace(ENVIRONMENT, scheduler_defaults=left), attained=True))
+    answer = Answer(task, key, MET, ENVIRONMENT, default_registry().for_params(MET.params), attained=True)
+    ordinary = render(answer)
+    text = render(replace(answer, environment=replace(ENVIRONMENT, scheduler_defaults=left)))
     assert ("clip_sample=False" in text) is (scheduler == "DDIM")
     assert "clip_sample" not in ordinary
     (tmp_path / "script.py").write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from searches import embedded_folder
 
+from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
 from pytest_diffaccel.codegen.script import render
@@ -383,6 +384,15 @@ def test_one_step_less_shows_in_the_images() -> None:
     fewer = replay.images(task(), replace(call, num_inference_steps=19), {}, [0])
     assert difference_levels(images, fewer) > 2 * max(SAME_LEVELS.values())
     assert difference_levels(images, replay.images(task(), call, {}, [0])) == 0
+
+
+def test_what_the_pipeline_cannot_take_is_not_repeated() -> None:
+    """Claims are checked where no pipeline is at hand: whether this UNet has such a branch is seen here."""
+    replay = Replay(ModelSource.from_option("embedded"), default_registry(), "cpu")
+    call = Arguments(num_inference_steps=20, prompt="red apple", height=64, width=64, guidance_scale=5.0)
+    params = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 12}}
+    with pytest.raises(InvalidParams, match="DeepCache: cache_branch_id=12 must be a whole number from 0 to 11"):
+        replay.counted(task(), call, params, [0])
 
 
 # Parts

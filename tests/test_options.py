@@ -105,7 +105,11 @@ def test_spellings_of_schedulers(settings: Any, spelling: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spelling", "name"), [("sd1.5", "SD1.5"), ("SD1.5", "SD1.5"), ("SD 2.1", "SD2.1"), ("sdxl", "SDXL")]
+    ("spelling", "name"),
+    [
+        *(("sd1.5", "SD1.5"), ("SD1.5", "SD1.5"), ("SD 2.1", "SD2.1"), ("sdxl", "SDXL"), ("sd15", "SD1.5")),
+        *(("stable-diffusion-v1-5", "SD1.5"), ("SD21", "SD2.1"), ("Stable Diffusion XL", "SDXL")),
+    ],
 )
 def test_spellings_of_pipes(settings: Any, spelling: str, name: str) -> None:
     assert {cell.pipe for cell in settings("--pipe", spelling).cells} == {name}
@@ -159,6 +163,11 @@ def test_all_means_all(settings: Any, everything: str) -> None:
 
 def test_steps_are_chosen_likewise(settings: Any) -> None:
     assert [cell.steps for cell in settings("--pipe", "SDXL", "--sched", "DDIM", "--steps", "50,20").cells] == [20, 50]
+
+
+def test_any_number_of_steps_and_scheduler_can_be_named(settings: Any) -> None:
+    chosen = settings("--pipe", "sd15", "--sched", "eulerdiscretescheduler,DDIM", "--steps", "30,20,7").cells
+    assert list(chosen) == cells(["SD1.5"], ["DDIM", "EulerDiscreteScheduler"], [7, 20, 30])
 
 
 @pytest.mark.parametrize(
@@ -289,12 +298,18 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
     ("arguments", "said"),
     [
         (("--pipe", "SD3"), "*--pipe: 'SD3' is unknown; choose from SD1.5; SD2.1; SDXL; all"),
+        (("--pipe", "sd14"), "*--pipe: 'sd14' is unknown*; choose from SD1.5; SD2.1; SDXL; all"),
         (("--sched", "Euler"), "*--sched: 'Euler' is unknown; choose from DDIM; DPM-Solver++; UniPC*"),
-        (("--steps", "30"), "*--steps: '30' is unknown; choose from 20; 25; 50; all"),
-        (("--steps", "-20"), "*--steps: '-20' is unknown (did you mean 20[?]); choose from 20; 25; 50; all"),
-        (("--steps", "2-0"), "*--steps: '2-0' is unknown (did you mean 20[?]); choose from 20; 25; 50; all"),
+        (
+            ("--sched", "EulerScheduler"),
+            "*--sched: 'EulerScheduler' is unknown*; all; a diffusers scheduler's class name",
+        ),
+        (("--sched", "FlowMatchEulerDiscreteScheduler"), "*--sched: 'FlowMatchEulerDiscreteScheduler' is unknown*"),
+        (("--steps", "0"), "*--steps: '0' is unknown*; choose from 20; 25; 50; all; any whole number from 1 to 1000"),
+        (("--steps", "1001"), "*--steps: '1001' is unknown; choose from 20; 25; 50; all; *"),
+        (("--steps", "-20"), "*--steps: '-20' is unknown (did you mean 20[?]); choose from 20; 25; 50; all; *"),
+        (("--steps", "2-0"), "*--steps: '2-0' is unknown (did you mean 20[?]); choose from 20; 25; 50; all; *"),
         (("--pipe=-SDXL",), "*--pipe: '-SDXL' is unknown (did you mean SDXL[?]); choose from SD1.5; SD2.1; SDXL; all"),
-        (("--pipe", "sd15"), "*--pipe: 'sd15' is unknown (did you mean SD1.5[?]); choose from SD1.5; SD2.1; SDXL; all"),
         (("--sched", "DPM-Solver"), "*--sched: 'DPM-Solver' is unknown (did you mean DPM-Solver++[?]); choose from *"),
         (("--sched", "!DDIM"), "*--sched: '!DDIM' is unknown (did you mean DDIM[?]); choose from *"),
         (("--targets", "tome"), "*unrecognized argument: --targets (did you mean --search-targets[?])"),

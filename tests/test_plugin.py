@@ -312,7 +312,7 @@ def test_failing_candidates_fail_alone_and_the_rest_goes_on(small_search: SmallS
     messages = [message for *_, message in small_search.failures()]
     assert "an accident in the third denoiser call" in messages[0]
     assert "out of memory at batch size 1" in messages[1]
-    assert "cached_steps stayed 0" in messages[2]
+    assert "echoes stayed 0" in messages[2]
     golden = read_golden(small_search.golden)
     assert {str(entry.params) for entry in golden.values()} == {"{'Echo': {'echo_interval': 10, 'mishap': 0}}"}
     result.stdout.fnmatch_lines(["next: 3 case(s) failed; run them again with --lf"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
-from pytest_diffaccel.accelerators.counters import FiredCounters
+from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
+from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +29,7 @@ class StepCountError(RuntimeError):
 
 
 class UnknownCounter(ValueError):
-    """A method names a counter that nothing counts: whether it acts cannot be told."""
+    """A method names a counter that it does not count: whether it acts cannot be told."""
 
 
 class _Enough(Exception):
@@ -62,6 +64,7 @@ class Generate:
         guidance_scale: None for the pipeline's own default.
         height: image height in pixels; None for the pipeline's own default.
         width: image width in pixels; None for the pipeline's own default.
+        watched: all methods whose counters are counted, applied or not.
         fired: what the methods did in the last counted generation, by counter.
     """
 
@@ -72,6 +75,7 @@ class Generate:
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
+    watched: Sequence[Method] = ()
     fired: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -97,37 +101,73 @@ class Generate:
         """
         return self.observed(prompts, seeds, None) if self.fired else self.counted(prompts, seeds)
 
-    def counted(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+    def counted(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, made: Callable[[], None] | None = None
+    ) -> list[Image]:
         """As a call, counting what the methods do (into :attr:`fired`), which takes a little longer.
+
+        A method that counts nothing is proved by what the denoiser gives: a second generation, without the method, is
+        ended as soon as it gives something else.
+
+        Args:
+            prompts: as for a call.
+            seeds: as for a call.
+            made: called when the images are there, before what comes second.
 
         Raises:
             MethodDidNotAct: when a method had no effect.
             StepCountError: when the denoiser was not called once a step.
-            UnknownCounter: when a method names a counter that there is not.
+            UnknownCounter: when a method names a counter that it does not count.
         """
+        expected = self._expected_counters()
         # Without guidance no call is on half of a batch.
         runs = 2 if is_guided(self.pipeline, self.guidance_scale) else 1
-        counters = FiredCounters(full_batch=runs * len(prompts))
-        expected = self.accelerator.counters(self.params, self.steps)
-        if unknown := sorted(expected - counters.counts.keys()):
-            raise UnknownCounter(
-                f"{self.accelerator.name} names {', '.join(unknown)} among its counters, which nothing counts, so that "
-                f"nobody can tell whether it acts; counted are {', '.join(counters.counts)}"
-            )
-        images = self._generate(prompts, seeds, None, counters)
-        self.fired = counters.counts
-        silent = sorted(expected - {name for name, count in self.fired.items() if count})
-        if silent:
-            raise MethodDidNotAct(
-                f"{self.accelerator.name} with {format_params(self.params)} had no effect: {', '.join(silent)} stayed 0"
-            )
-        if self.fired["denoiser_calls"] != self.steps:
-            raise StepCountError(f"{self.fired['denoiser_calls']} denoiser calls for {self.steps} steps")
+        counters, outputs = FiredCounters(self.watched, full_batch=runs * len(prompts)), Outputs()
+        unproved = [method for method in self.accelerator.methods if not method.counted]
+        images = self._generate(prompts, seeds, None, [counters.attached, *([outputs.recorded] if unproved else ())])
+        if made is not None:
+            made()
+        fired = counters.counts
+        if silent := sorted(name for name in expected if not fired[name]):
+            raise MethodDidNotAct(f"{self._what} had no effect: {', '.join(silent)} stayed 0")
+        if fired[DENOISER_CALLS] != self.steps:
+            raise StepCountError(f"{fired[DENOISER_CALLS]} denoiser calls for {self.steps} steps")
+        for method in unproved:
+            self._prove(method, outputs, prompts, seeds)
+        self.fired = fired
         return images
+
+    def _expected_counters(self) -> frozenset[str]:
+        """Those that must not stay 0, each its method's own: another's would show that the other one acts."""
+        for method in self.accelerator.methods:
+            named = method.counters(self.params[method.name], self.steps)
+            if unknown := sorted(named - set(method.counted)):
+                raise UnknownCounter(
+                    f"{method.name} names {', '.join(unknown)} among its counters, which nothing counts for it, so "
+                    f"that nobody can tell whether it acts; `counted` holds {', '.join(method.counted) or 'none'}"
+                )
+        return self.accelerator.counters(self.params, self.steps)
+
+    @property
+    def _what(self) -> str:
+        return f"{self.accelerator.name} with {format_params(self.params)}"
+
+    def _prove(self, method: Method, outputs: Outputs, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+        """Generate without ``method`` until the denoiser gives something else than the ``outputs``."""
+        params = {name: point for name, point in self.params.items() if name != method.name}
+        without = replace(self, accelerator=self.accelerator.without(method), params=params)
+        try:
+            without._generate(prompts, seeds, None, [outputs.compared])
+        except OtherOutput:
+            return
+        raise MethodDidNotAct(
+            f"{self._what} had no effect: every call of the denoiser gave what it gives without {method.name}; where "
+            f"that is meant, let {type(method).__name__} count what it saves (`counted` and `watch`)"
+        )
 
     def observed(self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None) -> list[Image]:
         """As a call, telling ``observer`` of its events; nothing is counted or checked."""
-        return self._generate(prompts, seeds, observer, None)
+        return self._generate(prompts, seeds, observer)
 
     def begun(self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer, steps: int) -> None:
         """As :meth:`observed`, but ended after its first ``steps`` steps: they are those of a whole generation.
@@ -139,11 +179,15 @@ class Generate:
             steps: 1 to :attr:`steps`.
         """
         with suppress(_Enough):
-            self._generate(prompts, seeds, _FirstSteps(observer, steps), None)
+            self._generate(prompts, seeds, _FirstSteps(observer, steps))
         observer.ended()
 
     def _generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None, counters: FiredCounters | None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        observer: Observer | None,
+        watching: Sequence[Callable[[Any], AbstractContextManager[None]]] = (),
     ) -> list[Image]:
         import torch
 
@@ -162,10 +206,11 @@ class Generate:
             torch.manual_seed(seeds[0])
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             options = self._options(prompts, seeds)
-            if counters:
-                stack.enter_context(counters.attached(pipeline.unet))
+            for attached in watching:
+                stack.enter_context(attached(pipeline))
             if observer:
-                hook = pipeline.unet.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                denoiser = denoiser_of(pipeline)
+                hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 stack.callback(hook.remove)
                 options["callback_on_step_end"] = _step_end_callback(observer)
                 observer.started()
@@ -235,7 +280,8 @@ def accelerate(
     pipeline may be open at once, and baseline and candidates can take turns.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+        pipeline: of the class of a pipe that is known (:mod:`pytest_diffaccel.pipes`), or of a subclass: a
+            ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
         params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``;
             ``{}`` generates the baseline, the same way.
         steps: denoising steps, at least 1.
@@ -258,7 +304,8 @@ def accelerate(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     check_class(pipeline)
-    accelerator = (registry or default_registry()).for_params(params)
+    known = registry or default_registry()
+    accelerator = known.for_params(params)
     check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)
-    yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width)
+    yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width, known.methods)

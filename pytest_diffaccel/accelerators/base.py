@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from pytest_diffaccel.accelerators.counters import Tally
 from pytest_diffaccel.matrix import Cell, Params, Point
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 #: How wide a grid is asked for. ``pair`` and ``triple`` are a method's share in a combination's product.
 GridSize: TypeAlias = Literal["full", "pair", "triple", "coarse", "coarse pair", "coarse triple"]
@@ -19,17 +24,22 @@ class InvalidParams(ValueError):
 
 
 class Method(ABC):
-    """One acceleration method.
+    """One acceleration method; ``docs/own_method.md`` shows how one is written.
 
     Attributes:
         name: as golden parameters spell it.
         param_names: its parameters, in the order they are printed.
+        counted: its counters, which :meth:`watch` moves. Of a method without any, every first generation is repeated
+            without it, up to the first denoiser call that gives something else: there must be one.
+        template: the Jinja2 file of its block in generated scripts; None: it has none, and no script is generated.
         drives: other methods that this one must apply itself when combined with them.
         needs_guidance: whether it works with classifier-free guidance only.
     """
 
     name: ClassVar[str]
     param_names: ClassVar[tuple[str, ...]]
+    counted: ClassVar[tuple[str, ...]] = ()
+    template: ClassVar[Path | None] = None
     drives: ClassVar[tuple[str, ...]] = ()
     needs_guidance: ClassVar[bool] = False
 
@@ -45,35 +55,57 @@ class Method(ABC):
         return self.grid(cell, "full")
 
     @abstractmethod
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """Refuse a point that means nothing.
+    def check(self, point: Point, steps: int) -> None:
+        """Refuse a point that means nothing, whatever the pipeline.
 
         Args:
             point: all of :attr:`param_names`.
             steps: denoising steps of the run.
-            pipeline: the diffusers pipeline, where one is at hand, for limits that depend on its topology.
 
         Raises:
             InvalidParams: naming the bad value and the valid range.
         """
 
-    def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
-        """Why images of this size cannot be made with ``point``; empty where they can, which is so for most methods.
+    def applies_to(self, pipeline: Any) -> str:
+        """Why the method can do nothing with this pipeline, whatever its parameters; empty where it can.
+
+        Asked before anything is measured: the reason, a clause such as ``"this UNet has no mid block"``, is that of
+        the candidates that a search leaves out. A method that does not say otherwise applies everywhere.
 
         Args:
-            point: all of :attr:`param_names`.
+            pipeline: the diffusers pipeline.
+        """
+        return ""
+
+    def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """Why a pipeline that the method applies to cannot take ``point``; empty where it can, as most can.
+
+        Args:
+            point: all of :attr:`param_names`, checked.
             pipeline: the diffusers pipeline.
             height: of the images, pixels.
             width: of the images, pixels.
         """
         return ""
 
-    @abstractmethod
-    def counters(self, point: Point, steps: int) -> frozenset[str]:
-        """The counters of :class:`.FiredCounters` that must not stay zero.
+    def watch(self, denoiser: Any, tally: Tally) -> Iterable[RemovableHandle]:
+        """Put hooks on the denoiser that count (:meth:`.Tally.add`) what the method is there to save, and give them.
 
-        None for an identity setting, and for a method that does what none of them counts; any other name is refused.
+        They count whatever is applied, so they belong where only real work comes by: inside of what the method
+        replaces. They are asked of pipelines only that the method applies to.
+
+        Args:
+            denoiser: the pipeline's, with all methods applied.
+            tally: where the counts of :attr:`counted` go.
         """
+        return ()
+
+    def counters(self, point: Point, steps: int) -> frozenset[str]:
+        """Those of :attr:`counted` that must not stay zero with ``point``; all, if a method does not say otherwise.
+
+        None for an identity setting.
+        """
+        return frozenset(self.counted)
 
     @abstractmethod
     def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Params
+from pytest_diffaccel.pipes import denoiser_of, families_of, known
 
 
 class UnsupportedPipeline(TypeError):
@@ -20,13 +21,12 @@ def check_class(pipeline: Any) -> None:
     Raises:
         UnsupportedPipeline: naming its class and those that are supported.
     """
-    from pytest_diffaccel.models.weights import PIPELINE_CLASSES
-
-    known = sorted(set(PIPELINE_CLASSES.values()))
-    if {one.__name__ for one in type(pipeline).__mro__}.isdisjoint(known):
+    if not families_of(pipeline):
+        classes = sorted({spec.pipeline_class for spec in known()})
         raise UnsupportedPipeline(
-            f"{type(pipeline).__name__} cannot be accelerated here: supported are {' and '.join(known)}, which draw "
-            "from a prompt with a UNet; to add a pipeline that does so too, make its class a subclass of one of them"
+            f"{type(pipeline).__name__} cannot be accelerated here: supported are {' and '.join(classes)}, which draw "
+            "from a prompt with a UNet; to add a pipeline that does so too, make its class a subclass of one of them, "
+            "or register it with the hook pytest_diffaccel_pipes"
         )
 
 
@@ -56,7 +56,7 @@ def is_guided(pipeline: Any, guidance_scale: float | None) -> bool:
 
 def own_size(pipeline: Any) -> tuple[int, int]:
     """Height and width, in pixels, of what a pipeline draws when its call names no size."""
-    side = pipeline.unet.config.sample_size
+    side = denoiser_of(pipeline).config.sample_size
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
@@ -85,12 +85,12 @@ def check_call(
     Raises:
         InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
     """
-    accelerator.check(params, steps, pipeline)
+    accelerator.check(params, steps)
     accelerator.check_guidance(guidance_scale_of(pipeline, guidance_scale), takes_scale=_takes_scale(pipeline))
     own_height, own_width = own_size(pipeline)
-    accelerator.check_size(params, pipeline, height or own_height, width or own_width)
+    accelerator.check_pipeline(params, pipeline, height or own_height, width or own_width)
 
 
 def _takes_scale(pipeline: Any) -> bool:
     """Whether the guidance scale is an input of the denoiser, as in latent consistency models: then there is none."""
-    return getattr(pipeline.unet.config, "time_cond_proj_dim", None) is not None
+    return getattr(denoiser_of(pipeline).config, "time_cond_proj_dim", None) is not None

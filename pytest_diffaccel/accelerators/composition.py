@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
+from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
@@ -43,14 +44,32 @@ class Accelerator:
         names = [method.name for method in self.methods]
         return [dict(zip(names, row, strict=True)) for row in product(*grids)]
 
-    def check(self, params: Params, steps: int, pipeline: Any = None) -> None:
-        """Refuse parameters that mean nothing.
+    def check(self, params: Params, steps: int) -> None:
+        """Refuse parameters that mean nothing, whatever the pipeline.
 
         Raises:
             InvalidParams: naming the bad value and the valid ones.
         """
         for method in self.methods:
-            method.check(params[method.name], steps, pipeline)
+            method.check(params[method.name], steps)
+
+    def check_pipeline(self, params: Params, pipeline: Any, height: int, width: int) -> None:
+        """Refuse a pipeline that a method does not apply to, or that cannot take its parameters.
+
+        Args:
+            params: checked, by method.
+            pipeline: the diffusers pipeline.
+            height: of the images, pixels.
+            width: of the images, pixels.
+
+        Raises:
+            InvalidParams: naming the method, and what is in its way or what to take instead.
+        """
+        for method in self.methods:
+            if reason := method.applies_to(pipeline):
+                raise InvalidParams(f"{method.name}: {reason}; leave it out")
+            if reason := method.misfit(params[method.name], pipeline, height, width):
+                raise InvalidParams(f"{method.name}: {reason}")
 
     def check_guidance(self, guidance_scale: float, *, takes_scale: bool) -> None:
         """Refuse a call without classifier-free guidance where a method needs it.
@@ -76,17 +95,6 @@ class Accelerator:
                 f"take one above 1, or leave {needing[0]} out"
             )
 
-    def check_size(self, params: Params, pipeline: Any, height: int, width: int) -> None:
-        """Refuse images of a size (pixels) that a method cannot make.
-
-        Raises:
-            InvalidParams: naming the method, its parameters, the size and what to take instead.
-        """
-        for method in self.methods:
-            reason = method.refused_size(params[method.name], pipeline, height, width)
-            if reason:
-                raise InvalidParams(f"{method.name}: {reason}")
-
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
         """The kind of each denoiser call; ``"plain"`` without methods."""
         if not self.methods:
@@ -103,6 +111,10 @@ class Accelerator:
     def counters(self, params: Params, steps: int) -> frozenset[str]:
         """The counters that must not stay zero in a run of these parameters."""
         return frozenset().union(*(method.counters(params[method.name], steps) for method in self.methods))
+
+    def without(self, method: Method) -> Accelerator:
+        """The others of its methods."""
+        return Accelerator(tuple(other for other in self.methods if other is not method))
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Apply every method, a driven one by its driver; returns what generates. Nothing is undone here."""
@@ -122,13 +134,20 @@ class Registry:
     def __init__(self) -> None:
         self._methods: dict[str, Method] = {}
         self._accelerators: dict[str, Accelerator] = {}
+        self._combined: dict[frozenset[str], Accelerator] = {}
 
     def register(self, method: Method) -> Accelerator:
         """Add a method, and the accelerator that is this method alone.
 
         Raises:
-            ValueError: when a method of this name, or one of its parameter names, is known already.
+            ValueError: when a method of this name, or one of its parameter names, is known already, or when what it
+                counts and the names of it do not go together, or another method has such a name.
         """
+        _check_counters(method)
+        for other in self._methods.values():
+            shared = sorted(set(method.counted) & set(other.counted))
+            if shared and not _is_related(method, other):
+                raise ValueError(f"{method.name}: {other.name} counts {', '.join(shared)} too; take another name")
         taken = {name for other in self._methods.values() for name in other.param_names}
         clash = method.name in self._methods or taken & set(method.param_names)
         if clash:
@@ -151,6 +170,7 @@ class Registry:
         if accelerator.name in self._accelerators:
             raise ValueError(f"{accelerator.name} is registered already")
         self._accelerators[accelerator.name] = accelerator
+        self._combined.setdefault(frozenset(method.name for method in accelerator.methods), accelerator)
         return accelerator
 
     def features(self, kind: str) -> dict[str, Mapping[str, float]]:
@@ -165,6 +185,11 @@ class Registry:
     def names(self) -> list[str]:
         """Names of all accelerators in order of registration."""
         return list(self._accelerators)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """All methods in order of registration."""
+        return tuple(self._methods.values())
 
     @property
     def method_names(self) -> frozenset[str]:
@@ -185,7 +210,27 @@ class Registry:
         unknown = sorted(set(params) - set(self._methods))
         if unknown:
             raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
-        return Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+        # As it was combined, whatever the order: by this, its name and its kinds of steps are known.
+        combined = self._combined.get(frozenset(params))
+        return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def _is_related(method: Method, other: Method) -> bool:
+    """Whether one inherits from the other, or both from a third: then a counter of one name is the same."""
+    return bool({*type(method).__mro__} & {*type(other).__mro__} - {*Method.__mro__})
+
+
+def _check_counters(method: Method) -> None:
+    watches = type(method).watch is not Method.watch
+    if method.counted and not watches:
+        raise ValueError(
+            f"{method.name} names {', '.join(method.counted)} in `counted`, and has no `watch` that counts it: add "
+            "one, or name nothing: then it is seen to act by what the denoiser gives with and without it"
+        )
+    if watches and not method.counted:
+        raise ValueError(f"{method.name} has a `watch`, but names no counter: name what it counts in `counted`")
+    if DENOISER_CALLS in method.counted:
+        raise ValueError(f"{method.name} counts {DENOISER_CALLS}, as every run does: give its counter another name")
 
 
 def default_registry() -> Registry:

@@ -1,42 +1,84 @@
-"""Proof that a method acts: what really happened inside the UNet in one generation, seen by hooks, not by belief."""
+"""Proof that methods act: what really happened inside the denoiser in one generation, seen by hooks, not by belief."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_diffaccel.pipes import denoiser_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from torch.utils.hooks import RemovableHandle
+
+#: The counter that is no method's: how often the denoiser was called.
+DENOISER_CALLS = "denoiser_calls"
+
+
+class Tally:
+    """What one method's hooks count in one generation.
+
+    Attributes:
+        counts: by counter; each begins with 0.
+        full_batch: batch of a denoiser call that computes all there is: with guidance twice the images, else as many.
+    """
+
+    def __init__(self, method: str, names: Iterable[str], full_batch: int) -> None:
+        """Begin at 0 for the counters ``names`` of the method of that name."""
+        self.counts = dict.fromkeys(names, 0)
+        self.full_batch = full_batch
+        self._method = method
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Add ``number``, which may be negative, to a counter.
+
+        Raises:
+            ValueError: for a counter that the method does not name.
+        """
+        if name not in self.counts:
+            known = ", ".join(self.counts)
+            raise ValueError(f"{self._method} counts {name!r}, which `counted` does not name; it names {known}")
+        self.counts[name] += number
+
+
+class Counting(Protocol):
+    """What counting needs of a :class:`~.base.Method`, which says what each of these means."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Its counters."""
+
+    def applies_to(self, pipeline: Any) -> str:
+        """Why it does not; empty where it does."""
+
+    def watch(self, denoiser: Any, tally: Tally) -> Iterable[RemovableHandle]:
+        """Put hooks on the denoiser that add to the tally."""
 
 
 class FiredCounters:
-    """Counts, during one generation, what the methods are there to save.
+    """Counts denoiser calls, and what each of some methods counts, during one generation.
 
-    The hooks sit on modules inside those that methods replace, so that they see real work only. They cost
-    little time, but some: counted generations are never timed.
-
-    Attributes:
-        denoiser_calls: UNet calls.
-        gated_calls: UNet calls on less than the full batch.
-        merged_tokens: tokens of self-attention inputs that were merged away, summed over blocks and calls.
+    The hooks cost little time, but some: counted generations are never timed.
     """
 
-    def __init__(self, full_batch: int) -> None:
-        """Count for generations whose UNet batch is ``full_batch``: with guidance twice the images, else as many."""
-        self._full_batch = full_batch
-        self._deepest_calls = 0
-        self._attention_calls = 0
-        self._projections = 0
-        self._tokens: dict[int, int] = {}
-        self.denoiser_calls = 0
-        self.gated_calls = 0
-        self.merged_tokens = 0
+    def __init__(self, methods: Iterable[Counting], full_batch: int) -> None:
+        """Count for generations whose denoiser batch is ``full_batch``: with guidance twice the images, else as many.
+
+        Args:
+            methods: all that there are, applied or not: what none of them moves is seen to be 0.
+            full_batch: the batch.
+        """
+        self._tallies = [(method, Tally(method.name, method.counted, full_batch)) for method in methods]
+        self._denoiser_calls = 0
 
     @contextmanager
-    def attached(self, unet: nn.Module) -> Iterator[None]:
-        """Put hooks on ``unet``, and take them away at the end.
+    def attached(self, pipeline: Any) -> Iterator[None]:
+        """Put hooks on the pipeline's denoiser, and take them away at the end.
 
         Modules that ``torch.compile`` compiled run uncompiled in the block: the hooks differ from module to module, so
         each would be compiled apart, until torch gives up and runs them uncompiled ever after.
@@ -44,62 +86,32 @@ class FiredCounters:
         import torch
 
         with ExitStack() as stack:
-            for hook in self._attach(unet):
+            for hook in self._attach(pipeline):
                 stack.callback(hook.remove)
             with torch.compiler.set_stance("force_eager"):
                 yield
 
-    def _attach(self, unet: nn.Module) -> Iterator[RemovableHandle]:
-        yield unet.register_forward_pre_hook(self._on_unet)
-        # The deepest block: small distilled UNets have no mid block.
-        deepest: Any = unet.mid_block if unet.mid_block is not None else unet.up_blocks[0]
-        yield deepest.resnets[0].register_forward_pre_hook(self._on_deepest)
-        for module in unet.modules():
-            # By attribute, not by class: ToMe swaps the classes of transformer blocks.
-            if hasattr(module, "attn1") and hasattr(module, "norm1"):
-                yield from self._attach_to_block(module)
+    def _attach(self, pipeline: Any) -> Iterator[RemovableHandle]:
+        denoiser: nn.Module = denoiser_of(pipeline)
+        yield denoiser.register_forward_pre_hook(self._on_denoiser)
+        for method, tally in self._tallies:
+            # What a method counts in is what it needs.
+            if method.counted and not method.applies_to(pipeline):
+                yield from method.watch(denoiser, tally)
 
-    def _attach_to_block(self, block: Any) -> Iterator[RemovableHandle]:
-        yield block.register_forward_pre_hook(self._on_block)
-        yield block.attn1.register_forward_pre_hook(lambda _module, args: self._on_self_attention(id(block), args[0]))
-        for attention in (block.attn1, block.attn2):
-            if attention is not None:
-                yield attention.register_forward_pre_hook(self._on_attention)
-                yield attention.to_q.register_forward_pre_hook(self._on_projection)
-                # What takes its place where self-attention's projections are fused.
-                if getattr(attention, "to_qkv", None) is not None:
-                    yield attention.to_qkv.register_forward_pre_hook(self._on_projection)
-
-    def _on_unet(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.denoiser_calls += 1
-        self.gated_calls += args[0].shape[0] < self._full_batch
-
-    def _on_deepest(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
-        self._deepest_calls += 1
-
-    def _on_block(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._tokens[id(module)] = args[0].shape[1]
-
-    def _on_self_attention(self, block: int, hidden_states: Tensor) -> None:
-        self.merged_tokens += max(0, self._tokens[block] - hidden_states.shape[1])
-
-    def _on_attention(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
-        self._attention_calls += 1
-
-    def _on_projection(self, _module: nn.Module, _args: tuple[Tensor, ...]) -> None:
-        self._projections += 1
+    def _on_denoiser(self, _module: nn.Module, _args: Any) -> None:
+        self._denoiser_calls += 1
 
     @property
     def counts(self) -> dict[str, int]:
-        """All counters by name.
+        """All counters by name; one that methods share, as a subclass does with its base, once."""
+        shared = {name: count for _, tally in self._tallies for name, count in tally.counts.items()}
+        return {DENOISER_CALLS: self._denoiser_calls, **shared}
 
-        Also ``cached_steps``, UNet calls in which the deepest block did not run, and ``reused_attention``, attention
-        calls whose projections did not run.
-        """
-        return {
-            "denoiser_calls": self.denoiser_calls,
-            "cached_steps": self.denoiser_calls - self._deepest_calls,
-            "gated_calls": self.gated_calls,
-            "reused_attention": self._attention_calls - self._projections,
-            "merged_tokens": self.merged_tokens,
-        }
+
+def transformer_blocks(denoiser: nn.Module) -> Iterator[Any]:
+    """The blocks with self-attention (``attn1``) and, where it is not None, cross-attention (``attn2``)."""
+    for module in denoiser.modules():
+        # By attribute, not by class: ToMe swaps the classes of transformer blocks.
+        if hasattr(module, "attn1") and hasattr(module, "norm1"):
+            yield module

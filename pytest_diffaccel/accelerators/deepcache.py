@@ -7,22 +7,25 @@ inference), through the authors' package of the same name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.counters import Tally
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import BUILT_IN, denoiser_of, described
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 # A branch is a layer of a down block: the package counts three a block, whatever it has: its resnets, then its
 # downsampler.
-LAYERS_PER_BLOCK = 3
-# Down blocks of the published UNets (their config.json); the embedded stand-ins have the same topology. Grids are made
-# before any model is loaded: where one has fewer blocks or layers, a search leaves out what ``check`` refuses.
-DOWN_BLOCKS = {"SD1.5": 4, "SD2.1": 4, "SDXL": 3}
-
-# The deepest branch of any pipe.
-_DEEPEST = LAYERS_PER_BLOCK * max(DOWN_BLOCKS.values()) - 1
+_LAYERS_PER_BLOCK = 3
+# The deepest branch of any built-in pipe.
+_DEEPEST = _LAYERS_PER_BLOCK * max(len(spec.topology.layers) for spec in BUILT_IN) - 1
 # How much storing features may cost, a shallow step's level and a single branch may differ from what depth says.
 _STORING_SHARE, _LEVEL_SHARE, _OWN_SHARE = 0.05, 0.2, 0.05
 
@@ -50,31 +53,52 @@ class DeepCache(Method):
 
     name = "DeepCache"
     param_names = ("cache_interval", "cache_branch_id")
+    #: Denoiser calls in which the deepest block did not run.
+    counted = ("cached_steps",)
+    template = Path(__file__).with_suffix(".py.j2")
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Intervals x branches; intervals above the number of steps would all mean the same and are left out."""
-        branches = _BRANCHES[size] or range(_branches(cell))
+        chosen, there = _BRANCHES[size], branches_of_pipe(cell.pipe)
+        branches = [branch for branch in there if chosen is None or branch in chosen]
         intervals = [interval for interval in _INTERVALS[size] if interval <= cell.steps]
         return points(self.param_names, product(intervals, branches))
 
     def space(self, cell: Cell) -> Sequence[Point]:
         """Intervals from 2 to the number of steps x every branch."""
-        return points(self.param_names, product(range(2, cell.steps + 1), range(_branches(cell))))
+        return points(self.param_names, product(range(2, cell.steps + 1), branches_of_pipe(cell.pipe)))
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """``cache_interval`` at least 1; ``cache_branch_id`` a branch that the UNet has, from 0 on."""
+    def check(self, point: Point, steps: int) -> None:
+        """``cache_interval`` at least 1; ``cache_branch_id`` at least 0."""
         self.check_names(point)
         check_integer(self.name, point, "cache_interval", 1)
-        if pipeline is not None and pipeline.unet.mid_block is None:
-            raise InvalidParams(f"{self.name} cannot run a UNet without a mid block, such as this one; leave it out")
-        branches = list(range(_DEEPEST + 1)) if pipeline is None else _branches_of(pipeline.unet)
-        has_all = branches[-1] == len(branches) - 1
-        branch = check_integer(self.name, point, "cache_branch_id", 0, branches[-1] if has_all else None)
-        if branch not in branches:
-            raise InvalidParams(
-                f"{self.name}: cache_branch_id={branch} must be one of {', '.join(map(str, branches))}: three are "
-                "counted a down block, and this UNet's have fewer layers"
-            )
+        check_integer(self.name, point, "cache_branch_id", 0)
+
+    def applies_to(self, pipeline: Any) -> str:
+        """The package patches down, mid and up blocks, and keeps what goes from one to the other."""
+        unet = denoiser_of(pipeline)
+        if not (getattr(unet, "down_blocks", None) and getattr(unet, "up_blocks", None)):
+            return f"{type(unet).__name__} has no down and up blocks, whose features it keeps from step to step"
+        if getattr(unet, "mid_block", None) is None:
+            return "it cannot run a UNet without a mid block, such as this one"
+        return ""
+
+    def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """``cache_branch_id`` must be a branch that the UNet has."""
+        branch, branches = point["cache_branch_id"], _branches_of(denoiser_of(pipeline))
+        if branch in branches:
+            return ""
+        if branches[-1] == len(branches) - 1:
+            return f"cache_branch_id={branch} must be a whole number from 0 to {branches[-1]}"
+        return (
+            f"cache_branch_id={branch} must be one of {', '.join(map(str, branches))}: three are counted a down block, "
+            "and this UNet's have fewer layers"
+        )
+
+    def watch(self, denoiser: Any, tally: Tally) -> Iterator[RemovableHandle]:
+        """Every call counts, and the deepest block takes it back."""
+        yield denoiser.register_forward_pre_hook(lambda *_: tally.add("cached_steps"))
+        yield denoiser.mid_block.resnets[0].register_forward_pre_hook(lambda *_: tally.add("cached_steps", -1))
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """Interval 1 computes every step in full."""
@@ -109,7 +133,7 @@ class DeepCache(Method):
 
     def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
         """Share of the steps that are shallow, and how shallow: branch 0 is 2, as neighbours differ much."""
-        return 1 - 1 / point["cache_interval"], 2 * (1 - point["cache_branch_id"] / (_branches(cell) - 1))
+        return 1 - 1 / point["cache_interval"], 2 * (1 - point["cache_branch_id"] / branches_of_pipe(cell.pipe)[-1])
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
         """Enable the helper; its cache lives as long as this application."""
@@ -121,14 +145,20 @@ class DeepCache(Method):
         return call
 
 
-def _branches(cell: Cell) -> int:
-    return LAYERS_PER_BLOCK * DOWN_BLOCKS[cell.pipe]
+def branches_of_pipe(pipe: str) -> Sequence[int]:
+    """The branches of a pipe's UNet, ascending, before it is loaded."""
+    return _branches(described(pipe).topology.layers)
 
 
-def _branches_of(unet: Any) -> list[int]:
-    """The branches of a UNet: where a block has but one resnet, the third would be the second once more."""
-    return [
-        LAYERS_PER_BLOCK * place + layer
-        for place, block in enumerate(unet.down_blocks)
-        for layer in range(min(LAYERS_PER_BLOCK, len(block.resnets) + 1))
-    ]
+def _branches_of(unet: Any) -> Sequence[int]:
+    return _branches(tuple(len(block.resnets) for block in unet.down_blocks))
+
+
+@cache  # a search asks for each of thousands of points
+def _branches(layers: tuple[int, ...]) -> Sequence[int]:
+    """By the resnets of each down block: where one has but one, the third branch would be the second once more."""
+    return tuple(
+        _LAYERS_PER_BLOCK * place + layer
+        for place, count in enumerate(layers)
+        for layer in range(min(_LAYERS_PER_BLOCK, count + 1))
+    )

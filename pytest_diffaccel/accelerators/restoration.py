@@ -8,6 +8,8 @@ from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.pipes import denoiser_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -61,16 +63,16 @@ class _ModuleStates:
 
 @contextmanager
 def restored(pipeline: Any, *, modules: bool = True) -> Iterator[None]:
-    """Put the pipeline object, its UNet and every module in it back as they were, also after an exception.
+    """Put the pipeline object, its denoiser and every module in it back as they were, also after an exception.
 
     What counts is each module's class and attributes (patched ``forward`` methods, caches, hooks, swapped classes),
     not the values of its parameters: no method changes weights.
 
     Args:
-        pipeline: a diffusers pipeline with a ``unet``.
+        pipeline: a diffusers pipeline.
         modules: whether the modules come back too, and not only the attributes of the pipeline object.
     """
-    states = _ModuleStates(list(pipeline.unet.modules()) if modules else [])
+    states = _ModuleStates(list(denoiser_of(pipeline).modules()) if modules else [])
     attributes = dict(vars(pipeline))
     try:
         yield

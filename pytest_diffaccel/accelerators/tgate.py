@@ -7,12 +7,18 @@ Zhang et al., "Faster Diffusion via Temporal Attention Decomposition", TMLR 2025
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, Method, PipelineCall, check_integer, points
+from pytest_diffaccel.accelerators.counters import Tally, transformer_blocks
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of, families_of
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 # Gate as a share of the steps: what a gate means depends on how much of the denoising lies behind it.
 _GATES: Mapping[GridSize, tuple[float, ...]] = {
@@ -57,6 +63,9 @@ class TGate(Method):
 
     name = "T-Gate"
     param_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+    #: Denoiser calls on less than the full batch; attention calls whose projections did not run.
+    counted = ("gated_calls", "reused_attention")
+    template = Path(__file__).with_suffix(".py.j2")
     # The package restarts DeepCache around the gate, where the batch halves: only its own loader knows how.
     drives = ("DeepCache",)
     # At the gate it drops half of the batch, which without guidance is half of the prompts.
@@ -94,13 +103,35 @@ class TGate(Method):
             distinct.setdefault(tuple(self.kinds(point, steps, frozenset())), point)
         return list(distinct.values())
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
+    def check(self, point: Point, steps: int) -> None:
         """Gate from 1 to ``steps`` (= never), intervals at least 1, warm-up before the gate."""
         self.check_names(point)
         gate = check_integer(self.name, point, "gate_step", 1, steps)
         check_integer(self.name, point, "sp_interval", 1)
         check_integer(self.name, point, "fi_interval", 1)
         check_integer(self.name, point, "warm_up", 0, gate - 1)
+
+    def applies_to(self, pipeline: Any) -> str:
+        """The package has pipeline functions of its own, and reuses the output of cross-attention."""
+        if not _built_like(pipeline):
+            return f"tgate has functions for Stable Diffusion and SDXL only, not for a {type(pipeline).__name__}"
+        if all(getattr(block, "attn2", None) is None for block in transformer_blocks(denoiser_of(pipeline))):
+            return "this denoiser has no cross-attention, whose output it reuses"
+        return ""
+
+    def watch(self, denoiser: Any, tally: Tally) -> Iterator[RemovableHandle]:
+        """The batch of every call; every call of an attention, which its projections take back."""
+        yield denoiser.register_forward_pre_hook(
+            lambda _module, args: tally.add("gated_calls", args[0].shape[0] < tally.full_batch)
+        )
+        for block in transformer_blocks(denoiser):
+            for attention in (block.attn1, getattr(block, "attn2", None)):
+                if attention is not None:
+                    yield attention.register_forward_pre_hook(lambda *_: tally.add("reused_attention"))
+                    # What takes the place of to_q where self-attention's projections are fused.
+                    for projection in (attention.to_q, getattr(attention, "to_qkv", None)):
+                        if projection is not None:
+                            yield projection.register_forward_pre_hook(lambda *_: tally.add("reused_attention", -1))
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """Gated calls where the gate lies before the end, reused attention where planning or fidelity skip some."""
@@ -146,11 +177,15 @@ class TGate(Method):
         """Install the package's pipeline function for this kind of pipeline, Stable Diffusion or SDXL."""
         import tgate
 
-        names = {one.__name__ for one in type(pipeline).__mro__}
-        xl = "SDXL" if "StableDiffusionXLPipeline" in names else "SD"
+        like = _built_like(pipeline)
         driven = next((params[name] for name in self.drives if name in params), None)
         if driven is None:
-            getattr(tgate, f"Tgate{xl}Loader")(pipeline)
+            getattr(tgate, f"Tgate{like}Loader")(pipeline)
         else:
-            getattr(tgate, f"Tgate{xl}DeepCacheLoader")(pipeline, **driven)
+            getattr(tgate, f"Tgate{like}DeepCacheLoader")(pipeline, **driven)
         return partial(pipeline.tgate, **params[self.name])
+
+
+def _built_like(pipeline: Any) -> str:
+    """What the package calls this kind of pipeline, ``"SD"`` or ``"SDXL"``; empty for one that it does not know."""
+    return next((spec.built_like for spec in families_of(pipeline) if spec.built_like), "")

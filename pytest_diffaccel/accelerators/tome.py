@@ -6,12 +6,18 @@ Bolya and Hoffman, "Token Merging for Fast Stable Diffusion", CVPR Workshops 202
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, points
+from pytest_diffaccel.accelerators.counters import Tally, transformer_blocks
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of, described
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 # Tokens are merged in windows of 2 x 2.
 _STRIDE = 2
@@ -21,9 +27,6 @@ DOWNSAMPLES = (1, 2, 4, 8)
 # How much the resolutions differ in what merging costs and saves, beside what they have in common.
 _OWN_SHARE = 0.15
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
-# SDXL's UNet has no attention at full resolution and none deeper than two downsamplings (its config.json). Grids are
-# made before any model is loaded: where one has less, a search leaves out what ``check`` refuses.
-_DOWNSAMPLES_OF_PIPE = {"SD1.5": DOWNSAMPLES, "SD2.1": DOWNSAMPLES, "SDXL": (2, 4)}
 
 _RATIOS: Mapping[GridSize, tuple[float, ...]] = {
     "full": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75),
@@ -49,19 +52,22 @@ class ToMe(Method):
 
     name = "ToMe"
     param_names = ("ratio", "max_downsample")
+    #: Tokens of self-attention inputs that were merged away, summed over blocks and calls.
+    counted = ("merged_tokens",)
+    template = Path(__file__).with_suffix(".py.j2")
 
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
         """Ratios x the resolutions at which the pipe has attention."""
-        available = _DOWNSAMPLES_OF_PIPE[cell.pipe]
+        available = downsamples_of_pipe(cell.pipe)
         depths = [available[depth] for depth in _DEPTHS[size] if depth < len(available)]
         return points(self.param_names, product(_RATIOS[size], depths))
 
     def space(self, cell: Cell) -> Sequence[Point]:
         """Ratios from 0.05 to 0.75 x every resolution at which the pipe has attention."""
-        return points(self.param_names, product(_FINE_RATIOS, _DOWNSAMPLES_OF_PIPE[cell.pipe]))
+        return points(self.param_names, product(_FINE_RATIOS, downsamples_of_pipe(cell.pipe)))
 
-    def check(self, point: Point, steps: int, pipeline: Any = None) -> None:
-        """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8 at which the UNet has tokens to merge."""
+    def check(self, point: Point, steps: int) -> None:
+        """Ratio from 0 to 0.75, ``max_downsample`` one of 1, 2, 4, 8."""
         self.check_names(point)
         ratio = point["ratio"]
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= MAX_RATIO:
@@ -69,27 +75,37 @@ class ToMe(Method):
         if point["max_downsample"] not in DOWNSAMPLES or isinstance(point["max_downsample"], bool):
             known = ", ".join(map(str, DOWNSAMPLES))
             raise InvalidParams(f"{self.name}: max_downsample={point['max_downsample']!r} must be one of {known}")
-        if pipeline is not None and ratio > 0:
-            self._check_levels(point, _levels(pipeline.unet))
 
-    def _check_levels(self, point: Point, levels: Sequence[int]) -> None:
+    def applies_to(self, pipeline: Any) -> str:
+        """``tomesd`` merges in the transformer blocks that it finds, and says nothing where it finds none."""
+        if set(_levels(denoiser_of(pipeline))) & set(DOWNSAMPLES):
+            return ""
+        return "tomesd finds no transformer block in this UNet to merge tokens in"
+
+    def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+        """At ``max_downsample`` the UNet must have tokens to merge, of which it makes some for images of this size."""
+        if not point["ratio"]:
+            return ""
+        levels = _levels(denoiser_of(pipeline))
+        return self._misplaced(point, levels) or self._missized(point, levels, pipeline.vae_scale_factor, height, width)
+
+    def _misplaced(self, point: Point, levels: Sequence[int]) -> str:
         valid = [level for level in levels if level in DOWNSAMPLES]
-        if not valid:
-            raise InvalidParams(f"{self.name} finds no transformer block in this UNet to merge tokens in; leave it out")
-        if point["max_downsample"] not in valid:
-            raise InvalidParams(
-                f"{self.name}: max_downsample={point['max_downsample']} must be one of {', '.join(map(str, valid))}, "
-                "where this UNet has tokens to merge; another merges none, or what a smaller one does"
-            )
+        if point["max_downsample"] in valid:
+            return ""
+        return (
+            f"max_downsample={point['max_downsample']} must be one of {', '.join(map(str, valid))}, "
+            "where this UNet has tokens to merge; another merges none, or what a smaller one does"
+        )
 
-    def refused_size(self, point: Point, pipeline: Any, height: int, width: int) -> str:
+    def _missized(self, point: Point, levels: Sequence[int], scale: int, height: int, width: int) -> str:
         """``tomesd`` guesses a level's shape from its number of tokens, and fails where it guesses another.
 
         On small images, a small ratio is less than one token.
         """
-        rows, columns = height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor
+        rows, columns = height // scale, width // scale
         most = merged = 0
-        for downsample in _levels(pipeline.unet):
+        for downsample in levels:
             level = (math.ceil(rows / downsample), math.ceil(columns / downsample))
             tokens = level[0] * level[1]
             guess = math.ceil(math.sqrt(rows * columns // tokens))
@@ -102,14 +118,19 @@ class ToMe(Method):
                 return (
                     f"max_downsample={point['max_downsample']} fails on images of {width}x{height} pixels: tomesd "
                     f"cannot tell the shape of {level[0]}x{level[1]} tokens; take a smaller max_downsample, or sides "
-                    f"that are multiples of {_STRIDE * pipeline.vae_scale_factor * max(DOWNSAMPLES)}"
+                    f"that are multiples of {_STRIDE * scale * max(DOWNSAMPLES)}"
                 )
-        if point["ratio"] > 0 and not merged:
+        if not merged:
             return (
                 f"ratio={point['ratio']} is less than one token on images of {width}x{height} pixels, of which this "
                 f"UNet makes {most} at most where tokens are merged; take a larger ratio, or larger images"
             )
         return ""
+
+    def watch(self, denoiser: Any, tally: Tally) -> Iterator[RemovableHandle]:
+        """What a block is given and its self-attention is not."""
+        for block in transformer_blocks(denoiser):
+            yield from _watch_block(block, tally)
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
         """A ratio of 0 merges nothing."""
@@ -143,8 +164,28 @@ class ToMe(Method):
         return call
 
 
+def downsamples_of_pipe(pipe: str) -> list[int]:
+    """The ``max_downsample`` that a pipe's UNet has something to merge at, ascending, before it is loaded."""
+    return [level for level in described(pipe).topology.attention if level in DOWNSAMPLES]
+
+
+def _watch_block(block: Any, tally: Tally) -> Iterator[RemovableHandle]:
+    tokens = 0
+
+    def on_block(_module: Any, args: Any) -> None:
+        nonlocal tokens
+        tokens = args[0].shape[1]
+
+    yield block.register_forward_pre_hook(on_block)
+    yield block.attn1.register_forward_pre_hook(
+        lambda _module, args: tally.add("merged_tokens", max(0, tokens - args[0].shape[1]))
+    )
+
+
 def _levels(unet: Any) -> list[int]:
     """The downsamplings at which a UNet has transformer blocks, for ToMe to merge in; 1 is full resolution."""
+    if not hasattr(unet, "down_blocks"):
+        return []  # no UNet at all
     found, depth = set(), 0
     for block in unet.down_blocks:
         found |= {depth} if _has_transformers(block) else set()

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.codegen.batch import RenderedTasks
     from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.codegen.tasks import Task
 
 # More files that differ than this are counted, not listed.
 _LISTED_DIFFERENCES = 20
@@ -33,12 +35,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="file of a sentence's script (default: standard output), or folder of others (default: gt_code)",
     )
     generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    generate.add_argument(
+        "--models", default="embedded", metavar="FILE", help="models file that describes a pipe of your own"
+    )
     generate.add_argument("--check", action="store_true", help="write nothing; fail when a file in the folder differs")
     generate.set_defaults(run=_generate)
 
 
 def _generate(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.models.registry import know_pipes
+    from pytest_diffaccel.pipes import PipeRegistry
 
     if len(parsed.sentence) > 1:
         quoted = shlex.join(["diffaccel", "generate", " ".join(parsed.sentence)])
@@ -47,16 +54,34 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
     if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
-    records = Records.read(parsed.golden)
-    return _generate_one(parsed, records) if parsed.sentence else _generate_many(parsed, records)
+    know_pipes(PipeRegistry(), parsed.models)
+    if not parsed.sentence:
+        return _generate_many(parsed, Records.read(parsed.golden))
+    task, registry = _asked(parsed.sentence[0], parsed.models)
+    return _generate_one(parsed, task, Records.read(parsed.golden, registry))
 
 
-def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
+def _asked(sentence: str, models: str) -> tuple[Task, Registry]:
+    """The task of a sentence, and the methods known; conftest files are loaded where what is built in will not do."""
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.codegen.parser import SentenceError, parse_task
+
+    try:
+        return parse_task(sentence), default_registry()
+    except SentenceError:
+        from pytest_diffaccel.models.registry import know_pipes
+        from pytest_diffaccel.plugin.registered import registered_here
+
+        registry, pipes = registered_here()
+        know_pipes(pipes, models)
+        return parse_task(sentence, registry.names), registry
+
+
+def _generate_one(parsed: argparse.Namespace, task: Task, records: Records) -> int:
     from pytest_diffaccel.codegen.lookup import find
-    from pytest_diffaccel.codegen.parser import parse_task
     from pytest_diffaccel.codegen.script import render, shortfall
 
-    answer = find(parse_task(parsed.sentence[0]), records)
+    answer = find(task, records)
     text, key = render(answer), answer.key
     if key != answer.task.key:
         holds = ", which are known to hold" if answer.attained else ""

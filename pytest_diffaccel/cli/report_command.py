@@ -8,10 +8,12 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
+from pytest_diffaccel.pipes import described
 from pytest_diffaccel.settings.option_types import positive
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def _material(parsed: argparse.Namespace) -> Material:
         logs=folder / "logs",
         prompts=Prompts(parsed.prompts),
         command=_command(parsed, contents, registry.names),
-        wanted=_wanted(parsed),
+        wanted=_wanted(parsed, contents),
     )
 
 
@@ -116,12 +118,20 @@ def _places(given: str | None) -> tuple[str, Path]:
     return store, file.parent if (file.parent / "images").is_dir() else WORK_DIR
 
 
-def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
+def _wanted(parsed: argparse.Namespace, contents: Contents) -> Callable[[Cell], bool]:
     from pytest_diffaccel.settings.search_settings import chosen_cells
 
     if not (parsed.pipe or parsed.sched or parsed.steps):
         return lambda _: True
-    chosen = set(chosen_cells(parsed))
+    measured = [
+        one.measurement.candidate.cell for one in contents.measurements if one.measurement.candidate.accelerator
+    ]
+    # What is not named is all that was searched of any pipe.
+    schedulers = tuple(dict.fromkeys([*SCHEDULERS, *sorted(cell.scheduler for cell in measured)]))
+    steps = tuple(sorted({*STEPS, *(cell.steps for cell in measured)}))
+    names = dict.fromkeys([*PIPES, *sorted(cell.pipe for cell in measured)])
+    pipes = [replace(described(name), schedulers=schedulers, steps=steps) for name in names]
+    chosen = set(chosen_cells(parsed, pipes))
     return lambda cell: cell in chosen
 
 
@@ -133,7 +143,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Colle
         contents: the store's.
         accelerators: those that a search without ``--search-targets`` tries.
     """
-    wanted = _wanted(parsed)
+    wanted = _wanted(parsed, contents)
     measured = (one.measurement.candidate for one in contents.measurements)
     # Without an accelerator are rivals, in cells of fewer steps.
     found = [one for one in measured if one.accelerator and wanted(one.cell)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
+from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
@@ -45,20 +45,26 @@ class Records:
         path: the golden file.
         entries: its records by key.
         environments: by id.
+        registry: the methods known: what parameters mean is theirs to say.
     """
 
     path: Path
     entries: _Entries
     environments: Mapping[str, Environment]
+    registry: Registry = field(default_factory=default_registry)
 
     @classmethod
-    def read(cls, path: Path) -> Records:
+    def read(cls, path: Path, registry: Registry | None = None) -> Records:
         """The records of a golden file; none when there is no such file.
+
+        Args:
+            path: the golden file.
+            registry: the methods known; None for the built-in ones.
 
         Raises:
             JsonFileError: (a ``ValueError``) when either file does not parse or validate.
         """
-        return cls(path, read_golden(path), read_environments(path))
+        return cls(path, read_golden(path), read_environments(path), registry or default_registry())
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Answer:
         key: the record's key; another than the task's own where there is none.
         entry: the record; its parameters have been checked against the task's number of steps.
         environment: where it was measured.
+        accelerator: what the parameters are of.
         attained: whether the task's target is reached; if not, these are the parameters of the best reached.
     """
 
@@ -77,6 +84,7 @@ class Answer:
     key: GoldenKey
     entry: GoldenEntry
     environment: Environment
+    accelerator: Accelerator
     attained: bool
 
 
@@ -93,23 +101,23 @@ def find(task: Task, records: Records) -> Answer:
         NoRecord: when no record holds; the message names the command that records one.
         ValueError: when the record's parameters or environment are not valid.
     """
-    choice = _choose(task, records.entries)
+    choice = _choose(task, records)
     if choice is None:
         raise NoRecord(task, _refusal(task, records))
     key, attained = choice
     entry = records.entries[key]
-    _check_params(task, key, entry.params)
+    accelerator = _accelerator(task, key, entry.params, records.registry)
     environment = records.environments.get(entry.environment)
     if environment is None:
         raise ValueError(
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
             f"restore it from git, or run: {record_command([task], records.path, '--update-golden')}"
         )
-    return Answer(task, key, entry, environment, attained)
+    return Answer(task, key, entry, environment, accelerator, attained)
 
 
 def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
-    """The search that records ``tasks``, at least one of them; a step count that is not searched is left out.
+    """The search that records ``tasks``.
 
     Args:
         tasks: what it is to record.
@@ -117,16 +125,19 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         more: further options.
     """
     chosen = list(tasks)
-    options: list[str] = []
+    files = {described(task.cell.pipe).models_file for task in chosen}
+    options = [part for file in sorted(files - {""}) for part in ("--models", file)]
+    known: Sequence[Any]
+    values: set[Any]
     for option, known, values in (
         ("--pipe", PIPES, {task.cell.pipe for task in chosen}),
         ("--sched", SCHEDULERS, {task.cell.scheduler for task in chosen}),
         ("--steps", STEPS, {task.cell.steps for task in chosen}),
         ("--search-targets", ACCELERATORS, {task.accelerator for task in chosen}),
     ):
-        named = [str(value) for value in known if value in values]
-        if len(named) < len(known):
-            options += [part for name in named for part in (option, name)]
+        if values != set(known):
+            named = [*(value for value in known if value in values), *sorted(values - set(known))]
+            options += [part for name in named for part in (option, str(name))]
     if golden != DEFAULT_GOLDEN:
         options += ["--golden", str(golden)]
     return benches_command(*options, *more)
@@ -138,13 +149,13 @@ def update_command(task: Task) -> str:
     return shlex.join(["pytest", "--update-golden", "-k", f"{group}- or {group}]"])
 
 
-def _choose(task: Task, entries: _Entries) -> _Choice | None:
+def _choose(task: Task, records: Records) -> _Choice | None:
     """The key to answer from and whether it attains the target; None when none is known to hold."""
     own = task.key
     # Records of searches in which nothing could be measured hold no parameters to use.
     group = {
         key: entry
-        for key, entry in entries.items()
+        for key, entry in records.entries.items()
         if (key.pipe, key.scheduler, key.accelerator) == (own.pipe, own.scheduler, own.accelerator) and entry.params
     }
     same_steps = _at_steps(group, own.steps)
@@ -152,7 +163,8 @@ def _choose(task: Task, entries: _Entries) -> _Choice | None:
         return _choose_target(own, same_steps)
     # The nearest first. Fewer steps lie further apart, and what is reused between them fits less well: never from more.
     for steps in sorted({key.steps for key in group if key.steps < own.steps}, reverse=True):
-        key = _fast_enough(own, _at_steps(group, steps), lambda key, entry: _kept_share(key, entry.params, own.steps))
+        fewer = _at_steps(group, steps)
+        key = _fast_enough(own, fewer, lambda key, entry: _kept_share(key, entry.params, own.steps, records.registry))
         if key is not None:
             return key, True
     return None
@@ -198,14 +210,14 @@ def _fast_enough(
     return min(fast, key=lambda item: item[:2])[2] if fast else None
 
 
-def _kept_share(key: GoldenKey, params: Params, steps: int) -> float:
+def _kept_share(key: GoldenKey, params: Params, steps: int, registry: Registry) -> float:
     """The share of a record's speedup that its parameters surely keep at another number of steps; 0: not known.
 
     A step costs what its kind costs, so the time a step grows at most as much as the share of any one kind does. And
     parameters mean the same there only if each kind still has its share of the steps, to within one step: a gate step
     that half the run lay behind is another setting when a third does.
     """
-    accelerator = _registry().for_params(params)
+    accelerator = registry.for_params(params)
     here = Counter(accelerator.kinds(params, key.steps))
     there = Counter(accelerator.kinds(params, steps))
     growth = steps / key.steps
@@ -218,44 +230,33 @@ def _at_steps(group: _Entries, steps: int) -> _Entries:
     return {key: entry for key, entry in group.items() if key.steps == steps}
 
 
-def _check_params(task: Task, key: GoldenKey, params: Params) -> None:
+def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry) -> Accelerator:
+    """Whose parameters a record has, which must be those of its key and the task."""
     try:
-        accelerator = _registry().for_params(params)
+        accelerator = registry.for_params(params)
         if accelerator.name != task.accelerator:
             raise ValueError(f"its parameters are those of {accelerator.name}")
         accelerator.check(params, task.cell.steps)
     except ValueError as error:
         raise ValueError(f"golden record {key}: {error}") from error
+    return accelerator
 
 
 def _refusal(task: Task, records: Records) -> str:
     where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
-    cell = task.cell
-    if cell.steps not in STEPS:
-        said.append(
-            f"Searches cover {', '.join(map(str, STEPS))} steps: ask for one of them, or record fewer than "
-            f"{cell.steps}, whose settings are taken where they are known to hold."
-        )
-        cell = replace(cell, steps=max((steps for steps in STEPS if steps < cell.steps), default=min(STEPS)))
     if task.target > max(TARGETS):
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")
-    recorded = replace(task, cell=cell)
-    same = replace(recorded.key, target=1.0)
+    same = replace(task.key, target=1.0)
     group = [entry for key, entry in records.entries.items() if replace(key, target=1.0) == same]
     fastest = max(((entry.speedup, entry.speedup_ci95) for entry in group if entry.speedup_ci95), default=None)
     if fastest is not None:
         speedup, (low, high) = fastest
         said.append(
-            f"The fastest recorded for {cell.steps} steps reaches {speedup:.2f}x "
+            f"The fastest recorded for {task.cell.steps} steps reaches {speedup:.2f}x "
             f"(95% interval {low:.2f}x to {high:.2f}x)."
         )
     # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
-    is_rewritten = recorded.key in records.entries or (group and task.target not in TARGETS)
+    is_rewritten = task.key in records.entries or (group and task.target not in TARGETS)
     more = ("--update-golden",) if is_rewritten else ()
-    return " ".join([*said, f"Run: {record_command([recorded], records.path, *more)}"])
-
-
-@cache
-def _registry() -> Registry:
-    return default_registry()
+    return " ".join([*said, f"Run: {record_command([task], records.path, *more)}"])

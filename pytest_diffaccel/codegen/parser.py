@@ -11,7 +11,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, slug
+from pytest_diffaccel.matrix import SCHEDULERS, Cell, slug
+from pytest_diffaccel.models.schedulers import named_scheduler
+from pytest_diffaccel.pipes import known
 from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 #: The longest sentence read; the longest task has 145 characters.
@@ -25,18 +27,14 @@ _WIDE = str.maketrans({"，": ", ", "、": ", ", "。": ". ", "；": "; ", "："
 _CHINESE = re.compile(r"([\u3400-\u9fff]+)")
 # A name or number begins and ends here: not inside a word, not inside a decimal.
 _BEGIN, _END = r"(?<![\w.])", r"(?!\w|\.\d)"
-_SD = r"(?:sd|stable[ -]?diffusion)"
-_PIPE_SPELLINGS = {
-    "SD1.5": rf"{_SD}[ -]?v?1[.-]?5",
-    "SD2.1": rf"{_SD}[ -]?v?2[.-]?1",
-    "SDXL": rf"{_SD}[ -]?xl(?:[ -]base)?(?:[ -]v?1\.0)?",
-}
 _SCHEDULER_SPELLINGS = {
     "DDIM": r"ddim(?:[ -]?scheduler)?",
     # Without the pluses it is an older method. The diffusers class of both runs DPM-Solver++ unless told otherwise.
     "DPM-Solver++": r"dpm[ -]?(?:solver[ -]?)?(?:\+\+|pp)|dpm[ -]?solver[ -]?multistep(?:[ -]?scheduler)?",
     "UniPCMultistepScheduler": r"uni[ -]?pc(?:[ -]?multistep)?(?:[ -]?scheduler)?",
 }
+# A diffusers scheduler's class name.
+_SCHEDULER_CLASS = rf"{_BEGIN}[a-z][a-z0-9]{{2,60}}scheduler{_END}"
 _METHOD_SPELLINGS = {
     "DeepCache": r"deep[ -]?cache",
     "T-Gate": r"t[ -]?gate",
@@ -102,12 +100,13 @@ class SentenceError(ValueError):
     """A sentence that is no task. The message names what is missing, contradictory or unknown, and what is known."""
 
 
-def parse_task(sentence: str) -> Task:
+def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Task:
     """The task that a sentence asks for.
 
     Args:
         sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"`` or
             ``"使用DDIM采样器20步，用DeepCache加速1.5倍的SD1.5管线"``.
+        accelerators: names of those that there are; methods that are not built in are spelled by their names.
 
     Raises:
         SentenceError: when a part is missing, named twice differently, or out of range, or a word has no place.
@@ -117,12 +116,14 @@ def parse_task(sentence: str) -> Task:
     text = unicodedata.normalize("NFKC", sentence.translate(_WIDE)).translate(_LOOKALIKES).lower()
     text = _CHINESE.sub(r" \1 ", text.replace(">=", " least "))
     text = _as_factors(re.sub(r"!+$", "", " ".join(text.split())))
-    pipes, text = _names(_PIPE_SPELLINGS, text)
-    schedulers, text = _names(_SCHEDULER_SPELLINGS, text)
-    methods, text = _names(_METHOD_SPELLINGS, text)
+    # The longest first: the name of one of a user's own may hold another's.
+    by_length = sorted(known(), key=lambda pipe: len(pipe.name), reverse=True)
+    pipes, text = _names({pipe.name: pipe.pattern for pipe in by_length}, text)
+    schedulers, text = _schedulers(text)
+    methods, text = _names(_spellings(accelerators), text)
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
-    accelerators = [name for name in ACCELERATORS if set(slug(name).split("+")) == set(methods)]
+    meant = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),
         *_one_of("scheduler", schedulers),
@@ -131,16 +132,24 @@ def parse_task(sentence: str) -> Task:
     ]
     if not methods:
         problems.append("no accelerator")
-    elif not accelerators:
+    elif not meant:
         problems.append(f"no known accelerator is made of {' and '.join(methods)}")
     if strangers := _strangers(text):
         problems.append(f"no place for {', '.join(strangers)}")
     if problems:
-        raise SentenceError(_refusal(problems))
+        raise SentenceError(_refusal(problems, accelerators))
     try:
-        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), accelerators[0], targets[0])
+        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), meant[0], targets[0], tuple(accelerators))
     except ValueError as error:
-        raise SentenceError(_refusal([str(error)])) from error
+        raise SentenceError(_refusal([str(error)], accelerators)) from error
+
+
+def _spellings(accelerators: Sequence[str]) -> dict[str, str]:
+    """How the methods of these accelerators are spelled; the user's own first, whose names may hold a built-in's."""
+    methods = dict.fromkeys(method for name in accelerators for method in slug(name).split("+"))
+    words = {name: re.split(r"[ -]", unicodedata.normalize("NFKC", name).lower()) for name in methods}
+    own = {name: "[ -]?".join(map(re.escape, words[name])) for name in methods if name not in _METHOD_SPELLINGS}
+    return own | {name: spelling for name, spelling in _METHOD_SPELLINGS.items() if name in methods}
 
 
 def _as_factors(text: str) -> str:
@@ -162,6 +171,15 @@ def _names(spellings: Mapping[str, str], text: str) -> tuple[list[str], str]:
         if count:
             found.append(name)
     return found, text
+
+
+def _schedulers(text: str) -> tuple[list[str], str]:
+    """The same of schedulers, diffusers' own class names among them."""
+    found, text = _names(_SCHEDULER_SPELLINGS, text)
+    for word in re.findall(_SCHEDULER_CLASS, text, re.ASCII):
+        if name := named_scheduler(word):
+            found, text = [*found, name], text.replace(word, " ")
+    return list(dict.fromkeys(found)), text
 
 
 def _numbers(spellings: Sequence[str], text: str) -> tuple[list[float], str]:
@@ -190,11 +208,11 @@ def _strangers(rest: str) -> list[str]:
     return [repr(word) for word in dict.fromkeys(words)]
 
 
-def _refusal(problems: Sequence[str]) -> str:
+def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:
     example = Task(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5).sentence
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
-        f"Known pipes: {', '.join(PIPES)}. Schedulers: {', '.join(SCHEDULERS)}. "
-        f"Accelerators: {'; '.join(ACCELERATORS)}. Steps are written as in '20 steps' or '20步', "
+        f"Known pipes: {', '.join(pipe.name for pipe in known())}. Schedulers: {', '.join(SCHEDULERS)}. "
+        f"Accelerators: {'; '.join(accelerators)}. Steps are written as in '20 steps' or '20步', "
         f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )

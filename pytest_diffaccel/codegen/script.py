@@ -1,7 +1,7 @@
 """From a task and its golden record to the text of a stand-alone script.
 
-The templates hold one base and one block a method. What enters them is checked: numbers and names of the task, golden
-parameters, and descriptions of the environment in which nothing can end a docstring.
+One template is the base; every method brings that of its block (:mod:`~.blocks`). What enters them is checked: numbers
+and names of the task, golden parameters, and descriptions of the environment in which nothing can end a docstring.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.codegen.blocks import Block
 from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, Records, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
-from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
-from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, TAKEN
-from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+from pytest_diffaccel.models.registry import DTYPES
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
+from pytest_diffaccel.pipes import described
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,16 +33,6 @@ DEFAULT_PROMPT = "red apple on a blue background"
 LINE_LENGTH = 88
 
 _BASE = "base.py.j2"
-_METHOD_TEMPLATES: Mapping[str, str] = {
-    "DeepCache": "deepcache.py.j2",
-    "T-Gate": "tgate.py.j2",
-    "ToMe": "tome.py.j2",
-}
-# As measured, and without what would be downloaded or drawn into images: safety checker, watermark.
-_PIPELINE_OPTIONS: Mapping[str, str] = {
-    "StableDiffusionPipeline": "safety_checker=None,",
-    "StableDiffusionXLPipeline": "add_watermarker=False,",
-}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
@@ -52,33 +42,33 @@ def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -
 
     Args:
         task: a sentence such as ``"SDXL, UniPC, 25 steps, DeepCache + ToMe, at least 2x faster"``, or a task.
-        golden: the golden file, or its records where many scripts are made.
+        golden: the golden file, or its records where many scripts are made, or methods of yours are known.
 
     Raises:
         SentenceError: (a ``ValueError``) when the sentence is no task.
         NoRecord: (a ``ValueError``) when no golden record answers it; the message says what to run.
+        NoBlock: (a ``ValueError``) when a method of yours brings nothing to make a script of.
         ValueError: when the golden file or its record is not valid.
     """
     records = golden if isinstance(golden, Records) else Records.read(golden)
-    return render(find(parse_task(task) if isinstance(task, str) else task, records))
+    asked = parse_task(task, records.registry.names) if isinstance(task, str) else task
+    return render(find(asked, records))
 
 
 def render(answer: Answer) -> str:
     """The script of an answered task, formatted as ruff formats it.
 
     Raises:
+        NoBlock: (a ``ValueError``) when a method brings no template, or one that cannot be used.
         ValueError: when a description in the environment holds what has no place in a docstring.
     """
-    params = answer.entry.params
-    methods = default_registry().for_params(params).methods
+    methods = answer.accelerator.methods
     driven = {name for method in methods for name in method.drives}
     # As `Accelerator.apply`: a driver applies those it drives, and goes last because it installs what is called.
     applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
     templates, context = _templates(), _context(answer)
-    blocks: dict[str, Any] = {
-        method.name: templates.get_template(_METHOD_TEMPLATES[method.name]).make_module(context) for method in methods
-    }
-    libraries = [*_LIBRARIES, *(block.library for block in blocks.values())]
+    blocks = {method.name: Block.of(method, templates, context) for method in methods}
+    libraries = [*_LIBRARIES, *(block.library for block in blocks.values() if block.library)]
     return templates.get_template(_BASE).render(
         **context,
         methods=list(blocks.values()),
@@ -89,11 +79,12 @@ def render(answer: Answer) -> str:
 
 def _context(answer: Answer) -> dict[str, Any]:
     cell = answer.task.cell
-    pipeline_class = PIPELINE_CLASSES[cell.pipe]
-    scheduler_class, scheduler_settings = SCHEDULER_CLASSES[cell.scheduler]
+    pipe = described(cell.pipe)
+    scheduler_class, scheduler_settings = SCHEDULER_CLASSES.get(cell.scheduler, (cell.scheduler, {}))
     # As the search set them: the model's own scheduler leaves these open, and the class has others in mind.
     defaults = answer.environment.scheduler_defaults
-    scheduler_defaults = {name: defaults[name] for name in TAKEN[cell.scheduler] if name in defaults}
+    taken = taken_settings(cell.scheduler) if defaults else ()
+    scheduler_defaults = {name: defaults[name] for name in taken if name in defaults}
     return {
         "answer": answer,
         "task": answer.task,
@@ -101,12 +92,11 @@ def _context(answer: Answer) -> dict[str, Any]:
         "params": answer.entry.params,
         "environment": answer.environment,
         "shortfall": shortfall(answer),
-        "pipeline_class": pipeline_class,
-        "pipeline_option": _PIPELINE_OPTIONS[pipeline_class],
+        "pipe": pipe,
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
-        "model": HUB_IDS[cell.pipe],
+        "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
     }
@@ -167,7 +157,7 @@ def plain(text: str) -> str:
         ValueError: when it is empty, not printable, or holds a double quote or backslash, which can end a docstring.
     """
     if not text or not text.isprintable() or re.search(r"[\"\\]", text):
-        raise ValueError(f"{text!r} in the golden environment has no place in a script: quotes or unprintable text")
+        raise ValueError(f"{text!r} in the golden database has no place in a script: quotes or unprintable text")
     return text
 
 

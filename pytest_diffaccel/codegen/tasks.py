@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells, slug
+from pytest_diffaccel.pipes import is_step_count, known
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 #: Id of the first task: earlier ids belong to other categories of the benchmark that the tasks come from.
@@ -20,12 +21,12 @@ TASK_FILES: Mapping[str, tuple[str, str]] = {
     "gen_4_category.json": ("path_to_gen_code", "gen_code"),
     "anno_4_category.json": ("path_to_gt_code", "gt_code"),
 }
-#: What schedulers can divide: the published models were trained with this many noise levels.
-MAX_STEPS = 1000
 #: A speedup beyond this is a typing error.
 MAX_TARGET = 100.0
 
 _CATEGORY = 4
+# It stands in a script. Whether diffusers has it is known where it was measured.
+_SCHEDULER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,60}Scheduler", re.ASCII)
 _ID_RANGE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", re.ASCII)
 
 
@@ -34,9 +35,10 @@ class Task:
     """What a script is asked to do. Every value is checked on construction.
 
     Attributes:
-        cell: pipe, scheduler and number of steps (1 to 1000).
-        accelerator: a name of :data:`pytest_diffaccel.records.golden.ACCELERATORS`.
+        cell: a known pipe, a scheduler of the cells or of diffusers, and number of steps (1 to 1000).
+        accelerator: one of ``accelerators``.
         target: required speedup, above 1 and at most 100.
+        accelerators: those that there are: the built-in ones, unless methods of the user's own count too.
 
     Raises:
         ValueError: naming the bad value and the valid ones.
@@ -45,19 +47,21 @@ class Task:
     cell: Cell
     accelerator: str
     target: float
+    accelerators: tuple[str, ...] = field(default=ACCELERATORS, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", float(self.target))
-        for value, known, noun in (
-            (self.cell.pipe, PIPES, "pipe"),
-            (self.cell.scheduler, SCHEDULERS, "scheduler"),
-            (self.accelerator, ACCELERATORS, "accelerator"),
+        other = (self.cell.scheduler,) if _SCHEDULER_CLASS.fullmatch(self.cell.scheduler) else ()
+        for value, valid, noun in (
+            (self.cell.pipe, [pipe.name for pipe in known()], "pipe"),
+            (self.cell.scheduler, other or SCHEDULERS, "scheduler"),
+            (self.accelerator, self.accelerators, "accelerator"),
         ):
-            if value not in known:
-                raise ValueError(f"no {noun} {value!r}; valid: {'; '.join(known)}")
+            if value not in valid:
+                raise ValueError(f"no {noun} {value!r}; valid: {'; '.join(valid)}")
         steps = self.cell.steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise ValueError(f"steps={steps!r} must be a whole number from 1 to {MAX_STEPS}")
+        if not is_step_count(steps):
+            raise ValueError(f"steps={steps!r} must be a whole number from 1 to 1000")
         if not 1 < self.target <= MAX_TARGET:
             raise ValueError(f"a speedup of {self.target}x must be above 1 and at most {MAX_TARGET:g}")
 

@@ -12,7 +12,7 @@ from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, slug
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_key import GoldenKey, rank
 from pytest_diffaccel.records.reference import subject
 
 # A baseline against itself shows that the measuring is sound; so many figures do.
@@ -87,9 +87,9 @@ def gate_cases(
         before = winners.get(candidate.key, GateCase(cell, candidate, entry, ()))
         winners[candidate.key] = replace(before, targets=(*before.targets, key.target))
 
-    def order(case: GateCase) -> tuple[int, bool, bool, float, str]:
+    def order(case: GateCase) -> tuple[tuple[int, str], bool, bool, float, str]:
         unknown = case.subject not in known
-        return (PIPES.index(case.cell.pipe), case.candidate is not None, unknown, case.cost, case.key)
+        return (rank(case.cell.pipe, PIPES), case.candidate is not None, unknown, case.cost, case.key)
 
     return sorted([*baselines.values(), *winners.values()], key=order)
 

@@ -23,6 +23,8 @@ from pytest_diffaccel.judge.channel import Channel, ChannelClosed
 from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.confine.sandbox import confine
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
+from pytest_diffaccel.pipes import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 _LIBRARIES = ("diffusers", "transformers", "DeepCache", "tgate", "tomesd", "PIL.Image", "psutil")
 # diffusers imports these when they are first asked for.
 _CLASSES = (
-    *("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline", "AutoPipelineForText2Image"),
-    *("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
+    *dict.fromkeys(spec.pipeline_class for spec in BUILT_IN),
+    *("DiffusionPipeline", "AutoPipelineForText2Image"),
+    *(name for name, _ in SCHEDULER_CLASSES.values()),
 )
 _PR_SET_PDEATHSIG = 1
 

@@ -25,12 +25,11 @@ from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.pipes import described
 
 if TYPE_CHECKING:
     from pytest_diffaccel.judge.replay import Replay
 
-# Height and width at which the published weights were trained, pixels (their model cards).
-_OWN_SIZES = {"SD1.5": (512, 512), "SD2.1": (768, 768), "SDXL": (1024, 1024)}
 _NO_RECORD = "no golden record to compare with"
 _NOT_JUDGED = "not judged: the script does not run as the task asks"
 
@@ -111,7 +110,8 @@ class Judge:
 
     def _try(self, task: Task, script: bytes, answer: Answer | None) -> Trial:
         expected = self._replay.expected(task)
-        sizes = (_OWN_SIZES[task.cell.pipe], expected.image_size)
+        own_size = described(task.cell.pipe).image_size or expected.image_size
+        sizes = (own_size, expected.image_size)
         with ExitStack() as sharing:
             sharing.enter_context(self._lock.generating())
 

@@ -10,11 +10,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from itertools import product
 from typing import Any
 
 from pytest_diffaccel.judge.channel import Channel
 from pytest_diffaccel.judge.claim import plain_settings
 from pytest_diffaccel.judge.resolving import PIPE
+from pytest_diffaccel.pipes import BUILT_IN, denoiser_of
 
 #: Arguments of a pipeline's call that the judge repeats, where they are plain values.
 REPEATED = (
@@ -56,11 +58,11 @@ class Referee:
         import diffusers
         import tgate
 
-        for owner in (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline):
-            cls: Any = owner
+        for name in {spec.pipeline_class for spec in BUILT_IN}:
+            cls: Any = getattr(diffusers, name)
             cls.__call__ = self._watched(cls.__call__, gated=False)
-        for name in ("SD", "SDXL", "SD_DeepCache", "SDXL_DeepCache"):
-            module = inspect.getmodule(getattr(tgate, f"Tgate{name.replace('_', '')}Loader"))
+        for like, cached in product({spec.built_like for spec in BUILT_IN}, ("", "DeepCache")):
+            module = inspect.getmodule(getattr(tgate, f"Tgate{like}{cached}Loader"))
             vars(module)["tgate"] = self._watched(vars(module)["tgate"], gated=True)
 
     def _watched(self, call: Callable[..., Any], *, gated: bool) -> Callable[..., Any]:
@@ -125,7 +127,7 @@ def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signa
     odd += [name for name in REPEATED if not _is_plain(arguments.get(name))]
     scheduler = pipeline.scheduler
     return {
-        "pipe": str(getattr(pipeline.unet, PIPE, "")),
+        "pipe": str(getattr(denoiser_of(pipeline), PIPE, "")),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": plain_settings(scheduler.config),
         "arguments": {
@@ -152,23 +154,24 @@ def _methods(
     """What accelerates this call, read off the objects that do it; and settings of theirs that are not repeated."""
     methods: dict[str, dict[str, Any]] = {}
     oddities: list[str] = []
-    if helper := _deepcache_helper(pipeline.unet):
+    denoiser = denoiser_of(pipeline)
+    if helper := _deepcache_helper(denoiser):
         block, layer = helper.params["cache_block_id"], helper.params["cache_layer_id"]
         methods["DeepCache"] = {"cache_interval": helper.params["cache_interval"], "cache_branch_id": 3 * block + layer}
         if helper.params["skip_mode"] != "uniform":
             oddities.append(f"DeepCache with skip_mode {helper.params['skip_mode']}")
     if gated:
         methods["T-Gate"] = {name: arguments[name] for name in _GATE_SETTINGS}
-    if any(type(module).__name__ == "ToMeBlock" for module in pipeline.unet.modules()):
-        settings = pipeline.unet._tome_info["args"]
+    if any(type(module).__name__ == "ToMeBlock" for module in denoiser.modules()):
+        settings = denoiser._tome_info["args"]
         methods["ToMe"] = {name: settings[name] for name in ("ratio", "max_downsample")}
         oddities += [f"ToMe with {name}" for name, value in _TOME_DEFAULTS.items() if settings[name] != value]
     return methods, oddities
 
 
-def _deepcache_helper(unet: Any) -> Any:
-    """The helper whose wrapper is in force around the UNet; None when there is none."""
-    cells = getattr(vars(unet).get("forward"), "__closure__", None) or ()
+def _deepcache_helper(denoiser: Any) -> Any:
+    """The helper whose wrapper is in force around the denoiser; None when there is none."""
+    cells = getattr(vars(denoiser).get("forward"), "__closure__", None) or ()
     return next((cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "cached_output")), None)
 
 
@@ -189,11 +192,12 @@ def _generate(call: Callable[..., Any], pipeline: Any, arguments: Mapping[str, A
 
 
 def _forget(pipeline: Any) -> None:
-    if helper := _deepcache_helper(pipeline.unet):
+    denoiser = denoiser_of(pipeline)
+    if helper := _deepcache_helper(denoiser):
         helper.cached_output, helper.start_timestep, helper.cur_timestep = {}, None, 0
-    if hasattr(pipeline.unet, "_tome_info"):
-        pipeline.unet._tome_info["args"]["generator"] = None
-    for module in pipeline.unet.modules():
+    if hasattr(denoiser, "_tome_info"):
+        denoiser._tome_info["args"]["generator"] = None
+    for module in denoiser.modules():
         if type(module).__name__ == "Attention":
             for patch in ("forward", "cache"):  # T-GATE's, put on anew by each of its runs
                 vars(module).pop(patch, None)

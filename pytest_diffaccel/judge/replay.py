@@ -104,16 +104,20 @@ class Replay:
     def counted(
         self, task: Task, arguments: Arguments, params: Params, seeds: Sequence[int]
     ) -> tuple[list[Image], Counts]:
-        """The call's images, and what it did."""
-        pipeline = self.pipeline(task)
-        counters = FiredCounters(full_batch=2 * arguments.images)
+        """The call's images, and what it did.
+
+        Raises:
+            InvalidParams: when the pipeline cannot take the parameters.
+        """
+        pipeline, accelerator = self.pipeline(task), self._registry.for_params(params)
+        accelerator.check_pipeline(params, pipeline, arguments.height, arguments.width)
+        counters = FiredCounters(self._registry.methods, full_batch=2 * arguments.images)
         with (
             self._applied(pipeline, arguments, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,
-            counters.attached(pipeline.unet),
+            counters.attached(pipeline),
         ):
             images = run()
-        accelerator = self._registry.for_params(params)
         expected = accelerator.counters(params, arguments.num_inference_steps)
         silent = tuple(sorted(name for name in expected if not counters.counts[name]))
         return images, Counts(len(steps), counters.counts, silent)

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from pytest_diffaccel.models.registry import HUB_IDS, ModelSource
-from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.pipes import BUILT_IN, denoiser_of, described
 
-# Spellings of the three among the repositories and files that hold them.
-_FAMILIES: Mapping[str, re.Pattern[str]] = {
-    "SDXL": re.compile(r"(stable-diffusion-xl-base|sd_?xl)"),
-    "SD2.1": re.compile(r"(stable-diffusion-2-1|sd-?2[.-]1|v2-1)"),
-    "SD1.5": re.compile(r"(stable-diffusion-v1-5|sd-?1[.-]?5|v1-5)"),
-}
 # Distilled and special weights, which are other pipelines.
 _OTHERS = re.compile(r"turbo|lightning|lcm|hyper|refiner|inpaint|unclip|base-1\.0-vae")
-#: Attribute of a UNet that names the pipe whose weights it holds.
+#: Attribute of a denoiser that names the pipe whose weights it holds.
 PIPE = "_diffaccel_pipe"
 
 
@@ -33,10 +27,12 @@ def pipe_of(name: object) -> str:
     """
     text = str(name).lower()
     if not _OTHERS.search(text):
-        for pipe, pattern in _FAMILIES.items():
-            if pattern.search(text):
-                return pipe
-    raise OSError(f"{name!r} is none of the model sources here, and there is no network: {', '.join(HUB_IDS.values())}")
+        # The last first: a name may hold an older one's, as "sdxl" has "sd".
+        for spec in reversed(BUILT_IN):
+            if re.search(spec.hub_names, text):
+                return spec.name
+    ids = ", ".join(spec.hub_id for spec in BUILT_IN)
+    raise OSError(f"{name!r} is none of the model sources here, and there is no network: {ids}")
 
 
 def resolve_models(load: Callable[[str], Any], source: ModelSource, device: str) -> None:
@@ -52,9 +48,10 @@ def resolve_models(load: Callable[[str], Any], source: ModelSource, device: str)
     def from_pretrained(cls: Any, name: object, *_args: Any, **options: Any) -> Any:
         pipe = pipe_of(name)
         pipeline = copy.deepcopy(load(pipe))
-        vars(pipeline.unet)[PIPE] = pipe
-        if cls.__name__ not in ("DiffusionPipeline", "AutoPipelineForText2Image", PIPELINE_CLASSES[pipe]):
-            raise ValueError(f"{name!r} is a {PIPELINE_CLASSES[pipe]}, not a {cls.__name__}")
+        vars(denoiser_of(pipeline))[PIPE] = pipe
+        wanted = described(pipe).pipeline_class
+        if cls.__name__ not in ("DiffusionPipeline", "AutoPipelineForText2Image", wanted):
+            raise ValueError(f"{name!r} is a {wanted}, not a {cls.__name__}")
         for part in pipeline.components:
             if options.get(part) is not None:
                 setattr(pipeline, part, options[part])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
-from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+from pytest_diffaccel.pipes import described
 
 _ANY_PIPELINE = ("DiffusionPipeline", "AutoPipelineForText2Image")
 _LIBRARY_METHODS: Mapping[str, str] = {"DeepCache": "DeepCache", "tgate": "T-Gate", "tomesd": "ToMe"}
@@ -50,7 +50,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 
 def _pipeline(tree: ast.AST, task: Task) -> Iterator[str]:
-    wanted = PIPELINE_CLASSES[task.cell.pipe]
+    wanted = described(task.cell.pipe).pipeline_class
     names = set(_names(tree))
     if not names & {wanted, *_ANY_PIPELINE}:
         found = sorted(name for name in names if name.endswith("Pipeline"))
@@ -58,7 +58,7 @@ def _pipeline(tree: ast.AST, task: Task) -> Iterator[str]:
 
 
 def _scheduler(tree: ast.AST, task: Task) -> Iterator[str]:
-    wanted = SCHEDULER_CLASSES[task.cell.scheduler][0]
+    wanted, _ = SCHEDULER_CLASSES.get(task.cell.scheduler, (task.cell.scheduler, {}))
     found = sorted({name for name in _names(tree) if _SCHEDULER.fullmatch(name)})
     if wanted not in found:
         yield f"scheduler: {' and '.join(found) or 'none'}, not {wanted}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TypeAlias
 
-from pytest_diffaccel.models.registry import HUB_IDS
 from pytest_diffaccel.models.settings_files import LEFT_OUT, refuse_code
+from pytest_diffaccel.pipes import BUILT_IN
 
 # What a pipeline is loaded from; repositories also hold pickled and single-file copies of the same weights.
 _SETTINGS = ("*.json", "*/*.txt")
@@ -29,7 +29,7 @@ _Source: TypeAlias = Callable[[str, bool], Path]
 
 def fetch_command(repository: str) -> str:
     """The shell command that puts a pipeline's ``repository`` into the local cache."""
-    wanted = _WANTED if repository in HUB_IDS.values() else _WANTED_OF_OTHERS
+    wanted = _WANTED if repository in [spec.hub_id for spec in BUILT_IN] else _WANTED_OF_OTHERS
     return f'hf download {repository} {_included(wanted)} --exclude "{_UNWANTED}"'
 
 

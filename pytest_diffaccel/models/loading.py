@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from pytest_diffaccel.models.architecture import ARCHITECTURES, build_pipeline
+from pytest_diffaccel.models.architecture import build_pipeline
 from pytest_diffaccel.models.copies import loadable
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
 from pytest_diffaccel.models.registry import DTYPES, ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, read_markers, set_scheduler
-from pytest_diffaccel.models.settings_files import refuse_code
+from pytest_diffaccel.models.settings_files import LEFT_OUT, read_json, refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
 from pytest_diffaccel.models.weights import (
-    PIPELINE_CLASSES,
-    WITH_WEIGHTS,
     check_folder,
     check_index,
     check_settings,
@@ -27,6 +25,7 @@ from pytest_diffaccel.models.weights import (
     settings_place,
     weight_files,
 )
+from pytest_diffaccel.pipes import PipeSpec, denoiser_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,17 +37,6 @@ if TYPE_CHECKING:
     Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 __all__ = ["load_pipeline", "weight_files"]
-
-# Left out: what would cost time or memory, or change images depending on what is installed (the watermark).
-_CLASS_OPTIONS: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "image_encoder": None,
-        "requires_safety_checker": False,
-    },
-    "StableDiffusionXLPipeline": {"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
-}
 
 
 def load_pipeline(
@@ -62,7 +50,8 @@ def load_pipeline(
     """Load a pipeline, ready to generate.
 
     Args:
-        pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
+        pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"``, or the name of one of your own, registered or described by
+            ``models``.
         scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a diffusers scheduler's class name.
         models: where weights come from: ``"embedded"`` (small stand-ins that this package carries),
             ``"hub"``, ``"architecture"`` (full size, random weights), the path of a TOML file, or a
@@ -72,8 +61,8 @@ def load_pipeline(
             CUDA and float32 elsewhere.
 
     Returns:
-        A :class:`diffusers.StableDiffusionPipeline`, or for SDXL a
-        :class:`diffusers.StableDiffusionXLPipeline`, in evaluation mode, with its progress bar off.
+        A :class:`diffusers.StableDiffusionPipeline`, for SDXL a :class:`diffusers.StableDiffusionXLPipeline`, for a
+        pipe of your own what it names; in evaluation mode, with its progress bar off.
 
     Raises:
         ValueError: for an unknown name, a device that is not there, weights of another architecture, a
@@ -88,12 +77,12 @@ def load_pipeline(
     number_type = _dtype(dtype or spec.dtype, target)
     with _no_progress_bars():
         if spec.kind == "architecture":
-            pipeline = build_pipeline(ARCHITECTURES[pipe], Path(spec.location), target, number_type)
+            pipeline = build_pipeline(spec.family, Path(spec.location), target, number_type)
         else:
             load = _from_file if spec.kind == "file" else _from_folder
             pipeline = load(spec, number_type)
     if spec.vae is not None:
-        check_latents(pipeline.vae, pipeline.unet, spec.vae)
+        check_latents(pipeline.vae, denoiser_of(pipeline), spec.vae)
     pipeline.to(target)
     pipeline.set_progress_bar_config(disable=True)
     set_scheduler(pipeline, scheduler)
@@ -110,7 +99,7 @@ def _folder(spec: ModelSpec) -> Path:
         folder = cached_folder(spec.location)
     except FileNotFoundError:
         return fetched_folder(spec.location)
-    if lack := _lack(folder, spec.pipe):
+    if lack := _lack(folder, spec.family):
         try:
             folder = fetched_folder(spec.location)
         except FileNotFoundError as error:
@@ -118,7 +107,7 @@ def _folder(spec: ModelSpec) -> Path:
     return folder
 
 
-def _lack(folder: Path, pipe: str) -> str:
+def _lack(folder: Path, pipe: PipeSpec) -> str:
     """Which file a cached folder lacks; empty for none. What is broken is refused when it is checked."""
     try:
         folder_files(folder, pipe)
@@ -133,38 +122,39 @@ def _lack(folder: Path, pipe: str) -> str:
 def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
     folder = _folder(spec)
     try:
-        check_folder(folder, spec.pipe, own=spec.kind != "hub")
+        check_folder(folder, spec.family, own=spec.kind != "hub")
     except (OSError, ValueError) as error:
         if spec.kind != "hub":
             raise
         command = f"{fetch_command(spec.location)} --force-download"
         raise type(error)(f"{error}. Fetch all of {spec.location} again: {command}") from error
-    options = _options(spec, dtype)
-    with loadable(folder, WITH_WEIGHTS[spec.pipe]) as place:
-        return _pipeline_class(spec.pipe).from_pretrained(str(place), dtype=dtype, use_safetensors=True, **options)
+    named = read_json(folder / "model_index.json")
+    options = {name: None for name in LEFT_OUT if name in named} | _options(spec, dtype)
+    with loadable(folder, spec.family.with_weights) as place:
+        return _pipeline_class(spec.family).from_pretrained(str(place), dtype=dtype, use_safetensors=True, **options)
 
 
 def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
-    tensors = check_single_file(path, spec.pipe)
+    tensors = check_single_file(path, spec.family)
     check_markers(tensors, path)
     config = settings_place(spec)
     if Path(config).is_absolute():
-        check_index(Path(config), spec.pipe)
+        check_index(Path(config), spec.family)
         refuse_code(Path(config) / "model_index.json")
-        check_settings(Path(config), spec.pipe)
+        check_settings(Path(config), spec.family)
     options = _options(spec, dtype)
     try:
-        pipeline = _pipeline_class(spec.pipe).from_single_file(str(path), dtype=dtype, config=config, **options)
+        pipeline = _pipeline_class(spec.family).from_single_file(str(path), dtype=dtype, config=config, **options)
     except OSError as error:
-        raise FileNotFoundError(no_settings(path, config, spec.pipe)) from error
+        raise FileNotFoundError(no_settings(path, config, spec.family)) from error
     except NotImplementedError as error:  # of a tensor without numbers
         raise ValueError(_misfit(path, config, spec.pipe, "it lacks tensors")) from error
     except Exception as error:  # of many classes, none of which names the file
         raise ValueError(_misfit(path, config, spec.pipe, str(error).partition("\n")[0])) from error
     if missing := _missing_tensors(pipeline):
         raise ValueError(_misfit(path, config, spec.pipe, f"it lacks the tensors of {missing}"))
-    if unfit := _unfit_tokenizers(pipeline):
+    if unfit := _unfit_tokenizers(pipeline, spec.family):
         raise FileNotFoundError(
             f"{config}, whose settings {path} is read with, has no vocabulary or length that fits the text encoder for "
             f"{unfit}. Fetch all of it: {fetch_command(config)}"
@@ -173,20 +163,22 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     return pipeline
 
 
-def _unfit_tokenizers(pipeline: Any) -> str:
+def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
     """Tokenizers that know no words, or no length: what transformers makes of a folder without their files.
 
     And those that know more than their text encoder.
     """
-    parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "model_max_length")}
-    encoders = {name: getattr(pipeline, name.replace("tokenizer", "text_encoder")).config for name in parts}
-    return ", ".join(
-        name
-        for name, part in parts.items()
-        if len(part) <= len(part.all_special_tokens)
-        or part.model_max_length > encoders[name].max_position_embeddings
-        or max(part.get_vocab().values()) >= encoders[name].vocab_size
-    )
+
+    def is_unfit(tokenizer: Any, encoder: Any) -> bool:
+        return bool(
+            tokenizer is None
+            or len(tokenizer) <= len(tokenizer.all_special_tokens)
+            or tokenizer.model_max_length > encoder.config.max_position_embeddings
+            or max(tokenizer.get_vocab().values()) >= encoder.config.vocab_size
+        )
+
+    parts = zip(pipe.tokenizers, pipe.text_encoders, strict=True)
+    return ", ".join(one for one, other in parts if is_unfit(getattr(pipeline, one), getattr(pipeline, other)))
 
 
 def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
@@ -204,14 +196,21 @@ def _missing_tensors(pipeline: Any) -> str:
 
 def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     """Components that diffusers is given instead of loading them itself."""
-    options = _CLASS_OPTIONS[PIPELINE_CLASSES[spec.pipe]]
+    options = dict(spec.family.left_out)
     return options if spec.vae is None else {**options, "vae": load_vae(spec.vae, settings_place(spec), dtype)}
 
 
-def _pipeline_class(pipe: str) -> Any:
+def _pipeline_class(pipe: PipeSpec) -> Any:
+    """A class of diffusers' own, by name: never one that lies beside weights."""
     import diffusers
 
-    return getattr(diffusers, PIPELINE_CLASSES[pipe])
+    found = getattr(diffusers, pipe.pipeline_class, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ValueError(
+            f"{pipe.name}: diffusers has no pipeline class {pipe.pipeline_class!r}; name one, such as "
+            "StableDiffusionPipeline"
+        )
+    return found
 
 
 def _device(name: str | None) -> torch.device:

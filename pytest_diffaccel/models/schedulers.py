@@ -28,10 +28,44 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "UniPCMultistepScheduler": ("steps_offset",),
 }
 
+# Spellings that are not the name itself. Without the pluses, DPM-Solver is an older method.
+_ALIASES = {
+    "ddimscheduler": "DDIM",
+    "dpm++": "DPM-Solver++",
+    "dpmpp": "DPM-Solver++",
+    "dpmsolverpp": "DPM-Solver++",
+    "dpmsolver++": "DPM-Solver++",
+    "dpmsolvermultistepscheduler": "DPM-Solver++",
+    "unipc": "UniPCMultistepScheduler",
+}
 # Tensors by which single files say how their weights were trained, and what follows for schedulers.
 _V_PREDICTION, _ZERO_SNR = "v_pred", "ztsnr"
 _OTHER_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _ORIGINAL = "_diffaccel_original_scheduler_config"
+
+
+def named_scheduler(text: str) -> str | None:
+    """The name of the scheduler that ``text`` spells, in any case; None when it spells none.
+
+    diffusers is imported for what looks like a further scheduler's class name, and else not.
+
+    Args:
+        text: a key of :data:`SCHEDULER_CLASSES`, another spelling of one, or the class name of a diffusers scheduler
+            that takes the noise schedule of Stable Diffusion.
+    """
+    spellings = {name.lower(): name for name in SCHEDULER_CLASSES} | _ALIASES
+    plain = text.lower()
+    if plain in spellings or not plain.endswith("scheduler"):
+        return spellings.get(plain)
+    return {name.lower(): name for name in _compatible()}.get(plain)
+
+
+def taken_settings(name: str) -> tuple[str, ...]:
+    """Which of :data:`LATENT_SETTINGS` the class of a scheduler takes; diffusers is imported for unusual ones."""
+    if name in TAKEN:
+        return TAKEN[name]
+    parameters = inspect.signature(_class_of(name).__init__).parameters
+    return tuple(setting for setting in LATENT_SETTINGS if setting in parameters)
 
 
 def check_scheduler(name: str) -> None:
@@ -53,16 +87,19 @@ def _class_of(name: str) -> Any:
 
     if name in SCHEDULER_CLASSES:
         return getattr(diffusers, SCHEDULER_CLASSES[name][0])
-    # What diffusers itself calls exchangeable; a class whose own dependencies are missing is not among them.
-    others = {
-        one.__name__: one
-        for one in diffusers.DDIMScheduler._get_compatibles()
-        if issubclass(one, diffusers.SchedulerMixin)
-    }
+    others = _compatible()
     if name not in others:
         valid = ", ".join((*SCHEDULER_CLASSES, *sorted(others)))
         raise ValueError(f"no scheduler {name!r}; valid: {valid}")
     return others[name]
+
+
+def _compatible() -> dict[str, Any]:
+    """What diffusers itself calls exchangeable; a class whose own dependencies are missing is not among them."""
+    import diffusers
+
+    classes = diffusers.DDIMScheduler._get_compatibles()
+    return {one.__name__: one for one in classes if issubclass(one, diffusers.SchedulerMixin)}
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:

@@ -64,16 +64,16 @@ def load_vae(location: str, settings: str, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def check_latents(vae: Any, unet: Any, location: str) -> None:
+def check_latents(vae: Any, denoiser: Any, location: str) -> None:
     """Refuse a VAE whose latents are not those of the denoiser.
 
     Raises:
         ValueError: naming both numbers of channels.
     """
-    channels, expected = vae.config.latent_channels, unet.config.in_channels
+    channels, expected = vae.config.latent_channels, denoiser.config.in_channels
     if channels != expected:
         raise ValueError(
-            f"vae {location} has {channels} latent channels and the UNet {expected}; "
+            f"vae {location} has {channels} latent channels and the denoiser {expected}; "
             "give a VAE of the same model family"
         )
 

@@ -5,7 +5,6 @@ Everything here reads file headers and JSON only: a wrong folder is refused befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_diffaccel.models.copies import component_files
@@ -16,37 +15,11 @@ from pytest_diffaccel.models.hub import (
     is_offline,
     settings_command,
 )
-from pytest_diffaccel.models.registry import HUB_IDS, ModelSpec
+from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.models.settings_files import needed_files, read_json, refuse_code
 from pytest_diffaccel.models.tensors import check_component, tensor_shapes
 from pytest_diffaccel.models.vae import vae_files
-
-#: The diffusers class behind each pipe.
-PIPELINE_CLASSES: Mapping[str, str] = {
-    "SD1.5": "StableDiffusionPipeline",
-    "SD2.1": "StableDiffusionPipeline",
-    "SDXL": "StableDiffusionXLPipeline",
-}
-
-#: Each pipe's components that have weights; the files of those without are told by ``_BESIDE_WEIGHTS``.
-WITH_WEIGHTS: Mapping[str, tuple[str, ...]] = {
-    "SD1.5": ("text_encoder", "unet", "vae"),
-    "SD2.1": ("text_encoder", "unet", "vae"),
-    "SDXL": ("text_encoder", "text_encoder_2", "unet", "vae"),
-}
-_BESIDE_WEIGHTS: Mapping[str, tuple[str, ...]] = {
-    "SD1.5": ("tokenizer", "scheduler"),
-    "SD2.1": ("tokenizer", "scheduler"),
-    "SDXL": ("tokenizer", "tokenizer_2", "scheduler"),
-}
-# SD1.x and SD2.x share a pipeline class; this setting of the UNet tells them apart.
-_LINEAR_PROJECTION: Mapping[str, bool] = {"SD1.5": False, "SD2.1": True, "SDXL": True}
-# Text encoders in single files, by key prefix; the one part whose keys differ between all three.
-_SINGLE_FILE_PREFIXES: Mapping[str, str] = {
-    "SD1.5": "cond_stage_model.transformer.",
-    "SD2.1": "cond_stage_model.model.",
-    "SDXL": "conditioner.embedders.1.",
-}
+from pytest_diffaccel.pipes import PipeSpec, known
 
 
 def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
@@ -65,21 +38,21 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
     if spec.kind == "file":
         files = {"pipeline": [_existing_file(Path(spec.location))]}
     else:
-        files = folder_files(cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location), spec.pipe)
+        files = folder_files(cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location), spec.family)
     return files if spec.vae is None else {**files, "vae": vae_files(spec.vae)}
 
 
-def folder_files(folder: Path, pipe: str) -> dict[str, list[Path]]:
+def folder_files(folder: Path, pipe: PipeSpec) -> dict[str, list[Path]]:
     """As :func:`weight_files`, of a diffusers folder.
 
     Raises:
         FileNotFoundError: if the folder or a component's weights are missing.
     """
     check_index(folder, pipe)
-    return {name: component_files(folder / name) for name in WITH_WEIGHTS[pipe]}
+    return {name: component_files(folder / name) for name in pipe.with_weights}
 
 
-def check_index(folder: Path, pipe: str) -> None:
+def check_index(folder: Path, pipe: PipeSpec) -> None:
     """Refuse what is no diffusers folder at all.
 
     Raises:
@@ -88,11 +61,11 @@ def check_index(folder: Path, pipe: str) -> None:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"{folder} is no diffusers folder: it has no model_index.json. "
-            f"Give the folder that save_pretrained() or 'hf download' wrote for {pipe}."
+            f"Give the folder that save_pretrained() or 'hf download' wrote for {pipe.name}."
         )
 
 
-def check_settings(folder: Path, pipe: str, *, own: bool = True) -> None:
+def check_settings(folder: Path, pipe: PipeSpec, *, own: bool = True) -> None:
     """Refuse a folder that lacks settings or a vocabulary: libraries would do without, and draw any text alike.
 
     Args:
@@ -105,20 +78,26 @@ def check_settings(folder: Path, pipe: str, *, own: bool = True) -> None:
         ValueError: if a component is not named, or a file is not readable or holds nothing.
     """
     index = read_json(folder / "model_index.json")
-    for name in (*WITH_WEIGHTS[pipe], *_BESIDE_WEIGHTS[pipe]):
+    for name in (*pipe.with_weights, *pipe.without_weights):
         if not isinstance(index.get(name), list) or None in index[name]:
             raise ValueError(
-                f"{folder / 'model_index.json'} names no {name}, which {pipe} needs; fetch or save the pipeline again"
+                f"{folder / 'model_index.json'} names no {name}, which {pipe.name} needs; fetch or save the "
+                "pipeline again"
             )
         try:
             needed_files(folder / name)
         except FileNotFoundError as error:
-            command = settings_command(HUB_IDS[pipe], folder, name)
-            fix = f"; fetch that of the public {pipe}: {command}, or save the pipeline again"
-            raise FileNotFoundError(f"{error}{fix if own else ''}") from error
+            raise FileNotFoundError(f"{error}{_settings_fix(folder, pipe, name) if own else ''}") from error
 
 
-def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
+def _settings_fix(folder: Path, pipe: PipeSpec, component: str) -> str:
+    again = "save the pipeline again"
+    if not pipe.hub_id:
+        return f"; {again}"
+    return f"; fetch that of the public {pipe.name}: {settings_command(pipe.hub_id, folder, component)}, or {again}"
+
+
+def check_folder(folder: Path, pipe: PipeSpec, *, own: bool = True) -> None:
     """Refuse a diffusers folder that is not ``pipe``, or that is not whole.
 
     Args:
@@ -132,25 +111,35 @@ def check_folder(folder: Path, pipe: str, *, own: bool = True) -> None:
     """
     check_index(folder, pipe)
     refuse_code(folder / "model_index.json")
-    found, expected = read_json(folder / "model_index.json").get("_class_name"), PIPELINE_CLASSES[pipe]
+    found, expected = read_json(folder / "model_index.json").get("_class_name"), pipe.pipeline_class
     if found != expected:
-        raise ValueError(f"{folder} holds a {found}, but {pipe} is a {expected}; give a folder of {pipe} weights")
-    check_settings(folder, pipe, own=own)
-    linear = bool(read_json(folder / "unet" / "config.json").get("use_linear_projection"))
-    if linear != _LINEAR_PROJECTION[pipe]:
         raise ValueError(
-            f"{folder} has a UNet with use_linear_projection = {str(linear).lower()}, which is not {pipe}'s "
-            f"architecture (SD1.5: false, SD2.1: true); give a folder of {pipe} weights"
+            f"{folder} holds a {found}, but {pipe.name} is a {expected}; give a folder of {pipe.name} weights"
         )
+    check_settings(folder, pipe, own=own)
+    _check_projection(folder, pipe)
     for name, paths in folder_files(folder, pipe).items():
         check_component(folder / name, paths)
 
 
-def no_settings(file: Path, config: str, pipe: str) -> str:
+def _check_projection(folder: Path, pipe: PipeSpec) -> None:
+    """SD1.x and SD2.x share a pipeline class; this setting of the UNet tells them apart."""
+    linear = bool(read_json(folder / pipe.denoiser / "config.json").get("use_linear_projection"))
+    if pipe.linear_projection in (None, linear):
+        return
+    alike = [one for one in known() if one.pipeline_class == pipe.pipeline_class and one.linear_projection is not None]
+    each = ", ".join(f"{one.name}: {str(one.linear_projection).lower()}" for one in alike)
+    raise ValueError(
+        f"{folder} has a UNet with use_linear_projection = {str(linear).lower()}, which is not {pipe.name}'s "
+        f"architecture ({each}); give a folder of {pipe.name} weights"
+    )
+
+
+def no_settings(file: Path, config: str, pipe: PipeSpec) -> str:
     """That a single file's settings, which it has none of, cannot be read from ``config``; and the fix."""
     return (
         f"{file} has no tokenizer and scheduler settings of its own, and those of {config} cannot be read. Set "
-        f'config = "a diffusers folder of {pipe}" in the models file, or run: {fetch_command(config)}'
+        f'config = "a diffusers folder of {pipe.name}" in the models file, or run: {fetch_command(config)}'
     )
 
 
@@ -168,24 +157,24 @@ def check_presence(spec: ModelSpec) -> None:
     if spec.kind == "file":
         _existing_file(Path(spec.location))
         if settings.is_absolute():
-            check_index(settings, spec.pipe)
-            check_settings(settings, spec.pipe)
+            check_index(settings, spec.family)
+            check_settings(settings, spec.family)
         elif is_offline():
             try:
-                _check_cached(str(settings), spec.pipe, with_weights=False)
+                _check_cached(str(settings), spec.family, with_weights=False)
             except FileNotFoundError as error:
-                raise FileNotFoundError(no_settings(Path(spec.location), str(settings), spec.pipe)) from error
+                raise FileNotFoundError(no_settings(Path(spec.location), str(settings), spec.family)) from error
     elif spec.kind == "directory":
         folder = Path(spec.location)
-        folder_files(folder, spec.pipe)
-        check_settings(folder, spec.pipe)
+        folder_files(folder, spec.family)
+        check_settings(folder, spec.family)
     elif spec.kind == "hub" and is_offline():
-        _check_cached(spec.location, spec.pipe, with_weights=True)
+        _check_cached(spec.location, spec.family, with_weights=True)
     if spec.vae is not None and (Path(spec.vae).is_absolute() or is_offline()):
         vae_files(spec.vae)
 
 
-def _check_cached(repository: str, pipe: str, *, with_weights: bool) -> None:
+def _check_cached(repository: str, pipe: PipeSpec, *, with_weights: bool) -> None:
     """Refuse a repository that the local cache has not, or not all of."""
     folder, command = cached_settings(repository), fetch_command(repository)
     try:
@@ -202,10 +191,10 @@ def _check_cached(repository: str, pipe: str, *, with_weights: bool) -> None:
 def settings_place(spec: ModelSpec) -> str:
     """Where the settings are that a single file lacks: the absolute path of a folder, or a hub id."""
     # diffusers would guess their repository, for SD2.1 one that was withdrawn.
-    return spec.config or HUB_IDS[spec.pipe]
+    return spec.config or spec.family.hub_id
 
 
-def check_single_file(path: Path, pipe: str) -> list[str]:
+def check_single_file(path: Path, pipe: PipeSpec) -> list[str]:
     """Refuse a single ``.safetensors`` file that is not a whole checkpoint of ``pipe``.
 
     Returns:
@@ -216,10 +205,11 @@ def check_single_file(path: Path, pipe: str) -> list[str]:
         ValueError: if it is another architecture, a lone component, truncated or unreadable.
     """
     names = list(tensor_shapes(_existing_file(path)))
-    found = [other for other, prefix in _SINGLE_FILE_PREFIXES.items() if any(name.startswith(prefix) for name in names)]
-    if pipe not in found:
+    if pipe.single_file_prefix and not any(name.startswith(pipe.single_file_prefix) for name in names):
+        others = [one for one in known() if one.single_file_prefix]
+        found = [one.name for one in others if any(name.startswith(one.single_file_prefix) for name in names)]
         content = f"a {found[0]} checkpoint" if found else "not a whole Stable Diffusion checkpoint"
-        raise ValueError(f"{path} is {content}; give one of {pipe}, text encoder and VAE included")
+        raise ValueError(f"{path} is {content}; give one of {pipe.name}, text encoder and VAE included")
     return names
 
 

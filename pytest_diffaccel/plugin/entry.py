@@ -54,7 +54,7 @@ __all__ = [
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Offer ``pytest_diffaccel_accelerators``."""
+    """Offer ``pytest_diffaccel_accelerators`` and ``pytest_diffaccel_pipes``."""
     pluginmanager.add_hookspecs(hookspecs)
 
 

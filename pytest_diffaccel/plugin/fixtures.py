@@ -12,6 +12,7 @@ import pytest
 from pytest_diffaccel.plugin import workers
 from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
 from pytest_diffaccel.plugin.refusals import refusal
+from pytest_diffaccel.plugin.registered import methods_of, pipes_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -34,13 +35,13 @@ def search_run(config: pytest.Config) -> SearchRun:
         pytest.UsageError: for a bad option.
     """
     if _RUN not in config.stash:
-        from pytest_diffaccel.accelerators.composition import default_registry
+        from pytest_diffaccel.models.registry import know_pipes
         from pytest_diffaccel.search.run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
-        registry = default_registry()
-        config.hook.pytest_diffaccel_accelerators(registry=registry)
         try:
+            know_pipes(pipes_of(config), config.option.models)
+            registry = methods_of(config)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session)
@@ -227,7 +228,7 @@ class OwnCases:
         Model source, samples, batch size, prompts, seed and GPUs are those of pytest's options. Nothing is stored.
 
         Args:
-            pipe: ``"SD1.5"``, ``"SD2.1"`` or ``"SDXL"``.
+            pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"`` or the name of one of your own.
             params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
             scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
                 class name that calls the denoiser once a step.

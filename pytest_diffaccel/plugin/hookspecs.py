@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.pipes import PipeRegistry
 
 
 def pytest_diffaccel_accelerators(registry: Registry) -> None:
@@ -14,4 +15,12 @@ def pytest_diffaccel_accelerators(registry: Registry) -> None:
     Args:
         registry: has the built-in ones; ``registry.register(method)`` adds one, ``registry.combine(...)`` applies
             several together.
+    """
+
+
+def pytest_diffaccel_pipes(registry: PipeRegistry) -> None:
+    """Register further pipes; ``--pipe`` names them.
+
+    Args:
+        registry: has the built-in ones; ``registry.register(PipeSpec(...))`` adds one.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -75,10 +75,10 @@ class GoldenKey:
     def prompt_order(self) -> Sort:
         """Sorts as prompts list keys: pipe, scheduler, steps, accelerator, target; unknown names last."""
         return (
-            _rank(self.pipe, PIPES),
-            _rank(self.scheduler, SCHEDULERS),
+            rank(self.pipe, PIPES),
+            rank(self.scheduler, SCHEDULERS),
             self.steps,
-            _rank(self.accelerator, ACCELERATORS),
+            rank(self.accelerator, ACCELERATORS),
             self.target,
         )
 
@@ -97,5 +97,6 @@ def _literal(text: str) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _rank(name: str, known: tuple[str, ...]) -> tuple[int, str]:
+def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+    """Sorts known names in their order, and others alphabetically behind them."""
     return (known.index(name), "") if name in known else (len(known), name)

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.pipes import described
 
 if TYPE_CHECKING:
     from pytest_diffaccel.settings.search_settings import Settings
-
-# A step of the unaccelerated embedded pipelines for one picture, seconds on 2 CPU cores (training/README.md).
-_EMBEDDED_STEP_S = {"SD1.5": 0.024, "SD2.1": 0.046, "SDXL": 0.030}
-# The same of the full-size ones at their own sizes, on an NVIDIA H200 (benchmarks/data/nvidia-h200.jsonl).
-_FULL_SIZE_STEP_S = {"SD1.5": 0.0077, "SD2.1": 0.0195, "SDXL": 0.0489}
 
 # What follows is from README's start (SD1.5 DDIM 20, coarse grid, 8 samples in batches of 4, 2 cores), and from replays
 # of searches of whole grids on recorded tables (benchmarks/search_replay.py, SD1.5 and SD2.1 at 20 steps).
@@ -114,4 +110,5 @@ def winners(in_group: int) -> float:
 
 def step_weight(pipe: str, *, embedded: bool) -> float:
     """Cost of a step of a pipe; comparable between pipes of one model source, whatever the device."""
-    return (_EMBEDDED_STEP_S if embedded else _FULL_SIZE_STEP_S)[pipe]
+    spec = described(pipe)
+    return spec.embedded_step_s if embedded else spec.full_size_step_s

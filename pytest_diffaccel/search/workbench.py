@@ -21,6 +21,7 @@ from pytest_diffaccel.models.component_settings import settings_digests
 from pytest_diffaccel.models.loading import weight_files
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import open_settings, original_settings
+from pytest_diffaccel.pipes import denoiser_of
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
@@ -188,7 +189,7 @@ class Workbench:
             model_source=spec.description,
             weights=weight_files(spec),
             device=pipeline.device,
-            dtype=pipeline.unet.dtype,
+            dtype=denoiser_of(pipeline).dtype,
             image_size=spec.image_size or own_size(pipeline),
             batch_size=self.settings.batch_size,
             guidance_scale=guidance_scale_of(pipeline, spec.guidance_scale),

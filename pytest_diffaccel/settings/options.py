@@ -26,9 +26,14 @@ DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
 
 _MATRIX_OPTIONS = (
-    option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default)"),
-    option("--sched", action="append", metavar="NAME", help="DDIM, DPM-Solver++, UniPC or all (default)"),
-    option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default)"),
+    option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default), or one of your own"),
+    option(
+        "--sched",
+        action="append",
+        metavar="NAME",
+        help="DDIM, DPM-Solver++, UniPC, all (default) or a diffusers class",
+    ),
+    option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default), or any other number"),
     option(
         "--search-targets",
         "--search_targets",

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
+from pytest_diffaccel.matrix import PIPES, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
+from pytest_diffaccel.models.schedulers import named_scheduler
+from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
 from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
 
-# Spellings that are not the name itself with other punctuation. Without the pluses, DPM-Solver is an older method.
-_SCHEDULER_ALIASES = {
-    "ddimscheduler": "DDIM",
-    "dpm++": "DPM-Solver++",
-    "dpmpp": "DPM-Solver++",
-    "dpmsolverpp": "DPM-Solver++",
-    "dpmsolvermultistepscheduler": "DPM-Solver++",
-    "unipc": "UniPCMultistepScheduler",
-}
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
 _BETWEEN = re.compile(r"(?<=[a-z])[\s,_&+-]+(?=[a-z0-9])|(?<=[0-9])[\s,_&+-]+(?=[a-z])")
 
@@ -135,32 +128,75 @@ def _decide_by(options: Namespace) -> SpeedClock:
     if options.gpus is None:
         raise OptionError("--decide-by device: a GPU's own time needs --gpus")
     if options.exhaustive:
-        raise OptionError(
-            "--decide-by device: --exhaustive times every candidate by the wall clock; leave one out"
-        )
+        raise OptionError("--decide-by device: --exhaustive times every candidate by the wall clock; leave one out")
     return "device"
 
 
-def chosen_cells(options: Namespace) -> list[Cell]:
-    """The cells that ``--pipe``, ``--sched`` and ``--steps`` name; all of the matrix without them.
+def chosen_cells(options: Namespace, pipes: Iterable[PipeSpec] | None = None) -> list[Cell]:
+    """The cells that ``--pipe``, ``--sched`` and ``--steps`` name; without them all of the matrix of 27.
+
+    Args:
+        options: parsed ones.
+        pipes: those that can be named, of which all are taken where none is; None: those that are known, of which the
+            built-in ones are taken.
 
     Raises:
         OptionError: naming the bad value and the valid ones.
     """
-    return cells(
-        _choose("--pipe", options.pipe, PIPES),
-        _choose("--sched", options.sched, SCHEDULERS, _SCHEDULER_ALIASES),
-        [int(steps) for steps in _choose("--steps", options.steps, [str(steps) for steps in STEPS])],
+    by_name = {pipe.name: pipe for pipe in (known() if pipes is None else pipes)}
+    default = PIPES if pipes is None else tuple(by_name)
+    names = _choose(
+        "--pipe", options.pipe, default, _pipe_among(by_name), [name for name in by_name if name not in default]
     )
+    return [cell for name in names for cell in _cells_of(by_name[name], options)]
+
+
+def _pipe_among(pipes: Mapping[str, PipeSpec]) -> Callable[[str], str | None]:
+    return lambda text: next((name for name, pipe in pipes.items() if pipe.is_spelled(text)), None)
+
+
+def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
+    """The chosen cells of a pipe, whose own schedulers and steps are taken where none is named."""
+    schedulers = _choose("--sched", options.sched, pipe.schedulers, _scheduler, ["a diffusers scheduler's class name"])
+    usual = [str(count) for count in pipe.steps]
+    steps = _choose("--steps", options.steps, usual, _step_count, ["any whole number from 1 to 1000"])
+    named = {name: named_scheduler(name) for name in schedulers}
+    if unknown := [name for name in schedulers if not named[name]]:
+        raise OptionError(
+            f"{pipe.name}: diffusers has no scheduler {unknown[0]!r} of Stable Diffusion's noise schedule"
+        )
+    chosen = dict.fromkeys(filter(None, named.values()))
+    return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)
+
+
+def _scheduler(text: str) -> str | None:
+    return named_scheduler(_plain(text))
+
+
+def _step_count(text: str) -> str | None:
+    number = int(text) if re.fullmatch("[0-9]{1,4}", text) else 0
+    return str(number) if is_step_count(number) else None
 
 
 def _choose(
-    option: str, given: Sequence[str] | None, known: Sequence[str], aliases: dict[str, str] | None = None
+    option: str,
+    given: Sequence[str] | None,
+    known: Sequence[str],
+    other: Callable[[str], str | None] = lambda _: None,
+    others: Sequence[str] = (),
 ) -> list[str]:
-    """The known names that ``given`` asks for, in their own order; all of them for ``all`` or nothing."""
+    """The names that ``given`` asks for: the known ones in their own order, then others, sorted.
+
+    Args:
+        option: for refusals.
+        given: what the user wrote; nothing and ``all`` stand for all known names.
+        known: the names that are taken by themselves.
+        other: the name that any other text stands for, also a known one; None for no name.
+        others: what such names are, for refusals.
+    """
     if not given:
         return list(known)
-    spellings = {_plain(name): name for name in known} | (aliases or {})
+    spellings = {_plain(name): name for name in known}
     chosen: set[str] = set()
     for text in given:
         parts = text.split(",")
@@ -170,14 +206,18 @@ def _choose(
         for part in filter(None, (part.strip() for part in parts)):
             if part.lower() == "all":
                 chosen.update(known)
-            elif _plain(part) in spellings:
-                chosen.add(spellings[_plain(part)])
+            elif name := spellings.get(_plain(part)) or other(part):
+                chosen.add(name)
             else:
                 near = meant(_plain(part), spellings)
-                raise OptionError(f"{option}: {part!r} is unknown{near}; choose from {'; '.join(known)}; all")
+                raise OptionError(f"{option}: {part!r} is unknown{near}; choose from {_listed(known, others)}")
     if not chosen:
-        raise OptionError(f"{option}: nothing is named; choose from {'; '.join(known)}; all")
-    return [name for name in known if name in chosen]
+        raise OptionError(f"{option}: nothing is named; choose from {_listed(known, others)}")
+    return [*(name for name in known if name in chosen), *sorted(chosen - set(known))]
+
+
+def _listed(known: Sequence[str], others: Sequence[str]) -> str:
+    return "; ".join([*known, "all", *others])
 
 
 def _plain(name: str) -> str:

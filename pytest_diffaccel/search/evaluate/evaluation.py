@@ -191,11 +191,14 @@ def _warm_up(bench: Workbench, cell: Cell, baseline: Generate) -> None:
 def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
     """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
     device = subject.generate.pipeline.device
+
+    def made() -> None:
+        subject.peak_memory_mb = peak_memory_mb(device)
+
     reset_peak_memory(device)
     with bench.spent.on("pictures"):
-        subject.images[0] = subject.generate.counted(*_arguments(batch))
+        subject.images[0] = subject.generate.counted(*_arguments(batch), made=made)
     subject.fired = dict(subject.generate.fired)
-    subject.peak_memory_mb = peak_memory_mb(device)
     bench.pipelines.warm_kinds |= set(subject.generate.kinds)
 
 

