@@ -8,6 +8,7 @@ marker kernel at either end of every step says which kernels belong to it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -108,8 +109,11 @@ class BusyClock:
 
         torch.cuda.synchronize()
         make: Any = profile  # torch leaves it untyped
-        self._profiler = make(activities=[ProfilerActivity.CUDA], acc_events=True)
-        self._profiler.__enter__()
+        self._profiler = make(activities=[ProfilerActivity.CUDA])
+        with warnings.catch_warnings():
+            # One run is one cycle. Events kept for several would all be read in Python, which takes seconds.
+            warnings.filterwarnings("ignore", "Warning: Profiler clears events")
+            self._profiler.__enter__()
 
     def denoiser_called(self) -> None:
         """Mark the start of a step in the stream."""
