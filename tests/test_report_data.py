@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def findings(search: RecordedSearch) -> Findings:
     return found
 
 
-def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> None:
+def test_winners_are_those_that_the_search_chose(findings: Findings) -> None:
     won = {row.params: row.targets for row in findings.rows if row.verdict == "winner"}
     assert won == {
         "cache_interval=2,cache_branch_id=0": (1.2, 1.5),
@@ -110,35 +110,28 @@ def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> N
     assert findings.entries[replace(KEY, target=4.0)].reason == "speed"
 
 
-def found_where_verified(search: RecordedSearch, is_verified: Callable[[Candidate], bool]) -> Findings:
-    """What is found where only these winners have been measured again."""
+def test_winners_stay_what_was_chosen_when_later_blocks_would_choose_others(search: RecordedSearch) -> None:
+    """Blocks of other groups tell about its speed-ups, too; the winners are those of golden until it is searched."""
+    search.fill()
+    (before,) = find(material(search))
+    with Store.open(search.store) as store:
+        for one in before.record.verified.values():
+            faster = replace(one.speedup, value=9.0, high=9.5)
+            store.save(replace(one, speedup=faster, blocks=tuple(at_pace(one.blocks, 0.5))))
+    (after,) = find(material(search))
+    assert after.entries == before.entries
+    assert len(after.entries) == 7
+    assert [row.figures and row.figures.speedup for row in after.rows] == [
+        row.figures and row.figures.speedup for row in before.rows
+    ]
+
+
+def test_a_group_that_is_not_decided_yet_has_speedups_and_no_winners(search: RecordedSearch) -> None:
     search.fill()
     made = material(search)
-    left = tuple(
-        one
-        for one in made.contents.measurements
-        if one.measurement.sampling.purpose != "winner" or is_verified(one.measurement.candidate)
-    )
-    (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
-    return found
-
-
-def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_another(search: RecordedSearch) -> None:
-    """Blocks of other groups tell about its speed-ups too; the winner that was recorded stays until it is searched."""
-    first = Candidate(CELL, "DeepCache", deepcache_grid()[0])
-    found = found_where_verified(search, lambda candidate: candidate != first)
-    assert found.entries[KEY].params == deepcache_grid()[1]
-    assert len(found.entries) == 7
-
-
-def test_a_target_that_only_unverified_candidates_reach_is_left_open(search: RecordedSearch) -> None:
-    slowest = Candidate(CELL, "DeepCache", deepcache_grid()[0])
-    found = found_where_verified(search, lambda candidate: candidate == slowest)
-    assert {key.target: entry.status for key, entry in found.entries.items()} == {
-        1.2: "met",
-        1.5: "met",
-        4.0: "unattainable",  # that is told without a verification
-    }
+    (found,) = find(replace(made, contents=replace(made.contents, winners=())))
+    assert found.entries == {}
+    assert found.record.speedups == {key: one.speedup for key, one in found.record.best_known.items()}
 
 
 def test_every_other_row_says_why_not(findings: Findings) -> None:

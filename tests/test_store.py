@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import MET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
@@ -31,7 +32,7 @@ from sqlalchemy import create_engine, text
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Round, RunTiming, Sampling
 from pytest_diffaccel.records import presence
-from pytest_diffaccel.records.contents import Contents
+from pytest_diffaccel.records.contents import Contents, GroupWinners
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Store
@@ -351,7 +352,7 @@ def test_another_schema_version_is_refused(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 4: give another --store"):
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 5: give another --store"):
         Store.open(url)
 
 
@@ -361,11 +362,22 @@ def test_the_version_before_is_read_and_becomes_this_one(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '2'"))
         connection.execute(text("DROP TABLE diffaccel_calibration"))
+        connection.execute(text("DROP TABLE diffaccel_winners"))
     with Store.open(url) as store:
         assert store.rounds(ENVIRONMENT) == []
     with engine.begin() as connection:
-        assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "4"
+        assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "5"
     engine.dispose()
+
+
+def test_what_a_group_chose_is_kept_until_it_chooses_again(store: Store) -> None:
+    speedups = {candidate().key: Interval(1.5, 1.4, 1.6)}
+    chosen = GroupWinners(candidate().cell, "DeepCache", ENVIRONMENT, SAMPLING, {1.5: MET}, speedups)
+    store.save_winners(replace(chosen, entries={}))
+    store.save_winners(chosen)
+    store.save_winners(replace(chosen, accelerator="ToMe"))
+    found = store.contents().winners
+    assert [replace(one, created_at="") for one in found] == [chosen, replace(chosen, accelerator="ToMe")]
 
 
 def test_a_calibration_is_kept_by_environment_in_its_order_until_it_is_forgotten(store: Store) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import GoldenEntry
 
 FailureKind: TypeAlias = Literal["error", "oom", "timeout", "interrupted", "crash", "not-fired"]
 
@@ -77,6 +78,29 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class GroupWinners:
+    """What a search chose in a group, and by which speed-ups.
+
+    Attributes:
+        cell: the group's cell.
+        accelerator: the group's accelerator.
+        environment: id of the environment.
+        sampling: of the search.
+        entries: what golden records, by target; a target that is undecided is not in it.
+        speedups: of all of the group's candidates that were evaluated, as they were known then; by candidate key.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    cell: Cell
+    accelerator: str
+    environment: str
+    sampling: Sampling
+    entries: Mapping[float, GoldenEntry]
+    speedups: Mapping[str, Interval]
+    created_at: str = ""
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything in a store, each part in the order in which it was stored.
 
@@ -86,6 +110,7 @@ class Contents:
         decisions: what was passed over, and why.
         environments: what each environment's id stands for.
         rounds: each environment's calibration, by its id.
+        winners: what was chosen in each group.
     """
 
     measurements: tuple[Recorded, ...]
@@ -93,3 +118,4 @@ class Contents:
     decisions: tuple[Decision, ...]
     environments: Mapping[str, Environment]
     rounds: Mapping[str, Sequence[Round]] = field(default_factory=dict)
+    winners: tuple[GroupWinners, ...] = ()

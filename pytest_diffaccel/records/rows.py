@@ -14,7 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
-from pytest_diffaccel.records.contents import Decision, Failure
+from pytest_diffaccel.records.contents import Decision, Failure, GroupWinners
+from pytest_diffaccel.records.golden import GoldenEntry
 
 
 def identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
@@ -93,6 +94,33 @@ def failure_of(row: Row[Any]) -> Failure:
 def decision_of(row: Row[Any]) -> Decision:
     """The decision that a row holds."""
     return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)
+
+
+def dump_winners(winners: GroupWinners) -> str:
+    """The record of what was chosen in a group."""
+    record = {
+        "entries": {f"{target:g}": json.loads(entry.to_json()) for target, entry in winners.entries.items()},
+        "speedups": {key: _numbers(interval) for key, interval in winners.speedups.items()},
+    }
+    return json.dumps(record, allow_nan=False)
+
+
+def _numbers(interval: Interval) -> list[float]:
+    return [float(interval.value), float(interval.low), float(interval.high)]
+
+
+def winners_of(row: Row[Any]) -> GroupWinners:
+    """What a row says was chosen."""
+    record = json.loads(row.record)
+    return GroupWinners(
+        cell=Cell(row.pipe, row.scheduler, row.steps),
+        accelerator=row.accelerator,
+        environment=row.environment,
+        sampling=_sampling(row),
+        entries={float(target): GoldenEntry.from_json(json.dumps(one)) for target, one in record["entries"].items()},
+        speedups={key: Interval(*numbers) for key, numbers in record["speedups"].items()},
+        created_at=row.created_at,
+    )
 
 
 def _sampling(row: Row[Any]) -> Sampling:

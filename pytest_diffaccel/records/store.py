@@ -14,12 +14,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
-from pytest_diffaccel.records.contents import Contents, Failure, FailureKind, Recorded
+from pytest_diffaccel.records.contents import Contents, Failure, FailureKind, GroupWinners, Recorded
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
     conditions,
     decision_of,
     dump_record,
+    dump_winners,
     equal,
     failure_of,
     figures,
@@ -28,6 +29,7 @@ from pytest_diffaccel.records.rows import (
     place,
     storable,
     upsert,
+    winners_of,
     written,
 )
 from pytest_diffaccel.records.tables import (
@@ -36,6 +38,7 @@ from pytest_diffaccel.records.tables import (
     ENVIRONMENTS,
     FAILURES,
     MEASUREMENTS,
+    WINNERS,
     StoreError,
     database_reason,
     open_engine,
@@ -235,6 +238,17 @@ class Store:
         with self._writing() as connection:
             connection.execute(delete(DECISIONS).where(equal(DECISIONS, identity(subject, environment, sampling))))
 
+    def save_winners(self, winners: GroupWinners) -> None:
+        """Keep what was chosen in a group, in place of what was before; when it was chosen is now."""
+        values = {
+            **place(winners.cell, winners.accelerator),
+            **conditions(winners.environment, winners.sampling),
+            "created_at": now(),
+            "record": dump_winners(winners),
+        }
+        with self._writing() as connection:
+            upsert(connection, WINNERS, values)
+
     def save_round(self, environment: str, made: Round) -> None:
         """Keep a round of an environment's calibration.
 
@@ -299,7 +313,14 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise self._unreadable("a failure", error) from error
         rounds = {name: made for name in environments if (made := self.rounds(name))}
-        return Contents(tuple(self._recorded({})), failed, decided, environments, rounds)
+        return Contents(tuple(self._recorded({})), failed, decided, environments, rounds, self._winners())
+
+    def _winners(self) -> tuple[GroupWinners, ...]:
+        rows = self._rows_as_stored(WINNERS, {})
+        try:
+            return tuple(map(winners_of, rows))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unreadable("the winners of a group", error) from error
 
     def _measurements(self, where: Mapping[str, object], since: float = 0.0) -> list[Measurement]:
         # Sorted here: databases sort text by their own collations.

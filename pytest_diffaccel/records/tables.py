@@ -33,9 +33,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 #: Raised with every change of a table or of the record in it.
-SCHEMA_VERSION = "4"
-# Versions whose rows are read as they are: 3 added what a record may lack, 4 a table.
-_READ_AS_IT_IS = ("2", "3")
+SCHEMA_VERSION = "5"
+# Versions whose rows are read as they are: 3 added what a record may lack, 4 and 5 a table each.
+_READ_AS_IT_IS = ("2", "3", "4")
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
@@ -50,8 +50,12 @@ class StoreError(RuntimeError):
 
 def _identity() -> list[Column[Any]]:
     """What makes a record: the same candidate, environment and sampling replace each other."""
+    return [Column("candidate_key", String, primary_key=True), *_conditions()]
+
+
+def _conditions() -> list[Column[Any]]:
+    """In which environment, and on which samples."""
     return [
-        Column("candidate_key", String, primary_key=True),
         Column("environment", String, primary_key=True),
         Column("num_samples", Integer, primary_key=True, autoincrement=False),
         Column("batch_size", Integer, primary_key=True, autoincrement=False),
@@ -61,12 +65,13 @@ def _identity() -> list[Column[Any]]:
     ]
 
 
-def _place() -> list[Column[Any]]:
+def _place(*, is_key: bool = False) -> list[Column[Any]]:
+    """Where in the matrix."""
     return [
-        Column("pipe", String, nullable=False),
-        Column("scheduler", String, nullable=False),
-        Column("steps", Integer, nullable=False),
-        Column("accelerator", String, nullable=False),
+        Column("pipe", String, primary_key=is_key, nullable=False),
+        Column("scheduler", String, primary_key=is_key, nullable=False),
+        Column("steps", Integer, primary_key=is_key, autoincrement=False, nullable=False),
+        Column("accelerator", String, primary_key=is_key, nullable=False),
     ]
 
 
@@ -113,6 +118,14 @@ DECISIONS = Table(
     *_identity(),
     _created_at(),
     Column("evidence", Text, nullable=False),
+)
+WINNERS = Table(
+    "diffaccel_winners",
+    METADATA,
+    *_place(is_key=True),
+    *_conditions(),
+    _created_at(),
+    Column("record", Text, nullable=False),
 )
 CALIBRATION = Table(
     "diffaccel_calibration",

@@ -8,10 +8,12 @@ from typing import Any
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
+from pytest_diffaccel.search.group import Group
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
@@ -92,6 +94,20 @@ def winner_properties(bench: Workbench, cell: Cell, winners: Mapping[str, Sequen
         "baseline": str(bench.pictures.baseline_folder(cell, "winner")),
         "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
     }
+
+
+def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> None:
+    """Store what was chosen in a cell's groups, by accelerator, and the speed-ups that it was chosen by.
+
+    A report then shows the choice that golden records: from later blocks it would make another.
+    """
+    environment, sampling = bench.environment(cell), bench.sampling(cell, "search")
+    for accelerator, own in winners.items():
+        decided = [winner for winner in own if winner.choice.reason != "undecided"]
+        entries = {winner.choice.target: golden_entry(winner, environment) for winner in decided}
+        options = Group(bench, cell, accelerator).plan().options
+        speedups = {option.candidate.key: option.speedup for option in options}
+        bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
 
 
 def _option(option: Option) -> dict[str, Any]:

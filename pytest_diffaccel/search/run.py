@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice
+    from pytest_diffaccel.search.verify.verification import Winner
     from pytest_diffaccel.search.workbench import Workbench
     from pytest_diffaccel.settings.search_settings import Settings
 
@@ -121,7 +122,7 @@ class SearchRun:
             cannot take its candidates.
         """
         from pytest_diffaccel.search.decide.racing import Explored
-        from pytest_diffaccel.search.outcome import provisional_properties
+        from pytest_diffaccel.search.outcome import keep_winners, provisional_properties
         from pytest_diffaccel.search.verify.cell_end import end_group
         from pytest_diffaccel.search.verify.verification import NothingFits, NothingWorked, Unfinished, verify_ahead
 
@@ -131,8 +132,9 @@ class SearchRun:
             explored, standing = self._decide(cell, accelerator)
             if self.session.workers > 1:
                 # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
-                failed = verify_ahead(self.bench, cell, accelerator)
-                explored = replace(explored, failed=(*explored.failed, *failed))
+                ahead = verify_ahead(self.bench, cell, accelerator)
+                keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
+                explored = replace(explored, failed=(*explored.failed, *ahead.failed))
         except (NothingFits, NothingWorked, Unfinished) as error:
             refused = error
         finally:
@@ -171,7 +173,7 @@ class SearchRun:
             left: by accelerator, how many promising candidates there was no time for.
         """
         from pytest_diffaccel.search.group import Group
-        from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.outcome import keep_winners, winner_properties
         from pytest_diffaccel.search.verify.verification import verifiable, verify
 
         self.bench.reread(cell)
@@ -179,11 +181,8 @@ class SearchRun:
         if not groups:
             return {}
         made = verify(self.bench, cell, groups, self.budget.is_spent)
-        # What was not tried may reach the other targets.
-        known = {
-            name: [one for one in own if one.choice.reason is None or not left[name]]
-            for name, own in made.winners.items()
-        }
+        known = _decided(made.winners, left)
+        keep_winners(self.bench, cell, known)
         for name in made.winners:
             if not left[name]:
                 Group(self.bench, cell, name).finish()
@@ -212,3 +211,11 @@ class SearchRun:
         """Free what the search holds, if it measured anything."""
         if "bench" in vars(self):
             self.bench.close()
+
+
+def _decided(winners: Mapping[str, Sequence[Winner]], left: Mapping[str, int]) -> dict[str, list[Winner]]:
+    """The winners of groups of which ``left`` candidates were not tried: these may reach the targets without one."""
+    return {
+        name: [winner for winner in own if winner.choice.reason is None or not left[name]]
+        for name, own in winners.items()
+    }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from pytest_diffaccel.matrix import Cell, slug
-from pytest_diffaccel.measure.measurement import Measurement, Sampling
-from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.records.contents import Contents, Decision, Failure, GroupWinners, Recorded
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden_key import ACCELERATORS
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 # Purpose of a rival's sampling, as pytest_diffaccel.search.verify.fewer_steps writes it.
 _INSTEAD = re.compile(r"instead of (\d+) steps")
@@ -53,6 +55,7 @@ class CellRecord:
         rivals: the unaccelerated pipeline with fewer steps, by rising number of steps.
         skipped: candidates passed over.
         failures: candidates that could not be measured.
+        winners: what was chosen in each group, by accelerator.
         finished: slugs of the accelerators whose winners are found.
         left_out: measurements of the cell under other conditions.
     """
@@ -66,6 +69,7 @@ class CellRecord:
     rivals: tuple[Measurement, ...]
     skipped: tuple[Skipped, ...]
     failures: tuple[Failure, ...]
+    winners: Mapping[str, GroupWinners]
     finished: frozenset[str]
     left_out: int
 
@@ -78,6 +82,22 @@ class CellRecord:
     def best_known(self) -> dict[str, Measurement]:
         """Each candidate's measurement that says most: the verification of a winner, else the search's; by key."""
         return {**self.searched, **self.verified}
+
+    @cached_property
+    def speedups(self) -> dict[str, Interval]:
+        """Of each measured candidate, by key: as its group's winners were chosen by it, else as it was measured."""
+        chosen_by = {key: speedup for own in self.winners.values() for key, speedup in own.speedups.items()}
+        return {key: chosen_by.get(key, one.speedup) for key, one in self.best_known.items()}
+
+    @property
+    def entries(self) -> dict[GoldenKey, GoldenEntry]:
+        """What was chosen, as golden records it; targets that are undecided are not in it."""
+        cell = self.cell
+        return {
+            GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target): entry
+            for accelerator, own in self.winners.items()
+            for target, entry in own.entries.items()
+        }
 
 
 def cells_of(contents: Contents, *, done: str, wanted: Callable[[Cell], bool] = lambda _: True) -> list[CellRecord]:
@@ -172,6 +192,11 @@ def _record(
             for one in decided
             if (skipped := _skipped(one, cell, names)) and skipped.key not in searched and skipped.key not in verified
         ),
+        winners={
+            one.accelerator: one
+            for one in contents.winners
+            if one.cell == cell and _conditions(one.environment, one.sampling) == chosen
+        },
         failures=tuple(one for one in failures if _conditions(one.environment, one.sampling) == chosen),
         finished=frozenset(one.subject[prefix:] for one in decided if one.evidence == done),
         left_out=len(recorded) - len(own),

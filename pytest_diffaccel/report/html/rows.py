@@ -89,7 +89,6 @@ class Row:
 
 def rows_of(
     record: CellRecord,
-    speedups: Mapping[str, Interval],
     entries: Mapping[GoldenKey, GoldenEntry],
     prompts: Prompts,
     max_loss: float,
@@ -98,11 +97,11 @@ def rows_of(
 
     Args:
         record: the cell.
-        speedups: of each measured candidate, by key.
         entries: the cell's winners, and what comes nearest to targets that none reaches.
         prompts: what was drawn.
         max_loss: largest LPIPS that a winner may have.
     """
+    speedups = record.speedups
     measured = sorted(record.best_known.values(), key=lambda one: one.quality.lpips.value)
     won = _won(entries)
     frontier = {one.candidate.key for one in frontier_of(measured, speedups)}

@@ -134,17 +134,16 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
-def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> list[str]:
+def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification:
     """Measure the winners of one group as it stands now, and what fewer steps lose: :func:`verify` then finds them.
 
     Returns:
-        What went wrong, a line per candidate; the group's winners are chosen without it.
+        The winners as they are before those of the cell's other groups are verified, and what failed in being verified.
     """
     names, failed = verifiable(bench, cell, [accelerator]), list[str]()
     verified = _verified(bench, list(_chosen(bench, cell, names).values()), failed)
-    for name in verifiable(bench, cell, names):
-        _winners(bench, cell, name, verified)
-    return failed
+    working = verifiable(bench, cell, names)
+    return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
