@@ -16,6 +16,7 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.search.cases import NotWorthwhile
+from pytest_diffaccel.search.results import Winners
 from pytest_diffaccel.search.run import SearchRun
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -156,7 +157,7 @@ def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_diffaccel.search.null_control.measure_scale", lambda *_: scale)
 
 
-def drive(run: SearchRun) -> list[dict[str, Any]]:
+def drive(run: SearchRun) -> list[Winners]:
     """Do what a session's cases do, in their order; what each of its groups' winners' cases found."""
     found = []
     for cell, accelerator in run.groups:

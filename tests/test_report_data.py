@@ -19,6 +19,7 @@ from recorded import CELL, HOSTILE, RecordedSearch, deepcache_grid, environment
 from searches import SmallSearch
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
@@ -411,11 +412,12 @@ def test_the_step_summary_has_winners_failures_and_golden_changes() -> None:
 
 
 def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
-    result = {"case": "SD1.5-DDIM-20-DeepCache", "verdict": {"status": "regressed"}, "text": "speed -5%\nno | more"}
-    fine = {"case": "another", "verdict": {"status": "ok"}, "text": ""}
+    slower = Verdict((Finding("speed", "regressed", "-5%"),), notes=("no | more",))
+    result = GateVerdict(CELL, None, "SD1.5-DDIM-20-DeepCache", (), slower)
+    fine = replace(result, case="another", verdict=Verdict((Finding("speed", "ok", ""),)))
     text = "\n".join(gate_summary([result, fine], ["third"], 3, ["next: look"]))
     assert "1 regressed, 1 ok, 1 broke off of 3 cases" in text
-    assert "| regressed | SD1.5-DDIM-20-DeepCache | speed -5%<br>no \\| more |" in text
+    assert "| regressed | SD1.5-DDIM-20-DeepCache | speed regressed: -5%<br>note: no \\| more |" in text
     assert "| broke off | third | |" in text
     assert "another" not in text
 

@@ -191,7 +191,8 @@ def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
     run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
     found = run.find_winners(*run.groups[0])
     assert folder.failures() == [(run.candidates[1].key, "interrupted", str(error))]
-    assert '"echo_interval": 2' in next(iter(found["golden"].values()))
+    assert found.of_cell is not None
+    assert found.of_cell.decided[0].entry.params["Echo"]["echo_interval"] == 2
     # What was away for a while may be there again in another session.
     cell, sampling = run.candidates[1].cell, run.bench.sampling(run.candidates[1].cell, "search")
     assert [failure.candidate for failure in run.bench.failures(cell, sampling)] == [run.candidates[1]]
@@ -241,7 +242,9 @@ def test_one_that_fails_with_more_samples_is_out_and_the_rest_go_on(
     monkeypatch.setattr("pytest_diffaccel.search.group.extend", fails)
     Group(run.bench, cell, accelerator).extend(candidate, 2)
     assert folder.failures() == [(candidate.key, "error", "an accident")]
-    assert run.find_winners(cell, accelerator)["golden"]
+    found = run.find_winners(cell, accelerator)
+    assert found.of_cell is not None
+    assert found.of_cell.decided
     assert candidate not in run.bench.known(cell).losses(cell)
     run.close()
 

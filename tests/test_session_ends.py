@@ -9,13 +9,14 @@ import errno
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from entries import MET
+from entries import ENVIRONMENT, MET
 from filelock import FileLock
+from found import measured
 from searches import SMALL_OPTIONS, SearchFolder
 
 from pytest_diffaccel.gate.case import Showing
@@ -37,6 +38,7 @@ from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
 from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
 from pytest_diffaccel.search.run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
@@ -75,21 +77,19 @@ class MadeUp:
     def run(self, *arguments: str) -> pytest.RunResult:
         return self.pytester.runpytest_inprocess("benches", *SMALL_OPTIONS, *arguments)
 
-    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> dict[str, Any]:
+    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
         self.measured.append(candidate)
-        place = {"cell": str(candidate.cell), "accelerator": candidate.accelerator, "candidate": candidate.key}
-        figures = {"speedup": 2.0, "speedup_ci95": [1.9, 2.1], "lpips": 0.1, "stored": False}
-        return {**place, "params": candidate.params, **figures, "fired": {"denoiser_calls": 20}}
+        return measured(candidate, 2.0, 0.1)
 
-    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> dict[str, Any]:
-        found = {"cell": str(cell), "accelerator": accelerator, "provisional": [], "explored": 0, "left": self.left}
+    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> Winners:
+        found = Winners(cell, accelerator, left=self.left)
         if self.misfit:
-            return {**found, "refused": self.misfit, "unfinished": False, "unfit": True}
+            return replace(found, refused=Refusal("unfit", self.misfit))
         missing = POINTS - len(self.measured)
         if missing and not self.left:
-            return {**found, "refused": f"{missing} candidates are not measured yet", "unfinished": True}
-        verified = {"golden": {KEY: MET.to_json()}, "environments": {}, "verified": [], "undecided": [], "pictures": {}}
-        return found | (verified if self.verifies else {})
+            return replace(found, refused=Refusal("unfinished", f"{missing} candidates are not measured yet"))
+        of_cell = CellWinners((Decided(GoldenKey.parse(KEY), MET, None),), (), (), ENVIRONMENT, "", ())
+        return replace(found, of_cell=of_cell if self.verifies else None)
 
 
 @pytest.fixture

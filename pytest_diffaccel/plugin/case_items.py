@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
-#: Name of the report property that carries a case's result from worker to controller.
-PROPERTY = "diffaccel"
 Group: TypeAlias = "tuple[Cell, str]"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_diffaccel.plugin import hookspecs, judge_options
 from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.case_results import attach_result
 from pytest_diffaccel.plugin.controller import Reporting
 from pytest_diffaccel.plugin.fixtures import (
     diffaccel,
@@ -114,6 +115,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if is_searching(item.config):
         give_up_broken_cuda(item.session)
     return ran
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A case's reports carry what it found."""
+    report = yield
+    attach_result(item, report)
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:

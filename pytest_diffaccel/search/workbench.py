@@ -34,7 +34,7 @@ from pytest_diffaccel.settings.search_settings import Settings
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
 
-    from pytest_diffaccel.search.calibrate.calibration import Calibration
+    from pytest_diffaccel.search.results import Calibration
 
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, median
 
 from filelock import Timeout
@@ -36,6 +36,7 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.null_control import scaled_environment
+from pytest_diffaccel.search.results import Calibration
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.options import WORK_DIR
 
@@ -51,27 +52,6 @@ _SHARE, _LEAST_ROUNDS = 0.05, 4
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
 _NORMAL_95 = 1.96
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a calibration went.
-
-    Attributes:
-        rounds: made now; none where an earlier calibration still holds.
-        seconds: that it took.
-        half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
-        baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
-        steps: of that run.
-        accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
-    """
-
-    rounds: int
-    seconds: float
-    half_width_ratio: float
-    baseline_s: float
-    steps: int
-    accelerated_share: float
 
 
 def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
