@@ -85,10 +85,10 @@ class RecordedSearch:
             for steps in range(1, cell.steps + 1):
                 store.save(self._rival(cell, steps, described))
             skipped = Candidate(cell, "DeepCache", {"DeepCache": {"cache_interval": 9, "cache_branch_id": 9}})
-            store.save_decision(skipped.key, described.id, self.sampling(), f"predicted 1.01x: {HOSTILE}")
+            store.save_decision(skipped, described.id, self.sampling(), f"predicted 1.01x: {HOSTILE}")
             failed = Candidate(cell, "DeepCache", {"DeepCache": {"cache_interval": 8, "cache_branch_id": 8}})
             store.save_failure(failed, described.id, self.sampling(), "error", f"RuntimeError: {HOSTILE}")
-            store.save_decision(f"{cell}-DeepCache", described.id, self.sampling(), "winners found")
+            store.save_group(cell, "DeepCache", described.id, self.sampling(), "done")
             store.save_winners(self.winners(cell, searched))
         logs = self.work / "logs"
         logs.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ class RecordedSearch:
         return Measurement(
             candidate=Candidate(replace(cell, steps=steps), "", {}),
             environment=described.id,
-            sampling=replace(self.sampling("winner"), purpose=f"instead of {cell.steps} steps"),
+            sampling=self.sampling("winner").instead_of(cell.steps),
             speedup=Interval(speedup, speedup, speedup),
             wall_speedup=Interval(speedup, speedup, speedup),
             estimates_agree=True,

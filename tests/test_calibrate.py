@@ -6,6 +6,7 @@ Speeds are made by hand (:class:`timings.SteadyClock`); pipelines, pictures and 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ class Folder(SearchFolder):
             return store.rounds(environment)
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        """All that a search has found out, by table; less who verifies a cell in this session."""
-        tables = ("measurements", "failures", "calibration", "decisions WHERE purpose != 'session'")
+        """All that a search has found out, by table."""
+        tables = ("measurements", "failures", "attempts", "calibration", "decisions")
         return {name: sorted(self.query(f"SELECT * FROM diffaccel_{name}")) for name in tables}
 
     def reopen(self) -> None:
@@ -280,9 +281,10 @@ def test_a_short_run_that_took_two_processes_with_it_is_not_tried_again(finished
     victim = finished.rounds()[0].candidates[0]
     cell = run.groups[0][0]
     # What a process leaves behind that ends within a short run.
-    sampling = {**vars(run.bench.sampling(cell, "search")), "purpose": "calibration"}
-    environment = run.bench.environment(cell).id
-    run.bench.store.save_failure(victim, environment, type(run.bench.sampling(cell, "search"))(**sampling), "crash", "")
+    sampling = replace(run.bench.sampling(cell, "search"), purpose="calibration")
+    for session in ("one", "another"):
+        place = victim, run.bench.environment(cell).id, sampling
+        run.bench.store.begin(*place, "short run", session=session)
     run.close()
     before = finished.rounds()
     finished.reopen()

@@ -37,7 +37,6 @@ from pytest_diffaccel.report.html.material import Material
 from pytest_diffaccel.report.html.rows import frontier_of
 from pytest_diffaccel.report.html.timing import kind_costs_chart
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
-from pytest_diffaccel.search.group import DONE
 
 KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
 _SAME_ENVIRONMENT = "The environment is the one that golden was recorded in"
@@ -68,7 +67,7 @@ def test_a_cell_shows_its_newest_conditions_and_counts_the_others(search: Record
     candidate = Candidate(CELL, "DeepCache", deepcache_grid()[3])
     with Store.open(search.store) as store:
         store.save(search.measurement(candidate, newer, "search"))
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert record.environment == newer.id != old.id
     assert list(record.searched) == [candidate.key]
     assert record.left_out == 4 + CELL.steps
@@ -77,7 +76,7 @@ def test_a_cell_shows_its_newest_conditions_and_counts_the_others(search: Record
 def test_rivals_belong_to_the_cell_whose_steps_they_replace(search: RecordedSearch) -> None:
     search.fill(grid=deepcache_grid()[:2])
     with Store.open(search.store) as store:
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert record.cell == CELL
     assert [one.candidate.cell.steps for one in record.rivals] == list(range(1, 21))
 
@@ -87,7 +86,7 @@ def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
     failed = Candidate(cell, "DeepCache", deepcache_grid()[0])
     with Store.open(search.store) as store:
         store.save_failure(failed, environment().id, search.sampling(), "oom", "out of memory")
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert (record.cell, len(record.failures)) == (cell, 1)
 
 

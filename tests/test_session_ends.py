@@ -27,7 +27,7 @@ from pytest_diffaccel.judge.verdict import Verdict as ScriptVerdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
-from pytest_diffaccel.records import golden_file, places, presence
+from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -374,7 +374,7 @@ def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, m
         made_up.measured.clear()
         made_up.run("--store", url).stdout.no_fnmatch_line("*another session*")
         with Store.open(url) as store:
-            assert store.decisions(presence._ENVIRONMENT, presence._SAMPLING) == {}
+            assert store.sessions() == []
 
 
 def test_a_lock_of_somebody_elses_beside_the_report_matters_to_nobody(made_up: MadeUp) -> None:

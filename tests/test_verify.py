@@ -29,7 +29,6 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cells import cells_of
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.group import DONE
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.verify.cell_end import end_group
@@ -116,7 +115,7 @@ def search(
 def forget(search: SmallSearch, accelerator: str) -> None:
     """As if one group had not been searched."""
     search.execute(f"DELETE FROM diffaccel_measurements WHERE accelerator = '{accelerator}'")
-    search.execute(f"DELETE FROM diffaccel_decisions WHERE candidate_key LIKE '%-{accelerator}%'")
+    search.execute(f"DELETE FROM diffaccel_decisions WHERE accelerator = '{accelerator}'")
 
 
 def logged(search: SmallSearch) -> list[dict[str, Any]]:
@@ -381,7 +380,7 @@ def test_a_report_after_a_search_has_no_pending_changes(
     golden = read_golden(small_search.golden)
     assert {entry.status for entry in golden.values()} == {"met", "unattainable"}
     with Store.open(small_search.store) as store:
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert record.entries == golden
     assert {key: record.winners["Echo"].speedups.keys() for key in record.winners} == {"Echo": record.searched.keys()}
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from statistics import median
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import Candidate, slug
+from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 #: Of one type each: str, int, float or bool; None where a row has no such value.
 Row: TypeAlias = dict[str, Any]
@@ -37,7 +34,6 @@ COLUMNS: Mapping[str, type] = {
     "created_at": str,
 }
 PARAM, FIRED = "param_", "fired_"
-_CANDIDATE = re.compile(r"(?P<pipe>.+?)-(?P<scheduler>.+?)-(?P<steps>\d+)-(?P<accelerator>.+?)-(?P<params>\w+=.*)")
 
 
 def export_rows(contents: Contents) -> list[Row]:
@@ -48,9 +44,8 @@ def export_rows(contents: Contents) -> list[Row]:
     rows = [_measured(one, contents.environments) for one in contents.measurements]
     rows += [_failed(one, contents.environments) for one in contents.failures]
     known = {(row["candidate"], row["environment"]) for row in rows}
-    names = {slug(name): name for name in (*ACCELERATORS, *(str(row["accelerator"]) for row in rows))}
-    skipped = (one for one in contents.decisions if (one.subject, one.environment) not in known)
-    rows += [row for one in skipped if (row := _skipped(one, names, contents.environments)) is not None]
+    skipped = (one for one in contents.decisions if (one.candidate.key, one.environment) not in known)
+    rows += [_skipped(one, contents.environments) for one in skipped]
     columns = {**COLUMNS, **dict.fromkeys(sorted({name for row in rows for name in row} - COLUMNS.keys()))}
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -91,21 +86,11 @@ def _failed(one: Failure, environments: Mapping[str, Environment]) -> Row:
     }
 
 
-def _skipped(one: Decision, names: Mapping[str, str], environments: Mapping[str, Environment]) -> Row | None:
-    """None for what was decided of a whole group."""
-    found = _CANDIDATE.fullmatch(one.subject)
-    if found is None:
-        return None
-    params = (part.split("=", 1) for part in found["params"].split(","))
+def _skipped(one: Decision, environments: Mapping[str, Environment]) -> Row:
     return {
         "status": "skipped",
         "reason": one.evidence,
-        "candidate": one.subject,
-        "pipe": found["pipe"],
-        "scheduler": found["scheduler"],
-        "steps": int(found["steps"]),
-        "accelerator": names.get(found["accelerator"], found["accelerator"]),
-        **{f"{PARAM}{name}": json.loads(value) for name, value in params},
+        **_candidate(one.candidate),
         **_conditions(one.sampling, one.environment, environments),
         "created_at": one.created_at,
     }

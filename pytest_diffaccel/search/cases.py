@@ -45,12 +45,12 @@ def search_case(
     if not bench.settings.exhaustive:
         if within_budget:
             raise NotWorthwhile("left to the winners' case, which evaluates the most promising first (--search-budget)")
-        decided = group.decision(candidate.key)
+        decided = group.why_passed_over(candidate)
         if decided is not None:
             raise NotWorthwhile(decided)
         ensure_calibrated(bench, candidate.cell)
         verdict = group.plan().verdict(candidate, group.grid if others_follow else ())
         if not verdict.evaluate:
-            group.decide(candidate.key, verdict.evidence)
+            group.pass_over(candidate, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)
     return group.measure(candidate), True

@@ -77,7 +77,8 @@ class SearchRun:
         """The workbench, opened at the first use."""
         from pytest_diffaccel.search.workbench import Workbench
 
-        return Workbench(self.settings, self.registry, self.source, self.session.workers, self.session.began_at)
+        session = self.session
+        return Workbench(self.settings, self.registry, self.source, session.workers, session.name, session.began_at)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:

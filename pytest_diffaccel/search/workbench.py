@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ class Workbench:
         source: where the weights come from.
         store: where measurements are kept.
         workers: processes that search at once, at least 1.
+        session: what all processes of the session call it, and no other session.
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
@@ -67,14 +67,16 @@ class Workbench:
         settings: Settings,
         registry: Registry,
         source: ModelSource,
-        workers: int = 1,
-        began_at: float | None = None,
+        workers: int,
+        session: str,
+        began_at: float,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
         self.workers = workers
+        self.session = session
         self.spent = Spent()
         self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
         self.pictures = Pictures(self)
@@ -83,7 +85,7 @@ class Workbench:
         #: Keys of short runs that failed in this process.
         self.broken_runs: set[str] = set()
         #: When the session began, seconds since the epoch; and since when what is stored counts.
-        self.began_at = time.time() if began_at is None else began_at
+        self.began_at = began_at
         self.since = self.began_at if settings.fresh else 0.0
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_diffaccel.matrix import Cell, slug
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.cells import CellRecord, cells_of
 from pytest_diffaccel.report.html.material import Material
 from pytest_diffaccel.report.html.rows import Row, rows_of
-from pytest_diffaccel.search.group import DONE
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Findings:
     @property
     def unfinished(self) -> list[str]:
         """Accelerators whose winners are not all found, as far as the store says."""
-        return [name for name in self.groups if slug(name) not in self.record.finished]
+        return [name for name in self.groups if name not in self.record.finished]
 
     @property
     def counts(self) -> Counter[str]:
@@ -55,7 +54,7 @@ class Findings:
 
 def find(material: Material) -> list[Findings]:
     """The findings of every wanted cell that the store knows, in order."""
-    records = cells_of(material.contents, done=DONE)
+    records = cells_of(material.contents)
     found = []
     for record in records:
         if not material.wanted(record.cell):

@@ -29,7 +29,7 @@ from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
-from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
+from pytest_diffaccel.records.bookkeeping import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
@@ -273,7 +273,7 @@ class Timer:
         store, place = bench.store, (run, bench.environment(self._cell).id, self._sampling)
         is_first = bool(run.params) and run.key not in self._tried
         if is_first:
-            store.begin(*place, "short run", session_began_at=bench.began_at, since=bench.since)
+            store.begin(*place, "short run", session=bench.session, since=bench.since)
         try:
             with time_limit(bench.settings.case_timeout_s):
                 _, timing = timed(generate, self._batch.prompts, self._batch.seeds)
