@@ -41,5 +41,5 @@ def measured(candidate: Candidate, speedup: float, lpips: float, *, stored: bool
 
 def chosen(cell: Cell, accelerator: str, target: float, params: Params) -> Chosen:
     """What stands for a target."""
-    key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target)
+    key = GoldenKey(cell, accelerator, target)
     return Chosen(key, params, Interval(target, target, target), 0.1)

@@ -187,7 +187,7 @@ def test_stores_exports_and_golden_files_compare(store: Path, capsys: pytest.Cap
     exported(store, "all.csv")
     assert main(["compare", str(store), str(store.parent / "all.csv")]) == 0
     assert "2 compared: 2 same" in capsys.readouterr().out
-    key = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+    key = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
     golden = {name: store.parent / f"{name}.json" for name in ("old", "new")}
     write_golden(golden["old"], {key: MET})
     write_golden(golden["new"], {key: replace(MET, speedup=1.5, speedup_ci95=(1.48, 1.52))})

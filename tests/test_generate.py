@@ -91,7 +91,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for scheduler in SCHEDULERS:
             for accelerator in ACCELERATORS:
                 for target, fields in ((1.5, {}), (4.0, {"reason": "speed"})):
-                    key = GoldenKey(pipe, scheduler, 20, accelerator, target)
+                    key = GoldenKey(Cell(pipe, scheduler, 20), accelerator, target)
                     entries[key] = entry(accelerator, pipe, **fields)
     return write(tmp_path_factory.mktemp("golden") / "search_params.json", entries)
 
@@ -106,7 +106,7 @@ def task(accelerator: str = "DeepCache", target: float = 1.5, steps: int = 20, p
 
 
 def records_of(*entries: tuple[int, float, GoldenEntry], accelerator: str = "DeepCache") -> Records:
-    keyed = {GoldenKey("SD1.5", "DDIM", steps, accelerator, target): value for steps, target, value in entries}
+    keyed = {GoldenKey(Cell("SD1.5", "DDIM", steps), accelerator, target): value for steps, target, value in entries}
     return Records(Path("golden.json"), keyed, {environment("SD1.5").id: environment("SD1.5")})
 
 
@@ -184,7 +184,7 @@ def test_other_steps_are_answered_from_fewer_where_settings_mean_the_same(
         records = records_of((20, 1.5, recorded), (25, 1.5, recorded), accelerator=accelerator)
     if answered:
         answer = find(task(accelerator, steps=steps), records)
-        assert answer.key.steps == min(steps, 25)
+        assert answer.key.cell.steps == min(steps, 25)
     else:
         with pytest.raises(NoRecord, match="Run: pytest benches"):
             find(task(accelerator, steps=steps), records)

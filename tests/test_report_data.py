@@ -38,7 +38,7 @@ from pytest_diffaccel.report.html.rows import frontier_of
 from pytest_diffaccel.report.html.timing import kind_costs_chart
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 
-KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 _SAME_ENVIRONMENT = "The environment is the one that golden was recorded in"
 
 

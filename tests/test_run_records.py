@@ -20,6 +20,7 @@ from found import CELL, FIGURES, PARAMS
 from searches import SmallSearch
 
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -70,7 +71,7 @@ def test_properties_are_plain() -> None:
     assert skipped == {"status": "skipped", **place, "candidate": FIGURES.candidate.key, "evidence": "too slow"}
 
 
-KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 OF_CELL = CellWinners(
     decided=(Decided(KEY, MET, "images/a"), Decided(replace(KEY, target=1.2), MET, None)),
     undecided=(Chosen(replace(KEY, target=4.0), PARAMS, Interval(3.9, 3.5, math.inf), 0.2),),

@@ -280,7 +280,7 @@ TIMES_S = (0.5, 0.4, 0.6)
 def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A folder with one golden winner, whose gate makes up what it finds."""
     made_up.folder.golden.parent.mkdir()
-    write_golden(made_up.folder.golden, {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.2): MET})
+    write_golden(made_up.folder.golden, {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
     reference = Session(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
     showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
     verdict = Verdict(showing.findings, (), (), showing.figures)
@@ -392,7 +392,7 @@ def test_a_session_that_is_refused_prunes_nothing(made_up: MadeUp, monkeypatch: 
     monkeypatch.setattr(places.Store, "try_writing", refuse)
     golden = made_up.folder.golden
     golden.parent.mkdir()
-    gone = GoldenKey("SD1.5", "DDIM", 20, "Gone", 1.2)
+    gone = GoldenKey(Cell("SD1.5", "DDIM", 20), "Gone", 1.2)
     golden.write_text(dump_entries({gone: MET}), encoding="utf-8")
     assert made_up.run("--golden-prune").ret == pytest.ExitCode.USAGE_ERROR
     assert list(read_golden(golden)) == [gone]

@@ -59,7 +59,7 @@ evaluation.timed = breaks
 
 
 def keys(*accelerators: str) -> list[GoldenKey]:
-    return [GoldenKey("SD1.5", "DDIM", 20, name, target) for name in accelerators for target in TARGETS]
+    return [GoldenKey(Cell("SD1.5", "DDIM", 20), name, target) for name in accelerators for target in TARGETS]
 
 
 class Finished:
@@ -363,7 +363,7 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
     undecided = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.]+)x: ", result.stdout.str(), re.MULTILINE)
     assert undecided
     for name, target in undecided:
-        key = GoldenKey("SD1.5", "DDIM", 20, name, float(target))
+        key = GoldenKey(Cell("SD1.5", "DDIM", 20), name, float(target))
         assert after[key] == before[key]
         assert after[key].status == "met"
 

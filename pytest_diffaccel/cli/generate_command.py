@@ -62,7 +62,7 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
         holds = ", which are known to hold" if answer.attained else ""
         _say(
             f"note: {answer.task.sentence}: nothing is recorded for just that; these are the settings recorded for "
-            f"{key.steps} steps and a target of {key.target:g}x{holds}"
+            f"{key.cell.steps} steps and a target of {key.target:g}x{holds}"
         )
     if not answer.attained:
         _say(f"note: {answer.task.sentence}: {shortfall(answer)}")

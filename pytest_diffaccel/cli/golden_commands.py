@@ -55,7 +55,7 @@ def _show(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.report.winners import winners_table
     from pytest_diffaccel.settings.options import benches_command
 
-    entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.pipe)}
+    entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.cell.pipe)}
     if not entries:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
     if parsed.summary:

@@ -141,18 +141,21 @@ def update_command(task: Task) -> str:
 def _choose(task: Task, entries: _Entries) -> _Choice | None:
     """The key to answer from and whether it attains the target; None when none is known to hold."""
     own = task.key
+    place = own.cell.pipe, own.cell.scheduler, own.accelerator
     # Records of searches in which nothing could be measured hold no parameters to use.
     group = {
         key: entry
         for key, entry in entries.items()
-        if (key.pipe, key.scheduler, key.accelerator) == (own.pipe, own.scheduler, own.accelerator) and entry.params
+        if (key.cell.pipe, key.cell.scheduler, key.accelerator) == place and entry.params
     }
-    same_steps = _at_steps(group, own.steps)
+    same_steps = _at_steps(group, own.cell.steps)
     if same_steps:
         return _choose_target(own, same_steps)
     # The nearest first. Fewer steps lie further apart, and what is reused between them fits less well: never from more.
-    for steps in sorted({key.steps for key in group if key.steps < own.steps}, reverse=True):
-        key = _fast_enough(own, _at_steps(group, steps), lambda key, entry: _kept_share(key, entry.params, own.steps))
+    for steps in sorted({key.cell.steps for key in group if key.cell.steps < own.cell.steps}, reverse=True):
+        key = _fast_enough(
+            own, _at_steps(group, steps), lambda key, entry: _kept_share(key, entry.params, own.cell.steps)
+        )
         if key is not None:
             return key, True
     return None
@@ -206,16 +209,16 @@ def _kept_share(key: GoldenKey, params: Params, steps: int) -> float:
     that half the run lay behind is another setting when a third does.
     """
     accelerator = _registry().for_params(params)
-    here = Counter(accelerator.kinds(params, key.steps))
+    here = Counter(accelerator.kinds(params, key.cell.steps))
     there = Counter(accelerator.kinds(params, steps))
-    growth = steps / key.steps
+    growth = steps / key.cell.steps
     if here.keys() != there.keys() or any(abs(there[kind] - here[kind] * growth) > 1 for kind in here):
         return 0.0
     return min(1.0, *(here[kind] * growth / there[kind] for kind in here))
 
 
 def _at_steps(group: _Entries, steps: int) -> _Entries:
-    return {key: entry for key, entry in group.items() if key.steps == steps}
+    return {key: entry for key, entry in group.items() if key.cell.steps == steps}
 
 
 def _check_params(task: Task, key: GoldenKey, params: Params) -> None:

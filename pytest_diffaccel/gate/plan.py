@@ -77,7 +77,7 @@ def gate_cases(
     winners: dict[str, GateCase] = {}
     baselines: dict[Cell, GateCase] = {}
     for key in sorted(golden, key=lambda key: key.prompt_order):
-        cell, entry = Cell(key.pipe, key.scheduler, key.steps), golden[key]
+        cell, entry = key.cell, golden[key]
         if cell not in cells or key.accelerator not in accelerators or entry.status != "met":
             continue
         baselines.setdefault(cell, GateCase(cell, None, entry, ()))

@@ -9,7 +9,6 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -287,10 +286,9 @@ class SessionReport:
 
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
-        cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
         try:
             golden = read_golden(self._settings.golden)
-            chosen = [key for key in golden if (key.pipe, key.scheduler, key.steps) in cells]
+            chosen = [key for key in golden if key.cell in self._settings.cells]
             stale = stale_keys(chosen, self._registry.names)
             changes = merge(self._settings.golden, {}, update=False, prune=stale)
         except (OSError, JsonFileError) as error:
@@ -301,4 +299,4 @@ class SessionReport:
 
 def _group(key: GoldenKey) -> str:
     """The group that a golden key belongs to, as cases' results name it."""
-    return f"{Cell(key.pipe, key.scheduler, key.steps)} {key.accelerator}"
+    return f"{key.cell} {key.accelerator}"

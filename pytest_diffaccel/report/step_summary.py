@@ -107,7 +107,7 @@ def _row(*texts: str) -> str:
 
 
 def _identity(key: GoldenKey, entry: GoldenEntry) -> tuple[Cell, str, str, str]:
-    return Cell(key.pipe, key.scheduler, key.steps), key.accelerator, entry.status, format_params(entry.params)
+    return key.cell, key.accelerator, entry.status, format_params(entry.params)
 
 
 def _failures(failures: Mapping[tuple[str, str, str], int]) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 
-from pytest_diffaccel.matrix import Cell, format_params
+from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
@@ -36,7 +36,7 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
     """
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     lines: list[str] = []
-    for cell, keys in groupby(ordered, key=lambda key: Cell(key.pipe, key.scheduler, key.steps)):
+    for cell, keys in groupby(ordered, key=lambda key: key.cell):
         rows = [(key, entries[key]) for key in keys]
         environment = environments.get(rows[-1][1].environment)
         source = environment.model_source if environment else "unknown source"
@@ -165,7 +165,7 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen]) -> list[str]:
     for key, one in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
         speedup = one.speedup
         lines.append(
-            f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x: "
+            f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x: "
             f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {one.lpips:.3f}, "
             f"{format_params(one.params)}"
         )

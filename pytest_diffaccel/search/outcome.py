@@ -41,7 +41,7 @@ def figures_of(measurement: Measurement) -> Figures:
 def standing(cell: Cell, accelerator: str, choices: Sequence[Choice]) -> tuple[Chosen, ...]:
     """A group's winners before they are verified, one per target that is met."""
     return tuple(
-        _chosen(_key(cell, accelerator, choice.target), choice.option)
+        _chosen(GoldenKey(cell, accelerator, choice.target), choice.option)
         for choice in choices
         if choice.option is not None and choice.reason is None
     )
@@ -53,7 +53,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
     decided, undecided, verified = [], [], {}
     for accelerator, own in winners.items():
         for winner in own:
-            key, choice = _key(cell, accelerator, winner.choice.target), winner.choice
+            key, choice = GoldenKey(cell, accelerator, winner.choice.target), winner.choice
             measurement = winner.measurement
             is_verified = measurement is not None and measurement.sampling.purpose == "winner"
             if measurement and is_verified:
@@ -86,10 +86,6 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
         options = Group(bench, cell, accelerator).plan().options
         speedups = {option.candidate.key: option.speedup for option in options}
         bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
-
-
-def _key(cell: Cell, accelerator: str, target: float) -> GoldenKey:
-    return GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target)
 
 
 def _chosen(key: GoldenKey, option: Option) -> Chosen:

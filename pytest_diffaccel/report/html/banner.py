@@ -96,7 +96,6 @@ def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tu
         now = one.record.described
         for key, entry in material.golden.items():
             before = material.environments.get(entry.environment)
-            own = (key.pipe, key.scheduler, key.steps) == (one.cell.pipe, one.cell.scheduler, one.cell.steps)
-            if own and now and before and before.id != now.id:
-                drift[before.id, now.id] = key.pipe, tuple(differences(before, now))
+            if key.cell == one.cell and now and before and before.id != now.id:
+                drift[before.id, now.id] = key.cell.pipe, tuple(differences(before, now))
     return tuple(drift.values())

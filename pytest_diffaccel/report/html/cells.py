@@ -79,9 +79,8 @@ class CellRecord:
     @property
     def entries(self) -> dict[GoldenKey, GoldenEntry]:
         """What was chosen, as golden records it; targets that are undecided are not in it."""
-        cell = self.cell
         return {
-            GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target): entry
+            GoldenKey(self.cell, accelerator, target): entry
             for accelerator, own in self.winners.items()
             for target, entry in own.entries.items()
         }

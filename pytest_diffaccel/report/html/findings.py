@@ -62,7 +62,7 @@ def find(material: Material) -> list[Findings]:
         in_golden = {
             key: entry
             for key, entry in material.golden.items()
-            if _cell(key) == record.cell and entry.environment == record.environment
+            if key.cell == record.cell and entry.environment == record.environment
         }
         changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}
@@ -74,12 +74,8 @@ def find(material: Material) -> list[Findings]:
 
 def _changes(material: Material, cell: Cell, entries: Mapping[GoldenKey, GoldenEntry]) -> tuple[Change, ...]:
     if material.changes is not None:
-        return tuple(change for change in material.changes if _cell(change.key) == cell)
+        return tuple(change for change in material.changes if change.key.cell == cell)
     return tuple(differences_from(material.golden, entries))
-
-
-def _cell(key: GoldenKey) -> Cell:
-    return Cell(key.pipe, key.scheduler, key.steps)
 
 
 def accelerators_of(found: Sequence[Findings], registry_names: Sequence[str]) -> list[str]:
