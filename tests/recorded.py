@@ -17,6 +17,7 @@ from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.contents import Contents, GroupWinners, Recorded
 from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.material import Material
@@ -124,7 +125,7 @@ class RecordedSearch:
             if one.measurement.sampling.purpose == "winner":
                 self.draw(one.measurement.candidate, environments[one.measurement.environment])
         images = ImageStore(self.work / "images")
-        return Material(contents, default_registry(), 0.25, self.golden, {}, {}, images, self.work / "logs")
+        return Material(contents, default_registry(), 0.25, Golden(self.golden, {}, {}), images, self.work / "logs")
 
     def measurement(
         self, candidate: Candidate, described: Environment, purpose: str, started_at: float = 0.0

@@ -16,8 +16,8 @@ from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_changes import CATEGORIES, Golden, categories, golden_changes, merged
-from pytest_diffaccel.records.golden_file import read_environments, read_golden, write_golden
+from pytest_diffaccel.records.golden_changes import CATEGORIES, categories, golden_changes, merged
+from pytest_diffaccel.records.golden_file import Golden, read_environments, read_golden, write_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 ELSEWHERE = replace(ENVIRONMENT, device="another CPU (2 cores)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.batch import Batch
-    from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.records.golden_file import Golden
 
 # More files that differ than this are counted, not listed.
 _LISTED_DIFFERENCES = 20
@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _generate(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.codegen.lookup import Records
+    from pytest_diffaccel.records.golden_file import Golden
 
     if len(parsed.sentence) > 1:
         quoted = shlex.join(["diffaccel", "generate", " ".join(parsed.sentence)])
@@ -47,11 +47,11 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
     if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
-    records = Records.read(parsed.golden)
+    records = Golden.read(parsed.golden)
     return _generate_one(parsed, records) if parsed.sentence else _generate_many(parsed, records)
 
 
-def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
+def _generate_one(parsed: argparse.Namespace, records: Golden) -> int:
     from pytest_diffaccel.codegen.lookup import find
     from pytest_diffaccel.codegen.parser import parse_task
     from pytest_diffaccel.codegen.script import render, shortfall
@@ -75,7 +75,7 @@ def _generate_one(parsed: argparse.Namespace, records: Records) -> int:
     return 0
 
 
-def _generate_many(parsed: argparse.Namespace, records: Records) -> int:
+def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:
     from pytest_diffaccel.codegen.batch import DEFAULT_FOLDER, Batch
     from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
 

@@ -50,26 +50,28 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.report.golden_summary import summary_table
     from pytest_diffaccel.report.winners import winners_table
     from pytest_diffaccel.settings.options import benches_command
 
-    entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.cell.pipe)}
+    golden = Golden.read(parsed.golden)
+    entries = {key: entry for key, entry in golden.entries.items() if parsed.pipe in (None, key.cell.pipe)}
     if not entries:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
     if parsed.summary:
         print("\n".join(summary_table(entries)))
         return 0
-    print("\n".join(winners_table(entries, read_environments(parsed.golden))))
+    print("\n".join(winners_table(entries, golden.environments)))
     return 0
 
 
 def _diff(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.golden_changes import Golden, golden_changes
+    from pytest_diffaccel.records.golden_changes import golden_changes
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.report.golden_table import changes_table, moves_text
 
-    before, after = Golden.read(parsed.before), Golden.read(parsed.after)
+    before, after = Golden.existing(parsed.before), Golden.existing(parsed.after)
     changes = golden_changes(before.entries, after.entries)
     same = len(before.entries.keys() & after.entries.keys()) - sum(change.kind == "differs" for change in changes)
     if not changes:
@@ -94,11 +96,10 @@ def _merge(parsed: argparse.Namespace) -> int:
 
 def _prune(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.accelerators.composition import default_registry
-    from pytest_diffaccel.records.golden_changes import Golden
-    from pytest_diffaccel.records.golden_file import Change, merge
+    from pytest_diffaccel.records.golden_file import Change, Golden, merge
     from pytest_diffaccel.records.golden_key import stale_keys
 
-    entries, known = Golden.read(parsed.golden).entries, {*default_registry().names, *parsed.accelerator}
+    entries, known = Golden.existing(parsed.golden).entries, {*default_registry().names, *parsed.accelerator}
     changes = [Change(key, "pruned", entries[key], None) for key in stale_keys(entries, known)]
     unknown = sorted({change.key.accelerator for change in changes} - known)
     for change in changes[:_LISTED_KEYS]:

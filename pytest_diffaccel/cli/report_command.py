@@ -71,7 +71,7 @@ def _between_timings(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.accelerators.composition import default_registry
-    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
@@ -89,9 +89,7 @@ def _material(parsed: argparse.Namespace) -> Material:
         contents=contents,
         registry=registry,
         max_loss=parsed.max_quality_loss,
-        golden_path=parsed.golden,
-        golden=read_golden(parsed.golden),
-        environments=read_environments(parsed.golden),
+        golden=Golden.read(parsed.golden),
         images=ImageStore(folder / "images"),
         logs=folder / "logs",
         prompts=Prompts(parsed.prompts),

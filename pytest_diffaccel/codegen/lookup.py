@@ -15,7 +15,7 @@ from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
+from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.settings.options import benches_command
 
@@ -38,30 +38,6 @@ class NoRecord(ValueError):
 
 
 @dataclass(frozen=True)
-class Records:
-    """A golden file and the environments beside it, read once for many tasks.
-
-    Attributes:
-        path: the golden file.
-        entries: its records by key.
-        environments: by id.
-    """
-
-    path: Path
-    entries: _Entries
-    environments: Mapping[str, Environment]
-
-    @classmethod
-    def read(cls, path: Path) -> Records:
-        """The records of a golden file; none when there is no such file.
-
-        Raises:
-            JsonFileError: (a ``ValueError``) when either file does not parse or validate.
-        """
-        return cls(path, read_golden(path), read_environments(path))
-
-
-@dataclass(frozen=True)
 class Answer:
     """A task and the record whose parameters its script uses.
 
@@ -80,7 +56,7 @@ class Answer:
     attained: bool
 
 
-def find(task: Task, records: Records) -> Answer:
+def find(task: Task, records: Golden) -> Answer:
     """The answer to a task.
 
     Without a record of its own, a task is answered by one of the same pipe, scheduler and accelerator: of the same
@@ -99,7 +75,7 @@ def find(task: Task, records: Records) -> Answer:
     key, attained = choice
     entry = records.entries[key]
     _check_params(task, key, entry.params)
-    environment = records.environments.get(entry.environment)
+    environment = records.environment_of(entry)
     if environment is None:
         raise ValueError(
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
@@ -231,7 +207,7 @@ def _check_params(task: Task, key: GoldenKey, params: Params) -> None:
         raise ValueError(f"golden record {key}: {error}") from error
 
 
-def _refusal(task: Task, records: Records) -> str:
+def _refusal(task: Task, records: Golden) -> str:
     where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     cell = task.cell

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, Records, find
+from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, TAKEN
 from pytest_diffaccel.models.weights import PIPELINE_CLASSES
+from pytest_diffaccel.records.golden_file import Golden
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -47,7 +48,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
 
-def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -> str:
+def generate_script(task: str | Task, golden: Path | Golden = DEFAULT_GOLDEN) -> str:
     """The script for a task, with the golden parameters; the same text for the same golden database.
 
     Args:
@@ -59,7 +60,7 @@ def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -
         NoRecord: (a ``ValueError``) when no golden record answers it; the message says what to run.
         ValueError: when the golden file or its record is not valid.
     """
-    records = golden if isinstance(golden, Records) else Records.read(golden)
+    records = golden if isinstance(golden, Golden) else Golden.read(golden)
     return render(find(parse_task(task) if isinstance(task, str) else task, records))
 
 

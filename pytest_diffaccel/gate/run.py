@@ -16,7 +16,7 @@ from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
-from pytest_diffaccel.records.golden_file import read_environments, read_golden
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.reference import Session as RecordedSession
 from pytest_diffaccel.records.reference import Speed, read_references
 from pytest_diffaccel.search.run import SearchRun, Session
@@ -47,12 +47,11 @@ class GateRun:
     def __init__(
         self, settings: Settings, gate: GateSettings, registry: Registry, session: Session | None = None
     ) -> None:
-        golden = read_golden(settings.golden)
-        self._environments = read_environments(settings.golden)
+        self._golden = Golden.read(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
         self._sessions = {} if settings.update_golden and settings.fresh else read_references(settings.golden)
         self.gate = gate
-        self.cases = gate_cases(golden, settings.cells, settings.accelerators, list(self._sessions))
+        self.cases = gate_cases(self._golden.entries, settings.cells, settings.accelerators, list(self._sessions))
         sizes = sorted({case.entry.batch_size for case in self.cases})
         if len(sizes) > 1:
             raise ValueError(
@@ -113,7 +112,7 @@ class GateRun:
         from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
 
         bench = self._search.bench
-        golden = self._environments.get(case.entry.environment)
+        golden = self._golden.environment_of(case.entry)
         compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
         if compared.refused:
             text = refusal(compared, self.settings.golden, case.cell)

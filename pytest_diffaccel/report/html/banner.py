@@ -94,8 +94,8 @@ def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tu
     drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
     for one in found:
         now = one.record.described
-        for key, entry in material.golden.items():
-            before = material.environments.get(entry.environment)
+        for key, entry in material.golden.entries.items():
+            before = material.golden.environment_of(entry)
             if key.cell == one.cell and now and before and before.id != now.id:
                 drift[before.id, now.id] = key.cell.pipe, tuple(differences(before, now))
     return tuple(drift.values())

@@ -61,7 +61,7 @@ def find(material: Material) -> list[Findings]:
             continue
         in_golden = {
             key: entry
-            for key, entry in material.golden.items()
+            for key, entry in material.golden.entries.items()
             if key.cell == record.cell and entry.environment == record.environment
         }
         changes = _changes(material, record.cell, record.entries)
@@ -75,7 +75,7 @@ def find(material: Material) -> list[Findings]:
 def _changes(material: Material, cell: Cell, entries: Mapping[GoldenKey, GoldenEntry]) -> tuple[Change, ...]:
     if material.changes is not None:
         return tuple(change for change in material.changes if change.key.cell == cell)
-    return tuple(differences_from(material.golden, entries))
+    return tuple(differences_from(material.golden.entries, entries))
 
 
 def accelerators_of(found: Sequence[Findings], registry_names: Sequence[str]) -> list[str]:

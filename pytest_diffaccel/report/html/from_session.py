@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden
+from pytest_diffaccel.records.golden_file import Change, Golden
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
@@ -47,9 +47,7 @@ def _material(settings: Settings, registry: Registry, changes: Sequence[Change],
         contents=contents,
         registry=registry,
         max_loss=settings.max_quality_loss,
-        golden_path=settings.golden,
-        golden=read_golden(settings.golden),
-        environments=read_environments(settings.golden),
+        golden=Golden.read(settings.golden),
         images=ImageStore(WORK_DIR / "images"),
         logs=WORK_DIR / "logs",
         prompts=Prompts(settings.prompts),
