@@ -13,9 +13,9 @@ from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.contents import GroupState
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import PROMISING, Explored, explore, settle, space
-from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.evaluate.attempt import evaluate, note_failure
 from pytest_diffaccel.search.evaluate.evaluation import extend
 from pytest_diffaccel.search.workbench import Workbench
@@ -86,10 +86,10 @@ class Group:
     def borderline(self) -> list[Candidate]:
         """Evaluated candidates that may win a target if they surely reach it, which timing may show."""
         known = self.plan()
-        return Rivals(known.options, known.max_loss, known.first, self.bench.settings.num_samples).borderline()
+        return Contenders(known.options, known.max_loss, known.first, self.bench.settings.num_samples).borderline()
 
     def race(self, time_is_up: TimeIsUp) -> Explored:
-        """Evaluate whatever else may win, and tell the rivals apart, until the group's time is up.
+        """Evaluate whatever else may win, and tell the contenders apart, until the group's time is up.
 
         What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
         """
@@ -103,7 +103,7 @@ class Group:
         return explored
 
     def settle(self, time_is_up: TimeIsUp) -> None:
-        """Tell rivals apart by more samples, unless an earlier run found the winners."""
+        """Tell contenders apart by more samples, unless an earlier run found the winners."""
         if not self.is_done and not self.bench.settings.exhaustive:
             settle(self, self.bench.settings.num_samples, time_is_up)
 
