@@ -20,7 +20,7 @@ from pytest_diffaccel.accelerators.base import PipelineCall
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.run import SearchRun
 
@@ -239,7 +239,7 @@ def test_one_that_fails_with_more_samples_is_out_and_the_rest_go_on(
 
     run, candidate = opened()
     monkeypatch.setattr("pytest_diffaccel.search.group.extend", fails)
-    Group(run.bench, cell, accelerator).extend(candidate, 2)
+    GroupSearch(run.bench, cell, accelerator).extend(candidate, 2)
     assert folder.failures() == [(candidate.key, "error", "an accident")]
     found = run.find_winners(cell, accelerator)
     assert found.of_cell is not None

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Group, Params
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
@@ -110,7 +110,7 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
 
 def update_command(task: Task) -> str:
     """The search that measures a task's winner again; its expression picks the group's candidates and its winners."""
-    group = f"{task.cell}-{slug(task.accelerator)}"
+    group = Group(task.cell, task.accelerator).name
     return shlex.join(["pytest", "--update-golden", "-k", f"{group}- or {group}]"])
 
 

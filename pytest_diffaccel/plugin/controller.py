@@ -15,7 +15,6 @@ from pytest_diffaccel.plugin.case_items import (
     case_id,
     gate_case_of,
     gate_groups_by_case,
-    group_name,
     group_of,
     groups_by_case,
     search_cases,
@@ -183,7 +182,7 @@ class Reporting:
         from pytest_diffaccel.search.results import Broken
 
         group = groups_by_case(run).get(case_id(report.nodeid))
-        places = {group_name(place): place for place in run.groups}
+        places = {place.name: place for place in run.groups}
         return None if group is None else Broken(*places[group])
 
     @pytest.hookimpl(trylast=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel.plugin import hookspecs, judge_options
-from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, is_out_of_place, sort_cases
 from pytest_diffaccel.plugin.case_results import attach_result
 from pytest_diffaccel.plugin.controller import Reporting
 from pytest_diffaccel.plugin.fixtures import (
@@ -162,7 +162,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])
     if GROUP in metafunc.fixturenames:
         groups = search_run(metafunc.config).groups
-        metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
+        metafunc.parametrize(GROUP, groups, ids=[group.name for group in groups])
     if TASK in metafunc.fixturenames:
         metafunc.parametrize(TASK, task_ids(metafunc.config))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_diffaccel.plugin import workers
-from pytest_diffaccel.plugin.case_items import GROUP, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin.case_items import GROUP, gate_case_of, group_of
 from pytest_diffaccel.plugin.case_results import put_result
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.gate.verdict import GateVerdict
-    from pytest_diffaccel.matrix import Candidate, Params
+    from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.results import Measured, Winners
     from pytest_diffaccel.search.run import SearchRun, Session
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
-_WINNERS = pytest.StashKey[frozenset[Group]]()
+_WINNERS = pytest.StashKey["frozenset[Group]"]()
 _GATE = pytest.StashKey["GateRun | None"]()
 
 
@@ -107,7 +107,7 @@ class Case:
 
         try:
             with _refusals_in_words():
-                follow = (candidate.cell, candidate.accelerator) in self._groups_with_winners()
+                follow = candidate.group in self._groups_with_winners()
                 return put_result(self._item, self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
             put_result(self._item, Skipped(candidate, str(error)))

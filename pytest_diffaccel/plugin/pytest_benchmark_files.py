@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_diffaccel.matrix import slug
+from pytest_diffaccel.matrix import Group, slug
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.matrix import Cell, Params
+    from pytest_diffaccel.matrix import Params
     from pytest_diffaccel.report.results import CaseResult
     from pytest_diffaccel.search.results import Figures
 
@@ -87,7 +87,7 @@ def _timed(nodeid: str, result: CaseResult) -> Iterator[tuple[_Source, tuple[flo
     if isinstance(result, GateVerdict):
         extra = {"gate_status": result.status, **dict(result.verdict.figures)}
         params = result.candidate.params if result.candidate else {}
-        yield _source(nodeid, result.case, (result.cell, result.accelerator), params, extra), result.rounds_s
+        yield _source(nodeid, result.case, Group(result.cell, result.accelerator), params, extra), result.rounds_s
     elif isinstance(result, Measured):
         yield _source_of(nodeid, result.figures, stored=result.stored), result.figures.rounds_s
     elif isinstance(result, Winners) and result.of_cell:
@@ -98,12 +98,12 @@ def _timed(nodeid: str, result: CaseResult) -> Iterator[tuple[_Source, tuple[flo
 def _source_of(nodeid: str, figures: Figures, **more: object) -> _Source:
     candidate, known = figures.candidate, figures.to_json()
     extra = {name: known[name] for name in _EXTRA_INFO} | more
-    return _source(nodeid, candidate.key, (candidate.cell, candidate.accelerator), candidate.params, extra)
+    return _source(nodeid, candidate.key, candidate.group, candidate.params, extra)
 
 
-def _source(nodeid: str, subject: str, place: tuple[Cell, str], params: Params, extra: Mapping[str, object]) -> _Source:
+def _source(nodeid: str, subject: str, group: Group, params: Params, extra: Mapping[str, object]) -> _Source:
     path, _, test = nodeid.partition("[")[0].rpartition("::")
-    name, (cell, accelerator) = f"{test}[{subject}]", place
+    name, (cell, accelerator) = f"{test}[{subject}]", group
     plain = {parameter: value for point in params.values() for parameter, value in point.items()}
     return _Source(
         name=name,

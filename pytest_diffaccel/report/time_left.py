@@ -6,16 +6,14 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
 from pytest_diffaccel.search.results import Calibration, Chosen, Measured, News, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
-_Group: TypeAlias = "tuple[Cell, str]"
 # The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one case says little.
 _PRIOR_RUNS = 10
 
@@ -120,9 +118,9 @@ class TimeLeft:
     ) -> None:
         self._cases = dict(cases)
         # Open cases of each group, candidates' and winners'.
-        self._groups: dict[_Group, _Open] = {}
+        self._groups: dict[Group, _Open] = {}
         for case in cases.values():
-            self._groups.setdefault((case.cell, case.accelerator), _Open(case.in_group)).count(case, 1)
+            self._groups.setdefault(Group(case.cell, case.accelerator), _Open(case.in_group)).count(case, 1)
         self._effort = effort
         self._lanes = lanes
         self._embedded = embedded
@@ -156,7 +154,7 @@ class TimeLeft:
         case = self._cases.pop(name, None)
         if case is None:
             return
-        self._groups[case.cell, case.accelerator].count(case, -1)
+        self._groups[Group(case.cell, case.accelerator)].count(case, -1)
         if case.is_winners:
             self._budgeted_s[worker] += duration_s
         worked_s, runs = _worked_s(news), self._runs(case, result)
@@ -183,7 +181,7 @@ class TimeLeft:
                 runs += effort.verification(self._winners[case.cell][case.accelerator])
                 self._winners[case.cell][case.accelerator] = 0.0
         elif isinstance(result, Measured):
-            self._groups[case.cell, case.accelerator].evaluated += 1
+            self._groups[Group(case.cell, case.accelerator)].evaluated += 1
             runs = effort.evaluation(1 / result.figures.speedup.value)
         is_stored = isinstance(result, Measured) and result.stored
         if runs and case.cell not in self._begun and not is_stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -41,7 +41,7 @@ def search_case(
     misfit = bench.pipelines.misfit(candidate)
     if misfit:
         raise NotWorthwhile(misfit)
-    group = Group(bench, candidate.cell, candidate.accelerator)
+    group = GroupSearch(bench, candidate.cell, candidate.accelerator)
     if not bench.settings.exhaustive:
         if within_budget:
             raise NotWorthwhile("left to the winners' case, which evaluates the most promising first (--search-budget)")

@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Group:
-    """A cell and an accelerator on a workbench; a :class:`.racing.Track`.
+class GroupSearch:
+    """The search in a group, on a workbench; a :class:`.racing.Track`.
 
     Attributes:
         bench: the search's workbench.

@@ -13,7 +13,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Figures, Verified
 from pytest_diffaccel.search.verify.verification import Winner
@@ -83,7 +83,7 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
     for accelerator, own in winners.items():
         decided = [winner for winner in own if winner.choice.reason != "undecided"]
         entries = {winner.choice.target: golden_entry(winner, environment) for winner in decided}
-        options = Group(bench, cell, accelerator).plan().options
+        options = GroupSearch(bench, cell, accelerator).plan().options
         speedups = {option.candidate.key: option.speedup for option in options}
         bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pytest_diffaccel import matrix
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
@@ -90,8 +90,8 @@ class SearchRun:
         return list(matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse))
 
     @cached_property
-    def groups(self) -> list[tuple[Cell, str]]:
-        """All (cell, accelerator) pairs in the candidates' order."""
+    def groups(self) -> list[Group]:
+        """All groups, in the candidates' order."""
         return matrix.groups(self.settings.cells, self._accelerators)
 
     def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
@@ -160,7 +160,7 @@ class SearchRun:
     def _decide(self, cell: Cell, accelerator: str) -> tuple[Explored, list[Choice]]:
         """Evaluate what else may win a group, and choose."""
         from pytest_diffaccel.search.decide.racing import Explored
-        from pytest_diffaccel.search.group import Group
+        from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.verify.verification import choices
 
         if self.settings.exhaustive:
@@ -169,7 +169,7 @@ class SearchRun:
         self.bench.knowledge(cell, accelerator)  # what others found is read where a group begins, and not again
         if self.settings.exhaustive:
             return Explored(0, 0), choices(self.bench, cell, accelerator)
-        explored = Group(self.bench, cell, accelerator).race(self.budget.next_group())
+        explored = GroupSearch(self.bench, cell, accelerator).race(self.budget.next_group())
         return explored, choices(self.bench, cell, accelerator)
 
     def _verify(self, cell: Cell, left: Mapping[str, int]) -> tuple[CellWinners | None, tuple[str, ...]]:
@@ -182,7 +182,7 @@ class SearchRun:
         Returns:
             The winners, None where no group has anything to choose from; and what failed in being verified.
         """
-        from pytest_diffaccel.search.group import Group
+        from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.outcome import cell_winners, keep_winners
         from pytest_diffaccel.search.verify.verification import verifiable, verify
 
@@ -195,7 +195,7 @@ class SearchRun:
         keep_winners(self.bench, cell, known)
         for name in made.winners:
             if not left[name]:
-                Group(self.bench, cell, name).finish()
+                GroupSearch(self.bench, cell, name).finish()
         return cell_winners(self.bench, cell, known), made.failed
 
     def _news(self) -> News:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.matrix import Cell, Params, slug
+from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.measure.prompts import Purpose
@@ -89,7 +89,7 @@ class Workbench:
         self.since = self.began_at if settings.fresh else 0.0
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
-        self._group: tuple[Cell, str] | None = None
+        self._group: Group | None = None
 
     @property
     def first_samples(self) -> int:
@@ -101,7 +101,7 @@ class Workbench:
 
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what other processes found is read when a group begins."""
-        group = (cell, accelerator)
+        group = Group(cell, accelerator)
         if group != self._group:
             self.reread(cell)
         self._group = group
@@ -151,7 +151,7 @@ class Workbench:
 
     @staticmethod
     def _in_progress(cell: Cell, accelerator: str) -> ReadWriteLock:
-        return lock_between_processes(WORK_DIR / "in-progress" / f"{cell}-{slug(accelerator)}.lock")
+        return lock_between_processes(WORK_DIR / "in-progress" / f"{Group(cell, accelerator).name}.lock")
 
     def keep(self, measurement: Measurement) -> None:
         """Store a measurement, and know it."""
