@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.settings.work_folder import GOLDEN
+
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.batch import Batch
     from pytest_diffaccel.records.golden_file import Golden
@@ -32,7 +34,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="PATH",
         help="file of a sentence's script (default: standard output), or folder of others (default: gt_code)",
     )
-    generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    generate.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     generate.add_argument("--check", action="store_true", help="write nothing; fail when a file in the folder differs")
     generate.set_defaults(run=_generate)
 

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-_GOLDEN = Path("golden/search_params.json")
+from pytest_diffaccel.settings.work_folder import GOLDEN
+
 # More keys to remove than this are counted, not listed.
 _LISTED_KEYS = 20
 
@@ -28,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     merge.add_argument("--prefer", choices=["first", "last"], help="whose record stands where two are unequal")
     merge.set_defaults(run=_merge)
     prune = actions.add_parser("prune", help="remove keys of targets and accelerators that no search knows any more")
-    prune.add_argument("golden", type=Path, nargs="?", default=_GOLDEN, metavar="FILE")
+    prune.add_argument("golden", type=Path, nargs="?", default=GOLDEN, metavar="FILE")
     prune.add_argument("--dry-run", action="store_true", help="only list them")
     prune.add_argument(
         "--accelerator",
@@ -43,7 +44,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = commands.add_parser("show", help="print the golden database as tables")
-    show.add_argument("--golden", type=Path, default=_GOLDEN, metavar="FILE")
+    show.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     show.add_argument("--pipe", help="only this pipe")
     show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
     show.set_defaults(run=_show)

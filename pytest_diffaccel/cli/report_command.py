@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
 from pytest_diffaccel.settings.option_types import positive
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents
@@ -25,9 +26,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Declare the command."""
     report = commands.add_parser("report", help="write what a search found, or has found so far, as one HTML file")
     report.add_argument(
-        "--store", metavar="URL", help="measurements: SQLite file or SQLAlchemy URL (default: .diffaccel)"
+        "--store", metavar="URL", help=f"measurements: SQLite file or SQLAlchemy URL (default: {WORK.store})"
     )
-    report.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    report.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
     report.add_argument("--pipe", action="append", metavar="NAME", help="only these pipes; repeatable")
     report.add_argument("--sched", action="append", metavar="NAME", help="only these schedulers; repeatable")
@@ -48,7 +49,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
     say = _say if sys.stderr.isatty() else lambda _: None
     material = _material(parsed)
-    with _between_timings(material.images.folder.with_name("timing.lock"), say):
+    with _between_timings(WorkFolder(material.images.folder.parent).timing_lock, say):
         write_report(parsed.output, material, say)
     say("")
     size_mb = parsed.output.stat().st_size / 1e6
@@ -79,7 +80,7 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.report.html.prompts import Prompts
 
     registry = default_registry()
-    store, folder = _places(parsed.store)
+    store, work = _places(parsed.store)
     try:
         with Store.open(store) as opened:
             contents = opened.contents()
@@ -90,29 +91,30 @@ def _material(parsed: argparse.Namespace) -> Material:
         registry=registry,
         max_loss=parsed.max_quality_loss,
         golden=Golden.read(parsed.golden),
-        images=ImageStore(folder / "images"),
-        logs=folder / "logs",
+        images=ImageStore(work.images),
+        logs=work.logs,
         prompts=Prompts(parsed.prompts),
         command=_command(parsed, contents, registry.names),
         wanted=_wanted(parsed),
     )
 
 
-def _places(given: str | None) -> tuple[str, Path]:
+def _places(given: str | None) -> tuple[str, WorkFolder]:
     """The store, and the working folder in which its search left pictures and logs: beside an SQLite file.
 
     Raises:
         FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
     """
-    from pytest_diffaccel.settings.options import WORK_DIR, benches_command
+    from pytest_diffaccel.settings.options import benches_command
 
-    store = given or str(WORK_DIR / "search.sqlite")
+    store = given or str(WORK.store)
     if "://" in store and not store.startswith(_SQLITE):
-        return store, WORK_DIR
+        return store, WORK
     file = Path(store.removeprefix(_SQLITE))
     if not file.is_file():
         raise FileNotFoundError(f"no store {file}; search first: {benches_command()}; or name it with --store")
-    return store, file.parent if (file.parent / "images").is_dir() else WORK_DIR
+    beside = WorkFolder(file.parent)
+    return store, beside if beside.images.is_dir() else WORK
 
 
 def _wanted(parsed: argparse.Namespace) -> Callable[[Cell], bool]:
@@ -147,7 +149,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Colle
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
     words += ["--store", parsed.store] if parsed.store else []
-    words += ["--golden", str(parsed.golden)] if parsed.golden != Path("golden/search_params.json") else []
+    words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
     return shlex.join(words)
 
 

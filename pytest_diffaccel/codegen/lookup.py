@@ -18,8 +18,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.settings.options import benches_command
-
-DEFAULT_GOLDEN = Path("golden/search_params.json")
+from pytest_diffaccel.settings.work_folder import GOLDEN
 
 _Entries: TypeAlias = Mapping[GoldenKey, GoldenEntry]
 _Choice: TypeAlias = tuple[GoldenKey, bool]
@@ -103,7 +102,7 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         named = [str(value) for value in known if value in values]
         if len(named) < len(known):
             options += [part for name in named for part in (option, name)]
-    if golden != DEFAULT_GOLDEN:
+    if golden != GOLDEN:
         options += ["--golden", str(golden)]
     return benches_command(*options, *more)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, find
+from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
@@ -24,6 +24,7 @@ from pytest_diffaccel.models.registry import DTYPES, HUB_IDS
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, TAKEN
 from pytest_diffaccel.models.weights import PIPELINE_CLASSES
 from pytest_diffaccel.records.golden_file import Golden
+from pytest_diffaccel.settings.work_folder import GOLDEN
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,7 +49,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
 
-def generate_script(task: str | Task, golden: Path | Golden = DEFAULT_GOLDEN) -> str:
+def generate_script(task: str | Task, golden: Path | Golden = GOLDEN) -> str:
     """The script for a task, with the golden parameters; the same text for the same golden database.
 
     Args:

@@ -14,7 +14,7 @@ from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.search.results import Measured, Skipped, Winners
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 #: Raised when a field changes its meaning.
 VERSION = 1
@@ -96,10 +96,9 @@ def log_case(case: EndedCase, result: CaseResult) -> None:
     Raises:
         OSError: when the log cannot be written.
     """
-    folder = WORK_DIR / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    WORK.logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (folder / f"{result.cell}.log").open("a", encoding="utf-8") as log:
+    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8") as log:
         log.write(f"{stamp} {_line(case, result)}\n")
 
 

@@ -27,8 +27,8 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pictures import Pictures
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.spent import Spent
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
@@ -151,7 +151,7 @@ class Workbench:
 
     @staticmethod
     def _in_progress(cell: Cell, accelerator: str) -> ReadWriteLock:
-        return lock_between_processes(WORK_DIR / "in-progress" / f"{Group(cell, accelerator).name}.lock")
+        return lock_between_processes(WORK.in_progress / f"{Group(cell, accelerator).name}.lock")
 
     def keep(self, measurement: Measurement) -> None:
         """Store a measurement, and know it."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
 from pytest_diffaccel.settings.option_types import count, duration, option, positive
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 
 if TYPE_CHECKING:
     import pytest
 
 #: Folder of the search's and the gate's test functions, in a clone of the repository; the wheel has none.
 BENCHES = "benches"
-#: Working folder of a search: store, logs, baseline images and locks.
-WORK_DIR = Path(".diffaccel")
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
 _DEFAULT_MAX_QUALITY_LOSS = 0.25
 #: Images scored a candidate, by model source; where it is none of these.
@@ -75,9 +74,9 @@ _MEASURING_OPTIONS = (
     option("--case-timeout", type=positive, metavar="SECONDS", help="fail a case that takes longer"),
 )
 _RECORD_OPTIONS = (
-    option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)"),
+    option("--store", metavar="URL", help=f"measurements: SQLAlchemy URL (default: {WORK.store})"),
     option("--fresh", action="store_true", help="measure again what is stored"),
-    option("--golden", default="golden/search_params.json", metavar="FILE", help="golden database of winners"),
+    option("--golden", default=str(GOLDEN), metavar="FILE", help="golden database of winners"),
     option("--update-golden", action="store_true", help="rewrite golden records that differ"),
     option("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),
     option("--golden-prune", action="store_true", help="remove golden records of chosen cells no longer searched"),

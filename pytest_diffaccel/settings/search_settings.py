@@ -12,7 +12,8 @@ from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell, cells
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.work_folder import WORK
 
 # Spellings that are not the name itself with other punctuation. Without the pluses, DPM-Solver is an older method.
 _SCHEDULER_ALIASES = {
@@ -117,7 +118,7 @@ class Settings:
             golden=Path(options.golden),
             update_golden=options.update_golden and not options.golden_new_only,
             golden_prune=options.golden_prune,
-            store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
+            store=options.store or f"sqlite:///{WORK.store}",
             picture_grid=_picture_grid(options.picture_grid),
             gpus=None if options.gpus is None else named_gpus(options.gpus),
             gate=GateSettings.from_options(options),

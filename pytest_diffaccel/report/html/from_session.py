@@ -14,8 +14,8 @@ from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report.html.material import Material
 from pytest_diffaccel.report.html.page import write_report
 from pytest_diffaccel.report.html.prompts import Prompts
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 
 def write_session_report(
@@ -48,8 +48,8 @@ def _material(settings: Settings, registry: Registry, changes: Sequence[Change],
         registry=registry,
         max_loss=settings.max_quality_loss,
         golden=Golden.read(settings.golden),
-        images=ImageStore(WORK_DIR / "images"),
-        logs=WORK_DIR / "logs",
+        images=ImageStore(WORK.images),
+        logs=WORK.logs,
         prompts=Prompts(settings.prompts),
         command=command,
         changes=tuple(changes),

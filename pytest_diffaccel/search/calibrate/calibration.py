@@ -38,7 +38,7 @@ from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.results import Calibration
 from pytest_diffaccel.search.workbench import Workbench
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     Returns:
         How it went; None where no short run works, or the model takes no candidate.
     """
-    folder, environment = WORK_DIR / "calibration", bench.environment(cell).id
+    folder, environment = WORK.calibration, bench.environment(cell).id
     timer = Timer(bench, cell)
     with lock_between_processes(folder / f"{environment}.lock").write_lock():
         bench.reread(cell)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.search.workbench import Workbench
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 
 def end_group(
@@ -29,7 +29,7 @@ def end_group(
     """
     environment = bench.environment(cell).id
     sampling = bench.sampling(cell, "search")
-    with lock_between_processes(WORK_DIR / "in-progress" / f"{cell}.lock").write_lock():
+    with lock_between_processes(WORK.in_progress / f"{cell}.lock").write_lock():
         bench.store.end_group(cell, accelerator, environment, sampling, session, left)
         ended = bench.store.ended_groups(cell, environment, sampling, session)
     return {name: ended[name] for name in accelerators} if ended.keys() >= set(accelerators) else None
