@@ -16,7 +16,8 @@ from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import calibration_text, slowdown_text
 from pytest_diffaccel.search.effort import Effort, SearchCase
-from pytest_diffaccel.search.results import Calibration, CellWinners, News, Skipped, Winners
+from pytest_diffaccel.search.news import Calibration, News
+from pytest_diffaccel.search.results import CellWinners, Skipped, Winners
 
 CELL = Cell("SD1.5", "DDIM", 20)
 RESULT = measured(Candidate(CELL, "DeepCache", PARAMS), 1.6, 0.1234)

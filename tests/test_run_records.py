@@ -29,14 +29,13 @@ from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
 from pytest_diffaccel.report.results import CaseResult, dump, parse
+from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import (
     Broken,
-    Calibration,
     CellWinners,
     Chosen,
     Decided,
     Measured,
-    News,
     Refusal,
     Skipped,
     Verified,

@@ -34,7 +34,8 @@ from pytest_diffaccel.report.winners import (
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
-from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, News, Winners
+from pytest_diffaccel.search.news import News
+from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
-from pytest_diffaccel.search.results import Calibration, Chosen, Measured, News, Winners
+from pytest_diffaccel.search.news import Calibration, News
+from pytest_diffaccel.search.results import Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
 # The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one case says little.

@@ -14,7 +14,8 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
-from pytest_diffaccel.search.results import Calibration, Chosen, Winners
+from pytest_diffaccel.search.news import Calibration
+from pytest_diffaccel.search.results import Chosen, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
 # Wide enough for a triple's parameters; narrower terminals wrap.

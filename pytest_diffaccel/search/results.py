@@ -16,45 +16,7 @@ from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a calibration went.
-
-    Attributes:
-        rounds: made now; none where an earlier calibration still holds.
-        seconds: that it took.
-        half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
-        baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
-        steps: of that run.
-        accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
-    """
-
-    rounds: int
-    seconds: float
-    half_width_ratio: float
-    baseline_s: float
-    steps: int
-    accelerated_share: float
-
-
-@dataclass(frozen=True)
-class News:
-    """What a process did since its last result.
-
-    Attributes:
-        phases_s: what it spent its time on, seconds, by name.
-        calibrated: how calibrations went that it has not told of yet, by pipe.
-    """
-
-    phases_s: Mapping[str, float] = field(default_factory=dict)
-    calibrated: Mapping[str, Calibration] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """``phases_s``, and ``calibrated`` if there is any."""
-        told = {pipe: vars(one) for pipe, one in self.calibrated.items()}
-        return {"phases_s": dict(self.phases_s)} | ({"calibrated": told} if told else {})
+from pytest_diffaccel.search.news import News
 
 
 @dataclass(frozen=True)
@@ -130,7 +92,7 @@ class Measured:
 
     figures: Figures
     stored: bool
-    news: News = News()
+    news: News = field(default_factory=News)
     kind: Literal["measured"] = "measured"
 
     @property
@@ -310,7 +272,7 @@ class Winners:
     failed: tuple[str, ...] = ()
     refused: Refusal | None = None
     of_cell: CellWinners | None = None
-    news: News = News()
+    news: News = field(default_factory=News)
     kind: Literal["winners"] = "winners"
 
     def to_json(self) -> dict[str, Any]:

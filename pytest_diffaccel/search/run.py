@@ -16,7 +16,8 @@ from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
 from pytest_diffaccel.search.budget import Budget
-from pytest_diffaccel.search.results import CellWinners, Measured, News, Refusal, Winners
+from pytest_diffaccel.search.news import News
+from pytest_diffaccel.search.results import CellWinners, Measured, Refusal, Winners
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry

@@ -33,7 +33,7 @@ from pytest_diffaccel.settings.work_folder import WORK
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
 
-    from pytest_diffaccel.search.results import Calibration
+    from pytest_diffaccel.search.news import Calibration
 
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2

@@ -35,8 +35,8 @@ from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
+from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.null_control import scaled_environment
-from pytest_diffaccel.search.results import Calibration
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.work_folder import WORK
 
