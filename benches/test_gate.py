@@ -4,4 +4,4 @@
 def test_gate(diffaccel_gate_case, diffaccel_gate):
     """Judge one case against its golden record: it works, is as good and as fast; or it cannot be told."""
     result = diffaccel_gate.judge(diffaccel_gate_case)
-    assert result["verdict"]["status"] in ("ok", "improved", "warning", "inconclusive")
+    assert result.status in ("ok", "improved", "warning", "inconclusive")

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from benchmarks.output import parser, show
 from pytest_diffaccel.codegen.batch import RenderedTasks
-from pytest_diffaccel.codegen.lookup import Records, find
+from pytest_diffaccel.codegen.lookup import find
 from pytest_diffaccel.codegen.tasks import all_tasks
 from pytest_diffaccel.judge.judge import Judge, Rules
 from pytest_diffaccel.models.registry import ModelSpec
+from pytest_diffaccel.records.golden_file import Golden
 
 _TASKS = 1134
 
@@ -42,7 +43,7 @@ def main() -> None:
     made.add_argument("--scripts", type=int, default=20)
     made.add_argument("--golden", type=Path, default=Path("golden/search_params.json"))
     arguments = made.parse_args()
-    records = Records.read(arguments.golden)
+    records = Golden.read(arguments.golden)
     batch = RenderedTasks.render(all_tasks(), records)
     # Spread over what golden answers, so that accelerators take their share.
     stride = max(1, len(batch.scripts) // arguments.scripts)

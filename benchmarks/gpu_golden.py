@@ -69,7 +69,7 @@ class Chooser:
             wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
             loss = loss_interval(choice.option.losses)
             yield (
-                GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, target),
+                GoldenKey(cell, accelerator, target),
                 GoldenEntry(
                     status="unattainable" if choice.reason else "met",
                     reason=choice.reason,
@@ -162,9 +162,9 @@ def best(chooser: Chooser, entries: Mapping[GoldenKey, GoldenEntry]) -> list[dic
             names = ("verified_device", "verified_wall", "verified_cell", "verified_params")
             row |= dict(zip(names, max(verified, default=("none", "none", "", "")), strict=True))
             golden = [
-                (entry.speedup or 0.0, entry.wall_speedup or 0.0, f"{key.scheduler} {key.steps}", entry.basis)
+                (entry.speedup or 0.0, entry.wall_speedup or 0.0, f"{key.cell.scheduler} {key.cell.steps}", entry.basis)
                 for key, entry in entries.items()
-                if (key.pipe, key.accelerator) == (pipe, accelerator) and (entry.lpips or 0.0) <= MAX_LOSS
+                if (key.cell.pipe, key.accelerator) == (pipe, accelerator) and (entry.lpips or 0.0) <= MAX_LOSS
             ]
             names = ("golden_device", "golden_wall", "golden_cell", "golden_basis")
             row |= dict(zip(names, max(golden, default=("none", "none", "", "")), strict=True))

@@ -206,7 +206,7 @@ def winners(timed: Iterable[Timed], max_loss: float) -> dict[GoldenKey, Candidat
     for one in timed:
         cell, loss = one.candidate.cell, fmean(one.losses)
         for target in TARGETS:
-            key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, one.candidate.accelerator, target)
+            key = GoldenKey(cell, one.candidate.accelerator, target)
             found.setdefault(key, None)
             if one.speedup >= target and loss <= max_loss and loss < least.get(key, float("inf")):
                 found[key], least[key] = one.candidate, loss

@@ -143,11 +143,12 @@ def measured(folder: SearchFolder) -> set[tuple[str, str]]:
 
 def forgive(folder: SearchFolder) -> int:
     """Take candidates that were cut off twice for cut off once; how many were."""
-    if not _has_table(folder, "diffaccel_failures"):
+    if not _has_table(folder, "diffaccel_attempts"):
         return 0
     crashed = sum(kind == "crash" for _, kind, _ in folder.failures())
     folder.execute(
-        "UPDATE diffaccel_failures SET kind = 'interrupted' WHERE kind = 'crash' AND purpose <> 'calibration'"
+        "DELETE FROM diffaccel_attempts WHERE purpose <> 'calibration' AND created_at < (SELECT max(created_at)"
+        " FROM diffaccel_attempts AS later WHERE later.candidate_key = diffaccel_attempts.candidate_key)"
     )
     return crashed
 

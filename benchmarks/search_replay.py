@@ -18,9 +18,9 @@ from pytest_diffaccel.accelerators.composition import Accelerator, default_regis
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.calibrate.calibration import is_predicted
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import explore, settle
-from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.decide.select import Option, choose
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
@@ -181,7 +181,7 @@ class Replay:
     def _tell_borderline(self) -> None:
         """Blocks enough to know what may or may not be fast enough: the table's truth, as many blocks would tell it."""
         known = self.plan()
-        candidates = Rivals(known.options, known.max_loss, known.first, self.table.samples).borderline()
+        candidates = Contenders(known.options, known.max_loss, known.first, self.table.samples).borderline()
         untold = [one for one in candidates if one not in self._told]
         for candidate in untold:
             self._told[candidate] = self.table.speedups[candidate]

@@ -174,7 +174,7 @@ class Truth:
         return any(one.speedup.low >= key.target for one in self._allowed(key, max_loss))
 
     def _allowed(self, key: GoldenKey, max_loss: float) -> list[TruePoint]:
-        group = (Cell(key.pipe, key.scheduler, key.steps), key.accelerator)
+        group = (key.cell, key.accelerator)
         return [
             one
             for one in self.points.values()
@@ -185,11 +185,7 @@ class Truth:
     def keys(self) -> list[GoldenKey]:
         """Everything that the table can judge, in order."""
         groups = {(one.candidate.cell, one.candidate.accelerator) for one in self.points.values()}
-        keys = (
-            GoldenKey(cell.pipe, cell.scheduler, cell.steps, name, target)
-            for cell, name in groups
-            for target in TARGETS
-        )
+        keys = (GoldenKey(cell, name, target) for cell, name in groups for target in TARGETS)
         return sorted(keys, key=lambda key: key.prompt_order)
 
 

@@ -36,7 +36,7 @@ from typing import Any
 from benchmarks.output import parser, show
 from benchmarks.plain_loop import search_parser, settings_of
 from benchmarks.true_table import Answers, Judgement, Truth, conditions, judge, make, named
-from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.settings.option_types import count
@@ -134,7 +134,7 @@ def _keyed(entries: Mapping[str, Any]) -> list[tuple[GoldenKey, Any]]:
 
 
 def _winner(key: GoldenKey, params: Params | None) -> Candidate | None:
-    return Candidate(Cell(key.pipe, key.scheduler, key.steps), key.accelerator, params) if params else None
+    return Candidate(key.cell, key.accelerator, params) if params else None
 
 
 def answers_of(golden: Sequence[tuple[GoldenKey, Mapping[str, Any]]]) -> Answers:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pytest_diffaccel.pipes import BUILT_IN, PipeSpec
 
@@ -45,6 +45,23 @@ class Cell:
         return f"{self.pipe}-{self.scheduler}-{self.steps}"
 
 
+class Group(NamedTuple):
+    """A cell and an accelerator: its candidates are one search.
+
+    Attributes:
+        cell: where.
+        accelerator: the accelerator's name.
+    """
+
+    cell: Cell
+    accelerator: str
+
+    @property
+    def name(self) -> str:
+        """``"SD1.5-DDIM-20-DeepCache+ToMe"``: for ids and file names."""
+        return f"{self.cell}-{slug(self.accelerator)}"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A cell, an accelerator and one point of its parameter grid: one pytest case.
@@ -62,7 +79,12 @@ class Candidate:
     @cached_property
     def key(self) -> str:
         """Canonical name, unique in the matrix, the same in every process; never a pytest node id."""
-        return f"{self.cell}-{slug(self.accelerator)}-{format_params(self.params)}"
+        return f"{self.group.name}-{format_params(self.params)}"
+
+    @property
+    def group(self) -> Group:
+        """The group that it is in."""
+        return Group(self.cell, self.accelerator)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -95,9 +117,9 @@ def cells(pipes: Iterable[str], schedulers: Iterable[str], steps: Iterable[int])
     return [Cell(pipe, name, count) for pipe in pipes for name in scheduler_names for count in step_counts]
 
 
-def groups(cells: Sequence[Cell], accelerators: Sequence[Grid]) -> list[tuple[Cell, str]]:
-    """All (cell, accelerator name) pairs, cell first."""
-    return [(cell, accelerator.name) for cell in cells for accelerator in accelerators]
+def groups(cells: Sequence[Cell], accelerators: Sequence[Grid]) -> list[Group]:
+    """All groups, cell first."""
+    return [Group(cell, accelerator.name) for cell in cells for accelerator in accelerators]
 
 
 def candidates(cells: Sequence[Cell], accelerators: Sequence[Grid], *, coarse: bool = False) -> Iterator[Candidate]:

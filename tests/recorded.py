@@ -10,16 +10,20 @@ from pathlib import Path
 from PIL import Image
 
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
 from pytest_diffaccel.measure.prompts import digest, read_prompts
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
-from pytest_diffaccel.records.contents import Contents, Recorded
+from pytest_diffaccel.records.contents import Contents, GroupWinners, Recorded
 from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.search.decide.select import Option, choose
+from pytest_diffaccel.search.outcome import golden_entry
+from pytest_diffaccel.search.verify.verification import Winner
 
 CELL = Cell("SD1.5", "DDIM", 20)
 #: What a prompt or a message may hold that a page must show and not run.
@@ -82,13 +86,28 @@ class RecordedSearch:
             for steps in range(1, cell.steps + 1):
                 store.save(self._rival(cell, steps, described))
             skipped = Candidate(cell, "DeepCache", {"DeepCache": {"cache_interval": 9, "cache_branch_id": 9}})
-            store.save_decision(skipped.key, described.id, self.sampling(), f"predicted 1.01x: {HOSTILE}")
+            store.save_decision(skipped, described.id, self.sampling(), f"predicted 1.01x: {HOSTILE}")
             failed = Candidate(cell, "DeepCache", {"DeepCache": {"cache_interval": 8, "cache_branch_id": 8}})
             store.save_failure(failed, described.id, self.sampling(), "error", f"RuntimeError: {HOSTILE}")
-            store.save_decision(f"{cell}-DeepCache", described.id, self.sampling(), "winners found")
+            store.save_group(cell, "DeepCache", described.id, self.sampling(), "done")
+            store.save_winners(self.winners(cell, searched))
         logs = self.work / "logs"
         logs.mkdir(exist_ok=True)
         (logs / f"{cell}.log").write_text(f"12:00 failed: test_search[{failed.key}] {HOSTILE}\n", encoding="utf-8")
+
+    def winners(self, cell: Cell, candidates: Sequence[Candidate], max_loss: float = 0.25) -> GroupWinners:
+        """What a search chooses of candidates, all of which are verified, each by its own blocks."""
+        described = environment(cell.pipe)
+        made = {one.key: self.measurement(one, described, "winner") for one in candidates}
+        options = [Option(one.candidate, one.speedup, one.quality.lpips_per_sample) for one in made.values()]
+        entries = {}
+        for choice in (choose(options, target, max_loss) for target in TARGETS):
+            if choice.option is not None:
+                fewer = self._rival(cell, int(cell.steps / choice.option.speedup.value), described)
+                winner = Winner(choice, made[choice.option.candidate.key], None if choice.reason else fewer)
+                entries[choice.target] = golden_entry(winner, described)
+        speedups = {key: one.speedup for key, one in made.items()}
+        return GroupWinners(cell, "DeepCache", described.id, self.sampling(), entries, speedups)
 
     def material(self, cells: Sequence[Cell], grid: Sequence[Params]) -> Material:
         """What a report of many candidates is made of, without a store: every twentieth is verified."""
@@ -106,7 +125,7 @@ class RecordedSearch:
             if one.measurement.sampling.purpose == "winner":
                 self.draw(one.measurement.candidate, environments[one.measurement.environment])
         images = ImageStore(self.work / "images")
-        return Material(contents, default_registry(), 0.25, self.golden, {}, {}, images, self.work / "logs")
+        return Material(contents, default_registry(), 0.25, Golden(self.golden, {}, {}), images, self.work / "logs")
 
     def measurement(
         self, candidate: Candidate, described: Environment, purpose: str, started_at: float = 0.0
@@ -135,7 +154,7 @@ class RecordedSearch:
         return Measurement(
             candidate=Candidate(replace(cell, steps=steps), "", {}),
             environment=described.id,
-            sampling=replace(self.sampling("winner"), purpose=f"instead of {cell.steps} steps"),
+            sampling=self.sampling("winner").instead_of(cell.steps),
             speedup=Interval(speedup, speedup, speedup),
             wall_speedup=Interval(speedup, speedup, speedup),
             estimates_agree=True,

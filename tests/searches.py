@@ -13,9 +13,12 @@ import pytest
 
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.measure.measurement import Sampling
 from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.cases import NotWorthwhile
+from pytest_diffaccel.search.results import Winners
 from pytest_diffaccel.search.run import SearchRun
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -88,16 +91,19 @@ class SearchFolder:
         return self.query("SELECT candidate_key, purpose, created_at FROM diffaccel_measurements ORDER BY 1, 2")
 
     def failures(self) -> list[tuple[str, str, str]]:
-        """(candidate key, kind, message) of every candidate's failure in the store."""
-        return self._failures("!=")
+        """(candidate key, kind, message) of every candidate's failure in the store, by key."""
+        with Store.open(self.store) as store:
+            found = [(one.candidate.key, one.kind, one.message) for one in store.contents().failures]
+        return sorted(found)
 
     def short_run_failures(self) -> list[tuple[str, str, str]]:
         """The same of short runs that took their process with them."""
-        return self._failures("=")
-
-    def _failures(self, is_calibration: str) -> list[tuple[str, str, str]]:
-        where = f"WHERE purpose {is_calibration} 'calibration'"
-        return self.query(f"SELECT candidate_key, kind, message FROM diffaccel_failures {where} ORDER BY 1")
+        columns = "environment, num_samples, batch_size, seed, prompts_digest, purpose"
+        where = "WHERE purpose = 'calibration'"
+        rows = self.query(f"SELECT DISTINCT {columns} FROM diffaccel_attempts {where}")
+        with Store.open(self.store) as store:
+            found = [one for name, *sampling in rows for one in store.failures(name, Sampling(*sampling))]
+        return [(one.candidate.key, one.kind, one.message) for one in found]
 
     def query(self, query: str) -> list[tuple[Any, ...]]:
         """Rows of an SQL query on the store."""
@@ -156,7 +162,7 @@ def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_diffaccel.search.null_control.measure_scale", lambda *_: scale)
 
 
-def drive(run: SearchRun) -> list[dict[str, Any]]:
+def drive(run: SearchRun) -> list[Winners]:
     """Do what a session's cases do, in their order; what each of its groups' winners' cases found."""
     found = []
     for cell, accelerator in run.groups:

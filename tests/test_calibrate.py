@@ -6,6 +6,7 @@ Speeds are made by hand (:class:`timings.SteadyClock`); pipelines, pictures and 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Folder(SearchFolder):
         """A session of its own; what its winners' case found, and how its calibration went."""
         run = open_run(*THRIFTY, methods=[Echo(points)])
         (found,) = drive(run)
-        return {**found, "calibration": run.bench.calibrations.get("SD1.5")}
+        return {**found.to_json(), "calibration": run.bench.calibrations.get("SD1.5")}
 
     def rounds(self) -> list[Round]:
         """Of the one environment that there is."""
@@ -40,8 +41,8 @@ class Folder(SearchFolder):
             return store.rounds(environment)
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        """All that a search has found out, by table; less who verifies a cell in this session."""
-        tables = ("measurements", "failures", "calibration", "decisions WHERE purpose != 'session'")
+        """All that a search has found out, by table."""
+        tables = ("measurements", "failures", "attempts", "calibration", "decisions")
         return {name: sorted(self.query(f"SELECT * FROM diffaccel_{name}")) for name in tables}
 
     def reopen(self) -> None:
@@ -114,10 +115,11 @@ def test_a_search_leaves_out_what_the_model_cannot_take(
     with pytest.raises(NotWorthwhile, match="echo_interval=20 must be a whole number from 1 to 10"):
         run.measure(run.candidates[1])
     (found,) = drive(run)
-    assert len(found["golden"]) == len(TARGETS)
+    assert found.of_cell is not None
+    assert len(found.of_cell.decided) == len(TARGETS)
     assert {key.rpartition("interval=")[2] for key, *_ in empty.stored() if "Echo" in key} == {"10,mishap=0"}
     assert {one.params["Echo"]["echo_interval"] for made in empty.rounds() for one in made.candidates} <= {10}
-    assert (empty.failures(), found["failed"]) == ([], ())
+    assert (empty.failures(), found.failed) == ([], ())
 
 
 def test_tomes_points_that_are_the_same_as_others_are_left_out(
@@ -146,9 +148,10 @@ def test_where_the_model_takes_no_candidate_nothing_failed(
     with pytest.raises(NotWorthwhile, match=reason):
         run.measure(run.candidates[0])
     (found,) = drive(run)
-    assert found["unfit"]
-    assert f"none of its 2 candidates; the first: {reason}" in found["refused"]
-    assert "golden" not in found
+    assert found.refused is not None
+    assert found.refused.why == "unfit"
+    assert f"none of its 2 candidates; the first: {reason}" in found.refused.text
+    assert found.of_cell is None
     assert (empty.stored(), empty.failures(), empty.rounds()) == ([], [], [])
 
 
@@ -248,7 +251,7 @@ def test_a_machine_that_is_slower_in_everything_is_the_same(finished: Folder, cl
 def test_a_short_run_that_raises_is_no_failure_of_a_candidate(empty: Folder, clock: SteadyClock) -> None:
     found = empty.search(points=((2, SHORT_ERROR), (4, NOTHING), (10, NOTHING)))
     assert empty.failures() == empty.short_run_failures() == []
-    assert found["failed"] == ()
+    assert found["failed"] == []
     assert {run.params["Echo"]["mishap"] for made in empty.rounds() for run in made.candidates} == {NOTHING}
     assert len(found["golden"]) == len(TARGETS)
     # What has no short run of its own is chosen all the same.
@@ -292,9 +295,10 @@ def test_a_short_run_that_took_two_processes_with_it_is_not_tried_again(finished
     victim = finished.rounds()[0].candidates[0]
     cell = run.groups[0][0]
     # What a process leaves behind that ends within a short run.
-    sampling = {**vars(run.bench.sampling(cell, "search")), "purpose": "calibration"}
-    environment = run.bench.environment(cell).id
-    run.bench.store.save_failure(victim, environment, type(run.bench.sampling(cell, "search"))(**sampling), "crash", "")
+    sampling = replace(run.bench.sampling(cell, "search"), purpose="calibration")
+    for session in ("one", "another"):
+        place = victim, run.bench.environment(cell).id, sampling
+        run.bench.store.begin(*place, "short run", session=session)
     run.close()
     before = finished.rounds()
     finished.reopen()

@@ -16,6 +16,7 @@ from entries import ENVIRONMENT, MET
 from test_store import SAMPLING, candidate, measurement
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Quality
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.export_files import read_export
@@ -44,10 +45,11 @@ def store(tmp_path: Path) -> Path:
     path = store_of(tmp_path / "search.sqlite", measured(2), measured(3, blocks=(), fired={}))
     with Store.open(path) as store:
         store.save_failure(candidate(4), ENVIRONMENT.id, SAMPLING, "oom", "out of memory, at batch size 4")
-        mixed = "SD1.5-DPM-Solver++-20-DeepCache+T-Gate-cache_interval=3,gate_step=10"
+        params = {"DeepCache": {"cache_interval": 3}, "T-Gate": {"gate_step": 10}}
+        mixed = Candidate(Cell("SD1.5", "DPM-Solver++", 20), "DeepCache and T-Gate", params)
         store.save_decision(mixed, ENVIRONMENT.id, SAMPLING, "predicted 1.1x: reaches no target")
-        store.save_decision(candidate(2).key, ENVIRONMENT.id, SAMPLING, "cannot win, it seemed")
-        store.save_decision("SD1.5-DDIM-20-DeepCache", ENVIRONMENT.id, SAMPLING, "winners found")
+        store.save_decision(candidate(2), ENVIRONMENT.id, SAMPLING, "cannot win, it seemed")
+        store.save_group(candidate(2).cell, "DeepCache", ENVIRONMENT.id, SAMPLING, "done")
     return path
 
 
@@ -185,7 +187,7 @@ def test_stores_exports_and_golden_files_compare(store: Path, capsys: pytest.Cap
     exported(store, "all.csv")
     assert main(["compare", str(store), str(store.parent / "all.csv")]) == 0
     assert "2 compared: 2 same" in capsys.readouterr().out
-    key = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+    key = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
     golden = {name: store.parent / f"{name}.json" for name in ("old", "new")}
     write_golden(golden["old"], {key: MET})
     write_golden(golden["new"], {key: replace(MET, speedup=1.5, speedup_ci95=(1.48, 1.52))})

@@ -368,7 +368,7 @@ def test_scripts_set_what_the_search_sets(scheduler: str, copied: Path, tmp_path
     left = open_settings(original_settings(searched))
     assert set(left) >= {"clip_sample", "set_alpha_to_one"}
     task = Task(Cell("SD1.5", scheduler, 20), "DeepCache", 1.5)
-    key = GoldenKey("SD1.5", scheduler, 20, "DeepCache", 1.5)
+    key = GoldenKey(Cell("SD1.5", scheduler, 20), "DeepCache", 1.5)
     answer = Answer(task, key, MET, ENVIRONMENT, default_registry().for_params(MET.params), attained=True)
     ordinary = render(answer)
     text = render(replace(answer, environment=replace(ENVIRONMENT, scheduler_defaults=left)))

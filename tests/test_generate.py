@@ -21,13 +21,13 @@ from searches import embedded_folder
 
 import pytest_diffaccel
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.codegen.lookup import NoRecord, Records, find
+from pytest_diffaccel.codegen.lookup import NoRecord, find
 from pytest_diffaccel.codegen.script import generate_script, literal, plain
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import merge
+from pytest_diffaccel.records.golden_file import Golden, merge
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,23 +91,23 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for scheduler in SCHEDULERS:
             for accelerator in ACCELERATORS:
                 for target, fields in ((1.5, {}), (4.0, {"reason": "speed"})):
-                    key = GoldenKey(pipe, scheduler, 20, accelerator, target)
+                    key = GoldenKey(Cell(pipe, scheduler, 20), accelerator, target)
                     entries[key] = entry(accelerator, pipe, **fields)
     return write(tmp_path_factory.mktemp("golden") / "search_params.json", entries)
 
 
 @pytest.fixture(scope="session")
-def records(golden: Path) -> Records:
-    return Records.read(golden)
+def records(golden: Path) -> Golden:
+    return Golden.read(golden)
 
 
 def task(accelerator: str = "DeepCache", target: float = 1.5, steps: int = 20, pipe: str = "SD1.5") -> Task:
     return Task(Cell(pipe, "DDIM", steps), accelerator, target)
 
 
-def records_of(*entries: tuple[int, float, GoldenEntry], accelerator: str = "DeepCache") -> Records:
-    keyed = {GoldenKey("SD1.5", "DDIM", steps, accelerator, target): value for steps, target, value in entries}
-    return Records(Path("golden.json"), keyed, {environment("SD1.5").id: environment("SD1.5")})
+def records_of(*entries: tuple[int, float, GoldenEntry], accelerator: str = "DeepCache") -> Golden:
+    keyed = {GoldenKey(Cell("SD1.5", "DDIM", steps), accelerator, target): value for steps, target, value in entries}
+    return Golden(Path("golden.json"), keyed, {environment("SD1.5").id: environment("SD1.5")})
 
 
 def tool_table(script: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def tool_table(script: str) -> dict[str, Any]:
 # --- which record answers --------------------------------------------------------------------------------------
 
 
-def test_a_tasks_own_record_answers_it(records: Records) -> None:
+def test_a_tasks_own_record_answers_it(records: Golden) -> None:
     answer = find(task(), records)
     assert (answer.key, answer.attained) == (task().key, True)
 
@@ -184,7 +184,7 @@ def test_other_steps_are_answered_from_fewer_where_settings_mean_the_same(
         records = records_of((20, 1.5, recorded), (25, 1.5, recorded), accelerator=accelerator)
     if answered:
         answer = find(task(accelerator, steps=steps), records)
-        assert answer.key.steps == min(steps, 25)
+        assert answer.key.cell.steps == min(steps, 25)
     else:
         with pytest.raises(NoRecord, match="Run: pytest benches"):
             find(task(accelerator, steps=steps), records)
@@ -221,7 +221,7 @@ def test_a_record_of_nothing_measured_gives_no_script() -> None:
         find(task(), records_of((20, 1.5, nothing)))
 
 
-def test_records_that_mean_nothing_are_refused(records: Records) -> None:
+def test_records_that_mean_nothing_are_refused(records: Golden) -> None:
     wrong = entry("DeepCache", "SD1.5", params={"DeepCache": {"cache_interval": 0, "cache_branch_id": 0}})
     with pytest.raises(ValueError, match=r"golden record .*cache_interval=0"):
         find(task(), records_of((20, 1.5, wrong)))
@@ -244,7 +244,7 @@ def imported(script: str) -> set[str]:
 
 
 @each_accelerator
-def test_a_script_imports_only_what_it_uses(records: Records, accelerator: str) -> None:
+def test_a_script_imports_only_what_it_uses(records: Golden, accelerator: str) -> None:
     script = generate_script(task(accelerator), records)
     others = imported(script) - set(sys.stdlib_module_names)
     wanted = {LIBRARIES[name] for name in LIBRARIES if name in accelerator}
@@ -254,7 +254,7 @@ def test_a_script_imports_only_what_it_uses(records: Records, accelerator: str) 
 
 
 @each_accelerator
-def test_docstring_and_constants_hold_the_record(records: Records, accelerator: str) -> None:
+def test_docstring_and_constants_hold_the_record(records: Golden, accelerator: str) -> None:
     asked = task(accelerator)
     script = generate_script(asked.sentence, records)
     tree = ast.parse(script)
@@ -279,7 +279,7 @@ def test_docstring_and_constants_hold_the_record(records: Records, accelerator: 
 
 
 def test_an_unattainable_target_is_said_wherever_one_looks(
-    golden: Path, records: Records, capsys: pytest.CaptureFixture[str]
+    golden: Path, records: Golden, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = generate_script(task(target=4.0), records)
     assert "unattainable: no setting is fast enough" in (ast.get_docstring(ast.parse(script)) or "")
@@ -292,7 +292,7 @@ def test_an_unattainable_target_is_said_wherever_one_looks(
     assert "unattainable: no setting is fast enough. Best reached: 1.70x." in printed.err
 
 
-def test_figures_of_another_record_are_called_so(records: Records) -> None:
+def test_figures_of_another_record_are_called_so(records: Golden) -> None:
     script = generate_script("SD1.5, DDIM, 30 steps, DeepCache, 1.3x", records)
     assert "are those recorded for 20 steps and a target of 1.5x." in script
     assert "STEPS = 30\n" in script
@@ -319,7 +319,7 @@ def test_descriptions_that_could_end_a_docstring_are_refused(text: str) -> None:
         plain(text)
 
 
-def test_hostile_environments_are_refused(records: Records) -> None:
+def test_hostile_environments_are_refused(records: Golden) -> None:
     hostile = replace(environment("SD1.5"), model_source='x"""\nimport os\n"""')
     with pytest.raises(ValueError, match="has no place in a script"):
         generate_script(task(), replace(records, environments={environment("SD1.5").id: hostile}))
@@ -338,7 +338,7 @@ def test_only_plain_values_become_literals(value: object) -> None:
 
 
 @pytest.fixture(scope="session")
-def scripts(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scripts(records: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every script of golden, and of tasks answered from other records."""
     folder = tmp_path_factory.mktemp("gt_code")
     for prompt_id, asked in all_tasks().items():
@@ -390,7 +390,7 @@ def find_script(scripts: Path, accelerator: str) -> Path:
 def reference(pipeline_of: Callable[..., Any]) -> Callable[..., list[Any]]:
     """The images that ``accelerate`` makes with the parameters of a task's record."""
 
-    def images(asked: Task, records: Records, prompts: list[str], seeds: list[int]) -> list[Any]:
+    def images(asked: Task, records: Golden, prompts: list[str], seeds: list[int]) -> list[Any]:
         params = find(asked, records).entry.params
         pipeline = pipeline_of(asked.cell.pipe, asked.cell.scheduler)
         steps = asked.cell.steps
@@ -406,7 +406,7 @@ def same(left: Iterable[Any], right: Iterable[Any]) -> bool:
 
 @each_accelerator
 def test_functions_do_what_accelerate_does(
-    records: Records, reference: Callable[..., list[Any]], tmp_path: Path, accelerator: str
+    records: Golden, reference: Callable[..., list[Any]], tmp_path: Path, accelerator: str
 ) -> None:
     """Repeatedly, and without leaving a trace on the pipeline."""
     import torch
@@ -439,7 +439,7 @@ def test_functions_do_what_accelerate_does(
     ],
 )
 def test_scripts_run_on_their_own(
-    records: Records, reference: Callable[..., list[Any]], tmp_path: Path, accelerator: str, pipe: str, target: float
+    records: Golden, reference: Callable[..., list[Any]], tmp_path: Path, accelerator: str, pipe: str, target: float
 ) -> None:
     asked = task(accelerator, target, pipe=pipe)
     path = tmp_path / f"{asked.prompt_id}.py"

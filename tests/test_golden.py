@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.records.jsonfile import JsonFileError
 
-KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 NOTHING_MEASURED = GoldenEntry(
     status="unattainable",
     params={},
@@ -76,9 +76,12 @@ ENVIRONMENT = Environment(
 names = st.text(min_size=1, max_size=12)
 keys = st.builds(
     GoldenKey,
-    pipe=st.sampled_from(PIPES) | names,
-    scheduler=st.sampled_from(SCHEDULERS) | names,
-    steps=st.sampled_from(STEPS) | st.integers(1, 10_000),
+    cell=st.builds(
+        Cell,
+        pipe=st.sampled_from(PIPES) | names,
+        scheduler=st.sampled_from(SCHEDULERS) | names,
+        steps=st.sampled_from(STEPS) | st.integers(1, 10_000),
+    ),
     accelerator=st.sampled_from(ACCELERATORS) | names,
     target=st.sampled_from(TARGETS) | st.floats(0.001, 1e6),
 )
@@ -135,7 +138,7 @@ def test_key_round_trip(key: GoldenKey) -> None:
 
 def test_key_is_the_tuples_text() -> None:
     assert str(KEY) == "('SD1.5', 'DDIM', 20, 'DeepCache', 1.5)"
-    assert str(GoldenKey("SDXL", "DDIM", 20, "ToMe", 2)) == "('SDXL', 'DDIM', 20, 'ToMe', 2.0)"
+    assert str(GoldenKey(Cell("SDXL", "DDIM", 20), "ToMe", 2)) == "('SDXL', 'DDIM', 20, 'ToMe', 2.0)"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_key_parser_refuses(text: str) -> None:
 
 def test_keys_are_in_prompt_order() -> None:
     expected = [
-        GoldenKey(pipe, scheduler, steps, accelerator, target)
+        GoldenKey(Cell(pipe, scheduler, steps), accelerator, target)
         for pipe in (*PIPES, "Other")
         for scheduler in (*SCHEDULERS, "Another")
         for steps in STEPS
@@ -358,7 +361,7 @@ def test_an_overlapping_repetition_leaves_the_file_byte_identical(path: Path) ->
 def test_only_prune_deletes(path: Path) -> None:
     kept, gone = replace(KEY, target=2.0), replace(KEY, target=3.0)
     merge(path, {KEY: MET, kept: MET, gone: MET}, update=False)
-    changes = merge(path, {KEY: MET}, update=False, prune=[KEY, gone, replace(KEY, steps=50)])
+    changes = merge(path, {KEY: MET}, update=False, prune=[KEY, gone, replace(KEY, cell=replace(KEY.cell, steps=50))])
     assert [(change.key, change.kind) for change in changes] == [(KEY, "unchanged"), (gone, "pruned")]
     assert changes[1].describe().startswith(f"pruned: {gone}: met, speedup 1.67")
     assert list(read_golden(path)) == [KEY, kept]
@@ -387,7 +390,7 @@ def test_a_wrong_file_is_refused_with_its_line(path: Path, old: str, new: str, l
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     with pytest.raises(JsonFileError) as caught:
-        merge(path, {replace(KEY, steps=50): MET}, update=True)
+        merge(path, {replace(KEY, cell=replace(KEY.cell, steps=50)): MET}, update=True)
     assert caught.value.path == path
     assert caught.value.line == line
     assert reason in caught.value.reason
@@ -444,7 +447,7 @@ def test_a_link_stays_a_link_and_the_mode_stays(path: Path, tmp_path: Path) -> N
     target.chmod(0o640)
     path.parent.mkdir()
     path.symlink_to(target)
-    merge(path, {replace(KEY, steps=50): MET}, update=False)
+    merge(path, {replace(KEY, cell=replace(KEY.cell, steps=50)): MET}, update=False)
     assert path.is_symlink()
     assert len(read_golden(target)) == 3
     assert target.stat().st_mode & 0o777 == 0o640
@@ -498,7 +501,7 @@ def test_wrong_environments_are_refused_and_nothing_is_written(path: Path, old: 
     file.write_text(file.read_text().replace(old, new, 1))
     before = file.read_bytes(), path.read_bytes()
     with pytest.raises(JsonFileError, match=r"environments\.json:"):
-        merge(path, {replace(KEY, steps=50): MET}, update=True, environments=environments)
+        merge(path, {replace(KEY, cell=replace(KEY.cell, steps=50)): MET}, update=True, environments=environments)
     assert (file.read_bytes(), path.read_bytes()) == before
 
 
@@ -510,12 +513,13 @@ WRITER = textwrap.dedent(
     from dataclasses import replace
     from pathlib import Path
     from pytest_diffaccel.records.golden import GoldenEntry
+    from pytest_diffaccel.matrix import Cell
     from pytest_diffaccel.records.golden_key import GoldenKey
     from pytest_diffaccel.records.golden_file import merge
 
     path, entry, first, count = Path(sys.argv[1]), GoldenEntry.from_json(sys.argv[2]), *map(int, sys.argv[3:])
     for steps in range(first, first + count):
-        merge(path, {GoldenKey("SD1.5", "DDIM", steps, "DeepCache", 1.5): entry}, update=True)
+        merge(path, {GoldenKey(Cell("SD1.5", "DDIM", steps), "DeepCache", 1.5): entry}, update=True)
         print(steps, flush=True)
     """
 )
@@ -532,7 +536,7 @@ def test_concurrent_merges_lose_nothing(path: Path) -> None:
     for writer in writers:
         writer.communicate()
     expected = {first + number for first in (100, 200, 300) for number in range(15)}
-    assert {key.steps for key in read_golden(path)} == expected
+    assert {key.cell.steps for key in read_golden(path)} == expected
 
 
 def test_a_killed_writer_leaves_a_whole_file(path: Path) -> None:
@@ -545,7 +549,7 @@ def test_a_killed_writer_leaves_a_whole_file(path: Path) -> None:
         time.sleep(moments.uniform(0, 0.05))
         writer.kill()
         confirmed |= {int(line) for line in writer.communicate()[0].splitlines()}
-        assert {key.steps for key in read_golden(path)} >= confirmed
+        assert {key.cell.steps for key in read_golden(path)} >= confirmed
     merge(path, {KEY: MET}, update=False)  # and no dead writer holds the lock
     assert KEY in read_golden(path)
 
@@ -555,7 +559,7 @@ def test_a_temporary_file_left_by_a_kill_is_harmless(path: Path) -> None:
     left = path.with_name(".search_params.json.tmp")
     left.write_text(dump_entries({KEY: MET})[:50], encoding="utf-8")
     assert read_golden(path) == {KEY: MET}
-    merge(path, {replace(KEY, steps=50): MET}, update=False)
+    merge(path, {replace(KEY, cell=replace(KEY.cell, steps=50)): MET}, update=False)
     assert len(read_golden(path)) == 2
     assert not left.exists()
 
@@ -616,9 +620,9 @@ def test_a_prediction_that_was_measured_is_a_difference() -> None:
 def test_the_golden_file_of_the_h200_says_what_each_record_stands_on() -> None:
     path = Path(__file__).resolve().parent.parent / "golden" / "nvidia-h200.search_params.json"
     entries, environments = read_golden(path), read_environments(path)
-    expected = {GoldenKey(*key) for key in product(PIPES, SCHEDULERS, STEPS, ACCELERATORS, TARGETS)}
+    expected = {GoldenKey(*key) for key in product(cells(PIPES, SCHEDULERS, STEPS), ACCELERATORS, TARGETS)}
     assert set(entries) == expected
     assert {entry.basis for entry in entries.values()} == {"measured", "predicted"}
     for key, entry in entries.items():
-        assert (entry.quality_from or "").startswith(f"embedded {key.pipe}-")
+        assert (entry.quality_from or "").startswith(f"embedded {key.cell.pipe}-")
         assert "architecture only" in environments[entry.environment].model_source

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_changes import CATEGORIES, Golden, categories, golden_changes, merged
-from pytest_diffaccel.records.golden_file import read_environments, read_golden, write_golden
+from pytest_diffaccel.records.golden_changes import CATEGORIES, categories, golden_changes, merged
+from pytest_diffaccel.records.golden_file import Golden, read_environments, read_golden, write_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 
 ELSEWHERE = replace(ENVIRONMENT, device="another CPU (2 cores)")
@@ -26,7 +26,7 @@ Entries = Mapping[GoldenKey, GoldenEntry]
 
 
 def key(target: float = 1.5, accelerator: str = "DeepCache", steps: int = 20) -> GoldenKey:
-    return GoldenKey("SD1.5", "DDIM", steps, accelerator, target)
+    return GoldenKey(Cell("SD1.5", "DDIM", steps), accelerator, target)
 
 
 def write(path: Path, entries: Entries, *environments: Environment) -> Path:
@@ -45,9 +45,7 @@ def worse(entry: GoldenEntry) -> GoldenEntry:
 
 keys = st.builds(
     GoldenKey,
-    st.sampled_from(PIPES),
-    st.sampled_from(SCHEDULERS),
-    st.sampled_from(STEPS),
+    st.sampled_from(cells(PIPES, SCHEDULERS, STEPS)),
     st.sampled_from(ACCELERATORS),
     st.sampled_from(TARGETS),
 )

@@ -10,6 +10,7 @@ import pytest
 from entries import MET
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import merge
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -22,7 +23,7 @@ def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
     gentle = replace(MET, lpips=0.021, lpips_ci95=(0.016, 0.027), speedup=1.69, speedup_ci95=(1.67, 1.71))
     worse = replace(MET, fewer_steps=FewerSteps(steps=11, speedup=1.7, lpips=0.03, lpips_ci95=(0.02, 0.04)))
     missed = replace(MET, status="unattainable", reason="speed")
-    keys = [GoldenKey("SD1.5", "DDIM", steps, "DeepCache", 1.5) for steps in (20, 25, 50)]
+    keys = [GoldenKey(Cell("SD1.5", "DDIM", steps), "DeepCache", 1.5) for steps in (20, 25, 50)]
     merge(golden, dict(zip(keys, (gentle, worse, missed), strict=True)), update=False)
     assert main(["show", "--summary", "--golden", str(golden)]) == 0
     lines = capsys.readouterr().out.splitlines()

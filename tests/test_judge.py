@@ -21,7 +21,7 @@ from searches import embedded_folder
 
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.codegen.lookup import Answer, Records, find, update_command
+from pytest_diffaccel.codegen.lookup import Answer, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.judge import live_speed, trial, work_clock
@@ -37,6 +37,7 @@ from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import LiveCall, difference_levels
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
+from pytest_diffaccel.records.golden_file import Golden
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEATS = Path(__file__).resolve().parent / "cheats"
@@ -95,8 +96,8 @@ CAUGHT = {
 
 
 @pytest.fixture(scope="session")
-def records() -> Records:
-    return Records.read(ROOT / "golden" / "search_params.json")
+def records() -> Golden:
+    return Golden.read(ROOT / "golden" / "search_params.json")
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +190,7 @@ def test_a_call_beside_the_judged_one_that_cannot_be_repeated_is_noted(
 # An accelerator each, with pipes and schedulers in turns; 20 steps.
 @pytest.mark.parametrize("prompt_id", ["192", "703", "1214", "339", "850", "983"])
 def test_rendered_scripts_of_every_accelerator_run(
-    judge_of: Callable[..., Judge], records: Records, prompt_id: str
+    judge_of: Callable[..., Judge], records: Golden, prompt_id: str
 ) -> None:
     answer = find(task(prompt_id), records)
     verdict = judge_of("static", "runs").judge(prompt_id, answer.task, render(answer).encode(), answer)
@@ -197,7 +198,7 @@ def test_rendered_scripts_of_every_accelerator_run(
     assert result(verdict, "runs").figures["params"] == answer.entry.params
 
 
-def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Records) -> None:
+def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Golden) -> None:
     answer = find(task(), records)
     verdict = judge_of("quality").judge(TASK_ID, answer.task, render(answer).encode(), answer)
     quality = result(verdict, "quality")
@@ -208,14 +209,14 @@ def test_quality_repeats_the_record(judge_of: Callable[..., Judge], records: Rec
     assert low <= quality.figures["lpips"] <= high
 
 
-def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Judge], records: Records) -> None:
+def test_settings_that_lose_too_much_fail_in_quality(judge_of: Callable[..., Judge], records: Golden) -> None:
     worse = cheat("honest").replace(b"cache_interval=2", b"cache_interval=10")
     verdict = judge_of("quality").judge(TASK_ID, task(), worse, find(task(), records))
     assert result(verdict, "quality").outcome == "failed"
     assert "above the record's" in result(verdict, "quality").detail
 
 
-def test_quality_is_that_of_the_records_guidance(judge_of: Callable[..., Judge], records: Records) -> None:
+def test_quality_is_that_of_the_records_guidance(judge_of: Callable[..., Judge], records: Golden) -> None:
     """Where guidance pulls less, what a method saves on it is missed less."""
     answer, lpips = find(task(), records), []
     for more in (b"", b", guidance_scale=2.0, negative_prompt='grey'"):
@@ -232,7 +233,7 @@ def test_a_source_of_little_guidance_may_have_it(judge_of: Callable[..., Judge])
     assert Claim.from_header(claimed(guidance_scale=1.0)).arguments.oddities(1.0)
 
 
-def test_a_script_goes_on_with_as_many_images_as_it_asked_for(judge_of: Callable[..., Judge], records: Records) -> None:
+def test_a_script_goes_on_with_as_many_images_as_it_asked_for(judge_of: Callable[..., Judge], records: Golden) -> None:
     """However many the judge times at once."""
     answer = find(task(), records)
     many = answer.entry.batch_size + 1
@@ -249,7 +250,7 @@ def unattainable(answer: Answer) -> Answer:
     return replace(answer, entry=entry, attained=False)
 
 
-def test_a_miss_of_an_unattainable_target_is_expected(judge_of: Callable[..., Judge], records: Records) -> None:
+def test_a_miss_of_an_unattainable_target_is_expected(judge_of: Callable[..., Judge], records: Golden) -> None:
     verdict = judge_of("speed").judge("198", task("198"), cheat("honest"), unattainable(find(task(), records)))
     speed = result(verdict, "speed")
     assert (speed.outcome, verdict.passed) == ("xfailed", True)
@@ -257,7 +258,7 @@ def test_a_miss_of_an_unattainable_target_is_expected(judge_of: Callable[..., Ju
 
 
 def test_reaching_an_unattainable_target_says_that_golden_is_out_of_date(
-    judge_of: Callable[..., Judge], records: Records
+    judge_of: Callable[..., Judge], records: Golden
 ) -> None:
     fast = cheat("honest").replace(b"cache_interval=2", b"cache_interval=5")
     verdict = judge_of("speed").judge("192", task("192"), fast, unattainable(find(task("192"), records)))
@@ -416,7 +417,7 @@ def test_static_names_what_differs(change: tuple[str, str], words: str) -> None:
     assert words in found.detail
 
 
-def test_static_reads_constants_and_tgates_own_loaders(records: Records) -> None:
+def test_static_reads_constants_and_tgates_own_loaders(records: Golden) -> None:
     for prompt_id in ("192", "199", "206", "213", "220", "227"):
         answer = find(task(prompt_id), records)
         assert judge_source(render(answer).encode(), answer.task) == StageResult("static", "passed")

@@ -20,13 +20,14 @@ from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.blocks import NoBlock
-from pytest_diffaccel.codegen.lookup import NoRecord, Records
+from pytest_diffaccel.codegen.lookup import NoRecord
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task
 from pytest_diffaccel.codegen.script import generate_script
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.pipes import PipeRegistry
 from pytest_diffaccel.records.golden_file import merge, read_golden
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -166,10 +167,10 @@ def registry_with(method: Echo) -> Registry:
 def script_of(method: Echo) -> str:
     """The script of a made-up record of a method, rendered through the public function."""
     registry = registry_with(method)
-    key = GoldenKey(CELL.pipe, CELL.scheduler, CELL.steps, method.name, 1.5)
+    key = GoldenKey(CELL, method.name, 1.5)
     entry = replace(MET, params={method.name: POINT}, environment=ENVIRONMENT.id)
-    records = Records(Path("golden.json"), {key: entry}, {ENVIRONMENT.id: ENVIRONMENT}, registry)
-    return generate_script(Task(CELL, method.name, 1.5, tuple(registry.names)), records)
+    records = Golden(Path("golden.json"), {key: entry}, {ENVIRONMENT.id: ENVIRONMENT})
+    return generate_script(Task(CELL, method.name, 1.5, tuple(registry.names)), records, registry)
 
 
 def with_template(path: Path, text: str) -> Echo:
@@ -240,6 +241,6 @@ def test_own_methods_are_spelled_by_their_names(spelled: str) -> None:
 
 def test_a_task_of_an_own_method_stays_one_when_it_is_changed() -> None:
     """Refusals name the search to run."""
-    records = Records(Path("golden/search_params.json"), {}, {}, registry_with(Echo([])))
+    records = Golden(Path("golden/search_params.json"), {}, {})
     with pytest.raises(NoRecord, match="--steps 30 --search-targets Echo"):
-        generate_script("SD1.5, DDIM, 30 steps, Echo, 1.5x", records)
+        generate_script("SD1.5, DDIM, 30 steps, Echo, 1.5x", records, registry_with(Echo([])))

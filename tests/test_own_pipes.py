@@ -107,7 +107,7 @@ def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: Sma
     result = own_search.pytester.runpytest_inprocess(*OPTIONS, *wide, "DeepCache", "--search-targets", "Echo")
     assert result.parseoutcomes().get("failed", 0) == 0, result.outlines
     golden = read_golden(own_search.golden)
-    assert {(key.pipe, key.scheduler, key.steps) for key in golden} == {("my-sd", "EulerDiscreteScheduler", 6)}
+    assert {(key.cell.pipe, key.cell.scheduler, key.cell.steps) for key in golden} == {("my-sd", "EulerDiscreteScheduler", 6)}
     assert {key.accelerator for key in golden} == {"DeepCache", "Echo"}
     gated = own_search.pytester.runpytest_inprocess(
         *OPTIONS, "-v", "--gate", "--gate-budget", "1s", "--search-targets", "Echo"
@@ -124,7 +124,7 @@ def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: Sma
     assert "my-sd × EulerDiscreteScheduler × 6 steps" in page.read_text(encoding="utf-8")
 
     key = next(key for key in golden if key.accelerator == "DeepCache" and golden[key].params)
-    sentence = f"my_sd with eulerDiscreteScheduler, {key.steps} steps, DeepCache, {key.target}x"
+    sentence = f"my_sd with eulerDiscreteScheduler, {key.cell.steps} steps, DeepCache, {key.target}x"
     script = own_search.path / "script.py"
     arguments = [sentence, "--golden", str(own_search.golden), "--models", "models.toml", "-o", str(script)]
     assert main(["generate", *arguments]) == 0

@@ -11,6 +11,7 @@ from entries import MET
 from PIL import Image
 from searches import SmallSearch
 
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
@@ -21,7 +22,7 @@ Colour = tuple[int, int, int]
 
 
 def key(accelerator: str, target: float, *, steps: int = 20) -> GoldenKey:
-    return GoldenKey("SD1.5", "DDIM", steps, accelerator, target)
+    return GoldenKey(Cell("SD1.5", "DDIM", steps), accelerator, target)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
-from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.decide.select import choose
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
@@ -76,8 +76,8 @@ def plan(evaluated: dict[Candidate, tuple[float, ...]]) -> Plan:
     return Plan(REGISTRY, REGISTRY.select(["DeepCache"])[0], CELL, COSTS, evaluated, MAX_LOSS, FIRST)
 
 
-def rivals(evaluated: dict[Candidate, tuple[float, ...]]) -> Rivals:
-    return Rivals(plan(evaluated).options, MAX_LOSS, FIRST, SAMPLES)
+def contenders(evaluated: dict[Candidate, tuple[float, ...]]) -> Contenders:
+    return Contenders(plan(evaluated).options, MAX_LOSS, FIRST, SAMPLES)
 
 
 def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
@@ -88,7 +88,7 @@ def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
             evaluated[one] = true_losses(one, seed)[:FIRST]
     while (best := plan(evaluated).best([one for one in GRID if one not in evaluated])) is not None:
         evaluated[best] = true_losses(best, seed)[:FIRST]
-    while needed := rivals(evaluated).undecided():
+    while needed := contenders(evaluated).undecided():
         evaluated |= {one: true_losses(one, seed)[:count] for one, count in needed.items()}
     return evaluated
 
@@ -150,7 +150,7 @@ def test_a_dominated_candidate_names_what_beats_it() -> None:
 
 def test_the_race_ends_and_nobody_gets_more_samples_than_there_are() -> None:
     evaluated = search()
-    assert rivals(evaluated).undecided() == {}
+    assert contenders(evaluated).undecided() == {}
     assert max(map(len, evaluated.values())) <= SAMPLES
 
 

@@ -13,7 +13,7 @@ import pytest
 from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW
 from searches import SMALL_OPTIONS, TESTS, SmallSearch
 
-from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
@@ -25,7 +25,7 @@ WITHOUT_WINNERS = ("-k", "not test_winners")
 
 
 def key(target: float, accelerator: str = "Echo", steps: int = 20) -> GoldenKey:
-    return GoldenKey("SD1.5", "DDIM", steps, accelerator, target)
+    return GoldenKey(Cell("SD1.5", "DDIM", steps), accelerator, target)
 
 
 def figures(search: SmallSearch, purpose: str = "search") -> dict[int, tuple[float, float]]:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
+from entries import ENVIRONMENT
+from found import PARAMS, chosen, measured
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.report.progress import EndedCase, Progress
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import calibration_text, slowdown_text
 from pytest_diffaccel.search.effort import Effort, SearchCase
+from pytest_diffaccel.search.news import Calibration, News
+from pytest_diffaccel.search.results import CellWinners, Skipped, Winners
 
 CELL = Cell("SD1.5", "DDIM", 20)
-RESULT = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache", "speedup": 1.6, "lpips": 0.1234}
+RESULT = measured(Candidate(CELL, "DeepCache", PARAMS), 1.6, 0.1234)
 EFFORT = Effort(batches=2, first_batches=1, blocks=None)
 #: An unaccelerated run of README's start, seconds on 2 CPU cores.
 RUN_S = 1.43
 
 
 @dataclass(frozen=True)
-class Measured:
+class Group:
     """A group of README's start as it went.
 
     Attributes:
@@ -43,12 +47,12 @@ class Measured:
 
 #: README's start: SD1.5 DDIM 20, coarse grid, 8 samples in batches of 4, embedded pipelines on 2 CPU cores.
 MEASURED = {
-    "DeepCache": Measured(6, (3.6, 0.4), 4.1, 4, 3),
-    "T-Gate": Measured(6, (1.0, 0.9, 1.1, 1.0), 8.0, 5, 2),
-    "ToMe": Measured(2, (1.5, 1.4), 0.0, 0, 0),
-    "DeepCache and ToMe": Measured(2, (0.9, 0.7, 0.5, 0.5), 5.7, 2, 3),
-    "DeepCache and T-Gate": Measured(7, (0.6, 0.7, 0.6, 0.4, 0.4), 9.3, 7, 4),
-    "DeepCache, T-Gate, and ToMe": Measured(10, (0.7, 0.4), 12.4, 10, 4),
+    "DeepCache": Group(6, (3.6, 0.4), 4.1, 4, 3),
+    "T-Gate": Group(6, (1.0, 0.9, 1.1, 1.0), 8.0, 5, 2),
+    "ToMe": Group(2, (1.5, 1.4), 0.0, 0, 0),
+    "DeepCache and ToMe": Group(2, (0.9, 0.7, 0.5, 0.5), 5.7, 2, 3),
+    "DeepCache and T-Gate": Group(7, (0.6, 0.7, 0.6, 0.4, 0.4), 9.3, 7, 4),
+    "DeepCache, T-Gate, and ToMe": Group(10, (0.7, 0.4), 12.4, 10, 4),
 }
 #: Winners in shared blocks, short runs, fewer steps.
 VERIFIED_S = 37.6 + 9.6 + 14.2
@@ -56,7 +60,7 @@ VERIFIED_S = 37.6 + 9.6 + 14.2
 SCALE_S, CALIBRATED_S, LOADED_S, IMPORTED_S = 6.3, 9.6, 4.3, 5.0
 #: By cell, how many times as long as the README's start it takes in truth.
 Cells = Mapping[Cell, float]
-Ended = tuple[str, dict[str, Any], float]
+Ended = tuple[str, CaseResult, float]
 
 
 def cases_of(cells: Cells) -> dict[str, SearchCase]:
@@ -71,46 +75,48 @@ def cases_of(cells: Cells) -> dict[str, SearchCase]:
     return cases
 
 
-def calibrated(run_s: float = RUN_S, steps: int = 20) -> dict[str, Any]:
-    return {
-        "rounds": 4,
-        "seconds": CALIBRATED_S,
-        "half_width_ratio": 0.041,
-        "baseline_s": run_s,
-        "steps": steps,
-        "accelerated_share": 0.55,
-    }
+def calibrated(run_s: float = RUN_S, steps: int = 20) -> Calibration:
+    return Calibration(4, CALIBRATED_S, 0.041, run_s, steps, 0.55)
 
 
-def candidates_of(cell: Cell, name: str, took: float, calibration: dict[str, Any] | None) -> Iterator[Ended]:
+def told(calibration: Calibration) -> CaseResult:
+    """A result of a case of which nothing else is known, that tells of SD1.5's calibration."""
+    return replace(RESULT, news=News(calibrated={"SD1.5": calibration}))
+
+
+def candidates_of(cell: Cell, name: str, took: float, calibration: Calibration | None) -> Iterator[Ended]:
     """A group's candidates: first those that are skipped, whose phases ride on the next result."""
     group = MEASURED[name]
-    place = {"cell": str(cell), "accelerator": name}
+    candidate = Candidate(cell, name, PARAMS)
     waiting = {"loading": LOADED_S, "scale of losses": SCALE_S, "short runs": CALIBRATED_S} if calibration else {}
     for number in range(group.skipped):
         imported_s = IMPORTED_S + sum(waiting.values()) if calibration and not number else 0.0
-        yield f"{cell}-{name}-{number}", place | {"skipped": "key", "evidence": "slow"}, imported_s
+        yield f"{cell}-{name}-{number}", Skipped(candidate, "slow"), imported_s
     for number, seconds in enumerate(group.cases_s, group.skipped):
         phases = {"pictures": took * seconds, **waiting}
-        news = {"calibrated": {cell.pipe: calibration}} if calibration else {}
-        found = {"speedup": RUN_S / seconds if seconds < 3 else 3.0, "lpips": 0.1, "stored": False}
-        yield f"{cell}-{name}-{number}", place | found | news | {"phases_s": phases}, took * seconds
+        news = News(phases, {cell.pipe: calibration} if calibration else {})
+        found = measured(candidate, RUN_S / seconds if seconds < 3 else 3.0, 0.1, news=news)
+        yield f"{cell}-{name}-{number}", found, took * seconds
         waiting, calibration = {}, None
 
 
 def winners_of(cell: Cell, name: str, took: float, verified_s: float | None) -> Ended:
     """A group's winners' case, which verifies the cell if that takes any time."""
     group = MEASURED[name]
-    result: dict[str, Any] = {"cell": str(cell), "accelerator": name, "explored": group.explored}
-    result["provisional"] = [{"params": {"a": {"b": number}}} for number in range(group.winners)]
-    result["phases_s"] = {"pictures": took * group.winners_s, "short runs": took * (verified_s or 0.0)}
-    if verified_s is not None:
-        result["golden"] = {}
+    phases = {"pictures": took * group.winners_s, "short runs": took * (verified_s or 0.0)}
+    result = Winners(
+        cell,
+        name,
+        tuple(chosen(cell, name, 1.2, {"a": {"b": number}}) for number in range(group.winners)),
+        group.explored,
+        of_cell=None if verified_s is None else CellWinners((), (), (), ENVIRONMENT, "", ()),
+        news=News(phases),
+    )
     number = group.skipped + len(group.cases_s)
-    return f"{cell}-{name}-{number}", result, sum(result["phases_s"].values())
+    return f"{cell}-{name}-{number}", result, sum(phases.values())
 
 
-def search(cells: Cells, calibrations: Mapping[str, dict[str, Any]]) -> Iterator[Ended]:
+def search(cells: Cells, calibrations: Mapping[str, Calibration]) -> Iterator[Ended]:
     """All cases of a session's one process, as they end: name, result, and seconds."""
     seen: set[str] = set()
     for cell, took in cells.items():
@@ -139,7 +145,7 @@ class Replayed:
     progress: Progress
 
 
-def replay(cells: Cells, calibrations: Mapping[str, dict[str, Any]] | None = None) -> Replayed:
+def replay(cells: Cells, calibrations: Mapping[str, Calibration] | None = None) -> Replayed:
     """Show a progress all cases of a search by one process."""
     cases = cases_of(cells)
     left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
@@ -180,7 +186,7 @@ def test_what_is_told_after_calibration_is_what_it_takes() -> None:
 def test_nothing_is_told_before_the_calibration() -> None:
     left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True)
     progress = Progress(58, left)
-    progress.case_ended(EndedCase("SD1.5-DDIM-20-DeepCache-0", "skipped", 15.6, ""), RESULT | {"skipped": "key"})
+    progress.case_ended(EndedCase("SD1.5-DDIM-20-DeepCache-0", "skipped", 15.6, ""), RESULT)
     assert progress.left() is None
     assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; least")
 
@@ -234,9 +240,9 @@ def test_cells_of_other_steps_and_pipes_are_estimated_from_the_one_that_is_calib
 
 def test_a_calibration_that_another_worker_tells_of_again_changes_nothing() -> None:
     left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True)
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    left.case_ended("", told(calibrated()), duration_s=1.0)
     before = left.seconds()
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated(9.9)}}, duration_s=1.0)
+    left.case_ended("", told(calibrated(9.9)), duration_s=1.0)
     assert left.seconds() == before
 
 
@@ -244,9 +250,9 @@ def test_stored_cases_take_no_time_and_say_nothing_of_it() -> None:
     """Three candidates of which one is stored: as many others are expected as without."""
     cases = {str(number): SearchCase(CELL, "ToMe", is_winners=number == 3, in_group=3) for number in range(4)}
     left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    left.case_ended("", told(calibrated()), duration_s=1.0)
     before = left.seconds()
-    left.case_ended("0", RESULT | {"accelerator": "ToMe", "stored": True, "phases_s": {}}, duration_s=0.1)
+    left.case_ended("0", replace(RESULT, stored=True), duration_s=0.1)
     after = left.seconds()
     assert before is not None
     assert after is not None
@@ -262,7 +268,7 @@ def test_an_exhaustive_search_learns_from_its_first_cases() -> None:
     assert left.seconds() is None
     first_s = effort.evaluation(1 / 1.6) + effort.batches  # the unaccelerated pictures, too
     for name, seconds in (("0", first_s), ("1", effort.evaluation(1 / 1.6))):
-        left.case_ended(name, RESULT | {"phases_s": {"loading": 9.0, "timing": seconds}}, duration_s=60.0)
+        left.case_ended(name, replace(RESULT, news=News({"loading": 9.0, "timing": seconds})), duration_s=60.0)
         assert left.seconds() == pytest.approx((9 - int(name)) * effort.evaluation())
     assert not left.is_calibrated
 
@@ -285,7 +291,7 @@ def test_verifications_of_two_cells_go_on_at_once_unless_they_need_the_machine_a
 
 def test_a_budget_bounds_what_is_left_but_for_the_verification() -> None:
     left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True, budget_s=80.0)
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    left.case_ended("", told(calibrated()), duration_s=1.0)
     assert left.seconds() == 80.0
     name, result, _ = winners_of(CELL, "DeepCache", 1.0, None)
     left.case_ended(name, result, duration_s=70.0)
@@ -294,11 +300,13 @@ def test_a_budget_bounds_what_is_left_but_for_the_verification() -> None:
 
 def test_what_a_worker_verifies_ahead_is_not_expected_again() -> None:
     left = TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True)
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    left.case_ended("", told(calibrated()), duration_s=1.0)
     before, names = left.seconds(), list(MEASURED)
     for name in names[:-1]:
         case, result, _ = winners_of(CELL, name, 1.0, None)
-        result["phases_s"] |= {"verification": VERIFIED_S / len(names)}
+        assert isinstance(result, Winners)
+        phases = {**result.news.phases_s, "verification": VERIFIED_S / len(names)}
+        result = replace(result, news=News(phases))
         left.case_ended(case, result, duration_s=20.0)
     after = left.seconds()
     assert before is not None
@@ -310,7 +318,7 @@ def test_what_a_worker_verifies_ahead_is_not_expected_again() -> None:
 def test_a_session_of_candidates_without_winners_verifies_nothing() -> None:
     cases = {name: case for name, case in cases_of({CELL: 1.0}).items() if not case.is_winners}
     left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
-    left.case_ended("", {"calibrated": {"SD1.5": calibrated()}}, duration_s=1.0)
+    left.case_ended("", told(calibrated()), duration_s=1.0)
     assert left.seconds() == pytest.approx(RUN_S * (2 + 0.55 * 47), rel=0.1)
 
 
@@ -318,9 +326,9 @@ def test_a_calibration_is_told_with_the_time_left() -> None:
     assert calibration_text("SD1.5", calibrated(), "3 min") == (
         "SD1.5: calibrated in 10 s; speed-ups are predicted to 4.1% or better; about 3 min left"
     )
-    assert calibration_text("SD1.5", calibrated() | {"rounds": 0}, None) == (
+    assert calibration_text("SD1.5", replace(calibrated(), rounds=0), None) == (
         "SD1.5: calibrated before; speed-ups are predicted to 4.1% or better"
     )
     assert "in 10 s; some speed-ups are open yet" in calibration_text(
-        "SD1.5", calibrated() | {"half_width_ratio": 28.9}, None
+        "SD1.5", replace(calibrated(), half_width_ratio=28.9), None
     )

@@ -16,6 +16,7 @@ from entries import MET
 from searches import SMALL_OPTIONS, SmallSearch, embedded_folder
 
 from pytest_diffaccel.gate.environments import Comparison
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -49,7 +50,7 @@ def gated_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory
         batch_size=1,
         environment=environment,
     )
-    found = {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target): entry for target in (1.2, 1.5)}
+    found = {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", target): entry for target in (1.2, 1.5)}
     golden.write_text(dump_entries(found), encoding="utf-8")
     # Of a reference of few figures, taken while the machine was busy, not even a gross slowdown can be shown.
     _break(folder, "faults.judge_quickly(most=16)")
@@ -152,7 +153,9 @@ def test_workers_judge_a_pipe_each_and_the_controller_records(gate: Gate) -> Non
     models.write_text(models.read_text(encoding="utf-8") + model, encoding="utf-8")
     golden = read_golden(gate.golden)
     unknown = {"environment": "0" * 12, "lpips": 0.5, "lpips_ci95": (0.0, 1.0)}
-    of_sdxl = {replace(key, pipe="SDXL"): replace(entry, **unknown) for key, entry in golden.items()}
+    of_sdxl = {
+        replace(key, cell=replace(key.cell, pipe="SDXL")): replace(entry, **unknown) for key, entry in golden.items()
+    }
     gate.golden.write_text(dump_entries({**golden, **of_sdxl}), encoding="utf-8")
     # In a worker memory lies otherwise than in the process that recorded: steps differ by a tenth.
     result = gate.run("--pipe", "SDXL", "-n", "2", "--update-golden", "-v", "--gate-slowdown", "30%")

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -20,6 +20,7 @@ from recorded import CELL, HOSTILE, RecordedSearch, deepcache_grid, environment
 from searches import SmallSearch
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
@@ -37,9 +38,8 @@ from pytest_diffaccel.report.html.content.findings import Findings, find
 from pytest_diffaccel.report.html.content.golden_part import categories, golden_part
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
-from pytest_diffaccel.search.group import DONE
 
-KEY = GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.5)
+KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 _SAME_ENVIRONMENT = "The environment is the one that golden was recorded in"
 
 
@@ -68,7 +68,7 @@ def test_a_cell_shows_its_newest_conditions_and_counts_the_others(search: Record
     candidate = Candidate(CELL, "DeepCache", deepcache_grid()[3])
     with Store.open(search.store) as store:
         store.save(search.measurement(candidate, newer, "search"))
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert record.environment == newer.id != old.id
     assert list(record.searched) == [candidate.key]
     assert record.left_out == 4 + CELL.steps
@@ -77,7 +77,7 @@ def test_a_cell_shows_its_newest_conditions_and_counts_the_others(search: Record
 def test_rivals_belong_to_the_cell_whose_steps_they_replace(search: RecordedSearch) -> None:
     search.fill(grid=deepcache_grid()[:2])
     with Store.open(search.store) as store:
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert record.cell == CELL
     assert [one.candidate.cell.steps for one in record.rivals] == list(range(1, 21))
 
@@ -87,7 +87,7 @@ def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
     failed = Candidate(cell, "DeepCache", deepcache_grid()[0])
     with Store.open(search.store) as store:
         store.save_failure(failed, environment().id, search.sampling(), "oom", "out of memory")
-        (record,) = cells_of(store.contents(), done=DONE)
+        (record,) = cells_of(store.contents())
     assert (record.cell, len(record.failures)) == (cell, 1)
 
 
@@ -101,7 +101,7 @@ def findings(search: RecordedSearch) -> Findings:
     return found
 
 
-def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> None:
+def test_winners_are_those_that_the_search_chose(findings: Findings) -> None:
     won = {row.params: row.targets for row in findings.rows if row.verdict == "winner"}
     assert won == {
         "cache_interval=2,cache_branch_id=0": (1.2, 1.5),
@@ -111,35 +111,28 @@ def test_winners_are_those_that_the_search_would_choose(findings: Findings) -> N
     assert findings.entries[replace(KEY, target=4.0)].reason == "speed"
 
 
-def found_where_verified(search: RecordedSearch, is_verified: Callable[[Candidate], bool]) -> Findings:
-    """What is found where only these winners have been measured again."""
+def test_winners_stay_what_was_chosen_when_later_blocks_would_choose_others(search: RecordedSearch) -> None:
+    """Blocks of other groups tell about its speed-ups, too; the winners are those of golden until it is searched."""
+    search.fill()
+    (before,) = find(material(search))
+    with Store.open(search.store) as store:
+        for one in before.record.verified.values():
+            faster = replace(one.speedup, value=9.0, high=9.5)
+            store.save(replace(one, speedup=faster, blocks=tuple(at_pace(one.blocks, 0.5))))
+    (after,) = find(material(search))
+    assert after.entries == before.entries
+    assert len(after.entries) == 7
+    assert [row.figures and row.figures.speedup for row in after.rows] == [
+        row.figures and row.figures.speedup for row in before.rows
+    ]
+
+
+def test_a_group_that_is_not_decided_yet_has_speedups_and_no_winners(search: RecordedSearch) -> None:
     search.fill()
     made = material(search)
-    left = tuple(
-        one
-        for one in made.contents.measurements
-        if one.measurement.sampling.purpose != "winner" or is_verified(one.measurement.candidate)
-    )
-    (found,) = find(replace(made, contents=replace(made.contents, measurements=left)))
-    return found
-
-
-def test_a_target_keeps_its_verified_winner_when_later_blocks_would_choose_another(search: RecordedSearch) -> None:
-    """Blocks of other groups tell about its speed-ups too; the winner that was recorded stays until it is searched."""
-    first = Candidate(CELL, "DeepCache", deepcache_grid()[0])
-    found = found_where_verified(search, lambda candidate: candidate != first)
-    assert found.entries[KEY].params == deepcache_grid()[1]
-    assert len(found.entries) == 7
-
-
-def test_a_target_that_only_unverified_candidates_reach_is_left_open(search: RecordedSearch) -> None:
-    slowest = Candidate(CELL, "DeepCache", deepcache_grid()[0])
-    found = found_where_verified(search, lambda candidate: candidate == slowest)
-    assert {key.target: entry.status for key, entry in found.entries.items()} == {
-        1.2: "met",
-        1.5: "met",
-        4.0: "unattainable",  # that is told without a verification
-    }
+    (found,) = find(replace(made, contents=replace(made.contents, winners=())))
+    assert found.entries == {}
+    assert found.record.speedups == {key: one.speedup for key, one in found.record.best_known.items()}
 
 
 def test_every_other_row_says_why_not(findings: Findings) -> None:
@@ -442,11 +435,12 @@ def test_the_step_summary_has_winners_failures_and_golden_changes() -> None:
 
 
 def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
-    result = {"case": "SD1.5-DDIM-20-DeepCache", "verdict": {"status": "regressed"}, "text": "speed -5%\nno | more"}
-    fine = {"case": "another", "verdict": {"status": "ok"}, "text": ""}
+    slower = Verdict((Finding("speed", "regressed", "-5%"),), notes=("no | more",))
+    result = GateVerdict(CELL, None, "SD1.5-DDIM-20-DeepCache", (), slower)
+    fine = replace(result, case="another", verdict=Verdict((Finding("speed", "ok", ""),)))
     text = "\n".join(gate_summary([result, fine], ["third"], 3, ["next: look"]))
     assert "1 regressed, 1 ok, 1 broke off of 3 cases" in text
-    assert "| regressed | SD1.5-DDIM-20-DeepCache | speed -5%<br>no \\| more |" in text
+    assert "| regressed | SD1.5-DDIM-20-DeepCache | speed regressed: -5%<br>note: no \\| more |" in text
     assert "| broke off | third | |" in text
     assert "another" not in text
 

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from pytest_diffaccel.accelerators.base import PipelineCall
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.run import SearchRun
 
@@ -108,10 +107,10 @@ def opened(*arguments: str) -> tuple[SearchRun, Candidate]:
 
 def begin(run: SearchRun, candidate: Candidate, times: int) -> None:
     """What processes leave that end while they measure a candidate."""
-    for _ in range(times):
+    for number in range(times):
         sampling = run.bench.sampling(candidate.cell, "search")
         place = candidate, run.bench.environment(candidate.cell).id, sampling
-        run.bench.store.begin(*place, "case", session_began_at=time.time())
+        run.bench.store.begin(*place, "case", session=f"session {number}")
 
 
 def raced(run: SearchRun) -> list[str]:
@@ -190,8 +189,9 @@ def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
     SteadyClock(monkeypatch)
     run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
     found = run.find_winners(*run.groups[0])
-    assert folder.failures() == [(run.candidates[1].key, "interrupted", str(error))]
-    assert '"echo_interval": 2' in next(iter(found["golden"].values()))
+    assert folder.failures() == [(run.candidates[1].key, "missing", str(error))]
+    assert found.of_cell is not None
+    assert found.of_cell.decided[0].entry.params["Echo"]["echo_interval"] == 2
     # What was away for a while may be there again in another session.
     cell, sampling = run.candidates[1].cell, run.bench.sampling(run.candidates[1].cell, "search")
     assert [failure.candidate for failure in run.bench.failures(cell, sampling)] == [run.candidates[1]]
@@ -207,7 +207,7 @@ def test_what_another_worker_of_the_session_measures_has_ended_nobody(folder: Sm
     sampling = run.bench.sampling(candidate.cell, "search")
     for _ in range(2):
         place = candidate, run.bench.environment(candidate.cell).id, sampling
-        run.bench.store.begin(*place, "case", session_began_at=run.session.began_at)
+        run.bench.store.begin(*place, "case", session=run.session.name)
     run.close()
     assert [kind for _, kind, _ in folder.failures()] == ["interrupted"]
 
@@ -239,9 +239,11 @@ def test_one_that_fails_with_more_samples_is_out_and_the_rest_go_on(
 
     run, candidate = opened()
     monkeypatch.setattr("pytest_diffaccel.search.group.extend", fails)
-    Group(run.bench, cell, accelerator).extend(candidate, 2)
+    GroupSearch(run.bench, cell, accelerator).extend(candidate, 2)
     assert folder.failures() == [(candidate.key, "error", "an accident")]
-    assert run.find_winners(cell, accelerator)["golden"]
+    found = run.find_winners(cell, accelerator)
+    assert found.of_cell is not None
+    assert found.of_cell.decided
     assert candidate not in run.bench.known(cell).losses(cell)
     run.close()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,33 @@ from xml.etree import ElementTree
 
 import pytest
 from echo import DEATH, ERROR
+from entries import ENVIRONMENT, MET
+from found import CELL, FIGURES, PARAMS
 from searches import SmallSearch
 
+from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
+from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
+from pytest_diffaccel.report.results import CaseResult, dump, parse
+from pytest_diffaccel.search.news import Calibration, News
+from pytest_diffaccel.search.results import (
+    Broken,
+    CellWinners,
+    Chosen,
+    Decided,
+    Measured,
+    Refusal,
+    Skipped,
+    Verified,
+    Winners,
+)
 
-FIGURES = {
-    "cell": "SD1.5-DDIM-20",
-    "accelerator": "DeepCache",
-    "candidate": "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0",
-    "speedup": 1.23456789,
-    "speedup_ci95": [1.2, 1.25],
-    "lpips": 0.0123,
-    "lpips_ci95": [0.01, 0.015],
-    "fired": {"cached_steps": 10, "denoiser_calls": 20},
-    "stored": False,
-}
 RECORDS = ("--junitxml", "junit.xml", "--diffaccel-log", "logs/cases.jsonl", "--benchmark-json", "benchmark.json")
 POINTS = ((10, 0), (20, 0))
 
@@ -47,23 +59,87 @@ def junit(path: Path) -> dict[str, dict[str, str]]:
 
 
 def test_properties_are_plain() -> None:
-    found = dict(plain_properties(FIGURES))
+    found = dict(plain_properties(Measured(FIGURES, stored=False)))
     assert (found["status"], found["speedup"], found["speedup_ci95"]) == ("measured", "1.23457", "[1.2, 1.25]")
     assert found["fired"] == "cached_steps=10, denoiser_calls=20"
     assert found.keys() <= set(NAMES)
-    assert dict(plain_properties({**FIGURES, "stored": True}))["status"] == "stored"
+    assert dict(plain_properties(Measured(FIGURES, stored=True)))["status"] == "stored"
     place = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache"}
-    assert dict(plain_properties(place)) == {"status": "unfinished", **place}
-    skipped = dict(plain_properties({**place, "skipped": "a candidate", "evidence": "too slow"}))
-    assert skipped == {"status": "skipped", **place, "candidate": "a candidate", "evidence": "too slow"}
+    assert dict(plain_properties(Broken(CELL, "DeepCache"))) == {"status": "unfinished", **place}
+    skipped = dict(plain_properties(Skipped(FIGURES.candidate, "too slow")))
+    assert skipped == {"status": "skipped", **place, "candidate": FIGURES.candidate.key, "evidence": "too slow"}
+
+
+KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
+OF_CELL = CellWinners(
+    decided=(Decided(KEY, MET, "images/a"), Decided(replace(KEY, target=1.2), MET, None)),
+    undecided=(Chosen(replace(KEY, target=4.0), PARAMS, Interval(3.9, 3.5, math.inf), 0.2),),
+    verified=(Verified(FIGURES, "launch"), Verified(FIGURES, None)),
+    environment=replace(ENVIRONMENT, scale=QualityScale(0.0, 1e-8, 6e-8, 0.165)),
+    baseline="images/b",
+    prompts=("red apple", "a ]]> <b>"),
+)
+NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55)})
+SESSION = Session(
+    0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, host=Speed(0.3, 0.01, 5.0, 0.02, 1.0)
+)
+VERDICT = Verdict((Finding("speed", "regressed", "3% slower", 0.03, (0.02, 0.04)),), ("torch",), (), (("power", 0.9),))
+RESULTS = (
+    Measured(FIGURES, stored=True, news=NEWS),
+    Skipped(FIGURES.candidate, "too slow"),
+    Winners(CELL, "DeepCache", OF_CELL.undecided, 3, 1, ("a: failed",), None, OF_CELL, NEWS),
+    Winners(CELL, "DeepCache", refused=Refusal("unfit", "it has no mid block")),
+    Broken(CELL, case="SD1.5-DDIM-20-baseline"),
+    GateVerdict(CELL, FIGURES.candidate, FIGURES.candidate.key, (1.5,), VERDICT, (0.5,), {"a": SESSION}, 2.5),
+    GateVerdict(CELL, None, "SD1.5-DDIM-20-baseline", (), VERDICT),
+)
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
+def test_a_result_reaches_the_controller_as_it_was_sent(result: CaseResult) -> None:
+    assert parse(dump(result)) == result
+
+
+@pytest.mark.parametrize("text", ["{}", '{"kind": "another"}', '{"kind": "skipped", "evidence": "slow"}'])
+def test_what_is_no_result_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"kind|candidate"):
+        parse(text)
+
+
+def test_other_tools_see_names_and_shapes_that_stay() -> None:
+    """Those of docs/records.md: what reads a log or a property goes on doing so."""
+    shown = [result.to_json() for result in RESULTS]
+    figures = {"candidate", "params", "speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95", "rounds_s"}
+    figures |= {"estimates_agree", "lpips", "lpips_ci95", "psnr_db", "ssim", "fired", "peak_memory_mb", "num_samples"}
+    place, news = {"cell", "accelerator"}, {"phases_s", "calibrated"}
+    of_cell = {"golden", "undecided", "verified", "environments", "pictures", "baseline", "prompts"}
+    winners = {"provisional", "explored", "left", "failed", "phases_s"}
+    gate = {"params", "case", "targets", "verdict", "text", "rounds_s", "sessions", "seconds"}
+    assert [one.keys() for one in shown] == [
+        place | figures | news | {"environment", "stored"},
+        place | {"skipped", "evidence"},
+        place | winners | of_cell | news,
+        place | winners | {"refused", "unfinished", "unfit"},
+        {"cell", "case"},
+        place | gate,
+        place | gate,
+    ]
+    measured, _, finished, unfit, _, judged, _ = shown
+    assert (measured["cell"], measured["speedup_ci95"]) == ("SD1.5-DDIM-20", [1.2, 1.25])
+    assert finished["golden"] == dict.fromkeys([str(KEY), str(replace(KEY, target=1.2))], MET.to_json())
+    assert finished["pictures"] == {str(KEY): "images/a"}
+    assert finished["undecided"][0]["key"] == str(replace(KEY, target=4.0))
+    assert [one["bound"] for one in finished["verified"]] == ["launch", None]
+    assert (unfit["refused"], unfit["unfit"], unfit["unfinished"]) == ("it has no mid block", True, False)
+    assert (judged["verdict"]["status"], judged["verdict"]["figures"]) == ("regressed", {"power": 0.9})
 
 
 def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "new" / "cases.jsonl"
     for evidence in ("first run", "second run"):
         log = CaseLog(path)
-        case = EndedCase("test_search[x]", "skipped", 0.25, "gw1")
-        log.write(case, "x", {"cell": "c", "skipped": "x", "evidence": evidence})
+        case = EndedCase("test_search[x]", "skipped", 0.25, "gw1", evidence)
+        log.write(case, "x", Skipped(FIGURES.candidate, evidence))
     written = lines(path)
     assert [line["reason"] for line in written] == ["first run", "second run"]
     assert (written[0]["version"], written[0]["case"], written[0]["duration_s"]) == (1, "x", 0.25)

@@ -14,6 +14,7 @@ from pytest_diffaccel.search.decide.select import (
     leader,
 )
 from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach
+from pytest_diffaccel.search.verify.verification import final_choice
 
 CELL = Cell("SD1.5", "DDIM", 20)
 
@@ -164,3 +165,17 @@ def test_more_samples_do_not_make_a_loss_look_worse() -> None:
     raced, spared = option(1, 1.5, 0.10, 0.10, 0.40, 0.40), option(2, 1.5, 0.15, 0.15)
     assert raced.lpips > spared.lpips
     assert leader([raced, spared]) is raced
+
+
+def test_where_the_best_is_not_verified_the_best_of_those_that_are_is_the_winner() -> None:
+    best, second = option(2, 1.6, 0.01), option(3, 1.6, 0.02)
+    assert final_choice([best, second], {second.candidate.key}, 1.5, 0.25) == Choice(1.5, second, None)
+
+
+def test_a_target_that_only_unverified_candidates_reach_is_undecided() -> None:
+    fast, slow = option(5, 3.1, 0.05), option(2, 1.6, 0.01)
+    reasons = {target: final_choice([fast, slow], {slow.candidate.key}, target, 0.25).reason for target in TARGETS}
+    # What nothing reaches is told without a verification.
+    assert reasons == {1.2: None, 1.5: None, 1.8: "undecided", 2.0: "undecided", 2.5: "undecided", 3.0: "undecided"} | {
+        4.0: "speed"
+    }

@@ -9,13 +9,14 @@ import errno
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from entries import MET
+from entries import ENVIRONMENT, MET
 from filelock import FileLock
+from found import measured
 from searches import SMALL_OPTIONS, SearchFolder
 
 from pytest_diffaccel.gate.case import Showing
@@ -25,7 +26,7 @@ from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
-from pytest_diffaccel.records import golden_file, places, presence
+from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -36,6 +37,7 @@ from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
 from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
 from pytest_diffaccel.search.run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
@@ -74,21 +76,19 @@ class MadeUp:
     def run(self, *arguments: str) -> pytest.RunResult:
         return self.pytester.runpytest_inprocess("benches", *SMALL_OPTIONS, *arguments)
 
-    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> dict[str, Any]:
+    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
         self.measured.append(candidate)
-        place = {"cell": str(candidate.cell), "accelerator": candidate.accelerator, "candidate": candidate.key}
-        figures = {"speedup": 2.0, "speedup_ci95": [1.9, 2.1], "lpips": 0.1, "stored": False}
-        return {**place, "params": candidate.params, **figures, "fired": {"denoiser_calls": 20}}
+        return measured(candidate, 2.0, 0.1)
 
-    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> dict[str, Any]:
-        found = {"cell": str(cell), "accelerator": accelerator, "provisional": [], "explored": 0, "left": self.left}
+    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> Winners:
+        found = Winners(cell, accelerator, left=self.left)
         if self.misfit:
-            return {**found, "refused": self.misfit, "unfinished": False, "unfit": True}
+            return replace(found, refused=Refusal("unfit", self.misfit))
         missing = POINTS - len(self.measured)
         if missing and not self.left:
-            return {**found, "refused": f"{missing} candidates are not measured yet", "unfinished": True}
-        verified = {"golden": {KEY: MET.to_json()}, "environments": {}, "verified": [], "undecided": [], "pictures": {}}
-        return found | (verified if self.verifies else {})
+            return replace(found, refused=Refusal("unfinished", f"{missing} candidates are not measured yet"))
+        of_cell = CellWinners((Decided(GoldenKey.parse(KEY), MET, None),), (), (), ENVIRONMENT, "", ())
+        return replace(found, of_cell=of_cell if self.verifies else None)
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ TIMES_S = (0.5, 0.4, 0.6)
 def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A folder with one golden winner, whose gate makes up what it finds."""
     made_up.folder.golden.parent.mkdir()
-    write_golden(made_up.folder.golden, {GoldenKey("SD1.5", "DDIM", 20, "DeepCache", 1.2): MET})
+    write_golden(made_up.folder.golden, {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
     reference = Session(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
     showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
     verdict = Verdict(showing.findings, (), (), showing.figures)
@@ -373,7 +373,7 @@ def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, m
         made_up.measured.clear()
         made_up.run("--store", url).stdout.no_fnmatch_line("*another session*")
         with Store.open(url) as store:
-            assert store.decisions(presence._ENVIRONMENT, presence._SAMPLING) == {}
+            assert store.sessions() == []
 
 
 def test_a_lock_of_somebody_elses_beside_the_report_matters_to_nobody(made_up: MadeUp) -> None:
@@ -391,7 +391,7 @@ def test_a_session_that_is_refused_prunes_nothing(made_up: MadeUp, monkeypatch: 
     monkeypatch.setattr(places.Store, "try_writing", refuse)
     golden = made_up.folder.golden
     golden.parent.mkdir()
-    gone = GoldenKey("SD1.5", "DDIM", 20, "Gone", 1.2)
+    gone = GoldenKey(Cell("SD1.5", "DDIM", 20), "Gone", 1.2)
     golden.write_text(dump_entries({gone: MET}), encoding="utf-8")
     assert made_up.run("--golden-prune").ret == pytest.ExitCode.USAGE_ERROR
     assert list(read_golden(golden)) == [gone]

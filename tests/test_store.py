@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -24,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import MET
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
+from sqlalchemy import MetaData, create_engine, insert, select, text
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Round, RunTiming, Sampling
-from pytest_diffaccel.records import presence
-from pytest_diffaccel.records.contents import Contents
+from pytest_diffaccel.records import migration, presence
+from pytest_diffaccel.records.contents import Contents, GroupWinners, RunningSession
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Store
@@ -290,7 +292,7 @@ def test_a_success_removes_the_failure(store: Store) -> None:
 
 
 def test_an_unknown_kind_of_failure_is_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match="known: error, oom, timeout, interrupted, crash, not-fired"):
+    with pytest.raises(ValueError, match="known: error, oom, timeout, missing, not-fired"):
         store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "bored", "")  # type: ignore[arg-type]
 
 
@@ -312,16 +314,18 @@ def test_contents_are_everything_in_the_order_it_came(store: Store) -> None:
     store.save(measurement(3))
     store.save(measurement(2, environment="000000000000", sampling=elsewhere))
     store.save_failure(candidate(4), ENVIRONMENT, elsewhere, "oom", "out of memory")
-    store.save_decision("SD1.5-DDIM-20 ToMe", ENVIRONMENT, SAMPLING, "predicted 1.05x")
+    store.save_decision(candidate(5), ENVIRONMENT, SAMPLING, "predicted 1.05x")
+    store.save_group(CELL, "DeepCache", ENVIRONMENT, SAMPLING, "explored")
     found = store.contents()
     assert [one.measurement for one in found.measurements] == [
         measurement(3),
         measurement(2, environment="000000000000", sampling=elsewhere),
     ]
     assert [(one.candidate, one.sampling, one.kind) for one in found.failures] == [(candidate(4), elsewhere, "oom")]
-    assert [(one.subject, one.environment, one.evidence) for one in found.decisions] == [
-        ("SD1.5-DDIM-20 ToMe", ENVIRONMENT, "predicted 1.05x")
+    assert [(one.candidate, one.environment, one.evidence) for one in found.decisions] == [
+        (candidate(5), ENVIRONMENT, "predicted 1.05x")
     ]
+    assert [(one.cell, one.accelerator, one.state) for one in found.groups] == [(CELL, "DeepCache", "explored")]
     stored = [one.created_at for one in (*found.measurements, *found.failures, *found.decisions)]
     assert stored == sorted(stored)
 
@@ -351,21 +355,178 @@ def test_another_schema_version_is_refused(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 4: give another --store"):
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 6: give another --store"):
         Store.open(url)
 
 
-def test_the_version_before_is_read_and_becomes_this_one(url: str) -> None:
-    Store.open(url).close()
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE diffaccel_info SET value = '2'"))
-        connection.execute(text("DROP TABLE diffaccel_calibration"))
-    with Store.open(url) as store:
-        assert store.rounds(ENVIRONMENT) == []
-    with engine.begin() as connection:
+OLD_STORE = Path(__file__).parent / "data" / "store-4.sqlite"
+#: What that store is of: a race of Echo that died three times.
+OLD_CELL, OLD_ENVIRONMENT = Cell("SD1.5", "DDIM", 20), "8442ab4bf647"
+
+
+def old_candidate(interval: int, mishap: int, steps: int = 20) -> Candidate:
+    return Candidate(replace(OLD_CELL, steps=steps), "Echo", {"Echo": {"echo_interval": interval, "mishap": mishap}})
+
+
+@pytest.fixture
+def old_store(url: str, tmp_path: Path) -> str:
+    """URL of a store that an earlier version left, of schema version 4: a real one, also where the rows were copied."""
+    copied = tmp_path / "folder" / "store.sqlite"
+    copied.parent.mkdir(exist_ok=True)
+    shutil.copy(OLD_STORE, copied)
+    if url.startswith("postgresql"):
+        tables, source, target = MetaData(), create_engine(f"sqlite:///{copied}"), create_engine(url)
+        tables.reflect(source)
+        for column in (column for table in tables.tables.values() for column in table.columns):
+            column.type = column.type.as_generic()
+        with source.connect() as reading, target.begin() as writing:
+            tables.create_all(writing)
+            for table in tables.sorted_tables:
+                writing.execute(insert(table), [dict(row._mapping) for row in reading.execute(select(table))])
+        source.dispose()
+        target.dispose()
+    return url
+
+
+def test_a_store_of_an_earlier_version_is_read_on(old_store: str) -> None:
+    for _ in range(2):  # the second time it is this version's
+        with Store.open(old_store) as store:
+            found = store.contents()
+            sampling = found.measurements[0].measurement.sampling
+            assert [
+                (one.measurement.candidate.key, one.measurement.sampling.purpose) for one in found.measurements
+            ] == [
+                (old_candidate(10, 0).key, "search"),
+                (old_candidate(2, 0).key, "search"),
+                (old_candidate(2, 0).key, "winner"),
+                (old_candidate(10, 0).key, "winner"),
+                ("SD1.5-DDIM-9--", "instead of 20 steps"),
+                ("SD1.5-DDIM-2--", "instead of 20 steps"),
+            ]
+            assert len(found.rounds[OLD_ENVIRONMENT]) == 36
+            skipped = {one.candidate.key: one.evidence for one in found.decisions}
+            assert skipped.keys() == {old_candidate(2, 0).key, old_candidate(4, 1).key}
+            assert all(evidence.startswith("predicted") for evidence in skipped.values())
+            assert store.decision(old_candidate(4, 1), OLD_ENVIRONMENT, sampling) == skipped[old_candidate(4, 1).key]
+            assert store.group_state(OLD_CELL, "Echo", OLD_ENVIRONMENT, sampling) == "done"
+            assert [(one.candidate, one.kind) for one in found.failures] == [
+                (old_candidate(7, 4), "crash"),
+                (old_candidate(4, 1), "error"),
+            ]
+            assert found.failures[0].message == "the process ended during this case, twice"
+            short = store.failures(OLD_ENVIRONMENT, replace(sampling, purpose="calibration"))
+            assert [(one.candidate, one.kind) for one in short] == [(old_candidate(7, 4, steps=8), "crash")]
+            # Neither the sessions that died, nor who verified the cell.
+            assert (store.sessions(), found.winners, found.running) == ([], (), ())
+
+
+def test_workers_that_open_an_old_store_at_once_all_can(old_store: str) -> None:
+    code = (
+        "import sys; from pytest_diffaccel.records.store import Store; print(len(Store.open(sys.argv[1]).sessions()))"
+    )
+    command = [sys.executable, "-c", code, old_store]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, errors
+    with Store.open(old_store) as store:
+        assert [one.kind for one in store.contents().failures] == ["crash", "error"]
+
+
+def test_a_store_whose_move_to_this_version_breaks_off_is_as_it_was(
+    old_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migration, "_migrate_failures", breaks)
+        with pytest.raises(StoreError, match=r"cannot open the store .*No space left"):
+            Store.open(old_store)
+    engine = create_engine(old_store)
+    with engine.connect() as connection:
         assert connection.scalar(text("SELECT value FROM diffaccel_info")) == "4"
+        assert connection.scalar(text("SELECT count(*) FROM diffaccel_decisions WHERE candidate_key <> ''")) == 9
     engine.dispose()
+    with Store.open(old_store) as store:
+        assert len(store.contents().decisions) == 2
+
+
+@pytest.mark.parametrize(
+    ("subject", "evidence", "told"),
+    [
+        ("SD1.5-DDIM-20-Echo", "explored", ("Echo", "explored")),
+        ("SD1.5-DDIM-20-Echo", "something new was evaluated", ("Echo", "reopened")),
+        ("SDXL-DPM-Solver++-50-DeepCache+ToMe", "winners found", ("DeepCache and ToMe", "done")),
+        (
+            "SDXL-DPM-Solver++-50-DeepCache+ToMe-cache_interval=3,cache_branch_id=0,ratio=0.5,max_downsample=1",
+            "slow",
+            {
+                "DeepCache": {"cache_interval": 3, "cache_branch_id": 0},
+                "ToMe": {"ratio": 0.5, "max_downsample": 1},
+            },
+        ),
+        ("SD1.5-DDIM-20-Gone-a=1", "slow", None),
+        ("SD1.5-DDIM-20-Echo-echo_interval=x", "slow", None),
+        ("what is this", "slow", None),
+    ],
+)
+def test_what_a_subject_in_words_was_is_told(tmp_path: Path, subject: str, evidence: str, told: object) -> None:
+    """What cannot be told is dropped, and decided anew."""
+    path = tmp_path / "store.sqlite"
+    shutil.copy(OLD_STORE, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM diffaccel_decisions WHERE evidence <> 'winners found'")
+        connection.execute("UPDATE diffaccel_decisions SET candidate_key = ?, evidence = ?", (subject, evidence))
+    with Store.open(path) as store:
+        found = store.contents()
+    assert [one.candidate.params for one in found.decisions] == ([told] if isinstance(told, dict) else [])
+    groups = [(one.accelerator, one.state) for one in found.groups]
+    assert groups == ([told] if isinstance(told, tuple) else [])
+
+
+# Attempts
+
+
+def test_what_is_under_way_is_told_and_has_not_failed(store: Store) -> None:
+    here = RunningSession("one", platform.node(), "/here", os.getpid(), 1e9)
+    store.show_session(here)
+    store.begin(candidate(2), ENVIRONMENT, SAMPLING, "case", session="one")
+    store.begin(candidate(3), ENVIRONMENT, SAMPLING, "case", session="one that is gone")
+    store.begin(candidate(4), ENVIRONMENT, replace(SAMPLING, purpose="calibration"), "short run", session="one")
+    found = store.contents()
+    assert [(one.candidate, one.session, one.process) for one in found.running] == [(candidate(2), "one", os.getpid())]
+    assert f"by process {os.getpid()} on {platform.node()}" in found.running[0].in_words()
+    assert [(one.candidate, one.kind) for one in found.failures] == [(candidate(3), "interrupted")]
+    # Whoever looks for something to measure leaves both alone.
+    assert [one.kind for one in store.failures(ENVIRONMENT, SAMPLING)] == ["interrupted"] * 2
+
+
+def test_an_attempt_ends_with_what_comes_of_it(store: Store) -> None:
+    for interval, session in ((2, "one"), (2, "two"), (3, "one"), (4, "one")):
+        store.begin(candidate(interval), ENVIRONMENT, SAMPLING, "case", session=session)
+    assert [one.kind for one in store.failures(ENVIRONMENT, SAMPLING)] == ["crash", "interrupted", "interrupted"]
+    store.save(measurement(2))
+    store.save_failure(candidate(3), ENVIRONMENT, SAMPLING, "error", "an accident")
+    store.forget_failure(candidate(4), ENVIRONMENT, SAMPLING)
+    assert [(one.candidate, one.kind) for one in store.failures(ENVIRONMENT, SAMPLING)] == [(candidate(3), "error")]
+    store.begin(candidate(3), ENVIRONMENT, SAMPLING, "case", session="two")
+    assert [one.kind for one in store.failures(ENVIRONMENT, SAMPLING)] == ["interrupted"]
+
+
+def test_what_was_attempted_before_a_fresh_start_does_not_count(store: Store) -> None:
+    store.begin(candidate(), ENVIRONMENT, SAMPLING, "case", session="one")
+    store.begin(candidate(), ENVIRONMENT, SAMPLING, "case", session="two", since=time.time())
+    assert [one.kind for one in store.failures(ENVIRONMENT, SAMPLING)] == ["interrupted"]
+
+
+def test_what_a_group_chose_is_kept_until_it_chooses_again(store: Store) -> None:
+    speedups = {candidate().key: Interval(1.5, 1.4, 1.6)}
+    chosen = GroupWinners(candidate().cell, "DeepCache", ENVIRONMENT, SAMPLING, {1.5: MET}, speedups)
+    store.save_winners(replace(chosen, entries={}))
+    store.save_winners(chosen)
+    store.save_winners(replace(chosen, accelerator="ToMe"))
+    found = store.contents().winners
+    assert [replace(one, created_at="") for one in found] == [chosen, replace(chosen, accelerator="ToMe")]
 
 
 def test_a_calibration_is_kept_by_environment_in_its_order_until_it_is_forgotten(store: Store) -> None:
@@ -442,7 +603,7 @@ def test_a_session_shows_that_it_lives(
     monkeypatch.setattr(presence, "_BEAT_S", 0.01)
     session_in("one").begin(is_told_of_folder=True)
     later, deadline = time.time(), time.monotonic() + 30
-    while not store.decisions("", presence._SAMPLING, since=later):
+    while not store.sessions(since=later):
         assert time.monotonic() < deadline, "no sign of life"
         time.sleep(0.01)
 
@@ -481,7 +642,7 @@ def test_a_store_with_damaged_pages_is_refused_in_words(tmp_path: Path) -> None:
         for interval in range(2, 200):
             store.save(measurement(interval))
     data = bytearray(path.read_bytes())
-    for place in range(4096 * 8, len(data)):
+    for place in range(4096 * 40, len(data)):
         data[place] = (place * 2654435761 >> 7) & 255
     path.write_bytes(data)
     with Store.open(path) as store, pytest.raises(StoreError, match=r"cannot be read.*another --store") as caught:

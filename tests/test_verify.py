@@ -21,18 +21,14 @@ from searches import BOTH, THRIFTY, SearchFolder, SmallSearch, drive, open_run, 
 from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.cells import cells_of
-from pytest_diffaccel.report.html.content.standing import fit_costs, standing
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.group import DONE
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.verify.cell_end import end_group
@@ -63,7 +59,7 @@ evaluation.timed = breaks
 
 
 def keys(*accelerators: str) -> list[GoldenKey]:
-    return [GoldenKey("SD1.5", "DDIM", 20, name, target) for name in accelerators for target in TARGETS]
+    return [GoldenKey(Cell("SD1.5", "DDIM", 20), name, target) for name in accelerators for target in TARGETS]
 
 
 class Finished:
@@ -73,7 +69,9 @@ class Finished:
         self.folder = folder
         run = open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)])
         self.search_prompts = [prompt for batch in run.bench.batches(CELL, "search") for prompt in batch.prompts]
-        self.first, self.last = drive(run)
+        self.first, last = drive(run)
+        assert last.of_cell is not None
+        self.of_cell = last.of_cell
         #: Of all runs that were timed beside candidates.
         self.timed_prompts: set[str] = set()
 
@@ -117,7 +115,7 @@ def search(
 def forget(search: SmallSearch, accelerator: str) -> None:
     """As if one group had not been searched."""
     search.execute(f"DELETE FROM diffaccel_measurements WHERE accelerator = '{accelerator}'")
-    search.execute(f"DELETE FROM diffaccel_decisions WHERE candidate_key LIKE '%-{accelerator}%'")
+    search.execute(f"DELETE FROM diffaccel_decisions WHERE accelerator = '{accelerator}'")
 
 
 def logged(search: SmallSearch) -> list[dict[str, Any]]:
@@ -129,10 +127,10 @@ def logged(search: SmallSearch) -> list[dict[str, Any]]:
 
 
 def test_golden_entries_of_all_groups_come_with_the_last_ones_case(both: Finished) -> None:
-    assert "golden" not in both.first
-    assert {one["target"] for one in both.first["provisional"]} == set(TARGETS)
-    assert sorted(both.last["golden"]) == sorted(map(str, keys("Echo", "Reply")))
-    assert both.last["undecided"] == []
+    assert both.first.of_cell is None
+    assert {one.key.target for one in both.first.provisional} == set(TARGETS)
+    assert [one.key for one in both.of_cell.decided] == keys("Echo", "Reply")
+    assert both.of_cell.undecided == ()
 
 
 def test_winners_of_all_groups_are_timed_in_shared_blocks(both: Finished) -> None:
@@ -147,10 +145,10 @@ def test_winners_of_all_groups_are_timed_in_shared_blocks(both: Finished) -> Non
 
 
 def test_winners_are_timed_on_pictures_that_chose_nobody(both: Finished) -> None:
-    assert both.timed_prompts == set(both.last["prompts"])
+    assert both.timed_prompts == set(both.of_cell.prompts)
     assert not both.timed_prompts & set(both.search_prompts)
     for one in both.winners():
-        assert len(one.quality.lpips_per_sample) == len(both.last["prompts"])
+        assert len(one.quality.lpips_per_sample) == len(both.of_cell.prompts)
         assert one.speedup.low <= one.speedup.value <= one.speedup.high
         assert all(len(run.kinds) == CELL.steps for block in one.blocks for run in block.runs)
 
@@ -158,13 +156,13 @@ def test_winners_are_timed_on_pictures_that_chose_nobody(both: Finished) -> None
 def test_the_recorded_speed_ups_are_true(both: Finished) -> None:
     """20 steps and as much as one outside them; an echo takes a twentieth of a step, a reply a tenth."""
     for text, part in (("Echo", 0.05), ("Reply", 0.1)):
-        for key, entry in both.last["golden"].items():
-            if text in key:
-                record = json.loads(entry)
-                full = 20 // record["params"][text][f"{text.lower()}_interval"]
+        for one in both.of_cell.decided:
+            if one.key.accelerator == text:
+                full = 20 // int(one.entry.params[text][f"{text.lower()}_interval"])
                 true = 21 / (1 + full + (20 - full) * part)
-                assert record["speedup"] == pytest.approx(true, rel=0.03)
-                assert record["speedup_ci95"][0] <= true <= record["speedup_ci95"][1]
+                assert one.entry.speedup == pytest.approx(true, rel=0.03)
+                assert one.entry.speedup_ci95 is not None
+                assert one.entry.speedup_ci95[0] <= true <= one.entry.speedup_ci95[1]
 
 
 def test_the_first_group_shows_its_winners_before_they_are_verified(search: SmallSearch) -> None:
@@ -332,22 +330,21 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
 
 def test_golden_refuses_what_is_undecided(both: Finished) -> None:
     one = both.winners()[0]
-    (environment,) = both.last["environments"].values()
+    environment = both.of_cell.environment
     option = Option(one.candidate, Interval(3.0, 2.0, 4.0), one.quality.lpips_per_sample)
     winner = Winner(Choice(3.0, option, "undecided"), one, None)
     with pytest.raises(ValueError, match="3x is undecided"):
-        golden_entry(winner, Environment.from_json(json.dumps(environment)))
+        golden_entry(winner, environment)
 
 
 def test_what_is_not_timed_is_recorded_as_predicted(both: Finished) -> None:
     """A candidate that only comes nearest to a target keeps the search's figures, and is not verified."""
     timed_one = both.winners()[0]
     untimed = replace(timed_one, blocks=())
-    (environment,) = both.last["environments"].values()
+    environment = both.of_cell.environment
     option = Option(timed_one.candidate, timed_one.speedup, timed_one.quality.lpips_per_sample)
     entries = [
-        golden_entry(Winner(Choice(4.0, option, "speed"), one, None), Environment.from_json(json.dumps(environment)))
-        for one in (timed_one, untimed)
+        golden_entry(Winner(Choice(4.0, option, "speed"), one, None), environment) for one in (timed_one, untimed)
     ]
     assert [entry.basis for entry in entries] == ["measured", "predicted"]
     assert {entry.status for entry in entries} == {"unattainable"}
@@ -366,7 +363,7 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
     undecided = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.]+)x: ", result.stdout.str(), re.MULTILINE)
     assert undecided
     for name, target in undecided:
-        key = GoldenKey("SD1.5", "DDIM", 20, name, float(target))
+        key = GoldenKey(Cell("SD1.5", "DDIM", 20), name, float(target))
         assert after[key] == before[key]
         assert after[key].status == "met"
 
@@ -382,16 +379,10 @@ def test_a_report_after_a_search_has_no_pending_changes(
     small_search.race(*THRIFTY)
     golden = read_golden(small_search.golden)
     assert {entry.status for entry in golden.values()} == {"met", "unattainable"}
-    registry = default_registry()
-    registry.register(Echo(points))
     with Store.open(small_search.store) as store:
-        contents = store.contents()
-    (record,) = cells_of(contents, done=DONE)
-    (costs,) = fit_costs(registry, [record], contents.rounds).values()
-    entries = standing(record, costs, 10.0).entries
-    assert {str(key): golden[key].difference(entry) for key, entry in entries.items()} == {
-        str(key): "" for key in golden
-    }
+        (record,) = cells_of(store.contents())
+    assert record.entries == golden
+    assert {key: record.winners["Echo"].speedups.keys() for key in record.winners} == {"Echo": record.searched.keys()}
 
 
 # --- what the time goes to -------------------------------------------------------------------------------------

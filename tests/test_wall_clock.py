@@ -35,7 +35,7 @@ def candidate(interval: int) -> Candidate:
 
 
 def key(target: float) -> GoldenKey:
-    return GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target)
+    return GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", target)
 
 
 def point(interval: int, speedup: float, loss: float, *, noise: float = 0.001, contends: bool = True) -> TruePoint:
@@ -321,7 +321,7 @@ def test_the_loop_and_the_table_run_on_a_pipeline(
     assert [one["candidate"] for one in looped["points"]] == [one.key for one in plain_loop.points(small, cell)]
     assert all(len(one["lpips"]) == 3 and min(one["lpips"]) > 0 and one["seconds"] > 0 for one in looped["points"])
     assert sum(one["seconds"] for one in looped["points"]) < looped["seconds"]
-    assert set(looped["winners"]) == {str(GoldenKey("SD1.5", "DDIM", 3, "ToMe", target)) for target in TARGETS}
+    assert set(looped["winners"]) == {str(GoldenKey(Cell("SD1.5", "DDIM", 3), "ToMe", target)) for target in TARGETS}
 
     table = tmp_path / "table.json"
     for blocks in ("1", "2", "2"):
@@ -342,7 +342,7 @@ def test_the_loop_and_the_table_run_on_a_pipeline(
     beyond = Candidate(cell, "ToMe", {"ToMe": {"ratio": 0.45, "max_downsample": 2}})
     found = tmp_path / "runs" / "search-1" / "golden.json"
     found.parent.mkdir(parents=True)
-    name = str(GoldenKey("SD1.5", "DDIM", 3, "ToMe", 1.2))
+    name = str(GoldenKey(Cell("SD1.5", "DDIM", 3), "ToMe", 1.2))
     found.write_text(json.dumps({name: {"status": "met", "params": beyond.params}}))
     also = ["--also", str(tmp_path / "runs"), "--blocks", "2", "--json"]
     monkeypatch.setattr(sys, "argv", ["wall_clock", "--make-truth", str(table), *also])

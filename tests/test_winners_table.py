@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from entries import ENVIRONMENT, MET
 
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -15,7 +16,7 @@ from pytest_diffaccel.report.winners import changes_text, winners_table
 
 
 def key(target: float) -> GoldenKey:
-    return GoldenKey("SD1.5", "DDIM", 20, "DeepCache", target)
+    return GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", target)
 
 
 def test_each_reason_has_a_row_of_its_own() -> None:

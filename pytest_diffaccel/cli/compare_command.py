@@ -46,7 +46,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 def _subjects(address: str) -> Subjects:
     from pytest_diffaccel.records.comparison import subjects_of_golden, subjects_of_rows
     from pytest_diffaccel.records.export_files import read_export
-    from pytest_diffaccel.records.golden_changes import Golden
+    from pytest_diffaccel.records.golden_file import Golden
 
     path = Path(address)
     if path.suffix in _FILES and not path.is_file():
@@ -54,7 +54,7 @@ def _subjects(address: str) -> Subjects:
             f"there is no file {path}; name a store, an export ({', '.join(_FILES)}) or a golden file"
         )
     if path.suffix == ".json" and _is_golden(path):
-        return subjects_of_golden(Golden.read(path))
+        return subjects_of_golden(Golden.existing(path))
     if path.suffix in _FILES:
         try:
             return subjects_of_rows(read_export(path))

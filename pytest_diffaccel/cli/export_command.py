@@ -8,16 +8,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.settings.work_folder import WORK
+
 if TYPE_CHECKING:
     from pytest_diffaccel.records.export_rows import Row
-
-_STORE = ".diffaccel/search.sqlite"
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     export = commands.add_parser("export", help="all measurements of a store as a table for other tools")
-    export.add_argument("--store", default=_STORE, metavar="URL", help=f"default: {_STORE}")
+    export.add_argument("--store", default=str(WORK.store), metavar="URL", help=f"default: {WORK.store}")
     export.add_argument("--format", choices=["csv", "parquet", "json"], help="default: the output's suffix, or csv")
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     export.set_defaults(run=_export)

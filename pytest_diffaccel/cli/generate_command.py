@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.settings.work_folder import GOLDEN
+
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.codegen.batch import RenderedTasks
-    from pytest_diffaccel.codegen.lookup import Records
     from pytest_diffaccel.codegen.tasks import Task
+    from pytest_diffaccel.records.golden_file import Golden
 
 # More files that differ than this are counted, not listed.
 _LISTED_DIFFERENCES = 20
@@ -34,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="PATH",
         help="file of a sentence's script (default: standard output), or folder of others (default: gt_code)",
     )
-    generate.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    generate.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     generate.add_argument(
         "--models", default="embedded", metavar="FILE", help="models file that describes a pipe of your own"
     )
@@ -43,9 +45,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _generate(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.codegen.lookup import Records
     from pytest_diffaccel.models.registry import know_pipes
     from pytest_diffaccel.pipes import PipeRegistry
+    from pytest_diffaccel.records.golden_file import Golden
 
     if len(parsed.sentence) > 1:
         quoted = shlex.join(["diffaccel", "generate", " ".join(parsed.sentence)])
@@ -56,9 +58,9 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
     know_pipes(PipeRegistry(), parsed.models)
     if not parsed.sentence:
-        return _generate_many(parsed, Records.read(parsed.golden))
+        return _generate_many(parsed, Golden.read(parsed.golden))
     task, registry = _asked(parsed.sentence[0], parsed.models)
-    return _generate_one(parsed, task, Records.read(parsed.golden, registry))
+    return _generate_one(parsed, task, Golden.read(parsed.golden), registry)
 
 
 def _asked(sentence: str, models: str) -> tuple[Task, Registry]:
@@ -77,17 +79,17 @@ def _asked(sentence: str, models: str) -> tuple[Task, Registry]:
         return parse_task(sentence, registry.names), registry
 
 
-def _generate_one(parsed: argparse.Namespace, task: Task, records: Records) -> int:
+def _generate_one(parsed: argparse.Namespace, task: Task, records: Golden, registry: Registry) -> int:
     from pytest_diffaccel.codegen.lookup import find
     from pytest_diffaccel.codegen.script import render, shortfall
 
-    answer = find(task, records)
+    answer = find(task, records, registry)
     text, key = render(answer), answer.key
     if key != answer.task.key:
         holds = ", which are known to hold" if answer.attained else ""
         _say(
             f"note: {answer.task.sentence}: nothing is recorded for just that; these are the settings recorded for "
-            f"{key.steps} steps and a target of {key.target:g}x{holds}"
+            f"{key.cell.steps} steps and a target of {key.target:g}x{holds}"
         )
     if not answer.attained:
         _say(f"note: {answer.task.sentence}: {shortfall(answer)}")
@@ -100,7 +102,7 @@ def _generate_one(parsed: argparse.Namespace, task: Task, records: Records) -> i
     return 0
 
 
-def _generate_many(parsed: argparse.Namespace, records: Records) -> int:
+def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:
     from pytest_diffaccel.codegen.batch import DEFAULT_FOLDER, RenderedTasks
     from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
 

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-_GOLDEN = Path("golden/search_params.json")
+from pytest_diffaccel.settings.work_folder import GOLDEN
+
 # More keys to remove than this are counted, not listed.
 _LISTED_KEYS = 20
 
@@ -28,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     merge.add_argument("--prefer", choices=["first", "last"], help="whose record stands where two are unequal")
     merge.set_defaults(run=_merge)
     prune = actions.add_parser("prune", help="remove keys of targets and accelerators that no search knows any more")
-    prune.add_argument("golden", type=Path, nargs="?", default=_GOLDEN, metavar="FILE")
+    prune.add_argument("golden", type=Path, nargs="?", default=GOLDEN, metavar="FILE")
     prune.add_argument("--dry-run", action="store_true", help="only list them")
     prune.add_argument(
         "--accelerator",
@@ -43,33 +44,35 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = commands.add_parser("show", help="print the golden database as tables")
-    show.add_argument("--golden", type=Path, default=_GOLDEN, metavar="FILE")
+    show.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     show.add_argument("--pipe", help="only this pipe")
     show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
     show.set_defaults(run=_show)
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.report.golden_summary import summary_table
     from pytest_diffaccel.report.winners import winners_table
     from pytest_diffaccel.settings.options import benches_command
 
-    entries = {key: entry for key, entry in read_golden(parsed.golden).items() if parsed.pipe in (None, key.pipe)}
+    golden = Golden.read(parsed.golden)
+    entries = {key: entry for key, entry in golden.entries.items() if parsed.pipe in (None, key.cell.pipe)}
     if not entries:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
     if parsed.summary:
         print("\n".join(summary_table(entries)))
         return 0
-    print("\n".join(winners_table(entries, read_environments(parsed.golden))))
+    print("\n".join(winners_table(entries, golden.environments)))
     return 0
 
 
 def _diff(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.golden_changes import Golden, golden_changes
+    from pytest_diffaccel.records.golden_changes import golden_changes
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.report.golden_table import changes_table, moves_text
 
-    before, after = Golden.read(parsed.before), Golden.read(parsed.after)
+    before, after = Golden.existing(parsed.before), Golden.existing(parsed.after)
     changes = golden_changes(before.entries, after.entries)
     same = len(before.entries.keys() & after.entries.keys()) - sum(change.kind == "differs" for change in changes)
     if not changes:
@@ -94,11 +97,10 @@ def _merge(parsed: argparse.Namespace) -> int:
 
 def _prune(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.accelerators.composition import default_registry
-    from pytest_diffaccel.records.golden_changes import Golden
-    from pytest_diffaccel.records.golden_file import Change, merge
+    from pytest_diffaccel.records.golden_file import Change, Golden, merge
     from pytest_diffaccel.records.golden_key import stale_keys
 
-    entries, known = Golden.read(parsed.golden).entries, {*default_registry().names, *parsed.accelerator}
+    entries, known = Golden.existing(parsed.golden).entries, {*default_registry().names, *parsed.accelerator}
     changes = [Change(key, "pruned", entries[key], None) for key in stale_keys(entries, known)]
     unknown = sorted({change.key.accelerator for change in changes} - known)
     for change in changes[:_LISTED_KEYS]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.settings.option_types import positive
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents
@@ -27,9 +28,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Declare the command."""
     report = commands.add_parser("report", help="write what a search found, or has found so far, as one HTML file")
     report.add_argument(
-        "--store", metavar="URL", help="measurements: SQLite file or SQLAlchemy URL (default: .diffaccel)"
+        "--store", metavar="URL", help=f"measurements: SQLite file or SQLAlchemy URL (default: {WORK.store})"
     )
-    report.add_argument("--golden", type=Path, default=Path("golden/search_params.json"), metavar="FILE")
+    report.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
     report.add_argument("--pipe", action="append", metavar="NAME", help="only these pipes; repeatable")
     report.add_argument("--sched", action="append", metavar="NAME", help="only these schedulers; repeatable")
@@ -50,7 +51,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
     say = _say if sys.stderr.isatty() else lambda _: None
     material = _material(parsed)
-    with _between_timings(material.images.folder.with_name("timing.lock"), say):
+    with _between_timings(WorkFolder(material.images.folder.parent).timing_lock, say):
         write_report(parsed.output, material, say)
     say("")
     print(path_and_size(parsed.output))
@@ -72,7 +73,7 @@ def _between_timings(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.accelerators.composition import default_registry
-    from pytest_diffaccel.records.golden_file import read_environments, read_golden
+    from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
@@ -80,7 +81,7 @@ def _material(parsed: argparse.Namespace) -> Material:
     from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 
     registry = default_registry()
-    store, folder = _places(parsed.store)
+    store, work = _places(parsed.store)
     try:
         with Store.open(store) as opened:
             contents = opened.contents()
@@ -90,32 +91,31 @@ def _material(parsed: argparse.Namespace) -> Material:
         contents=contents,
         registry=registry,
         max_loss=parsed.max_quality_loss,
-        golden_path=parsed.golden,
-        golden=read_golden(parsed.golden),
-        environments=read_environments(parsed.golden),
-        images=ImageStore(folder / "images"),
-        logs=folder / "logs",
+        golden=Golden.read(parsed.golden),
+        images=ImageStore(work.images),
+        logs=work.logs,
         prompts=Prompts(parsed.prompts),
         command=_command(parsed, contents, registry.names),
         wanted=_wanted(parsed, contents),
     )
 
 
-def _places(given: str | None) -> tuple[str, Path]:
+def _places(given: str | None) -> tuple[str, WorkFolder]:
     """The store, and the working folder in which its search left pictures and logs: beside an SQLite file.
 
     Raises:
         FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
     """
-    from pytest_diffaccel.settings.options import WORK_DIR, benches_command
+    from pytest_diffaccel.settings.options import benches_command
 
-    store = given or str(WORK_DIR / "search.sqlite")
+    store = given or str(WORK.store)
     if "://" in store and not store.startswith(_SQLITE):
-        return store, WORK_DIR
+        return store, WORK
     file = Path(store.removeprefix(_SQLITE))
     if not file.is_file():
         raise FileNotFoundError(f"no store {file}; search first: {benches_command()}; or name it with --store")
-    return store, file.parent if (file.parent / "images").is_dir() else WORK_DIR
+    beside = WorkFolder(file.parent)
+    return store, beside if beside.images.is_dir() else WORK
 
 
 def _wanted(parsed: argparse.Namespace, contents: Contents) -> Callable[[Cell], bool]:
@@ -158,7 +158,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Colle
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
     words += ["--store", parsed.store] if parsed.store else []
-    words += ["--golden", str(parsed.golden)] if parsed.golden != Path("golden/search_params.json") else []
+    words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
     return shlex.join(words)
 
 

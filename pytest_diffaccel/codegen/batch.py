@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_diffaccel.codegen.lookup import Answer, NoRecord, Records, find
+from pytest_diffaccel.codegen.lookup import Answer, NoRecord, find
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.jsonfile import write_text
 
 DEFAULT_FOLDER = Path("gt_code")
@@ -31,7 +32,7 @@ class RenderedTasks:
     unrecorded: Mapping[str, Task]
 
     @classmethod
-    def render(cls, tasks: Mapping[str, Task], records: Records) -> RenderedTasks:
+    def render(cls, tasks: Mapping[str, Task], records: Golden) -> RenderedTasks:
         """The scripts of ``tasks``, by id.
 
         Raises:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Params, slug
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Group, Params
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, read_environments, read_golden
+from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.settings.options import benches_command
-
-DEFAULT_GOLDEN = Path("golden/search_params.json")
+from pytest_diffaccel.settings.work_folder import GOLDEN
 
 _Entries: TypeAlias = Mapping[GoldenKey, GoldenEntry]
 _Choice: TypeAlias = tuple[GoldenKey, bool]
@@ -35,36 +34,6 @@ class NoRecord(ValueError):
     def __init__(self, task: Task, message: str) -> None:
         super().__init__(message)
         self.task = task
-
-
-@dataclass(frozen=True)
-class Records:
-    """A golden file and the environments beside it, read once for many tasks.
-
-    Attributes:
-        path: the golden file.
-        entries: its records by key.
-        environments: by id.
-        registry: the methods known: what parameters mean is theirs to say.
-    """
-
-    path: Path
-    entries: _Entries
-    environments: Mapping[str, Environment]
-    registry: Registry = field(default_factory=default_registry)
-
-    @classmethod
-    def read(cls, path: Path, registry: Registry | None = None) -> Records:
-        """The records of a golden file; none when there is no such file.
-
-        Args:
-            path: the golden file.
-            registry: the methods known; None for the built-in ones.
-
-        Raises:
-            JsonFileError: (a ``ValueError``) when either file does not parse or validate.
-        """
-        return cls(path, read_golden(path), read_environments(path), registry or default_registry())
 
 
 @dataclass(frozen=True)
@@ -88,7 +57,7 @@ class Answer:
     attained: bool
 
 
-def find(task: Task, records: Records) -> Answer:
+def find(task: Task, records: Golden, registry: Registry | None = None) -> Answer:
     """The answer to a task.
 
     Without a record of its own, a task is answered by one of the same pipe, scheduler and accelerator: of the same
@@ -97,17 +66,23 @@ def find(task: Task, records: Records) -> Answer:
     the speedup is still reached with the shares as they are. A target above an unattainable one, or above the whole
     interval of the best reached, is unattainable too.
 
+    Args:
+        task: the task.
+        records: the golden database.
+        registry: the methods known, which say what parameters mean; None for the built-in ones.
+
     Raises:
         NoRecord: when no record holds; the message names the command that records one.
         ValueError: when the record's parameters or environment are not valid.
     """
-    choice = _choose(task, records)
+    methods = registry or default_registry()
+    choice = _choose(task, records, methods)
     if choice is None:
         raise NoRecord(task, _refusal(task, records))
     key, attained = choice
     entry = records.entries[key]
-    accelerator = _accelerator(task, key, entry.params, records.registry)
-    environment = records.environments.get(entry.environment)
+    accelerator = _accelerator(task, key, entry.params, methods)
+    environment = records.environment_of(entry)
     if environment is None:
         raise ValueError(
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
@@ -138,33 +113,34 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         if values != set(known):
             named = [*(value for value in known if value in values), *sorted(values - set(known))]
             options += [part for name in named for part in (option, str(name))]
-    if golden != DEFAULT_GOLDEN:
+    if golden != GOLDEN:
         options += ["--golden", str(golden)]
     return benches_command(*options, *more)
 
 
 def update_command(task: Task) -> str:
     """The search that measures a task's winner again; its expression picks the group's candidates and its winners."""
-    group = f"{task.cell}-{slug(task.accelerator)}"
+    group = Group(task.cell, task.accelerator).name
     return shlex.join(["pytest", "--update-golden", "-k", f"{group}- or {group}]"])
 
 
-def _choose(task: Task, records: Records) -> _Choice | None:
+def _choose(task: Task, records: Golden, registry: Registry) -> _Choice | None:
     """The key to answer from and whether it attains the target; None when none is known to hold."""
     own = task.key
+    place = own.cell.pipe, own.cell.scheduler, own.accelerator
     # Records of searches in which nothing could be measured hold no parameters to use.
     group = {
         key: entry
         for key, entry in records.entries.items()
-        if (key.pipe, key.scheduler, key.accelerator) == (own.pipe, own.scheduler, own.accelerator) and entry.params
+        if (key.cell.pipe, key.cell.scheduler, key.accelerator) == place and entry.params
     }
-    same_steps = _at_steps(group, own.steps)
+    same_steps = _at_steps(group, own.cell.steps)
     if same_steps:
         return _choose_target(own, same_steps)
     # The nearest first. Fewer steps lie further apart, and what is reused between them fits less well: never from more.
-    for steps in sorted({key.steps for key in group if key.steps < own.steps}, reverse=True):
+    for steps in sorted({key.cell.steps for key in group if key.cell.steps < own.cell.steps}, reverse=True):
         fewer = _at_steps(group, steps)
-        key = _fast_enough(own, fewer, lambda key, entry: _kept_share(key, entry.params, own.steps, records.registry))
+        key = _fast_enough(own, fewer, lambda key, entry: _kept_share(key, entry.params, own.cell.steps, registry))
         if key is not None:
             return key, True
     return None
@@ -218,16 +194,16 @@ def _kept_share(key: GoldenKey, params: Params, steps: int, registry: Registry) 
     that half the run lay behind is another setting when a third does.
     """
     accelerator = registry.for_params(params)
-    here = Counter(accelerator.kinds(params, key.steps))
+    here = Counter(accelerator.kinds(params, key.cell.steps))
     there = Counter(accelerator.kinds(params, steps))
-    growth = steps / key.steps
+    growth = steps / key.cell.steps
     if here.keys() != there.keys() or any(abs(there[kind] - here[kind] * growth) > 1 for kind in here):
         return 0.0
     return min(1.0, *(here[kind] * growth / there[kind] for kind in here))
 
 
 def _at_steps(group: _Entries, steps: int) -> _Entries:
-    return {key: entry for key, entry in group.items() if key.steps == steps}
+    return {key: entry for key, entry in group.items() if key.cell.steps == steps}
 
 
 def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry) -> Accelerator:
@@ -242,7 +218,7 @@ def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry)
     return accelerator
 
 
-def _refusal(task: Task, records: Records) -> str:
+def _refusal(task: Task, records: Golden) -> str:
     where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     if task.target > max(TARGETS):

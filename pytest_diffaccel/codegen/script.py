@@ -15,14 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.blocks import Block
-from pytest_diffaccel.codegen.lookup import DEFAULT_GOLDEN, Answer, Records, find
+from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.registry import DTYPES
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
 from pytest_diffaccel.pipes import described
+from pytest_diffaccel.records.golden_file import Golden
+from pytest_diffaccel.settings.work_folder import GOLDEN
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,12 +40,13 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
 
-def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -> str:
+def generate_script(task: str | Task, golden: Path | Golden = GOLDEN, registry: Registry | None = None) -> str:
     """The script for a task, with the golden parameters; the same text for the same golden database.
 
     Args:
         task: a sentence such as ``"SDXL, UniPC, 25 steps, DeepCache + ToMe, at least 2x faster"``, or a task.
-        golden: the golden file, or its records where many scripts are made, or methods of yours are known.
+        golden: the golden file, or what was read of it where many scripts are made.
+        registry: the methods known; None for the built-in ones.
 
     Raises:
         SentenceError: (a ``ValueError``) when the sentence is no task.
@@ -50,9 +54,9 @@ def generate_script(task: str | Task, golden: Path | Records = DEFAULT_GOLDEN) -
         NoBlock: (a ``ValueError``) when a method of yours brings nothing to make a script of.
         ValueError: when the golden file or its record is not valid.
     """
-    records = golden if isinstance(golden, Records) else Records.read(golden)
-    asked = parse_task(task, records.registry.names) if isinstance(task, str) else task
-    return render(find(asked, records))
+    records = golden if isinstance(golden, Golden) else Golden.read(golden)
+    known = registry or default_registry()
+    return render(find(parse_task(task, known.names) if isinstance(task, str) else task, records, known))
 
 
 def render(answer: Answer) -> str:

@@ -81,7 +81,7 @@ class Task:
     @property
     def key(self) -> GoldenKey:
         """The golden key that answers exactly this task."""
-        return GoldenKey(self.cell.pipe, self.cell.scheduler, self.cell.steps, self.accelerator, self.target)
+        return GoldenKey(self.cell, self.accelerator, self.target)
 
     @property
     def prompt_id(self) -> str | None:

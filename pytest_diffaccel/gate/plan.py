@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pytest_diffaccel.gate.clocks import DEVICE, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
-from pytest_diffaccel.matrix import PIPES, Candidate, Cell, slug
+from pytest_diffaccel.matrix import PIPES, Candidate, Cell
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey, rank
 from pytest_diffaccel.records.reference import subject
@@ -49,7 +49,7 @@ class GateCase:
     @property
     def title(self) -> str:
         """For people: cell and accelerator."""
-        return f"{self.cell}-{slug(self.candidate.accelerator)}" if self.candidate else self.key
+        return self.candidate.group.name if self.candidate else self.key
 
     @property
     def subject(self) -> str:
@@ -79,7 +79,7 @@ def gate_cases(
     winners: dict[str, GateCase] = {}
     baselines: dict[Cell, GateCase] = {}
     for key in sorted(golden, key=lambda key: key.prompt_order):
-        cell, entry = Cell(key.pipe, key.scheduler, key.steps), golden[key]
+        cell, entry = key.cell, golden[key]
         if cell not in cells or key.accelerator not in accelerators or entry.status != "met":
             continue
         baselines.setdefault(cell, GateCase(cell, None, entry, ()))

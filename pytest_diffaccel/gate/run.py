@@ -1,11 +1,11 @@
-"""One gate run as the plugin or a script drives it: golden records in, verdicts as plain data out."""
+"""One gate run as the plugin or a script drives it: golden records in, verdicts out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
 from pytest_diffaccel.gate.clocks import Clock, wall_clock
@@ -13,10 +13,10 @@ from pytest_diffaccel.gate.environments import Comparison, refusal
 from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.prospects import Prospect, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
-from pytest_diffaccel.gate.verdict import Finding, Verdict
+from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
-from pytest_diffaccel.records.golden_file import read_environments, read_golden
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.reference import Session as RecordedSession
 from pytest_diffaccel.records.reference import Speed, read_references
 from pytest_diffaccel.search.run import SearchRun, Session
@@ -47,12 +47,11 @@ class GateRun:
     def __init__(
         self, settings: Settings, gate: GateSettings, registry: Registry, session: Session | None = None
     ) -> None:
-        golden = read_golden(settings.golden)
-        self._environments = read_environments(settings.golden)
+        self._golden = Golden.read(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
         self._sessions = {} if settings.update_golden and settings.fresh else read_references(settings.golden)
         self.gate = gate
-        self.cases = gate_cases(golden, settings.cells, settings.accelerators, list(self._sessions))
+        self.cases = gate_cases(self._golden.entries, settings.cells, settings.accelerators, list(self._sessions))
         sizes = sorted({case.entry.batch_size for case in self.cases})
         if len(sizes) > 1:
             raise ValueError(
@@ -82,12 +81,8 @@ class GateRun:
     def _budget(self) -> Budget:
         return Budget(self.gate.budget_s)
 
-    def judge(self, case: GateCase) -> dict[str, Any]:
+    def judge(self, case: GateCase) -> GateVerdict:
         """Judge a case.
-
-        Returns:
-            JSON types: ``"cell"``, ``"accelerator"``, ``"params"``, ``"case"``, ``"targets"``, the ``"verdict"``,
-            seconds of each timed run in ``"rounds_s"`` and, where one may be recorded, the ``"session"`` by subject.
 
         Raises:
             CaseTimeout: after ``--case-timeout``.
@@ -101,25 +96,23 @@ class GateRun:
             self._search.bench.pipelines.unload()
             raise
         session = showing.session if showing and self.recording else None
-        return {
-            "cell": str(case.cell),
-            "accelerator": case.candidate.accelerator if case.candidate else "",
-            "params": case.candidate.params if case.candidate else {},
-            "case": case.key,
-            "targets": list(case.targets),
-            "verdict": verdict.to_json(),
-            "text": verdict.describe(),
-            "rounds_s": list(showing.rounds_s) if showing else [],
-            "sessions": {case.subject: asdict(session)} if session and verdict.status not in _NO_REFERENCE else {},
-            "seconds": left_s - self._budget.left_s,
-        }
+        return GateVerdict(
+            cell=case.cell,
+            candidate=case.candidate,
+            case=case.key,
+            targets=case.targets,
+            verdict=verdict,
+            rounds_s=showing.rounds_s if showing else (),
+            sessions={case.subject: session} if session and verdict.status not in _NO_REFERENCE else {},
+            seconds=left_s - self._budget.left_s,
+        )
 
     def _judge(self, case: GateCase) -> tuple[Verdict, Showing | None]:
         from pytest_diffaccel.accelerators.base import InvalidParams
         from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
 
         bench = self._search.bench
-        golden = self._environments.get(case.entry.environment)
+        golden = self._golden.environment_of(case.entry)
         compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
         if compared.refused:
             text = refusal(compared, self.settings.golden, case.cell)

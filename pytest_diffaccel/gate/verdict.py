@@ -1,9 +1,13 @@
-"""What the gate says of a case, as frozen data and in words."""
+"""What the gate says of a case, as frozen data and in words; and what travels of it to the controller."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
+
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.records.reference import Session
 
 Status: TypeAlias = Literal["ok", "improved", "warning", "inconclusive", "regressed", "refused"]
 
@@ -62,6 +66,57 @@ class Verdict:
         if self.causes:
             lines.append("changed since golden was recorded (likely causes): " + "; ".join(self.causes))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """What a case of the gate sends from its worker to the controller.
+
+    Attributes:
+        cell: where.
+        candidate: the winner; None for the cell's baseline.
+        case: the case's name.
+        targets: what it is the winner for, ascending.
+        verdict: what follows.
+        rounds_s: seconds of each timed run.
+        sessions: what may be recorded as a reference, by subject.
+        seconds: what judging it took of the budget.
+    """
+
+    cell: Cell
+    candidate: Candidate | None
+    case: str
+    targets: tuple[float, ...]
+    verdict: Verdict
+    rounds_s: tuple[float, ...] = ()
+    sessions: Mapping[str, Session] = field(default_factory=dict)
+    seconds: float = 0.0
+    kind: Literal["gate"] = "gate"
+
+    @property
+    def accelerator(self) -> str:
+        """The winner's accelerator; empty for a baseline."""
+        return self.candidate.accelerator if self.candidate else ""
+
+    @property
+    def status(self) -> Status:
+        """The verdict's."""
+        return self.verdict.status
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, as logs and properties have them."""
+        return {
+            "cell": str(self.cell),
+            "accelerator": self.accelerator,
+            "params": self.candidate.params if self.candidate else {},
+            "case": self.case,
+            "targets": list(self.targets),
+            "verdict": self.verdict.to_json(),
+            "text": self.verdict.describe(),
+            "rounds_s": list(self.rounds_s),
+            "sessions": {subject: asdict(session) for subject, session in self.sessions.items()},
+            "seconds": self.seconds,
+        }
 
 
 def percent(ratio: float) -> str:

@@ -26,6 +26,7 @@ from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.pipes import described
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.judge.replay import Replay
@@ -51,7 +52,7 @@ class Rules:
     tolerance_ratio: float = 0.10
     models: str = "embedded"
     seed: int = 0
-    lock: Path = Path(".diffaccel/timing.lock")
+    lock: Path = WORK.timing_lock
     limits: Limits = field(default_factory=Limits)
 
 

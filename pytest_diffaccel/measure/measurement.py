@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -157,7 +158,9 @@ class Sampling:
         batch_size: images a call.
         seed: seed of the first image; image ``i`` has ``seed + i``.
         prompts_digest: first 12 hex digits of the SHA-256 of the prompts used.
-        purpose: ``"search"`` or ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen).
+        purpose: ``"search"``; ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen); or
+            of a rival, whose fewer steps are scored on the winners' samples of a cell: ``"instead of N steps"``, with
+            the cell's steps.
     """
 
     num_samples: int
@@ -165,6 +168,19 @@ class Sampling:
     seed: int
     prompts_digest: str
     purpose: str
+
+    def instead_of(self, steps: int) -> Sampling:
+        """The same for the rival of a cell of ``steps``."""
+        return replace(self, purpose=f"instead of {steps} steps")
+
+    @property
+    def rival_of(self) -> int | None:
+        """The steps of the cell that a rival is measured for; None of what is no rival."""
+        found = _RIVAL.fullmatch(self.purpose)
+        return int(found[1]) if found else None
+
+
+_RIVAL = re.compile(r"instead of (\d+) steps")
 
 
 @dataclass(frozen=True)

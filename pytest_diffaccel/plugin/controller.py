@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import pytest
 
 from pytest_diffaccel.plugin.case_items import (
-    PROPERTY,
     case_id,
     gate_case_of,
     gate_groups_by_case,
-    group_name,
     group_of,
     groups_by_case,
     search_cases,
 )
+from pytest_diffaccel.plugin.case_results import has_result, result_of
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
@@ -31,15 +29,10 @@ if TYPE_CHECKING:
     from pytest_diffaccel.report.gate import GateReport
     from pytest_diffaccel.report.session import SessionReport
     from pytest_diffaccel.report.terminal import Terminal
+    from pytest_diffaccel.search.results import Broken
 
 #: Category, letter and word of a report, as pytest's hook returns them.
 _Status: TypeAlias = tuple[str, str, Any]
-
-
-def result_of(report: pytest.TestReport) -> dict[str, Any] | None:
-    """What a case found, from its report; only its cell and accelerator if it failed; None for other tests."""
-    text = dict(report.user_properties).get(PROPERTY)
-    return None if text is None else json.loads(str(text))
 
 
 def _reason(report: pytest.TestReport) -> str:
@@ -158,7 +151,7 @@ class Reporting:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
         """No letter for a case that did not fail: the live line tells more. With ``-v`` pytest's own line stays."""
         status = yield
-        quiet = self._config.option.verbose <= 0 and not report.failed and result_of(report) is not None
+        quiet = self._config.option.verbose <= 0 and not report.failed and has_result(report)
         return (status[0], "", status[2]) if quiet else status
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -171,28 +164,29 @@ class Reporting:
         """Take a case's result as soon as it is there."""
         result = result_of(report) or self._place_of(report)
         if result is not None and (report.when == "call" or report.failed):
-            if report.failed or (report.skipped and "evidence" not in result):
-                result["error" if report.failed else "evidence"] = _reason(report)
             from pytest_diffaccel.plugin.pytest_benchmark_files import add_benchmarks
             from pytest_diffaccel.report.progress import EndedCase
 
             node = getattr(report, "node", None)  # xdist's
             worker = node.gateway.id if node is not None else ""
-            case = EndedCase(report.nodeid, report.outcome, report.duration, worker)
+            reason = "" if report.passed else _reason(report)
+            case = EndedCase(report.nodeid, report.outcome, report.duration, worker, reason)
             if self._log is not None:
                 with self._unwritten.told("--diffaccel-log"):
                     self._log.write(case, case_id(report.nodeid), result)
             add_benchmarks(self._config, report.nodeid, result)
             self._report.case_ended(case, result)
 
-    def _place_of(self, report: pytest.TestReport) -> dict[str, Any] | None:
-        """Cell and accelerator of a case that failed before it could say anything: its worker died, or a fixture."""
+    def _place_of(self, report: pytest.TestReport) -> Broken | None:
+        """A case that failed before it could say anything: its worker died, or a fixture."""
         if not report.failed or not is_searching(self._config) or gate_run(self._config) is not None:
             return None
         run = search_run(self._config)
+        from pytest_diffaccel.search.results import Broken
+
         group = groups_by_case(run).get(case_id(report.nodeid))
-        places = {group_name(place): {"cell": str(place[0]), "accelerator": place[1]} for place in run.groups}
-        return None if group is None else places[group]
+        places = {place.name: place for place in run.groups}
+        return None if group is None else Broken(*places[group])
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel.plugin import hookspecs, ini_keys, judge_options
-from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, group_name, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.case_results import attach_result
 from pytest_diffaccel.plugin.controller import Reporting
 from pytest_diffaccel.plugin.fixtures import (
     diffaccel,
@@ -123,6 +124,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     return ran
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A case's reports carry what it found."""
+    report = yield
+    attach_result(item, report)
+    return report
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     given = config.known_args_namespace
@@ -163,7 +172,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(CANDIDATE, candidates, ids=[candidate.key for candidate in candidates])
     if GROUP in metafunc.fixturenames:
         groups = cases_of(metafunc.config, lambda: search_run(metafunc.config).groups)
-        metafunc.parametrize(GROUP, groups, ids=[group_name(group) for group in groups])
+        metafunc.parametrize(GROUP, groups, ids=[group.name for group in groups])
     if TASK in metafunc.fixturenames:
         metafunc.parametrize(TASK, cases_of(metafunc.config, lambda: list(judge_settings(metafunc.config).tasks)))
 

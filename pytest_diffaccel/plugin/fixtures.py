@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_diffaccel.plugin import workers
-from pytest_diffaccel.plugin.case_items import GROUP, PROPERTY, Group, gate_case_of, group_of
+from pytest_diffaccel.plugin.case_items import GROUP, gate_case_of, group_of
+from pytest_diffaccel.plugin.case_results import put_result
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.registered import methods_of, pipes_of
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
-    from pytest_diffaccel.matrix import Candidate, Params
+    from pytest_diffaccel.gate.verdict import GateVerdict
+    from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
+    from pytest_diffaccel.search.results import Measured, Winners
     from pytest_diffaccel.search.run import SearchRun, Session
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
-_WINNERS = pytest.StashKey[frozenset[Group]]()
+_WINNERS = pytest.StashKey["frozenset[Group]"]()
 _GATE = pytest.StashKey["GateRun | None"]()
 
 
@@ -75,15 +77,6 @@ def keep_groups_together(config: pytest.Config) -> None:
         config.option.dist = "loadgroup"
 
 
-def _report(item: pytest.Item, result: dict[str, Any]) -> None:
-    """Put a case's result on its reports, in place of what stood there: whole, and as plain properties."""
-    from pytest_diffaccel.report.properties import NAMES, plain_properties
-
-    others = [pair for pair in item.user_properties if pair[0] not in (PROPERTY, *NAMES)]
-    plain = [] if "case" in result else plain_properties(result)  # a gate's case has properties of its own
-    item.user_properties[:] = [*others, *plain, (PROPERTY, json.dumps(result))]
-
-
 @contextmanager
 def _refusals_in_words() -> Iterator[None]:
     """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide."""
@@ -103,34 +96,38 @@ class Case:
         self._run = run
         self._item = item
         # Marks the case's reports from the start: one that fails has nothing else.
-        group = group_of(item)
-        self._place = {"cell": str(group[0]), "accelerator": group[1]} if group else {}
-        _report(self._item, self._place)
+        from pytest_diffaccel.search.results import Broken
 
-    def measure(self, candidate: Candidate) -> dict[str, Any]:
+        group = group_of(item)
+        if group is not None:
+            put_result(item, Broken(*group))
+
+    def measure(self, candidate: Candidate) -> Measured:
         """Measure a candidate (:meth:`.SearchRun.measure`); the case is skipped when it cannot win, or does not fit."""
         from pytest_diffaccel.search.cases import NotWorthwhile
+        from pytest_diffaccel.search.results import Skipped
 
         try:
             with _refusals_in_words():
-                follow = (candidate.cell, candidate.accelerator) in self._groups_with_winners()
-                return self._reported(self._run.measure(candidate, others_follow=follow))
+                follow = candidate.group in self._groups_with_winners()
+                return put_result(self._item, self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
-            _report(self._item, {**self._place, "skipped": candidate.key, "evidence": str(error)})
+            put_result(self._item, Skipped(candidate, str(error)))
             pytest.skip(str(error))
 
-    def find_winners(self, group: Group) -> dict[str, Any]:
+    def find_winners(self, group: Group) -> Winners:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
         others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
         with _refusals_in_words():
-            result = self._reported(self._run.find_winners(cell, accelerator, others))
-        if "refused" in result:
-            if result["unfinished"] or result.get("unfit"):
-                pytest.skip(result["refused"])
-            pytest.fail(result["refused"], pytrace=False)
-        if not result["provisional"] and not result.get("golden") and result["left"]:
-            pytest.skip(f"--search-budget: no winner yet, and no time for {result['left']} promising candidates")
+            result = put_result(self._item, self._run.find_winners(cell, accelerator, others))
+        if result.refused:
+            if result.refused.why != "failed":
+                pytest.skip(result.refused.text)
+            pytest.fail(result.refused.text, pytrace=False)
+        decided = result.of_cell.decided if result.of_cell else ()
+        if not result.provisional and not decided and result.left:
+            pytest.skip(f"--search-budget: no winner yet, and no time for {result.left} promising candidates")
         return result
 
     def _groups_with_winners(self) -> frozenset[Group]:
@@ -141,10 +138,6 @@ class Case:
             stash[_WINNERS] = frozenset(own[GROUP] for own in params if GROUP in own)
         return stash[_WINNERS]
 
-    def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        _report(self._item, result)
-        return result
-
 
 class Judgement:
     """Judges one case of the gate and puts the verdict on the case's report."""
@@ -152,35 +145,21 @@ class Judgement:
     def __init__(self, gate: GateRun, item: pytest.Item) -> None:
         self._gate = gate
         self._item = item
-        case = gate_case_of(item)
         # From the start: a case that breaks off has nothing else.
-        if case is not None:
-            _report(self._item, {"cell": str(case.cell), "case": case.key})
+        from pytest_diffaccel.search.results import Broken
 
-    def judge(self, case: GateCase) -> dict[str, Any]:
+        case = gate_case_of(item)
+        if case is not None:
+            put_result(item, Broken(case.cell, case=case.key))
+
+    def judge(self, case: GateCase) -> GateVerdict:
         """Judge a case (:meth:`.GateRun.judge`); it fails when it regressed, or with ``--gate-strict`` is undecided."""
         with _refusals_in_words():
-            result = self._gate.judge(case)
-        verdict = result["verdict"]
-        _report(self._item, result)
-        self._item.user_properties.append(("gate_status", verdict["status"]))
-        self._item.user_properties += [(name, f"{value:.6g}") for name, value in verdict["figures"].items()]
-        for finding in verdict["findings"]:
-            self._item.user_properties += _finding_properties(finding)
+            result = put_result(self._item, self._gate.judge(case))
         failing = ("regressed", "refused", *(("inconclusive",) if self._gate.gate.strict else ()))
-        if verdict["status"] in failing:
-            pytest.fail(result["text"], pytrace=False)
+        if result.status in failing:
+            pytest.fail(result.verdict.describe(), pytrace=False)
         return result
-
-
-def _finding_properties(finding: dict[str, Any]) -> list[tuple[str, object]]:
-    subject = finding["subject"]
-    made: list[tuple[str, object]] = [(f"{subject}_status", finding["status"]), (f"{subject}_text", finding["text"])]
-    if finding["change"] is not None:
-        made.append((f"{subject}_change", f"{finding['change']:.6g}"))
-    if finding["change_ci95"] is not None:
-        made.append((f"{subject}_change_ci95", "[{:.6g}, {:.6g}]".format(*finding["change_ci95"])))
-    return made
 
 
 @pytest.fixture(scope="session")

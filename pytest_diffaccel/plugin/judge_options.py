@@ -16,8 +16,8 @@ from pytest_diffaccel.settings.option_types import OptionError, count, meant, nu
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_diffaccel.codegen.lookup import Records
     from pytest_diffaccel.codegen.tasks import Task
+    from pytest_diffaccel.records.golden_file import Golden
 
 _DEFAULT_TOLERANCE = 0.10
 
@@ -45,7 +45,7 @@ class JudgeSettings:
     models: str
     seed: int
     scores: Path | None
-    records: Records
+    records: Golden
     without_script: int
 
     @classmethod
@@ -56,13 +56,13 @@ class JudgeSettings:
             OptionError: naming the bad value and the valid ones.
             ValueError: for bad ids or a broken golden file.
         """
-        from pytest_diffaccel.codegen.lookup import Records
         from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
+        from pytest_diffaccel.records.golden_file import Golden
 
         code = Path(options.code) if options.code else None
         if code is not None and not code.is_dir():
             raise OptionError(f"--code: {options.code!r} is no folder; give one with scripts such as 192.py")
-        records = Records.read(Path(options.golden))
+        records = Golden.read(Path(options.golden))
         tasks = dict(all_tasks() if options.ids is None else tasks_of_ids(options.ids))
         asked = len(tasks)
         if code is not None and options.ids is None:
@@ -85,7 +85,7 @@ class JudgeSettings:
         )
 
 
-def _sample(tasks: Mapping[str, Task], count: int, seed: int, records: Records | None) -> dict[str, Task]:
+def _sample(tasks: Mapping[str, Task], count: int, seed: int, records: Golden | None) -> dict[str, Task]:
     """So many of the tasks, the same ones for the same seed; with records, of those that they answer."""
     from pytest_diffaccel.codegen.lookup import NoRecord, find
 

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_diffaccel.matrix import slug
+from pytest_diffaccel.matrix import Group, slug
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.matrix import Params
+    from pytest_diffaccel.report.results import CaseResult
+    from pytest_diffaccel.search.results import Figures
 
 _EXTRA_INFO = (
     *("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95", "estimates_agree"),
-    *("lpips", "lpips_ci95", "psnr_db", "ssim", "peak_memory_mb", "fired", "num_samples", "environment", "stored"),
+    *("lpips", "lpips_ci95", "psnr_db", "ssim", "peak_memory_mb", "fired", "num_samples", "environment"),
 )
 
 
@@ -44,26 +49,26 @@ class _Source:
     has_error: bool = False
 
 
-def add_benchmarks(config: pytest.Config, nodeid: str, result: Mapping[str, Any]) -> None:
+def add_benchmarks(config: pytest.Config, nodeid: str, result: CaseResult) -> None:
     """Give pytest-benchmark what a case timed, if it was asked for a file, a comparison or a histogram.
 
     Args:
         config: the controller's.
         nodeid: the case's node id.
-        result: what it found, see :mod:`pytest_diffaccel.search.outcome` and :meth:`.GateRun.judge`. A candidate whose
-            speed-up the cost model predicted was not timed, and a skipped one was not run: neither has rounds, so
-            neither is an entry.
+        result: what it found. A candidate whose speed-up the cost model predicted was not timed, and a skipped one was
+            not run: neither has rounds, so neither is an entry.
     """
     session = config.pluginmanager.get_plugin("pytest-benchmark")
     if session is None or not _is_asked(config):
         return
     from pytest_benchmark.stats import Metadata
 
-    for measured in _timed(result):
-        metadata = Metadata(_source(nodeid, measured), iterations=1, options={})
-        for seconds in measured["rounds_s"]:
+    for source, rounds_s in _timed(nodeid, result):
+        metadata = Metadata(source, iterations=1, options={})
+        for seconds in rounds_s:
             metadata.update(seconds)
-        session.benchmarks.append(metadata)
+        if rounds_s:
+            session.benchmarks.append(metadata)
 
 
 def _is_asked(config: pytest.Config) -> bool:
@@ -74,25 +79,37 @@ def _is_asked(config: pytest.Config) -> bool:
     return any(getattr(option, f"benchmark_{name}") for name in names)
 
 
-def _timed(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The case's own measurement, the gate's or a candidate's, or those of a group's winners."""
-    for measured in (result, *result.get("verified", ())):
-        if measured.get("rounds_s"):
-            yield measured
+def _timed(nodeid: str, result: CaseResult) -> Iterator[tuple[_Source, tuple[float, ...]]]:
+    """What the case timed, and each run's seconds: the gate's or a candidate's own, or those of a cell's winners."""
+    from pytest_diffaccel.gate.verdict import GateVerdict
+    from pytest_diffaccel.search.results import Measured, Winners
+
+    if isinstance(result, GateVerdict):
+        extra = {"gate_status": result.status, **dict(result.verdict.figures)}
+        params = result.candidate.params if result.candidate else {}
+        yield _source(nodeid, result.case, Group(result.cell, result.accelerator), params, extra), result.rounds_s
+    elif isinstance(result, Measured):
+        yield _source_of(nodeid, result.figures, stored=result.stored), result.figures.rounds_s
+    elif isinstance(result, Winners) and result.of_cell:
+        for one in result.of_cell.verified:
+            yield _source_of(nodeid, one.figures), one.figures.rounds_s
 
 
-def _source(nodeid: str, measured: Mapping[str, Any]) -> _Source:
+def _source_of(nodeid: str, figures: Figures, **more: object) -> _Source:
+    candidate, known = figures.candidate, figures.to_json()
+    extra = {name: known[name] for name in _EXTRA_INFO} | more
+    return _source(nodeid, candidate.key, candidate.group, candidate.params, extra)
+
+
+def _source(nodeid: str, subject: str, group: Group, params: Params, extra: Mapping[str, object]) -> _Source:
     path, _, test = nodeid.partition("[")[0].rpartition("::")
-    subject = measured["case"] if "case" in measured else measured["candidate"]
-    name = f"{test}[{subject}]"
-    verdict = measured.get("verdict")
-    judged = {"gate_status": verdict["status"], **verdict["figures"]} if verdict else {}
-    params = {parameter: value for point in measured["params"].values() for parameter, value in point.items()}
+    name, (cell, accelerator) = f"{test}[{subject}]", group
+    plain = {parameter: value for point in params.values() for parameter, value in point.items()}
     return _Source(
         name=name,
         fullname=f"{path}::{name}",
-        group="-".join(filter(None, [measured["cell"], slug(measured["accelerator"])])),
+        group="-".join(filter(None, [str(cell), slug(accelerator)])),
         param=subject,
-        params={"cell": measured["cell"], "accelerator": measured["accelerator"], **params},
-        extra_info={one: measured[one] for one in _EXTRA_INFO if one in measured} | judged,
+        params={"cell": str(cell), "accelerator": accelerator, **plain},
+        extra_info=extra,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
@@ -59,8 +59,8 @@ def other_session(config: pytest.Config) -> str:
     """
     from filelock import FileLock, Timeout
 
-    WORK_DIR.mkdir(parents=True, exist_ok=True)
-    lock, about = FileLock(WORK_DIR / "session.lock"), WORK_DIR / "session.txt"
+    WORK.path.mkdir(parents=True, exist_ok=True)
+    lock, about = FileLock(WORK.session_lock), WORK.session_words
     try:
         lock.acquire(blocking=False)
     except Timeout:

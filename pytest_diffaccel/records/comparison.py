@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.export_rows import Row
-from pytest_diffaccel.records.golden_changes import Golden
+from pytest_diffaccel.records.golden_file import Golden
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], ComparedFigures]
     """What golden entries recorded, those without figures excepted."""
     found = {}
     for key, entry in golden.entries.items():
-        environment = golden.environments.get(entry.environment)
+        environment = golden.environment_of(entry)
         floor = environment.scale.noise_floor if environment and environment.scale else 0.0
         if entry.speedup and entry.speedup_ci95 and entry.lpips is not None and entry.lpips_ci95:
             speedup, lpips = Interval(entry.speedup, *entry.speedup_ci95), Interval(entry.lpips, *entry.lpips_ci95)

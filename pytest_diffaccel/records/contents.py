@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.measurement import Interval, Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.golden import GoldenEntry
 
-FailureKind: TypeAlias = Literal["error", "oom", "timeout", "interrupted", "crash", "not-fired"]
+#: What is kept of a failure; ``missing``: something that a later session may find.
+KeptKind: TypeAlias = Literal["error", "oom", "timeout", "missing", "not-fired"]
+#: Those, and what follows from attempts whose process ended: one, or several.
+FailureKind: TypeAlias = KeptKind | Literal["interrupted", "crash"]
+#: How far a search is with a group: all that may win was evaluated, its winners are found, or more was evaluated since.
+GroupState: TypeAlias = Literal["explored", "done", "reopened"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Failure:
         candidate: what was tried.
         environment: id of the environment it was tried in.
         sampling: which images were to be made.
-        kind: what went wrong; ``interrupted``: its process ended while it was measured, ``crash``: twice.
+        kind: what went wrong; ``interrupted``: its process ended while it was measured, ``crash``: more than once.
         message: the error in words.
         created_at: when, ISO 8601 in UTC.
     """
@@ -54,26 +60,126 @@ class Failure:
         with it.
         """
         made_at = datetime.fromisoformat(self.created_at).timestamp()
-        return self.kind != "interrupted" or made_at >= session_began_at
+        return self.kind not in ("interrupted", "missing") or made_at >= session_began_at
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A candidate that is being measured, or was when its process ended.
+
+    Attributes:
+        candidate: what is measured.
+        environment: id of the environment.
+        sampling: which images are made.
+        what: what is done, such as ``"case"``.
+        session: the name of the session.
+        host: the host's name.
+        process: the process's number there.
+        created_at: since when, ISO 8601 in UTC.
+    """
+
+    candidate: Candidate
+    environment: str
+    sampling: Sampling
+    what: str
+    session: str
+    host: str
+    process: int
+    created_at: str
+
+    def in_words(self) -> str:
+        """Since when and by whom."""
+        return f"since {self.created_at[:16].replace('T', ' ')} UTC, by process {self.process} on {self.host}"
+
+
+def cut_off(attempts: Sequence[Attempt]) -> Failure:
+    """The failure that attempts to measure a candidate are, one or more of them in their order, all cut off."""
+    last, again = attempts[-1], len(attempts) > 1
+    message = f"the process ended during this {last.what}" + (", twice" if again else "; it is tried once more")
+    kind: FailureKind = "crash" if again else "interrupted"
+    return Failure(last.candidate, last.environment, last.sampling, kind, message, last.created_at)
+
+
+@dataclass(frozen=True)
+class RunningSession:
+    """A session that searches into the store, or did when it last gave a sign of life.
+
+    Attributes:
+        name: no other session has it.
+        host: its host's name.
+        folder: where it was started.
+        process: its number on that host.
+        began_at: seconds since the epoch.
+    """
+
+    name: str
+    host: str
+    folder: str
+    process: int
+    began_at: float
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Why a candidate or a whole group needed no measuring.
+    """Why a candidate needed no measuring.
 
     Attributes:
-        subject: the candidate's key, or the group's name.
+        candidate: what was passed over.
         environment: id of the environment it was decided for.
         sampling: which images were to be made.
         evidence: the reason in words.
         created_at: when, ISO 8601 in UTC.
     """
 
-    subject: str
+    candidate: Candidate
     environment: str
     sampling: Sampling
     evidence: str
     created_at: str
+
+
+@dataclass(frozen=True)
+class GroupDecision:
+    """How far a search is with a group.
+
+    Attributes:
+        cell: the group's cell.
+        accelerator: the group's accelerator.
+        environment: id of the environment.
+        sampling: of the search.
+        state: how far.
+        created_at: since when, ISO 8601 in UTC.
+    """
+
+    cell: Cell
+    accelerator: str
+    environment: str
+    sampling: Sampling
+    state: GroupState
+    created_at: str
+
+
+@dataclass(frozen=True)
+class GroupWinners:
+    """What a search chose in a group, and by which speed-ups.
+
+    Attributes:
+        cell: the group's cell.
+        accelerator: the group's accelerator.
+        environment: id of the environment.
+        sampling: of the search.
+        entries: what golden records, by target; a target that is undecided is not in it.
+        speedups: of all of the group's candidates that were evaluated, as they were known then; by candidate key.
+        created_at: when, ISO 8601 in UTC.
+    """
+
+    cell: Cell
+    accelerator: str
+    environment: str
+    sampling: Sampling
+    entries: Mapping[float, GoldenEntry]
+    speedups: Mapping[str, Interval]
+    created_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,9 +189,12 @@ class Contents:
     Attributes:
         measurements: of all candidates, environments and samplings.
         failures: candidates that could not be measured.
-        decisions: what was passed over, and why.
+        decisions: candidates that were passed over, and why.
         environments: what each environment's id stands for.
         rounds: each environment's calibration, by its id.
+        winners: what was chosen in each group.
+        groups: how far the search is with each.
+        running: candidates that sessions are measuring that give signs of life.
     """
 
     measurements: tuple[Recorded, ...]
@@ -93,3 +202,6 @@ class Contents:
     decisions: tuple[Decision, ...]
     environments: Mapping[str, Environment]
     rounds: Mapping[str, Sequence[Round]] = field(default_factory=dict)
+    winners: tuple[GroupWinners, ...] = ()
+    groups: tuple[GroupDecision, ...] = ()
+    running: tuple[Attempt, ...] = ()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from statistics import median
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import Candidate, slug
+from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden_key import ACCELERATORS
 
 #: Of one type each: str, int, float or bool; None where a row has no such value.
 Row: TypeAlias = dict[str, Any]
@@ -37,7 +34,6 @@ COLUMNS: Mapping[str, type] = {
     "created_at": str,
 }
 PARAM, FIRED = "param_", "fired_"
-_CANDIDATE = re.compile(r"(?P<pipe>.+?)-(?P<scheduler>.+?)-(?P<steps>\d+)-(?P<accelerator>.+?)-(?P<params>\w+=.*)")
 
 
 def export_rows(contents: Contents) -> list[Row]:
@@ -48,9 +44,10 @@ def export_rows(contents: Contents) -> list[Row]:
     rows = [_measured(recorded, contents.environments) for recorded in contents.measurements]
     rows += [_failed(failure, contents.environments) for failure in contents.failures]
     known = {(row["candidate"], row["environment"]) for row in rows}
-    names = {slug(name): name for name in (*ACCELERATORS, *(str(row["accelerator"]) for row in rows))}
-    skipped = (decision for decision in contents.decisions if (decision.subject, decision.environment) not in known)
-    rows += [row for decision in skipped if (row := _skipped(decision, names, contents.environments)) is not None]
+    skipped = (
+        decision for decision in contents.decisions if (decision.candidate.key, decision.environment) not in known
+    )
+    rows += [_skipped(decision, contents.environments) for decision in skipped]
     columns = {**COLUMNS, **dict.fromkeys(sorted({name for row in rows for name in row} - COLUMNS.keys()))}
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -91,21 +88,11 @@ def _failed(failure: Failure, environments: Mapping[str, Environment]) -> Row:
     }
 
 
-def _skipped(decision: Decision, names: Mapping[str, str], environments: Mapping[str, Environment]) -> Row | None:
-    """None for what was decided of a whole group."""
-    found = _CANDIDATE.fullmatch(decision.subject)
-    if found is None:
-        return None
-    params = (part.split("=", 1) for part in found["params"].split(","))
+def _skipped(decision: Decision, environments: Mapping[str, Environment]) -> Row:
     return {
         "status": "skipped",
         "reason": decision.evidence,
-        "candidate": decision.subject,
-        "pipe": found["pipe"],
-        "scheduler": found["scheduler"],
-        "steps": int(found["steps"]),
-        "accelerator": names.get(found["accelerator"], found["accelerator"]),
-        **{f"{PARAM}{name}": json.loads(value) for name, value in params},
+        **_candidate(decision.candidate),
         **_conditions(decision.sampling, decision.environment, environments),
         "created_at": decision.created_at,
     }

@@ -9,10 +9,9 @@ from typing import Literal, TypeAlias
 
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden, write_golden
+from pytest_diffaccel.records.golden_file import Change, Golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import folder_lock
-from pytest_diffaccel.settings.options import benches_command
 
 Category: TypeAlias = Literal[
     "slower", "worse", "faster", "better", "new", "gone", "moved to another environment", "other parameters or status"
@@ -31,33 +30,6 @@ CATEGORIES: tuple[Category, ...] = (
 )
 # More keys in conflict than this are counted, not named.
 _NAMED_CONFLICTS = 3
-
-
-@dataclass(frozen=True)
-class Golden:
-    """What a golden file and the environments beside it say.
-
-    Attributes:
-        path: the golden file.
-        entries: by key.
-        environments: by id; those that its folder spells out.
-    """
-
-    path: Path
-    entries: Mapping[GoldenKey, GoldenEntry]
-    environments: Mapping[str, Environment]
-
-    @classmethod
-    def read(cls, path: Path) -> Golden:
-        """The golden database at ``path``.
-
-        Raises:
-            FileNotFoundError: when there is none.
-            JsonFileError: when it, or the environments beside it, do not parse or validate.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no golden file {path}; a search records one: {benches_command()}")
-        return cls(path, read_golden(path), read_environments(path))
 
 
 @dataclass(frozen=True)
@@ -145,7 +117,7 @@ def merge_files(sources: Sequence[Path], target: Path, prefer: Prefer | None = N
     if target.exists() and target.resolve() not in {source.resolve() for source in sources}:
         raise FileExistsError(f"{target} exists: name it among the files to merge, or give another --output")
     with folder_lock(target.resolve().parent):
-        result = merged([Golden.read(source) for source in sources], prefer)
+        result = merged([Golden.existing(source) for source in sources], prefer)
         write_golden(target.resolve(), result.entries, result.environments)
     return result
 

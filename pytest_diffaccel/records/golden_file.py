@@ -13,6 +13,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
+from pytest_diffaccel.settings.options import benches_command
 
 #: Spells out, beside the golden files of a folder, the environments that their entries name.
 ENVIRONMENTS_NAME = "environments.json"
@@ -68,6 +69,46 @@ def read_environments(golden_path: Path) -> dict[str, Environment]:
         JsonFileError: when the file does not parse or validate, or an environment stands under another id.
     """
     return read_object(golden_path.resolve().with_name(ENVIRONMENTS_NAME), str, _parse_environment)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden file and the environments beside it.
+
+    Attributes:
+        path: the golden file, as its user names it.
+        entries: by key.
+        environments: by id; those that its folder spells out.
+    """
+
+    path: Path
+    entries: Mapping[GoldenKey, GoldenEntry]
+    environments: Mapping[str, Environment]
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """The golden database at ``path``; empty when there is none.
+
+        Raises:
+            JsonFileError: (a ``ValueError``) when it, or the environments beside it, do not parse or validate.
+        """
+        return cls(path, read_golden(path), read_environments(path))
+
+    @classmethod
+    def existing(cls, path: Path) -> Golden:
+        """The same of a database that must be there.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            JsonFileError: as :meth:`read`.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no golden file {path}; a search records one: {benches_command()}")
+        return cls.read(path)
+
+    def environment_of(self, entry: GoldenEntry) -> Environment | None:
+        """Where an entry was measured; None where its environment is not spelled out."""
+        return self.environments.get(entry.environment)
 
 
 def merge(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import PIPES, SCHEDULERS, TARGETS
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, TARGETS, Cell
 
 #: Prompt order; a user's own accelerators follow, alphabetically.
 ACCELERATORS = (
@@ -30,30 +30,26 @@ class GoldenKey:
     """What a golden entry answers: which parameters reach ``target`` here?
 
     Attributes:
-        pipe: name of a pipeline family.
-        scheduler: name of a scheduler.
-        steps: denoising steps, at least 1.
+        cell: pipe, scheduler and number of denoising steps, at least 1.
         accelerator: an accelerator's name.
         target: required speed-up, above 0.
     """
 
-    pipe: str
-    scheduler: str
-    steps: int
+    cell: Cell
     accelerator: str
     target: float
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", float(self.target))  # 2 and 2.0 are one key, spelled one way
-        if not (self.pipe and self.scheduler and self.accelerator):
+        if not (self.cell.pipe and self.cell.scheduler and self.accelerator):
             raise ValueError(f"a golden key's names must not be empty: {self}")
-        if self.steps < 1:
+        if self.cell.steps < 1:
             raise ValueError(f"a golden key's steps must be at least 1: {self}")
         if not (math.isfinite(self.target) and self.target > 0):
             raise ValueError(f"a golden key's target must be a number above 0: {self}")
 
     def __str__(self) -> str:
-        return str((self.pipe, self.scheduler, self.steps, self.accelerator, self.target))
+        return str((self.cell.pipe, self.cell.scheduler, self.cell.steps, self.accelerator, self.target))
 
     @classmethod
     def parse(cls, text: str) -> GoldenKey:
@@ -66,7 +62,7 @@ class GoldenKey:
         parts = _literal(text)
         if [type(part) for part in parts] != [str, str, int, str, float]:
             raise ValueError(f"not a golden key: {text[:_LONGEST_KEY]!r}; {example}")
-        key = cls(*parts)
+        key = cls(Cell(*parts[:3]), *parts[3:])
         if str(key) != text:
             raise ValueError(f"golden key {text!r} must be spelled {str(key)!r}")
         return key
@@ -75,9 +71,9 @@ class GoldenKey:
     def prompt_order(self) -> Sort:
         """Sorts as prompts list keys: pipe, scheduler, steps, accelerator, target; unknown names last."""
         return (
-            rank(self.pipe, PIPES),
-            rank(self.scheduler, SCHEDULERS),
-            self.steps,
+            rank(self.cell.pipe, PIPES),
+            rank(self.cell.scheduler, SCHEDULERS),
+            self.cell.steps,
             rank(self.accelerator, ACCELERATORS),
             self.target,
         )

@@ -10,13 +10,11 @@ from tempfile import NamedTemporaryFile
 from pytest_diffaccel.records.jsonfile import LOCK_NAME
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 # What a session writes between two cases fits into this.
 _TRIAL = bytes(1 << 20)
-#: Folders of the working folder that a session writes into, where they are there already.
-_WORK_FOLDERS = ("", "calibration", "images", "in-progress", "logs")
 _SQLITE = "sqlite:///"
 _ELSEWHERE = "start where you may write, or mend its permissions"
 
@@ -36,8 +34,8 @@ def try_places(settings: Settings) -> None:
     Raises:
         NoPlace: for the first that cannot be written.
     """
-    for name in _WORK_FOLDERS:
-        _try_folder(f"the working folder {WORK_DIR}", WORK_DIR / name, _ELSEWHERE, locks="*.lock")
+    for folder in WORK.folders:
+        _try_folder(f"the working folder {WORK.path}", folder, _ELSEWHERE, locks="*.lock")
     writes_golden = settings.gate is None or settings.update_golden
     if writes_golden:
         try_file("--golden", settings.golden, locks=LOCK_NAME)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
-from pytest_diffaccel.measure.measurement import Sampling
-from pytest_diffaccel.records.store import SESSION_PURPOSE, Store
+from pytest_diffaccel.records.bookkeeping import LIVES_S
+from pytest_diffaccel.records.contents import RunningSession
+from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 
 # Seconds between two signs of life, and after how many without one a session has died.
 _BEAT_S = 60.0
-_STALE_S = 300.0
+_STALE_S = LIVES_S
 # Its row is swept later: hosts' clocks may differ, and a session that lives must not lose it.
 _SWEPT_S = 3600.0
 # At its end a session waits no longer for a store that others hold; its row then goes stale by itself.
 _PATIENCE_S = 5.0
-# Where the rows are, among those that a store keeps of sessions: they are of no environment and of no pictures.
-_ENVIRONMENT = ""
-_SAMPLING = Sampling(num_samples=0, batch_size=0, seed=0, prompts_digest="", purpose=SESSION_PURPOSE)
 
 
 class Presence:
@@ -38,9 +33,7 @@ class Presence:
 
     def __init__(self, store: Store, session: str, began_at: float) -> None:
         self._store = store
-        self._session = session
-        self._place = {"host": platform.node(), "folder": os.getcwd()}
-        self._about = json.dumps({**self._place, "process": os.getpid(), "began_at": began_at})
+        self._own = RunningSession(session, platform.node(), os.getcwd(), os.getpid(), began_at)
         self._has_ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="diffaccel-presence", daemon=True)
 
@@ -56,15 +49,15 @@ class Presence:
         Raises:
             StoreError: when the store cannot be read or written.
         """
-        self._show()
-        known = self._store.decisions(_ENVIRONMENT, _SAMPLING)
-        living = self._store.decisions(_ENVIRONMENT, _SAMPLING, since=time.time() - _STALE_S)
-        recent = self._store.decisions(_ENVIRONMENT, _SAMPLING, since=time.time() - _SWEPT_S)
-        for session in known.keys() - recent.keys() - {self._session}:
-            self._store.forget_decision(session, _ENVIRONMENT, _SAMPLING)
+        self._store.show_session(self._own)
+        known = {one.name for one in self._store.sessions()}
+        living = [one for one in self._store.sessions(time.time() - _STALE_S) if one.name != self._own.name]
+        recent = {one.name for one in self._store.sessions(time.time() - _SWEPT_S)}
+        for name in known - recent - {self._own.name}:
+            self._store.forget_session(name)
         self._heart.start()
-        others = [json.loads(about) for session, about in living.items() if session != self._session]
-        return [_words(other) for other in others if not (is_told_of_folder and self._place.items() <= other.items())]
+        here = self._own.host, self._own.folder
+        return [_words(other) for other in living if not (is_told_of_folder and (other.host, other.folder) == here)]
 
     def end(self) -> None:
         """Be gone, and close the store."""
@@ -73,18 +66,15 @@ class Presence:
             self._heart.join(_PATIENCE_S)
         if not self._heart.is_alive():
             with suppress(StoreError):
-                self._store.forget_decision(self._session, _ENVIRONMENT, _SAMPLING)
+                self._store.forget_session(self._own.name)
         self._store.close()
-
-    def _show(self) -> None:
-        self._store.save_decision(self._session, _ENVIRONMENT, _SAMPLING, self._about)
 
     def _beat(self) -> None:
         while not self._has_ended.wait(_BEAT_S):
             with suppress(StoreError):  # whoever measures says what is wrong with it
-                self._show()
+                self._store.show_session(self._own)
 
 
-def _words(about: Mapping[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.get("began_at", 0)))
-    return f"{about.get('host')}, process {about.get('process')}, since {since}, in {about.get('folder')}"
+def _words(one: RunningSession) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.began_at))
+    return f"{one.host}, process {one.process}, since {since}, in {one.folder}"

@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, and_, true
 from sqlalchemy.dialects import postgresql, sqlite
 
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
-from pytest_diffaccel.records.contents import Decision, Failure
+from pytest_diffaccel.records.contents import Attempt, Decision, Failure, GroupDecision, GroupWinners
+from pytest_diffaccel.records.golden import GoldenEntry
 
 
 def identity(candidate_key: str, environment: str, sampling: Sampling) -> dict[str, object]:
@@ -83,16 +84,74 @@ def written(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
 
 
+def dump_candidate(candidate: Candidate) -> str:
+    """The record of a candidate."""
+    return json.dumps(asdict(candidate), allow_nan=False)
+
+
+def dump_params(params: Params) -> str:
+    """A candidate's parameters as a decision names it; of a group, ``{}``."""
+    return json.dumps(params, allow_nan=False)
+
+
 def failure_of(row: Row[Any]) -> Failure:
     """The failure that a row holds."""
-    data = json.loads(row.candidate)
-    candidate = Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
-    return Failure(candidate, row.environment, _sampling(row), row.kind, row.message, row.created_at)
+    return Failure(_candidate(row.candidate), row.environment, _sampling(row), row.kind, row.message, row.created_at)
 
 
-def decision_of(row: Row[Any]) -> Decision:
-    """The decision that a row holds."""
-    return Decision(row.candidate_key, row.environment, _sampling(row), row.evidence, row.created_at)
+def attempt_of(row: Row[Any]) -> Attempt:
+    """The attempt that a row holds."""
+    return Attempt(
+        candidate=_candidate(row.candidate),
+        environment=row.environment,
+        sampling=_sampling(row),
+        what=row.what,
+        session=row.session,
+        host=row.host,
+        process=row.process,
+        created_at=row.created_at,
+    )
+
+
+def _candidate(record: str) -> Candidate:
+    data = json.loads(record)
+    return Candidate(Cell(**data["cell"]), data["accelerator"], data["params"])
+
+
+def decision_of(row: Row[Any]) -> Decision | GroupDecision:
+    """The decision that a row holds: on a candidate, or on a group."""
+    cell, params = Cell(row.pipe, row.scheduler, row.steps), json.loads(row.params)
+    if not params:
+        return GroupDecision(cell, row.accelerator, row.environment, _sampling(row), row.state, row.created_at)
+    candidate = Candidate(cell, row.accelerator, params)
+    return Decision(candidate, row.environment, _sampling(row), row.evidence, row.created_at)
+
+
+def dump_winners(winners: GroupWinners) -> str:
+    """The record of what was chosen in a group."""
+    record = {
+        "entries": {f"{target:g}": json.loads(entry.to_json()) for target, entry in winners.entries.items()},
+        "speedups": {key: _numbers(interval) for key, interval in winners.speedups.items()},
+    }
+    return json.dumps(record, allow_nan=False)
+
+
+def _numbers(interval: Interval) -> list[float]:
+    return [float(interval.value), float(interval.low), float(interval.high)]
+
+
+def winners_of(row: Row[Any]) -> GroupWinners:
+    """What a row says was chosen."""
+    record = json.loads(row.record)
+    return GroupWinners(
+        cell=Cell(row.pipe, row.scheduler, row.steps),
+        accelerator=row.accelerator,
+        environment=row.environment,
+        sampling=_sampling(row),
+        entries={float(target): GoldenEntry.from_json(json.dumps(one)) for target, one in record["entries"].items()},
+        speedups={key: Interval(*numbers) for key, numbers in record["speedups"].items()},
+        created_at=row.created_at,
+    )
 
 
 def _sampling(row: Row[Any]) -> Sampling:

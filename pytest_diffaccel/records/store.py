@@ -4,57 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, get_args
 
-from sqlalchemy import Connection, Engine, Row, Table, delete, insert, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import delete, insert, select
 
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
-from pytest_diffaccel.records.contents import Contents, Failure, FailureKind, Recorded
+from pytest_diffaccel.records.bookkeeping import Bookkeeping
+from pytest_diffaccel.records.contents import Contents, GroupWinners, Recorded
+from pytest_diffaccel.records.database import open_engine
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.rows import (
     conditions,
-    decision_of,
     dump_record,
+    dump_winners,
     equal,
-    failure_of,
     figures,
     identity,
     now,
     place,
-    storable,
     upsert,
-    written,
+    winners_of,
 )
-from pytest_diffaccel.records.tables import (
-    CALIBRATION,
-    DECISIONS,
-    ENVIRONMENTS,
-    FAILURES,
-    MEASUREMENTS,
-    StoreError,
-    database_reason,
-    open_engine,
-)
-
-#: Purposes of rows that say how a search goes on, and nothing of its candidates: short runs that took their process
-#: with them, groups that a session has decided, and sessions that are under way.
-CALIBRATION_PURPOSE, SESSION_PURPOSE = INTERNAL = ("calibration", "session")
+from pytest_diffaccel.records.tables import ATTEMPTS, CALIBRATION, ENVIRONMENTS, FAILURES, MEASUREMENTS, WINNERS
 
 
-class Store:
+class Store(Bookkeeping):
     """Measurements, failures and environments in one database.
 
     Each call is one transaction. A store may be shared by threads and opened by many processes at once, but
     not carried through ``os.fork``: open it in each process. Database errors of a call are :class:`StoreError`.
     """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> Store:
@@ -68,24 +49,11 @@ class Store:
         """
         return cls(open_engine(url))
 
-    def close(self) -> None:
-        """Close the connections; the store opens new ones when it is used again."""
-        self._engine.dispose()
-
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def try_writing(self) -> None:
-        """Write a transaction that changes nothing.
-
-        Raises:
-            StoreError: when nothing can be written.
-        """
-        with self._writing() as connection:
-            connection.execute(delete(DECISIONS).where(equal(DECISIONS, {"candidate_key": ""})))
 
     def save(self, measurement: Measurement) -> None:
         """Keep a measurement, in place of an older one of the same candidate, environment and sampling.
@@ -107,7 +75,8 @@ class Store:
         }
         with self._writing() as connection:
             upsert(connection, MEASUREMENTS, values)
-            connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
+            for table in (FAILURES, ATTEMPTS):
+                connection.execute(delete(table).where(equal(table, chosen)))
 
     def find(self, candidate_key: str, environment: str, sampling: Sampling, since: float = 0.0) -> Measurement | None:
         """The measurement of a candidate, if it was stored ``since`` then (seconds since the epoch), or None.
@@ -151,89 +120,16 @@ class Store:
                 most[key] = measurement
         return list(most.values())
 
-    def save_failure(
-        self, candidate: Candidate, environment: str, sampling: Sampling, kind: FailureKind, message: str
-    ) -> None:
-        """Keep why a candidate could not be measured, in place of an older failure; a measurement stays.
-
-        Raises:
-            ValueError: when ``kind`` is unknown.
-        """
-        if kind not in get_args(FailureKind):
-            raise ValueError(f"unknown kind of failure {kind!r}; known: {', '.join(get_args(FailureKind))}")
+    def save_winners(self, winners: GroupWinners) -> None:
+        """Keep what was chosen in a group, in place of what was before; when it was chosen is now."""
         values = {
-            **identity(candidate.key, environment, sampling),
-            **place(candidate.cell, candidate.accelerator),
-            "kind": kind,
-            "message": storable(message),
+            **place(winners.cell, winners.accelerator),
+            **conditions(winners.environment, winners.sampling),
             "created_at": now(),
-            "candidate": json.dumps(asdict(candidate), allow_nan=False),
+            "record": dump_winners(winners),
         }
         with self._writing() as connection:
-            upsert(connection, FAILURES, values)
-
-    def begin(
-        self,
-        candidate: Candidate,
-        environment: str,
-        sampling: Sampling,
-        what: str,
-        *,
-        session_began_at: float,
-        since: float = 0.0,
-    ) -> None:
-        """Keep that a candidate is being measured, until what comes of it is kept or forgotten.
-
-        A process that ends meanwhile leaves an ``interrupted`` failure; one of a later session, too, leaves a
-        ``crash``. What other processes of this session measure now has ended nobody.
-
-        Args:
-            candidate: the candidate.
-            environment: an environment's id.
-            sampling: which images are made.
-            what: what is done, such as ``"case"``, for the message.
-            session_began_at: seconds since the epoch.
-            since: failures before then (seconds since the epoch) do not count.
-        """
-        rows = self._rows(FAILURES, identity(candidate.key, environment, sampling), since)
-        again = any(
-            row.kind == "crash" or (row.kind == "interrupted" and row.created_at < written(session_began_at))
-            for row in rows
-        )
-        message = f"the process ended during this {what}" + (", twice" if again else "; it is tried once more")
-        self.save_failure(candidate, environment, sampling, "crash" if again else "interrupted", message)
-
-    def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
-        """Remove the failure of a candidate that works after all."""
-        with self._writing() as connection:
-            chosen = identity(candidate.key, environment, sampling)
-            connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
-
-    def failures(self, environment: str, sampling: Sampling, since: float = 0.0) -> list[Failure]:
-        """All failures in an environment and sampling since then (seconds since the epoch), by candidate key."""
-        rows = self._rows(FAILURES, conditions(environment, sampling), since)
-        return [failure_of(row) for row in rows]
-
-    def save_decision(self, subject: str, environment: str, sampling: Sampling, evidence: str) -> None:
-        """Keep that ``subject``, a candidate's key or a group's name, needs no measuring, and why."""
-        values = {**identity(subject, environment, sampling), "evidence": evidence, "created_at": now()}
-        with self._writing() as connection:
-            upsert(connection, DECISIONS, values)
-
-    def decision(self, subject: str, environment: str, sampling: Sampling, since: float = 0.0) -> str | None:
-        """Why ``subject`` needs no measuring; None when that was not decided since then (seconds since the epoch)."""
-        rows = self._rows(DECISIONS, identity(subject, environment, sampling), since)
-        return str(rows[0].evidence) if rows else None
-
-    def decisions(self, environment: str, sampling: Sampling, since: float = 0.0) -> dict[str, str]:
-        """All that was decided since then (seconds since the epoch): why, by subject."""
-        rows = self._rows(DECISIONS, conditions(environment, sampling), since)
-        return {row.candidate_key: row.evidence for row in rows}
-
-    def forget_decision(self, subject: str, environment: str, sampling: Sampling) -> None:
-        """Remove what was decided of ``subject``."""
-        with self._writing() as connection:
-            connection.execute(delete(DECISIONS).where(equal(DECISIONS, identity(subject, environment, sampling))))
+            upsert(connection, WINNERS, values)
 
     def save_round(self, environment: str, made: Round) -> None:
         """Keep a round of an environment's calibration.
@@ -255,11 +151,9 @@ class Store:
         Raises:
             StoreError: when a record cannot be read.
         """
-        rows = self._rows_as_stored(CALIBRATION, {"environment": environment}, since)
-        try:
+        rows = self._rows(CALIBRATION, {"environment": environment}, since)
+        with self._understanding("a calibration"):
             return [Round.from_json(json.loads(row.record)) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._unreadable("a calibration", error) from error
 
     def forget_rounds(self, environment: str) -> None:
         """Remove an environment's calibration: what it says is not so any more."""
@@ -280,10 +174,8 @@ class Store:
         """
         with self._reading() as connection:
             rows = connection.execute(select(ENVIRONMENTS)).all()
-        try:
+        with self._understanding("an environment"):
             return dict(sorted((row.id, Environment.from_json(row.record)) for row in rows))
-        except ValueError as error:
-            raise self._unreadable("an environment", error) from error
 
     def contents(self) -> Contents:
         """Everything in the store, also of other environments and samplings.
@@ -292,14 +184,23 @@ class Store:
             StoreError: when a record cannot be read.
         """
         environments = self.environments()
-        failures = [row for row in self._rows_as_stored(FAILURES, {}) if row.purpose not in INTERNAL]
-        decisions = [row for row in self._rows_as_stored(DECISIONS, {}) if row.purpose not in INTERNAL]
-        try:
-            failed, decided = tuple(map(failure_of, failures)), tuple(map(decision_of, decisions))
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._unreadable("a failure", error) from error
-        rounds = {name: made for name in environments if (made := self.rounds(name))}
-        return Contents(tuple(self._recorded({})), failed, decided, environments, rounds)
+        failures, running = self._all_failures()
+        decisions, groups = self._all_decisions()
+        return Contents(
+            measurements=tuple(self._recorded({})),
+            failures=tuple(failures),
+            decisions=decisions,
+            environments=environments,
+            rounds={name: made for name in environments if (made := self.rounds(name))},
+            winners=self._winners(),
+            groups=groups,
+            running=tuple(running),
+        )
+
+    def _winners(self) -> tuple[GroupWinners, ...]:
+        rows = self._rows(WINNERS, {})
+        with self._understanding("the winners of a group"):
+            return tuple(map(winners_of, rows))
 
     def _measurements(self, where: Mapping[str, object], since: float = 0.0) -> list[Measurement]:
         # Sorted here: databases sort text by their own collations.
@@ -307,51 +208,6 @@ class Store:
         return [one.measurement for one in recorded]
 
     def _recorded(self, where: Mapping[str, object], since: float = 0.0) -> list[Recorded]:
-        rows = self._rows_as_stored(MEASUREMENTS, where, since)
-        try:
+        rows = self._rows(MEASUREMENTS, where, since)
+        with self._understanding("a measurement"):
             return [Recorded(Measurement.from_json(json.loads(row.record)), row.created_at) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._unreadable("a measurement", error) from error
-
-    def _rows(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
-        return sorted(self._rows_as_stored(table, where, since), key=lambda row: str(row.candidate_key))
-
-    def _rows_as_stored(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
-        query = select(table).where(equal(table, where), table.c.created_at >= written(since))
-        with self._reading() as connection:
-            rows = connection.execute(query)
-            return sorted(rows, key=lambda row: str(row.created_at))
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A connection whose changes are kept together, or not at all.
-
-        Raises:
-            StoreError: when the database takes nothing: it is read-only, full, locked for long, or out of reach.
-        """
-        with self._in_words("written: {}; mend that"), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """A connection to read with.
-
-        Raises:
-            StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
-        """
-        with self._in_words("read: {}; restore it from a copy"), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _in_words(self, said: str) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            reason = said.format(database_reason(error))
-            raise StoreError(f"the store {self._engine.url!r} cannot be {reason}, or give another --store") from error
-
-    def _unreadable(self, what: str, error: Exception) -> StoreError:
-        return StoreError(
-            f"{what} in the store {self._engine.url!r} cannot be read ({type(error).__name__}: {error}): "
-            "another version wrote it, or it was edited; give another --store"
-        )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.report.progress import EndedCase
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.terminal import Terminal
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.search.results import Measured, Skipped, Winners
+from pytest_diffaccel.settings.work_folder import WORK
 
 #: Raised when a field changes its meaning.
 VERSION = 1
 # What only the controller needs: folders of pictures, prompts, and what golden keeps.
-_LEFT_OUT = ("skipped", "evidence", "error", "environments", "pictures", "baseline", "prompts", "golden", "text")
+_LEFT_OUT = ("skipped", "evidence", "environments", "pictures", "baseline", "prompts", "golden", "text")
 
 
 class Unwritten:
@@ -58,13 +60,13 @@ class CaseLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    def write(self, case: EndedCase, name: str, result: Mapping[str, Any]) -> None:
+    def write(self, case: EndedCase, name: str, result: CaseResult) -> None:
         """Add a case.
 
         Args:
             case: how it ended.
             name: the candidate's key, or the group's name.
-            result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
+            result: what it found.
         """
         line: dict[str, Any] = {
             "version": VERSION,
@@ -74,44 +76,43 @@ class CaseLog:
             "worker": case.worker or None,
             "outcome": case.outcome,
             "duration_s": round(case.duration_s, 3),
-            "reason": result.get("evidence") or result.get("error"),
-            **{name: value for name, value in result.items() if name not in _LEFT_OUT},
+            "reason": (result.evidence if isinstance(result, Skipped) else case.reason) or None,
+            **{name: value for name, value in result.to_json().items() if name not in _LEFT_OUT},
         }
-        if "golden" in result:
-            line["winners"] = {key: json.loads(text) for key, text in result["golden"].items()}
+        if isinstance(result, Winners) and result.of_cell:
+            line["winners"] = {str(one.key): json.loads(one.entry.to_json()) for one in result.of_cell.decided}
         # One write of a whole line: a reader that follows the file sees no half of one.
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def log_case(case: EndedCase, result: Mapping[str, Any]) -> None:
+def log_case(case: EndedCase, result: CaseResult) -> None:
     """Add a line to the log of a case's cell, in the working folder.
 
     Args:
         case: how it ended.
-        result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
+        result: what it found.
 
     Raises:
         OSError: when the log cannot be written.
     """
-    folder = WORK_DIR / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    WORK.logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (folder / f"{result['cell']}.log").open("a", encoding="utf-8") as log:
+    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8") as log:
         log.write(f"{stamp} {_line(case, result)}\n")
 
 
-def _line(case: EndedCase, result: Mapping[str, Any]) -> str:
+def _line(case: EndedCase, result: CaseResult) -> str:
     took = f"{case.duration_s:.1f} s"
-    if "provisional" in result:
-        more = f", {result['explored']} more candidates evaluated" if result["explored"] else ""
-        verified = ", the cell's winners verified" if "golden" in result else ""
-        return f"winners of {result['accelerator']} chosen{verified} in {took}{more}"
-    if "skipped" in result:
-        return f"{result['skipped']} skipped: {result['evidence']}"
-    if "candidate" not in result:
-        why = f": {result['error']}" if "error" in result else ""
+    if isinstance(result, Winners):
+        more = f", {result.explored} more candidates evaluated" if result.explored else ""
+        verified = ", the cell's winners verified" if result.of_cell else ""
+        return f"winners of {result.accelerator} chosen{verified} in {took}{more}"
+    if isinstance(result, Skipped):
+        return f"{result.candidate.key} skipped: {result.evidence}"
+    if not isinstance(result, Measured):
+        why = f": {case.reason}" if case.outcome == "failed" else ""
         return f"{case.outcome}: {case.name} after {took}{why}"
-    low, high = result["speedup_ci95"]
-    figures = f"{result['speedup']:.3f}x [{low:.3f}, {high:.3f}] LPIPS {result['lpips']:.4f}"
-    return f"{result['candidate']} {figures} ({'stored' if result['stored'] else took})"
+    made, speedup = result.figures, result.figures.speedup
+    figures = f"{speedup.value:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}] LPIPS {made.lpips.value:.4f}"
+    return f"{made.candidate.key} {figures} ({'stored' if result.stored else took})"

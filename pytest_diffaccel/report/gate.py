@@ -6,14 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_diffaccel.gate.prospects import in_words
-from pytest_diffaccel.gate.verdict import percent
+from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, Speed, add_sessions
+from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
+from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class GateReport:
         self._terminal = terminal
         self._cases = 0
         self._began = time.monotonic()
-        self._results: list[Mapping[str, Any]] = []
+        self._results: list[GateVerdict] = []
         self._broken: list[str] = []
         self._recorded: list[Session] = []
         self._unwritten = False
@@ -76,24 +78,22 @@ class GateReport:
             self._terminal.write_line(f"diffaccel gate: {line}")
         self._terminal.flush()
 
-    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
+    def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: show it, record its reference.
 
         Args:
             case: how it ended.
-            result: see :meth:`.GateRun.judge`; without a verdict when it broke off.
+            result: what came of it.
         """
-        if "verdict" not in result:
-            self._broken.append(result["case"])
-            self._terminal.write_line(self._line("broke off", result["case"], case.outcome))
-            return
-        self._results.append(result)
-        verdict = result["verdict"]
-        self._terminal.write_line(self._line(verdict["status"], result["case"], _short(verdict)))
-        self._terminal.flush()
-        found = {subject: _session(fields) for subject, fields in result["sessions"].items()}
-        if found:
-            self._add(found)
+        if isinstance(result, Broken):
+            self._broken.append(result.case)
+            self._terminal.write_line(self._line("broke off", result.case, case.outcome))
+        if isinstance(result, GateVerdict):
+            self._results.append(result)
+            self._terminal.write_line(self._line(result.status, result.case, _short(result.verdict)))
+            self._terminal.flush()
+            if result.sessions:
+                self._add(result.sessions)
 
     def _add(self, found: Mapping[str, Session]) -> None:
         """Record references; where that fails, the cases that are left are judged all the same."""
@@ -113,14 +113,14 @@ class GateReport:
 
     def exit_code(self, exitstatus: int) -> int:
         """0 where nothing regressed, else what went wrong, the gravest first; ``exitstatus`` is pytest's own."""
-        counts = Counter(result["verdict"]["status"] for result in self._results)
+        counts = Counter(result.status for result in self._results)
         if counts["regressed"]:
             return REGRESSED
         if self._broken or self._unwritten:
             return BROKE_OFF
         if counts["refused"]:
             return REFUSED
-        if not any(set(result["verdict"]["figures"]) - {"power"} for result in self._results):
+        if not any(dict(result.verdict.figures).keys() - {"power"} for result in self._results):
             return NOTHING_MEASURED
         return int(exitstatus)
 
@@ -129,17 +129,17 @@ class GateReport:
         if not self._results and not self._broken:
             return
         self._terminal.section("diffaccel: gate")
-        counts = Counter(result["verdict"]["status"] for result in self._results)
+        counts = Counter[str](result.status for result in self._results)
         for result in self._results:
-            notes = result["verdict"]["notes"]
-            if result["verdict"]["status"] != "ok":
-                targets = ", ".join(f"{target:g}x" for target in result["targets"])
-                self._terminal.write_line(f"{result['case']}" + (f" (winner for {targets})" if targets else ""))
-                for line in result["text"].splitlines():
+            notes = result.verdict.notes
+            if result.status != "ok":
+                targets = ", ".join(f"{target:g}x" for target in result.targets)
+                self._terminal.write_line(result.case + (f" (winner for {targets})" if targets else ""))
+                for line in result.verdict.describe().splitlines():
                     self._terminal.write_line(f"  {line}")
             elif notes:
-                self._terminal.write_line(f"{result['case']}: {'; '.join(notes)}")
-        causes = list(dict.fromkeys(cause for result in self._results for cause in result["verdict"]["causes"]))
+                self._terminal.write_line(f"{result.case}: {'; '.join(notes)}")
+        causes = list(dict.fromkeys(cause for result in self._results for cause in result.verdict.causes))
         if causes:
             self._terminal.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
         counted = [f"{count} {status}" for status, count in counts.items()]
@@ -179,7 +179,7 @@ class GateReport:
                 "(--gate-host-fails fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")
-        changed = list(dict.fromkeys(result["cell"] for result in self._results if _pipeline_changed(result)))
+        changed = list(dict.fromkeys(str(result.cell) for result in self._results if _pipeline_changed(result)))
         if changed:
             # Golden made now would hold the winners of what may be broken.
             lines.append(
@@ -196,27 +196,21 @@ class GateReport:
         return lines
 
 
-def _pipeline_changed(result: Mapping[str, Any]) -> bool:
+def _pipeline_changed(result: GateVerdict) -> bool:
     """Whether what a case showed is due to the unaccelerated pipeline of its cell."""
-    if not result["accelerator"]:
-        return bool(result["verdict"]["status"] == "regressed")
-    return any((one["subject"], one["status"]) == ("quality", "refused") for one in result["verdict"]["findings"])
+    if result.candidate is None:
+        return result.status == "regressed"
+    return any((one.subject, one.status) == ("quality", "refused") for one in result.verdict.findings)
 
 
-def _session(fields: Mapping[str, Any]) -> Session:
-    host = Speed(**fields["host"]) if fields["host"] else None
-    return Session(**{**fields, "lpips": tuple(fields["lpips"]), "host": host})
-
-
-def _short(verdict: Mapping[str, Any]) -> str:
+def _short(verdict: Verdict) -> str:
     """The figures of a verdict in one line."""
     parts = []
-    for finding in sorted(verdict["findings"], key=lambda one: -_GRAVEST[one["status"]]):
-        if finding["change"] is None:
-            parts.append(f"{finding['subject']} {finding['status']}")
+    for finding in sorted(verdict.findings, key=lambda one: -_GRAVEST[one.status]):
+        if finding.change is None or finding.change_ci95 is None:
+            parts.append(f"{finding.subject} {finding.status}")
             continue
-        low, high = finding["change_ci95"]
-        parts.append(f"{finding['subject']} {percent(finding['change'])} [{percent(low)}, {percent(high)}]")
-    if "power" in verdict["figures"]:
-        parts.append(f"power {verdict['figures']['power']:.0%}")
+        low, high = finding.change_ci95
+        parts.append(f"{finding.subject} {percent(finding.change)} [{percent(low)}, {percent(high)}]")
+    parts += [f"power {value:.0%}" for name, value in verdict.figures if name == "power"]
     return ", ".join(parts)

@@ -29,7 +29,7 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
     ordered = sorted(entries, key=lambda key: key.prompt_order[-2:])
     for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target)):
         table.add_row(accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
-    cells = {(key.pipe, key.scheduler, key.steps) for key in entries}
+    cells = {key.cell for key in entries}
     return [*table_lines(table, 120), f"{len(entries)} keys of {len(cells)} cell(s)"]
 
 

@@ -67,7 +67,7 @@ def moves_text(
 def _cells(change: Change) -> tuple[str, str, str, str]:
     key = change.key
     entries = [entry for entry in (change.before, change.after) if entry is not None]
-    name = f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x"
+    name = f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x"
     speedups, losses = ([words(entry) for entry in entries] for words in (_speedup, _lpips))
     return name, _arrow(speedups), _arrow(losses), _params(entries)
 

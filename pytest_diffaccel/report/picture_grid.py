@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.images import is_damaged
@@ -77,18 +76,14 @@ def _shown_keys(
     ordered = sorted((key for key in entries if key in folders), key=lambda key: key.prompt_order)
     if not ordered:
         return []
-    first = _cell(ordered[0])
+    first = ordered[0].cell
     shown: dict[str, GoldenKey] = {}
     for key in ordered:
-        if _cell(key) == first:
+        if key.cell == first:
             met = entries[key].status == "met" and key.target <= _SHOWN_TARGET
             if met or key.accelerator not in shown:
                 shown[key.accelerator] = key
     return list(shown.values())
-
-
-def _cell(key: GoldenKey) -> Cell:
-    return Cell(key.pipe, key.scheduler, key.steps)
 
 
 def _compose(columns: list[tuple[str, Path]], prompts: Sequence[str]) -> Image:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
+from pytest_diffaccel.search.results import Measured, Winners
 
 _NO_CASES: Mapping[str, SearchCase] = MappingProxyType({})
 # So many times as long as calibrated is worth a word.
@@ -34,12 +35,14 @@ class EndedCase:
         outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
         duration_s: how long it took, seconds.
         worker: xdist's name of the worker that ran it; empty in a session without workers.
+        reason: why it failed or was skipped, in a line; empty where it passed.
     """
 
     name: str
     outcome: str
     duration_s: float
     worker: str
+    reason: str = ""
 
 
 class Progress:
@@ -73,20 +76,21 @@ class Progress:
         self._place = self._place or f"{case.cell} {case.accelerator}"
         return True
 
-    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
-        """Take in one case; a failed one has a cell and an accelerator only."""
+    def case_ended(self, case: EndedCase, result: CaseResult) -> None:
+        """Take in one case."""
         self._ended.add(case.name)
         self._time_left.case_ended(case.name, result, duration_s=case.duration_s, worker=case.worker)
         if case.name in self._begun:
             self._begun.remove(case.name)
-        self._cell = result["cell"]
-        self._chosen[self._cell] += distinct(result.get("provisional", ()))
-        self._place = f"{result['cell']} {result['accelerator']}"
-        if "speedup" in result:
+        self._cell = str(result.cell)
+        self._place = f"{result.cell} {result.accelerator}"
+        if isinstance(result, Winners):
+            self._chosen[self._cell] += distinct(result.provisional)
+        if isinstance(result, Measured):
             for target in TARGETS:
-                if result["speedup"] >= target:
+                if result.figures.speedup.value >= target:
                     key = (self._cell, target)
-                    self._best[key] = min(result["lpips"], self._best.get(key, math.inf))
+                    self._best[key] = min(result.figures.lpips.value, self._best.get(key, math.inf))
 
     def line(self) -> str:
         """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; least LPIPS at 1.2x 0.004, 1.5x 0.010"``."""

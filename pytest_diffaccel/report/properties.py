@@ -2,47 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from pytest_diffaccel.gate.verdict import Finding, GateVerdict
+from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.search.results import Broken, CellWinners, Figures, Measured, Skipped, Winners
 
 _PLACE = ("cell", "accelerator")
 _FIGURES = ("speedup", "wall_speedup", "lpips", "psnr_db", "ssim", "peak_memory_mb")
 _INTERVALS = ("speedup_ci95", "wall_speedup_ci95", "lpips_ci95")
 _WORDS = ("candidate", "environment", "num_samples", "explored")
 _STATUS = "status"
-#: All names that :func:`plain_properties` gives.
+#: All names that :func:`plain_properties` gives of a search's case.
 NAMES = (_STATUS, *_PLACE, *_FIGURES, *_INTERVALS, *_WORDS, "evidence", "fired", "winners", "unattainable", "undecided")
 
 
-def plain_properties(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of what a case found (:mod:`pytest_diffaccel.search.outcome`).
+def plain_properties(result: CaseResult) -> list[tuple[str, str]]:
+    """Names and values of what a case found.
 
-    ``status`` is ``measured``, ``stored`` (by an earlier run), ``skipped``, ``winners`` for the case that verified a
-    cell's groups, ``provisional`` for those of its other groups, or ``unfinished`` for a case that found nothing: it
-    failed or broke off. Speed-ups and LPIPS have six significant digits, intervals read ``[low, high]``.
+    Of a search, ``status`` is ``measured``, ``stored`` (by an earlier run), ``skipped``, ``winners`` for the case that
+    verified a cell's groups, ``provisional`` for those of its other groups, or ``unfinished`` for a case that found
+    nothing: it failed or broke off. Speed-ups and LPIPS have six significant digits, intervals read ``[low, high]``.
+    Of the gate, ``gate_status``, the verdict's figures, and status, text and change of each finding; nothing of a case
+    that broke off.
     """
-    found = {_STATUS: _status(result)}
-    found |= {name: str(result[name]) for name in (*_PLACE, *_WORDS) if name in result}
-    if "skipped" in result:
-        found |= {"candidate": str(result["skipped"]), "evidence": str(result["evidence"])}
-    found |= {name: f"{result[name]:.6g}" for name in _FIGURES if name in result}
-    found |= {name: "[{:.6g}, {:.6g}]".format(*result[name]) for name in _INTERVALS if name in result}
-    if "fired" in result:
-        found["fired"] = ", ".join(f"{name}={count}" for name, count in result["fired"].items())
-    if "golden" in result:
-        met = sum('"status": "met"' in text for text in result["golden"].values())
-        found |= {"winners": str(met), "unattainable": str(len(result["golden"]) - met)}
-        found |= {"undecided": str(len(result["undecided"]))}
+    if isinstance(result, GateVerdict):
+        return list(_of_gate(result))
+    if isinstance(result, Broken) and result.case:
+        return []
+    found = {_STATUS: _status(result), "cell": str(result.cell), "accelerator": result.accelerator}
+    if isinstance(result, Measured):
+        found |= _figures(result.figures)
+    if isinstance(result, Skipped):
+        found |= {"candidate": result.candidate.key, "evidence": result.evidence}
+    if isinstance(result, Winners):
+        found |= {"explored": str(result.explored), **(_counts(result.of_cell) if result.of_cell else {})}
     return list(found.items())
 
 
-def _status(result: Mapping[str, Any]) -> str:
-    if "golden" in result:
-        return "winners"
-    if "provisional" in result:
-        return "provisional"
-    if "skipped" in result:
-        return "skipped"
-    if "candidate" in result:
-        return "stored" if result["stored"] else "measured"
-    return "unfinished"
+def _status(result: CaseResult) -> str:
+    if isinstance(result, Winners):
+        return "winners" if result.of_cell else "provisional"
+    if isinstance(result, Measured):
+        return "stored" if result.stored else "measured"
+    return "skipped" if isinstance(result, Skipped) else "unfinished"
+
+
+def _figures(figures: Figures) -> dict[str, str]:
+    known: dict[str, Any] = figures.to_json()
+    found = {name: str(known[name]) for name in _WORDS if name in known}
+    found |= {name: f"{known[name]:.6g}" for name in _FIGURES}
+    found |= {name: _ends(known[name]) for name in _INTERVALS}
+    return found | {"fired": ", ".join(f"{name}={count}" for name, count in figures.fired.items())}
+
+
+def _ends(ends: tuple[float, float]) -> str:
+    return "[{:.6g}, {:.6g}]".format(*ends)
+
+
+def _counts(of_cell: CellWinners) -> dict[str, str]:
+    met = sum(one.entry.status == "met" for one in of_cell.decided)
+    counts = {"winners": met, "unattainable": len(of_cell.decided) - met, "undecided": len(of_cell.undecided)}
+    return {name: str(count) for name, count in counts.items()}
+
+
+def _of_gate(result: GateVerdict) -> Iterator[tuple[str, str]]:
+    yield "gate_status", result.status
+    for name, value in result.verdict.figures:
+        yield name, f"{value:.6g}"
+    for finding in result.verdict.findings:
+        yield from _of_finding(finding)
+
+
+def _of_finding(finding: Finding) -> Iterator[tuple[str, str]]:
+    yield f"{finding.subject}_status", finding.status
+    yield f"{finding.subject}_text", finding.text
+    if finding.change is not None:
+        yield f"{finding.subject}_change", f"{finding.change:.6g}"
+    if finding.change_ci95 is not None:
+        yield f"{finding.subject}_change_ci95", _ends(finding.change_ci95)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -19,6 +17,7 @@ from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
@@ -35,6 +34,8 @@ from pytest_diffaccel.report.winners import (
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
+from pytest_diffaccel.search.news import News
+from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class SessionReport:
         self._shown_at = 0.0
         self._calibrated: set[str] = set()
         self._entries: dict[GoldenKey, GoldenEntry] = {}
-        self._undecided: dict[GoldenKey, Mapping[str, Any]] = {}
+        self._undecided: dict[GoldenKey, Chosen] = {}
         self._changes: dict[GoldenKey, Change] = {}
         self._environments: dict[str, Environment] = {}
         self._pictures: dict[GoldenKey, PictureFolders] = {}
@@ -123,38 +124,44 @@ class SessionReport:
         if self._progress and self._progress.case_began(name):
             self._show(self._progress.line())
 
-    def case_ended(self, case: EndedCase, result: Mapping[str, Any]) -> None:
+    def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: log it, record its winners, move the live line.
 
         Args:
             case: how it ended.
-            result: what it found, see :mod:`pytest_diffaccel.search.outcome`; its cell and accelerator if nothing.
+            result: what it found.
         """
         self._outcomes[case.outcome] += 1
-        with self._unwritten.told(f"log of {result['cell']}"):
+        with self._unwritten.told(f"log of {result.cell}"):
             log_case(case, result)
-        group = result["cell"], result["accelerator"]
-        for error in [result["error"]] if "error" in result else result.get("failed", ()):
-            self._tell_failure((*group, str(error)))
+        failed = result.failed if isinstance(result, Winners) else ()
+        for error in [case.reason] if case.outcome == "failed" else failed:
+            self._tell_failure((str(result.cell), result.accelerator, error))
         if self._progress:
             self._progress.case_ended(case, result)
-            self._tell_time(self._progress, result)
-        if result.get("provisional"):
-            self._tell(provisional_text(result))
-        if "provisional" in result and case.outcome != "failed":
-            self._asked.setdefault(" ".join(group), result.get("refused") or "its cell's winners were not verified")
-        if result.get("left"):
-            self._left[" ".join(group)] = result["left"]
-        if result.get("unfit"):
-            self._unfit[" ".join(group)] = result["refused"]
-        if "golden" in result:
-            self._record(result)
+            self._tell_time(self._progress, result.news if isinstance(result, Measured | Winners) else News())
+        if isinstance(result, Winners):
+            self._take_winners(case, result)
         if self._progress:
             self._show(self._progress.line())
 
-    def _tell_time(self, progress: Progress, result: Mapping[str, Any]) -> None:
+    def _take_winners(self, case: EndedCase, result: Winners) -> None:
+        """Tell a group's winners, note why it may have none, and record those of its cell."""
+        group, refused = f"{result.cell} {result.accelerator}", result.refused
+        if result.provisional:
+            self._tell(provisional_text(result))
+        if case.outcome != "failed":
+            self._asked.setdefault(group, refused.text if refused else "its cell's winners were not verified")
+        if result.left:
+            self._left[group] = result.left
+        if refused and refused.why == "unfit":
+            self._unfit[group] = refused.text
+        if result.of_cell:
+            self._record(result.of_cell)
+
+    def _tell_time(self, progress: Progress, news: News) -> None:
         """Say how long the search takes when a pipe is calibrated, and when the machine has become slower since."""
-        for pipe, calibration in result.get("calibrated", {}).items():
+        for pipe, calibration in news.calibrated.items():
             if pipe not in self._calibrated:  # each worker tells of it
                 self._calibrated.add(pipe)
                 self._tell(calibration_text(pipe, calibration, progress.left()))
@@ -177,13 +184,13 @@ class SessionReport:
         self._terminal.write_line(f"diffaccel: {text}")
         self._terminal.flush()
 
-    def _record(self, result: Mapping[str, Any]) -> None:
-        found = {GoldenKey.parse(key): GoldenEntry.from_json(text) for key, text in result["golden"].items()}
-        environments = {
-            name: Environment.from_json(json.dumps(fields)) for name, fields in result["environments"].items()
-        }
-        self._launch_bound.update(one["accelerator"] for one in result["verified"] if one["bound"] == "launch")
-        undecided = {GoldenKey.parse(one["key"]): one for one in result["undecided"]}
+    def _record(self, of_cell: CellWinners) -> None:
+        found = {one.key: one.entry for one in of_cell.decided}
+        environments = {of_cell.environment.id: of_cell.environment}
+        self._launch_bound.update(
+            one.figures.candidate.accelerator for one in of_cell.verified if one.bound == "launch"
+        )
+        undecided = {one.key: one for one in of_cell.undecided}
         try:
             changes = merge(
                 self._settings.golden, found, update=self._settings.update_golden, environments=environments
@@ -198,10 +205,11 @@ class SessionReport:
         self._undecided |= undecided
         self._changes |= {change.key: change for change in changes}
         self._environments |= environments
-        for key, folder in result["pictures"].items():
-            self._pictures[GoldenKey.parse(key)] = PictureFolders(
-                tuple(result["prompts"]), Path(result["baseline"]), Path(folder)
-            )
+        for decided in of_cell.decided:
+            if decided.pictures is not None:
+                self._pictures[decided.key] = PictureFolders(
+                    of_cell.prompts, Path(of_cell.baseline), Path(decided.pictures)
+                )
 
     def _show(self, line: str) -> None:
         if self._terminal.isatty:
@@ -281,10 +289,9 @@ class SessionReport:
 
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
-        cells = {(cell.pipe, cell.scheduler, cell.steps) for cell in self._settings.cells}
         try:
             golden = read_golden(self._settings.golden)
-            chosen = [key for key in golden if (key.pipe, key.scheduler, key.steps) in cells]
+            chosen = [key for key in golden if key.cell in self._settings.cells]
             stale = stale_keys(chosen, self._registry.names)
             changes = merge(self._settings.golden, {}, update=False, prune=stale)
         except (OSError, JsonFileError) as error:
@@ -295,4 +302,4 @@ class SessionReport:
 
 def _group(key: GoldenKey) -> str:
     """The group that a golden key belongs to, as cases' results name it."""
-    return f"{Cell(key.pipe, key.scheduler, key.steps)} {key.accelerator}"
+    return f"{key.cell} {key.accelerator}"

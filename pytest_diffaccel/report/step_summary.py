@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from pytest_diffaccel.gate.verdict import GateVerdict
 from pytest_diffaccel.matrix import Cell, format_params
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -107,7 +107,7 @@ def _row(*texts: str) -> str:
 
 
 def _identity(key: GoldenKey, entry: GoldenEntry) -> tuple[Cell, str, str, str]:
-    return Cell(key.pipe, key.scheduler, key.steps), key.accelerator, entry.status, format_params(entry.params)
+    return key.cell, key.accelerator, entry.status, format_params(entry.params)
 
 
 def _failures(failures: Mapping[tuple[str, str, str], int]) -> list[str]:
@@ -133,25 +133,25 @@ def _items(listed: Sequence[Change]) -> list[str]:
 
 
 def gate_summary(
-    results: Sequence[Mapping[str, Any]], broken: Sequence[str], cases: int, next_steps: Sequence[str]
+    results: Sequence[GateVerdict], broken: Sequence[str], cases: int, next_steps: Sequence[str]
 ) -> list[str]:
     """A gate run: counts, every case that is not ok, what to do next.
 
     Args:
-        results: of cases with a verdict, see :meth:`.GateRun.judge`.
+        results: of cases with a verdict.
         broken: cases that broke off.
         cases: how many there were to judge.
         next_steps: in words.
     """
-    counts = Counter(result["verdict"]["status"] for result in results)
+    counts = Counter(result.status for result in results)
     counted = [f"{count} {status}" for status, count in counts.items()]
     counted += [f"{len(broken)} broke off"] if broken else []
     lines = ["## diffaccel gate", "", f"{', '.join(counted) or 'nothing measured'} of {cases} cases.", ""]
-    shown = [result for result in results if result["verdict"]["status"] != "ok"]
+    shown = [result for result in results if result.status != "ok"]
     if shown or broken:
         lines += ["| verdict | case | figures |", "| --- | --- | --- |"]
         lines += [
-            f"| {result['verdict']['status']} | {plain(result['case'])} | {_cell(result['text'])} |" for result in shown
+            f"| {result.status} | {plain(result.case)} | {_cell(result.verdict.describe())} |" for result in shown
         ]
         lines += [f"| broke off | {plain(case)} | |" for case in broken]
         lines.append("")

@@ -6,14 +6,15 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.threads import cores
+from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
+from pytest_diffaccel.search.news import Calibration, News
+from pytest_diffaccel.search.results import Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
-_Group: TypeAlias = "tuple[Cell, str]"
 # The pace begins at the calibration's, as if so many unaccelerated runs had been made at it: one case says little.
 _PRIOR_RUNS = 10
 
@@ -118,9 +119,9 @@ class TimeLeft:
     ) -> None:
         self._cases = dict(cases)
         # Open cases of each group, candidates' and winners'.
-        self._groups: dict[_Group, _Open] = {}
+        self._groups: dict[Group, _Open] = {}
         for case in cases.values():
-            self._groups.setdefault((case.cell, case.accelerator), _Open(case.in_group)).count(case, 1)
+            self._groups.setdefault(Group(case.cell, case.accelerator), _Open(case.in_group)).count(case, 1)
         self._effort = effort
         self._lanes = lanes
         self._embedded = embedded
@@ -139,51 +140,52 @@ class TimeLeft:
             if group.winners:
                 self._winners[cell][accelerator] = winners(group.in_group)
 
-    def case_ended(self, name: str, result: Mapping[str, Any], *, duration_s: float, worker: str = "") -> None:
+    def case_ended(self, name: str, result: CaseResult, *, duration_s: float, worker: str = "") -> None:
         """Take in a case.
 
         Args:
             name: its node id.
-            result: what it found, see :mod:`pytest_diffaccel.search.outcome`.
+            result: what it found.
             duration_s: how long it took, with all that its process waited for and loaded.
             worker: the name of its process.
         """
-        for pipe, calibration in result.get("calibrated", {}).items():
+        news = result.news if isinstance(result, Measured | Winners) else News()
+        for pipe, calibration in news.calibrated.items():
             self._calibrate(pipe, calibration)
         case = self._cases.pop(name, None)
         if case is None:
             return
-        self._groups[case.cell, case.accelerator].count(case, -1)
+        self._groups[Group(case.cell, case.accelerator)].count(case, -1)
         if case.is_winners:
             self._budgeted_s[worker] += duration_s
-        worked_s, runs = _worked_s(result), self._runs(case, result)
+        worked_s, runs = _worked_s(news), self._runs(case, result)
         if worked_s:  # what was stored says nothing
             self._took_s += worked_s
             self._done[case.cell.pipe] += runs * case.cell.steps
 
-    def _calibrate(self, pipe: str, calibration: Mapping[str, Any]) -> None:
+    def _calibrate(self, pipe: str, calibration: Calibration) -> None:
         if pipe in self._step_s:
             return  # another worker's
-        self._step_s[pipe] = calibration["baseline_s"] / calibration["steps"]
-        self._efforts[pipe] = replace(self._effort, accelerated_share=calibration["accelerated_share"])
-        self._run_s = self._run_s or calibration["baseline_s"]
+        self._step_s[pipe] = calibration.baseline_s / calibration.steps
+        self._efforts[pipe] = replace(self._effort, accelerated_share=calibration.accelerated_share)
+        self._run_s = self._run_s or calibration.baseline_s
 
-    def _runs(self, case: SearchCase, result: Mapping[str, Any]) -> float:
+    def _runs(self, case: SearchCase, result: CaseResult) -> float:
         """Unaccelerated runs that an ended case is worth by the model, for what it turned out to do."""
         effort, runs = self._effort_of(case.cell), 0.0
-        if case.is_winners:
-            if "provisional" in result:
-                self._winners[case.cell][case.accelerator] = distinct(result["provisional"])
-                runs = result.get("explored", 0) * effort.evaluation() + effort.settling(case.in_group)
-            if "golden" in result:
+        if isinstance(result, Winners):
+            self._winners[case.cell][case.accelerator] = distinct(result.provisional)
+            runs = result.explored * effort.evaluation() + effort.settling(case.in_group)
+            if result.of_cell:
                 runs += self._verification(case.cell)
-            elif "verification" in result.get("phases_s", {}):  # its own winners, ahead of the cell's end
+            elif "verification" in result.news.phases_s:  # its own winners, ahead of the cell's end
                 runs += effort.verification(self._winners[case.cell][case.accelerator])
                 self._winners[case.cell][case.accelerator] = 0.0
-        elif "speedup" in result:
-            self._groups[case.cell, case.accelerator].evaluated += 1
-            runs = effort.evaluation(1 / result["speedup"])
-        if runs and case.cell not in self._begun and not result.get("stored"):
+        elif isinstance(result, Measured):
+            self._groups[Group(case.cell, case.accelerator)].evaluated += 1
+            runs = effort.evaluation(1 / result.figures.speedup.value)
+        is_stored = isinstance(result, Measured) and result.stored
+        if runs and case.cell not in self._begun and not is_stored:
             self._begun.add(case.cell)
             runs += effort.batches  # its own pictures
         return runs
@@ -255,17 +257,17 @@ class TimeLeft:
         return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
 
 
-def distinct(provisional: Sequence[Mapping[str, Any]]) -> int:
+def distinct(provisional: Sequence[Chosen]) -> int:
     """How many candidates of a group will be verified."""
-    params = [one["params"] for one in provisional]
+    params = [one.params for one in provisional]
     return sum(one not in params[:place] for place, one in enumerate(params))
 
 
-def _worked_s(result: Mapping[str, Any]) -> float:
+def _worked_s(news: News) -> float:
     """Seconds that a process worked since its last result, without imports, waiting, loading and calibrating."""
-    phases = dict(result.get("phases_s", {}))
+    phases = dict(news.phases_s)
     for name in ("loading", "scale of losses"):
         phases.pop(name, None)
-    calibrated_s = sum(one["seconds"] for one in result.get("calibrated", {}).values())
+    calibrated_s = sum(one.seconds for one in news.calibrated.values())
     phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)
     return float(sum(phases.values()))

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
-from pytest_diffaccel.matrix import Cell, format_params
+from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
+from pytest_diffaccel.search.news import Calibration
+from pytest_diffaccel.search.results import Chosen, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
 # Wide enough for a triple's parameters; narrower terminals wrap.
@@ -36,7 +37,7 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
     """
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     lines: list[str] = []
-    for cell, keys in groupby(ordered, key=lambda key: Cell(key.pipe, key.scheduler, key.steps)):
+    for cell, keys in groupby(ordered, key=lambda key: key.cell):
         rows = [(key, entries[key]) for key in keys]
         environment = environments.get(rows[-1][1].environment)
         source = environment.model_source if environment else "unknown source"
@@ -125,10 +126,10 @@ def _change_lines(change: Change, width: int) -> list[str]:
     return [line for part in parts for line in wrap(part, width, subsequent_indent=2 * _INDENT, break_on_hyphens=False)]
 
 
-def calibration_text(pipe: str, calibration: Mapping[str, Any], left: str | None) -> str:
+def calibration_text(pipe: str, calibration: Calibration, left: str | None) -> str:
     """What a pipe's calibration says, and how long the search still takes, in a line."""
-    took = f"in {calibration['seconds']:.0f} s" if calibration["rounds"] else "before"
-    half_width = calibration["half_width_ratio"]
+    took = f"in {calibration.seconds:.0f} s" if calibration.rounds else "before"
+    half_width = calibration.half_width_ratio
     # A kind of step that no short run held yet leaves a speed-up open by any factor.
     known = (
         f"speed-ups are predicted to {half_width:.1%} or better" if half_width < 1 else "some speed-ups are open yet"
@@ -142,19 +143,19 @@ def slowdown_text(pace: float, left: str | None) -> str:
     return said + (f"; about {left} left" if left else "")
 
 
-def provisional_text(result: Mapping[str, Any]) -> str:
+def provisional_text(result: Winners) -> str:
     """A group's winners before they are verified, in a line: the targets of each with its speed-up and loss."""
     said = []
-    for params, same in groupby(result["provisional"], key=lambda one: one["params"]):
+    for params, same in groupby(result.provisional, key=lambda one: one.params):
         winner = list(same)
-        targets = ", ".join(f"{one['target']:g}x" for one in winner)
+        targets = ", ".join(f"{one.key.target:g}x" for one in winner)
         said.append(
-            f"{targets} by {format_params(params)} ({winner[0]['speedup']:.2f}x, LPIPS {winner[0]['lpips']:.3f})"
+            f"{targets} by {format_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
         )
-    return f"{result['cell']} {result['accelerator']}, to be verified: {'; '.join(said)}"
+    return f"{result.cell} {result.accelerator}, to be verified: {'; '.join(said)}"
 
 
-def undecided_text(undecided: Mapping[GoldenKey, Mapping[str, Any]]) -> list[str]:
+def undecided_text(undecided: Mapping[GoldenKey, Chosen]) -> list[str]:
     """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest."""
     if not undecided:
         return []
@@ -163,10 +164,11 @@ def undecided_text(undecided: Mapping[GoldenKey, Mapping[str, Any]]) -> list[str
         f"undecided: {len(undecided)} targets; their golden records stay as they are, the same command goes on",
     ]
     for key, one in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
-        low, high = one["speedup_ci95"]
+        speedup = one.speedup
         lines.append(
-            f"  {key.pipe} {key.scheduler} {key.steps} {key.accelerator} {key.target:g}x: "
-            f"{one['speedup']:.2f}x [{low:.2f}, {high:.2f}], LPIPS {one['lpips']:.3f}, {format_params(one['params'])}"
+            f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x: "
+            f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {one.lpips:.3f}, "
+            f"{format_params(one.params)}"
         )
     return lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.workbench import Workbench
 
 
@@ -41,16 +41,16 @@ def search_case(
     misfit = bench.pipelines.misfit(candidate)
     if misfit:
         raise NotWorthwhile(misfit)
-    group = Group(bench, candidate.cell, candidate.accelerator)
+    group = GroupSearch(bench, candidate.cell, candidate.accelerator)
     if not bench.settings.exhaustive:
         if within_budget:
             raise NotWorthwhile("left to the winners' case, which evaluates the most promising first (--search-budget)")
-        decided = group.decision(candidate.key)
+        decided = group.why_passed_over(candidate)
         if decided is not None:
             raise NotWorthwhile(decided)
         ensure_calibrated(bench, candidate.cell)
         verdict = group.plan().verdict(candidate, group.grid if others_follow else ())
         if not verdict.evaluate:
-            group.decide(candidate.key, verdict.evidence)
+            group.pass_over(candidate, verdict.evidence)
             raise NotWorthwhile(verdict.evidence)
     return group.measure(candidate), True

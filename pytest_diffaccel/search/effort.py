@@ -87,7 +87,7 @@ class Effort:
         return in_group * _EVALUATED_AT_MOST / (in_group + _EVALUATED_AT_MOST)
 
     def settling(self, in_group: int) -> float:
-        """Of telling a group's rivals apart by more samples."""
+        """Of telling a group's contenders apart by more samples."""
         if self.blocks is not None:
             return 0.0
         return min(_CONTENDERS, in_group) * (self.batches - self.first_batches) * self.accelerated_share

@@ -7,29 +7,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_diffaccel.accelerators.composition import Accelerator
-from pytest_diffaccel.matrix import Candidate, Cell, slug
+from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.time_limit import time_limit
+from pytest_diffaccel.records.contents import GroupState
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import PROMISING, Explored, explore, settle, space
-from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.evaluate.attempt import evaluate, note_failure
 from pytest_diffaccel.search.evaluate.evaluation import extend
 from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
 
-#: What is kept of a group whose winners are found.
-DONE = "winners found"
-#: What is kept of a group of which more is known than when its winners were found.
-_REOPENED = "something new was evaluated"
-
 
 @dataclass(frozen=True)
-class Group:
-    """A cell and an accelerator on a workbench; a :class:`.racing.Track`.
+class GroupSearch:
+    """The search in a group, on a workbench; a :class:`.racing.Track`.
 
     Attributes:
         bench: the search's workbench.
@@ -61,7 +57,7 @@ class Group:
     def measure(self, candidate: Candidate) -> Measurement:
         """Measure a candidate on its first samples, timed in an exhaustive search only; raises as :meth:`evaluate`."""
         if self.is_done:
-            self.decide(self._name, _REOPENED)
+            self._keep("reopened")
         predicted = None if self.bench.settings.exhaustive else self.plan().costs.speedups([candidate])[0]
         return evaluate(self.bench, candidate, predicted)
 
@@ -90,48 +86,53 @@ class Group:
     def borderline(self) -> list[Candidate]:
         """Evaluated candidates that may win a target if they surely reach it, which timing may show."""
         known = self.plan()
-        return Rivals(known.options, known.max_loss, known.first, self.bench.settings.num_samples).borderline()
+        return Contenders(known.options, known.max_loss, known.first, self.bench.settings.num_samples).borderline()
 
     def race(self, time_is_up: TimeIsUp) -> Explored:
-        """Evaluate whatever else may win, and tell the rivals apart, until the group's time is up.
+        """Evaluate whatever else may win, and tell the contenders apart, until the group's time is up.
 
         What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
         """
         explored = Explored(0, 0)
-        if self.decision(self._name) in (None, _REOPENED):
+        if self._state in (None, "reopened"):
             ensure_calibrated(self.bench, self.cell)
             explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
             if not explored.left:
-                self.decide(self._name, "explored")
+                self._keep("explored")
         self.settle(time_is_up)
         return explored
 
     def settle(self, time_is_up: TimeIsUp) -> None:
-        """Tell rivals apart by more samples, unless an earlier run found the winners."""
+        """Tell contenders apart by more samples, unless an earlier run found the winners."""
         if not self.is_done and not self.bench.settings.exhaustive:
             settle(self, self.bench.settings.num_samples, time_is_up)
 
     def finish(self) -> None:
         """Keep that the group's winners are found, unless that is known."""
         if not self.is_done:
-            self.decide(self._name, DONE)
+            self._keep("done")
 
     @property
     def is_done(self) -> bool:
         """Whether an earlier run found the winners, and nothing was evaluated since."""
-        return self.decision(self._name) == DONE
+        return self._state == "done"
 
     @property
-    def _name(self) -> str:
-        return f"{self.cell}-{slug(self.accelerator)}"
+    def _state(self) -> GroupState | None:
+        """How far the search is with the group; under ``--fresh`` this session's."""
+        place = self.cell, self.accelerator, *self._conditions
+        return self.bench.store.group_state(*place, self.bench.since)
 
-    def decide(self, subject: str, evidence: str) -> None:
-        """Keep that a candidate, by its key, or the group itself needs no more evaluations, and why."""
-        self.bench.store.save_decision(subject, *self._conditions, evidence)
+    def _keep(self, state: GroupState) -> None:
+        self.bench.store.save_group(self.cell, self.accelerator, *self._conditions, state)
 
-    def decision(self, subject: str) -> str | None:
-        """What was decided before; under ``--fresh`` in this session only; None when it was not."""
-        return self.bench.store.decision(subject, *self._conditions, self.bench.since)
+    def pass_over(self, candidate: Candidate, evidence: str) -> None:
+        """Keep that a candidate of the group needs no evaluation, and why."""
+        self.bench.store.save_decision(candidate, *self._conditions, evidence)
+
+    def why_passed_over(self, candidate: Candidate) -> str | None:
+        """What was kept of it; under ``--fresh`` in this session only; None when nothing was."""
+        return self.bench.store.decision(candidate, *self._conditions, self.bench.since)
 
     @property
     def _conditions(self) -> tuple[str, Sampling]:

@@ -12,7 +12,7 @@ from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.search.pipelines import NoPipeline
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ class KeptPictures:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._images = ImageStore(WORK_DIR / "images")
+        self._images = ImageStore(WORK.images)
         self._references: dict[tuple[Cell, Purpose], References] = {}
         self._refused: dict[Cell, str] = {}
 

@@ -1,4 +1,4 @@
-"""What a case found, as plain data that travels on its pytest report from worker to controller."""
+"""What a case found, as the data that travels to the controller (:mod:`.results`), and as golden records it."""
 
 from __future__ import annotations
 
@@ -7,105 +7,94 @@ from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.bottleneck import bottleneck
-from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.null_control import scaled_environment
+from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Figures, Verified
 from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
 
-def measurement_properties(measurement: Measurement, *, stored: bool) -> dict[str, Any]:
-    """A candidate's figures, and whether an earlier run had made them; JSON types only."""
-    return {**_figures(measurement), "stored": stored}
+def figures_of(measurement: Measurement) -> Figures:
+    """A measurement's figures, without its blocks."""
+    return Figures(
+        candidate=measurement.candidate,
+        speedup=measurement.speedup,
+        wall_speedup=measurement.wall_speedup,
+        estimates_agree=measurement.estimates_agree,
+        lpips=measurement.quality.lpips,
+        psnr_db=measurement.quality.psnr_db,
+        ssim=measurement.quality.ssim,
+        fired=measurement.fired,
+        peak_memory_mb=measurement.peak_memory_mb,
+        num_samples=measurement.sampling.num_samples,
+        environment=measurement.environment,
+        rounds_s=tuple(run.total_s for block in measurement.blocks for run in block.runs),
+    )
 
 
-def _figures(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "cell": str(measurement.candidate.cell),
-        "accelerator": measurement.candidate.accelerator,
-        "candidate": measurement.candidate.key,
-        "params": measurement.candidate.params,
-        "speedup": measurement.speedup.value,
-        "speedup_ci95": _ends(measurement.speedup),
-        "wall_speedup": measurement.wall_speedup.value,
-        "wall_speedup_ci95": _ends(measurement.wall_speedup),
-        "estimates_agree": measurement.estimates_agree,
-        "lpips": measurement.quality.lpips.value,
-        "lpips_ci95": _ends(measurement.quality.lpips),
-        "psnr_db": measurement.quality.psnr_db,
-        "ssim": measurement.quality.ssim,
-        "fired": measurement.fired,
-        "peak_memory_mb": measurement.peak_memory_mb,
-        "num_samples": measurement.sampling.num_samples,
-        "environment": measurement.environment,
-        "rounds_s": [run.total_s for block in measurement.blocks for run in block.runs],
-    }
+def standing(cell: Cell, accelerator: str, choices: Sequence[Choice]) -> tuple[Chosen, ...]:
+    """A group's winners before they are verified, one per target that is met."""
+    return tuple(
+        _chosen(GoldenKey(cell, accelerator, choice.target), choice.option)
+        for choice in choices
+        if choice.option is not None and choice.reason is None
+    )
 
 
-def provisional_properties(cell: Cell, accelerator: str, choices: Sequence[Choice]) -> dict[str, Any]:
-    """A group's winners as they stand before they are verified: ``provisional``, one per target that is met."""
-    return {
-        "cell": str(cell),
-        "accelerator": accelerator,
-        "provisional": [
-            {"target": choice.target, **_option(choice.option)}
-            for choice in choices
-            if choice.option is not None and choice.reason is None
-        ],
-    }
-
-
-def winner_properties(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> dict[str, Any]:
-    """The golden entries of a cell's groups, their environment and where winners' pictures lie; JSON types only.
-
-    Returns:
-        ``golden``: entry's JSON text by golden key, of every target that is decided; ``undecided``: of the others what
-        comes nearest; ``environments``: by id;
-        ``verified``: the figures of the winners' own measurements, and what bounds them (:class:`.Bottleneck`);
-        ``pictures``: folder of numbered PNG files by golden key, ``baseline``: the unaccelerated ones,
-        and ``prompts``: theirs, in order.
-    """
+def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> CellWinners:
+    """The winners of a cell's groups, by accelerator, with their environment and where their pictures lie."""
     environment = scaled_environment(bench, cell)
-    entries, pictures, verified, undecided = {}, {}, {}, []
+    decided, undecided, verified = [], [], {}
     for accelerator, own in winners.items():
         for winner in own:
-            choice = winner.choice
-            key = GoldenKey(cell.pipe, cell.scheduler, cell.steps, accelerator, choice.target)
-            is_verified = winner.measurement is not None and winner.measurement.sampling.purpose == "winner"
-            if winner.measurement and is_verified:
-                verified[winner.measurement.candidate.key] = winner.measurement
-            if choice.reason == "undecided" and choice.option is not None:
-                undecided.append({"key": str(key), **_option(choice.option)})
+            key, choice = GoldenKey(cell, accelerator, winner.choice.target), winner.choice
+            measurement = winner.measurement
+            is_verified = measurement is not None and measurement.sampling.purpose == "winner"
+            if measurement and is_verified:
+                verified[measurement.candidate.key] = measurement
+            if choice.reason == "undecided":
+                undecided += [_chosen(key, choice.option)] if choice.option else []
                 continue
-            entries[str(key)] = golden_entry(winner, environment).to_json()
-            if winner.measurement and is_verified:
-                pictures[str(key)] = str(bench.pictures.winner_folder(winner.measurement.candidate))
-    return {
-        "golden": entries,
-        "undecided": undecided,
-        "verified": [_verified(measurement) for measurement in verified.values()],
-        "environments": {environment.id: environment.to_json()},
-        "pictures": pictures,
-        "baseline": str(bench.pictures.baseline_folder(cell, "winner")),
-        "prompts": [prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts],
-    }
+            entry = golden_entry(winner, environment).rounded()
+            pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
+            decided.append(Decided(key, entry, None if pictures is None else str(pictures)))
+    return CellWinners(
+        decided=tuple(decided),
+        undecided=tuple(undecided),
+        verified=tuple(_verified(measurement) for measurement in verified.values()),
+        environment=environment,
+        baseline=str(bench.pictures.baseline_folder(cell, "winner")),
+        prompts=tuple(prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts),
+    )
 
 
-def _option(option: Option) -> dict[str, Any]:
-    return {
-        "params": option.candidate.params,
-        "speedup": option.speedup.value,
-        "speedup_ci95": _ends(option.speedup),
-        "lpips": option.lpips,
-    }
+def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> None:
+    """Store what was chosen in a cell's groups, by accelerator, and the speed-ups that it was chosen by.
+
+    A report then shows the choice that golden records: from later blocks it would make another.
+    """
+    environment, sampling = bench.environment(cell), bench.sampling(cell, "search")
+    for accelerator, own in winners.items():
+        decided = [winner for winner in own if winner.choice.reason != "undecided"]
+        entries = {winner.choice.target: golden_entry(winner, environment) for winner in decided}
+        options = GroupSearch(bench, cell, accelerator).plan().options
+        speedups = {option.candidate.key: option.speedup for option in options}
+        bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
 
 
-def _verified(measurement: Measurement) -> dict[str, Any]:
+def _chosen(key: GoldenKey, option: Option) -> Chosen:
+    return Chosen(key, option.candidate.params, option.speedup, option.lpips)
+
+
+def _verified(measurement: Measurement) -> Verified:
     bound = bottleneck(measurement.blocks, measurement.flops)
-    return {**_figures(measurement), "bound": bound.bound if bound else None}
+    return Verified(figures_of(measurement), bound.bound if bound else None)
 
 
 def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
@@ -144,7 +133,3 @@ def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
         environment=environment.id,
         **figures,
     )
-
-
-def _ends(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]

@@ -20,8 +20,8 @@ from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
 from pytest_diffaccel.search.spent import Spent
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 
 class Unavailable(RuntimeError):
@@ -61,7 +61,7 @@ class Pipelines:
     def lock(self) -> TimingLock:
         """The timing lock of this process's GPU, or of the machine's processors."""
         if self._gpu is None:
-            return TimingLock(WORK_DIR / "timing.lock", shareable=self._is_embedded)
+            return TimingLock(WORK.timing_lock, shareable=self._is_embedded)
         return TimingLock.of_gpu(self._gpu)
 
     @contextmanager

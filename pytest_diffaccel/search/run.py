@@ -1,26 +1,29 @@
-"""One search as the plugin or a script drives it: candidates and groups in, plain results out."""
+"""One search as the plugin or a script drives it: candidates and groups in, results out (:mod:`.results`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pytest_diffaccel import matrix
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
 from pytest_diffaccel.search.budget import SearchBudget
+from pytest_diffaccel.search.news import News
+from pytest_diffaccel.search.results import CellWinners, Measured, Refusal, Winners
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice
+    from pytest_diffaccel.search.verify.verification import Winner
     from pytest_diffaccel.search.workbench import Workbench
     from pytest_diffaccel.settings.search_settings import Settings
 
@@ -75,7 +78,8 @@ class SearchRun:
         """The workbench, opened at the first use."""
         from pytest_diffaccel.search.workbench import Workbench
 
-        return Workbench(self.settings, self.registry, self.source, self.session.workers, self.session.began_at)
+        session = self.session
+        return Workbench(self.settings, self.registry, self.source, session.workers, session.name, session.began_at)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:
@@ -87,12 +91,12 @@ class SearchRun:
         return list(matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse))
 
     @cached_property
-    def groups(self) -> list[tuple[Cell, str]]:
-        """All (cell, accelerator) pairs in the candidates' order."""
+    def groups(self) -> list[Group]:
+        """All groups, in the candidates' order."""
         return matrix.groups(self.settings.cells, self._accelerators)
 
-    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> dict[str, Any]:
-        """Measure a candidate, or find it stored; its figures as plain data. Raises what the measurement raises.
+    def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
+        """Measure a candidate, or find it stored. Raises what the measurement raises.
 
         Args:
             candidate: what to measure.
@@ -100,14 +104,14 @@ class SearchRun:
                 first.
         """
         from pytest_diffaccel.search.cases import search_case
-        from pytest_diffaccel.search.outcome import measurement_properties
+        from pytest_diffaccel.search.outcome import figures_of
 
         measurement, made_now = search_case(
             self.bench, candidate, within_budget=self.budget.limits, others_follow=others_follow
         )
-        return self._with_news(measurement_properties(measurement, stored=not made_now))
+        return Measured(figures_of(measurement), stored=not made_now, news=self._news())
 
-    def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> dict[str, Any]:
+    def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> Winners:
         """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
 
         Args:
@@ -116,42 +120,48 @@ class SearchRun:
             others: accelerators of the cell's other groups whose winners this session looks for, in any process.
 
         Returns:
-            Plain data (:mod:`.outcome`): the group's winners as they stand, and after the last group golden entries,
-            environments and pictures of all. ``refused`` says why this group has none, ``unfit`` that the model
-            cannot take its candidates.
+            The group's winners as they stand, or why it has none; after the last group, those of all.
         """
         from pytest_diffaccel.search.decide.racing import Explored
-        from pytest_diffaccel.search.outcome import provisional_properties
+        from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.verify.cell_end import end_group
         from pytest_diffaccel.search.verify.verification import NothingFits, NothingWorked, Unfinished, verify_ahead
 
         explored, refused = Explored(0, 0), None
-        standing: list[Choice] = []
+        chosen: list[Choice] = []
         try:
-            explored, standing = self._decide(cell, accelerator)
+            explored, chosen = self._decide(cell, accelerator)
             if self.session.workers > 1:
                 # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
-                failed = verify_ahead(self.bench, cell, accelerator)
-                explored = replace(explored, failed=(*explored.failed, *failed))
-        except (NothingFits, NothingWorked, Unfinished) as error:
-            refused = error
+                ahead = verify_ahead(self.bench, cell, accelerator)
+                keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
+                explored = replace(explored, failed=(*explored.failed, *ahead.failed))
+        except NothingFits as error:
+            refused = Refusal("unfit", str(error))
+        except NothingWorked as error:
+            refused = Refusal("failed", str(error))
+        except Unfinished as error:
+            refused = Refusal("unfinished", str(error))
         finally:
             # Also after what goes wrong here: the others are verified by whoever is last.
             left = end_group(self.bench, cell, accelerator, explored.left, self.session.name, [accelerator, *others])
-        result = provisional_properties(cell, accelerator, standing)
-        result |= {"explored": explored.evaluated, "left": explored.left, "failed": explored.failed}
-        if left is not None:
-            verified = self._verify(cell, left)
-            result |= verified | {"failed": (*explored.failed, *verified.get("failed", ()))}
-        if refused is not None:
-            result |= {"refused": str(refused), "unfinished": isinstance(refused, Unfinished)}
-            result |= {"unfit": isinstance(refused, NothingFits)}
-        return self._with_news(result)
+        of_cell, failed = (None, ()) if left is None else self._verify(cell, left)
+        return Winners(
+            cell=cell,
+            accelerator=accelerator,
+            provisional=standing(cell, accelerator, chosen),
+            explored=explored.evaluated,
+            left=explored.left,
+            failed=(*explored.failed, *failed),
+            refused=refused,
+            of_cell=of_cell,
+            news=self._news(),
+        )
 
     def _decide(self, cell: Cell, accelerator: str) -> tuple[Explored, list[Choice]]:
         """Evaluate what else may win a group, and choose."""
         from pytest_diffaccel.search.decide.racing import Explored
-        from pytest_diffaccel.search.group import Group
+        from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.verify.verification import choices
 
         if self.settings.exhaustive:
@@ -160,55 +170,59 @@ class SearchRun:
         self.bench.knowledge(cell, accelerator)  # what others found is read where a group begins, and not again
         if self.settings.exhaustive:
             return Explored(0, 0), choices(self.bench, cell, accelerator)
-        explored = Group(self.bench, cell, accelerator).race(self.budget.next_group())
+        explored = GroupSearch(self.bench, cell, accelerator).race(self.budget.next_group())
         return explored, choices(self.bench, cell, accelerator)
 
-    def _verify(self, cell: Cell, left: Mapping[str, int]) -> dict[str, Any]:
+    def _verify(self, cell: Cell, left: Mapping[str, int]) -> tuple[CellWinners | None, tuple[str, ...]]:
         """Verify the winners of the cell's groups that have any.
 
         Args:
             cell: the cell.
             left: by accelerator, how many promising candidates there was no time for.
+
+        Returns:
+            The winners, None where no group has anything to choose from; and what failed in being verified.
         """
-        from pytest_diffaccel.search.group import Group
-        from pytest_diffaccel.search.outcome import winner_properties
+        from pytest_diffaccel.search.group import GroupSearch
+        from pytest_diffaccel.search.outcome import cell_winners, keep_winners
         from pytest_diffaccel.search.verify.verification import verifiable, verify
 
         self.bench.reread(cell)
         groups = verifiable(self.bench, cell, list(left))
         if not groups:
-            return {}
+            return None, ()
         made = verify(self.bench, cell, groups, self.budget.is_spent)
-        # What was not tried may reach the other targets.
-        known = {
-            name: [one for one in own if one.choice.reason is None or not left[name]]
-            for name, own in made.winners.items()
-        }
+        known = _decided(made.winners, left)
+        keep_winners(self.bench, cell, known)
         for name in made.winners:
             if not left[name]:
-                Group(self.bench, cell, name).finish()
-        return winner_properties(self.bench, cell, known) | {"failed": made.failed}
+                GroupSearch(self.bench, cell, name).finish()
+        return cell_winners(self.bench, cell, known), made.failed
 
-    def _with_news(self, result: dict[str, Any]) -> dict[str, Any]:
-        """The result, what this process spent its time on since the last one, and calibrations that are news."""
+    def _news(self) -> News:
+        """What this process spent its time on since its last result, and calibrations that are news."""
         if "bench" not in vars(self):
-            return result
+            return News()
         spent = {
             name: round(seconds - self._told_s.get(name, 0.0), 3)
             for name, seconds in self.bench.spent.seconds.items()
             if seconds > self._told_s.get(name, 0.0)
         }
         self._told_s = dict(self.bench.spent.seconds)
-        result |= {"phases_s": spent}
-        news = {
-            pipe: asdict(one)
-            for pipe, one in self.bench.calibrations.items()
-            if one is not None and pipe not in self._told
-        }
+        known = {pipe: one for pipe, one in self.bench.calibrations.items() if one is not None}
+        news = {pipe: one for pipe, one in known.items() if pipe not in self._told}
         self._told |= news.keys()
-        return result | ({"calibrated": news} if news else {})
+        return News(spent, news)
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""
         if "bench" in vars(self):
             self.bench.close()
+
+
+def _decided(winners: Mapping[str, Sequence[Winner]], left: Mapping[str, int]) -> dict[str, list[Winner]]:
+    """The winners of groups of which ``left`` candidates were not tried: these may reach the targets without one."""
+    return {
+        name: [winner for winner in own if winner.choice.reason is None or not left[name]]
+        for name, own in winners.items()
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.matrix import Cell, Params, slug
+from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
 from pytest_diffaccel.measure.prompts import Purpose
@@ -29,13 +28,13 @@ from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.spent import Spent
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
 
-    from pytest_diffaccel.search.calibrate.calibration import Calibration
+    from pytest_diffaccel.search.news import Calibration
 
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2
@@ -58,6 +57,7 @@ class Workbench:
         source: where the weights come from.
         store: where measurements are kept.
         workers: processes that search at once, at least 1.
+        session: what all processes of the session call it, and no other session.
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
@@ -68,14 +68,16 @@ class Workbench:
         settings: Settings,
         registry: Registry,
         source: ModelSource,
-        workers: int = 1,
-        began_at: float | None = None,
+        workers: int,
+        session: str,
+        began_at: float,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
         self.workers = workers
+        self.session = session
         self.spent = Spent()
         self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
         self.pictures = KeptPictures(self)
@@ -84,11 +86,11 @@ class Workbench:
         #: Keys of short runs that failed in this process.
         self.broken_runs: set[str] = set()
         #: When the session began, seconds since the epoch; and since when what is stored counts.
-        self.began_at = time.time() if began_at is None else began_at
+        self.began_at = began_at
         self.since = self.began_at if settings.fresh else 0.0
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
-        self._group: tuple[Cell, str] | None = None
+        self._group: Group | None = None
 
     @property
     def first_samples(self) -> int:
@@ -100,7 +102,7 @@ class Workbench:
 
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what other processes found is read when a group begins."""
-        group = (cell, accelerator)
+        group = Group(cell, accelerator)
         if group != self._group:
             self.reread(cell)
         self._group = group
@@ -151,7 +153,7 @@ class Workbench:
 
     @staticmethod
     def _in_progress(cell: Cell, accelerator: str) -> ReadWriteLock:
-        return lock_between_processes(WORK_DIR / "in-progress" / f"{cell}-{slug(accelerator)}.lock")
+        return lock_between_processes(WORK.in_progress / f"{Group(cell, accelerator).name}.lock")
 
     def keep(self, measurement: Measurement) -> None:
         """Store a measurement, and know it."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
 from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, option, positive
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 
 if TYPE_CHECKING:
     import pytest
 
 #: Folder of the search's and the gate's test functions, in a clone of the repository; the wheel has none.
 BENCHES = "benches"
-#: Working folder of a search: store, logs, baseline images and locks.
-WORK_DIR = Path(".diffaccel")
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
 _DEFAULT_MAX_QUALITY_LOSS = 0.25
 #: Images scored a candidate, by model source; where it is none of these.
@@ -109,13 +108,13 @@ _RECORD_OPTIONS = (
         "--store",
         file_pattern="(?!.*://).*",
         metavar="URL",
-        help=f"measurements: SQLAlchemy URL (default: {WORK_DIR}/search.sqlite)",
+        help=f"measurements: SQLAlchemy URL (default: {WORK.store})",
     ),
     of_one_run("--fresh", action="store_true", help="measure again what is stored"),
     option(
         "--golden",
         file_pattern=".*",
-        default="golden/search_params.json",
+        default=str(GOLDEN),
         metavar="FILE",
         help="golden database of winners",
     ),

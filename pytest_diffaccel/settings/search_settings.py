@@ -15,7 +15,8 @@ from pytest_diffaccel.models.schedulers import named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, WORK_DIR
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.work_folder import WORK
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
 _BETWEEN = re.compile(r"(?<=[a-z])[\s,_&+-]+(?=[a-z0-9])|(?<=[0-9])[\s,_&+-]+(?=[a-z])")
@@ -114,7 +115,7 @@ class Settings:
             golden=Path(options.golden),
             update_golden=options.update_golden and not options.golden_new_only,
             golden_prune=options.golden_prune,
-            store=options.store or f"sqlite:///{WORK_DIR / 'search.sqlite'}",
+            store=options.store or f"sqlite:///{WORK.store}",
             picture_grid=_picture_grid(options.picture_grid),
             gpus=None if options.gpus is None else named_gpus(options.gpus),
             gate=GateSettings.from_options(options),

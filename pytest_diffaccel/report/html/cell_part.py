@@ -69,7 +69,7 @@ def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) 
         path: the page, beside which full-size pictures go.
         progress: told which cell is being made.
     """
-    progress("choosing winners")
+    progress("reading what was found")
     found = find(material)
     accelerators = accelerators_of(found, material.registry.names)
     gallery = Gallery(path, material.images, material.prompts, found)
@@ -83,7 +83,7 @@ def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) 
 def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
     known = list(one.record.best_known.values())
     winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict in RECORDED]
-    winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.speedups[pair[0].key].value))
+    winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.record.speedups[pair[0].key].value))
     timed = [*one.record.searched.values(), *one.record.verified.values()]
     data = tuple(row_data(row) for row in one.rows)
     return CellPart(
@@ -92,7 +92,7 @@ def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gall
         data=data,
         pareto=_pareto(number, one, data, accelerators) if known else None,
         pictures=tuple(gallery.of(one)),
-        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.speedups, accelerators)),
+        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.record.speedups, accelerators)),
         samples_chart=samples_chart(f"samples-{number}", timed, accelerators),
         kind_costs=kind_costs_chart(f"kinds-{number}", winners),
         failures=failure_parts(one.record, logs),
@@ -102,8 +102,8 @@ def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gall
 def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelerators: Sequence[str]) -> Chart:
     measured = [chart_row(row) for row in data if row["speedup"] is not None]
     best = [
-        (one.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
-        for measurement in frontier_of(list(one.record.best_known.values()), one.speedups)
+        (one.record.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
+        for measurement in frontier_of(list(one.record.best_known.values()), one.record.speedups)
     ]
     best = [_PLAIN, *best]
     return pareto_chart(f"pareto-{number}", one.record, measured, best, _best_at_targets(one.rows), accelerators)

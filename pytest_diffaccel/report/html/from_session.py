@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.records.golden_file import Change, read_environments, read_golden
+from pytest_diffaccel.records.golden_file import Change, Golden
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 from pytest_diffaccel.report.html.page import path_and_size, write_report
-from pytest_diffaccel.settings.options import WORK_DIR
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import WORK
 
 
 def write_session_report(
@@ -46,11 +46,9 @@ def _material(settings: Settings, registry: Registry, changes: Sequence[Change],
         contents=contents,
         registry=registry,
         max_loss=settings.max_quality_loss,
-        golden_path=settings.golden,
-        golden=read_golden(settings.golden),
-        environments=read_environments(settings.golden),
-        images=ImageStore(WORK_DIR / "images"),
-        logs=WORK_DIR / "logs",
+        golden=Golden.read(settings.golden),
+        images=ImageStore(WORK.images),
+        logs=WORK.logs,
         prompts=Prompts(settings.prompts),
         command=command,
         changes=tuple(changes),

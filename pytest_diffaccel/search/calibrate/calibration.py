@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, median
 
 from filelock import Timeout
@@ -30,16 +30,17 @@ from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming, Spe
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
-from pytest_diffaccel.records.store import CALIBRATION_PURPOSE
+from pytest_diffaccel.records.bookkeeping import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
+from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.workbench import Workbench
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,27 +56,6 @@ _SHARE, _LEAST_ROUNDS = 0.05, 4
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
 _NORMAL_95 = 1.96
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How a calibration went.
-
-    Attributes:
-        rounds: made now; none where an earlier calibration still holds.
-        seconds: that it took.
-        half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
-        baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
-        steps: of that run.
-        accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
-    """
-
-    rounds: int
-    seconds: float
-    half_width_ratio: float
-    baseline_s: float
-    steps: int
-    accelerated_share: float
 
 
 def ensure_calibrated(bench: Workbench, cell: Cell) -> None:
@@ -97,7 +77,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     Returns:
         How it went; None where no short run works, or the model takes no candidate.
     """
-    folder, environment = WORK_DIR / "calibration", bench.environment(cell).id
+    folder, environment = WORK.calibration, bench.environment(cell).id
     timer = Timer(bench, cell)
     with lock_between_processes(folder / f"{environment}.lock").write_lock():
         bench.reread(cell)
@@ -339,7 +319,7 @@ class Timer:
         store, place = bench.store, (run, bench.environment(self._cell).id, self._sampling)
         is_first = bool(run.params) and run.key not in self._tried
         if is_first:
-            store.begin(*place, "short run", session_began_at=bench.began_at, since=bench.since)
+            store.begin(*place, "short run", session=bench.session, since=bench.since)
         try:
             with time_limit(bench.settings.case_timeout_s):
                 timing = self._timed(generate)

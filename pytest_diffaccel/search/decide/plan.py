@@ -6,7 +6,7 @@ made so far. What makes the samples (a pipeline, or a table that is replayed) as
 A candidate is worth a first evaluation when it is expected to lower some target's least loss noticeably: the expected
 improvement (Jones, Schonlau and Welch 1998) over what the model of losses makes of those evaluated (few samples flatter
 the luckiest of them), times the probability that it is fast enough (Gardner et al. 2014). One evaluation serves all
-targets. Those evaluated then race (:mod:`.rivals`).
+targets. Those evaluated then race (:mod:`.contenders`).
 """
 
 from __future__ import annotations

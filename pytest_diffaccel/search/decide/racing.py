@@ -15,8 +15,8 @@ from pytest_diffaccel.devices import CudaBroken
 from pytest_diffaccel.matrix import Candidate, Params
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.budget import TimeIsUp, never
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
-from pytest_diffaccel.search.decide.rivals import Rivals
 from pytest_diffaccel.search.pipelines import Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def settle(track: Track, num_samples: int, time_is_up: TimeIsUp = never) -> None
     """
     while not time_is_up():
         known = track.plan()
-        needed = Rivals(known.options, known.max_loss, known.first, num_samples).undecided()
+        needed = Contenders(known.options, known.max_loss, known.first, num_samples).undecided()
         if not needed:
             return
         for candidate, samples in needed.items():

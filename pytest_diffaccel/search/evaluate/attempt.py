@@ -14,7 +14,7 @@ from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.time_limit import CaseTimeout, time_limit
-from pytest_diffaccel.records.contents import FailureKind
+from pytest_diffaccel.records.contents import KeptKind
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.evaluate.evaluation import measure
 from pytest_diffaccel.search.pipelines import Unavailable
@@ -59,8 +59,7 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     environment = bench.environment(candidate.cell).id
     sampling = bench.sampling(candidate.cell, "search")
     # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
-    times = {"session_began_at": bench.began_at, "since": bench.since}
-    bench.store.begin(candidate, environment, sampling, "case", **times)
+    bench.store.begin(candidate, environment, sampling, "case", session=bench.session, since=bench.since)
     try:
         with time_limit(bench.settings.case_timeout_s):
             measurement = make()
@@ -100,7 +99,7 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
             bench.store.forget_failure(candidate, *place)
         raise Unavailable(f"{error}; mend it, and the same command goes on") from error
     # What a method misses now may be there when the next session tries again.
-    bench.store.save_failure(candidate, *place, "interrupted" if is_missing else kind, str(explained))
+    bench.store.save_failure(candidate, *place, "missing" if is_missing else kind, str(explained))
     bench.known(candidate.cell).drop(candidate)
     if is_cuda_broken():
         raise CudaBroken(f"this process can use its GPU no more; later cases need another ({explained})") from error
@@ -113,7 +112,7 @@ def _is_of_methods(error: Exception) -> bool:
     return any(isinstance(one, Generate) and one.accelerator.methods for one in callers)
 
 
-def _explain(error: Exception, bench: Workbench) -> tuple[FailureKind, Exception]:
+def _explain(error: Exception, bench: Workbench) -> tuple[KeptKind, Exception]:
     if isinstance(error, CaseTimeout):
         return "timeout", error
     if isinstance(error, MethodDidNotAct):

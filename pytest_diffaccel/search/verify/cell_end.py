@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from pytest_diffaccel.matrix import Cell, slug
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
-from pytest_diffaccel.records.store import SESSION_PURPOSE
 from pytest_diffaccel.search.workbench import Workbench
-from pytest_diffaccel.settings.options import WORK_DIR
+from pytest_diffaccel.settings.work_folder import WORK
 
 
 def end_group(
@@ -30,15 +28,8 @@ def end_group(
         Of several processes one is told.
     """
     environment = bench.environment(cell).id
-    sampling = replace(bench.sampling(cell, "search"), purpose=SESSION_PURPOSE)
-
-    def subject(name: str) -> str:
-        return f"{cell}-{slug(name)}"
-
-    with lock_between_processes(WORK_DIR / "in-progress" / f"{cell}.lock").write_lock():
-        bench.store.save_decision(subject(accelerator), environment, sampling, f"{session} {left}")
-        found = {name: bench.store.decision(subject(name), environment, sampling) for name in accelerators}
-    noted = {name: evidence.split() for name, evidence in found.items() if evidence is not None}
-    if any(noted.get(name, [""])[0] != session for name in accelerators):
-        return None
-    return {name: int(words[1]) for name, words in noted.items()}
+    sampling = bench.sampling(cell, "search")
+    with lock_between_processes(WORK.in_progress / f"{cell}.lock").write_lock():
+        bench.store.end_group(cell, accelerator, environment, sampling, session, left)
+        ended = bench.store.ended_groups(cell, environment, sampling, session)
+    return {name: ended[name] for name in accelerators} if ended.keys() >= set(accelerators) else None

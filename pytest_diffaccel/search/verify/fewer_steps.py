@@ -6,8 +6,6 @@ itself so (Ma, Fang and Wang, CVPR 2024, section 4.2).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.models.cost_model import CostModel
@@ -33,7 +31,7 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
         return None
     candidate = Candidate(Cell(cell.pipe, cell.scheduler, steps), "", {})
     environment = bench.environment(cell).id
-    sampling = replace(bench.sampling(cell, "winner"), purpose=f"instead of {cell.steps} steps")
+    sampling = bench.sampling(cell, "winner").instead_of(cell.steps)
     stored = bench.store.find(candidate.key, environment, sampling, bench.since)
     if stored is not None:
         return stored

@@ -19,7 +19,7 @@ from pytest_diffaccel.search.calibrate.calibration import Timer
 from pytest_diffaccel.search.decide.select import Choice, Option, choose
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
-from pytest_diffaccel.search.group import Group
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.models.reach import is_open
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.verify.fewer_steps import rival
@@ -118,7 +118,7 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     Returns:
         The winners, and what failed in being verified.
     """
-    open_ones = [group for name in accelerators if not (group := Group(bench, cell, name)).is_done]
+    open_ones = [group for name in accelerators if not (group := GroupSearch(bench, cell, name)).is_done]
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
     for turn in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
@@ -134,17 +134,16 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
-def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> list[str]:
+def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification:
     """Measure the winners of one group as it stands now, and what fewer steps lose: :func:`verify` then finds them.
 
     Returns:
-        What went wrong, a line per candidate; the group's winners are chosen without it.
+        The winners as they are before those of the cell's other groups are verified, and what failed in being verified.
     """
     names, failed = verifiable(bench, cell, [accelerator]), list[str]()
     verified = _verified(bench, list(_chosen(bench, cell, names).values()), failed)
-    for name in verifiable(bench, cell, names):
-        _winners(bench, cell, name, verified)
-    return failed
+    working = verifiable(bench, cell, names)
+    return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
@@ -167,7 +166,7 @@ class _Narrowing:
         self._began = time.monotonic()
         self._spent_s = 0.0
 
-    def go_on(self, chosen: Sequence[Candidate], groups: Sequence[Group]) -> None:
+    def go_on(self, chosen: Sequence[Candidate], groups: Sequence[GroupSearch]) -> None:
         """Time them until they are known, or their share of the time is spent."""
         now = time.monotonic()
         left_s = _NARROWING_SHARE * (now - self._began - self._spent_s) - self._spent_s
@@ -229,7 +228,7 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
 
 def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
     """What is evaluated of a group; of an exhaustive search, its grid's points only."""
-    options = Group(bench, cell, accelerator).plan().options
+    options = GroupSearch(bench, cell, accelerator).plan().options
     if not bench.settings.exhaustive:
         return options
     measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}
@@ -245,7 +244,7 @@ def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
             f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
             f"the first: {failed[0].candidate.key}: {failed[0].message}"
         )
-    misfits = [bench.pipelines.misfit(one) for one in Group(bench, cell, accelerator).cases]
+    misfits = [bench.pipelines.misfit(one) for one in GroupSearch(bench, cell, accelerator).cases]
     if misfits and all(misfits):
         raise NothingFits(f"this model takes none of its {len(misfits)} candidates; the first: {misfits[0]}")
 
@@ -253,7 +252,7 @@ def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
     """The search's measurements of this grid; a store may hold those of a wider one."""
     environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
-    cases = Group(bench, cell, accelerator).cases
+    cases = GroupSearch(bench, cell, accelerator).cases
     grid = {one.key for one in cases if not bench.pipelines.misfit(one)}
     stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
     measured = [measurement for measurement in stored if measurement.candidate.key in grid]

@@ -180,9 +180,9 @@ def _open(file: Path) -> Image:
 def _shown(found: Findings, *, everything: bool) -> list[Row]:
     winners = [row for row in found.rows if row.verdict in RECORDED and row.key in found.record.verified]
     if everything:
-        return sorted(winners, key=lambda row: (slug(row.accelerator), found.speedups[row.key].value))
+        return sorted(winners, key=lambda row: (slug(row.accelerator), found.record.speedups[row.key].value))
     shown: dict[str, Row] = {}
-    for row in sorted(winners, key=lambda row: (slug(row.accelerator), found.speedups[row.key].value)):
+    for row in sorted(winners, key=lambda row: (slug(row.accelerator), found.record.speedups[row.key].value)):
         reached = min(row.targets, default=math.inf) <= _SHOWN_TARGET
         if reached or row.accelerator not in shown:
             shown[row.accelerator] = row

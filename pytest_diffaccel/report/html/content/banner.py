@@ -88,10 +88,9 @@ def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tu
     """What changed since golden was recorded, once a pair of environments."""
     drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
     for findings in found:
-        cell, now = findings.cell, findings.record.described
-        for key, entry in material.golden.items():
-            before = material.environments.get(entry.environment)
-            own = (key.pipe, key.scheduler, key.steps) == (cell.pipe, cell.scheduler, cell.steps)
-            if own and now and before and before.id != now.id:
-                drift[before.id, now.id] = key.pipe, tuple(differences(before, now))
+        now = findings.record.described
+        for key, entry in material.golden.entries.items():
+            before = material.golden.environment_of(entry)
+            if key.cell == findings.cell and now and before and before.id != now.id:
+                drift[before.id, now.id] = key.cell.pipe, tuple(differences(before, now))
     return tuple(drift.values())

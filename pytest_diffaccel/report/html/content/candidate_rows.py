@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal, TypeAlias
 
-from pytest_diffaccel.matrix import TARGETS, format_params
+from pytest_diffaccel.matrix import TARGETS, Candidate, format_params
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -89,7 +89,6 @@ class Row:
 
 def rows_of(
     record: CellRecord,
-    speedups: Mapping[str, Interval],
     entries: Mapping[GoldenKey, GoldenEntry],
     prompts: Prompts,
     max_loss: float,
@@ -98,11 +97,11 @@ def rows_of(
 
     Args:
         record: the cell.
-        speedups: of each measured candidate, by key.
         entries: the cell's winners, and what comes nearest to targets that none reaches.
         prompts: what was drawn.
         max_loss: largest LPIPS that a winner may have.
     """
+    speedups = record.speedups
     measured = sorted(record.best_known.values(), key=lambda one: one.quality.lpips.value)
     won = _won(entries)
     frontier = {one.candidate.key for one in frontier_of(measured, speedups)}
@@ -119,20 +118,16 @@ def rows_of(
         rows.append(Row(key, one.candidate.accelerator, params, verdict, reason, met, figures))
     rows.sort(key=lambda row: MEASURED.index(row.verdict) if row.verdict in RECORDED else len(RECORDED))
     rows += [
-        Row(
-            one.candidate.key,
-            one.candidate.accelerator,
-            format_params(one.candidate.params),
-            "failed",
-            f"{one.kind}: {one.message}",
-            (),
-            None,
-        )
+        _unmeasured(one.candidate, "failed", f"{one.kind}: {one.message}")
         for one in record.failures
         if one.candidate.key not in record.best_known
     ]
-    rows += [Row(one.key, one.accelerator, one.params, "skipped", one.evidence, (), None) for one in record.skipped]
+    rows += [_unmeasured(one.candidate, "skipped", one.evidence) for one in record.skipped]
     return rows
+
+
+def _unmeasured(one: Candidate, verdict: Verdict, reason: str) -> Row:
+    return Row(one.key, one.accelerator, format_params(one.params), verdict, reason, (), None)
 
 
 def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Measurement]:

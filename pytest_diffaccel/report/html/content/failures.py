@@ -17,9 +17,9 @@ _WORDS: Mapping[str, str] = {
     "oom": "out of memory",
     "timeout": "took too long",
     "not-fired": "the method did not act",
-    # A candidate is entered before it is begun, so that a process that dies leaves a trace.
-    "interrupted": "under way when this was written, or its process ended, or its method missed something",
-    "crash": "under way when this was written, or its process ended, for the second time",
+    "missing": "its method missed something",
+    "interrupted": "its process ended",
+    "crash": "its process ended, more than once",
 }
 
 

@@ -6,16 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_diffaccel.matrix import Cell, slug
-from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, rows_of
 from pytest_diffaccel.report.html.content.cells import CellRecord, cells_of
 from pytest_diffaccel.report.html.content.material import Material
-from pytest_diffaccel.report.html.content.standing import fit_costs, standing
-from pytest_diffaccel.search.group import DONE
 
 
 @dataclass(frozen=True)
@@ -24,14 +21,12 @@ class Findings:
 
     Attributes:
         record: what the store holds.
-        speedups: of each measured candidate, by key.
         entries: winners, and what comes nearest to targets that none reaches.
         rows: its candidates.
         changes: what its entries are to golden.
     """
 
     record: CellRecord
-    speedups: Mapping[str, Interval]
     entries: Mapping[GoldenKey, GoldenEntry]
     rows: tuple[Row, ...]
     changes: tuple[Change, ...]
@@ -49,7 +44,7 @@ class Findings:
     @property
     def unfinished(self) -> list[str]:
         """Accelerators whose winners are not all found, as far as the store says."""
-        return [name for name in self.groups if slug(name) not in self.record.finished]
+        return [name for name in self.groups if name not in self.record.finished]
 
     @property
     def counts(self) -> Counter[str]:
@@ -59,35 +54,28 @@ class Findings:
 
 def find(material: Material) -> list[Findings]:
     """The findings of every wanted cell that the store knows, in order."""
-    records = cells_of(material.contents, done=DONE)
-    # Costs are learnt from all cells of an environment, as the search does.
-    costs = fit_costs(material.registry, records, material.contents.rounds)
+    records = cells_of(material.contents)
     found = []
     for record in records:
         if not material.wanted(record.cell):
             continue
-        stands = standing(record, costs.get(record.environment), material.max_loss)
         in_golden = {
             key: entry
-            for key, entry in material.golden.items()
-            if _cell(key) == record.cell and entry.environment == record.environment
+            for key, entry in material.golden.entries.items()
+            if key.cell == record.cell and entry.environment == record.environment
         }
-        changes = _changes(material, record.cell, stands.entries)
+        changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}
-        entries = {**in_golden, **stands.entries, **just_found}
-        rows = rows_of(record, stands.speedups, entries, material.prompts, material.max_loss)
-        found.append(Findings(record, stands.speedups, entries, tuple(rows), changes))
+        entries = {**in_golden, **record.entries, **just_found}
+        rows = rows_of(record, entries, material.prompts, material.max_loss)
+        found.append(Findings(record, entries, tuple(rows), changes))
     return found
 
 
 def _changes(material: Material, cell: Cell, entries: Mapping[GoldenKey, GoldenEntry]) -> tuple[Change, ...]:
     if material.changes is not None:
-        return tuple(change for change in material.changes if _cell(change.key) == cell)
-    return tuple(differences_from(material.golden, entries))
-
-
-def _cell(key: GoldenKey) -> Cell:
-    return Cell(key.pipe, key.scheduler, key.steps)
+        return tuple(change for change in material.changes if change.key.cell == cell)
+    return tuple(differences_from(material.golden.entries, entries))
 
 
 def accelerators_of(found: Sequence[Findings], registry_names: Sequence[str]) -> list[str]:

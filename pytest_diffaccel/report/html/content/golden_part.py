@@ -57,7 +57,7 @@ def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
     gravest_first = sorted(filter(None, by_category), key=lambda names: sorted(map(CATEGORIES.index, names)))
     pending = [change for change in changes if _is_pending(change, written=material.changes is not None)]
     return GoldenPart(
-        path=str(material.golden_path),
+        path=str(material.golden.path),
         by_category=tuple((" and ".join(names), tuple(by_category[names])) for names in gravest_first),
         unchanged=sum(change.kind == "unchanged" for change in changes),
         pending=len(pending),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.decide.rivals import Rivals
+from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.select import Option, choose, leader
 from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
 
@@ -23,8 +23,8 @@ def option(number: int, losses: tuple[float, ...], speedup: Interval | float = 2
     return Option(Candidate(CELL, "DeepCache", params), known, losses)
 
 
-def rivals(*options: Option, max_loss: float = 0.25) -> Rivals:
-    return Rivals(options, max_loss, FIRST, WHOLE)
+def contenders(*options: Option, max_loss: float = 0.25) -> Contenders:
+    return Contenders(options, max_loss, FIRST, WHOLE)
 
 
 def losses(level: float, seed: int, samples: int = WHOLE) -> tuple[float, ...]:
@@ -39,7 +39,7 @@ def race(whole: dict[int, tuple[float, ...]]) -> list[Option]:
     seen = dict.fromkeys(whole, FIRST)
     while True:
         options = [option(number, whole[number][: seen[number]]) for number in whole]
-        needed = rivals(*options).undecided()
+        needed = contenders(*options).undecided()
         if not needed:
             return options
         for candidate, samples in needed.items():
@@ -63,25 +63,25 @@ def test_the_race_ends_and_its_leader_is_not_noticeably_worse_than_the_best(leve
 
 def test_clear_winners_get_no_more_samples() -> None:
     first, second = option(2, (0.01, 0.011, 0.012, 0.011)), option(3, (0.05, 0.06, 0.05, 0.06))
-    assert rivals(first, second).undecided() == {}
+    assert contenders(first, second).undecided() == {}
 
 
 def test_those_that_contend_get_more_samples_the_fewest_first() -> None:
     ahead, close, far = option(2, losses(0.02, 1, 8)), option(3, losses(0.021, 2, 4)), option(4, losses(0.2, 3, 2))
-    assert rivals(ahead, close, far).undecided() == {close.candidate: 6}
+    assert contenders(ahead, close, far).undecided() == {close.candidate: 6}
 
 
 def test_all_samples_seen_leaves_nothing_open() -> None:
     one, other = option(2, losses(0.02, 1)), option(3, losses(0.0201, 2))
-    known = rivals(one, other)
+    known = contenders(one, other)
     assert known.undecided() == {}
     assert known.may_beat(one, other) == (one.lpips < (1 - EQUAL_LOSS) * other.lpips)
 
 
-def test_a_loss_near_the_limit_is_looked_at_again_even_without_rivals() -> None:
+def test_a_loss_near_the_limit_is_looked_at_again_even_without_contenders() -> None:
     alone = option(2, (0.20, 0.28))
-    assert rivals(alone).undecided() == {alone.candidate: 4}
-    assert rivals(option(2, (0.020, 0.028))).undecided() == {}
+    assert contenders(alone).undecided() == {alone.candidate: 4}
+    assert contenders(option(2, (0.020, 0.028))).undecided() == {}
 
 
 def test_what_would_win_if_it_were_fast_enough_is_timed() -> None:
@@ -89,7 +89,7 @@ def test_what_would_win_if_it_were_fast_enough_is_timed() -> None:
     unsure = option(3, losses(0.05, 2, 8), Interval(2.02, 1.92, 2.13))
     worse = option(4, losses(0.4, 3, 8), Interval(2.02, 1.92, 2.13))
     hopeless = option(5, losses(0.04, 4, 8), Interval(1.88, 1.79, 1.97))
-    assert rivals(sure, unsure, worse, hopeless).borderline() == [unsure.candidate]
+    assert contenders(sure, unsure, worse, hopeless).borderline() == [unsure.candidate]
 
 
 def test_the_group_tells_how_much_its_candidates_differ_by_chance() -> None:
@@ -97,11 +97,11 @@ def test_the_group_tells_how_much_its_candidates_differ_by_chance() -> None:
     shared = np.random.default_rng(0).lognormal(0, 0.5, 4)
     alike = [option(number, tuple(shared * (0.020 + 0.0004 * number))) for number in range(8)]
     apart = [option(number, tuple(0.022 * np.random.default_rng(number).lognormal(0, 0.5, 4))) for number in range(8)]
-    assert len(rivals(*alike).undecided()) < len(rivals(*apart).undecided())
+    assert len(contenders(*alike).undecided()) < len(contenders(*apart).undecided())
 
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_few_samples_drop_nobody_that_is_close(samples: int) -> None:
     one, other = option(2, (0.020,) * samples), option(3, (0.022,) * samples)
-    assert other.candidate in rivals(one, other).undecided()
+    assert other.candidate in contenders(one, other).undecided()
     assert choose([one, other], 1.2, 0.25).option is one

@@ -21,7 +21,7 @@ from pytest_diffaccel.search.models.loss_model import NO_LOSS, equal_within
 from pytest_diffaccel.search.models.reach import timing_may_show
 from pytest_diffaccel.search.models.regression import Array
 
-# A rival drops out when with this confidence it is not noticeably better than the leader.
+# A contender drops out when with this confidence it is not noticeably better than the leader.
 _CONFIDENCE = 0.91
 # Standard deviations of one candidate's losses and, where a group does not say, of the differences of two on the same
 # samples, as shares of the loss: medians of the recorded tables. They weigh as much as so many further samples.
@@ -32,8 +32,8 @@ _GROWTH = 1.3
 
 
 @dataclass(frozen=True)
-class Rivals:
-    """The evaluated candidates of a group.
+class Contenders:
+    """The evaluated candidates of a group, some of which are still in the race.
 
     Attributes:
         options: those candidates; the samples of all begin with the same ones.

@@ -1,0 +1,233 @@
+"""How a store is reached: SQLite or PostgreSQL, opened by many processes at once, its errors in plain words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Table,
+    create_engine,
+    delete,
+    event,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from pytest_diffaccel.records import migration
+from pytest_diffaccel.records.rows import equal, written
+from pytest_diffaccel.records.tables import INFO, METADATA, SCHEMA_VERSION, StoreError
+
+#: Writers wait for each other this long; a transaction takes milliseconds.
+_BUSY_TIMEOUT_MS = 60_000
+#: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
+_ADVISORY_LOCK = 0x64696666616363
+
+
+class Database:
+    """A store's connections. Each call is one transaction, whose database errors are :class:`StoreError`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def close(self) -> None:
+        """Close the connections; new ones are opened when it is used again."""
+        self._engine.dispose()
+
+    def try_writing(self) -> None:
+        """Write a transaction that changes nothing.
+
+        Raises:
+            StoreError: when nothing can be written.
+        """
+        with self._writing() as connection:
+            connection.execute(delete(INFO).where(equal(INFO, {"name": ""})))
+
+    def _rows(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
+        """Rows in the order in which they were stored."""
+        query = select(table).where(equal(table, where), table.c.created_at >= written(since))
+        with self._reading() as connection:
+            rows = connection.execute(query)
+            return sorted(rows, key=lambda row: str(row.created_at))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A connection whose changes are kept together, or not at all.
+
+        Raises:
+            StoreError: when the database takes nothing: it is read-only, full, locked for long, or out of reach.
+        """
+        with self._in_words("written: {}; mend that"), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection to read with.
+
+        Raises:
+            StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
+        """
+        with self._in_words("read: {}; restore it from a copy"), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _in_words(self, said: str) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            reason = said.format(database_reason(error))
+            raise StoreError(f"the store {self._engine.url!r} cannot be {reason}, or give another --store") from error
+
+    @contextmanager
+    def _understanding(self, what: str) -> Iterator[None]:
+        """Say of records that cannot be read what they are.
+
+        Raises:
+            StoreError: when one cannot be read.
+        """
+        try:
+            yield
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{what} in the store {self._engine.url!r} cannot be read ({type(error).__name__}: {error}): "
+                "another version wrote it, or it was edited; give another --store"
+            ) from error
+
+
+def open_engine(address: str | os.PathLike[str]) -> Engine:
+    """The engine of a store, its tables there and of this version.
+
+    Args:
+        address: a database URL (SQLite or PostgreSQL), or the path of an SQLite file.
+
+    Raises:
+        StoreError: when the database cannot be reached, is of another kind or of another schema version.
+    """
+    url = _url(address)
+    try:
+        engine = _sqlite_engine(url) if _is_sqlite(url) else create_engine(url, pool_pre_ping=True)
+        with _opening(url):
+            _ensure_schema(engine)
+    except ModuleNotFoundError as error:
+        package = "psycopg[binary]" if error.name == "psycopg" else error.name
+        raise StoreError(f"the store {url!r} needs a driver: pip install '{package}'") from error
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreError(f"cannot open the store {url!r}: {database_reason(error)}; give another --store") from error
+    return engine
+
+
+def database_reason(error: Exception) -> str:
+    """What went wrong in the database's own words, without the statement that SQLAlchemy adds."""
+    return str(getattr(error, "orig", None) or error).strip()
+
+
+def _url(address: str | os.PathLike[str]) -> URL:
+    plain = os.fspath(address)
+    try:
+        url = make_url(plain) if "://" in plain else URL.create("sqlite", database=plain)
+        asynchronous = url.get_dialect().is_async
+    except (ArgumentError, SQLAlchemyError) as error:
+        # Not the address itself: it may hold a password.
+        raise StoreError(f"this is no store: {error}; give a path, or postgresql://...") from error
+    if url.get_backend_name() not in ("sqlite", "postgresql") or asynchronous:
+        raise StoreError(f"a store is SQLite or PostgreSQL, not {url.drivername}: give a path, or postgresql://...")
+    if not _is_sqlite(url):
+        # The driver that the extra "postgresql" installs; SQLAlchemy's default depends on its version.
+        return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+    if url.database in (None, "", ":memory:"):
+        raise StoreError("a store in memory would be another one in each process: give the path of a file")
+    return url.set(database=str(Path(url.database or "").expanduser().absolute()))
+
+
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # transactions begin as _begin says, not as sqlite3 guesses
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # with WAL: no commit is lost by a kill
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # Every transaction of the store writes with its first statement or not at all: one that read before
+        # it wrote would fail at once, without waiting, when another writer came between.
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _opening(url: URL) -> Iterator[None]:
+    """Let one process at a time open an SQLite file: switching a new one to WAL waits for no busy lock."""
+    if _is_sqlite(url):
+        with FileLock(f"{url.database}.lock", timeout=_BUSY_TIMEOUT_MS / 1000):
+            yield
+    else:
+        yield
+
+
+def _ensure_schema(engine: Engine) -> None:
+    with engine.connect() as connection:
+        version = _version(connection)
+    if version is None or version in migration.OLDER:
+        with engine.begin() as connection:
+            if version is not None:
+                # SQLite: a transaction that reads before it writes fails at once where another writer comes between.
+                connection.execute(update(INFO).values(value=INFO.c.value))
+            version = _made_current(connection)
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"the store {engine.url!r} has schema version {version}, and this pytest-diffaccel reads version "
+            f"{SCHEMA_VERSION}: give another --store, or install the version that wrote it"
+        )
+    _check_tables(engine)
+
+
+def _made_current(connection: Connection) -> str:
+    """Make the tables, or make those of an older version this one's; another process may have been faster."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+    version = _version(connection)
+    if version is None:
+        METADATA.create_all(connection)
+        connection.execute(insert(INFO).values(name="schema_version", value=SCHEMA_VERSION))
+        return SCHEMA_VERSION
+    if version in migration.OLDER:
+        connection.execute(update(INFO).where(INFO.c.name == "schema_version").values(value=SCHEMA_VERSION))
+        migration.migrate(connection)
+        return SCHEMA_VERSION
+    return version
+
+
+def _check_tables(engine: Engine) -> None:
+    """Refuse a store that somebody took a table from, with what it held."""
+    gone = sorted(METADATA.tables.keys() - set(inspect(engine).get_table_names()))
+    if gone:
+        raise StoreError(
+            f"the store {engine.url!r} has lost {', '.join(gone)}: restore it from a copy, or give another --store"
+        )
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(INFO.name):
+        return None
+    return connection.scalar(select(INFO.c.value).where(INFO.c.name == "schema_version"))

@@ -1,0 +1,46 @@
+"""What a process tells the controller beside its results: where its time went, and how its calibrations did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a calibration went.
+
+    Attributes:
+        rounds: made now; none where an earlier calibration still holds.
+        seconds: that it took.
+        half_width_ratio: of the candidate whose speed-up is known least: half its 95% interval, as a share of it.
+        baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
+        steps: of that run.
+        accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
+    """
+
+    rounds: int
+    seconds: float
+    half_width_ratio: float
+    baseline_s: float
+    steps: int
+    accelerated_share: float
+
+
+@dataclass(frozen=True)
+class News:
+    """What a process did since its last result.
+
+    Attributes:
+        phases_s: what it spent its time on, seconds, by name.
+        calibrated: how calibrations went that it has not told of yet, by pipe.
+    """
+
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+    calibrated: Mapping[str, Calibration] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """``phases_s``, and ``calibrated`` if there is any."""
+        told = {pipe: vars(one) for pipe, one in self.calibrated.items()}
+        return {"phases_s": dict(self.phases_s)} | ({"calibrated": told} if told else {})
