@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from echo import NOTHING, Echo
-from searches import THRIFTY, SearchFolder, open_run, without_scale
+from searches import THRIFTY, SearchFolder, drive, open_run, without_scale
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.search.calibrate import calibration
 from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.pipelines import Unavailable
@@ -75,6 +76,32 @@ def test_both_clocks_are_calibrated_and_one_of_them_decides(gpu: None, decide_by
     assert known.costs.speedups(candidates) == decides
     assert made is not None
     assert made.half_width_ratio == max(one.half_width_ratio for one in decides)
+
+
+@pytest.mark.parametrize("decide_by", ["wall", "device"])
+def test_golden_holds_the_speedups_of_both_clocks(gpu: None, decide_by: SpeedClock) -> None:
+    """Every 2nd call computed is 1.31 times as fast by the wall clock, and 1.75 times by the GPU's own time."""
+    run = run_on_gpu(decide_by)
+    (found,) = drive(run)
+    assert found.of_cell is not None
+    entries = {one.key.target: one.entry for one in found.of_cell.decided}
+    met = {target for target, entry in entries.items() if entry.status == "met"}
+    assert met == ({1.2, 1.5} if decide_by == "wall" else {1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0})
+    for entry in entries.values():
+        candidate = Candidate(run.groups[0].cell, "Echo", entry.params)
+        assert entry.decided_by == decide_by
+        assert entry.speedup == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+        assert entry.device_speedup == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.015)
+        assert GoldenEntry.from_json(entry.to_json()) == entry
+
+
+def test_what_one_clock_decided_the_other_decides_anew(gpu: None) -> None:
+    (by_wall,) = drive(run_on_gpu("wall"))
+    (by_device,) = drive(run_on_gpu("device"))
+    assert by_wall.of_cell is not None
+    assert by_device.of_cell is not None
+    winners = [{one.key: one.entry.params for one in found.decided} for found in (by_wall.of_cell, by_device.of_cell)]
+    assert winners[0] != winners[1]
 
 
 def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:

@@ -93,6 +93,7 @@ params = st.dictionaries(names, st.dictionaries(names, numbers), min_size=1)
 @st.composite
 def measured_entries(draw: st.DrawFn) -> GoldenEntry:
     speedup, wall, lpips = draw(figures), draw(figures), draw(figures)
+    device = draw(st.none() | figures)
     reason: Literal["speed", "quality"] | None = draw(st.sampled_from([None, "speed", "quality"]))
     return GoldenEntry(
         status="unattainable" if reason else "met",
@@ -107,6 +108,9 @@ def measured_entries(draw: st.DrawFn) -> GoldenEntry:
         num_samples=draw(st.integers(1, 10_000)),
         batch_size=draw(st.integers(1, 64)),
         environment=draw(st.text("0123456789abcdef", min_size=12, max_size=12)),
+        device_speedup=device and device[1],
+        device_speedup_ci95=device and (device[0], device[2]),
+        decided_by=draw(st.sampled_from(["wall", "device"])) if device else "wall",
     )
 
 
@@ -562,6 +566,31 @@ def test_a_temporary_file_left_by_a_kill_is_harmless(path: Path) -> None:
     merge(path, {replace(KEY, cell=replace(KEY.cell, steps=50)): MET}, update=False)
     assert len(read_golden(path)) == 2
     assert not left.exists()
+
+
+# --- two clocks --------------------------------------------------------------------------------------------------
+
+
+def test_device_time_is_recorded_whole_or_not_at_all() -> None:
+    both = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2))
+    assert "device_speedup" not in MET.to_json()
+    assert '"device_speedup": 2.1, "device_speedup_ci95": [2.0, 2.2]' in both.to_json()
+    assert '"decided_by": "device"' in replace(both, decided_by="device").to_json()
+    with pytest.raises(ValueError, match="go together"):
+        replace(both, device_speedup_ci95=None)
+    with pytest.raises(ValueError, match="what device time decided has a device_speedup"):
+        replace(MET, decided_by="device")
+    with pytest.raises(ValueError, match="outside its own interval"):
+        replace(both, device_speedup=2.3)
+
+
+def test_a_speedup_by_another_clock_is_another_record() -> None:
+    both = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2))
+    faster = replace(both, device_speedup=2.4, device_speedup_ci95=(2.3, 2.5), decided_by="device")
+    assert both.differences(faster) == [
+        'decided_by "wall" -> "device"',
+        "device_speedup 2.1 [2, 2.2] -> 2.4 [2.3, 2.5]",
+    ]
 
 
 # --- the rival: fewer steps ------------------------------------------------------------------------------------

@@ -26,8 +26,7 @@ from pytest_diffaccel.codegen.script import generate_script
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.pipes import PipeRegistry
-from pytest_diffaccel.records.golden_file import merge, read_golden
-from pytest_diffaccel.records.golden_file import Golden
+from pytest_diffaccel.records.golden_file import Golden, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 
 CELL = Cell("SD1.5", "DDIM", 20)

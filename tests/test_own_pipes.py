@@ -107,7 +107,9 @@ def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: Sma
     result = own_search.pytester.runpytest_inprocess(*OPTIONS, *wide, "DeepCache", "--search-targets", "Echo")
     assert result.parseoutcomes().get("failed", 0) == 0, result.outlines
     golden = read_golden(own_search.golden)
-    assert {(key.cell.pipe, key.cell.scheduler, key.cell.steps) for key in golden} == {("my-sd", "EulerDiscreteScheduler", 6)}
+    assert {(key.cell.pipe, key.cell.scheduler, key.cell.steps) for key in golden} == {
+        ("my-sd", "EulerDiscreteScheduler", 6)
+    }
     assert {key.accelerator for key in golden} == {"DeepCache", "Echo"}
     gated = own_search.pytester.runpytest_inprocess(
         *OPTIONS, "-v", "--gate", "--gate-budget", "1s", "--search-targets", "Echo"

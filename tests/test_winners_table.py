@@ -12,7 +12,9 @@ from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import changes_text, winners_table
+from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 
 def key(target: float) -> GoldenKey:
@@ -51,3 +53,32 @@ def test_losses_have_no_share_of_a_scale_of_zero() -> None:
         environments = {MET.environment: replace(ENVIRONMENT, scale=scale)}
         (row,) = [line for line in winners_table({key(1.5): MET}, environments) if "1.67x" in line]
         assert ("41%" in row) == shown
+
+
+def test_the_gpus_own_speedup_stands_beside_the_clocks() -> None:
+    waiting = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.08, 2.12))
+    decided = replace(waiting, decided_by="device")
+    lines = winners_table({key(1.5): waiting, replace(key(1.5), accelerator="ToMe"): decided}, {})
+    rows = [line for line in lines if "1.67x" in line]
+    assert ["GPU 2.10x*" in row for row in rows] == [False, True]
+    assert all("GPU 2.10x" in row for row in rows)
+    assert lines[-1].startswith("GPU: speed-up by its own time (*: which decided)")
+    assert not any("GPU" in line for line in winners_table({key(1.5): MET}, {}))
+
+
+def settings(*arguments: str) -> Settings:
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    return Settings.from_options(parser.parse_known_args(arguments), ["DeepCache"])
+
+
+@pytest.mark.parametrize(("device", "is_said"), [(2.1, True), (1.7, False), (None, False)])
+def test_what_waiting_for_the_host_costs_is_said_once(device: float | None, is_said: bool) -> None:
+    entry = replace(MET, device_speedup=device, device_speedup_ci95=device and (device - 0.1, device + 0.1))
+    entries = {key(1.2): replace(entry, speedup=1.69), key(1.5): entry}
+    said = next_steps(settings("--gpus=0"), [], failed=0, launch_bound={}, entries=entries)
+    waits = [line for line in said if "waits for no launches" in line]
+    assert len(waits) == is_said
+    assert all(line.endswith("2.10x instead of 1.67x by DeepCache for 1.5x") for line in waits)
+    on_a_cpu = next_steps(settings(), [], failed=0, launch_bound={}, entries=entries)
+    assert not any("waits" in line for line in on_a_cpu)

@@ -160,7 +160,7 @@ class Sampling:
         prompts_digest: first 12 hex digits of the SHA-256 of the prompts used.
         purpose: ``"search"``; ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen); or
             of a rival, whose fewer steps are scored on the winners' samples of a cell: ``"instead of N steps"``, with
-            the cell's steps.
+            the cell's steps. Of decisions only, ``"search by device time"``.
     """
 
     num_samples: int
@@ -172,6 +172,10 @@ class Sampling:
     def instead_of(self, steps: int) -> Sampling:
         """The same for the rival of a cell of ``steps``."""
         return replace(self, purpose=f"instead of {steps} steps")
+
+    def by_device(self) -> Sampling:
+        """Of decisions that a GPU's own time made."""
+        return replace(self, purpose=f"{self.purpose} by device time")
 
     @property
     def rival_of(self) -> int | None:

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pytest_diffaccel.matrix import Number
+from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.records.golden_key import GoldenKey
 
 #: Digits kept: far below what a measurement can tell, few enough to read a diff.
@@ -24,11 +25,23 @@ LPIPS_DECIMALS = 6
 _LINES = (
     ("status", "reason", "params"),
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
+    ("device_speedup", "device_speedup_ci95", "decided_by"),
     ("lpips", "lpips_ci95", "selection_lpips"),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
     ("basis", "quality_from"),
 )
+
+# Fields that are left out where there is nothing to say.
+_OPTIONAL = {
+    "reason",
+    "selection_lpips",
+    "fewer_steps",
+    "beats_fewer_steps",
+    "quality_from",
+    "device_speedup",
+    "device_speedup_ci95",
+}
 
 Range: TypeAlias = tuple[float, float]
 
@@ -92,6 +105,9 @@ class GoldenEntry:
         basis: whether the speed-ups were measured on these parameters, or predicted by the cost model from the kinds
             of steps that they make.
         quality_from: whose losses these are, in words, where they are not of the environment's own weights.
+        device_speedup: step-kind estimate by the GPU's own time; None where that was not read.
+        device_speedup_ci95: its interval.
+        decided_by: the clock whose speed-up had to reach the target.
     """
 
     status: Literal["met", "unattainable"]
@@ -111,6 +127,9 @@ class GoldenEntry:
     beats_fewer_steps: bool | None = None
     basis: Literal["measured", "predicted"] = "measured"
     quality_from: Annotated[str, Field(min_length=1)] | None = None
+    device_speedup: Annotated[float, Field(ge=0)] | None = None
+    device_speedup_ci95: Range | None = None
+    decided_by: SpeedClock = "wall"
 
     def __post_init__(self) -> None:
         if self.selection_lpips is not None and self.lpips is None:
@@ -133,7 +152,12 @@ class GoldenEntry:
             raise ValueError("either all figures are null (nothing measured) or none is")
         if self.status == "met" and not self.params:
             raise ValueError("an entry that is met names its params")
-        for value, ends in self._figures():
+        by_device = (self.device_speedup, self.device_speedup_ci95)
+        if (None in by_device) != (by_device == (None, None)):
+            raise ValueError("device_speedup and device_speedup_ci95 go together")
+        if self.decided_by == "device" and self.device_speedup is None:
+            raise ValueError("what device time decided has a device_speedup")
+        for value, ends in (*self._figures(), by_device):
             if value is not None and ends is not None and not ends[0] <= value <= ends[1]:
                 raise ValueError(f"{value} lies outside its own interval {list(ends)}")
 
@@ -152,6 +176,8 @@ class GoldenEntry:
             speedup_ci95=_round_range(self.speedup_ci95, SPEEDUP_DECIMALS),
             wall_speedup=_round(self.wall_speedup, SPEEDUP_DECIMALS),
             wall_speedup_ci95=_round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
+            device_speedup=_round(self.device_speedup, SPEEDUP_DECIMALS),
+            device_speedup_ci95=_round_range(self.device_speedup_ci95, SPEEDUP_DECIMALS),
             lpips=_round(self.lpips, LPIPS_DECIMALS),
             lpips_ci95=_round_range(self.lpips_ci95, LPIPS_DECIMALS),
             selection_lpips=_round(self.selection_lpips, LPIPS_DECIMALS),
@@ -162,11 +188,10 @@ class GoldenEntry:
     def to_json(self) -> str:
         """The entry's JSON text, several lines indented to stand in the file; rounded."""
         fields = asdict(self.rounded())
-        for name in ("reason", "selection_lpips", "fewer_steps", "beats_fewer_steps", "quality_from"):
-            if fields[name] is None:
+        fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
+        for name, usual in (("basis", "measured"), ("decided_by", "wall")):
+            if fields[name] == usual:
                 del fields[name]
-        if self.basis == "measured":
-            del fields["basis"]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
         return "{\n    " + ",\n    ".join(filter(None, lines)) + "\n  }"
 
@@ -190,12 +215,12 @@ class GoldenEntry:
         """
         changes = [
             f"{name} {_dump(before)} -> {_dump(after)}"
-            for name in ("status", "reason", "params", "environment", "basis", "quality_from")
+            for name in ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by")
             if (before := getattr(self, name)) != (after := getattr(other, name))
         ]
         changes += [
             f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
-            for name in ("speedup", "lpips")
+            for name in ("speedup", "device_speedup", "lpips")
             if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
         ]
         if self.fewer_steps is None is not other.fewer_steps:

@@ -277,7 +277,9 @@ class SessionReport:
 
     def _next_steps(self) -> list[str]:
         changes, failed = list(self._changes.values()), self._outcomes["failed"]
-        return next_steps(self._settings, changes, failed=failed, launch_bound=self._launch_bound)
+        return next_steps(
+            self._settings, changes, failed=failed, launch_bound=self._launch_bound, entries=self._entries
+        )
 
     def _show_pictures(self, path: Path) -> None:
         try:

@@ -23,6 +23,8 @@ _WIDTH = 150
 HEADINGS = ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters")
 # More differences than this are counted, not listed.
 _LISTED_CHANGES = 20
+# By how much the GPU's own speed-up has to be the higher one to be spoken of.
+_WORTH_A_WORD = 1.05
 # Of what is said of a change that is too long for a line.
 _INDENT = " " * 4
 
@@ -45,6 +47,10 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
         lines += _table(f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})", rows, scale)
         if scale:
             lines += legend(scale)
+        if any(entry.device_speedup is not None for _, entry in rows):
+            lines.append(
+                "GPU: speed-up by its own time (*: which decided); where that is higher, the GPU waits for the host."
+            )
     return lines
 
 
@@ -75,6 +81,8 @@ def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: Qua
 def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:
     """The texts under the last four of :data:`HEADINGS`."""
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
+    if entry.device_speedup is not None:
+        speedup += f" GPU {entry.device_speedup:.2f}x" + ("*" if entry.decided_by == "device" else "")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
     if scale and scale.unrelated and entry.lpips is not None:
         lpips += f" {entry.lpips / scale.unrelated:.0%}"
@@ -210,7 +218,12 @@ def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:
 
 
 def next_steps(
-    settings: Settings, changes: Sequence[Change], *, failed: int, launch_bound: Mapping[str, int]
+    settings: Settings,
+    changes: Sequence[Change],
+    *,
+    failed: int,
+    launch_bound: Mapping[str, int],
+    entries: Mapping[GoldenKey, GoldenEntry],
 ) -> list[str]:
     """What the user can do now, and should know.
 
@@ -219,6 +232,7 @@ def next_steps(
         changes: to the golden database.
         failed: number of failed cases.
         launch_bound: number of winners whose steps wait for what launches them, by accelerator.
+        entries: winners and unattainable targets.
     """
     lines = []
     if any(change.kind == "differs" for change in changes):
@@ -238,4 +252,23 @@ def next_steps(
             f"note: launch-bound winners: {counted}; in their steps the GPU waits for a CPU core, so their speed-ups "
             "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
         )
+    if settings.gpus is not None:
+        lines += _without_waiting(entries)
     return lines
+
+
+def _without_waiting(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
+    """What the winner that waits most for its host would gain without that, in a sentence; none where it is little."""
+    by_gain = {
+        entry.device_speedup / entry.speedup: (key, entry)
+        for key, entry in entries.items()
+        if entry.status == "met" and entry.speedup and entry.device_speedup is not None
+    }
+    gain = max(by_gain, default=0.0)
+    if gain < _WORTH_A_WORD:
+        return []
+    key, entry = by_gain[gain]
+    return [
+        f"note: a pipeline that waits for no launches (torch.compile, CUDA graphs) gains up to the GPU's own speed-up: "
+        f"{entry.device_speedup:.2f}x instead of {entry.speedup:.2f}x by {key.accelerator} for {key.target:g}x"
+    ]

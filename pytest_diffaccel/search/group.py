@@ -136,7 +136,11 @@ class GroupSearch:
 
     @property
     def _conditions(self) -> tuple[str, Sampling]:
-        return self.bench.environment(self.cell).id, self.bench.sampling(self.cell, "search")
+        """Those that decisions hold under: what one clock's speed-ups decide, another's need not."""
+        sampling = self.bench.sampling(self.cell, "search")
+        if self.bench.settings.decide_by == "device":
+            sampling = sampling.by_device()
+        return self.bench.environment(self.cell).id, sampling
 
     @property
     def cases(self) -> list[Candidate]:

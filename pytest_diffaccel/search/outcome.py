@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.bottleneck import bottleneck
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Interval, Measurement, SpeedClock
 from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
@@ -61,7 +62,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
             if choice.reason == "undecided":
                 undecided += [_chosen(key, choice.option)] if choice.option else []
                 continue
-            entry = golden_entry(winner, environment).rounded()
+            entry = golden_entry(winner, environment, _speedups(bench, choice.option)).rounded()
             pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
             decided.append(Decided(key, entry, None if pictures is None else str(pictures)))
     return CellWinners(
@@ -82,7 +83,10 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
     environment, sampling = bench.environment(cell), bench.sampling(cell, "search")
     for accelerator, own in winners.items():
         decided = [winner for winner in own if winner.choice.reason != "undecided"]
-        entries = {winner.choice.target: golden_entry(winner, environment) for winner in decided}
+        entries = {
+            winner.choice.target: golden_entry(winner, environment, _speedups(bench, winner.choice.option))
+            for winner in decided
+        }
         options = GroupSearch(bench, cell, accelerator).plan().options
         speedups = {option.candidate.key: option.speedup for option in options}
         bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
@@ -97,8 +101,48 @@ def _verified(measurement: Measurement) -> Verified:
     return Verified(figures_of(measurement), bound.bound if bound else None)
 
 
-def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
-    """What golden records of a target's outcome in ``environment``."""
+@dataclass(frozen=True)
+class Speedups:
+    """A candidate's speed-ups by both clocks.
+
+    Attributes:
+        wall: by the wall clock.
+        device: by the GPU's own time; None where that is not read.
+        decided_by: which had to reach the target.
+    """
+
+    wall: Interval
+    device: Interval | None = None
+    decided_by: SpeedClock = "wall"
+
+    def to_golden(self) -> dict[str, Any]:
+        """An entry's fields."""
+        fields = {"speedup": self.wall.value, "speedup_ci95": (self.wall.low, self.wall.high)}
+        if self.device is not None:
+            fields |= {"device_speedup": self.device.value, "device_speedup_ci95": (self.device.low, self.device.high)}
+        return {**fields, "decided_by": self.decided_by}
+
+
+def _speedups(bench: Workbench, option: Option | None) -> Speedups | None:
+    """An option's; None without one. What decided is the option's own."""
+    if option is None:
+        return None
+    known, decided_by = bench.known(option.candidate.cell), bench.settings.decide_by
+
+    def by(clock: SpeedClock) -> Interval:
+        return option.speedup if clock == decided_by else known.costs_by(clock).speedups([option.candidate])[0]
+
+    return Speedups(by("wall"), by("device") if known.rounds("device") else None, decided_by)
+
+
+def golden_entry(winner: Winner, environment: Environment, speedups: Speedups | None = None) -> GoldenEntry:
+    """What golden records of a target's outcome in ``environment``.
+
+    Args:
+        winner: the outcome; not an undecided one.
+        environment: where it was measured.
+        speedups: of its option; None where the wall clock's, which decided, is all there is.
+    """
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
     if reason == "undecided":
         raise ValueError(f"{winner.choice.target:g}x is undecided: golden records what is known")
@@ -111,8 +155,7 @@ def golden_entry(winner: Winner, environment: Environment) -> GoldenEntry:
             "params": measurement.candidate.params,
             "num_samples": measurement.sampling.num_samples,
             # Its own blocks and all others of the same kinds of steps; the wall estimate is from its own alone.
-            "speedup": option.speedup.value,
-            "speedup_ci95": (option.speedup.low, option.speedup.high),
+            **(speedups or Speedups(option.speedup)).to_golden(),
             "wall_speedup": measurement.wall_speedup.value,
             "wall_speedup_ci95": (measurement.wall_speedup.low, measurement.wall_speedup.high),
             "lpips": measurement.quality.lpips.value,
