@@ -64,7 +64,7 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
     if any(entry.fewer_steps for entry in entries):
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
     if any(entry.device_speedup is not None for entry in entries):
-        notes.append("GPU: speed-up by its own time (*: it decided); where that is higher, the GPU waits for the host.")
+        notes.append("GPU: speedup by its own time (*: it decided); where that is higher, the GPU waits for the host.")
     return notes
 
 
