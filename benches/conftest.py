@@ -1,16 +1,5 @@
-"""These tests are a search, whether or not an option of ours is given."""
+"""A search is a search here, whether or not an option of ours is given."""
 
-import pytest
+from pytest_diffaccel.benches.conftest import pytest_cmdline_main, pytest_configure
 
-from pytest_diffaccel.plugin.fixtures import keep_groups_together, search_run
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Give all of a group to one worker."""
-    keep_groups_together(config)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let the controller know of the search too: under ``-n`` it collects nothing."""
-    search_run(config)
+__all__ = ["pytest_cmdline_main", "pytest_configure"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,26 +51,63 @@ def test_it_holds_all_that_is_needed_and_is_small(wheel: Path) -> None:
     assert "Framework :: Pytest" in fields.get_all("Classifier", [])
 
 
-@pytest.mark.slow
-def test_plugin_and_command_work_without_this_repository(wheel: Path, tmp_path: Path) -> None:
-    installed = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "test_mine.py").write_text(OWN_TEST, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+class Installed:
+    """The wheel, unpacked, and an empty folder to work in."""
 
-    def run(*arguments: str) -> str:
-        command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    def __init__(self, wheel: Path, path: Path) -> None:
+        self.place, self.work = path / "installed", path / "work"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(self.place)
+        self.work.mkdir()
+        self._environment = {**os.environ, "PYTHONPATH": str(self.place)}
+
+    def run(self, *arguments: str) -> str:
+        """What Python prints, which ends well."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.work,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    where = run("-c", "import pytest_diffaccel; print(pytest_diffaccel.__file__)")
-    assert where.startswith(str(installed))
-    assert "1 passed" in run("-m", "pytest", "test_mine.py", "--num-samples", "1", "--batch-size", "1")
-    main = "from importlib.metadata import distribution as of; {}.load()()".format(
-        "next(one for one in of('pytest-diffaccel').entry_points if one.group == 'console_scripts')"
-    )
-    assert "accelerated by DeepCache with 1.2x speedup" in run("-c", main, "tasks", "--print")
+    def diffaccel(self, *arguments: str) -> str:
+        """The same of the command."""
+        main = "from importlib.metadata import distribution as of; import sys; sys.exit({}.load()())".format(
+            "next(one for one in of('pytest-diffaccel').entry_points if one.group == 'console_scripts')"
+        )
+        return self.run("-c", main, *arguments)
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Installed:
+    return Installed(wheel, tmp_path)
+
+
+@pytest.mark.slow
+def test_plugin_and_command_work_without_this_repository(installed: Installed) -> None:
+    (installed.work / "test_mine.py").write_text(OWN_TEST, encoding="utf-8")
+    where = installed.run("-c", "import pytest_diffaccel; print(pytest_diffaccel.__file__)")
+    assert where.startswith(str(installed.place))
+    assert "1 passed" in installed.run("-m", "pytest", "test_mine.py", "--num-samples", "1", "--batch-size", "1")
+    assert "accelerated by DeepCache with 1.2x speedup" in installed.diffaccel("tasks", "--print")
+
+
+@pytest.mark.slow
+def test_the_main_job_runs_in_an_empty_folder(installed: Installed) -> None:
+    """Search, gate, generate, judge and report, as someone does who has nothing but the package."""
+    cell = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "deepcache")
+    said = installed.diffaccel("search", *cell, "--grid", "coarse", "--num-samples", "2", "--batch-size", "2")
+    assert "golden: golden/search_params.json: " in said
+    assert " in a clone" not in said
+    gate = ("--gate", "--gate-budget", "5s", "--gate-slowdown", "50%")
+    assert re.search(r"^gate: \d", installed.diffaccel("search", *cell, *gate), re.MULTILINE)
+    assert "DeepCacheSDHelper" in installed.diffaccel("generate", "SD1.5, DDIM, 20 steps, DeepCache, 1.2x")
+    # The same task by its number, the first of all.
+    judged = installed.diffaccel("judge", "--ids", "192", "--stages", "static,runs")
+    assert "1 passed" in judged
+    installed.diffaccel("report", "-o", "report.html")
+    assert (installed.work / "report.html").stat().st_size > 10_000

@@ -11,6 +11,8 @@ from pytest_diffaccel.cli import (
     export_command,
     generate_command,
     golden_commands,
+    init_command,
+    pytest_commands,
     report_command,
     tasks_command,
 )
@@ -28,9 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
-    for one in (export_command, compare_command, tasks_command, generate_command, report_command):
-        one.add_command(commands)
-    parsed = parser.parse_args(arguments)
+    for of_command in (export_command, compare_command, tasks_command, generate_command, report_command, init_command):
+        of_command.add_command(commands)
+    pytest_commands.add_commands(commands)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed, others = parser.parse_known_args(given)
+    parsed.given = given[1:]
+    if others and parsed.command not in pytest_commands.COMMANDS:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return int(parsed.run(parsed))
     except (OSError, ValueError) as error:

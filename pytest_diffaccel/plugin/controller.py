@@ -23,6 +23,7 @@ from pytest_diffaccel.plugin.case_results import has_result, result_of
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
+from pytest_diffaccel.settings import options
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
@@ -196,9 +197,13 @@ class Reporting:
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
         if not self._config.pluginmanager.has_plugin("terminalreporter"):
-            self.pytest_terminal_summary()  # nobody else asks for it; it writes files, too
+            self._made.summary()  # nobody else asks for it; it writes files, too
 
-    def pytest_terminal_summary(self) -> None:
+    def pytest_terminal_summary(self, exitstatus: int) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""
         if self._made is not None and not self._is_refused:
             self._made.summary()
+        asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
+        if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
+            command = f"{options.benches_command()} ..."
+            self._terminal.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")

@@ -87,7 +87,7 @@ def pytest_load_initial_conftests(
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """A search under ``-n`` keeps each group on one worker, unless the user says otherwise."""
-    if options.is_given(config.option):
+    if options.is_given(config.option) or options.names_benches(config.args):
         keep_groups_together(config)
 
 
@@ -135,9 +135,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     given = config.known_args_namespace
-    if options.is_given(config.option):
+    if options.is_given(config.option) or options.names_benches(config.args):
         # What only the project's configuration says is refused once there is a case: most runs are of other tests.
-        with nullcontext() if options.is_given(given) else suppress(pytest.UsageError):
+        is_asked = options.is_given(given) or options.names_benches(config.args)
+        with nullcontext() if is_asked else suppress(pytest.UsageError):
             search_run(config)
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):
@@ -146,12 +147,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")
         if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
-            if not Path(options.BENCHES).is_dir():
-                raise pytest.UsageError(
-                    f"--update-golden alone searches the folder {options.BENCHES}, which is not here; run it in a "
-                    "clone of the repository, or name the tests"
-                )
-            config.args[:] = [options.BENCHES]
+            is_here = Path(options.BENCHES).is_dir()
+            config.option.pyargs = config.option.pyargs or not is_here
+            config.args[:] = [options.BENCHES if is_here else options.INSTALLED_BENCHES]
 
 
 @pytest.hookimpl(tryfirst=True)

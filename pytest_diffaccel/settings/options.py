@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 if TYPE_CHECKING:
     import pytest
 
-#: Folder of the search's and the gate's test functions, in a clone of the repository; the wheel has none.
-BENCHES = "benches"
+#: Folder of the search's and the gate's cases in a project, and the package that has them wherever it is installed.
+BENCHES, INSTALLED_BENCHES = "benches", "pytest_diffaccel.benches"
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
 _DEFAULT_MAX_QUALITY_LOSS = 0.25
 #: Images scored a candidate, by model source; where it is none of these.
@@ -126,28 +127,33 @@ _RECORD_OPTIONS = (
     of_one_run("--diffaccel-log", metavar="FILE", help="add a JSON line to FILE as each case ends"),
     of_one_run("--picture-grid", metavar="FILE", help="write a PNG: baseline beside each accelerator's winner"),
 )
-_GROUPS = {
+#: All of them, by title.
+OPTION_GROUPS = {
     "diffusion acceleration: what to search": _MATRIX_OPTIONS,
     "diffusion acceleration: how to measure": _MEASURING_OPTIONS,
     "diffusion acceleration: what to keep": _RECORD_OPTIONS,
     "diffusion acceleration: regression gate": GATE_OPTIONS,
 }
 #: Every option of a search and of the gate.
-SEARCH_OPTIONS: tuple[DeclaredOption, ...] = tuple(declared for group in _GROUPS.values() for declared in group)
+SEARCH_OPTIONS: tuple[DeclaredOption, ...] = tuple(declared for group in OPTION_GROUPS.values() for declared in group)
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option."""
-    for title, options in _GROUPS.items():
+    for title, options in OPTION_GROUPS.items():
         group = parser.getgroup(title)
         for declared in options:
             group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
 
 
 def benches_command(*options: str) -> str:
-    """What to type to run the benches with ``options``, and where, if they are not in the present folder."""
-    command = shlex.join(["pytest", BENCHES, *options])
-    return command if Path(BENCHES).is_dir() else f"{command} (in a clone of the repository: {BENCHES} is not here)"
+    """What to type to run the benches with ``options`` in the present folder."""
+    return shlex.join([*(("pytest", BENCHES) if Path(BENCHES).is_dir() else ("diffaccel", "search")), *options])
+
+
+def names_benches(arguments: Sequence[str]) -> bool:
+    """Whether a command line names the installed benches, or one of them: then it is a search without any option."""
+    return any(argument.partition("::")[0].startswith(INSTALLED_BENCHES) for argument in arguments)
 
 
 def is_given(options: Namespace) -> bool:
