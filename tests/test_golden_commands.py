@@ -269,3 +269,38 @@ def test_golden_show_is_show(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["show", "--golden", str(file)]) == 0
     assert capsys.readouterr().out == shown
     assert "SD1.5 DDIM 20 steps (embedded stand-in, not SD1.5)" in shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pipe", "sd15"),
+        ("--pipe", "sd 1.5", "--sched", "ddim", "--steps", "20", "--target", "1.5x"),
+        ("--search-targets", "deep cache", "--target", "1.5"),
+    ],
+)
+def test_show_takes_names_as_people_spell_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    other = replace(key(1.2, "ToMe"), cell=Cell("SDXL", "DPM-Solver++", 50))
+    file = write(tmp_path / "golden.json", {key(1.5): MEASURED, other: MEASURED}, ENVIRONMENT)
+    assert main(["show", "--golden", str(file), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "SD1.5 DDIM 20 steps" in shown
+    assert "SDXL" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pipe", "sd9"), "--pipe: no record of 'sd9'; there are: SD1.5"),
+        (("--target", "7"), "--target: no record of 7.0; there are: 1.5"),
+        (("--pipe", "sd15", "--steps", "25"), "--steps: no record of 25; there are: 20"),
+    ],
+)
+def test_show_says_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
+) -> None:
+    file = write(tmp_path / "golden.json", {key(1.5): MEASURED}, ENVIRONMENT)
+    assert main(["show", "--golden", str(file), *options]) == 2
+    assert said in capsys.readouterr().err

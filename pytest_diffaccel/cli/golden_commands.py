@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import get_terminal_size
+from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.work_folder import GOLDEN
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.records.golden import GoldenEntry
+    from pytest_diffaccel.records.golden_key import GoldenKey
 
 # More keys to remove than this are counted, not listed.
 _LISTED_KEYS = 20
@@ -46,7 +52,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = commands.add_parser("show", help="print the golden database as tables")
     show.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
-    show.add_argument("--pipe", help="only this pipe")
+    show.add_argument("--pipe", metavar="NAME", help="only this pipe; spelled freely, as all names here")
+    show.add_argument("--sched", metavar="NAME", help="only this scheduler")
+    show.add_argument("--steps", type=int, metavar="N", help="only so many steps")
+    show.add_argument("--target", type=_target, metavar="X", help="only this speedup, such as 2 or 1.5x")
+    show.add_argument("--search-targets", metavar="NAME", help="only this accelerator")
     show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
     show.set_defaults(run=_show)
 
@@ -58,14 +68,48 @@ def _show(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.settings.options import benches_command
 
     golden = Golden.read(parsed.golden)
-    entries = {key: entry for key, entry in golden.entries.items() if parsed.pipe in (None, key.cell.pipe)}
-    if not entries:
+    if not golden.entries:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
+    entries = _chosen(golden.entries, parsed)
     if parsed.summary:
         print("\n".join(summary_table(entries)))
         return 0
     print("\n".join(winners_table(entries, golden.environments, get_terminal_size().columns)))
     return 0
+
+
+def _target(text: str) -> float:
+    """``2`` or ``1.5x``."""
+    try:
+        return float(text.lower().removesuffix("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no speedup; write 2 or 1.5x") from None
+
+
+def _chosen(entries: Mapping[GoldenKey, GoldenEntry], parsed: argparse.Namespace) -> dict[GoldenKey, GoldenEntry]:
+    """The records that the options name.
+
+    Raises:
+        ValueError: when an option names what no record has; the message lists what they have.
+    """
+    from pytest_diffaccel.settings.search_settings import same_name
+
+    filters: tuple[tuple[str, str | float | None, Callable[[GoldenKey], str | float]], ...] = (
+        ("--pipe", parsed.pipe, lambda key: key.cell.pipe),
+        ("--sched", parsed.sched, lambda key: key.cell.scheduler),
+        ("--steps", parsed.steps, lambda key: key.cell.steps),
+        ("--search-targets", parsed.search_targets, lambda key: key.accelerator),
+        ("--target", parsed.target, lambda key: key.target),
+    )
+    chosen = dict(entries)
+    for option, given, value_of in filters:
+        left = {key: entry for key, entry in chosen.items() if given is None or same_name(given, value_of(key))}
+        if not left:
+            values = dict.fromkeys(map(value_of, sorted(chosen, key=lambda key: key.prompt_order)))
+            known = "; ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+            raise ValueError(f"{option}: no record of {given!r}; there are: {known}")
+        chosen = left
+    return chosen
 
 
 def _diff(parsed: argparse.Namespace) -> int:

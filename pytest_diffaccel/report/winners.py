@@ -18,6 +18,8 @@ from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Chosen, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
+# Of LPIPS in four digits.
+_LEAST_SHOWN = 0.00005
 # What no row of figures reaches.
 _WIDEST = 200
 #: Of the columns of figures; what they are of stands before them, the parameters after them.
@@ -60,7 +62,8 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
     notes = []
     if scale:
         other = f", {scale.unrelated:.3f} another seed's (%: of that)" if scale.unrelated else ""
-        notes.append(f"LPIPS: 0 is the same picture{other}; rounding alone makes {scale.noise_floor:.4f}.")
+        rounding = f"; rounding alone makes {scale.noise_floor:.4f}" if scale.noise_floor >= _LEAST_SHOWN else ""
+        notes.append(f"LPIPS: 0 is the same picture{other}{rounding}.")
     if any(entry.fewer_steps for entry in entries):
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
     if any(entry.device_speedup is not None for entry in entries):

@@ -226,6 +226,14 @@ def _plain(name: str) -> str:
     return _BETWEEN.sub("", re.sub(r"\band\b", " ", name.lower()).strip())
 
 
+def same_name(text: str | float, name: str | float) -> bool:
+    """Whether a text spells the name of a pipe, a scheduler or an accelerator, or a number is the same."""
+    if isinstance(text, str) and isinstance(name, str):
+        pipe = next((known_pipe.name for known_pipe in known() if known_pipe.is_spelled(text)), None)
+        return name in (pipe, named_scheduler(_plain(text))) or _plain(name) == _plain(text)
+    return text == name
+
+
 def named_gpus(given: str) -> tuple[str, ...]:
     """What ``--gpus`` names: numbers or names; empty for all.
 
