@@ -272,9 +272,9 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
     empty: Folder, clock: SteadyClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where memory suffices for accelerated runs only: it would be tried for ever."""
-    from pytest_diffaccel.search.calibrate import calibration as calibrate
+    from pytest_diffaccel.search.calibrate import timer
 
-    real, tried = calibrate.timed, []
+    real, tried = timer.timed, []
 
     def failing(generate: Generate, *arguments: Any) -> Any:
         tried.append(generate.kinds)
@@ -283,7 +283,7 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
             raise MemoryError
         return real(generate, *arguments)
 
-    monkeypatch.setattr(calibrate, "timed", failing)
+    monkeypatch.setattr(timer, "timed", failing)
     found = empty.search()
     assert empty.rounds() == []
     assert found["verified"]

@@ -17,7 +17,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.search.calibrate import calibration
+from pytest_diffaccel.search.calibrate import calibration, timer
 from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.run import SearchRun
@@ -42,7 +42,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> 
         steps = tuple(cost * factor for cost, factor in zip(costs, noise, strict=True))
         return [], RunTiming(sum(steps) + PLAIN_S, steps, generate.kinds)
 
-    monkeypatch.setattr(calibration, "busy", busy)
+    monkeypatch.setattr(timer, "busy", busy)
     monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
 
 

@@ -15,7 +15,7 @@ from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.calibrate.calibration import Timer
+from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.decide.select import Choice, Option, choose
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
