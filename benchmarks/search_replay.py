@@ -31,7 +31,7 @@ MAX_LOSS = 0.25
 # pytest_diffaccel.search.group.
 _FIRST, _BLOCKS_ENOUGH = 2, 4
 # A calibration's share of the exhaustive search's time, and accelerated runs in one of its rounds, as in
-# pytest_diffaccel.search.calibrate.calibration.
+# pytest_diffaccel.search.calibrate (calibration.py, timer.py).
 _CALIBRATION_SHARE, _ROUND = 0.01, 4
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]

@@ -19,7 +19,8 @@ from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.models.schedulers import TAKEN, taken_settings
-from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, Topology, denoiser_of, known, make_known
+from pytest_diffaccel.pipe_shapes import Topology
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, denoiser_of, known, make_known
 from pytest_diffaccel.records.golden_file import read_golden
 
 CELL = "my-sd-EulerDiscreteScheduler-6"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.models.settings_files import read_json
-from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, Topology, is_step_count
+from pytest_diffaccel.pipe_shapes import Topology
+from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, is_step_count
 
 #: Keys of such an entry beside those of any other.
 KEYS = ("class", "steps", "schedulers")
