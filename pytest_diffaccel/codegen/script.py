@@ -21,7 +21,7 @@ from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
-from pytest_diffaccel.models.registry import DTYPES
+from pytest_diffaccel.models.entries import DTYPES
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.golden_file import Golden

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pytest_diffaccel.models.architecture import build_pipeline
 from pytest_diffaccel.models.copies import loadable
+from pytest_diffaccel.models.entries import DTYPES
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
-from pytest_diffaccel.models.registry import DTYPES, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, read_markers, set_scheduler
 from pytest_diffaccel.models.settings_files import LEFT_OUT, read_json, refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae

@@ -11,7 +11,7 @@ from pytest_diffaccel.pipe_shapes import Topology
 from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, is_step_count
 
 #: Keys of such an entry beside those of any other.
-KEYS = ("class", "steps", "schedulers")
+OWN_KEYS = ("class", "steps", "schedulers")
 
 
 def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> PipeSpec:
