@@ -30,11 +30,11 @@ from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
 from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.judge import Judge, Rules
+from pytest_diffaccel.judge.live_call import LiveCall, difference_levels
 from pytest_diffaccel.judge.replay import SAME_LEVELS, Replay
 from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import LiveCall, difference_levels
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.records.golden_file import Golden

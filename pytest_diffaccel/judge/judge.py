@@ -15,11 +15,12 @@ from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.devices import computing_gpu
 from pytest_diffaccel.judge import STAGES
 from pytest_diffaccel.judge.confine.limits import Limits
+from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved
 from pytest_diffaccel.judge.live_speed import judge_speed
 from pytest_diffaccel.judge.quality_judge import QualityJudge
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import Court, LiveCall, ScriptMisbehaved, Trial
+from pytest_diffaccel.judge.trial import Court, Trial
 from pytest_diffaccel.judge.workplace import Workplace
 from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.claim import MOST_IMAGES
+from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved, difference_levels
 from pytest_diffaccel.judge.script_verdict import StageResult
-from pytest_diffaccel.judge.trial import LiveCall, ScriptMisbehaved, difference_levels
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
 
