@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
+from pytest_diffaccel.accelerators.observer import Enough, FirstSteps, Observer, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
@@ -30,26 +31,6 @@ class StepCountError(RuntimeError):
 
 class UnknownCounter(ValueError):
     """A method names a counter that it does not count: whether it acts cannot be told."""
-
-
-class _Enough(Exception):
-    """Ends a generation of which only the first steps are wanted."""
-
-
-class Observer(Protocol):
-    """Is told of the events of one generation, in order; :mod:`pytest_diffaccel.measure.clock` keeps their times."""
-
-    def started(self) -> None:
-        """The call is about to begin."""
-
-    def denoiser_called(self) -> None:
-        """A denoiser call is about to begin."""
-
-    def step_ended(self) -> None:
-        """The scheduler has made its step."""
-
-    def ended(self) -> None:
-        """The images are there."""
 
 
 @dataclass
@@ -178,8 +159,8 @@ class Generate:
             observer: is told of the end, too.
             steps: 1 to :attr:`steps`.
         """
-        with suppress(_Enough):
-            self._generate(prompts, seeds, _FirstSteps(observer, steps))
+        with suppress(Enough):
+            self._generate(prompts, seeds, FirstSteps(observer, steps))
         observer.ended()
 
     def _generate(
@@ -212,7 +193,7 @@ class Generate:
                 denoiser = denoiser_of(pipeline)
                 hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 stack.callback(hook.remove)
-                options["callback_on_step_end"] = _step_end_callback(observer)
+                options["callback_on_step_end"] = step_end_callback(observer)
                 observer.started()
             images: list[Image] = call(**options).images
             if observer:
@@ -232,32 +213,6 @@ class Generate:
             "width": self.width,
         }
         return {name: value for name, value in options.items() if value is not None}
-
-
-class _FirstSteps:
-    """Tells an observer of the first steps, and ends the generation then."""
-
-    def __init__(self, observer: Observer, steps: int) -> None:
-        self._left = steps
-        self._observer = observer
-        self.started, self.denoiser_called = observer.started, observer.denoiser_called
-
-    def step_ended(self) -> None:
-        self._observer.step_ended()
-        self._left -= 1
-        if not self._left:
-            raise _Enough
-
-    def ended(self) -> None:
-        """Nothing: who wanted the first steps tells of their end."""
-
-
-def _step_end_callback(observer: Observer) -> Any:
-    def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        observer.step_ended()
-        return tensors
-
-    return on_step_end
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class KernelTimes:
 
 
 class BusyClock:
-    """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.acceleration.Observer`.
+    """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.observer.Observer`.
 
     A profiled run is slower on the host than a plain one: take its device time, and wall time from another run.
     """
