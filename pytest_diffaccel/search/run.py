@@ -125,7 +125,8 @@ class SearchRun:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.verify.cell_end import end_group
-        from pytest_diffaccel.search.verify.verification import NothingFits, NothingWorked, Unfinished, verify_ahead
+        from pytest_diffaccel.search.verify.choices import NothingFits, NothingWorked, Unfinished
+        from pytest_diffaccel.search.verify.verification import verify_ahead
 
         explored, refused = Explored(0, 0), None
         chosen: list[Choice] = []
@@ -162,7 +163,7 @@ class SearchRun:
         """Evaluate what else may win a group, and choose."""
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.group import GroupSearch
-        from pytest_diffaccel.search.verify.verification import choices
+        from pytest_diffaccel.search.verify.choices import choices
 
         if self.settings.exhaustive:
             # Other workers may have measured some of its candidates, or still do.
@@ -185,7 +186,8 @@ class SearchRun:
         """
         from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.outcome import cell_winners, keep_winners
-        from pytest_diffaccel.search.verify.verification import verifiable, verify
+        from pytest_diffaccel.search.verify.choices import verifiable
+        from pytest_diffaccel.search.verify.verification import verify
 
         self.bench.reread(cell)
         groups = verifiable(self.bench, cell, list(left))
