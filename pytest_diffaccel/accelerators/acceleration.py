@@ -11,7 +11,7 @@ from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
-from pytest_diffaccel.accelerators.observer import Enough, FirstSteps, Observer, step_end_callback
+from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
@@ -160,7 +160,7 @@ class Generate:
             steps: 1 to :attr:`steps`.
         """
         with suppress(Enough):
-            self._generate(prompts, seeds, FirstSteps(observer, steps))
+            self._generate(prompts, seeds, FirstStepsOnly(observer, steps))
         observer.ended()
 
     def _generate(

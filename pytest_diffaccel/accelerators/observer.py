@@ -25,7 +25,7 @@ class Observer(Protocol):
         """The images are there."""
 
 
-class FirstSteps:
+class FirstStepsOnly:
     """Tells an observer of the first steps, and ends the generation then."""
 
     def __init__(self, observer: Observer, steps: int) -> None:
