@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import parser, show
+from pytest_diffaccel.gate.case_plan import speed_share
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import fast_seconds, steps_that_tell
-from pytest_diffaccel.gate.plan import speed_share
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
     OK,

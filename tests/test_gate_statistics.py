@@ -15,10 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
-from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
-from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
-from pytest_diffaccel.gate.plan import (
+from pytest_diffaccel.gate.case_plan import (
     Budget,
     GateCase,
     affordable,
@@ -27,6 +24,9 @@ from pytest_diffaccel.gate.plan import (
     recordable,
     speed_share,
 )
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
+from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
+from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
 from pytest_diffaccel.gate.prospects import in_words, prospects
 from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd

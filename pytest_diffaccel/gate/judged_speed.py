@@ -7,9 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pytest_diffaccel.gate.case_plan import (
+    LARGEST_ASKED,
+    Budget,
+    GateCase,
+    affordable,
+    design,
+    power,
+    recordable,
+    shows,
+)
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock, wall_clock
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
-from pytest_diffaccel.gate.plan import LARGEST_ASKED, Budget, GateCase, affordable, design, power, recordable, shows
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, slower_baseline, speed_finding

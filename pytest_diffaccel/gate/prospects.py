@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_diffaccel.gate.case_plan import LARGEST_ASKED, SURELY, GateCase, shows
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
-from pytest_diffaccel.gate.plan import LARGEST_ASKED, SURELY, GateCase, shows
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.records.reference import Session

@@ -8,9 +8,9 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.gate.case_plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.clocks import Clock, wall_clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.prospects import Prospect, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict

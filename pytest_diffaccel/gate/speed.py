@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from pytest_diffaccel.gate.case_plan import SURELY
 from pytest_diffaccel.gate.figures import Figure
-from pytest_diffaccel.gate.plan import SURELY
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.verdict import Finding, Status, percent

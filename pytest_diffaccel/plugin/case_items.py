@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.plan import GateCase
+    from pytest_diffaccel.gate.case_plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.matrix import Candidate, Group
     from pytest_diffaccel.search.effort import SearchCase

@@ -16,7 +16,7 @@ from pytest_diffaccel.plugin.registered import methods_of, pipes_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
-    from pytest_diffaccel.gate.plan import GateCase
+    from pytest_diffaccel.gate.case_plan import GateCase
     from pytest_diffaccel.gate.run import GateRun
     from pytest_diffaccel.gate.verdict import GateVerdict
     from pytest_diffaccel.matrix import Candidate, Group, Params
