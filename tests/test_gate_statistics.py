@@ -26,9 +26,9 @@ from pytest_diffaccel.gate.case_plan import (
 )
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
+from pytest_diffaccel.gate.judged_losses import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
 from pytest_diffaccel.gate.prospects import in_words, prospects
-from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,

@@ -12,9 +12,9 @@ import numpy as np
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.case_plan import Budget, GateCase, speed_share
 from pytest_diffaccel.gate.clocks import DEVICE, Clock
+from pytest_diffaccel.gate.judged_losses import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, no_time
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.quality import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
