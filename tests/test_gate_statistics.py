@@ -47,7 +47,7 @@ from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.records.reference import Session, Speed
+from pytest_diffaccel.records.gate_sessions import Session, Speed
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 CASES = 50

@@ -23,8 +23,8 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.gate_sessions import Session, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.records.reference import Session, Speed
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties

@@ -27,11 +27,11 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
+from pytest_diffaccel.records.gate_sessions import Session
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.presence import Presence
-from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate as report_gate

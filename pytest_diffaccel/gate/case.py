@@ -18,7 +18,7 @@ from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
-from pytest_diffaccel.records.reference import Session, Speed
+from pytest_diffaccel.records.gate_sessions import Session, Speed
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.gate_options import GateSettings
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_diffaccel.records.reference import ClockName
+from pytest_diffaccel.records.gate_sessions import ClockName
 
 
 @dataclass(frozen=True)

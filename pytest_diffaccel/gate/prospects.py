@@ -12,7 +12,7 @@ from pytest_diffaccel.gate.case_plan import LARGEST_ASKED, SURELY, GateCase, sho
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.gate_sessions import Session
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Slowdowns that are asked about.

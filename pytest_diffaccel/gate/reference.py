@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
+from pytest_diffaccel.records.gate_sessions import Speed
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.reference import Speed
 
 _NORMAL_95 = 1.96
 # A golden interval is right in 95 of 100 cases, which says little of the 1 in 10,000 that a family of cases needs: it

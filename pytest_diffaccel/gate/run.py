@@ -16,9 +16,9 @@ from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
+from pytest_diffaccel.records.gate_sessions import Session as RecordedSession
+from pytest_diffaccel.records.gate_sessions import Speed, read_references
 from pytest_diffaccel.records.golden_file import Golden
-from pytest_diffaccel.records.reference import Session as RecordedSession
-from pytest_diffaccel.records.reference import Speed, read_references
 from pytest_diffaccel.search.run import SearchRun, Session
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.search_settings import Settings

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.gate_sessions import Session
 
 Status: TypeAlias = Literal["ok", "improved", "warning", "inconclusive", "regressed", "refused"]
 

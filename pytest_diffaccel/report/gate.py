@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.gate.prospects import in_words
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
+from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
