@@ -20,7 +20,7 @@ from found import measured
 from searches import SMALL_OPTIONS, SearchFolder
 
 from pytest_diffaccel.gate.case import Showing
-from pytest_diffaccel.gate.run import GateRun
+from pytest_diffaccel.gate.gate_run import GateRun
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell

@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.case_plan import GateCase
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.matrix import Candidate, Group
     from pytest_diffaccel.search.effort import SearchCase
     from pytest_diffaccel.search.run import SearchRun

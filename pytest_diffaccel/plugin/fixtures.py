@@ -17,7 +17,7 @@ from pytest_diffaccel.plugin.registered import methods_of, pipes_of
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.case_plan import GateCase
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.gate.verdict import GateVerdict
     from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
@@ -61,7 +61,7 @@ def gate_run(config: pytest.Config) -> GateRun | None:
 def _gate_of(settings: Settings, registry: Registry, session: Session) -> GateRun | None:
     if settings.gate is None:
         return None
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
 
     return GateRun(settings, settings.gate, registry, session)
 

@@ -15,7 +15,7 @@ from pytest_diffaccel.plugin.case_items import case_id, gate_groups_by_case, gro
 from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.search.run import SearchRun
 
 

@@ -19,7 +19,7 @@ from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.report.terminal import Terminal
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
