@@ -20,7 +20,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.search.calibrate import calibration, timer
 from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.pipelines import Unavailable
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 POINTS = ((2, NOTHING), (10, NOTHING))
 # The host takes half of a plain step to launch an echo, and the GPU works on one for a tenth of that.

@@ -22,7 +22,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 #: More of them: ``python -m benchmarks.resume_after_kill --kills 20``.
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))

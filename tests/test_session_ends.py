@@ -38,7 +38,7 @@ from pytest_diffaccel.report import gate as report_gate
 from pytest_diffaccel.report import session
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
 REORDERING = """

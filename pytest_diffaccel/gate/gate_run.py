@@ -19,7 +19,7 @@ from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.gate_sessions import Session as RecordedSession
 from pytest_diffaccel.records.gate_sessions import Speed, read_references
 from pytest_diffaccel.records.golden_file import Golden
-from pytest_diffaccel.search.run import SearchRun, Session
+from pytest_diffaccel.search.search_run import SearchRun, Session
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.search_settings import Settings
 

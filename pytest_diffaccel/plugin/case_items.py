@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.matrix import Candidate, Group
     from pytest_diffaccel.search.effort import SearchCase
-    from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.search.search_run import SearchRun
 
 #: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.results import Measured, Winners
-    from pytest_diffaccel.search.run import SearchRun, Session
+    from pytest_diffaccel.search.search_run import SearchRun, Session
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
@@ -38,7 +38,7 @@ def search_run(config: pytest.Config) -> SearchRun:
     """
     if _RUN not in config.stash:
         from pytest_diffaccel.models.registry import know_pipes
-        from pytest_diffaccel.search.run import SearchRun
+        from pytest_diffaccel.search.search_run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
         try:

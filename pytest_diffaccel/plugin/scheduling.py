@@ -16,7 +16,7 @@ from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.gate_run import GateRun
-    from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.search.search_run import SearchRun
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
-    from pytest_diffaccel.search.run import SearchRun, Session
+    from pytest_diffaccel.search.search_run import SearchRun, Session
     from pytest_diffaccel.settings.search_settings import Settings
 
 # Environment variable that tells a worker when its session began, seconds since the epoch.
@@ -33,7 +33,7 @@ def worker_number(config: pytest.Config) -> int | None:
 
 def session_of(config: pytest.Config) -> Session:
     """What this process has in common with the others of its session."""
-    from pytest_diffaccel.search.run import Session
+    from pytest_diffaccel.search.search_run import Session
 
     count = number_of_workers(config)
     if not hasattr(config, "workerinput"):
