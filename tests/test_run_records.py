@@ -28,7 +28,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
-from pytest_diffaccel.report.results import CaseResult, dump, parse
+from pytest_diffaccel.report.sent_results import CaseResult, dump, parse
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import (
     Broken,

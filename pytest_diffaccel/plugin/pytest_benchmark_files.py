@@ -15,7 +15,7 @@ from pytest_diffaccel.matrix import Group, slug
 
 if TYPE_CHECKING:
     from pytest_diffaccel.matrix import Params
-    from pytest_diffaccel.report.results import CaseResult
+    from pytest_diffaccel.report.sent_results import CaseResult
     from pytest_diffaccel.search.results import Figures
 
 _EXTRA_INFO = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.report.progress import EndedCase
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.search.results import Measured, Skipped, Winners
 from pytest_diffaccel.settings.work_folder import WORK

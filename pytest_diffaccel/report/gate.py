@@ -13,7 +13,7 @@ from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
 from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.progress import EndedCase, duration
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.options import benches_command

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
 from pytest_diffaccel.search.results import Measured, Winners

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.search.results import Broken, CellWinners, Figures, Measured, Skipped, Winners
 
 _PLACE = ("cell", "accelerator")

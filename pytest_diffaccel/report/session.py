@@ -17,7 +17,7 @@ from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft

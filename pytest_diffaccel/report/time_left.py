@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.threads import cores
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import Chosen, Measured, Winners

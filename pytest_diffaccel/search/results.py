@@ -1,7 +1,7 @@
 """What a search's case sends from its worker to the controller: one of a few kinds of frozen data.
 
 Each has a ``to_json`` for people's other tools (logs, properties), whose names and shapes are documented in
-docs/records.md; what travels is the data itself (:mod:`pytest_diffaccel.report.results`).
+docs/records.md; what travels is the data itself (:mod:`pytest_diffaccel.report.sent_results`).
 """
 
 from __future__ import annotations
