@@ -21,7 +21,7 @@ from pytest_diffaccel.records.gate_sessions import read_references
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.gate import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
+from pytest_diffaccel.report.gate_report import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
 
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")

@@ -26,7 +26,7 @@ from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
-    from pytest_diffaccel.report.gate import GateReport
+    from pytest_diffaccel.report.gate_report import GateReport
     from pytest_diffaccel.report.session import SessionReport
     from pytest_diffaccel.report.terminal import Terminal
     from pytest_diffaccel.search.results import Broken
@@ -86,7 +86,7 @@ class Reporting:
     @property
     def _report(self) -> SessionReport | GateReport:
         if self._made is None:
-            from pytest_diffaccel.report.gate import GateReport
+            from pytest_diffaccel.report.gate_report import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
             terminal = self._terminal
