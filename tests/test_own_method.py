@@ -19,10 +19,10 @@ from searches import SmallSearch, embedded_folder
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.codegen.blocks import NoBlock
 from pytest_diffaccel.codegen.lookup import NoRecord
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task
 from pytest_diffaccel.codegen.script import generate_script
+from pytest_diffaccel.codegen.script_parts import NoScriptPart
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.pipes import PipeRegistry
@@ -182,7 +182,7 @@ def test_a_method_without_a_template_gives_no_script() -> None:
     class Silent(Echo):
         template = None
 
-    with pytest.raises(NoBlock, match=r"^Echo brings no template for scripts, .* give Silent a `template`"):
+    with pytest.raises(NoScriptPart, match=r"^Echo brings no template for scripts, .* give Silent a `template`"):
         script_of(Silent([]))
 
 
@@ -202,7 +202,7 @@ WHOLE = (EXAMPLE / "echo.py.j2").read_text(encoding="utf-8")
 )
 def test_a_template_that_cannot_be_used_is_named_with_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.py.j2"
-    with pytest.raises(NoBlock, match=rf"own\.py\.j2, the template of Echo: .*({message})"):
+    with pytest.raises(NoScriptPart, match=rf"own\.py\.j2, the template of Echo: .*({message})"):
         script_of(with_template(path, text))
 
 

@@ -34,8 +34,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.report import gate as report_gate
-from pytest_diffaccel.report import session
+from pytest_diffaccel.report import gate_report, session
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
 from pytest_diffaccel.search.search_run import SearchRun
@@ -304,11 +303,11 @@ def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: p
     def add_sessions(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report_gate, "add_sessions", add_sessions)
+    monkeypatch.setattr(gate_report, "add_sessions", add_sessions)
     result = gate.run(*GATE, "--update-golden")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["diffaccel gate: golden/gate.json could not be written: *No space left on device"])
-    assert result.ret == report_gate.BROKE_OFF
+    assert result.ret == gate_report.BROKE_OFF
 
 
 def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:

@@ -1,6 +1,6 @@
 """From a task and its golden record to the text of a stand-alone script.
 
-One template is the base; every method brings that of its block (:mod:`~.blocks`). What enters them is checked: numbers
+One template is the base; every method brings that of its part (:mod:`~.script_parts`). What enters them is checked: numbers
 and names of the task, golden parameters, and descriptions of the environment in which nothing can end a docstring.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
-from pytest_diffaccel.codegen.blocks import Block
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
+from pytest_diffaccel.codegen.script_parts import ScriptPart
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.entries import DTYPES
@@ -51,7 +51,7 @@ def generate_script(task: str | Task, golden: Path | Golden = GOLDEN, registry: 
     Raises:
         SentenceError: (a ``ValueError``) when the sentence is no task.
         NoRecord: (a ``ValueError``) when no golden record answers it; the message says what to run.
-        NoBlock: (a ``ValueError``) when a method of yours brings nothing to make a script of.
+        NoScriptPart: (a ``ValueError``) when a method of yours brings nothing to make a script of.
         ValueError: when the golden file or its record is not valid.
     """
     records = golden if isinstance(golden, Golden) else Golden.read(golden)
@@ -63,7 +63,7 @@ def render(answer: Answer) -> str:
     """The script of an answered task, formatted as ruff formats it.
 
     Raises:
-        NoBlock: (a ``ValueError``) when a method brings no template, or one that cannot be used.
+        NoScriptPart: (a ``ValueError``) when a method brings no template, or one that cannot be used.
         ValueError: when a description in the environment holds what has no place in a docstring.
     """
     methods = answer.accelerator.methods
@@ -71,12 +71,12 @@ def render(answer: Answer) -> str:
     # As `Accelerator.apply`: a driver applies those it drives, and goes last because it installs what is called.
     applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
     templates, context = _templates(), _context(answer)
-    blocks = {method.name: Block.of(method, templates, context) for method in methods}
-    libraries = [*_LIBRARIES, *(block.library for block in blocks.values() if block.library)]
+    parts = {method.name: ScriptPart.of(method, templates, context) for method in methods}
+    libraries = [*_LIBRARIES, *(part.library for part in parts.values() if part.library)]
     return templates.get_template(_BASE).render(
         **context,
-        methods=list(blocks.values()),
-        applied=[blocks[name] for name in applied if name not in driven],
+        methods=list(parts.values()),
+        applied=[parts[name] for name in applied if name not in driven],
         libraries=[_requirement(library, answer.environment.versions) for library in libraries],
     )
 

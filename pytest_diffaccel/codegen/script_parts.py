@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 
-class NoBlock(ValueError):
+class NoScriptPart(ValueError):
     """A method brings nothing that a script could be made of, or something that cannot be used; the message says so."""
 
 
 @dataclass(frozen=True)
-class Block:
+class ScriptPart:
     """What a template sets (``{% set constant = ... %}``), and the two macros that it defines.
 
     Attributes:
@@ -54,8 +54,8 @@ class Block:
                 raise ValueError(f"`{line}` is more than one line of printable text")
 
     @classmethod
-    def of(cls, method: Method, templates: Environment, context: Mapping[str, Any]) -> Block:
-        """The block of a method.
+    def of(cls, method: Method, templates: Environment, context: Mapping[str, Any]) -> ScriptPart:
+        """The part of a method.
 
         Args:
             method: whose template it is.
@@ -63,13 +63,13 @@ class Block:
             context: what a template may use.
 
         Raises:
-            NoBlock: when the method has no template, or one that lacks something.
+            NoScriptPart: when the method has no template, or one that lacks something.
             OSError: when it cannot be read.
         """
         from jinja2 import TemplateError
 
         if method.template is None:
-            raise NoBlock(
+            raise NoScriptPart(
                 f"{method.name} brings no template for scripts, so none can be generated with it: use its recorded "
                 f"settings through accelerate(), or give {type(method).__name__} a `template` (docs/own_method.md)"
             )
@@ -82,7 +82,7 @@ class Block:
             macros = {name: found[name]() for name in ("apply", "undo")}
             return cls(**found | macros | {"name": method.name})
         except (TemplateError, TypeError, ValueError) as error:
-            raise NoBlock(f"{method.template}, the template of {method.name}: {error}") from error
+            raise NoScriptPart(f"{method.template}, the template of {method.name}: {error}") from error
 
 
 @cache
