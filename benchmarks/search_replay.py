@@ -204,7 +204,7 @@ class Replay:
             points = self.accelerator.grid(self.table.cell, coarse=False)
             grid = [one for one in group if one.params in points]
             for candidate in grid:
-                if self.plan().verdict(candidate, grid).evaluate:
+                if self.plan().advice(candidate, grid).evaluate:
                     self.evaluate(candidate)
             explore(self, group, len(group))
             self._tell_borderline()

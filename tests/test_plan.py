@@ -84,7 +84,7 @@ def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
     """What the cases and then the race of a group evaluate."""
     evaluated: dict[Candidate, tuple[float, ...]] = {}
     for one in GRID:
-        if plan(evaluated).verdict(one, GRID).evaluate:
+        if plan(evaluated).advice(one, GRID).evaluate:
             evaluated[one] = true_losses(one, seed)[:FIRST]
     while (best := plan(evaluated).best([one for one in GRID if one not in evaluated])) is not None:
         evaluated[best] = true_losses(best, seed)[:FIRST]
@@ -113,15 +113,15 @@ def test_what_is_passed_over_could_not_have_won() -> None:
     found = plan(evaluated)
     for one in GRID:
         if one not in evaluated:
-            verdict = found.verdict(one)
-            assert not verdict.evaluate
-            assert "predicted" in verdict.evidence
+            advice = found.advice(one)
+            assert not advice.evaluate
+            assert "predicted" in advice.evidence
             best = [float(np.mean(evaluated[other][:FIRST])) for other in evaluated if true_speedup(other) >= 1.2]
             assert true_speedup(one) < 1.22 or np.mean(true_losses(one)[:FIRST]) > 0.95 * min(best)
 
 
 def test_a_slow_candidate_says_that_it_reaches_no_target() -> None:
-    evidence = plan(search()).verdict(candidate(2, 11)).evidence
+    evidence = plan(search()).advice(candidate(2, 11)).evidence
     assert "reaches no target (the lowest is 1.2x)" in evidence
 
 
@@ -131,19 +131,19 @@ def test_where_no_target_is_reached_only_what_comes_nearer_is_evaluated() -> Non
     assert len(slow) > 2
     slowest, nearest = min(slow, key=true_speedup), max(slow, key=true_speedup)
     known = plan({slowest: true_losses(slowest)[:FIRST]})
-    verdict = known.verdict(nearest)
-    assert verdict.evaluate == (true_speedup(nearest) > 1.04 * true_speedup(slowest))
+    advice = known.advice(nearest)
+    assert advice.evaluate == (true_speedup(nearest) > 1.04 * true_speedup(slowest))
     for one in slow:
-        assert ("reaches no target" in known.verdict(one).evidence) == (not known.verdict(one).evaluate)
+        assert ("reaches no target" in known.advice(one).evidence) == (not known.advice(one).evaluate)
     others = [one for one in slow if one is not slowest]
     hopeless = replace(known, evaluated=dict.fromkeys(others, (0.9,) * FIRST), max_loss=1e-3)
-    assert not hopeless.verdict(slowest).evaluate
-    assert "reaches no target" in hopeless.verdict(slowest).evidence
+    assert not hopeless.advice(slowest).evaluate
+    assert "reaches no target" in hopeless.advice(slowest).evidence
 
 
 def test_a_dominated_candidate_names_what_beats_it() -> None:
     evaluated = {one: true_losses(one) for one in GRID if one != candidate(10, 5)}
-    evidence = plan(evaluated).verdict(candidate(10, 5)).evidence
+    evidence = plan(evaluated).advice(candidate(10, 5)).evidence
     assert "is reached at" in evidence
     assert "cache_interval=" in evidence
 
@@ -159,13 +159,13 @@ def test_it_is_the_turn_of_what_promises_most() -> None:
     known = plan({candidate(5, 4): true_losses(candidate(5, 4))[:FIRST]})
     best = known.best(GRID)
     assert best is not None
-    assert known.verdict(best, GRID).evaluate
+    assert known.advice(best, GRID).evaluate
     waiting = [
-        one for one in GRID if known.verdict(one).evaluate and not known.verdict(one, GRID).evaluate and one is not best
+        one for one in GRID if known.advice(one).evaluate and not known.advice(one, GRID).evaluate and one is not best
     ]
     assert waiting
     for one in waiting:
-        assert "promises more" in known.verdict(one, GRID).evidence
+        assert "promises more" in known.advice(one, GRID).evidence
 
 
 def test_of_few_samples_the_luckiest_is_not_believed() -> None:
@@ -176,7 +176,7 @@ def test_of_few_samples_the_luckiest_is_not_believed() -> None:
     near = candidate(4, 1)
     known = plan(flattered)
     assert known.losses_of(single("DeepCache"), [near.params])[0] > log_loss(float(np.mean(flattered[lucky])))
-    assert known.verdict(near).evaluate
+    assert known.advice(near).evaluate
 
 
 def single(name: str) -> Accelerator:

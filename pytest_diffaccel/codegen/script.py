@@ -1,7 +1,8 @@
 """From a task and its golden record to the text of a stand-alone script.
 
-One template is the base; every method brings that of its part (:mod:`~.script_parts`). What enters them is checked: numbers
-and names of the task, golden parameters, and descriptions of the environment in which nothing can end a docstring.
+One template is the base; every method brings that of its part (:mod:`~.script_parts`). What enters them is checked:
+numbers and names of the task, golden parameters, and descriptions of the environment in which nothing can end a
+docstring.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
 from pytest_diffaccel.search.models.reach import may_reach
 
-Verdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
+RowVerdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
 #: Verdicts of those that golden records.
-RECORDED: tuple[Verdict, ...] = ("winner", "nearest")
+RECORDED: tuple[RowVerdict, ...] = ("winner", "nearest")
 #: Verdicts of those that were measured.
-MEASURED: tuple[Verdict, ...] = (*RECORDED, "frontier", "beaten")
+MEASURED: tuple[RowVerdict, ...] = (*RECORDED, "frontier", "beaten")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Row:
     key: str
     accelerator: str
     params: str
-    verdict: Verdict
+    verdict: RowVerdict
     reason: str
     targets: tuple[float, ...]
     figures: RowFigures | None
@@ -110,7 +110,7 @@ def rows_of(
         key, params = one.candidate.key, format_params(one.candidate.params)
         own = won.get((one.candidate.accelerator, params), [])
         met = tuple(target for target, entry in own if entry.status == "met")
-        verdict: Verdict = "frontier" if key in frontier else "beaten"
+        verdict: RowVerdict = "frontier" if key in frontier else "beaten"
         if own:
             verdict = "winner" if met else "nearest"
         reason = _why_won(own, one) if own else _why_not(one, measured, speedups, max_loss)
@@ -126,7 +126,7 @@ def rows_of(
     return rows
 
 
-def _unmeasured(one: Candidate, verdict: Verdict, reason: str) -> Row:
+def _unmeasured(one: Candidate, verdict: RowVerdict, reason: str) -> Row:
     return Row(one.key, one.accelerator, format_params(one.params), verdict, reason, (), None)
 
 
