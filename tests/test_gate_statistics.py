@@ -47,13 +47,13 @@ from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.records.gate_sessions import Session, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 CASES = 50
 DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)
 KNOWN = Reference(math.log(1.7), 0.003, 30.0, 0.002, 1.0, 0.014, "a test")
-SESSION = Session(0.5, 0.002, 20.0, 0.01, 2.0, (0.01,), 0, "abc", "0123456789ab")
+SESSION = GateSession(0.5, 0.002, 20.0, 0.01, 2.0, (0.01,), 0, "abc", "0123456789ab")
 numbers = st.floats(-1.0, 1.0)
 figures = st.lists(numbers, min_size=5, max_size=40).map(np.array)
 

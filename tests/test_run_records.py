@@ -23,7 +23,7 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import QualityScale
-from pytest_diffaccel.records.gate_sessions import Session, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.report.progress import EndedCase
@@ -80,7 +80,7 @@ OF_CELL = CellWinners(
     prompts=("red apple", "a ]]> <b>"),
 )
 NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55)})
-SESSION = Session(
+SESSION = GateSession(
     0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, host=Speed(0.3, 0.01, 5.0, 0.02, 1.0)
 )
 VERDICT = Verdict((Finding("speed", "regressed", "3% slower", 0.03, (0.02, 0.04)),), ("torch",), (), (("power", 0.9),))

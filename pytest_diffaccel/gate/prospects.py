@@ -12,7 +12,7 @@ from pytest_diffaccel.gate.case_plan import LARGEST_ASKED, SURELY, GateCase, sho
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
-from pytest_diffaccel.records.gate_sessions import Session
+from pytest_diffaccel.records.gate_sessions import GateSession
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Slowdowns that are asked about.
@@ -40,7 +40,7 @@ class Prospect:
 
 def prospects(
     cases: Sequence[GateCase],
-    sessions: Mapping[str, Sequence[Session]],
+    sessions: Mapping[str, Sequence[GateSession]],
     reference: Callable[[GateCase, Clock], Reference | None],
     settings: GateSettings,
     wall: Clock,

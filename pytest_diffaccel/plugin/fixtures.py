@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.results import Measured, Winners
-    from pytest_diffaccel.search.search_run import SearchRun, Session
+    from pytest_diffaccel.search.search_run import SearchRun, SearchSession
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
@@ -58,7 +58,7 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: Settings, registry: Registry, session: Session) -> GateRun | None:
+def _gate_of(settings: Settings, registry: Registry, session: SearchSession) -> GateRun | None:
     if settings.gate is None:
         return None
     from pytest_diffaccel.gate.gate_run import GateRun

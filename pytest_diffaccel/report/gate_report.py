@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.gate.prospects import in_words
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
-from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, Session, add_sessions
+from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, GateSession, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.sent_results import CaseResult
@@ -41,7 +41,7 @@ class GateReport:
         self._began = time.monotonic()
         self._results: list[GateVerdict] = []
         self._broken: list[str] = []
-        self._recorded: list[Session] = []
+        self._recorded: list[GateSession] = []
         self._unwritten = False
 
     def announce(self, cases: Collection[str]) -> None:
@@ -95,7 +95,7 @@ class GateReport:
             if result.sessions:
                 self._add(result.sessions)
 
-    def _add(self, found: Mapping[str, Session]) -> None:
+    def _add(self, found: Mapping[str, GateSession]) -> None:
         """Record references; where that fails, the cases that are left are judged all the same."""
         try:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Session:
+class SearchSession:
     """What the processes of one session have in common.
 
     Attributes:
@@ -59,7 +59,7 @@ class SearchRun:
             its repository in the local cache.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, session: Session | None = None) -> None:
+    def __init__(self, settings: Settings, registry: Registry, session: SearchSession | None = None) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -68,7 +68,7 @@ class SearchRun:
             check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
             read_prompts(settings.prompts)
-        self.session = session or Session()
+        self.session = session or SearchSession()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
