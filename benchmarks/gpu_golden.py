@@ -25,7 +25,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import choose
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 GOLDEN = Path("golden/nvidia-h200.search_params.json")
 MAX_LOSS = 0.25

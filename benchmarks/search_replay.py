@@ -22,8 +22,8 @@ from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import explore, settle
 from pytest_diffaccel.search.decide.select import Option, choose
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
 
 REGISTRY = default_registry()
 MAX_LOSS = 0.25

@@ -30,8 +30,8 @@ from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:

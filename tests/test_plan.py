@@ -17,8 +17,8 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.select import choose
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", 20)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def rooms() -> list[str]:
-    """The table's first column from its top to its bottom: ``matrix``, ..., ``search``, ``search.models``, ..."""
+    """The table's first column from its top to its bottom: ``matrix``, ..., ``search``, ``search.predict``, ..."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("\n## Rooms\n")[2].partition("\n## ")[0]
     found = re.findall(r"^\| `([\w/]+?)(?:/|\.py)` \|", table, re.MULTILINE)

@@ -13,7 +13,7 @@ from pytest_diffaccel.search.decide.select import (
     choose,
     leader,
 )
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach
 from pytest_diffaccel.search.verify.choices import final_choice
 
 CELL = Cell("SD1.5", "DDIM", 20)

@@ -29,8 +29,8 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.cells import cells_of
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
+from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.verify.cell_end import end_group
 from pytest_diffaccel.search.verify.verification import Winner
 
@@ -41,7 +41,7 @@ OPTIONS = (*BOTH, *THRIFTY)
 
 #: Lines of a conftest.py: no speed-up is ever known.
 VAGUE = """
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 CostModel.widening = 15.0
 """
 #: The same: winners of one accelerator cannot be timed.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 
 class Knowledge:

@@ -25,10 +25,10 @@ from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.knowledge import Knowledge
-from pytest_diffaccel.search.models.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP, is_open
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.work_folder import WORK
 

@@ -23,7 +23,7 @@ from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.bookkeeping import CALIBRATION_PURPOSE
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)

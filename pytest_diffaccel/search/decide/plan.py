@@ -24,10 +24,10 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.select import Option, leader
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach, probabilities
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, probabilities
+from pytest_diffaccel.search.predict.regression import Array
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.008

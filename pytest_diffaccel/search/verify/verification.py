@@ -20,8 +20,8 @@ from pytest_diffaccel.search.decide.select import Choice
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import GroupSearch
-from pytest_diffaccel.search.models.reach import is_open
 from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.predict.reach import is_open
 from pytest_diffaccel.search.verify.choices import choices, final_choice, options_of, verifiable
 from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench

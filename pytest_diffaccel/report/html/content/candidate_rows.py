@@ -15,7 +15,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
-from pytest_diffaccel.search.models.reach import may_reach
+from pytest_diffaccel.search.predict.reach import may_reach
 
 RowVerdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
 #: Verdicts of those that golden records.

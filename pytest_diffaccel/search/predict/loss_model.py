@@ -17,7 +17,7 @@ import numpy as np
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
-from pytest_diffaccel.search.models.regression import Array, Regression, bells
+from pytest_diffaccel.search.predict.regression import Array, Regression, bells
 
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02

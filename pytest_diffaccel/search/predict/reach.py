@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.regression import Array
 
 #: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
 #: the speed-up itself seldom does.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve_banded, cholesky_banded
 
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.regression import Array
 
 # Groups that tell how much things vary: the latest. All of a long search would take a while.
 _TELLING = 60

@@ -20,8 +20,8 @@ import numpy as np
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval
-from pytest_diffaccel.search.models.kind_costs import BASELINE, Cost, KindCosts
-from pytest_diffaccel.search.models.regression import Array, Regression
+from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts
+from pytest_diffaccel.search.predict.regression import Array, Regression
 
 # Standard deviations of the logarithm of a kind's cost. What a method's feature may do to it, before anything is
 # timed: from a tenth of it to all of it.

@@ -20,8 +20,8 @@ import numpy as np
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.statistics import low_quantile_of, winsorised_mean
-from pytest_diffaccel.search.models.additive import Runs, Solution, fit
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.additive import Runs, Solution, fit
+from pytest_diffaccel.search.predict.regression import Array
 
 #: Name of the baseline among accelerators.
 BASELINE = ""
