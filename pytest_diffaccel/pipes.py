@@ -137,7 +137,9 @@ class PipeRegistry:
             re.compile(spec.pattern)
         except re.error as error:
             raise ValueError(f"{spec.name}: spelling={spec.spelling!r} is no regular expression ({error})") from error
-        clash = [one for one in self if one != spec and (one.is_spelled(spec.name) or spec.is_spelled(one.name))]
+        clash = [
+            other for other in self if other != spec and (other.is_spelled(spec.name) or spec.is_spelled(other.name))
+        ]
         if clash:
             raise ValueError(f"{spec.name}: a pipe {clash[0].name} is known already; give it another name")
         self._specs[spec.name] = spec
@@ -176,8 +178,8 @@ def described(name: str) -> PipeSpec:
 
 def families_of(pipeline: Any) -> list[PipeSpec]:
     """The pipes that a pipeline may be of by its class, or else by the nearest class that it descends from."""
-    for one in type(pipeline).__mro__:
-        if found := [spec for spec in _registry if spec.pipeline_class == one.__name__]:
+    for base in type(pipeline).__mro__:
+        if found := [spec for spec in _registry if spec.pipeline_class == base.__name__]:
             return found
     return []
 

@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
-    for one in (export_command, compare_command, tasks_command, generate_command, report_command):
-        one.add_command(commands)
+    for command in (export_command, compare_command, tasks_command, generate_command, report_command):
+        command.add_command(commands)
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))

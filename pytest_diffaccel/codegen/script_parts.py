@@ -75,8 +75,8 @@ class ScriptPart:
             )
         try:
             module = _template(templates, method.template).make_module(dict(context))
-            found = {one.name: getattr(module, one.name) for one in fields(cls) if hasattr(module, one.name)}
-            missing = [one.name for one in fields(cls)[1:] if one.default is MISSING and one.name not in found]
+            found = {field.name: getattr(module, field.name) for field in fields(cls) if hasattr(module, field.name)}
+            missing = [field.name for field in fields(cls)[1:] if field.default is MISSING and field.name not in found]
             if missing:
                 raise ValueError(f"sets or defines no {', '.join(missing)} (docs/own_method.md)")
             macros = {name: found[name]() for name in ("apply", "undo")}

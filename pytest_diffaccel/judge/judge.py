@@ -89,7 +89,7 @@ class Judge:
         if any(stage != "static" for stage in self.rules.stages):
             trial = self._try(task, script, answer)
             stages += [trial.result, self._speed(trial), self._quality(trial, answer)]
-        return ScriptVerdict(prompt_id, tuple(one for one in stages if one.stage in self.rules.stages))
+        return ScriptVerdict(prompt_id, tuple(result for result in stages if result.stage in self.rules.stages))
 
     def refuse(self, prompt_id: str, why: str, answer: Answer | None) -> ScriptVerdict:
         """The verdict on a script that cannot be read: it fails in every stage, and counts like any other.

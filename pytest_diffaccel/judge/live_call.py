@@ -96,8 +96,8 @@ def difference_levels(images: Sequence[Image], references: Sequence[Image]) -> f
     import numpy as np
 
     return max(
-        float(np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).mean())
-        for one, other in zip(images, references, strict=True)
+        float(np.abs(np.asarray(image, dtype=np.int16) - np.asarray(reference, dtype=np.int16)).mean())
+        for image, reference in zip(images, references, strict=True)
     )
 
 

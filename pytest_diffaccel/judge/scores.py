@@ -102,4 +102,4 @@ def _rate(outcomes: Sequence[str]) -> Rate:
 
 def _in_all(verdict: ScriptVerdict) -> str:
     outcomes = {result.outcome for result in verdict.stages}
-    return next((one for one in ("failed", "xfailed", "passed", "xpassed") if one in outcomes), "skipped")
+    return next((outcome for outcome in ("failed", "xfailed", "passed", "xpassed") if outcome in outcomes), "skipped")

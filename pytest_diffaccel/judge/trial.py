@@ -114,7 +114,7 @@ class _Hearing:
         event = message.header.get("event")
         if event == "confined" and not self._has_begun:
             self._has_begun = True  # whatever says so later is the script
-            self._trial.missing = [str(one) for one in message.header.get("missing", ())]
+            self._trial.missing = [str(name) for name in message.header.get("missing", ())]
         elif event == "call":
             self._take_call(message)
         else:

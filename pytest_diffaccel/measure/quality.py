@@ -186,7 +186,7 @@ def _distances(features: Sequence[Tensor], references: Sequence[Tensor], device:
     from lpips.lpips import spatial_average
 
     layers = zip(lpips_model(device).lins, features, references, strict=True)
-    distances: Tensor = sum(spatial_average(lin((one - other) ** 2), keepdim=True) for lin, one, other in layers)
+    distances: Tensor = sum(spatial_average(lin((own - theirs) ** 2), keepdim=True) for lin, own, theirs in layers)
     return distances.flatten().tolist()
 
 

@@ -179,7 +179,7 @@ def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
         )
 
     parts = zip(pipe.tokenizers, pipe.text_encoders, strict=True)
-    return ", ".join(one for one, other in parts if is_unfit(getattr(pipeline, one), getattr(pipeline, other)))
+    return ", ".join(name for name, encoder in parts if is_unfit(getattr(pipeline, name), getattr(pipeline, encoder)))
 
 
 def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
@@ -192,7 +192,7 @@ def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
 def _missing_tensors(pipeline: Any) -> str:
     """Components that have parameters without numbers; of text encoders, diffusers does not say."""
     parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
-    return ", ".join(name for name, part in parts.items() if any(one.is_meta for one in part.parameters()))
+    return ", ".join(name for name, part in parts.items() if any(parameter.is_meta for parameter in part.parameters()))
 
 
 def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class ModelSource:
             if spec.pipe == pipe:
                 return spec
         if pipe not in known():
-            valid = dict.fromkeys([*(one.name for one in known()), *(spec.pipe for spec in self.specs)])
+            valid = dict.fromkeys([*(family.name for family in known()), *(spec.pipe for spec in self.specs)])
             raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(valid)}")
         own = [spec.pipe for spec in self.specs if spec.own]
         fix = f"search what it has: --pipe {own[0]}" if own else _LINE
@@ -229,7 +229,7 @@ def _specs(name: str, written: Mapping[str, object], base: Path) -> tuple[ModelS
         if not _is_known(key) and key not in own:
             raise ValueError(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
     specs = []
-    in_order = [one.name for one in known() if _is_known(one.name)]
+    in_order = [family.name for family in known() if _is_known(family.name)]
     for pipe in sorted(written, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):
         try:
             spec = ModelSpec.from_toml(pipe, written[pipe], base)
@@ -245,7 +245,7 @@ def _fixed_key(key: str, value: object) -> str:
     for rest, entry in inner.items():
         if f"{key}.{rest}" in known() or (isinstance(entry, dict) and "class" in entry):
             return f'put the key in quotes: "{key}.{rest}"'
-    valid = ", ".join(one.name for one in known())
+    valid = ", ".join(family.name for family in known())
     return f'valid: {valid}; one of your own names its pipeline class, such as class = "StableDiffusionPipeline"'
 
 

@@ -99,7 +99,7 @@ def _compatible() -> dict[str, Any]:
     import diffusers
 
     classes = diffusers.DDIMScheduler._get_compatibles()
-    return {one.__name__: one for one in classes if issubclass(one, diffusers.SchedulerMixin)}
+    return {kind.__name__: kind for kind in classes if issubclass(kind, diffusers.SchedulerMixin)}
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:

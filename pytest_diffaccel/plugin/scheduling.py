@@ -137,7 +137,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
         open_to_work = list(ready)
         while self.workqueue and open_to_work:
-            node = min(open_to_work, key=lambda one: len(self._left(one)))
+            node = min(open_to_work, key=lambda waiting: len(self._left(waiting)))
             if self._needs_more(node) and not self._can_be_spared(node):
                 self._assign_to(node)
             else:

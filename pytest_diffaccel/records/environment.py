@@ -190,10 +190,10 @@ def describe_environment(
 def differences(before: Environment, after: Environment) -> list[str]:
     """What changed, one line a change ("torch 2.13.0 -> 2.14.1"); empty when the two are equal."""
     lines = []
-    for name in (one.name for one in fields(before) if one.compare):
+    for name in (attribute.name for attribute in fields(before) if attribute.compare):
         old, new = getattr(before, name), getattr(after, name)
         if name == "settings" and bool(old) != bool(new):
-            lines.append(_change(name, *("recorded" if one else "not recorded" for one in (old, new))))
+            lines.append(_change(name, *("recorded" if recorded else "not recorded" for recorded in (old, new))))
         elif isinstance(old, Mapping):
             noun = _NOUNS.get(name, "")
             parts = [*old, *(part for part in new if part not in old)]

@@ -110,7 +110,7 @@ def add_sessions(golden: Path, found: Mapping[str, GateSession], *, fresh: bool 
         known = read_references(golden)
         for name, session in found.items():
             earlier = () if fresh else known.get(name, ())
-            same = [one for one in earlier if one.environment == session.environment]
+            same = [known for known in earlier if known.environment == session.environment]
             known[name] = (*same, session)[-_MOST_SESSIONS:]
         write_text(path, _dump(known))
 

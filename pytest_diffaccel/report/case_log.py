@@ -80,7 +80,9 @@ class CaseLog:
             **{name: value for name, value in result.to_json().items() if name not in _LEFT_OUT},
         }
         if isinstance(result, Winners) and result.of_cell:
-            line["winners"] = {str(one.key): json.loads(one.entry.to_json()) for one in result.of_cell.decided}
+            line["winners"] = {
+                str(decided.key): json.loads(decided.entry.to_json()) for decided in result.of_cell.decided
+            }
         # One write of a whole line: a reader that follows the file sees no half of one.
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

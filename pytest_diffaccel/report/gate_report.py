@@ -200,13 +200,13 @@ def _pipeline_changed(result: GateVerdict) -> bool:
     """Whether what a case showed is due to the unaccelerated pipeline of its cell."""
     if result.candidate is None:
         return result.status == "regressed"
-    return any((one.subject, one.status) == ("quality", "refused") for one in result.verdict.findings)
+    return any((finding.subject, finding.status) == ("quality", "refused") for finding in result.verdict.findings)
 
 
 def _short(verdict: Verdict) -> str:
     """The figures of a verdict in one line."""
     parts = []
-    for finding in sorted(verdict.findings, key=lambda one: -_GRAVEST[one.status]):
+    for finding in sorted(verdict.findings, key=lambda finding: -_GRAVEST[finding.status]):
         if finding.change is None or finding.change_ci95 is None:
             parts.append(f"{finding.subject} {finding.status}")
             continue

@@ -56,7 +56,9 @@ def write_picture_grid(
     Returns:
         Whether there was anything to show.
     """
-    whole = {key: one for key, one in folders.items() if not (is_damaged(one.baseline) or is_damaged(one.winner))}
+    whole = {
+        key: folder for key, folder in folders.items() if not (is_damaged(folder.baseline) or is_damaged(folder.winner))
+    }
     shown = _shown_keys(entries, whole)
     if not shown:
         return False

@@ -104,7 +104,7 @@ class Progress:
     def _doing(self, name: str) -> str:
         """What a winners' case does: the cell's last verifies those of all, and takes the longest."""
         case = self._winners[name]
-        of_cell = {other for other, one in self._winners.items() if one.cell == case.cell}
+        of_cell = {other for other, winners in self._winners.items() if winners.cell == case.cell}
         if of_cell - self._ended != {name}:
             return case.accelerator
         others = self._chosen[str(case.cell)]

@@ -62,7 +62,7 @@ def _ends(ends: tuple[float, float]) -> str:
 
 
 def _counts(of_cell: CellWinners) -> dict[str, str]:
-    met = sum(one.entry.status == "met" for one in of_cell.decided)
+    met = sum(decided.entry.status == "met" for decided in of_cell.decided)
     counts = {"winners": met, "unattainable": len(of_cell.decided) - met, "undecided": len(of_cell.undecided)}
     return {name: str(count) for name, count in counts.items()}
 

@@ -185,12 +185,12 @@ class SessionReport:
         self._terminal.flush()
 
     def _record(self, of_cell: CellWinners) -> None:
-        found = {one.key: one.entry for one in of_cell.decided}
+        found = {decided.key: decided.entry for decided in of_cell.decided}
         environments = {of_cell.environment.id: of_cell.environment}
         self._launch_bound.update(
-            one.figures.candidate.accelerator for one in of_cell.verified if one.bound == "launch"
+            verified.figures.candidate.accelerator for verified in of_cell.verified if verified.bound == "launch"
         )
-        undecided = {one.key: one for one in of_cell.undecided}
+        undecided = {choice.key: choice for choice in of_cell.undecided}
         try:
             changes = merge(
                 self._settings.golden, found, update=self._settings.update_golden, environments=environments

@@ -77,7 +77,9 @@ def search_summary(
 
 
 def _sources(environments: Mapping[str, Environment]) -> list[str]:
-    sources = dict.fromkeys(f"{one.model_source}, on {one.device}" for one in environments.values())
+    sources = dict.fromkeys(
+        f"{environment.model_source}, on {environment.device}" for environment in environments.values()
+    )
     return [f"**Model source: {plain('; '.join(sources))}.**", ""] if sources else []
 
 

@@ -259,8 +259,8 @@ class TimeLeft:
 
 def distinct(provisional: Sequence[Chosen]) -> int:
     """How many candidates of a group will be verified."""
-    params = [one.params for one in provisional]
-    return sum(one not in params[:place] for place, one in enumerate(params))
+    params = [chosen.params for chosen in provisional]
+    return sum(point not in params[:place] for place, point in enumerate(params))
 
 
 def _worked_s(news: News) -> float:
@@ -268,6 +268,6 @@ def _worked_s(news: News) -> float:
     phases = dict(news.phases_s)
     for name in ("loading", "scale of losses"):
         phases.pop(name, None)
-    calibrated_s = sum(one.seconds for one in news.calibrated.values())
+    calibrated_s = sum(calibration.seconds for calibration in news.calibrated.values())
     phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)
     return float(sum(phases.values()))

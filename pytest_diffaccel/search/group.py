@@ -162,8 +162,12 @@ class GroupSearch:
 
     def _working(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         failed = self.bench.failed(self.cell)
-        by_key = {one.key: one for one in candidates}
-        return [one for key, one in by_key.items() if key not in failed and not self.bench.pipelines.misfit(one)]
+        by_key = {candidate.key: candidate for candidate in candidates}
+        return [
+            candidate
+            for key, candidate in by_key.items()
+            if key not in failed and not self.bench.pipelines.misfit(candidate)
+        ]
 
     def _is_taken(self, alone: Candidate) -> bool:
         """Whether the model can take a point of one of the group's methods."""

@@ -51,7 +51,7 @@ class KeptPictures:
         key = (cell, purpose)
         if key not in self._references:
             images = self.baseline(cell, purpose)
-            self._references = {known: one for known, one in self._references.items() if known[0] == cell}
+            self._references = {known: references for known, references in self._references.items() if known[0] == cell}
             self._references[key] = References(images, str(self._bench.pipelines.of(cell).device))
         return self._references[key]
 

@@ -211,8 +211,8 @@ class SearchRun:
             if seconds > self._told_s.get(name, 0.0)
         }
         self._told_s = dict(self.bench.spent.seconds)
-        known = {pipe: one for pipe, one in self.bench.calibrations.items() if one is not None}
-        news = {pipe: one for pipe, one in known.items() if pipe not in self._told}
+        known = {pipe: calibration for pipe, calibration in self.bench.calibrations.items() if calibration is not None}
+        news = {pipe: calibration for pipe, calibration in known.items() if pipe not in self._told}
         self._told |= news.keys()
         return News(spent, news)
 

@@ -122,10 +122,10 @@ class Workbench:
         environment, failed = self.environment(cell).id, self.failed(cell)
         samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
         stored = [
-            one
+            measurement
             for sampling in samplings
-            for one in self.store.evaluations(environment, sampling, since=self.since)
-            if one.candidate.key not in failed
+            for measurement in self.store.evaluations(environment, sampling, since=self.since)
+            if measurement.candidate.key not in failed
         ]
         rounds = self.store.rounds(environment, self.since)
         self._knowledge[cell.pipe] = Knowledge(self.registry, stored, rounds, self.settings.decide_by)
@@ -164,11 +164,11 @@ class Workbench:
     def failures(self, cell: Cell, sampling: Sampling) -> list[Failure]:
         """What this session tries no more in the cell's environment; under ``--fresh`` only what failed in it."""
         found = self.store.failures(self.environment(cell).id, sampling, self.since)
-        return [one for one in found if one.stands_in(self.began_at)]
+        return [attempt for attempt in found if attempt.stands_in(self.began_at)]
 
     def failed(self, cell: Cell) -> set[str]:
         """Keys of the candidates of the cell's environment that this session evaluates no more."""
-        return {one.candidate.key for one in self.failures(cell, self.sampling(cell, "search"))}
+        return {failure.candidate.key for failure in self.failures(cell, self.sampling(cell, "search"))}
 
     def environment(self, cell: Cell) -> Environment:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""

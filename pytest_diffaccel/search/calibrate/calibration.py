@@ -67,11 +67,11 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         bench.reread(cell)
         rounds = bench.known(cell).rounds()
         if rounds and rounds[-1].started_at < bench.began_at and not timer.still_holds():
-            recent = [one for one in bench.known(cell).rounds() if one.started_at >= bench.began_at]
+            recent = [made for made in bench.known(cell).rounds() if made.started_at >= bench.began_at]
             bench.store.forget_rounds(environment)
             # What the GPU itself takes is no matter of the machine's state.
-            for one in (*recent, *bench.known(cell).rounds("device")):
-                bench.store.save_round(environment, one)
+            for kept in (*recent, *bench.known(cell).rounds("device")):
+                bench.store.save_round(environment, kept)
             bench.reread(cell)
     # One of them sees to this meanwhile: it is needed at the end of the first cell, when others may have nothing to do.
     with suppress(Timeout), lock_between_processes(folder / f"{environment}-scale.lock").write_lock(blocking=False):
@@ -85,10 +85,10 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     return Calibration(
         rounds=made,
         seconds=time.monotonic() - began,
-        half_width_ratio=max(one.half_width_ratio for one in speedups),
+        half_width_ratio=max(speedup.half_width_ratio for speedup in speedups),
         baseline_s=baseline_s(bench.known(cell), cell.steps),
         steps=cell.steps,
-        accelerated_share=fmean(1 / one.value for one in speedups),
+        accelerated_share=fmean(1 / speedup.value for speedup in speedups),
     )
 
 
@@ -138,7 +138,7 @@ def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
     steps = {other.steps for other in settings.cells if other.pipe == cell.pipe} | {cell.steps}
     cells = [replace(cell, steps=count) for count in sorted(steps)]
     known = matrix.candidates(cells, bench.registry.select(settings.accelerators), coarse=settings.coarse)
-    return [one for one in known if not bench.pipelines.misfit(one)]
+    return [candidate for candidate in known if not bench.pipelines.misfit(candidate)]
 
 
 def baseline_s(known: Knowledge, steps: int) -> float:
@@ -159,9 +159,11 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
             return False  # every run that fails is passed over: that ends by itself
         if bench.settings.decide_by == "device":
             return True
-        run_s = {steps: baseline_s(known, steps) for steps in {one.cell.steps for one in candidates}}
+        run_s = {steps: baseline_s(known, steps) for steps in {candidate.cell.steps for candidate in candidates}}
         speedups = known.costs_by("wall").speedups(candidates)
-        all_s = sum(run_s[one.cell.steps] / speedup.value for one, speedup in zip(candidates, speedups, strict=True))
+        all_s = sum(
+            run_s[candidate.cell.steps] / speedup.value for candidate, speedup in zip(candidates, speedups, strict=True)
+        )
         took_s = sum(run.total_s for made in rounds for run in (made.baseline, *made.runs))
         return took_s > _SHARE * schedulers * batches * all_s
 

@@ -99,8 +99,8 @@ class Timer:
             return True
         chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
         with self._bench.pipelines.timing():
-            made = [one for _ in range(_CHECK_ROUNDS) if (one := self._make_round(chosen)) is not None]
-        short = [(candidate, (block,)) for one in made for candidate, block in one.blocks]
+            made = [again for _ in range(_CHECK_ROUNDS) if (again := self._make_round(chosen)) is not None]
+        short = [(candidate, (block,)) for timed_round in made for candidate, block in timed_round.blocks]
         now = CostModel.fit(self._bench.registry, short)
         for old, new in zip(before.speedups(chosen), now.speedups(chosen), strict=True):
             error = math.hypot(math.log(old.high / old.value), math.log(new.high / new.value)) / _NORMAL_95
@@ -137,16 +137,16 @@ class Timer:
         timings: dict[str, RunTiming] = {}
         with ExitStack() as stack:
             generating = self._bench.pipelines.generating
-            subjects = [(one, stack.enter_context(generating(one.cell, one.params))) for one in (plain, *runs)]
+            subjects = [(run, stack.enter_context(generating(run.cell, run.params))) for run in (plain, *runs)]
             device = subjects[0][1].pipeline.device
             self._warm_up(*subjects[0])
             is_wall = self._clock == "wall"
             watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
             end_watch = watch.begin()
-            for one, generate in order.sample(subjects, len(subjects)):
-                timing = self._time(one, generate)
+            for run, generate in order.sample(subjects, len(subjects)):
+                timing = self._time(run, generate)
                 if timing is not None:
-                    timings[one.key] = timing
+                    timings[run.key] = timing
             disturbance = end_watch()
         worked = tuple(run for run in runs if run.key in timings)
         if not worked or plain.key not in timings:
@@ -208,5 +208,5 @@ class Timer:
 
     def _failed(self) -> set[str]:
         """Short runs that failed in this process, or took another of this session, or two before, with them."""
-        crashed = {one.candidate.key for one in self._bench.failures(self._cell, self._sampling)}
+        crashed = {failure.candidate.key for failure in self._bench.failures(self._cell, self._sampling)}
         return crashed | self._bench.broken_runs

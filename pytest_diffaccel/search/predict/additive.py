@@ -207,7 +207,7 @@ def _learnt(runs: Runs, doubt: Doubt, start: Noise) -> Noise:
 
     def misfit(noise: Noise) -> float:
         far = [math.log(getattr(noise, name) / getattr(_TYPICAL, name)) / _TYPICAL_SD for name in vars(noise)]
-        return solve(some, noise, doubt).misfit + sum(one**2 for one in far) / 2
+        return solve(some, noise, doubt).misfit + sum(distance**2 for distance in far) / 2
 
     best, least = start, misfit(start)
     for step in _STEPS:

@@ -64,7 +64,7 @@ def final_choice(options: Sequence[Option], verified: Container[str], target: fl
     best = choose(options, target, max_loss)
     if best.reason is not None or best.option is None or best.option.candidate.key in verified:
         return best
-    choice = choose([one for one in options if one.candidate.key in verified], target, max_loss)
+    choice = choose([option for option in options if option.candidate.key in verified], target, max_loss)
     return choice if choice.reason is None else replace(best, reason="undecided")
 
 
@@ -80,13 +80,17 @@ def options_of(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
 def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
     """Raise what failed, or why nothing fits; else no candidate has had its turn yet."""
     failures = bench.failures(cell, bench.sampling(cell, "search"))
-    failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
+    failed = [
+        failure
+        for failure in failures
+        if failure.candidate.cell == cell and failure.candidate.accelerator == accelerator
+    ]
     if failed:
         raise NothingWorked(
             f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
             f"the first: {failed[0].candidate.key}: {failed[0].message}"
         )
-    misfits = [bench.pipelines.misfit(one) for one in GroupSearch(bench, cell, accelerator).cases]
+    misfits = [bench.pipelines.misfit(candidate) for candidate in GroupSearch(bench, cell, accelerator).cases]
     if misfits and all(misfits):
         raise NothingFits(f"this model takes none of its {len(misfits)} candidates; the first: {misfits[0]}")
 
@@ -95,7 +99,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     """The search's measurements of this grid; a store may hold those of a wider one."""
     environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
     cases = GroupSearch(bench, cell, accelerator).cases
-    grid = {one.key for one in cases if not bench.pipelines.misfit(one)}
+    grid = {candidate.key for candidate in cases if not bench.pipelines.misfit(candidate)}
     stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
     measured = [measurement for measurement in stored if measurement.candidate.key in grid]
     failed = bench.failed(cell) & grid

@@ -85,12 +85,12 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
     for turn in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
-        missing = [one for key, one in chosen.items() if key not in verified]
+        missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if turn and not missing:
             break
         verified |= _verified(bench, missing, failed)
         if open_ones and not time_is_up():
-            narrowing.go_on([one for key, one in chosen.items() if key in verified], open_ones)
+            narrowing.go_on([candidate for key, candidate in chosen.items() if key in verified], open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
     working = verifiable(bench, cell, accelerators)
@@ -116,7 +116,7 @@ def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[s
     """
     names = verifiable(bench, cell, accelerators)
     found = [choice for name in names for choice in choices(bench, cell, name)]
-    options = [one.option for one in found if one.reason in (None, "undecided")]
+    options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
 
@@ -141,7 +141,7 @@ class _Narrowing:
         def time_is_up() -> bool:
             return time.monotonic() - now >= max(_NARROWING_S, left_s)
 
-        timer.narrow([one for group in groups for one in group.borderline], _is_decided, time_is_up)
+        timer.narrow([candidate for group in groups for candidate in group.borderline], _is_decided, time_is_up)
         timer.narrow(chosen, lambda speedup: speedup.half_width_ratio <= goal, time_is_up)
         self._spent_s += time.monotonic() - now
 
@@ -207,4 +207,8 @@ def _measured(bench: Workbench, candidates: Sequence[Candidate], failed: list[st
         if is_cuda_broken():
             raise CudaBroken(f"this process can use its GPU no more; later cases need another ({error})") from error
     middle = len(candidates) // 2
-    return [one for part in (candidates[:middle], candidates[middle:]) for one in _measured(bench, part, failed)]
+    return [
+        measurement
+        for part in (candidates[:middle], candidates[middle:])
+        for measurement in _measured(bench, part, failed)
+    ]
