@@ -1,4 +1,4 @@
-"""The regression gate: one case a golden winner, and one a cell's baseline; collected with --gate only."""
+"""The regression gate: one case per golden winner, and one per cell's baseline; collected with --gate only."""
 
 
 def test_gate(diffaccel_gate_case, diffaccel_gate):

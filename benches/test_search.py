@@ -1,4 +1,4 @@
-"""The search: one case a candidate, then one a group that verifies and records its winners."""
+"""The search: one case per candidate, then one per group that verifies and records its winners."""
 
 
 def test_search(diffaccel_candidate, diffaccel_search):

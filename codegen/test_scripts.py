@@ -1,4 +1,4 @@
-"""One case a task: its script is run in a confined process of its own, and judged by what it does there."""
+"""One case per task: its script is run in a confined process of its own, and judged by what it does there."""
 
 
 def test_script(diffaccel_task_id, diffaccel_judge):

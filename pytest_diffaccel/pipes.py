@@ -30,7 +30,7 @@ class PipeSpec:
             between its parts.
         denoiser: the component that every step calls.
         text_encoders: components that have weights beside denoiser and ``vae``.
-        tokenizers: one a text encoder, in their order.
+        tokenizers: one per text encoder, in their order.
         schedulers: names of its cells' schedulers: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a
             diffusers scheduler's class name.
         steps: its cells' numbers of denoising steps, 1 to 1000.

@@ -452,7 +452,7 @@ def test_every_deepcache_branch_works(pipeline_of: GetPipeline, pipe: str, branc
 
 
 def test_deepcaches_branches_are_those_of_the_unet(pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distilled UNets have three down blocks of one layer each; the package counts three branches a block."""
+    """Distilled UNets have three down blocks of one layer each; the package counts three branches per block."""
     from diffusers import UNet2DConditionModel
 
     pipeline = pipeline_of("SD1.5", "DDIM")
@@ -556,7 +556,7 @@ def test_tomes_levels_are_those_of_the_unet(
 
 
 def test_a_ratio_of_less_than_a_token_is_refused(pipeline_of: GetPipeline) -> None:
-    """32 pixels are 8 latents a side."""
+    """32 pixels are 8 latents per side."""
     pipeline = pipeline_of("SD1.5", "DDIM")
     message = r"ratio=0.015 is less than one token on images of 32x32 pixels, .* makes 64 at most"
     with (
@@ -833,7 +833,7 @@ def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPi
 
 
 def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) -> None:
-    """Kinds name one call a step: figures of anything else would be sorted under the wrong kinds."""
+    """Kinds name one call per step: figures of anything else would be sorted under the wrong kinds."""
 
     class Twice(Method):
         name = "Twice"

@@ -178,7 +178,7 @@ def test_few_false_alarms_and_few_misses(kind: str) -> None:
         "skewed": (generator.lognormal(size=shape) - math.exp(0.5)) / 2.16,
     }[kind] * 0.014
     unchanged, slower = _chances(noise, 0.0), _chances(noise, -math.log1p(0.03))
-    # One in 10,000 a case: 2 expected of 20,000 at the most, and 8 has a chance of 1 in 1000.
+    # One in 10,000 per case: 2 expected of 20,000 at the most, and 8 has a chance of 1 in 1000.
     assert unchanged[REGRESSED] < 8 / 20_000
     assert slower[REGRESSED] > 0.95
     assert slower[OK] < 0.02
@@ -527,7 +527,7 @@ def test_a_verdict_is_its_gravest_finding() -> None:
 
 
 def test_designs_have_the_power_that_is_asked_of_them() -> None:
-    """At the noise that the project expects: 1% a run on a GPU, 1.4% a figure of 4 blocks on shared cores."""
+    """At the noise that the project expects: 1% per run on a GPU, 1.4% per figure of 4 blocks on shared cores."""
     for clock, smallest in ((WALL["cuda"], 0.03), (WALL["cpu"], 0.05), (DEVICE, 0.03)):
         design = Design(clock.most, math.log1p(smallest), speed_share(CASES), clock.session_sd)
         recorded = math.hypot(clock.figure_sd / math.sqrt(design.most), clock.session_sd)

@@ -291,7 +291,7 @@ def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> No
 
 
 @pytest.mark.slow
-def test_a_reference_is_recorded_once_a_session(gate: Gate) -> None:
+def test_a_reference_is_recorded_once_per_session(gate: Gate) -> None:
     references = read_references(gate.golden)
     assert {len(sessions) for sessions in references.values()} == {1}
     gate.run("--update-golden")

@@ -26,7 +26,7 @@ class MethodDidNotAct(RuntimeError):
 
 
 class StepCountError(RuntimeError):
-    """The denoiser was not called once a step."""
+    """The denoiser was not called once per step."""
 
 
 class UnknownCounter(ValueError):
@@ -65,13 +65,13 @@ class Generate:
         return self.accelerator.kinds(self.params, self.steps)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
-        """One image a prompt, in one batch.
+        """One image per prompt, in one batch.
 
         The first call checks that every method acts.
 
         Args:
             prompts: what to draw; the batch size is their number.
-            seeds: one a prompt. The start noise of an image depends on its seed alone.
+            seeds: one per prompt. The start noise of an image depends on its seed alone.
 
         Returns:
             PIL images in prompt order.
@@ -97,7 +97,7 @@ class Generate:
 
         Raises:
             MethodDidNotAct: when a method had no effect.
-            StepCountError: when the denoiser was not called once a step.
+            StepCountError: when the denoiser was not called once per step.
             UnknownCounter: when a method names a counter that it does not count.
         """
         expected = self._expected_counters()
@@ -155,7 +155,7 @@ class Generate:
 
         Args:
             prompts: what would be drawn.
-            seeds: one a prompt.
+            seeds: one per prompt.
             observer: is told of the end, too.
             steps: 1 to :attr:`steps`.
         """
@@ -173,7 +173,7 @@ class Generate:
         import torch
 
         if len(prompts) != len(seeds) or not prompts:
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a prompt, at least one")
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, at least one")
         pipeline = self.pipeline
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into

@@ -46,7 +46,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show = commands.add_parser("show", help="print the golden database as tables")
     show.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
     show.add_argument("--pipe", help="only this pipe")
-    show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
+    show.add_argument("--summary", action="store_true", help="one row per accelerator and target, over all cells")
     show.set_defaults(run=_show)
 
 

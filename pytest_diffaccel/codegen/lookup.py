@@ -189,7 +189,7 @@ def _fast_enough(
 def _kept_share(key: GoldenKey, params: Params, steps: int, registry: Registry) -> float:
     """The share of a record's speedup that its parameters surely keep at another number of steps; 0: not known.
 
-    A step costs what its kind costs, so the time a step grows at most as much as the share of any one kind does. And
+    A step costs what its kind costs, so the time per step grows at most as much as the share of any one kind does. And
     parameters mean the same there only if each kind still has its share of the steps, to within one step: a gate step
     that half the run lay behind is another setting when a third does.
     """

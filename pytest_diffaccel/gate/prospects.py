@@ -101,7 +101,7 @@ def _prospect(
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
-    """A line a clock, and one for each winner of which what matters cannot be shown."""
+    """A line per clock, and one for each winner of which what matters cannot be shown."""
     lines = []
     for name in dict.fromkeys(prospect.clock.name for prospect in found):
         own = [prospect for prospect in found if prospect.clock.name == name]

@@ -79,7 +79,7 @@ class Scores:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def lines(self) -> list[str]:
-        """The table, a row a stage and one for all."""
+        """The table, a row per stage and one for all."""
         from rich.console import Console
         from rich.table import Table
 

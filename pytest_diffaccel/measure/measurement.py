@@ -43,7 +43,7 @@ class RunTiming:
 
     Attributes:
         total_s: wall time of the call, seconds.
-        step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one a step, in order.
+        step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one per step, in order.
         kinds: the kind of each step, as the accelerator predicts it; as long as ``step_s``.
     """
 
@@ -155,7 +155,7 @@ class Sampling:
 
     Attributes:
         num_samples: images scored.
-        batch_size: images a call.
+        batch_size: images per call.
         seed: seed of the first image; image ``i`` has ``seed + i``.
         prompts_digest: first 12 hex digits of the SHA-256 of the prompts used.
         purpose: ``"search"``; ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen); or

@@ -30,7 +30,7 @@ NO_QUALITY = (
 )
 
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
-_LINE = 'write a line a pipe into it, such as "SD1.5" = "path/to/folder"'
+_LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ModelSource:
 
     Attributes:
         name: ``"embedded"``, ``"hub"``, ``"architecture"``, or the models file's path as it was given.
-        specs: one spec a pipe: the known ones in their order, then those that it describes.
+        specs: one spec per pipe: the known ones in their order, then those that it describes.
     """
 
     name: str

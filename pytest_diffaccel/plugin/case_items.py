@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pytest_diffaccel.search.effort import SearchCase
     from pytest_diffaccel.search.search_run import SearchRun
 
-#: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
+#: Names of the parametrized arguments: one case per candidate, one per group; with ``--gate``, one per winner or
+#: baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
 
 

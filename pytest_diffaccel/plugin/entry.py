@@ -104,7 +104,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto --gpus``: one worker a GPU."""
+    """``-n auto --gpus``: one worker per GPU."""
     return one_worker_a_gpu(config)
 
 
@@ -161,7 +161,7 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case a candidate, one a group, one a task; with ``--gate``, one a golden winner or baseline."""
+    """One case per candidate, one per group, one per task; with ``--gate``, one per golden winner or baseline."""
     gate = gate_run(metafunc.config)
     if gate is not None:
         if GATE_CASE in metafunc.fixturenames:

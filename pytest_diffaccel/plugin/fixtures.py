@@ -210,7 +210,7 @@ class OwnCases:
             pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"`` or the name of one of your own.
             params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
             scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
-                class name that calls the denoiser once a step.
+                class name that calls the denoiser once per step.
             steps: denoising steps of both, at least 1.
             blocks: timed blocks, at least 1; more of them make the interval of the speed-up narrower.
 

@@ -214,7 +214,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
         First the group it is in; then those that nobody is in; then those with least left, since winners can be looked
         for only when a group is whole. Winners' cases, which take long, come before all others as long as there are
-        more groups than workers, then after them: the last ones, one a worker, end together. Last of all come those
+        more groups than workers, then after them: the last ones, one per worker, end together. Last of all come those
         that would have to wait for others.
         """
         own = list(self.assigned_work[node])[-1:]

@@ -229,7 +229,7 @@ class Bookkeeping(Database):
 
 
 def _cut_off(attempts: list[Attempt]) -> list[Failure]:
-    """The failures that attempts are, one a candidate, environment and sampling."""
+    """The failures that attempts are, one per candidate, environment and sampling."""
     by_identity: dict[tuple[str, str, Sampling], list[Attempt]] = {}
     for attempt in attempts:
         by_identity.setdefault((attempt.candidate.key, attempt.environment, attempt.sampling), []).append(attempt)

@@ -95,7 +95,7 @@ class GoldenEntry:
         selection_lpips: its loss on the other prompts and seeds on which it was chosen, and which flatter the chosen;
             None in records of before it was kept.
         num_samples: images scored.
-        batch_size: images a call.
+        batch_size: images per call.
         environment: id of the environment (12 hex digits), spelled out in ``environments.json``.
         reason: why unattainable: no candidate was fast enough (``"speed"``), or none of those that were was
             good enough (``"quality"``); None when met.

@@ -1,4 +1,4 @@
-"""Logs of cases, on disk when each ends, so that no crash loses one: JSON (``--diffaccel-log``), and a text a cell."""
+"""Logs of cases, on disk when each ends, so that no crash loses one: JSON (``--diffaccel-log``), a text per cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gate run as people read it: a line a case as it ends, a table of verdicts, what to do next, and an exit code."""
+"""A gate run as people read it: a line per case as it ends, a table of verdicts, what to do next, and an exit code."""
 
 from __future__ import annotations
 

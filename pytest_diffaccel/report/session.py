@@ -172,7 +172,7 @@ class SessionReport:
     def _tell_failure(self, reason: tuple[str, str, str]) -> None:
         """Say at once why a case failed, or a candidate among the winners' case's: a search of hours ends long after.
 
-        Each reason once a group.
+        Each reason once per group.
         """
         self._failures[reason] += 1
         if self._failures[reason] == 1:

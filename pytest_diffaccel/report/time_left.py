@@ -38,7 +38,7 @@ class Lanes:
         """Those of a session with ``workers`` processes."""
         own_cores = settings.models == "embedded" and workers <= cores()
         on_cpu = settings.gpus is None
-        # With several threads a process, generations on one CPU take turns (TimingLock.shareable).
+        # With several threads per process, generations on one CPU take turns (TimingLock.shareable).
         shared = not on_cpu or settings.models == "embedded"
         return cls(workers if shared else 1, on_cpu and not own_cores, settings.exhaustive)
 

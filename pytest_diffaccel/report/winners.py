@@ -30,7 +30,7 @@ _INDENT = " " * 4
 
 
 def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]) -> list[str]:
-    """One table a cell, as lines: a row a winner, with the targets that it is the winner for.
+    """One table per cell, as lines: a row per winner, with the targets that it is the winner for.
 
     Args:
         entries: winners and unattainable targets.

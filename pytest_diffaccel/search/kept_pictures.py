@@ -39,7 +39,7 @@ class KeptPictures:
             self._images.make_unless_busy(*self._baseline_set(cell, purpose))
 
     def baseline(self, cell: Cell, purpose: Purpose) -> Sequence[Image]:
-        """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
+        """The unaccelerated pipeline's images, made once per cell and environment for all cases and workers."""
         return self._images.find_or_make(*self._baseline_set(cell, purpose))
 
     def keep_baseline(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:

@@ -29,11 +29,11 @@ class Settings:
     Attributes:
         cells: the cells to search, in matrix order.
         accelerators: names of the accelerators to search.
-        num_samples: images scored a candidate, at least 1.
-        batch_size: images a call, at least 1.
+        num_samples: images scored per candidate, at least 1.
+        batch_size: images per call, at least 1.
         coarse: whether the grids are the coarse ones.
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
-        blocks: timed blocks a candidate gets in an exhaustive search, at least 1; winners get more.
+        blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.

@@ -34,7 +34,7 @@ class CellPart:
         data: its rows, by column.
         pareto: what each candidate gains and costs; None where nothing was measured.
         pictures: of its winners.
-        sensitivity: a chart an accelerator.
+        sensitivity: a chart per accelerator.
         samples_chart: timed runs in order; None where nothing was timed.
         kind_costs: what its winners' steps cost; None where no winner was timed.
         failures: what failed, with its log.

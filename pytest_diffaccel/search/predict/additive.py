@@ -131,7 +131,7 @@ def solve(runs: Runs, noise: Noise, doubt: Doubt) -> Solution:
     weight, variance = weights.sum(axis=1), noise.run**2 * doubt.run
     kept = 1 / (1 + variance * weight)
     weighted = (weights * runs.logs).sum(axis=1)
-    # Normal equations of the costs and, a row a group, of the levels.
+    # Normal equations of the costs and, a row per group, of the levels.
     normal = np.diag(weights.sum(axis=0)) - (weights * (variance * kept)[:, None]).T @ weights
     right = (weights * runs.logs).sum(axis=0) - weights.T @ (variance * kept * weighted)
     count = int(runs.groups.max()) + 1

@@ -139,7 +139,7 @@ def _undisturbed(values: Sequence[float], cost: Cost, most: float) -> Cost:
     and the less is known.
 
     Args:
-        values: logarithms, one a run.
+        values: logarithms, one per run.
         cost: from all of them.
         most: how far the cost lies above the low quantile by noise alone.
     """

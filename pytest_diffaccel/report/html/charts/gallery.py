@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 #: Characters of thumbnails that a page of one cell may hold, and one of many.
 _ONE_CELL, _MANY_CELLS = 2_500_000, 5_000_000
-# Of a thumbnail as text: about so many characters a pixel of WebP at this quality (base64 included), as measured on
+# Of a thumbnail as text: about so many characters per pixel of WebP at this quality (base64 included), as measured on
 # photographs; and no smaller nor larger than these, in pixels.
-_CHARACTERS_A_PIXEL, _QUALITY = 0.4, 80
+_CHARACTERS_PER_PIXEL, _QUALITY = 0.4, 80
 _SMALLEST, _LARGEST = 64, 256
-# A page of more cells than this shows one winner an accelerator: the one for this target or the nearest below.
+# A page of more cells than this shows one winner per accelerator: the one for this target or the nearest below.
 _FEW_CELLS, _SHOWN_TARGET = 3, 2.0
 
 
@@ -95,7 +95,7 @@ class Gallery:
         few = len(found) <= _FEW_CELLS
         self._chosen = {findings.cell: _shown(findings, everything=few) for findings in found}
         pictures = 9 * sum(map(len, self._chosen.values())) or 1
-        side = math.isqrt(int((_ONE_CELL if few else _MANY_CELLS) / pictures / _CHARACTERS_A_PIXEL))
+        side = math.isqrt(int((_ONE_CELL if few else _MANY_CELLS) / pictures / _CHARACTERS_PER_PIXEL))
         self._side = max(_SMALLEST, min(_LARGEST, side))
 
     def of(self, found: Findings) -> list[WinnerPictures]:

@@ -22,7 +22,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 
-#: Environment, images a call, seed and prompts: what must be equal for two losses to be comparable.
+#: Environment, images per call, seed and prompts: what must be equal for two losses to be comparable.
 _Conditions: TypeAlias = tuple[str, int, int, str]
 
 
