@@ -75,7 +75,7 @@ def test_both_clocks_are_calibrated_and_one_of_them_decides(gpu: None, decide_by
     decides = by_wall if decide_by == "wall" else by_device
     assert known.costs.speedups(candidates) == decides
     assert made is not None
-    assert made.half_width_ratio == max(one.half_width_ratio for one in decides)
+    assert made.half_width_ratio == max(speedup.half_width_ratio for speedup in decides)
 
 
 @pytest.mark.parametrize("decide_by", ["wall", "device"])
@@ -84,7 +84,7 @@ def test_golden_holds_the_speedups_of_both_clocks(gpu: None, decide_by: SpeedClo
     run = run_on_gpu(decide_by)
     (found,) = drive(run)
     assert found.of_cell is not None
-    entries = {one.key.target: one.entry for one in found.of_cell.decided}
+    entries = {decided.key.target: decided.entry for decided in found.of_cell.decided}
     met = {target for target, entry in entries.items() if entry.status == "met"}
     assert met == ({1.2, 1.5} if decide_by == "wall" else {1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0})
     for entry in entries.values():
@@ -100,7 +100,10 @@ def test_what_one_clock_decided_the_other_decides_anew(gpu: None) -> None:
     (by_device,) = drive(run_on_gpu("device"))
     assert by_wall.of_cell is not None
     assert by_device.of_cell is not None
-    winners = [{one.key: one.entry.params for one in found.decided} for found in (by_wall.of_cell, by_device.of_cell)]
+    winners = [
+        {decided.key: decided.entry.params for decided in found.decided}
+        for found in (by_wall.of_cell, by_device.of_cell)
+    ]
     assert winners[0] != winners[1]
 
 

@@ -211,9 +211,9 @@ def test_only_scatter_beyond_a_quiet_devices_counts_for_the_session(values: np.n
     quiet = 0.019 * (values - values.mean()) / max(float(values.std()), 1e-9) + shift
     # The largest deviation that a sample of so many can show beside the population's.
     quiet *= math.sqrt((len(quiet) - 1) / len(quiet))
-    changes = [one.change(quiet, KNOWN.estimate) for one in (aware, DESIGN)]
+    changes = [design.change(quiet, KNOWN.estimate) for design in (aware, DESIGN)]
     assert changes[0].error == changes[1].error
-    wide, narrow = (float(one.change(values, KNOWN.estimate).error) for one in (aware, DESIGN))
+    wide, narrow = (float(design.change(values, KNOWN.estimate).error) for design in (aware, DESIGN))
     assert wide >= narrow
     assert aware.power(0.047, 0.003) < DESIGN.power(0.047, 0.003)
     assert aware.power(0.014, 0.003) == DESIGN.power(0.014, 0.003)
@@ -224,14 +224,14 @@ def test_a_reference_of_figures_that_scatter_is_known_less_well() -> None:
     blind, aware = (Reference.from_sessions([scattered], 0.002, share).error for share in (0.0, 0.6))
     assert aware == pytest.approx(math.hypot(blind, float(lasting_sd(0.05, 0.6))))
     quiet = (Reference.from_sessions([SESSION], 0.002, share) for share in (0.0, 0.6))
-    assert len({one.error for one in quiet}) == 1
+    assert len({change.error for change in quiet}) == 1
 
 
 def _cases(*speedups: float) -> list[GateCase]:
     """A baseline and winners that are so much faster, in the gate's order."""
     cell = Cell("SD1.5", "DDIM", 20)
     point = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
-    entries = [replace(MET, speedup=one, speedup_ci95=(one - 0.1, one + 0.1)) for one in speedups]
+    entries = [replace(MET, speedup=speedup, speedup_ci95=(speedup - 0.1, speedup + 0.1)) for speedup in speedups]
     winners = [GateCase(cell, Candidate(cell, "DeepCache", point), entry, ()) for entry in entries]
     return [GateCase(cell, None, MET, ()), *winners]
 
@@ -286,7 +286,9 @@ def _timed(factor: float, seed: int = 0, *, noise: float = 0.01, most: int = 32)
 
     def blocks() -> Sequence[Block]:
         made = [noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=noise, step_sd=0.005) for _ in range(64)]
-        return [replace(one, runs=tuple(replace(run, **_slower(run, factor)) for run in one.runs)) for one in made]
+        return [
+            replace(block, runs=tuple(replace(run, **_slower(run, factor)) for run in block.runs)) for block in made
+        ]
 
     plain = noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=0.0, step_sd=0.0)
     figure = Figure.from_blocks([plain])
@@ -355,7 +357,7 @@ def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() ->
     assert learnt_session_sd([[SESSION]], 0.004) == pytest.approx(0.004)
     assert learnt_session_sd([alike], 0.004) < 0.004 < learnt_session_sd([apart], 0.004)
     # What their figures' scatter explains is not put down to sessions as such.
-    scattered = [replace(one, figure_sd=0.05) for one in apart]
+    scattered = [replace(session, figure_sd=0.05) for session in apart]
     assert learnt_session_sd([scattered], 0.004, 0.6) < learnt_session_sd([scattered], 0.004)
     one, three = (Reference.from_sessions(sessions, 0.004) for sessions in ([SESSION], alike))
     assert three.error < one.error
@@ -511,7 +513,7 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     )
     judged = list(judge.by_its_clocks(0.1))
     assert timer.timed == clocks
-    assert [one.clock for one in judged] == [DEVICE, HOST]
+    assert [speed.clock for speed in judged] == [DEVICE, HOST]
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"

@@ -53,7 +53,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def junit(path: Path) -> dict[str, dict[str, str]]:
     """Properties of each test case, by the test's name."""
     return {
-        str(case.get("name")): {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+        str(case.get("name")): {str(made.get("name")): str(made.get("value")) for made in case.iter("property")}
         for case in ElementTree.parse(path).iter("testcase")
     }
 
@@ -115,7 +115,7 @@ def test_other_tools_see_names_and_shapes_that_stay() -> None:
     of_cell = {"golden", "undecided", "verified", "environments", "pictures", "baseline", "prompts"}
     winners = {"provisional", "explored", "left", "failed", "phases_s"}
     gate = {"params", "case", "targets", "verdict", "text", "rounds_s", "sessions", "seconds"}
-    assert [one.keys() for one in shown] == [
+    assert [row.keys() for row in shown] == [
         place | figures | news | {"environment", "stored"},
         place | {"skipped", "evidence"},
         place | winners | of_cell | news,
@@ -129,7 +129,7 @@ def test_other_tools_see_names_and_shapes_that_stay() -> None:
     assert finished["golden"] == dict.fromkeys([str(KEY), str(replace(KEY, target=1.2))], MET.to_json())
     assert finished["pictures"] == {str(KEY): "images/a"}
     assert finished["undecided"][0]["key"] == str(replace(KEY, target=4.0))
-    assert [one["bound"] for one in finished["verified"]] == ["launch", None]
+    assert [winner["bound"] for winner in finished["verified"]] == ["launch", None]
     assert (unfit["refused"], unfit["unfit"], unfit["unfinished"]) == ("it has no mid block", True, False)
     assert (judged["verdict"]["status"], judged["verdict"]["figures"]) == ("regressed", {"power": 0.9})
 
@@ -174,15 +174,15 @@ def _check_log(written: list[dict[str, Any]]) -> None:
 
 def _check_benchmarks(path: Path) -> None:
     benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    own = [one for one in benchmarks if "test_search" in one["name"]]
-    assert [one["params"]["echo_interval"] for one in own] == [10, 20]
-    assert any("test_winners" in one["name"] for one in benchmarks)
-    for one in benchmarks:
-        assert one["fullname"] == f"benches/test_search.py::{one['name']}"
-        assert one["stats"]["rounds"] == len(one["stats"]["data"]) >= 1
-        assert one["stats"]["min"] == min(one["stats"]["data"]) > 0
-        assert one["extra_info"]["speedup"] > 1
-        assert one["extra_info"]["lpips"] >= 0
+    own = [entry for entry in benchmarks if "test_search" in entry["name"]]
+    assert [entry["params"]["echo_interval"] for entry in own] == [10, 20]
+    assert any("test_winners" in entry["name"] for entry in benchmarks)
+    for entry in benchmarks:
+        assert entry["fullname"] == f"benches/test_search.py::{entry['name']}"
+        assert entry["stats"]["rounds"] == len(entry["stats"]["data"]) >= 1
+        assert entry["stats"]["min"] == min(entry["stats"]["data"]) > 0
+        assert entry["extra_info"]["speedup"] > 1
+        assert entry["extra_info"]["lpips"] >= 0
 
 
 def test_pytest_benchmark_compares_two_runs(finished_search: SmallSearch) -> None:

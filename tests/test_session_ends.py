@@ -291,7 +291,7 @@ def test_what_a_gate_timed_is_in_pytest_benchmarks_file(gate: MadeUp) -> None:
     result.assert_outcomes(passed=2)
     assert result.ret == 0
     found = json.loads((gate.folder.path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
-    by_name = {one["name"].partition("DDIM-20-")[2]: one for one in found}
+    by_name = {entry["name"].partition("DDIM-20-")[2]: entry for entry in found}
     assert by_name.keys() == {"DeepCache-cache_interval=2,cache_branch_id=0]", "baseline]"}
     winner = by_name["DeepCache-cache_interval=2,cache_branch_id=0]"]
     assert winner["stats"]["data"] == list(TIMES_S)

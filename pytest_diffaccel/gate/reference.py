@@ -74,7 +74,7 @@ class Reference:
         if entry.speedup is None or entry.speedup_ci95 is None:
             raise ValueError("a golden record without a speed-up cannot be compared with")
         low, high = entry.speedup_ci95
-        # The cost model's intervals include what searches differ by (search/cost_model.py).
+        # The cost model's intervals include what searches differ by (search/predict/cost_model.py).
         error = math.log(high / low) / (2 * _NORMAL_95)
         return cls(math.log(entry.speedup), error, _GOLDEN_DF, 0.0, None, None, "golden's interval")
 
