@@ -119,6 +119,16 @@ def test_any_file_of_pytest_will_do(pytester: pytest.Pytester, name: str, text: 
     assert (found.pipe, found.seed) == (["SDXL", "SD1.5"], 3)
 
 
+def test_a_list_may_hold_numbers(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\ndiffaccel_steps = [20, 25]\n")
+    assert options(pytester).steps == ["20", "25"]
+
+
+def test_what_is_no_name_in_a_list_is_refused_in_terms_of_its_key(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\ndiffaccel_steps = [20, 2.5, [30]]\n")
+    assert "diffaccel_steps in pyproject.toml: '2.5' is unknown" in refused(pytester)
+
+
 # --- what wins ---------------------------------------------------------------------------------------------------
 
 
