@@ -70,7 +70,8 @@ def _as_in_class(its_class: str) -> dict[str, Any]:
 
 def _as_in_folder(folder: Path) -> dict[str, Any]:
     """The components that a ``model_index.json`` names; none where it cannot be read: checks of the folder say why."""
-    names = [name for name, value in _settings(folder / "model_index.json").items() if isinstance(value, list)]
+    index = _settings(folder / "model_index.json")
+    names = [name for name, value in index.items() if isinstance(value, list) and None not in value]
     found = {
         "text_encoders": tuple(sorted(name for name in names if name.startswith("text_encoder"))),
         "tokenizers": tuple(sorted(name for name in names if name.startswith("tokenizer"))),

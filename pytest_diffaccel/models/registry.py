@@ -30,6 +30,7 @@ NO_QUALITY = (
     "models 'architecture' has random weights: it tells speed and memory, and its images are noise, so nothing "
     "that scores them can use it"
 )
+_NO_FILES = ("embedded", "hub", ARCHITECTURE)
 DTYPES = ("float32", "float16", "bfloat16")
 
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
@@ -120,11 +121,9 @@ class ModelSpec:
         own = None
         if "class" in table:
             own = own_pipes.own_pipe(pipe, table, Path(location) if kind == "directory" else None)
-            if kind == "file" and "config" not in table:
-                raise ValueError(
-                    f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"'
-                )
-        default_scale = (own or known()[pipe]).guidance_scale
+        family = own or known()[pipe]
+        if kind == "file" and "config" not in table and not family.hub_id:
+            raise ValueError(f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"')
         return cls(
             pipe=pipe,
             kind=kind,
@@ -134,7 +133,7 @@ class ModelSpec:
             vae=_place("vae", table.get("vae"), base),
             dtype=_dtype(table.get("dtype")),
             image_size=_image_size(table.get("height"), table.get("width")),
-            guidance_scale=_guidance_scale(table.get("guidance_scale", default_scale)),
+            guidance_scale=_guidance_scale(table.get("guidance_scale", family.guidance_scale)),
             own=own,
         )
 
@@ -208,9 +207,17 @@ class ModelSource:
         if pipe not in known():
             valid = dict.fromkeys([*(one.name for one in known()), *(spec.pipe for spec in self.specs)])
             raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(valid)}")
+        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {self._other_weights(pipe)}")
+
+    def _other_weights(self, pipe: str) -> str:
         own = [spec.pipe for spec in self.specs if spec.own]
-        fix = f"search what it has: --pipe {own[0]}" if own else _LINE
-        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {fix}")
+        if own:
+            return f"search what it has: --pipe {own[0]}"
+        if self.name not in _NO_FILES:
+            return _LINE
+        if known()[pipe].hub_id:
+            return "its public weights are those of --models hub"
+        return f'give a models file (--models) with a line "{pipe}" = "path/to/folder"'
 
 
 def know_pipes(registry: PipeRegistry, models: str) -> None:
