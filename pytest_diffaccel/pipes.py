@@ -96,7 +96,8 @@ class PipeSpec:
         hub_id: repository of its public weights; empty: there is none.
         hub_names: regular expression of what repositories and files of such weights are called, in lower case.
         models_file: the file for ``--models`` that describes it; empty: it is known without.
-        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says.
+        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says; empty: what
+            their ``--model`` says.
         topology: its UNet's layout.
         linear_projection: the UNet's ``use_linear_projection``, by which pipes of one class are told apart; None: any.
         single_file_prefix: of its text encoder's tensors in a single file; empty: any.

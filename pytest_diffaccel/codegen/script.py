@@ -6,17 +6,19 @@ and names of the task, golden parameters, and descriptions of the environment in
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
-from pytest_diffaccel.codegen.blocks import Block
+from pytest_diffaccel.codegen.blocks import Block, NoBlock
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.tasks import Task
@@ -72,13 +74,42 @@ def render(answer: Answer) -> str:
     applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
     templates, context = _templates(), _context(answer)
     blocks = {method.name: Block.of(method, templates, context) for method in methods}
-    libraries = [*_LIBRARIES, *(block.library for block in blocks.values() if block.library)]
-    return templates.get_template(_BASE).render(
+    libraries = dict.fromkeys([*_LIBRARIES, *(block.library for block in blocks.values() if block.library)])
+    text = templates.get_template(_BASE).render(
         **context,
         methods=list(blocks.values()),
         applied=[blocks[name] for name in applied if name not in driven],
         libraries=[_requirement(library, answer.environment.versions) for library in libraries],
     )
+    if any(name not in default_registry().method_names for name in blocks):
+        _check_own(text, list(blocks.values()))
+    return text
+
+
+def _check_own(text: str, blocks: Sequence[Block]) -> None:
+    """Refuse a script that blocks of the user's own made into something else.
+
+    Raises:
+        NoBlock: when it is no Python, or a constant has the name of something else in it.
+    """
+    own = f"the templates of {', '.join(block.name for block in blocks)} together"
+    try:
+        lines = ast.parse(text).body
+    except SyntaxError as error:
+        wrong = (error.text or "").strip()
+        raise NoBlock(f"{own} make no Python: {error.msg}: {wrong!r} (docs/own_method.md)") from error
+    defined = Counter(name for line in lines for name in _defined(line))
+    if twice := [block.constant for block in blocks if defined[block.constant] > 1]:
+        raise NoBlock(f"{own} give a script that has {twice[0]} twice; let `constant` be another name")
+
+
+def _defined(line: ast.stmt) -> list[str]:
+    """What a line of a module gives a name to."""
+    if isinstance(line, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in line.names]
+    if isinstance(line, ast.Assign):
+        return [target.id for target in line.targets if isinstance(target, ast.Name)]
+    return [line.name] if isinstance(line, ast.FunctionDef) else []
 
 
 def _context(answer: Answer) -> dict[str, Any]:
@@ -148,7 +179,9 @@ def literal(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, str):
-        return json.dumps(value)
+        # Python knows no pairs of surrogates, as JSON writes what lies beyond 16 bits.
+        parts = [f"\\U{ord(sign):08x}" if sign > "\uffff" else json.dumps(sign)[1:-1] for sign in value]
+        return f'"{"".join(parts)}"'
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return repr(value)
     raise ValueError(f"{value!r} has no place in a script")

@@ -33,6 +33,7 @@ def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> Pip
         table, "schedulers", _is_name, PipeSpec.schedulers, 'names, such as ["EulerDiscreteScheduler"]'
     )
     steps = _listed(table, "steps", is_step_count, PipeSpec.steps, "whole numbers from 1 to 1000, such as [20, 30]")
+    written = str(table.get("path", table.get("id")))
     components = _as_in_class(its_class) or (_as_in_folder(folder) if folder else {})
     denoiser = components.get("denoiser", PipeSpec.denoiser)
     return PipeSpec(
@@ -40,7 +41,7 @@ def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> Pip
         its_class,
         schedulers=schedulers,
         steps=steps,
-        weights=str(table.get("path", table.get("id"))),
+        weights="" if written.endswith(".safetensors") else written,
         topology=Topology.from_config(_settings(folder / denoiser / "config.json") if folder else {}),
         **components,
     )

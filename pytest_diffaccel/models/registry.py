@@ -45,6 +45,10 @@ _PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _PIXEL_UNIT = 8  # diffusers refuses a height or width that is no multiple of it
 
 
+class UnknownPipe(ValueError):
+    """A models file has an entry for a pipe that is not known; the message says which are."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Where one pipe's weights are and how they are to be used.
@@ -245,7 +249,7 @@ def _specs(name: str, entries: Mapping[str, object], base: Path) -> tuple[ModelS
     own = [key for key, value in entries.items() if isinstance(value, dict) and "class" in value]
     for key, value in entries.items():
         if not _is_known(key) and key not in own:
-            raise ValueError(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
+            raise UnknownPipe(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
     specs = []
     in_order = [one.name for one in known() if _is_known(one.name)]
     for pipe in sorted(entries, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):
