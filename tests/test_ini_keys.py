@@ -245,6 +245,14 @@ def test_other_tests_of_the_project_run_whatever_the_search_lacks(pytester: pyte
     result.stdout.no_fnmatch_line("*diffaccel:*")
 
 
+def test_other_tests_of_the_project_do_not_pay_for_the_search(pytester: pytest.Pytester) -> None:
+    """Only diffusers knows whether there is such a scheduler; nobody asks before there is a case."""
+    configured(pytester, "diffaccel_sched = EulerDiscreteScheduler", "diffaccel_pipe = SDXL")
+    heavy = "{'torch', 'diffusers', 'numpy', 'pytest_diffaccel.pipes', 'pytest_diffaccel.search.run'}"
+    pytester.makepyfile(f"import sys\n\ndef test_unrelated(): assert not {heavy} & set(sys.modules)")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
 def test_workers_refuse_a_bad_value_with_its_key(pytester: pytest.Pytester) -> None:
     configured(pytester, "diffaccel_pipe = SD3")
     pytester.makepyfile(CASE)
