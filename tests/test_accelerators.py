@@ -1031,6 +1031,18 @@ def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     assert registry.for_params(params).kinds(params, 2) == ("Echo:full|ToMe:0.5@2", "Echo:echo|ToMe:0.5@2")
 
 
+@pytest.mark.parametrize("others", [{}, TOME], ids=["alone", "combined"])
+def test_a_method_that_names_too_few_kinds_of_calls_is_named(others: Params) -> None:
+    class Hasty(Echo):
+        def kinds(self, point: Any, steps: int, restarts: frozenset[int]) -> list[str]:
+            return ["full"] * (steps - 1)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}, **others}
+    accelerator = registry_with(Hasty([(2, 0)])).for_params(params)
+    with pytest.raises(ValueError, match="Echo: `kinds` names 4 denoiser calls of 5; name each"):
+        accelerator.kinds(params, 5)
+
+
 def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:
     registry = registry_with(Echo([(2, 0)]))
     assert registry.combine("Echo", "ToMe").name == "Echo and ToMe"

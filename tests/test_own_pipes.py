@@ -138,6 +138,17 @@ def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: Sma
     assert len(made["generate"](pipeline, ["red apple"], [0])) == 1
 
 
+def test_a_scheduler_that_cannot_be_followed_fails_each_case_in_one_line(own_search: SmallSearch) -> None:
+    few = ("--sched", "HeunDiscreteScheduler", "--search-targets", "ToMe", "--grid", "coarse")
+    result = own_search.pytester.runpytest_inprocess(*OPTIONS, *few)
+    outcomes = result.parseoutcomes()
+    assert outcomes["failed"] == len(collected(own_search, *OPTIONS, *few))
+    result.stdout.fnmatch_lines(
+        ["HeunDiscreteScheduler visits timestep * more than once in 6 steps, which *; take another*"]
+    )
+    result.stdout.no_fnmatch_line("*acceleration.py*")
+
+
 def test_a_hook_registers_a_pipe(small_search: SmallSearch, weights: Path) -> None:
     small_search.add_to_conftest(
         """
@@ -163,6 +174,20 @@ def test_a_search_says_which_pipes_there_are(own_search: SmallSearch, arguments:
     result = own_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {said}"])
+
+
+def test_a_scheduler_that_an_entry_has_and_diffusers_has_not_is_named_with_its_file(
+    own_search: SmallSearch, weights: Path
+) -> None:
+    (own_search.path / "models.toml").write_text(entry(weights).replace("EulerD", "OilerD"), encoding="utf-8")
+    result = own_search.pytester.runpytest_inprocess(*OPTIONS)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: my-sd of models.toml: 'OilerDiscreteScheduler' is no scheduler *; write DDIM, DPM-Solver++, "
+            "UniPCMultistepScheduler or a class of diffusers such as EulerDiscreteScheduler"
+        ]
+    )
 
 
 # --- entries of a models file ----------------------------------------------------------------------------------------

@@ -98,7 +98,11 @@ class Accelerator:
             )
 
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
-        """The kind of each denoiser call; ``"plain"`` without methods."""
+        """The kind of each denoiser call; ``"plain"`` without methods.
+
+        Raises:
+            ValueError: when a method names more or fewer calls than there are.
+        """
         if not self.methods:
             return (PLAIN,) * steps
         parts = []
@@ -107,6 +111,8 @@ class Accelerator:
             for driver in self._drivers(method):
                 restarts |= driver.restarts(params[driver.name], steps)
             kinds = method.kinds(params[method.name], steps, restarts)
+            if len(kinds) != steps:
+                raise ValueError(f"{method.name}: `kinds` names {len(kinds)} denoiser calls of {steps}; name each")
             parts.append([f"{method.name}:{kind}" for kind in kinds])
         return tuple("|".join(kinds) for kinds in zip(*parts, strict=True))
 
