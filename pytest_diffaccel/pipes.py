@@ -156,6 +156,8 @@ class PipeSpec:
             raise ValueError(
                 f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
             )
+        if self.built_like not in (None, "SD", "SDXL"):
+            raise ValueError(f'{self.name}: built_like={self.built_like!r}; write "SD", "SDXL" or None')
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"{self.name}: guidance_scale={self.guidance_scale!r}; give a number of at least 0")
 

@@ -99,6 +99,17 @@ def test_its_combination_is_generated_too(pytester: pytest.Pytester, capsys: pyt
         assert line in text
 
 
+def test_a_point_that_a_grid_repeats_is_one_case(small_search: SmallSearch) -> None:
+    """By its name reports, schedulers and the store know it."""
+    small_search.register((10, 0), (10, 0), (20, 0))
+    result = small_search.run("--collect-only", "-q")
+    assert [line.partition("[")[2] for line in result.outlines if "::" in line] == [
+        "SD1.5-DDIM-20-Echo-echo_interval=10,mishap=0]",
+        "SD1.5-DDIM-20-Echo-echo_interval=20,mishap=0]",
+        "SD1.5-DDIM-20-Echo]",
+    ]
+
+
 def test_it_says_on_which_denoisers_it_cannot_work() -> None:
     """Of every pipeline that a search has: its hooks are put on there, applied or not."""
     other = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace()))
