@@ -7,6 +7,7 @@ that the hook ``pytest_diffaccel_pipes`` gets, and a models file describes them 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ class PipeSpec:
         hub_id: repository of its public weights; empty: there is none.
         hub_names: regular expression of what repositories and files of such weights are called, in lower case.
         models_file: the file for ``--models`` that describes it; empty: it is known without.
-        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says.
+        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says; empty: what
+            their ``--model`` says.
         topology: its UNet's layout.
         linear_projection: the UNet's ``use_linear_projection``, by which pipes of one class are told apart; None: any.
         single_file_prefix: of its text encoder's tensors in a single file; empty: any.
@@ -83,16 +85,31 @@ class PipeSpec:
             raise ValueError(
                 f"{self.name!r} is no name for a pipe; write ASCII letters, digits, and . _ + - between them"
             )
-        # They stand in scripts.
-        for name in (self.pipeline_class, self.denoiser):
-            if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
-                raise ValueError(f"{self.name}: {name!r} is no name of a class or component")
-        if not self.schedulers or not all(self.schedulers):
+        for several in ("schedulers", "steps", "text_encoders", "tokenizers"):
+            self._check_tuple(several)
+        # Classes and components stand in scripts, components in paths.
+        for name in (self.pipeline_class, self.denoiser, *self.text_encoders, *self.tokenizers):
+            if not _is_plain_name(name):
+                raise ValueError(
+                    f"{self.name}: {name!r} is no name of a class or component; write one of diffusers' own, such as "
+                    '"StableDiffusionPipeline" or "unet"'
+                )
+        if not self.schedulers or not all(isinstance(one, str) and one for one in self.schedulers):
             raise ValueError(f'{self.name}: schedulers={self.schedulers!r}; name at least one, such as "DDIM"')
         if not self.steps or not all(is_step_count(count) for count in self.steps):
             raise ValueError(
                 f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
             )
+        if self.built_like not in (None, "SD", "SDXL"):
+            raise ValueError(f'{self.name}: built_like={self.built_like!r}; write "SD", "SDXL" or None')
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"{self.name}: guidance_scale={self.guidance_scale!r}; give a number of at least 0")
+
+    def _check_tuple(self, attribute: str) -> None:
+        value = getattr(self, attribute)
+        if not isinstance(value, tuple):
+            example = tuple(value) if isinstance(value, list) else (value,)
+            raise ValueError(f"{self.name}: {attribute}={value!r} is no tuple; write {example!r}")
 
     @property
     def pattern(self) -> str:
@@ -115,6 +132,10 @@ class PipeSpec:
         return (*self.tokenizers, "scheduler")
 
 
+def _is_plain_name(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isidentifier() and not value.startswith("_")
+
+
 def is_step_count(value: object) -> bool:
     """Whether a value is a number of denoising steps: a whole number from 1 to 1000."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_STEPS
@@ -134,9 +155,12 @@ class PipeRegistry:
                 regular expression.
         """
         try:
-            re.compile(spec.pattern)
+            is_blank = re.fullmatch(spec.pattern, "")
+            re.compile(f" (?:{spec.pattern})")  # as sentences are searched for it
         except re.error as error:
             raise ValueError(f"{spec.name}: spelling={spec.spelling!r} is no regular expression ({error})") from error
+        if is_blank:
+            raise ValueError(f"{spec.name}: spelling={spec.spelling!r} fits an empty text, which names no pipe")
         clash = [
             other for other in self if other != spec and (other.is_spelled(spec.name) or spec.is_spelled(other.name))
         ]

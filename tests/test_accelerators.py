@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,7 +23,7 @@ from pytest_diffaccel.accelerators.acceleration import (
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
-from pytest_diffaccel.accelerators.counters import transformer_blocks
+from pytest_diffaccel.accelerators.counters import UnwatchableError, transformer_blocks
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
@@ -745,6 +746,33 @@ def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None
         generate(PROMPTS[:1], SEEDS[:1])
 
 
+def raises(denoiser: Any, _tally: Any) -> Any:
+    denoiser.register_forward_pre_hook(lambda *_: None)
+    raise LookupError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (type("Broken", (Echo,), {"watch": staticmethod(raises)}), "LookupError: no such layer"),
+        (type("Forgetful", (Echo,), {"watch": lambda *_: None}), "TypeError: 'NoneType' object is not iterable"),
+        (type("Unsure", (Echo,), {"applies_to": lambda *_: 1 / 0}), "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_method_whose_hooks_fail_is_named_also_where_it_is_not_applied(
+    pipeline_of: GetPipeline, method: Any, reason: str
+) -> None:
+    """And leaves nothing behind."""
+    pipeline, registry = pipeline_of("SD1.5"), registry_with(method([(2, 0)]))
+    message = f"Echo cannot watch a UNet2DConditionModel ({reason}); mend its `watch`, or let `applies_to` say why not"
+    with (
+        untouched(pipeline),
+        accelerate(pipeline, {}, steps=1, registry=registry, **SIZE) as generate,
+        pytest.raises(UnwatchableError, match=re.escape(message)),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
@@ -956,6 +984,44 @@ def test_names_and_parameters_of_methods_are_unique() -> None:
     assert registry.names == [*SETTINGS, "Echo"]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ToMe", "DeepCache"), "ToMe and DeepCache: DeepCache and ToMe is registered already; leave it out"),
+        (("ToMe", "ToMe"), "cannot combine ToMe with ToMe: name two methods or more, each once"),
+        (("ToMe",), "cannot combine ToMe: name two methods or more"),
+        ((), "cannot combine nothing: name two methods or more"),
+    ],
+)
+def test_what_is_no_further_combination_is_refused(names: tuple[str, ...], message: str) -> None:
+    """Of two orders of the same methods, records would have either name."""
+    registry = default_registry()
+    with pytest.raises(ValueError, match=message):
+        registry.combine(*names)
+    assert registry.names == list(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"name": name}, f"{name!r} is no name for a method; write letters, digits, and blanks, . _ - between them")
+        for name in ("", "A|B", "A:B", "A, B", "A+B", "A and B", "A\nB", 'x"""')
+    ]
+    + [
+        ({"param_names": "echo_interval"}, "Echo: param_names = 'echo_interval'; write names in a tuple, such as"),
+        ({"param_names": ("a=1,b",)}, "Echo: param_names = ('a=1,b',); write names in a tuple"),
+        ({"counted": "echoes"}, "Echo: counted = 'echoes'; write names in a tuple"),
+    ],
+)
+def test_names_that_records_could_not_spell_are_refused_at_registration(
+    attributes: dict[str, Any], message: str
+) -> None:
+    registry = default_registry()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        registry.register(type("Odd", (Echo,), attributes)([(2, 0)]))
+    assert registry.names == list(SETTINGS)
+
+
 def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     registry = registry_with(Echo([(2, 0)]))
     params = {"ToMe": TOME["ToMe"], "Echo": {"echo_interval": 2, "mishap": 0}}
@@ -963,6 +1029,18 @@ def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     combined = registry.combine("Echo", "ToMe")
     assert registry.for_params(params) == combined
     assert registry.for_params(params).kinds(params, 2) == ("Echo:full|ToMe:0.5@2", "Echo:echo|ToMe:0.5@2")
+
+
+@pytest.mark.parametrize("others", [{}, TOME], ids=["alone", "combined"])
+def test_a_method_that_names_too_few_kinds_of_calls_is_named(others: Params) -> None:
+    class Hasty(Echo):
+        def kinds(self, point: Any, steps: int, restarts: frozenset[int]) -> list[str]:
+            return ["full"] * (steps - 1)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}, **others}
+    accelerator = registry_with(Hasty([(2, 0)])).for_params(params)
+    with pytest.raises(ValueError, match="Echo: `kinds` names 4 denoiser calls of 5; name each"):
+        accelerator.kinds(params, 5)
 
 
 def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:

@@ -328,6 +328,13 @@ def test_hostile_environments_are_refused(records: Golden) -> None:
         generate_script(task(), replace(records, environments={environment("SD1.5").id: hostile}))
 
 
+@pytest.mark.parametrize("text", ["a\"b\\\n'", "models/\U0001f600", "\u202e\u2028\x85\x00", "\ud800"])
+def test_a_text_is_one_literal_in_ascii(text: str) -> None:
+    assert ast.literal_eval(literal(text)) == text
+    assert literal(text).isascii()
+    assert len(literal(text).splitlines()) == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, object(), {1, 2}])
 def test_only_plain_values_become_literals(value: object) -> None:
     with pytest.raises(ValueError, match="has no place in a script"):

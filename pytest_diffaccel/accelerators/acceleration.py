@@ -99,6 +99,7 @@ class Generate:
             MethodDidNotAct: when a method had no effect.
             StepCountError: when the denoiser was not called once per step.
             UnknownCounter: when a method names a counter that it does not count.
+            UnwatchableError: when a method cannot put its hooks on the denoiser.
         """
         expected = self._expected_counters()
         # Without guidance no call is on half of a batch.
@@ -178,9 +179,9 @@ class Generate:
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into
         # the next call, and ToMe's random generator, forked from the global one, would go on from where it was.
-        # Without methods nothing touches the modules but hooks, which go by themselves.
+        # Without methods nothing touches the modules but hooks, which go by themselves, unless a `watch` breaks off.
         with (
-            restored(pipeline, modules=bool(self.accelerator.methods)),
+            restored(pipeline, modules=bool(self.accelerator.methods or watching)),
             torch.random.fork_rng(devices),
             ExitStack() as stack,
         ):

@@ -7,11 +7,13 @@ docstring.
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
-from pytest_diffaccel.codegen.script_parts import ScriptPart
+from pytest_diffaccel.codegen.script_parts import NoScriptPart, ScriptPart
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.entries import DTYPES
@@ -73,13 +75,42 @@ def render(answer: Answer) -> str:
     applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
     templates, context = _templates(), _context(answer)
     parts = {method.name: ScriptPart.of(method, templates, context) for method in methods}
-    libraries = [*_LIBRARIES, *(part.library for part in parts.values() if part.library)]
-    return templates.get_template(_BASE).render(
+    libraries = dict.fromkeys([*_LIBRARIES, *(part.library for part in parts.values() if part.library)])
+    text = templates.get_template(_BASE).render(
         **context,
         methods=list(parts.values()),
         applied=[parts[name] for name in applied if name not in driven],
         libraries=[_requirement(library, answer.environment.versions) for library in libraries],
     )
+    if any(name not in default_registry().method_names for name in parts):
+        _check_own(text, list(parts.values()))
+    return text
+
+
+def _check_own(text: str, parts: Sequence[ScriptPart]) -> None:
+    """Refuse a script that parts of the user's own made into something else.
+
+    Raises:
+        NoScriptPart: when it is no Python, or a constant has the name of something else in it.
+    """
+    own = f"the templates of {', '.join(part.name for part in parts)} together"
+    try:
+        lines = ast.parse(text).body
+    except SyntaxError as error:
+        wrong = (error.text or "").strip()
+        raise NoScriptPart(f"{own} make no Python: {error.msg}: {wrong!r} (docs/own_method.md)") from error
+    defined = Counter(name for line in lines for name in _defined(line))
+    if twice := [part.constant for part in parts if defined[part.constant] > 1]:
+        raise NoScriptPart(f"{own} give a script that has {twice[0]} twice; let `constant` be another name")
+
+
+def _defined(line: ast.stmt) -> list[str]:
+    """What a line of a module gives a name to."""
+    if isinstance(line, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in line.names]
+    if isinstance(line, ast.Assign):
+        return [target.id for target in line.targets if isinstance(target, ast.Name)]
+    return [line.name] if isinstance(line, ast.FunctionDef) else []
 
 
 def _context(answer: Answer) -> dict[str, Any]:
@@ -149,7 +180,9 @@ def literal(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, str):
-        return json.dumps(value)
+        # Python knows no pairs of surrogates, as JSON writes what lies beyond 16 bits.
+        parts = [f"\\U{ord(sign):08x}" if sign > "\uffff" else json.dumps(sign)[1:-1] for sign in value]
+        return f'"{"".join(parts)}"'
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return repr(value)
     raise ValueError(f"{value!r} has no place in a script")

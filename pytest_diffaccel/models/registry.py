@@ -28,9 +28,14 @@ NO_QUALITY = (
     "models 'architecture' has random weights: it tells speed and memory, and its images are noise, so nothing "
     "that scores them can use it"
 )
+_NO_FILES = ("embedded", "hub", ARCHITECTURE)
 
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
 _LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
+
+
+class UnknownPipe(ValueError):
+    """A models file has an entry for a pipe that is not known; the message says which are."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,9 @@ class ModelSpec:
         own = None
         if "class" in table:
             own = own_pipes.own_pipe(pipe, table, Path(location) if kind == "directory" else None)
-            if kind == "file" and "config" not in table:
-                raise ValueError(
-                    f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"'
-                )
-        default_scale = (own or known()[pipe]).guidance_scale
+        family = own or known()[pipe]
+        if kind == "file" and "config" not in table and not family.hub_id:
+            raise ValueError(f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"')
         return cls(
             pipe=pipe,
             kind=kind,
@@ -123,7 +126,7 @@ class ModelSpec:
             vae=entries.place("vae", table.get("vae"), base),
             dtype=entries.dtype(table.get("dtype")),
             image_size=entries.image_size(table.get("height"), table.get("width")),
-            guidance_scale=entries.guidance_scale(table.get("guidance_scale", default_scale)),
+            guidance_scale=entries.guidance_scale(table.get("guidance_scale", family.guidance_scale)),
             own=own,
         )
 
@@ -197,9 +200,17 @@ class ModelSource:
         if pipe not in known():
             valid = dict.fromkeys([*(family.name for family in known()), *(spec.pipe for spec in self.specs)])
             raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(valid)}")
+        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {self._other_weights(pipe)}")
+
+    def _other_weights(self, pipe: str) -> str:
         own = [spec.pipe for spec in self.specs if spec.own]
-        fix = f"search what it has: --pipe {own[0]}" if own else _LINE
-        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {fix}")
+        if own:
+            return f"search what it has: --pipe {own[0]}"
+        if self.name not in _NO_FILES:
+            return _LINE
+        if known()[pipe].hub_id:
+            return "its public weights are those of --models hub"
+        return f'give a models file (--models) with a line "{pipe}" = "path/to/folder"'
 
 
 def know_pipes(registry: PipeRegistry, models: str) -> None:
@@ -227,7 +238,7 @@ def _specs(name: str, written: Mapping[str, object], base: Path) -> tuple[ModelS
     own = [key for key, value in written.items() if isinstance(value, dict) and "class" in value]
     for key, value in written.items():
         if not _is_known(key) and key not in own:
-            raise ValueError(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
+            raise UnknownPipe(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
     specs = []
     in_order = [family.name for family in known() if _is_known(family.name)]
     for pipe in sorted(written, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):

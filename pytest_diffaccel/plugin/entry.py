@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A search's groups stay together and survive the death of their worker."""
+    if options.is_given(config.option):  # whether there are cases, the workers alone know
+        with suppress(pytest.UsageError):
+            search_run(config)
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
     from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
@@ -136,8 +139,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     given = config.known_args_namespace
     if options.is_given(config.option):
-        # What only the project's configuration says is refused once there is a case: most runs are of other tests.
-        with nullcontext() if options.is_given(given) else suppress(pytest.UsageError):
+        # What only the project's configuration says is read once there is a case: most runs are of other tests.
+        if options.is_given(given):
             search_run(config)
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):

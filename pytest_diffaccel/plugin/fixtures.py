@@ -78,15 +78,29 @@ def keep_groups_together(config: pytest.Config) -> None:
 
 
 @contextmanager
-def _refusals_in_words() -> Iterator[None]:
-    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide."""
+def _refusals_in_words(*more: type[Exception]) -> Iterator[None]:
+    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide.
+
+    Args:
+        more: what else does.
+    """
     from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.search.pipelines import Unavailable
 
+    told: tuple[type[Exception], ...] = (StoreError, Unavailable, *more)
     try:
         yield
-    except (StoreError, Unavailable) as error:
+    except told as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@contextmanager
+def _refusals_of_cells_in_words() -> Iterator[None]:
+    """The same, and a scheduler that cannot be followed at a cell's number of steps, of which each case would tell."""
+    from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
+
+    with _refusals_in_words(UnfollowedTimesteps):
+        yield
 
 
 class Case:
@@ -108,7 +122,7 @@ class Case:
         from pytest_diffaccel.search.results import Skipped
 
         try:
-            with _refusals_in_words():
+            with _refusals_of_cells_in_words():
                 follow = candidate.group in self._groups_with_winners()
                 return put_result(self._item, self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
@@ -119,7 +133,7 @@ class Case:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
         others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
-        with _refusals_in_words():
+        with _refusals_of_cells_in_words():
             result = put_result(self._item, self._run.find_winners(cell, accelerator, others))
         if result.refused:
             if result.refused.why != "failed":

@@ -87,8 +87,9 @@ class SearchRun:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """All candidates of the settings, group by group."""
-        return list(matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse))
+        """All candidates of the settings, group by group, each once: a grid that is cut off at the steps may repeat."""
+        found = matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse)
+        return list(dict.fromkeys(found))
 
     @cached_property
     def groups(self) -> list[Group]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
-from pytest_diffaccel.matrix import PIPES, Cell, cells
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.models.schedulers import named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
@@ -163,8 +163,10 @@ def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
     steps = _choose("--steps", options.steps, usual, _step_count, ["any whole number from 1 to 1000"])
     named = {name: named_scheduler(name) for name in schedulers}
     if unknown := [name for name in schedulers if not named[name]]:
+        where = f" of {pipe.models_file}" if pipe.models_file else ""
         raise OptionError(
-            f"{pipe.name}: diffusers has no scheduler {unknown[0]!r} of Stable Diffusion's noise schedule"
+            f"{pipe.name}{where}: {unknown[0]!r} is no scheduler for Stable Diffusion's noise schedule; write "
+            f"{', '.join(SCHEDULERS)} or a class of diffusers such as EulerDiscreteScheduler"
         )
     chosen = dict.fromkeys(filter(None, named.values()))
     return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)
