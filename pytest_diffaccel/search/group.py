@@ -136,10 +136,8 @@ class GroupSearch:
 
     @property
     def _conditions(self) -> tuple[str, Sampling]:
-        """Those that decisions hold under: what one clock's speed-ups decide, another's need not."""
-        sampling = self.bench.sampling(self.cell, "search")
-        if self.bench.settings.decide_by == "device":
-            sampling = sampling.by_device()
+        """Those that decisions hold under: by another clock, of other losses or points, they may be others."""
+        sampling = self.bench.sampling(self.cell, "search").on_terms(self.bench.settings.terms)
         return self.bench.environment(self.cell).id, sampling
 
     @property
