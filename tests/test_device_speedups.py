@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.search.calibrate import calibration
-from pytest_diffaccel.search.calibrate.calibration import calibrate
+from pytest_diffaccel.search.calibrate.calibration import Timer, calibrate
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.run import SearchRun
 
@@ -117,6 +118,34 @@ def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
     ]
     assert found.costs.speedups(again.candidates) == known.costs.speedups(again.candidates)
     again.close()
+
+
+def test_a_profiler_that_fails_half_way_leaves_the_wall_clock_alone(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The probe works, and then no run shows both ends of every step."""
+
+    def busy(*_: object) -> Any:
+        raise MarkersLost("the profiler saw 0 markers for 8 steps")
+
+    monkeypatch.setattr(calibration, "busy", busy)
+    run = run_on_gpu("wall")
+    cell = run.groups[0].cell
+    assert calibrate(run.bench, cell) is not None
+    assert "the profiler saw 0 markers" in caplog.text
+    assert run.bench.known(cell).rounds("device") == []
+    before = len(run.bench.known(cell).rounds())
+    # As verifying winners does.
+    assert Timer(run.bench, cell).narrow(run.candidates, lambda _: False, enough(run, before + 2)) == 2
+    run.bench.settings = replace(run.bench.settings, decide_by="device")
+    with pytest.raises(Unavailable, match="no short run could be timed by the GPU's own time"):
+        calibrate(run.bench, cell)
+    run.close()
+
+
+def enough(run: SearchRun, rounds: int) -> Callable[[], bool]:
+    """Whether so many rounds are known by the wall clock."""
+    return lambda: len(run.bench.known(run.groups[0].cell).rounds()) >= rounds
 
 
 def test_a_gpu_that_does_not_tell_its_time_is_searched_by_the_wall_clock(

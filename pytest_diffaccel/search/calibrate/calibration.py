@@ -138,7 +138,10 @@ def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], mo
     def is_known(speedup: Interval) -> bool:
         return speedup.half_width_ratio <= _KNOWN_BY_DEVICE
 
-    return Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
+    made = Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
+    if bench.settings.decide_by == "device" and not bench.known(cell).rounds("device"):
+        raise Unavailable("no short run could be timed by the GPU's own time, which is to decide: the log says why")
+    return made
 
 
 def is_predicted(speedup: Interval) -> bool:
@@ -327,7 +330,7 @@ class Timer:
             store.forget_failure(*place)
             raise
         except Exception as error:
-            bench.broken_runs.add(run.key)
+            bench.broken_runs[self._clock].add(run.key)
             store.forget_failure(*place)
             _LOG.warning("a short run of %s fails: %s", run.key, error)
             if is_cuda_broken():
@@ -355,6 +358,6 @@ class Timer:
         return {run.key for run in runs if self._bench.pipelines.misfit(run)}
 
     def _failed(self) -> set[str]:
-        """Short runs that failed in this process, or took another of this session, or two before, with them."""
+        """Short runs that failed in this process by this clock, or took another of this session, or two, with them."""
         crashed = {one.candidate.key for one in self._bench.failures(self._cell, self._sampling)}
-        return crashed | self._bench.broken_runs
+        return crashed | self._bench.broken_runs[self._clock]
