@@ -184,7 +184,7 @@ def test_what_a_gpus_own_time_decided_is_promised_as_far_as_the_wall_clock_shows
     answer = find(task(), records_of((20, 1.5, waits), (20, 2.0, by_device(1.62, 2.1))))
     assert (answer.key.target, answer.attained) == (2.0, True)
     # A target of no record is not answered by a higher one that the wall clock does not show.
-    with pytest.raises(NoRecord, match="fastest recorded for 20 steps reaches 1.31x"):
+    with pytest.raises(NoRecord, match=r"fastest recorded for 20 steps reaches 1\.31x"):
         find(task(target=1.4), records_of((20, 1.5, waits)))
     assert not find(task(), records_of((20, 1.5, by_device(1.9, 1.45, reason="quality")))).attained
 
