@@ -133,7 +133,9 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         place = one.cell if isinstance(one, GroupWinners | GroupDecision) else one.candidate.cell
         return place == cell and _conditions(one.environment, one.sampling) == chosen
 
-    skipped = (one for one in contents.decisions if is_own(one))
+    # Searches of other numbers of samples, or of other options, each say so of a candidate: the last word counts.
+    skipped = {one.candidate.key: one for one in contents.decisions if is_own(one)}
+    failed = {one.candidate.key: one for one in failures if is_own(one)}
     return CellRecord(
         cell=cell,
         environment=environment,
@@ -142,8 +144,8 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         searched=searched,
         verified=verified,
         rivals=tuple(sorted((one for one in own if one.sampling.rival_of is not None), key=lambda one: _steps(one))),
-        skipped=tuple(one for one in skipped if one.candidate.key not in {**searched, **verified}),
-        failures=tuple(one for one in failures if is_own(one)),
+        skipped=tuple(one for key, one in skipped.items() if key not in {**searched, **verified, **failed}),
+        failures=tuple(failed.values()),
         running=tuple(one for one in contents.running if is_own(one)),
         winners={one.accelerator: one for one in contents.winners if is_own(one)},
         finished=frozenset(one.accelerator for one in contents.groups if is_own(one) and one.state == "done"),
