@@ -136,6 +136,21 @@ def test_what_was_cut_off_is_tried_once_more(
     assert bool(folder.failures()) != tried
 
 
+def test_a_clock_that_goes_back_lets_no_candidate_take_a_second_worker(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, candidate = opened()
+    place = candidate, run.bench.environment(candidate.cell).id, run.bench.sampling(candidate.cell, "search")
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: run.session.began_at - 3600)
+        run.bench.store.begin(*place, "case", session=run.session.name)
+    assert run.bench.failed(candidate.cell) == {candidate.key}
+    run.close()
+    run, candidate = opened()
+    assert run.bench.failed(candidate.cell) == set()
+    run.close()
+
+
 @pytest.mark.parametrize("options", [("--max-quality-loss", "1e-9"), ("--grid", "coarse"), ("--exhaustive",)])
 def test_what_one_search_decided_another_of_other_options_decides_anew(
     folder: SmallSearch, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

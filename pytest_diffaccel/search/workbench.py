@@ -164,7 +164,7 @@ class Workbench:
     def failures(self, cell: Cell, sampling: Sampling) -> list[Failure]:
         """What this session tries no more in the cell's environment; under ``--fresh`` only what failed in it."""
         found = self.store.failures(self.environment(cell).id, sampling, self.since)
-        return [one for one in found if one.stands_in(self.began_at)]
+        return [one for one in found if one.stands_in(self.session, self.began_at)]
 
     def failed(self, cell: Cell) -> set[str]:
         """Keys of the candidates of the cell's environment that this session evaluates no more."""
