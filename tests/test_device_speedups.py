@@ -18,6 +18,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.calibrate import calibration
 from pytest_diffaccel.search.calibrate.calibration import Timer, calibrate
 from pytest_diffaccel.search.pipelines import Unavailable
@@ -47,8 +48,8 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> 
     monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
 
 
-def run_on_gpu(decide_by: SpeedClock) -> SearchRun:
-    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+def run_on_gpu(decide_by: SpeedClock, points: Sequence[tuple[int, int]] = POINTS) -> SearchRun:
+    run = open_run(*THRIFTY, methods=[Echo(points)])
     run.bench.settings = replace(run.bench.settings, gpus=(), decide_by=decide_by)
     return run
 
@@ -94,6 +95,24 @@ def test_golden_holds_the_speedups_of_both_clocks(gpu: None, decide_by: SpeedClo
         assert entry.speedup == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
         assert entry.device_speedup == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.015)
         assert GoldenEntry.from_json(entry.to_json()) == entry
+
+
+def test_speedups_that_are_called_the_wall_clocks_are(gpu: None) -> None:
+    """Also of candidates that were not timed themselves, in a search that the GPU's own time decides."""
+    run = run_on_gpu("device", POINTS[:1])
+    (candidate,) = run.candidates
+    (found,) = drive(run)
+    with Store.open(run.settings.store) as store:
+        stored = [one.measurement for one in store.contents().measurements if one.measurement.candidate == candidate]
+    assert {one.sampling.purpose for one in stored} == {"search", "winner"}
+    for one in stored:
+        assert one.wall_speedup.value == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+    assert found.of_cell is not None
+    missed = [one.entry for one in found.of_cell.decided if one.entry.status == "unattainable"]
+    assert missed
+    for entry in missed:
+        assert entry.wall_speedup == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+        assert entry.device_speedup == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.015)
 
 
 def test_what_one_clock_decided_the_other_decides_anew(gpu: None) -> None:

@@ -58,7 +58,9 @@ class GroupSearch:
         """Measure a candidate on its first samples, timed in an exhaustive search only; raises as :meth:`evaluate`."""
         if self.is_done:
             self._keep("reopened")
-        predicted = None if self.bench.settings.exhaustive else self.plan().costs.speedups([candidate])[0]
+        # What is stored of a candidate is of the wall clock, whichever decides.
+        by_wall = self.bench.known(self.cell).costs_by("wall")
+        predicted = None if self.bench.settings.exhaustive else by_wall.speedups([candidate])[0]
         return evaluate(self.bench, candidate, predicted)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
