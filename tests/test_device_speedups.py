@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,35 @@ def test_both_clocks_are_calibrated_and_one_of_them_decides(gpu: None, decide_by
     assert known.costs.speedups(candidates) == decides
     assert made is not None
     assert made.half_width_ratio == max(one.half_width_ratio for one in decides)
+
+
+def test_the_clock_that_decides_gets_a_calibrations_share_of_the_time(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the wall clock's rounds were made long ago, or soon told enough."""
+
+    class Watch:
+        now = 0.0
+        time = staticmethod(time.time)
+
+        def monotonic(self) -> float:
+            return self.now
+
+    watch = Watch()
+
+    def slow(generate: Generate, *_: object) -> Any:
+        watch.now += 1.0
+        return [], RunTiming(PLAIN_S * 30, (PLAIN_S,) * len(generate.kinds), generate.kinds)
+
+    monkeypatch.setattr(calibration, "time", watch)
+    monkeypatch.setattr(calibration, "busy", slow)
+    monkeypatch.setattr(calibration, "_KNOWN_BY_DEVICE", 0.0)  # never known well enough
+    monkeypatch.setattr(calibration, "_SHARE", 50.0)  # a minute, where a round takes six seconds
+    run = run_on_gpu("device")
+    calibrate(run.bench, run.groups[0].cell)
+    rounds = run.bench.known(run.groups[0].cell).rounds("device")
+    run.close()
+    assert 4 < len(rounds) < 60
 
 
 @pytest.mark.parametrize("decide_by", ["wall", "device"])
