@@ -732,6 +732,21 @@ def test_another_methods_counter_shows_nothing(pipeline_of: GetPipeline) -> None
         generate(PROMPTS[:1], SEEDS[:1])
 
 
+def test_what_is_counted_on_arrays_is_a_plain_number(pipeline_of: GetPipeline) -> None:
+    class OnArrays(Echo):
+        def watch(self, denoiser: Any, tally: Any) -> Any:
+            def count(*_: object) -> None:
+                tally.add(self.counted[0], np.ones(2, dtype=bool).sum())
+
+            return (denoiser.register_forward_hook(count),)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}}
+    registry = registry_with(OnArrays([(2, 0)]))
+    with accelerate(pipeline_of("SD1.5"), params, steps=2, registry=registry, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    assert {type(count) for count in generate.fired.values()} == {int}
+
+
 def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None:
     class Careless(Echo):
         counted = ("echos",)

@@ -45,6 +45,7 @@ from pytest_diffaccel.gate.speed import Timed, explain_by_times, slower_baseline
 from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
@@ -517,6 +518,27 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+def test_a_profiler_that_fails_after_its_probe_leaves_the_wall_clock() -> None:
+    class Refused(MadeUpTimer):
+        def gpu_use(self) -> GpuUse:
+            raise MarkersLost("the profiler saw 0 markers for 20 steps")
+
+    timer = Refused()
+    judge = SpeedJudge(
+        _cases(1.7)[1],
+        cast("CaseTimer", timer),
+        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        2,
+        (),
+        Budget(60),
+        {DEVICE: KNOWN, WALL["cuda"]: KNOWN}.get,
+        recording=False,
+    )
+    (judged,) = judge.by_its_clocks(0.1)
+    assert timer.timed == [WALL["cuda"]]
+    assert "the profiler saw 0 markers" in " ".join(judged.remarks)
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:

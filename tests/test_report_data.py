@@ -91,6 +91,24 @@ def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
     assert (record.cell, len(record.failures)) == (cell, 1)
 
 
+def test_a_candidate_that_two_searches_passed_over_is_shown_once(search: RecordedSearch) -> None:
+    """They were of other numbers of samples, or of other options."""
+    search.fill(grid=deepcache_grid()[:1])
+    skipped, failed, both = (Candidate(CELL, "DeepCache", params) for params in deepcache_grid()[1:4])
+    wide, narrow = search.sampling(), replace(search.sampling(), num_samples=2)
+    with Store.open(search.store) as store:
+        for sampling in (wide, narrow, wide.on_terms(["on the coarse grid"])):
+            store.save_decision(skipped, environment().id, sampling, f"said of {sampling.purpose}")
+            store.save_failure(failed, environment().id, sampling, "error", "an accident")
+        store.save_decision(both, environment().id, wide, "too slow")
+        store.save_failure(both, environment().id, wide, "error", "an accident")
+    (found,) = find(material(search))
+    rows = {row.key: row for row in found.rows}
+    assert len(rows) == len(found.rows)
+    assert rows[skipped.key].reason == "said of search on the coarse grid"
+    assert (rows[failed.key].verdict, rows[both.key].verdict) == ("failed", "failed")
+
+
 # Which verdicts
 
 

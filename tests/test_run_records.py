@@ -25,10 +25,11 @@ from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.report.case_log import CaseLog, log_case
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
 from pytest_diffaccel.report.sent_results import CaseResult, dump, parse
+from pytest_diffaccel.report.step_summary import write_step_summary
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import (
     Broken,
@@ -98,6 +99,26 @@ RESULTS = (
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
 def test_a_result_reaches_the_controller_as_it_was_sent(result: CaseResult) -> None:
     assert parse(dump(result)) == result
+
+
+UNSPEAKABLE = "no such file: \udcff.bin"
+
+
+def test_messages_with_file_names_that_are_no_utf8_reach_the_controller_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    found = parse(dump(Winners(CELL, "DeepCache", failed=(UNSPEAKABLE,), left=1)))
+    assert found == Winners(CELL, "DeepCache", failed=("no such file: ?.bin",), left=1)
+    case = EndedCase("test_search[x]", "failed", 0.25, "", UNSPEAKABLE)
+    CaseLog(tmp_path / "cases.jsonl").write(case, "x", Broken(CELL, "DeepCache"))
+    assert lines(tmp_path / "cases.jsonl")[0]["reason"] == UNSPEAKABLE
+    log_case(case, Broken(CELL, "DeepCache"))
+    (log,) = (tmp_path / ".diffaccel").rglob("*.log")
+    assert r"no such file: \udcff.bin" in log.read_text(encoding="utf-8")
+    write_step_summary([UNSPEAKABLE])
+    assert "no such file" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"kind": "another"}', '{"kind": "skipped", "evidence": "slow"}'])
@@ -227,6 +248,28 @@ def test_failures_and_dead_workers_are_logged_with_their_reason(small_search: Sm
     assert (dead["outcome"], dead["accelerator"]) == ("failed", "Echo")
     assert "crashed while running" in dead["reason"]
     assert by_case["echo_interval=10,mishap=0"]["outcome"] == "passed"
+
+
+def test_a_case_that_another_plugin_runs_again_is_taken_once(small_search: SmallSearch) -> None:
+    """As pytest-rerunfailures tells of what it runs again."""
+    small_search.register(*POINTS)
+    small_search.add_to_conftest(
+        """
+from copy import copy
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.when == "call":
+        again = copy(report)
+        again.outcome = "rerun"
+        item.ihook.pytest_runtest_logreport(report=again)
+    return report
+"""
+    )
+    small_search.run(*RECORDS).assert_outcomes(passed=3)
+    _check_log(lines(small_search.path / "logs" / "cases.jsonl"))
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_the_start(small_search: SmallSearch) -> None:

@@ -43,7 +43,7 @@ class Tally:
         if name not in self.counts:
             known = ", ".join(self.counts)
             raise ValueError(f"{self._method} counts {name!r}, which `counted` does not name; it names {known}")
-        self.counts[name] += number
+        self.counts[name] += int(number)  # what is counted on arrays and tensors is none, and no record takes it
 
 
 class Counting(Protocol):

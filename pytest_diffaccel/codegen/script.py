@@ -142,6 +142,11 @@ def shortfall(answer: Answer) -> str:
     """Why a target that is not attained is not, in a sentence; empty for one that is."""
     if answer.attained:
         return ""
+    if answer.entry.reason is None:
+        by_device, by_wall = answer.entry.device_speedup, answer.entry.speedup
+        return (
+            f"This target is reached by the GPU's own time ({by_device:.2f}x), by the wall clock only {by_wall:.2f}x."
+        )
     why = "no setting is fast enough" if answer.entry.reason == "speed" else "fast settings lose too much quality"
     return f"This target is unattainable: {why}. Best reached: {answer.entry.speedup:.2f}x."
 

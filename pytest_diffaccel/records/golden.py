@@ -222,6 +222,8 @@ class GoldenEntry:
             f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
             for name in ("speedup", "device_speedup", "lpips")
             if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
+            # What could not be read this time says nothing else.
+            and not (name == "device_speedup" and other.device_speedup is None)
         ]
         if self.fewer_steps is None is not other.fewer_steps:
             changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")

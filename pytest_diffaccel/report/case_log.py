@@ -84,7 +84,8 @@ class CaseLog:
                 str(decided.key): json.loads(decided.entry.to_json()) for decided in result.of_cell.decided
             }
         # One write of a whole line: a reader that follows the file sees no half of one.
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        # Lone surrogates, which UTF-8 lacks, become what JSON escapes them as.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -100,7 +101,7 @@ def log_case(case: EndedCase, result: CaseResult) -> None:
     """
     WORK.logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8") as log:
+    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"{stamp} {_line(case, result)}\n")
 
 

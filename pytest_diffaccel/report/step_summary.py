@@ -33,7 +33,7 @@ def write_step_summary(lines: Iterable[str]) -> list[str]:
     if not file:
         return []
     try:
-        with Path(file).open("a", encoding="utf-8") as summary:
+        with Path(file).open("a", encoding="utf-8", errors="replace") as summary:
             summary.write("\n".join(lines) + "\n\n")
     except OSError as error:
         return [f"step summary: could not be written: {error}"]

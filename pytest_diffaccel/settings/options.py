@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Folder of the search's and the gate's test functions, in a clone of the repository; the wheel has none.
 BENCHES = "benches"
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
-_DEFAULT_MAX_QUALITY_LOSS = 0.25
+DEFAULT_MAX_QUALITY_LOSS = 0.25
 #: Images scored per candidate, by model source; where it is none of these.
 DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
@@ -84,9 +84,9 @@ _MEASURING_OPTIONS = (
     option(
         "--max-quality-loss",
         type=positive,
-        default=_DEFAULT_MAX_QUALITY_LOSS,
+        default=DEFAULT_MAX_QUALITY_LOSS,
         metavar="LPIPS",
-        help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
+        help=f"LPIPS above which a candidate cannot win (default: {DEFAULT_MAX_QUALITY_LOSS})",
     ),
     option(
         "--decide-by",

@@ -15,7 +15,7 @@ from pytest_diffaccel.models.schedulers import named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
@@ -77,6 +77,17 @@ class Settings:
     gpu: Gpu | None = None
     gate: GateSettings | None = None
     report: Path | None = None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What decisions hold under beside their samples, in words; nothing of what is so by default."""
+        said = {
+            "by device time": self.decide_by == "device",
+            f"of losses up to {self.max_quality_loss}": self.max_quality_loss != DEFAULT_MAX_QUALITY_LOSS,
+            "on the coarse grid": self.coarse,
+            "of every point": self.exhaustive,
+        }
+        return tuple(words for words, holds in said.items() if holds)
 
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:

@@ -60,7 +60,12 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
 
     Returns:
         How it went; None where no short run works, or the model takes no candidate.
+
+    Raises:
+        Unavailable: when the GPU's own time is to decide, and cannot be read.
     """
+    if bench.settings.decide_by == "device":
+        _why_no_device_time(bench)  # at once, not after minutes of the wall clock
     folder, environment = WORK.calibration, bench.environment(cell).id
     timer = Timer(bench, cell)
     with lock_between_processes(folder / f"{environment}.lock").write_lock():
@@ -80,7 +85,10 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
     if not candidates or not bench.known(cell).rounds():
         return None
-    made += _by_device(bench, cell, candidates, most_s=time.monotonic() - began)
+    most_s = time.monotonic() - began
+    if bench.settings.decide_by == "device":
+        most_s = max(most_s, _share_s(bench, cell, candidates))
+    made += _by_device(bench, cell, candidates, most_s)
     speedups = bench.known(cell).costs.speedups(candidates)
     return Calibration(
         rounds=made,
@@ -106,10 +114,7 @@ def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], mo
     """
     if bench.settings.gpus is None:
         return 0
-    with bench.pipelines.timing():
-        lacking = why_no_device_time()
-    if lacking and bench.settings.decide_by == "device":
-        raise Unavailable(lacking)
+    lacking = _why_no_device_time(bench)
     if lacking:
         _LOG.warning("%s; speed-ups are recorded by the wall clock only", lacking)
         return 0
@@ -122,7 +127,23 @@ def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], mo
     def is_known(speedup: Interval) -> bool:
         return speedup.half_width_ratio <= _KNOWN_BY_DEVICE
 
-    return Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
+    made = Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
+    if bench.settings.decide_by == "device" and not bench.known(cell).rounds("device"):
+        raise Unavailable("no short run could be timed by the GPU's own time, which is to decide: the log says why")
+    return made
+
+
+def _why_no_device_time(bench: Workbench) -> str:
+    """Why the GPU's own time cannot be read, in words; empty where it can.
+
+    Raises:
+        Unavailable: with that, when it is to decide.
+    """
+    with bench.pipelines.timing():
+        lacking = why_no_device_time()
+    if lacking and bench.settings.decide_by == "device":
+        raise Unavailable(lacking)
+    return lacking
 
 
 def is_predicted(speedup: Interval) -> bool:
@@ -148,23 +169,28 @@ def baseline_s(known: Knowledge, steps: int) -> float:
 
 
 def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
-    """Whether the session's rounds have taken their share of what generating all candidates would take."""
-    batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
-    schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
+    """Whether the session's rounds by the wall clock have taken their share; what does not decide makes the least."""
 
     def spent() -> bool:
-        known = bench.known(cell)
-        rounds = [made for made in known.rounds() if made.started_at >= bench.began_at]
+        rounds = [made for made in bench.known(cell).rounds() if made.started_at >= bench.began_at]
         if len(rounds) < _LEAST_ROUNDS:
             return False  # every run that fails is passed over: that ends by itself
         if bench.settings.decide_by == "device":
             return True
-        run_s = {steps: baseline_s(known, steps) for steps in {candidate.cell.steps for candidate in candidates}}
-        speedups = known.costs_by("wall").speedups(candidates)
-        all_s = sum(
-            run_s[candidate.cell.steps] / speedup.value for candidate, speedup in zip(candidates, speedups, strict=True)
-        )
         took_s = sum(run.total_s for made in rounds for run in (made.baseline, *made.runs))
-        return took_s > _SHARE * schedulers * batches * all_s
+        return took_s > _share_s(bench, cell, candidates)
 
     return spent
+
+
+def _share_s(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> float:
+    """Seconds that a calibration may take: a share of what generating all candidates would."""
+    batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
+    schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
+    known = bench.known(cell)
+    run_s = {steps: baseline_s(known, steps) for steps in {candidate.cell.steps for candidate in candidates}}
+    speedups = known.costs_by("wall").speedups(candidates)
+    all_s = sum(
+        run_s[candidate.cell.steps] / speedup.value for candidate, speedup in zip(candidates, speedups, strict=True)
+    )
+    return _SHARE * schedulers * batches * all_s

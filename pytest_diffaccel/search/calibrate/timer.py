@@ -179,7 +179,7 @@ class Timer:
             store.forget_failure(*place)
             raise
         except Exception as error:
-            bench.broken_runs.add(run.key)
+            bench.broken_runs[self._clock].add(run.key)
             store.forget_failure(*place)
             _LOG.warning("a short run of %s fails: %s", run.key, error)
             if is_cuda_broken():
@@ -207,6 +207,6 @@ class Timer:
         return {run.key for run in runs if self._bench.pipelines.misfit(run)}
 
     def _failed(self) -> set[str]:
-        """Short runs that failed in this process, or took another of this session, or two before, with them."""
+        """Short runs that failed in this process by this clock, or took another of this session, or two, with them."""
         crashed = {failure.candidate.key for failure in self._bench.failures(self._cell, self._sampling)}
-        return crashed | self._bench.broken_runs
+        return crashed | self._bench.broken_runs[self._clock]

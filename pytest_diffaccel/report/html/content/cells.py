@@ -133,7 +133,9 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         place = found.cell if isinstance(found, GroupWinners | GroupDecision) else found.candidate.cell
         return place == cell and _conditions(found.environment, found.sampling) == chosen
 
-    skipped = (decision for decision in contents.decisions if is_own(decision))
+    # Searches of other numbers of samples, or of other options, each say so of a candidate: the last word counts.
+    skipped = {decision.candidate.key: decision for decision in contents.decisions if is_own(decision)}
+    failed = {failure.candidate.key: failure for failure in failures if is_own(failure)}
     return CellRecord(
         cell=cell,
         environment=environment,
@@ -144,8 +146,8 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         rivals=tuple(
             sorted((measurement for measurement in own if measurement.sampling.rival_of is not None), key=_steps)
         ),
-        skipped=tuple(decision for decision in skipped if decision.candidate.key not in {**searched, **verified}),
-        failures=tuple(failure for failure in failures if is_own(failure)),
+        skipped=tuple(decision for key, decision in skipped.items() if key not in {**searched, **verified, **failed}),
+        failures=tuple(failed.values()),
         running=tuple(attempt for attempt in contents.running if is_own(attempt)),
         winners={winners.accelerator: winners for winners in contents.winners if is_own(winners)},
         finished=frozenset(
