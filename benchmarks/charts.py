@@ -28,7 +28,7 @@ class Spent:
 
 
 def search_cost(path: Path, ours: Sequence[Spent], others: Mapping[str, Sequence[Spent]]) -> None:
-    """Targets right and regret against time: ours a dot a seed, others a line each."""
+    """Targets right and regret against time: ours a dot per seed, others a line each."""
     with _figure(path, 2) as figure:
         right, regret = figure.axes
         for name, spent in others.items():

@@ -1,4 +1,4 @@
-"""Scripts a minute: the judge's ``static,runs`` beside one plain ``python script.py`` a script, on the same scripts.
+"""Scripts per minute: the judge's ``static,runs`` beside one plain ``python script.py`` per script, on the same.
 
 The plain runs import torch and diffusers anew each time, judge nothing, and load the embedded pipeline from its folder;
 both take turns, script by script. The judge's start (libraries, pipelines) is part of its time, and shown. Run it as
@@ -38,7 +38,7 @@ def plain_s(script: Path, pipe: str) -> float:
 
 
 def main() -> None:
-    """Time both and print scripts a minute."""
+    """Time both and print scripts per minute."""
     made = parser(__doc__ or "")
     made.add_argument("--scripts", type=int, default=20)
     made.add_argument("--golden", type=Path, default=Path("golden/search_params.json"))

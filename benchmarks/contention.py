@@ -1,7 +1,7 @@
 """What a busy neighbour costs a CPU pipeline: with threads that spin (the default), that sleep, and with one thread.
 
 A search on embedded pipelines uses one thread, on other models threads that sleep. For each setting a process of its
-own loads an embedded denoiser and times calls, first alone, then beside one busy process a core.
+own loads an embedded denoiser and times calls, first alone, then beside one busy process per core.
 
 Workers of a search on embedded pipelines time beside each other, a core each. Does that shift speed-ups? The second
 table has those of the gentlest and the harshest point of each accelerator, alone and beside another worker in turns.

@@ -23,7 +23,7 @@ from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 # Of a block's two calls one is the baseline's.
 TIMED_BLOCKS = 25

@@ -124,7 +124,7 @@ def row(scatters: Sequence[Scatter]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a row an estimator, machine and number of blocks."""
+    """Print a row per estimator, machine and number of blocks."""
     arguments = parser(__doc__ or "").parse_args()
     machines = {
         "quiet": Machine([point for own in read("blocks").values() for point in own], (4, 8, 16), 40),

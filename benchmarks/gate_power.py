@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import parser, show
+from pytest_diffaccel.gate.case_plan import speed_share
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import fast_seconds, steps_that_tell
-from pytest_diffaccel.gate.plan import speed_share
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
     OK,
@@ -50,7 +50,7 @@ Noise = Callable[[tuple[int, int], np.random.Generator], Array]
 
 
 def quiet(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """A quiet GPU: 1% a run."""
+    """A quiet GPU: 1% per run."""
     return np.exp(generator.normal(0, 0.01, shape))[..., None]
 
 
@@ -60,13 +60,13 @@ def heavy_tailed(shape: tuple[int, int], generator: np.random.Generator) -> Arra
 
 
 def drifting(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """A GPU that warms up: 1% a run, and up to 10% slower from the first run to the last."""
+    """A GPU that warms up: 1% per run, and up to 10% slower from the first run to the last."""
     drift = generator.uniform(0, 0.1, (shape[0], 1)) * np.linspace(0, 1, shape[1])
     return np.exp(generator.normal(0, 0.01, shape) + drift)[..., None]
 
 
 def correlated(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """Runs that resemble the run before: a first-order autoregression with coefficient 0.8, 1.4% a run."""
+    """Runs that resemble the run before: a first-order autoregression with coefficient 0.8, 1.4% per run."""
     noise = generator.normal(0, 0.014 * math.sqrt(1 - 0.8**2), shape)
     noise[:, 0] = generator.normal(0, 0.014, shape[0])
     for run in range(1, shape[1]):
@@ -75,13 +75,13 @@ def correlated(shape: tuple[int, int], generator: np.random.Generator) -> Array:
 
 
 def slow_host(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """A GPU that waits for a host whose cores others use, too: 3.3% a run, and 4.7% a figure."""
+    """A GPU that waits for a host whose cores others use, too: 3.3% per run, and 4.7% per figure."""
     return np.exp(generator.normal(0, 0.033, shape))[..., None]
 
 
 def shared_cores(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """Shared CPU cores: others slow some steps of most runs, by a third and more; 10% a run, and 1% a speed-up by step
-    kinds from 8 blocks.
+    """Shared CPU cores: others slow some steps of most runs, by a third and more; 10% per run, and 1% per speed-up by
+    step kinds from 8 blocks.
     """
     steps = np.arange(len(BASELINE))
     begin = generator.integers(0, len(steps), shape)[..., None]
@@ -92,13 +92,13 @@ def shared_cores(shape: tuple[int, int], generator: np.random.Generator) -> Arra
 
 
 def steady_device(shape: tuple[int, int], generator: np.random.Generator) -> Array:
-    """The time that an H100 itself takes, however the host feeds it: 0.3% a run."""
+    """The time that an H100 itself takes, however the host feeds it: 0.3% per run."""
     return np.exp(generator.normal(0, 0.003, shape))[..., None]
 
 
 def restless_host(shape: tuple[int, int], generator: np.random.Generator) -> Array:
     """What a shared host takes to launch steps: by half more in one of its two speeds, which last from a third of a
-    second to minutes; and 4% a run.
+    second to minutes; and 4% per run.
     """
     dwell_s = np.exp(generator.uniform(math.log(0.3), math.log(180), (shape[0], 1)))
     switches = generator.random(shape) < 1 - np.exp(-_RUN_S / dwell_s)
@@ -241,9 +241,9 @@ def row(name: str, level: Level, runs: int, generator: np.random.Generator) -> d
 
 
 def main() -> None:
-    """Print a row a noise level, and the figures that the gate promises."""
+    """Print a row per noise level, and the figures that the gate promises."""
     made = parser(__doc__ or "")
-    made.add_argument("--runs", type=int, default=400, help="A/A gate runs of 50 cases a noise level (default: 400)")
+    made.add_argument("--runs", type=int, default=400, help="A/A gate runs of 50 cases per noise level (default: 400)")
     made.add_argument("--seed", type=int, default=0)
     arguments = made.parse_args()
     rows = [

@@ -1,6 +1,6 @@
 """``torch.compile`` beside the accelerators: what each gives alone and together, on the full-size pipes of a GPU.
 
-Run ``python -m benchmarks.gpu_compile`` on a GPU; some minutes a pipe, most of them compiling. The transformer blocks
+Run ``python -m benchmarks.gpu_compile`` on a GPU; some minutes per pipe, most of them compiling. The transformer blocks
 of the UNet are compiled (``compile_repeated_blocks`` of diffusers), since the code of the accelerators around them
 chooses by step, which a compiler of the whole UNet would have to follow. Every row is timed in the same blocks as the
 eager unaccelerated pipeline, in wall time and in the GPU's own; ``graphs`` counts what was compiled for it. A method
@@ -45,7 +45,7 @@ _POINTS: tuple[Params, ...] = (
 
 
 def rows_of(pipe: str) -> Iterator[dict[str, Any]]:
-    """Two rows a point: eager, and with compiled transformer blocks."""
+    """Two rows per point: eager, and with compiled transformer blocks."""
     eager: Any = load_pipeline(pipe, models="architecture")
     compiled: Any = load_pipeline(pipe, models="architecture")
     compiled.unet.compile_repeated_blocks()

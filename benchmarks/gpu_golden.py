@@ -25,14 +25,14 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import choose
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 GOLDEN = Path("golden/nvidia-h200.search_params.json")
 MAX_LOSS = 0.25
 
-# Verified at 20 steps: targets of interest, and winners a cell that fit into ten minutes with all nine cells.
+# Verified at 20 steps: targets of interest, and winners per cell that fit into ten minutes with all nine cells.
 _VERIFIED_STEPS, _VERIFIED_TARGETS = 20, (2.0, 1.5, 3.0)
-_VERIFIED_A_CELL = {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}
+_VERIFIED_PER_CELL = {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}
 _ORDER = ("DeepCache", "T-Gate", "DeepCache and T-Gate", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe", "ToMe")
 
 
@@ -113,12 +113,12 @@ def plan(chooser: Chooser) -> list[Candidate]:
             for name, target in wanted
             if entries[name, target].status == "met"
         ]
-        chosen += list(dict.fromkeys(winners))[: _VERIFIED_A_CELL[cell.pipe]]
+        chosen += list(dict.fromkeys(winners))[: _VERIFIED_PER_CELL[cell.pipe]]
     return chosen
 
 
 def comparison(chooser: Chooser) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row a verified winner: predicted and measured speed-ups."""
+    """A row per verified winner: predicted and measured speed-ups."""
     rows, errors = [], {BUSY: [], WALL: []}  # type: tuple[list[dict[str, Any]], dict[str, list[float]]]
     for one, (device, wall) in chooser.measured.items():
         guess = {clock: chooser.predicted(one.cell.pipe, clock, [one])[0].value for clock in (BUSY, WALL)}

@@ -90,7 +90,7 @@ def shallow(pipeline: Any, branch: int, arguments: Any, keywords: Any) -> Iterat
 
 
 def rows_of(pipe: str) -> Iterator[dict[str, Any]]:
-    """A row a kind of call."""
+    """A row per kind of call."""
     import torch
 
     pipeline: Any = load_pipeline(pipe, models="architecture")

@@ -19,7 +19,7 @@ from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.search.decide.select import Option
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 DATA = Path(__file__).resolve().parent / "data" / "nvidia-h200.jsonl"
 REGISTRY = default_registry()

@@ -1,7 +1,7 @@
 """Do workers on other GPUs slow a denoiser that waits for its CPU core?
 
 Run ``python -m benchmarks.neighbours`` on a host with several GPUs that are otherwise idle; it takes a minute or two.
-One process a GPU loads a pipeline; then the first of them denoises alone, and all at once, in turns. One picture at a
+One process per GPU loads a pipeline; then the first of them denoises alone, and all at once, in turns. One picture at a
 time: that leaves the GPU waiting for Python, as small models and cheap accelerated steps do. Only the first process's
 steps count. How far turns of one kind are apart is what the machine does of itself: the cores of a virtual machine
 are often shared with others.
@@ -76,7 +76,7 @@ def denoise(place: int, gpu: Gpu, options: Any, barrier: Barrier, timed_steps: Q
 
 
 def report(turns: Sequence[Timed]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row a turn, and how much slower a step is beside the others.
+    """A row per turn, and how much slower a step is beside the others.
 
     Args:
         turns: of two rounds at least, both kinds in each.

@@ -20,7 +20,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, An
 
     Args:
         title: what was measured.
-        rows: a mapping a row, all with the same keys.
+        rows: a mapping per row, all with the same keys.
         summary: figures of the whole.
         as_json: print ``{**summary, "rows": rows}`` instead of the table.
     """

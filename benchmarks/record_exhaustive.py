@@ -32,9 +32,9 @@ CELLS = {
 }
 DATA = Path(__file__).resolve().parent / "data"
 NUM_SAMPLES = 32
-# Images a timed call: about as long a step in all three pipes, on one thread.
+# Images per timed call: about as long per step in all three pipes, on one thread.
 TIMED_BATCH = {"SD1.5": 2, "SD2.1": 1, "SDXL": 1}
-# Points a group: the search's grid, the corners of the whole space, and a seeded choice of the rest of it.
+# Points per group: the search's grid, the corners of the whole space, and a seeded choice of the rest of it.
 _POINTS = 130
 # Points timed in many blocks, and how many; one of them is the baseline itself.
 _DEEP_POINTS, _DEEP_BLOCKS = 18, 20
@@ -88,7 +88,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def record_quality(cell: Cell, folder: Path, device: str, shard: int, shards: int) -> None:
-    """LPIPS of each sample of each point, a line a point."""
+    """LPIPS of each sample of each point, a line per point."""
     import torch
 
     from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, accelerate

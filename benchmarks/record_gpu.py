@@ -50,7 +50,7 @@ from pytest_diffaccel.records.environment import describe_environment
 _ABREAST = 4
 # Steps of the runs that tell what every kind of step costs: a kind costs the same in any number of them.
 _SHORT = 12
-#: Images a call: enough that an unaccelerated call keeps an H200 busy.
+#: Images per call: enough that an unaccelerated call keeps an H200 busy.
 BATCHES = {"SD1.5": 8, "SD2.1": 4, "SDXL": 4}
 # All four of T-GATE's kinds: planning and gated, each computed and reused.
 _GATE = {"gate_step": 6, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
@@ -70,7 +70,7 @@ class Task:
         step: ``"kinds"`` or ``"winners"``.
         models: the model source.
         device: torch device; None for the default one.
-        batch: images a call; None for the pipe's own.
+        batch: images per call; None for the pipe's own.
         wall_blocks: blocks in wall time.
         busy_blocks: blocks in device time; none without CUDA.
         until: monotonic time after which nothing new is begun.
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(".diffaccel/gpu.jsonl"), help="JSON lines, appended to")
     parser.add_argument("--models", default="architecture", help="model source (default: architecture)")
     parser.add_argument("--device", help="torch device (default: CUDA where there is any)")
-    parser.add_argument("--batch-size", type=int, help="images a call (default: 8 for SD1.5, else 4)")
+    parser.add_argument("--batch-size", type=int, help="images per call (default: 8 for SD1.5, else 4)")
     parser.add_argument("--steps", type=int, help="for kinds: denoising steps instead of the plan's")
     parser.add_argument("--blocks", type=int, help="blocks in wall time (default: 1 for kinds, 3 for winners)")
     parser.add_argument("--busy-blocks", type=int, help="blocks in device time (default: 1 for kinds, 2 for winners)")

@@ -1,7 +1,7 @@
 """Score the embedded pipelines' recorded points with the schedulers of which ``record_exhaustive`` holds none.
 
 ``python -m benchmarks.record_losses --device cuda --shard 0/8`` records one share of every missing pipe and scheduler
-at 20 steps into a folder a cell; ``python -m benchmarks.record_losses --pack`` joins the folders into
+at 20 steps into a folder per cell; ``python -m benchmarks.record_losses --pack`` joins the folders into
 ``benchmarks/data/losses.parquet``. The golden records of a GPU take the order of parameters by quality from there.
 """
 
@@ -28,7 +28,7 @@ def missing_cells() -> list[Cell]:
 
 
 def packed(folder: Path) -> Iterator[dict[str, Any]]:
-    """A row a point that was scored."""
+    """A row per point that was scored."""
     for cell in missing_cells():
         found = {row["key"]: row["lpips"] for path in (folder / str(cell)).glob("*.jsonl") for row in rows_of(path)}
         for one in candidates(cell, default_registry()):

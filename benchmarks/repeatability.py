@@ -39,7 +39,7 @@ def search(folder: Path, options: Sequence[str]) -> dict[GoldenKey, GoldenEntry]
 
 
 def compare(first: Mapping[GoldenKey, GoldenEntry], second: Mapping[GoldenKey, GoldenEntry]) -> list[dict[str, Any]]:
-    """A row a target: whether the choice is the same, and whether each speed-up lies in the other's interval."""
+    """A row per target: whether the choice is the same, and whether each speed-up lies in the other's interval."""
     rows = []
     for key in sorted(first, key=lambda key: key.prompt_order):
         one, other = first[key], second[key]

@@ -182,7 +182,7 @@ def resume(kind: Kind, root: Path, kills: int, seed: int) -> tuple[list[dict[str
     """Kill searches ``kills`` times; a search that ends is compared, and another begun.
 
     Returns:
-        A row a kill, and figures of the whole.
+        A row per kill, and figures of the whole.
     """
     whole = kind.folder(root / "whole")
     work_s, end_s = kind.time_of_work(whole)

@@ -2,11 +2,11 @@
 
 Run ``python -m benchmarks.scaling --folder scaling -- --pipe SD1.5 --sched DDIM --steps 20`` on a host with several
 GPUs that are otherwise idle; what follows ``--`` goes to ``pytest benches``. One cell is searched from nothing with
-one worker a GPU, on 1, 2 and 4 GPUs, one after the other, after one candidate that warms the disk's cache up. A number
-of GPUs that is finished in ``--folder`` is not searched again, so the same command goes on where it was interrupted.
-A number that is named twice (``--gpus-counts 1,2,1``) is searched on twice: how far two searches without neighbours
-are apart is what the machine does of itself, and only what is further apart is the neighbours' doing. Where the plugin
-is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin.entry"``.
+one worker per GPU, on 1, 2 and 4 GPUs, one after the other, after one candidate that warms the disk's cache up. A
+number of GPUs that is finished in ``--folder`` is not searched again, so the same command goes on where it was
+interrupted. A number that is named twice (``--gpus-counts 1,2,1``) is searched on twice: how far two searches without
+neighbours are apart is what the machine does of itself, and only what is further apart is the neighbours' doing. Where
+the plugin is not installed, set ``PYTEST_ADDOPTS="-p pytest_diffaccel.plugin.entry"``.
 
 Each row tells, beside the whole search's wall time, whether the winners are those of one GPU, and compares the
 speed-ups of the candidates that were timed both times: how many agree (their 95% intervals overlap), how far apart
@@ -171,7 +171,7 @@ def warm_up(folder: Path, options: Sequence[str]) -> None:
     Raises:
         SystemExit: when there is no candidate, or it fails.
     """
-    # One name a line, whatever verbosity the user's environment asks for.
+    # One name per line, whatever verbosity the user's environment asks for.
     one_a_line = ("--collect-only", "--verbosity=-1")
     listed = _pytest(folder, str(ROOT / "benches"), *options, *one_a_line, output=subprocess.PIPE)
     candidates = [line for line in listed.splitlines() if "::test_search[" in line]

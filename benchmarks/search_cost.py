@@ -145,7 +145,7 @@ OTHERS: dict[str, Callable[[Table, int], list[Candidate]]] = {
 
 @cache
 def _tables() -> list[Table]:
-    """The recorded cells, read once a process."""
+    """The recorded cells, read once per process."""
     recorded = {cell: [point for point in points if point.blocks] for cell, points in read("exhaustive").items()}
     return [Table(cell, points) for cell, points in recorded.items() if points]
 
@@ -179,10 +179,10 @@ def run_to_match(orders: Sequence[Sequence[Candidate]], share: float) -> Run:
 
 
 def compare(ours: Sequence[Run], others: Mapping[str, Sequence[Run]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row a method, and the figures to reach.
+    """A row per method, and the figures to reach.
 
     Args:
-        ours: our search's runs, one a seed.
+        ours: our search's runs, one per seed.
         others: of each other method, as :func:`run_to_match` tells them.
     """
     images = sum(table.samples * len(table.points) for table in _tables())
@@ -218,7 +218,7 @@ def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def draw(path: Path, ours: Sequence[Run], orders: Mapping[str, Orders]) -> None:
-    """Targets right and mean regret against the time spent: ours a dot a seed, the others a line."""
+    """Targets right and mean regret against the time spent: ours a dot per seed, the others a line."""
     lines = {}
     for name, (first, *_) in orders.items():
         runs = [
@@ -243,7 +243,7 @@ def main() -> None:
     made.add_argument("--plot", type=Path, metavar="FILE", help="also draw an SVG file")
     arguments = made.parse_args()
     counts = {name: arguments.seeds if name == "random" else arguments.optuna_seeds for name in OTHERS}
-    # One thread a process: the matrices are small, and all cores have a process anyway.
+    # One thread per process: the matrices are small, and all cores have a process anyway.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         # The longest jobs first, so that no core waits for one at the end.

@@ -22,8 +22,8 @@ from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import explore, settle
 from pytest_diffaccel.search.decide.select import Option, choose
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
 
 REGISTRY = default_registry()
 MAX_LOSS = 0.25
@@ -31,7 +31,7 @@ MAX_LOSS = 0.25
 # pytest_diffaccel.search.group.
 _FIRST, _BLOCKS_ENOUGH = 2, 4
 # A calibration's share of the exhaustive search's time, and accelerated runs in one of its rounds, as in
-# pytest_diffaccel.search.calibrate.calibration.
+# pytest_diffaccel.search.calibrate (calibration.py, timer.py).
 _CALIBRATION_SHARE, _ROUND = 0.01, 4
 #: One group's target: the accelerator and the speed-up.
 Goal = tuple[str, float]
@@ -204,7 +204,7 @@ class Replay:
             points = self.accelerator.grid(self.table.cell, coarse=False)
             grid = [one for one in group if one.params in points]
             for candidate in grid:
-                if self.plan().verdict(candidate, grid).evaluate:
+                if self.plan().advice(candidate, grid).evaluate:
                     self.evaluate(candidate)
             explore(self, group, len(group))
             self._tell_borderline()

@@ -30,8 +30,8 @@ from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Truth:
         return cls(wanted, data["device"], {key: TruePoint.from_json(one) for key, one in data["points"].items()})
 
     def write(self, path: Path) -> None:
-        """Replace the file: a line a point, in order of their keys."""
+        """Replace the file: a line per point, in order of their keys."""
         head = {"conditions": self.conditions, "device": self.device}
         lines = (f"{_dump(key)}: {_dump(self.points[key].to_json())}" for key in sorted(self.points))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def make(path: Path, settings: Settings, blocks: int, also: Iterable[Candidate])
     Args:
         path: the table's file, written after each point and each block.
         settings: the cells and samples.
-        blocks: timed blocks a point, at least 1.
+        blocks: timed blocks per point, at least 1.
         also: points beyond the grid that answers to be judged have named.
     """
     truth = Truth.read(path, conditions(settings))

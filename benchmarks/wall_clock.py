@@ -281,7 +281,7 @@ def judged(
 
 
 def pair_rows(pairs: Sequence[Pair], verdicts: Sequence[tuple[Judgement, Judgement]]) -> list[dict[str, Any]]:
-    """A row a pair, narrow enough for a terminal; without verdicts, it does not say who is right."""
+    """A row per pair, narrow enough for a terminal; without verdicts, it does not say who is right."""
     rows: list[dict[str, Any]] = [
         {
             "pair": place,

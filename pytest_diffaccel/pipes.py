@@ -7,71 +7,16 @@ that the hook ``pytest_diffaccel_pipes`` gets, and a models file describes them 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
+
+from pytest_diffaccel.pipe_shapes import SD15, SD21, SDXL, Architecture, Topology
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
 _MOST_STEPS = 1000  # what schedulers can divide: models are trained with this many noise levels
-
-Config: TypeAlias = Mapping[str, Any]
-
-_CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-_UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
-_SD_DOWN = (_CROSS, _CROSS, _CROSS, _PLAIN)
-_MID = "UNetMidBlock2DCrossAttn"
-_BLOCK_LAYERS = 2
-
-
-@dataclass(frozen=True)
-class Topology:
-    """What a UNet's layout decides of grids, which are made before any model is loaded.
-
-    Without anything known it is the widest of the built-in pipes: where a model has less, a search leaves out what the
-    methods refuse on it.
-
-    Attributes:
-        layers: resnets of each down block, shallowest first, at least one block.
-        attention: downsamplings at which it has transformer blocks, ascending, at least one; 1 is full resolution.
-    """
-
-    layers: tuple[int, ...] = (_BLOCK_LAYERS,) * 4
-    attention: tuple[int, ...] = (1, 2, 4, 8)
-
-    @classmethod
-    def from_config(cls, config: Config) -> Topology:
-        """Of the ``config.json`` of a ``UNet2DConditionModel``; the widest for what says nothing of such blocks."""
-        down = config.get("down_block_types", _SD_DOWN)
-        layers = config.get("layers_per_block", _BLOCK_LAYERS)
-        if not isinstance(down, Sequence) or not down or not isinstance(layers, int | Sequence):
-            return cls()
-        counts = (layers,) * len(down) if isinstance(layers, int) else tuple(layers)
-        if len(counts) != len(down) or not all(isinstance(count, int) and count > 0 for count in counts):
-            return cls()
-        found = {2**depth for depth, block in enumerate(down) if "CrossAttn" in str(block)}
-        # The last down block halves nothing.
-        found |= {2 ** (len(down) - 1)} if "CrossAttn" in str(config.get("mid_block_type", _MID)) else set()
-        return cls(counts, tuple(sorted(found)) or cls.attention)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shapes of one pipe, as diffusers and transformers configure them.
-
-    Attributes:
-        unet: of a ``UNet2DConditionModel``; ``sample_size`` times 8 is the image's side in pixels.
-        vae: of an ``AutoencoderKL``.
-        text: of a ``CLIPTextModel``.
-        text_2: of a ``CLIPTextModelWithProjection``; None for a pipe with one text encoder.
-        prediction_type: what the UNet predicts, ``"epsilon"`` or ``"v_prediction"``.
-    """
-
-    unet: Config
-    vae: Config
-    text: Config
-    text_2: Config | None = None
-    prediction_type: str = "epsilon"
 
 
 @dataclass(frozen=True)
@@ -86,7 +31,7 @@ class PipeSpec:
             between its parts.
         denoiser: the component that every step calls.
         text_encoders: components that have weights beside denoiser and ``vae``.
-        tokenizers: one a text encoder, in their order.
+        tokenizers: one per text encoder, in their order.
         schedulers: names of its cells' schedulers: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a
             diffusers scheduler's class name.
         steps: its cells' numbers of denoising steps, 1 to 1000.
@@ -95,7 +40,8 @@ class PipeSpec:
         hub_id: repository of its public weights; empty: there is none.
         hub_names: regular expression of what repositories and files of such weights are called, in lower case.
         models_file: the file for ``--models`` that describes it; empty: it is known without.
-        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says.
+        weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says; empty: what
+            their ``--model`` says.
         topology: its UNet's layout.
         linear_projection: the UNet's ``use_linear_projection``, by which pipes of one class are told apart; None: any.
         single_file_prefix: of its text encoder's tensors in a single file; empty: any.
@@ -124,7 +70,7 @@ class PipeSpec:
     hub_names: str = ""
     models_file: str = ""
     weights: str = ""
-    topology: Topology = Topology()
+    topology: Topology = field(default_factory=Topology)
     linear_projection: bool | None = None
     single_file_prefix: str = ""
     left_out: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -139,16 +85,31 @@ class PipeSpec:
             raise ValueError(
                 f"{self.name!r} is no name for a pipe; write ASCII letters, digits, and . _ + - between them"
             )
-        # They stand in scripts.
-        for name in (self.pipeline_class, self.denoiser):
-            if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
-                raise ValueError(f"{self.name}: {name!r} is no name of a class or component")
-        if not self.schedulers or not all(self.schedulers):
+        for several in ("schedulers", "steps", "text_encoders", "tokenizers"):
+            self._check_tuple(several)
+        # Classes and components stand in scripts, components in paths.
+        for name in (self.pipeline_class, self.denoiser, *self.text_encoders, *self.tokenizers):
+            if not _is_plain_name(name):
+                raise ValueError(
+                    f"{self.name}: {name!r} is no name of a class or component; write one of diffusers' own, such as "
+                    '"StableDiffusionPipeline" or "unet"'
+                )
+        if not self.schedulers or not all(isinstance(one, str) and one for one in self.schedulers):
             raise ValueError(f'{self.name}: schedulers={self.schedulers!r}; name at least one, such as "DDIM"')
         if not self.steps or not all(is_step_count(count) for count in self.steps):
             raise ValueError(
                 f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
             )
+        if self.built_like not in (None, "SD", "SDXL"):
+            raise ValueError(f'{self.name}: built_like={self.built_like!r}; write "SD", "SDXL" or None')
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"{self.name}: guidance_scale={self.guidance_scale!r}; give a number of at least 0")
+
+    def _check_tuple(self, attribute: str) -> None:
+        value = getattr(self, attribute)
+        if not isinstance(value, tuple):
+            example = tuple(value) if isinstance(value, list) else (value,)
+            raise ValueError(f"{self.name}: {attribute}={value!r} is no tuple; write {example!r}")
 
     @property
     def pattern(self) -> str:
@@ -171,6 +132,10 @@ class PipeSpec:
         return (*self.tokenizers, "scheduler")
 
 
+def _is_plain_name(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isidentifier() and not value.startswith("_")
+
+
 def is_step_count(value: object) -> bool:
     """Whether a value is a number of denoising steps: a whole number from 1 to 1000."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_STEPS
@@ -190,10 +155,15 @@ class PipeRegistry:
                 regular expression.
         """
         try:
-            re.compile(spec.pattern)
+            is_blank = re.fullmatch(spec.pattern, "")
+            re.compile(f" (?:{spec.pattern})")  # as sentences are searched for it
         except re.error as error:
             raise ValueError(f"{spec.name}: spelling={spec.spelling!r} is no regular expression ({error})") from error
-        clash = [one for one in self if one != spec and (one.is_spelled(spec.name) or spec.is_spelled(one.name))]
+        if is_blank:
+            raise ValueError(f"{spec.name}: spelling={spec.spelling!r} fits an empty text, which names no pipe")
+        clash = [
+            other for other in self if other != spec and (other.is_spelled(spec.name) or spec.is_spelled(other.name))
+        ]
         if clash:
             raise ValueError(f"{spec.name}: a pipe {clash[0].name} is known already; give it another name")
         self._specs[spec.name] = spec
@@ -232,8 +202,8 @@ def described(name: str) -> PipeSpec:
 
 def families_of(pipeline: Any) -> list[PipeSpec]:
     """The pipes that a pipeline may be of by its class, or else by the nearest class that it descends from."""
-    for one in type(pipeline).__mro__:
-        if found := [spec for spec in _registry if spec.pipeline_class == one.__name__]:
+    for base in type(pipeline).__mro__:
+        if found := [spec for spec in _registry if spec.pipeline_class == base.__name__]:
             return found
     return []
 
@@ -243,63 +213,6 @@ def denoiser_of(pipeline: Any) -> Any:
     return getattr(pipeline, next((spec.denoiser for spec in families_of(pipeline)), PipeSpec.denoiser))
 
 
-_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-_CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-}
-_OPENCLIP_H = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-    "projection_dim": 512,
-}
-_OPENCLIP_BIG_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
-_SD_UNET = {
-    "down_block_types": _SD_DOWN,
-    "up_block_types": (_UP_PLAIN, _UP_CROSS, _UP_CROSS, _UP_CROSS),
-    "block_out_channels": (320, 640, 1280, 1280),
-}
-_SDXL_UNET = {
-    "down_block_types": (_PLAIN, _CROSS, _CROSS),
-    "up_block_types": (_UP_CROSS, _UP_CROSS, _UP_PLAIN),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "use_linear_projection": True,
-}
-_SD21_UNET = {
-    **_SD_UNET,
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-    "upcast_attention": True,
-}
 _SD_LEFT_OUT = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -308,7 +221,6 @@ _SD_LEFT_OUT = {
 }
 _SPELLED_SD = r"(?:sd|stable[ -]?diffusion)"
 
-#: Shapes are from the published repositories' config.json files; what is not named there is the class's default.
 #: Stability AI withdrew its SD2.1 repository in November 2025; a community mirror keeps it.
 BUILT_IN = (
     PipeSpec(
@@ -323,11 +235,7 @@ BUILT_IN = (
         single_file_prefix="cond_stage_model.transformer.",
         left_out=_SD_LEFT_OUT,
         left_out_in_scripts="safety_checker=None",
-        architecture=Architecture(
-            unet={**_SD_UNET, "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-            vae={**_VAE, "sample_size": 512, "scaling_factor": 0.18215},
-            text=_CLIP_L,
-        ),
+        architecture=SD15,
         embedded_folder="sd15",
         embedded_step_s=0.024,
         full_size_step_s=0.0077,
@@ -344,12 +252,7 @@ BUILT_IN = (
         single_file_prefix="cond_stage_model.model.",
         left_out=_SD_LEFT_OUT,
         left_out_in_scripts="safety_checker=None",
-        architecture=Architecture(
-            unet=_SD21_UNET,
-            vae={**_VAE, "sample_size": 768, "scaling_factor": 0.18215},
-            text=_OPENCLIP_H,
-            prediction_type="v_prediction",
-        ),
+        architecture=SD21,
         embedded_folder="sd21",
         embedded_step_s=0.046,
         full_size_step_s=0.0195,
@@ -364,18 +267,12 @@ BUILT_IN = (
         image_size=(1024, 1024),
         hub_id="stabilityai/stable-diffusion-xl-base-1.0",
         hub_names=r"(stable-diffusion-xl-base|sd_?xl)",
-        topology=Topology.from_config(_SDXL_UNET),
+        topology=Topology.from_config(SDXL.unet),
         linear_projection=True,
         single_file_prefix="conditioner.embedders.1.",
         left_out={"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
         left_out_in_scripts="add_watermarker=False",
-        architecture=Architecture(
-            unet=_SDXL_UNET,
-            # In half precision its activations overflow: the pipeline decodes in single precision.
-            vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
-            text=_CLIP_L,
-            text_2=_OPENCLIP_BIG_G,
-        ),
+        architecture=SDXL,
         embedded_folder="sdxl",
         embedded_step_s=0.030,
         full_size_step_s=0.0489,

@@ -19,7 +19,7 @@ from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.cases import NotWorthwhile
 from pytest_diffaccel.search.results import Winners
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,7 +23,7 @@ from pytest_diffaccel.accelerators.acceleration import (
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
-from pytest_diffaccel.accelerators.counters import transformer_blocks
+from pytest_diffaccel.accelerators.counters import UnwatchableError, transformer_blocks
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
@@ -452,7 +453,7 @@ def test_every_deepcache_branch_works(pipeline_of: GetPipeline, pipe: str, branc
 
 
 def test_deepcaches_branches_are_those_of_the_unet(pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distilled UNets have three down blocks of one layer each; the package counts three branches a block."""
+    """Distilled UNets have three down blocks of one layer each; the package counts three branches per block."""
     from diffusers import UNet2DConditionModel
 
     pipeline = pipeline_of("SD1.5", "DDIM")
@@ -556,7 +557,7 @@ def test_tomes_levels_are_those_of_the_unet(
 
 
 def test_a_ratio_of_less_than_a_token_is_refused(pipeline_of: GetPipeline) -> None:
-    """32 pixels are 8 latents a side."""
+    """32 pixels are 8 latents per side."""
     pipeline = pipeline_of("SD1.5", "DDIM")
     message = r"ratio=0.015 is less than one token on images of 32x32 pixels, .* makes 64 at most"
     with (
@@ -731,6 +732,21 @@ def test_another_methods_counter_shows_nothing(pipeline_of: GetPipeline) -> None
         generate(PROMPTS[:1], SEEDS[:1])
 
 
+def test_what_is_counted_on_arrays_is_a_plain_number(pipeline_of: GetPipeline) -> None:
+    class OnArrays(Echo):
+        def watch(self, denoiser: Any, tally: Any) -> Any:
+            def count(*_: object) -> None:
+                tally.add(self.counted[0], np.ones(2, dtype=bool).sum())
+
+            return (denoiser.register_forward_hook(count),)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}}
+    registry = registry_with(OnArrays([(2, 0)]))
+    with accelerate(pipeline_of("SD1.5"), params, steps=2, registry=registry, **SIZE) as generate:
+        generate(PROMPTS[:1], SEEDS[:1])
+    assert {type(count) for count in generate.fired.values()} == {int}
+
+
 def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None:
     class Careless(Echo):
         counted = ("echos",)
@@ -741,6 +757,33 @@ def test_a_counter_must_be_named_to_be_counted(pipeline_of: GetPipeline) -> None
             pipeline_of("SD1.5"), params, steps=2, registry=registry_with(Careless([(2, 0)])), **SIZE
         ) as generate,
         pytest.raises(ValueError, match="Echo counts 'echoes', which `counted` does not name; it names echos"),
+    ):
+        generate(PROMPTS[:1], SEEDS[:1])
+
+
+def raises(denoiser: Any, _tally: Any) -> Any:
+    denoiser.register_forward_pre_hook(lambda *_: None)
+    raise LookupError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (type("Broken", (Echo,), {"watch": staticmethod(raises)}), "LookupError: no such layer"),
+        (type("Forgetful", (Echo,), {"watch": lambda *_: None}), "TypeError: 'NoneType' object is not iterable"),
+        (type("Unsure", (Echo,), {"applies_to": lambda *_: 1 / 0}), "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_method_whose_hooks_fail_is_named_also_where_it_is_not_applied(
+    pipeline_of: GetPipeline, method: Any, reason: str
+) -> None:
+    """And leaves nothing behind."""
+    pipeline, registry = pipeline_of("SD1.5"), registry_with(method([(2, 0)]))
+    message = f"Echo cannot watch a UNet2DConditionModel ({reason}); mend its `watch`, or let `applies_to` say why not"
+    with (
+        untouched(pipeline),
+        accelerate(pipeline, {}, steps=1, registry=registry, **SIZE) as generate,
+        pytest.raises(UnwatchableError, match=re.escape(message)),
     ):
         generate(PROMPTS[:1], SEEDS[:1])
 
@@ -833,7 +876,7 @@ def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPi
 
 
 def test_a_denoiser_called_twice_a_step_is_an_error(pipeline_of: GetPipeline) -> None:
-    """Kinds name one call a step: figures of anything else would be sorted under the wrong kinds."""
+    """Kinds name one call per step: figures of anything else would be sorted under the wrong kinds."""
 
     class Twice(Method):
         name = "Twice"
@@ -956,6 +999,44 @@ def test_names_and_parameters_of_methods_are_unique() -> None:
     assert registry.names == [*SETTINGS, "Echo"]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ToMe", "DeepCache"), "ToMe and DeepCache: DeepCache and ToMe is registered already; leave it out"),
+        (("ToMe", "ToMe"), "cannot combine ToMe with ToMe: name two methods or more, each once"),
+        (("ToMe",), "cannot combine ToMe: name two methods or more"),
+        ((), "cannot combine nothing: name two methods or more"),
+    ],
+)
+def test_what_is_no_further_combination_is_refused(names: tuple[str, ...], message: str) -> None:
+    """Of two orders of the same methods, records would have either name."""
+    registry = default_registry()
+    with pytest.raises(ValueError, match=message):
+        registry.combine(*names)
+    assert registry.names == list(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"name": name}, f"{name!r} is no name for a method; write letters, digits, and blanks, . _ - between them")
+        for name in ("", "A|B", "A:B", "A, B", "A+B", "A and B", "A\nB", 'x"""')
+    ]
+    + [
+        ({"param_names": "echo_interval"}, "Echo: param_names = 'echo_interval'; write names in a tuple, such as"),
+        ({"param_names": ("a=1,b",)}, "Echo: param_names = ('a=1,b',); write names in a tuple"),
+        ({"counted": "echoes"}, "Echo: counted = 'echoes'; write names in a tuple"),
+    ],
+)
+def test_names_that_records_could_not_spell_are_refused_at_registration(
+    attributes: dict[str, Any], message: str
+) -> None:
+    registry = default_registry()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        registry.register(type("Odd", (Echo,), attributes)([(2, 0)]))
+    assert registry.names == list(SETTINGS)
+
+
 def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     registry = registry_with(Echo([(2, 0)]))
     params = {"ToMe": TOME["ToMe"], "Echo": {"echo_interval": 2, "mishap": 0}}
@@ -963,6 +1044,18 @@ def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     combined = registry.combine("Echo", "ToMe")
     assert registry.for_params(params) == combined
     assert registry.for_params(params).kinds(params, 2) == ("Echo:full|ToMe:0.5@2", "Echo:echo|ToMe:0.5@2")
+
+
+@pytest.mark.parametrize("others", [{}, TOME], ids=["alone", "combined"])
+def test_a_method_that_names_too_few_kinds_of_calls_is_named(others: Params) -> None:
+    class Hasty(Echo):
+        def kinds(self, point: Any, steps: int, restarts: frozenset[int]) -> list[str]:
+            return ["full"] * (steps - 1)
+
+    params = {"Echo": {"echo_interval": 2, "mishap": 0}, **others}
+    accelerator = registry_with(Hasty([(2, 0)])).for_params(params)
+    with pytest.raises(ValueError, match="Echo: `kinds` names 4 denoiser calls of 5; name each"):
+        accelerator.kinds(params, 5)
 
 
 def test_combinations_of_registered_methods_work_like_the_built_in_ones(pipeline_of: GetPipeline) -> None:

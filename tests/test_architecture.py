@@ -14,7 +14,8 @@ from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.architecture import build_pipeline, models
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import weight_files
-from pytest_diffaccel.pipes import Architecture, PipeSpec, known
+from pytest_diffaccel.pipe_shapes import Architecture
+from pytest_diffaccel.pipes import PipeSpec, known
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings

@@ -118,7 +118,7 @@ def test_a_search_leaves_out_what_the_model_cannot_take(
     assert found.of_cell is not None
     assert len(found.of_cell.decided) == len(TARGETS)
     assert {key.rpartition("interval=")[2] for key, *_ in empty.stored() if "Echo" in key} == {"10,mishap=0"}
-    assert {one.params["Echo"]["echo_interval"] for made in empty.rounds() for one in made.candidates} <= {10}
+    assert {run.params["Echo"]["echo_interval"] for made in empty.rounds() for run in made.candidates} <= {10}
     assert (empty.failures(), found.failed) == ([], ())
 
 
@@ -128,7 +128,7 @@ def test_tomes_points_that_are_the_same_as_others_are_left_out(
     """A UNet without a mid block has no attention where the grid's deepest points merge."""
     monkeypatch.setitem(pipeline_of("SD1.5", "DDIM").unet._modules, "mid_block", None)
     run = open_run(*THRIFTY, "--search-targets", "ToMe", methods=[Echo(POINTS)])
-    deepest = [one for one in run.candidates if one.params.get("ToMe", {}).get("max_downsample") == 8]
+    deepest = [candidate for candidate in run.candidates if candidate.params.get("ToMe", {}).get("max_downsample") == 8]
     assert deepest
     for candidate in deepest:
         with pytest.raises(NotWorthwhile, match="max_downsample=8 must be one of 1, 2, 4, "):
@@ -272,9 +272,9 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
     empty: Folder, clock: SteadyClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where memory suffices for accelerated runs only: it would be tried for ever."""
-    from pytest_diffaccel.search.calibrate import calibration as calibrate
+    from pytest_diffaccel.search.calibrate import timer
 
-    real, tried = calibrate.timed, []
+    real, tried = timer.timed, []
 
     def failing(generate: Generate, *arguments: Any) -> Any:
         tried.append(generate.kinds)
@@ -283,7 +283,7 @@ def test_an_unaccelerated_short_run_that_fails_ends_the_calibration(
             raise MemoryError
         return real(generate, *arguments)
 
-    monkeypatch.setattr(calibrate, "timed", failing)
+    monkeypatch.setattr(timer, "timed", failing)
     found = empty.search()
     assert empty.rounds() == []
     assert found["verified"]

@@ -11,7 +11,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.select import Option, choose, leader
-from pytest_diffaccel.search.models.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
 
 CELL = Cell("SD1.5", "DDIM", 20)
 FIRST, WHOLE = 2, 32

@@ -17,9 +17,9 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import low_quantile_of, wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.kind_costs import KindCosts
-from pytest_diffaccel.search.models.regression import Regression, bells
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.kind_costs import KindCosts
+from pytest_diffaccel.search.predict.regression import Regression, bells
 from pytest_diffaccel.search.verify.fewer_steps import steps_as_fast
 
 REGISTRY = default_registry()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.search.calibrate import calibration
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.calibrate import calibration, timer
 from pytest_diffaccel.search.calibrate.calibration import calibrate
+from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.pipelines import Unavailable
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 POINTS = ((2, NOTHING), (10, NOTHING))
 # The host takes half of a plain step to launch an echo, and the GPU works on one for a tenth of that.
@@ -42,12 +46,12 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> 
         steps = tuple(cost * factor for cost, factor in zip(costs, noise, strict=True))
         return [], RunTiming(sum(steps) + PLAIN_S, steps, generate.kinds)
 
-    monkeypatch.setattr(calibration, "busy", busy)
+    monkeypatch.setattr(timer, "busy", busy)
     monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
 
 
-def run_on_gpu(decide_by: SpeedClock) -> SearchRun:
-    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+def run_on_gpu(decide_by: SpeedClock, points: Sequence[tuple[int, int]] = POINTS) -> SearchRun:
+    run = open_run(*THRIFTY, methods=[Echo(points)])
     run.bench.settings = replace(run.bench.settings, gpus=(), decide_by=decide_by)
     return run
 
@@ -75,7 +79,36 @@ def test_both_clocks_are_calibrated_and_one_of_them_decides(gpu: None, decide_by
     decides = by_wall if decide_by == "wall" else by_device
     assert known.costs.speedups(candidates) == decides
     assert made is not None
-    assert made.half_width_ratio == max(one.half_width_ratio for one in decides)
+    assert made.half_width_ratio == max(speedup.half_width_ratio for speedup in decides)
+
+
+def test_the_clock_that_decides_gets_a_calibrations_share_of_the_time(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the wall clock's rounds were made long ago, or soon told enough."""
+
+    class Watch:
+        now = 0.0
+        time = staticmethod(time.time)
+
+        def monotonic(self) -> float:
+            return self.now
+
+    watch = Watch()
+
+    def slow(generate: Generate, *_: object) -> Any:
+        watch.now += 1.0
+        return [], RunTiming(PLAIN_S * 30, (PLAIN_S,) * len(generate.kinds), generate.kinds)
+
+    monkeypatch.setattr(calibration, "time", watch)
+    monkeypatch.setattr(timer, "busy", slow)
+    monkeypatch.setattr(calibration, "_KNOWN_BY_DEVICE", 0.0)  # never known well enough
+    monkeypatch.setattr(calibration, "_SHARE", 50.0)  # a minute, where a round takes six seconds
+    run = run_on_gpu("device")
+    calibrate(run.bench, run.groups[0].cell)
+    rounds = run.bench.known(run.groups[0].cell).rounds("device")
+    run.close()
+    assert 4 < len(rounds) < 60
 
 
 @pytest.mark.parametrize("decide_by", ["wall", "device"])
@@ -84,7 +117,7 @@ def test_golden_holds_the_speedups_of_both_clocks(gpu: None, decide_by: SpeedClo
     run = run_on_gpu(decide_by)
     (found,) = drive(run)
     assert found.of_cell is not None
-    entries = {one.key.target: one.entry for one in found.of_cell.decided}
+    entries = {decided.key.target: decided.entry for decided in found.of_cell.decided}
     met = {target for target, entry in entries.items() if entry.status == "met"}
     assert met == ({1.2, 1.5} if decide_by == "wall" else {1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0})
     for entry in entries.values():
@@ -95,12 +128,33 @@ def test_golden_holds_the_speedups_of_both_clocks(gpu: None, decide_by: SpeedClo
         assert GoldenEntry.from_json(entry.to_json()) == entry
 
 
+def test_speedups_that_are_called_the_wall_clocks_are(gpu: None) -> None:
+    """Also of candidates that were not timed themselves, in a search that the GPU's own time decides."""
+    run = run_on_gpu("device", POINTS[:1])
+    (candidate,) = run.candidates
+    (found,) = drive(run)
+    with Store.open(run.settings.store) as store:
+        stored = [one.measurement for one in store.contents().measurements if one.measurement.candidate == candidate]
+    assert {one.sampling.purpose for one in stored} == {"search", "winner"}
+    for one in stored:
+        assert one.wall_speedup.value == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+    assert found.of_cell is not None
+    missed = [one.entry for one in found.of_cell.decided if one.entry.status == "unattainable"]
+    assert missed
+    for entry in missed:
+        assert entry.wall_speedup == pytest.approx(true_speedup(candidate, ECHO_WALL_S), rel=0.04)
+        assert entry.device_speedup == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.015)
+
+
 def test_what_one_clock_decided_the_other_decides_anew(gpu: None) -> None:
     (by_wall,) = drive(run_on_gpu("wall"))
     (by_device,) = drive(run_on_gpu("device"))
     assert by_wall.of_cell is not None
     assert by_device.of_cell is not None
-    winners = [{one.key: one.entry.params for one in found.decided} for found in (by_wall.of_cell, by_device.of_cell)]
+    winners = [
+        {decided.key: decided.entry.params for decided in found.decided}
+        for found in (by_wall.of_cell, by_device.of_cell)
+    ]
     assert winners[0] != winners[1]
 
 
@@ -117,6 +171,34 @@ def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
     ]
     assert found.costs.speedups(again.candidates) == known.costs.speedups(again.candidates)
     again.close()
+
+
+def test_a_profiler_that_fails_half_way_leaves_the_wall_clock_alone(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The probe works, and then no run shows both ends of every step."""
+
+    def busy(*_: object) -> Any:
+        raise MarkersLost("the profiler saw 0 markers for 8 steps")
+
+    monkeypatch.setattr(timer, "busy", busy)
+    run = run_on_gpu("wall")
+    cell = run.groups[0].cell
+    assert calibrate(run.bench, cell) is not None
+    assert "the profiler saw 0 markers" in caplog.text
+    assert run.bench.known(cell).rounds("device") == []
+    before = len(run.bench.known(cell).rounds())
+    # As verifying winners does.
+    assert Timer(run.bench, cell).narrow(run.candidates, lambda _: False, enough(run, before + 2)) == 2
+    run.bench.settings = replace(run.bench.settings, decide_by="device")
+    with pytest.raises(Unavailable, match="no short run could be timed by the GPU's own time"):
+        calibrate(run.bench, cell)
+    run.close()
+
+
+def enough(run: SearchRun, rounds: int) -> Callable[[], bool]:
+    """Whether so many rounds are known by the wall clock."""
+    return lambda: len(run.bench.known(run.groups[0].cell).rounds()) >= rounds
 
 
 def test_a_gpu_that_does_not_tell_its_time_is_searched_by_the_wall_clock(

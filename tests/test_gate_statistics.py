@@ -15,10 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
-from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
-from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
-from pytest_diffaccel.gate.plan import (
+from pytest_diffaccel.gate.case_plan import (
     Budget,
     GateCase,
     affordable,
@@ -27,8 +24,11 @@ from pytest_diffaccel.gate.plan import (
     recordable,
     speed_share,
 )
+from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
+from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
+from pytest_diffaccel.gate.judged_losses import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
+from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
 from pytest_diffaccel.gate.prospects import in_words, prospects
-from pytest_diffaccel.gate.quality import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
@@ -45,15 +45,16 @@ from pytest_diffaccel.gate.speed import Timed, explain_by_times, slower_baseline
 from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.records.reference import Session, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 CASES = 50
 DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)
 KNOWN = Reference(math.log(1.7), 0.003, 30.0, 0.002, 1.0, 0.014, "a test")
-SESSION = Session(0.5, 0.002, 20.0, 0.01, 2.0, (0.01,), 0, "abc", "0123456789ab")
+SESSION = GateSession(0.5, 0.002, 20.0, 0.01, 2.0, (0.01,), 0, "abc", "0123456789ab")
 numbers = st.floats(-1.0, 1.0)
 figures = st.lists(numbers, min_size=5, max_size=40).map(np.array)
 
@@ -178,7 +179,7 @@ def test_few_false_alarms_and_few_misses(kind: str) -> None:
         "skewed": (generator.lognormal(size=shape) - math.exp(0.5)) / 2.16,
     }[kind] * 0.014
     unchanged, slower = _chances(noise, 0.0), _chances(noise, -math.log1p(0.03))
-    # One in 10,000 a case: 2 expected of 20,000 at the most, and 8 has a chance of 1 in 1000.
+    # One in 10,000 per case: 2 expected of 20,000 at the most, and 8 has a chance of 1 in 1000.
     assert unchanged[REGRESSED] < 8 / 20_000
     assert slower[REGRESSED] > 0.95
     assert slower[OK] < 0.02
@@ -211,9 +212,9 @@ def test_only_scatter_beyond_a_quiet_devices_counts_for_the_session(values: np.n
     quiet = 0.019 * (values - values.mean()) / max(float(values.std()), 1e-9) + shift
     # The largest deviation that a sample of so many can show beside the population's.
     quiet *= math.sqrt((len(quiet) - 1) / len(quiet))
-    changes = [one.change(quiet, KNOWN.estimate) for one in (aware, DESIGN)]
+    changes = [design.change(quiet, KNOWN.estimate) for design in (aware, DESIGN)]
     assert changes[0].error == changes[1].error
-    wide, narrow = (float(one.change(values, KNOWN.estimate).error) for one in (aware, DESIGN))
+    wide, narrow = (float(design.change(values, KNOWN.estimate).error) for design in (aware, DESIGN))
     assert wide >= narrow
     assert aware.power(0.047, 0.003) < DESIGN.power(0.047, 0.003)
     assert aware.power(0.014, 0.003) == DESIGN.power(0.014, 0.003)
@@ -224,14 +225,14 @@ def test_a_reference_of_figures_that_scatter_is_known_less_well() -> None:
     blind, aware = (Reference.from_sessions([scattered], 0.002, share).error for share in (0.0, 0.6))
     assert aware == pytest.approx(math.hypot(blind, float(lasting_sd(0.05, 0.6))))
     quiet = (Reference.from_sessions([SESSION], 0.002, share) for share in (0.0, 0.6))
-    assert len({one.error for one in quiet}) == 1
+    assert len({change.error for change in quiet}) == 1
 
 
 def _cases(*speedups: float) -> list[GateCase]:
     """A baseline and winners that are so much faster, in the gate's order."""
     cell = Cell("SD1.5", "DDIM", 20)
     point = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
-    entries = [replace(MET, speedup=one, speedup_ci95=(one - 0.1, one + 0.1)) for one in speedups]
+    entries = [replace(MET, speedup=speedup, speedup_ci95=(speedup - 0.1, speedup + 0.1)) for speedup in speedups]
     winners = [GateCase(cell, Candidate(cell, "DeepCache", point), entry, ()) for entry in entries]
     return [GateCase(cell, None, MET, ()), *winners]
 
@@ -286,7 +287,9 @@ def _timed(factor: float, seed: int = 0, *, noise: float = 0.01, most: int = 32)
 
     def blocks() -> Sequence[Block]:
         made = [noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=noise, step_sd=0.005) for _ in range(64)]
-        return [replace(one, runs=tuple(replace(run, **_slower(run, factor)) for run in one.runs)) for one in made]
+        return [
+            replace(block, runs=tuple(replace(run, **_slower(run, factor)) for run in block.runs)) for block in made
+        ]
 
     plain = noisy_block(generator, CANDIDATE, drift_sd=0.0, run_sd=0.0, step_sd=0.0)
     figure = Figure.from_blocks([plain])
@@ -355,7 +358,7 @@ def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() ->
     assert learnt_session_sd([[SESSION]], 0.004) == pytest.approx(0.004)
     assert learnt_session_sd([alike], 0.004) < 0.004 < learnt_session_sd([apart], 0.004)
     # What their figures' scatter explains is not put down to sessions as such.
-    scattered = [replace(one, figure_sd=0.05) for one in apart]
+    scattered = [replace(session, figure_sd=0.05) for session in apart]
     assert learnt_session_sd([scattered], 0.004, 0.6) < learnt_session_sd([scattered], 0.004)
     one, three = (Reference.from_sessions(sessions, 0.004) for sessions in ([SESSION], alike))
     assert three.error < one.error
@@ -511,10 +514,31 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     )
     judged = list(judge.by_its_clocks(0.1))
     assert timer.timed == clocks
-    assert [one.clock for one in judged] == [DEVICE, HOST]
+    assert [speed.clock for speed in judged] == [DEVICE, HOST]
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+def test_a_profiler_that_fails_after_its_probe_leaves_the_wall_clock() -> None:
+    class Refused(MadeUpTimer):
+        def gpu_use(self) -> GpuUse:
+            raise MarkersLost("the profiler saw 0 markers for 20 steps")
+
+    timer = Refused()
+    judge = SpeedJudge(
+        _cases(1.7)[1],
+        cast("CaseTimer", timer),
+        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        2,
+        (),
+        Budget(60),
+        {DEVICE: KNOWN, WALL["cuda"]: KNOWN}.get,
+        recording=False,
+    )
+    (judged,) = judge.by_its_clocks(0.1)
+    assert timer.timed == [WALL["cuda"]]
+    assert "the profiler saw 0 markers" in " ".join(judged.remarks)
 
 
 def test_a_verdict_is_its_gravest_finding() -> None:
@@ -527,7 +551,7 @@ def test_a_verdict_is_its_gravest_finding() -> None:
 
 
 def test_designs_have_the_power_that_is_asked_of_them() -> None:
-    """At the noise that the project expects: 1% a run on a GPU, 1.4% a figure of 4 blocks on shared cores."""
+    """At the noise that the project expects: 1% per run on a GPU, 1.4% per figure of 4 blocks on shared cores."""
     for clock, smallest in ((WALL["cuda"], 0.03), (WALL["cpu"], 0.05), (DEVICE, 0.03)):
         design = Design(clock.most, math.log1p(smallest), speed_share(CASES), clock.session_sd)
         recorded = math.hypot(clock.figure_sd / math.sqrt(design.most), clock.session_sd)

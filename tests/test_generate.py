@@ -164,6 +164,31 @@ def test_above_an_unattainable_target_all_are() -> None:
     assert (answer.attained, answer.key.target) == (False, 4.0)
 
 
+def by_device(speedup: float, device: float, **fields: Any) -> GoldenEntry:
+    ends = (device - 0.02, device + 0.02)
+    by = {"device_speedup": device, "device_speedup_ci95": ends, "decided_by": "device"}
+    return entry("DeepCache", "SD1.5", speedup, **by, **fields)
+
+
+def test_what_a_gpus_own_time_decided_is_promised_as_far_as_the_wall_clock_shows_it() -> None:
+    """A script is timed by the wall clock, by its user and by the judge."""
+    met, waits = by_device(1.56, 1.8), by_device(1.31, 1.75)
+    assert find(task(), records_of((20, 1.5, met))).attained
+    answer = find(task(), records_of((20, 1.5, waits)))
+    assert (answer.key.target, answer.attained) == (1.5, False)
+    said = "This target is reached by the GPU's own time (1.75x), by the wall clock only 1.31x."
+    script = generate_script(task(), records_of((20, 1.5, waits)))
+    assert said in " ".join((ast.get_docstring(ast.parse(script)) or "").split())
+    assert tool_table(script)["status"] == "unattainable"
+    # The winner for a higher target may be fast enough by either.
+    answer = find(task(), records_of((20, 1.5, waits), (20, 2.0, by_device(1.62, 2.1))))
+    assert (answer.key.target, answer.attained) == (2.0, True)
+    # A target of no record is not answered by a higher one that the wall clock does not show.
+    with pytest.raises(NoRecord, match=r"fastest recorded for 20 steps reaches 1\.31x"):
+        find(task(target=1.4), records_of((20, 1.5, waits)))
+    assert not find(task(), records_of((20, 1.5, by_device(1.9, 1.45, reason="quality")))).attained
+
+
 @pytest.mark.parametrize(
     ("accelerator", "steps", "answered"),
     [
@@ -326,6 +351,13 @@ def test_hostile_environments_are_refused(records: Golden) -> None:
     hostile = replace(environment("SD1.5"), versions={"torch": "2]\nimport os"})
     with pytest.raises(ValueError, match="is no version of torch"):
         generate_script(task(), replace(records, environments={environment("SD1.5").id: hostile}))
+
+
+@pytest.mark.parametrize("text", ["a\"b\\\n'", "models/\U0001f600", "\u202e\u2028\x85\x00", "\ud800"])
+def test_a_text_is_one_literal_in_ascii(text: str) -> None:
+    assert ast.literal_eval(literal(text)) == text
+    assert literal(text).isascii()
+    assert len(literal(text).splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, object(), {1, 2}])

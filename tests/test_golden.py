@@ -591,6 +591,8 @@ def test_a_speedup_by_another_clock_is_another_record() -> None:
         'decided_by "wall" -> "device"',
         "device_speedup 2.1 [2, 2.2] -> 2.4 [2.3, 2.5]",
     ]
+    assert MET.differences(both) == ["device_speedup none -> 2.1 [2, 2.2]"]
+    assert both.differences(MET) == []  # a container that refuses to tell it
 
 
 # --- the rival: fewer steps ------------------------------------------------------------------------------------

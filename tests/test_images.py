@@ -18,7 +18,7 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.images import ImageStore, is_damaged
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
 

@@ -119,6 +119,16 @@ def test_any_file_of_pytest_will_do(pytester: pytest.Pytester, name: str, text: 
     assert (found.pipe, found.seed) == (["SDXL", "SD1.5"], 3)
 
 
+def test_a_list_may_hold_numbers(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\ndiffaccel_steps = [20, 25]\n")
+    assert options(pytester).steps == ["20", "25"]
+
+
+def test_what_is_no_name_in_a_list_is_refused_in_terms_of_its_key(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\ndiffaccel_steps = [20, 2.5, [30]]\n")
+    assert "diffaccel_steps in pyproject.toml: '2.5' is unknown" in refused(pytester)
+
+
 # --- what wins ---------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +243,14 @@ def test_other_tests_of_the_project_run_whatever_the_search_lacks(pytester: pyte
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*diffaccel:*")
+
+
+def test_other_tests_of_the_project_do_not_pay_for_the_search(pytester: pytest.Pytester) -> None:
+    """Only diffusers knows whether there is such a scheduler; nobody asks before there is a case."""
+    configured(pytester, "diffaccel_sched = EulerDiscreteScheduler", "diffaccel_pipe = SDXL")
+    heavy = "{'torch', 'diffusers', 'numpy', 'pytest_diffaccel.pipes', 'pytest_diffaccel.search.search_run'}"
+    pytester.makepyfile(f"import sys\n\ndef test_unrelated(): assert not {heavy} & set(sys.modules)")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_workers_refuse_a_bad_value_with_its_key(pytester: pytest.Pytester) -> None:

@@ -30,11 +30,11 @@ from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
 from pytest_diffaccel.judge.confine.limits import Limits
 from pytest_diffaccel.judge.judge import Judge, Rules
+from pytest_diffaccel.judge.live_call import LiveCall, difference_levels
 from pytest_diffaccel.judge.replay import SAME_LEVELS, Replay
 from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import LiveCall, difference_levels
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.records.golden_file import Golden
@@ -282,7 +282,7 @@ def test_a_cheat_is_caught(judge_of: Callable[..., Judge], name: str) -> None:
     stages = ("runs", "speed") if stage == "speed" else ("runs",)
     prompt_id = FOUR_TIMES_ID if name == "slowed_baseline" else TASK_ID
     verdict = judge_of(*stages, seconds=seconds).judge(prompt_id, task(prompt_id), cheat(name), None)
-    assert [one.stage for one in verdict.failures] == [stage], verdict
+    assert [result.stage for result in verdict.failures] == [stage], verdict
     assert words in verdict.failures[0].detail
 
 
@@ -600,7 +600,7 @@ def test_scores_count_each_stage_and_all() -> None:
         "passed": 1, "failed": 1, "xfailed": 1, "skipped": 0, "pass_rate": 0.5
     }  # fmt: skip
     content = json.loads(scores.to_json())
-    assert [one["prompt_id"] for one in content["scripts"]] == ["199", "200", "201"]
+    assert [script["prompt_id"] for script in content["scripts"]] == ["199", "200", "201"]
     assert [line.split()[0] for line in scores.lines()] == ["stage", "runs", "speed", "all"]
 
 
@@ -661,7 +661,7 @@ def test_all_that_was_asked_for_counts(tmp_path: Path) -> None:
     assert done.returncode == 1
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert scores["all"] == {"passed": 1, "failed": 4, "xfailed": 0, "skipped": 0, "pass_rate": 0.2}
-    said = {one["prompt_id"]: one["stages"][0]["detail"] for one in scores["scripts"]}
+    said = {script["prompt_id"]: script["stages"][0]["detail"] for script in scores["scripts"]}
     assert said["194"] == f"{Path('gen_code', '194.py')} cannot be read: it is no file"
     assert said["195"] == f"{Path('gen_code', '195.py')} cannot be read: No such file or directory"
     assert "0xff" in said["196"]

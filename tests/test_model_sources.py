@@ -308,7 +308,7 @@ def test_a_pytest_run_measures_weights_from_the_hub(hub: LocalHub, tmp_path: Pat
     assert UNET in hub.downloaded
 
 
-def test_weights_that_cannot_be_used_fail_a_search_in_one_line_a_case(
+def test_weights_that_cannot_be_used_fail_a_search_in_one_line_per_case(
     small_search: SmallSearch, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copied / UNET).write_bytes(b"no weights")

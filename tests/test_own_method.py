@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2  # noqa: F401 -- once in a process: pytester forgets it, and its errors would be others then
@@ -19,10 +20,10 @@ from searches import SmallSearch, embedded_folder
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.codegen.blocks import NoBlock
 from pytest_diffaccel.codegen.lookup import NoRecord
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task
 from pytest_diffaccel.codegen.script import generate_script
+from pytest_diffaccel.codegen.script_parts import NoScriptPart
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.pipes import PipeRegistry
@@ -45,9 +46,9 @@ def copy_example(folder: Path) -> None:
         shutil.copy(EXAMPLE / name, folder / name)
 
 
-def write_golden(folder: Path, accelerator: str, params: dict[str, Any]) -> None:
+def write_golden(folder: Path, accelerator: str, params: dict[str, Any], pipe: str = CELL.pipe) -> None:
     entry = replace(MET, params=params, environment=ENVIRONMENT.id)
-    key = GoldenKey(CELL, accelerator, 1.5)
+    key = GoldenKey(replace(CELL, pipe=pipe), accelerator, 1.5)
     environments = {ENVIRONMENT.id: ENVIRONMENT}
     merge(folder / "golden" / "search_params.json", {key: entry}, update=False, environments=environments)
 
@@ -98,6 +99,25 @@ def test_its_combination_is_generated_too(pytester: pytest.Pytester, capsys: pyt
         assert line in text
 
 
+def test_a_point_that_a_grid_repeats_is_one_case(small_search: SmallSearch) -> None:
+    """By its name reports, schedulers and the store know it."""
+    small_search.register((10, 0), (10, 0), (20, 0))
+    result = small_search.run("--collect-only", "-q")
+    assert [line.partition("[")[2] for line in result.outlines if "::" in line] == [
+        "SD1.5-DDIM-20-Echo-echo_interval=10,mishap=0]",
+        "SD1.5-DDIM-20-Echo-echo_interval=20,mishap=0]",
+        "SD1.5-DDIM-20-Echo]",
+    ]
+
+
+def test_it_says_on_which_denoisers_it_cannot_work() -> None:
+    """Of every pipeline that a search has: its hooks are put on there, applied or not."""
+    other = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace()))
+    assert (
+        Echo([]).applies_to(other) == "a SimpleNamespace has no layer conv_in, which tells computed calls from echoes"
+    )
+
+
 # --- conftest files, as the command sees them ------------------------------------------------------------------
 
 
@@ -130,6 +150,27 @@ def test_pipes_of_conftest_are_known_to_the_command_too(
     )
     assert main(["generate", "mini, DDIM, 20 steps, T-Gate, 1.5x"]) == 2
     assert "Run: pytest benches --pipe mini --sched DDIM --steps 20 --search-targets T-Gate" in capsys.readouterr().err
+
+
+def test_a_models_file_may_give_weights_to_pipes_of_conftest(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script has no weights to name then: they are given where it runs."""
+    monkeypatch.setattr("pytest_diffaccel.pipes._registry", PipeRegistry())
+    pytester.makeconftest(
+        "from pytest_diffaccel.pipes import PipeSpec\n\n"
+        "def pytest_diffaccel_pipes(registry):\n"
+        "    registry.register(PipeSpec('SD1.5-mine', 'StableDiffusionPipeline', built_like='SD'))\n"
+    )
+    pytester.makefile(".toml", models='"SD1.5-mine" = "./weights"')
+    write_golden(pytester.path, "DeepCache", dict(MET.params), pipe="SD1.5-mine")
+    assert main(["generate", "SD1.5-mine, DDIM, 20 steps, DeepCache, 1.5x", "--models", "models.toml"]) == 0
+    text = capsys.readouterr().out
+    assert 'parser.add_argument("--model", required=True, help="folder or hub id")' in text
+    assert "MODEL" not in text
+    Path("models.toml").write_text('Nobody = "./weights"', encoding="utf-8")
+    assert main(["generate", "SD1.5-mine, DDIM, 20 steps, DeepCache, 1.5x", "--models", "models.toml"]) == 2
+    assert "models 'models.toml': no pipe 'Nobody'; valid: SD1.5, SD2.1, SDXL, SD1.5-mine" in capsys.readouterr().err
 
 
 def test_conftest_files_are_not_needed_for_the_built_in_methods(
@@ -182,7 +223,7 @@ def test_a_method_without_a_template_gives_no_script() -> None:
     class Silent(Echo):
         template = None
 
-    with pytest.raises(NoBlock, match=r"^Echo brings no template for scripts, .* give Silent a `template`"):
+    with pytest.raises(NoScriptPart, match=r"^Echo brings no template for scripts, .* give Silent a `template`"):
         script_of(Silent([]))
 
 
@@ -198,12 +239,42 @@ WHOLE = (EXAMPLE / "echo.py.j2").read_text(encoding="utf-8")
         (WHOLE.replace("compute, calls", "{{ nothing }}, calls"), "'nothing' is undefined"),
         (WHOLE.replace("{% macro undo() %}", ""), "Encountered unknown tag 'endmacro'"),
         (WHOLE.replace("{% macro undo() %}", "{% macro undo(why) %}{{ why }}"), "parameter 'why' was not provided"),
+        (WHOLE.replace('"ECHO"', "5"), "`constant` is 5, which is no text"),
+        (WHOLE.replace('"ECHO"', '"class"'), "`constant` is 'class', which is no name in Python"),
+        (WHOLE.replace("compute, calls", "{{ 1 / 0 }}, calls"), "division by zero"),
+        (WHOLE.replace("{% macro undo() %}", "{% macro undo() %}{{ undo() }}"), "maximum recursion depth exceeded"),
+        (WHOLE + '{% set import_line = "echoes" %}', "`import_line` is 'echoes', which imports nothing; write import"),
+        (WHOLE + '{% set standard_import = "re" %}', "`standard_import` is 're', which imports nothing"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named_with_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.py.j2"
-    with pytest.raises(NoBlock, match=rf"own\.py\.j2, the template of Echo: .*({message})"):
+    with pytest.raises(NoScriptPart, match=rf"own\.py\.j2, the template of Echo: .*({message})"):
         script_of(with_template(path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (WHOLE.replace("    compute, calls", "compute, calls"), "make no Python: unexpected indent: 'def echo\\("),
+        (WHOLE.replace("        del ", "        # del "), r"make no Python: .* \(docs/own_method.md\)"),
+        (WHOLE + '{% set call = "partial(" %}', r"make no Python: .*: 'yield partial\('"),
+        (WHOLE.replace('"ECHO"', '"STEPS"'), "give a script that has STEPS twice; let `constant` be another name"),
+        (WHOLE.replace('"ECHO"', '"main"'), "give a script that has main twice"),
+        (WHOLE.replace('"ECHO"', '"torch"'), "give a script that has torch twice"),
+    ],
+)
+def test_a_template_that_spoils_the_script_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(NoScriptPart, match=rf"the templates of Echo together {message}"):
+        script_of(with_template(tmp_path / "own.py.j2", text))
+
+
+def test_a_template_may_be_named_by_text_and_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "own.py.j2"
+    path.write_text(WHOLE, encoding="utf-8")
+    assert "ECHO = " in script_of(type("Own", (Echo,), {"template": str(path)})([]))
+    with pytest.raises(NoScriptPart, match=r"nowhere\.py\.j2, the template of Echo: .*No such file"):
+        script_of(type("Own", (Echo,), {"template": tmp_path / "nowhere.py.j2"})([]))
 
 
 def test_a_template_has_the_record_and_the_filters_of_the_built_in_ones(tmp_path: Path) -> None:
@@ -217,12 +288,6 @@ def test_a_template_has_the_record_and_the_filters_of_the_built_in_ones(tmp_path
         "    torch.manual_seed(seeds[0])  # as it likes",
     ):
         assert line in script
-
-
-def test_names_that_could_end_a_docstring_are_refused() -> None:
-    hostile = type("Hostile", (Echo,), {"name": 'x"""\nimport os\n"""'})([])
-    with pytest.raises(ValueError, match="has no place in a script"):
-        script_of(hostile)
 
 
 # --- sentences -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.models.schedulers import TAKEN, taken_settings
-from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, Topology, denoiser_of, known, make_known
+from pytest_diffaccel.pipe_shapes import Topology
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, denoiser_of, known, make_known
 from pytest_diffaccel.records.golden_file import read_golden
 
 CELL = "my-sd-EulerDiscreteScheduler-6"
@@ -138,6 +139,17 @@ def test_what_a_search_records_is_gated_shown_and_makes_a_script(own_search: Sma
     assert len(made["generate"](pipeline, ["red apple"], [0])) == 1
 
 
+def test_a_scheduler_that_cannot_be_followed_fails_each_case_in_one_line(own_search: SmallSearch) -> None:
+    few = ("--sched", "HeunDiscreteScheduler", "--search-targets", "ToMe", "--grid", "coarse")
+    result = own_search.pytester.runpytest_inprocess(*OPTIONS, *few)
+    outcomes = result.parseoutcomes()
+    assert outcomes["failed"] == len(collected(own_search, *OPTIONS, *few))
+    result.stdout.fnmatch_lines(
+        ["HeunDiscreteScheduler visits timestep * more than once in 6 steps, which *; take another*"]
+    )
+    result.stdout.no_fnmatch_line("*acceleration.py*")
+
+
 def test_a_hook_registers_a_pipe(small_search: SmallSearch, weights: Path) -> None:
     small_search.add_to_conftest(
         """
@@ -163,6 +175,20 @@ def test_a_search_says_which_pipes_there_are(own_search: SmallSearch, arguments:
     result = own_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {said}"])
+
+
+def test_a_scheduler_that_an_entry_has_and_diffusers_has_not_is_named_with_its_file(
+    own_search: SmallSearch, weights: Path
+) -> None:
+    (own_search.path / "models.toml").write_text(entry(weights).replace("EulerD", "OilerD"), encoding="utf-8")
+    result = own_search.pytester.runpytest_inprocess(*OPTIONS)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: my-sd of models.toml: 'OilerDiscreteScheduler' is no scheduler *; write DDIM, DPM-Solver++, "
+            "UniPCMultistepScheduler or a class of diffusers such as EulerDiscreteScheduler"
+        ]
+    )
 
 
 # --- entries of a models file ----------------------------------------------------------------------------------------
@@ -207,6 +233,34 @@ def test_bad_entries_are_refused(tmp_path: Path, text: str, message: str) -> Non
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ("embedded", "models 'embedded' has no entry for Mine; its public weights are those of --models hub"),
+        (
+            "hub",
+            "models 'hub' has no entry for Other; give a models file (--models) with a line \"Other\" =",
+        ),
+    ],
+)
+def test_a_registered_pipe_without_weights_is_told_where_they_may_be_named(models: str, said: str) -> None:
+    """Nobody can write a line into what is no file."""
+    registry = PipeRegistry()
+    registry.register(PipeSpec("Mine", "StableDiffusionPipeline", hub_id="owner/mine"))
+    registry.register(PipeSpec("Other", "StableDiffusionPipeline"))
+    make_known(registry)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ModelSource.from_option(models).spec(said.split("for ")[1].split(";")[0])
+
+
+def test_a_registered_pipes_single_file_needs_settings_too(tmp_path: Path) -> None:
+    registry = PipeRegistry()
+    registry.register(PipeSpec("Mine", "StableDiffusionPipeline"))
+    make_known(registry)
+    with pytest.raises(ValueError, match='has no tokenizer and scheduler settings; set config = "a diffusers folder"'):
+        read(tmp_path, 'Mine = "./x.safetensors"')
+
+
 def test_a_spelling_of_another_pipe_is_no_name(tmp_path: Path) -> None:
     source = read(tmp_path, '["sd-15"]\nclass = "A"\npath = "./x"')
     with pytest.raises(ValueError, match=r"sd-15: a pipe SD1\.5 is known already"):
@@ -230,8 +284,11 @@ def test_another_class_than_the_folders_is_refused(tmp_path: Path, weights: Path
 
 
 def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path: Path) -> None:
-    parts = {"text_encoder": 1, "text_encoder_2": 1, "tokenizer": 1, "tokenizer_2": 1, "transformer": 1, "vae": 1}
-    (tmp_path / "model_index.json").write_text(json.dumps({name: ["a", "B"] for name in parts}), encoding="utf-8")
+    """One that the class would have, and the folder has not, is none."""
+    parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+    lacking = ("text_encoder_3", "tokenizer_3", "unet")
+    index = {name: ["a", "B"] for name in parts} | {name: [None, None] for name in lacking}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     pipe = read(tmp_path, '[mine]\nclass = "FluxPipeline"\npath = "."').spec("mine").family
     assert pipe.with_weights == ("text_encoder", "text_encoder_2", "transformer", "vae")
     assert pipe.without_weights == ("tokenizer", "tokenizer_2", "scheduler")
@@ -242,6 +299,17 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
     [
         ({"name": "SD1.5"}, "a pipe SD1.5 is known already"),
         ({"spelling": "mine("}, "spelling='mine(' is no regular expression"),
+        ({"spelling": "(?i)mine"}, "spelling='(?i)mine' is no regular expression"),
+        ({"spelling": "mine|"}, "spelling='mine|' fits an empty text, which names no pipe"),
+        ({"steps": 20}, "mine: steps=20 is no tuple; write (20,)"),
+        ({"steps": [20, 30]}, "mine: steps=[20, 30] is no tuple; write (20, 30)"),
+        ({"schedulers": "DDIM"}, "mine: schedulers='DDIM' is no tuple; write ('DDIM',)"),
+        ({"schedulers": (3,)}, "mine: schedulers=(3,); name at least one"),
+        ({"text_encoders": "text_encoder"}, "mine: text_encoders='text_encoder' is no tuple; write ('text_encoder',)"),
+        ({"text_encoders": ("../unet",)}, "mine: '../unet' is no name of a class or component"),
+        ({"pipeline_class": ""}, "mine: '' is no name of a class or component; write one of diffusers' own, such as"),
+        ({"built_like": "sd"}, 'mine: built_like=\'sd\'; write "SD", "SDXL" or None'),
+        ({"guidance_scale": -1.0}, "mine: guidance_scale=-1.0; give a number of at least 0"),
         ({"steps": ()}, "steps=(); give whole numbers from 1 to 1000"),
         ({"schedulers": ("",)}, "schedulers=('',); name at least one"),
         ({"denoiser": "unet.modules"}, "'unet.modules' is no name of a class or component"),

@@ -17,8 +17,8 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.select import choose
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -83,20 +83,20 @@ def contenders(evaluated: dict[Candidate, tuple[float, ...]]) -> Contenders:
 def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
     """What the cases and then the race of a group evaluate."""
     evaluated: dict[Candidate, tuple[float, ...]] = {}
-    for one in GRID:
-        if plan(evaluated).verdict(one, GRID).evaluate:
-            evaluated[one] = true_losses(one, seed)[:FIRST]
-    while (best := plan(evaluated).best([one for one in GRID if one not in evaluated])) is not None:
+    for point in GRID:
+        if plan(evaluated).advice(point, GRID).evaluate:
+            evaluated[point] = true_losses(point, seed)[:FIRST]
+    while (best := plan(evaluated).best([point for point in GRID if point not in evaluated])) is not None:
         evaluated[best] = true_losses(best, seed)[:FIRST]
     while needed := contenders(evaluated).undecided():
-        evaluated |= {one: true_losses(one, seed)[:count] for one, count in needed.items()}
+        evaluated |= {point: true_losses(point, seed)[:count] for point, count in needed.items()}
     return evaluated
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_winners_of_an_exhaustive_search_are_found_at_a_fraction_of_its_samples(seed: int) -> None:
-    found, exhaustive = plan(search(seed)), plan({one: true_losses(one, seed) for one in GRID})
-    truth = {one: float(np.mean(true_losses(one, seed))) for one in GRID}
+    found, exhaustive = plan(search(seed)), plan({point: true_losses(point, seed) for point in GRID})
+    truth = {point: float(np.mean(true_losses(point, seed))) for point in GRID}
     right = met = 0
     for target in TARGETS:
         choice, best = (choose(known.options, target, MAX_LOSS) for known in (found, exhaustive))
@@ -111,39 +111,39 @@ def test_the_winners_of_an_exhaustive_search_are_found_at_a_fraction_of_its_samp
 def test_what_is_passed_over_could_not_have_won() -> None:
     evaluated = search()
     found = plan(evaluated)
-    for one in GRID:
-        if one not in evaluated:
-            verdict = found.verdict(one)
-            assert not verdict.evaluate
-            assert "predicted" in verdict.evidence
+    for point in GRID:
+        if point not in evaluated:
+            advice = found.advice(point)
+            assert not advice.evaluate
+            assert "predicted" in advice.evidence
             best = [float(np.mean(evaluated[other][:FIRST])) for other in evaluated if true_speedup(other) >= 1.2]
-            assert true_speedup(one) < 1.22 or np.mean(true_losses(one)[:FIRST]) > 0.95 * min(best)
+            assert true_speedup(point) < 1.22 or np.mean(true_losses(point)[:FIRST]) > 0.95 * min(best)
 
 
 def test_a_slow_candidate_says_that_it_reaches_no_target() -> None:
-    evidence = plan(search()).verdict(candidate(2, 11)).evidence
+    evidence = plan(search()).advice(candidate(2, 11)).evidence
     assert "reaches no target (the lowest is 1.2x)" in evidence
 
 
 def test_where_no_target_is_reached_only_what_comes_nearer_is_evaluated() -> None:
     """What is not much faster, or surely loses more than is allowed, gains nothing."""
-    slow = [one for one in GRID if 1.0 < true_speedup(one) < 1.17]
+    slow = [point for point in GRID if 1.0 < true_speedup(point) < 1.17]
     assert len(slow) > 2
     slowest, nearest = min(slow, key=true_speedup), max(slow, key=true_speedup)
     known = plan({slowest: true_losses(slowest)[:FIRST]})
-    verdict = known.verdict(nearest)
-    assert verdict.evaluate == (true_speedup(nearest) > 1.04 * true_speedup(slowest))
-    for one in slow:
-        assert ("reaches no target" in known.verdict(one).evidence) == (not known.verdict(one).evaluate)
-    others = [one for one in slow if one is not slowest]
+    advice = known.advice(nearest)
+    assert advice.evaluate == (true_speedup(nearest) > 1.04 * true_speedup(slowest))
+    for point in slow:
+        assert ("reaches no target" in known.advice(point).evidence) == (not known.advice(point).evaluate)
+    others = [point for point in slow if point is not slowest]
     hopeless = replace(known, evaluated=dict.fromkeys(others, (0.9,) * FIRST), max_loss=1e-3)
-    assert not hopeless.verdict(slowest).evaluate
-    assert "reaches no target" in hopeless.verdict(slowest).evidence
+    assert not hopeless.advice(slowest).evaluate
+    assert "reaches no target" in hopeless.advice(slowest).evidence
 
 
 def test_a_dominated_candidate_names_what_beats_it() -> None:
-    evaluated = {one: true_losses(one) for one in GRID if one != candidate(10, 5)}
-    evidence = plan(evaluated).verdict(candidate(10, 5)).evidence
+    evaluated = {point: true_losses(point) for point in GRID if point != candidate(10, 5)}
+    evidence = plan(evaluated).advice(candidate(10, 5)).evidence
     assert "is reached at" in evidence
     assert "cache_interval=" in evidence
 
@@ -159,24 +159,26 @@ def test_it_is_the_turn_of_what_promises_most() -> None:
     known = plan({candidate(5, 4): true_losses(candidate(5, 4))[:FIRST]})
     best = known.best(GRID)
     assert best is not None
-    assert known.verdict(best, GRID).evaluate
+    assert known.advice(best, GRID).evaluate
     waiting = [
-        one for one in GRID if known.verdict(one).evaluate and not known.verdict(one, GRID).evaluate and one is not best
+        point
+        for point in GRID
+        if known.advice(point).evaluate and not known.advice(point, GRID).evaluate and point is not best
     ]
     assert waiting
-    for one in waiting:
-        assert "promises more" in known.verdict(one, GRID).evidence
+    for point in waiting:
+        assert "promises more" in known.advice(point, GRID).evidence
 
 
 def test_of_few_samples_the_luckiest_is_not_believed() -> None:
     """A target's least loss is what the model makes of it, between what was seen and what its neighbours say."""
     lucky = candidate(4, 0)
-    honest = {one: true_losses(one)[:FIRST] for one in (candidate(2, 0), candidate(3, 0), candidate(5, 0), lucky)}
+    honest = {point: true_losses(point)[:FIRST] for point in (candidate(2, 0), candidate(3, 0), candidate(5, 0), lucky)}
     flattered = {**honest, lucky: tuple(0.3 * loss for loss in honest[lucky])}
     near = candidate(4, 1)
     known = plan(flattered)
     assert known.losses_of(single("DeepCache"), [near.params])[0] > log_loss(float(np.mean(flattered[lucky])))
-    assert known.verdict(near).evaluate
+    assert known.advice(near).evaluate
 
 
 def single(name: str) -> Accelerator:
@@ -187,7 +189,7 @@ def single(name: str) -> Accelerator:
 @given(st.sets(st.sampled_from(range(len(GRID))), min_size=3, max_size=30))
 def test_the_loss_model_knows_what_it_has_seen(places: set[int]) -> None:
     seen = {GRID[place]: float(np.mean(true_losses(GRID[place]))) for place in places}
-    mean, sd = LossModel(REGISTRY, CELL, seen, SAMPLES).predict(single("DeepCache"), [one.params for one in seen])
+    mean, sd = LossModel(REGISTRY, CELL, seen, SAMPLES).predict(single("DeepCache"), [point.params for point in seen])
     truth = np.array([log_loss(loss) for loss in seen.values()])
     assert np.all(np.abs(mean - truth) <= 4 * np.maximum(sd, 0.12))
     assert np.all(sd < 0.2)

@@ -16,7 +16,7 @@ from searches import SMALL_OPTIONS, TESTS, SmallSearch
 from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
 
 CASE = "SD1.5-DDIM-20-Echo-echo_interval={},mishap={}".format
 # Not by -k: its expressions cannot hold "=".

@@ -12,7 +12,7 @@ from found import PARAMS, chosen, measured
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.report.progress import EndedCase, Progress
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import calibration_text, slowdown_text
 from pytest_diffaccel.search.effort import Effort, SearchCase

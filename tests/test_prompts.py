@@ -47,7 +47,7 @@ def test_refuses_what_is_no_prompts_file(tmp_path: Path, content: bytes, message
 
 def test_refuses_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(FileNotFoundError, match="one prompt a line"):
+        with pytest.raises(FileNotFoundError, match="one prompt per line"):
             read_prompts(path)
 
 

@@ -17,11 +17,11 @@ from searches import SMALL_OPTIONS, SmallSearch, embedded_folder
 
 from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.records.gate_sessions import read_references
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.records.reference import read_references
-from pytest_diffaccel.report.gate import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
+from pytest_diffaccel.report.gate_report import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
 
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
 OPTIONS = ("--gate", "--search-targets", "deepcache")
@@ -291,7 +291,7 @@ def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> No
 
 
 @pytest.mark.slow
-def test_a_reference_is_recorded_once_a_session(gate: Gate) -> None:
+def test_a_reference_is_recorded_once_per_session(gate: Gate) -> None:
     references = read_references(gate.golden)
     assert {len(sessions) for sessions in references.values()} == {1}
     gate.run("--update-golden")

@@ -79,7 +79,7 @@ def test_rivals_belong_to_the_cell_whose_steps_they_replace(search: RecordedSear
     with Store.open(search.store) as store:
         (record,) = cells_of(store.contents())
     assert record.cell == CELL
-    assert [one.candidate.cell.steps for one in record.rivals] == list(range(1, 21))
+    assert [rival.candidate.cell.steps for rival in record.rivals] == list(range(1, 21))
 
 
 def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
@@ -89,6 +89,24 @@ def test_a_cell_of_failures_alone_is_shown(search: RecordedSearch) -> None:
         store.save_failure(failed, environment().id, search.sampling(), "oom", "out of memory")
         (record,) = cells_of(store.contents())
     assert (record.cell, len(record.failures)) == (cell, 1)
+
+
+def test_a_candidate_that_two_searches_passed_over_is_shown_once(search: RecordedSearch) -> None:
+    """They were of other numbers of samples, or of other options."""
+    search.fill(grid=deepcache_grid()[:1])
+    skipped, failed, both = (Candidate(CELL, "DeepCache", params) for params in deepcache_grid()[1:4])
+    wide, narrow = search.sampling(), replace(search.sampling(), num_samples=2)
+    with Store.open(search.store) as store:
+        for sampling in (wide, narrow, wide.on_terms(["on the coarse grid"])):
+            store.save_decision(skipped, environment().id, sampling, f"said of {sampling.purpose}")
+            store.save_failure(failed, environment().id, sampling, "error", "an accident")
+        store.save_decision(both, environment().id, wide, "too slow")
+        store.save_failure(both, environment().id, wide, "error", "an accident")
+    (found,) = find(material(search))
+    rows = {row.key: row for row in found.rows}
+    assert len(rows) == len(found.rows)
+    assert rows[skipped.key].reason == "said of search on the coarse grid"
+    assert (rows[failed.key].verdict, rows[both.key].verdict) == ("failed", "failed")
 
 
 # Which verdicts
@@ -116,9 +134,9 @@ def test_winners_stay_what_was_chosen_when_later_blocks_would_choose_others(sear
     search.fill()
     (before,) = find(material(search))
     with Store.open(search.store) as store:
-        for one in before.record.verified.values():
-            faster = replace(one.speedup, value=9.0, high=9.5)
-            store.save(replace(one, speedup=faster, blocks=tuple(at_pace(one.blocks, 0.5))))
+        for winner in before.record.verified.values():
+            faster = replace(winner.speedup, value=9.0, high=9.5)
+            store.save(replace(winner, speedup=faster, blocks=tuple(at_pace(winner.blocks, 0.5))))
     (after,) = find(material(search))
     assert after.entries == before.entries
     assert len(after.entries) == 7
@@ -132,7 +150,7 @@ def test_a_group_that_is_not_decided_yet_has_speedups_and_no_winners(search: Rec
     made = material(search)
     (found,) = find(replace(made, contents=replace(made.contents, winners=())))
     assert found.entries == {}
-    assert found.record.speedups == {key: one.speedup for key, one in found.record.best_known.items()}
+    assert found.record.speedups == {key: measurement.speedup for key, measurement in found.record.best_known.items()}
 
 
 def test_every_other_row_says_why_not(findings: Findings) -> None:
@@ -165,7 +183,7 @@ def test_the_plain_pipeline_is_on_the_frontier_and_what_is_slower_is_not(search:
     grid = deepcache_grid()[:4]
     measured = [search.measurement(Candidate(CELL, "DeepCache", params), environment(), "search") for params in grid]
     speeds = (0.9, 1.0, 1.3, 1.6)  # of losses that rise
-    speedups = {one.candidate.key: Interval(x, x, x) for one, x in zip(measured, speeds, strict=True)}
+    speedups = {measurement.candidate.key: Interval(x, x, x) for measurement, x in zip(measured, speeds, strict=True)}
     assert frontier_of(measured, speedups) == measured[2:]
 
 
@@ -174,16 +192,19 @@ def test_a_chart_shows_the_plain_pipeline(search: RecordedSearch) -> None:
     (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
     assert part.pareto is not None
     layers = [layer.get("data", {}).get("values", []) for layer in part.pareto.spec["layer"]]
-    plain = [one for values in layers for one in values if (one.get("speedup"), one.get("lpips")) == (1.0, 0.0)]
+    plain = [mark for values in layers for mark in values if (mark.get("speedup"), mark.get("lpips")) == (1.0, 0.0)]
     assert {"speedup": 1.0, "lpips": 0.0} in plain
-    assert 20 in [one.get("steps") for one in plain]
+    assert 20 in [mark.get("steps") for mark in plain]
 
 
 def test_bars_are_as_long_as_the_tables_speedups(findings: Findings) -> None:
     """Though each winner ran when the machine had another speed."""
     won = [(row, findings.record.verified[row.key]) for row in findings.rows if row.verdict == "winner"]
     paces = [0.5, 1.0, 3.0]
-    paced = [(row, replace(one, blocks=at_pace(one.blocks, pace))) for (row, one), pace in zip(won, paces, strict=True)]
+    paced = [
+        (row, replace(measurement, blocks=at_pace(measurement.blocks, pace)))
+        for (row, measurement), pace in zip(won, paces, strict=True)
+    ]
     chart = kind_costs_chart("bars", paced)
     assert chart is not None
     ends: dict[int, float] = {}
@@ -198,7 +219,7 @@ def at_pace(blocks: Sequence[Block], pace: float) -> tuple[Block, ...]:
     def run(timing: RunTiming) -> RunTiming:
         return RunTiming(pace * timing.total_s, tuple(pace * step for step in timing.step_s), timing.kinds)
 
-    return tuple(replace(one, baseline=run(one.baseline), runs=tuple(map(run, one.runs))) for one in blocks)
+    return tuple(replace(block, baseline=run(block.baseline), runs=tuple(map(run, block.runs))) for block in blocks)
 
 
 # Golden

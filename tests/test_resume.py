@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from echo import Echo
 from filelock import Timeout
-from searches import TESTS, THRIFTY, SmallSearch, embedded_folder, open_run, without_scale
+from searches import TESTS, THRIFTY, SmallSearch, drive, embedded_folder, open_run, without_scale
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.base import PipelineCall
@@ -22,7 +22,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 #: More of them: ``python -m benchmarks.resume_after_kill --kills 20``.
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
@@ -134,6 +134,45 @@ def test_what_was_cut_off_is_tried_once_more(
     run, candidate = opened(*options)
     assert (candidate.key in raced(run)) == tried
     assert bool(folder.failures()) != tried
+
+
+def test_a_clock_that_goes_back_lets_no_candidate_take_a_second_worker(
+    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, candidate = opened()
+    place = candidate, run.bench.environment(candidate.cell).id, run.bench.sampling(candidate.cell, "search")
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: run.session.began_at - 3600)
+        run.bench.store.begin(*place, "case", session=run.session.name)
+    assert run.bench.failed(candidate.cell) == {candidate.key}
+    run.close()
+    run, candidate = opened()
+    assert run.bench.failed(candidate.cell) == set()
+    run.close()
+
+
+@pytest.mark.parametrize("options", [("--max-quality-loss", "1e-9"), ("--grid", "coarse"), ("--exhaustive",)])
+def test_what_one_search_decided_another_of_other_options_decides_anew(
+    folder: SmallSearch, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measurements are the same for both."""
+    SteadyClock(monkeypatch)
+
+    def decided(*options: str) -> tuple[bool, set[str]]:
+        run, _ = opened(*options)
+        group = GroupSearch(run.bench, *run.groups[0])
+        found = group.is_done, {one.key for one in run.candidates if group.why_passed_over(one)}
+        assert run.bench.known(run.groups[0].cell).losses(run.groups[0].cell)
+        run.close()
+        return found
+
+    drive(opened(*options)[0])
+    done, passed_over = decided(*options)
+    assert done
+    assert decided() == (False, set())
+    drive(opened()[0])
+    assert decided()[0]
+    assert decided(*options) == (True, passed_over)
 
 
 def test_what_was_cut_off_in_this_session_is_left_to_the_next(folder: SmallSearch) -> None:

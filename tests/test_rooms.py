@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def rooms() -> list[str]:
-    """The table's first column from its top to its bottom: ``matrix``, ..., ``search``, ``search.models``, ..."""
+    """The table's first column from its top to its bottom: ``matrix``, ..., ``search``, ``search.predict``, ..."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("\n## Rooms\n")[2].partition("\n## ")[0]
     found = re.findall(r"^\| `([\w/]+?)(?:/|\.py)` \|", table, re.MULTILINE)
@@ -31,7 +31,7 @@ def layers() -> dict[str, Any]:
     """The contract's layers from top to bottom, by the package that holds them."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
-    return {one["containers"][0]: one["layers"] for one in contracts if one["type"] == "layers"}
+    return {contract["containers"][0]: contract["layers"] for contract in contracts if contract["type"] == "layers"}
 
 
 def test_the_contract_is_the_table(rooms: list[str], layers: dict[str, Any]) -> None:

@@ -23,12 +23,13 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.records.reference import Session, Speed
-from pytest_diffaccel.report.case_log import CaseLog
+from pytest_diffaccel.report.case_log import CaseLog, log_case
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.properties import NAMES, plain_properties
-from pytest_diffaccel.report.results import CaseResult, dump, parse
+from pytest_diffaccel.report.sent_results import CaseResult, dump, parse
+from pytest_diffaccel.report.step_summary import write_step_summary
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import (
     Broken,
@@ -53,7 +54,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def junit(path: Path) -> dict[str, dict[str, str]]:
     """Properties of each test case, by the test's name."""
     return {
-        str(case.get("name")): {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+        str(case.get("name")): {str(made.get("name")): str(made.get("value")) for made in case.iter("property")}
         for case in ElementTree.parse(path).iter("testcase")
     }
 
@@ -80,7 +81,7 @@ OF_CELL = CellWinners(
     prompts=("red apple", "a ]]> <b>"),
 )
 NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55)})
-SESSION = Session(
+SESSION = GateSession(
     0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, host=Speed(0.3, 0.01, 5.0, 0.02, 1.0)
 )
 VERDICT = Verdict((Finding("speed", "regressed", "3% slower", 0.03, (0.02, 0.04)),), ("torch",), (), (("power", 0.9),))
@@ -100,6 +101,26 @@ def test_a_result_reaches_the_controller_as_it_was_sent(result: CaseResult) -> N
     assert parse(dump(result)) == result
 
 
+UNSPEAKABLE = "no such file: \udcff.bin"
+
+
+def test_messages_with_file_names_that_are_no_utf8_reach_the_controller_and_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    found = parse(dump(Winners(CELL, "DeepCache", failed=(UNSPEAKABLE,), left=1)))
+    assert found == Winners(CELL, "DeepCache", failed=("no such file: ?.bin",), left=1)
+    case = EndedCase("test_search[x]", "failed", 0.25, "", UNSPEAKABLE)
+    CaseLog(tmp_path / "cases.jsonl").write(case, "x", Broken(CELL, "DeepCache"))
+    assert lines(tmp_path / "cases.jsonl")[0]["reason"] == UNSPEAKABLE
+    log_case(case, Broken(CELL, "DeepCache"))
+    (log,) = (tmp_path / ".diffaccel").rglob("*.log")
+    assert r"no such file: \udcff.bin" in log.read_text(encoding="utf-8")
+    write_step_summary([UNSPEAKABLE])
+    assert "no such file" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("text", ["{}", '{"kind": "another"}', '{"kind": "skipped", "evidence": "slow"}'])
 def test_what_is_no_result_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"kind|candidate"):
@@ -115,7 +136,7 @@ def test_other_tools_see_names_and_shapes_that_stay() -> None:
     of_cell = {"golden", "undecided", "verified", "environments", "pictures", "baseline", "prompts"}
     winners = {"provisional", "explored", "left", "failed", "phases_s"}
     gate = {"params", "case", "targets", "verdict", "text", "rounds_s", "sessions", "seconds"}
-    assert [one.keys() for one in shown] == [
+    assert [row.keys() for row in shown] == [
         place | figures | news | {"environment", "stored"},
         place | {"skipped", "evidence"},
         place | winners | of_cell | news,
@@ -129,7 +150,7 @@ def test_other_tools_see_names_and_shapes_that_stay() -> None:
     assert finished["golden"] == dict.fromkeys([str(KEY), str(replace(KEY, target=1.2))], MET.to_json())
     assert finished["pictures"] == {str(KEY): "images/a"}
     assert finished["undecided"][0]["key"] == str(replace(KEY, target=4.0))
-    assert [one["bound"] for one in finished["verified"]] == ["launch", None]
+    assert [winner["bound"] for winner in finished["verified"]] == ["launch", None]
     assert (unfit["refused"], unfit["unfit"], unfit["unfinished"]) == ("it has no mid block", True, False)
     assert (judged["verdict"]["status"], judged["verdict"]["figures"]) == ("regressed", {"power": 0.9})
 
@@ -174,15 +195,15 @@ def _check_log(written: list[dict[str, Any]]) -> None:
 
 def _check_benchmarks(path: Path) -> None:
     benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
-    own = [one for one in benchmarks if "test_search" in one["name"]]
-    assert [one["params"]["echo_interval"] for one in own] == [10, 20]
-    assert any("test_winners" in one["name"] for one in benchmarks)
-    for one in benchmarks:
-        assert one["fullname"] == f"benches/test_search.py::{one['name']}"
-        assert one["stats"]["rounds"] == len(one["stats"]["data"]) >= 1
-        assert one["stats"]["min"] == min(one["stats"]["data"]) > 0
-        assert one["extra_info"]["speedup"] > 1
-        assert one["extra_info"]["lpips"] >= 0
+    own = [entry for entry in benchmarks if "test_search" in entry["name"]]
+    assert [entry["params"]["echo_interval"] for entry in own] == [10, 20]
+    assert any("test_winners" in entry["name"] for entry in benchmarks)
+    for entry in benchmarks:
+        assert entry["fullname"] == f"benches/test_search.py::{entry['name']}"
+        assert entry["stats"]["rounds"] == len(entry["stats"]["data"]) >= 1
+        assert entry["stats"]["min"] == min(entry["stats"]["data"]) > 0
+        assert entry["extra_info"]["speedup"] > 1
+        assert entry["extra_info"]["lpips"] >= 0
 
 
 def test_pytest_benchmark_compares_two_runs(finished_search: SmallSearch) -> None:
@@ -227,6 +248,28 @@ def test_failures_and_dead_workers_are_logged_with_their_reason(small_search: Sm
     assert (dead["outcome"], dead["accelerator"]) == ("failed", "Echo")
     assert "crashed while running" in dead["reason"]
     assert by_case["echo_interval=10,mishap=0"]["outcome"] == "passed"
+
+
+def test_a_case_that_another_plugin_runs_again_is_taken_once(small_search: SmallSearch) -> None:
+    """As pytest-rerunfailures tells of what it runs again."""
+    small_search.register(*POINTS)
+    small_search.add_to_conftest(
+        """
+from copy import copy
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.when == "call":
+        again = copy(report)
+        again.outcome = "rerun"
+        item.ihook.pytest_runtest_logreport(report=again)
+    return report
+"""
+    )
+    small_search.run(*RECORDS).assert_outcomes(passed=3)
+    _check_log(lines(small_search.path / "logs" / "cases.jsonl"))
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_the_start(small_search: SmallSearch) -> None:

@@ -13,8 +13,8 @@ from pytest_diffaccel.search.decide.select import (
     choose,
     leader,
 )
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach
-from pytest_diffaccel.search.verify.verification import final_choice
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach
+from pytest_diffaccel.search.verify.choices import final_choice
 
 CELL = Cell("SD1.5", "DDIM", 20)
 
@@ -52,29 +52,29 @@ def test_a_winner_is_fast_and_good_enough_and_none_such_loses_less(
     known: list[Option], target: float, max_loss: float
 ) -> None:
     choice = choose(known, target, max_loss)
-    eligible = [one for one in known if one.reaches(target) and one.lpips <= max_loss]
+    eligible = [option for option in known if option.reaches(target) and option.lpips <= max_loss]
     assert (choice.reason is None) == bool(eligible)
     if choice.option is not None and choice.reason is None:
         assert choice.option in eligible
-        least = min(one.lpips for one in eligible)
+        least = min(option.lpips for option in eligible)
         assert choice.option.lpips == least  # one sample each: differences are what they are
-        ties = [one for one in eligible if one.lpips == least]
-        assert choice.option.speedup.value == max(one.speedup.value for one in ties)
+        ties = [option for option in eligible if option.lpips == least]
+        assert choice.option.speedup.value == max(option.speedup.value for option in ties)
 
 
 @given(options, targets, max_losses)
 def test_reasons_say_what_is_lacking(known: list[Option], target: float, max_loss: float) -> None:
     choice = choose(known, target, max_loss)
-    maybe = [one for one in known if may_reach(one.speedup, target)]
+    maybe = [option for option in known if may_reach(option.speedup, target)]
     if choice.reason == "speed":
         assert not maybe
     if choice.reason == "quality":
         assert maybe
-        assert all(one.lpips > max_loss for one in maybe)
+        assert all(option.lpips > max_loss for option in maybe)
     if choice.reason == "undecided":
-        good = [one for one in maybe if one.lpips <= max_loss]
+        good = [option for option in maybe if option.lpips <= max_loss]
         assert good
-        assert not any(one.reaches(target) for one in good)
+        assert not any(option.reaches(target) for option in good)
 
 
 @given(vague_options, targets, max_losses)
@@ -84,11 +84,15 @@ def test_nothing_that_seems_fast_and_good_enough_is_called_out_of_reach(
     """Nobody is to read "unattainable" beside a best that is above the target."""
     choice = choose(known, target, max_loss)
     if choice.reason in ("speed", "quality"):
-        assert not [one for one in known if one.lpips <= max_loss and one.speedup.value >= target]
+        assert not [option for option in known if option.lpips <= max_loss and option.speedup.value >= target]
         if choice.option is not None and choice.option.lpips <= max_loss:
             assert choice.option.speedup.value < target
     if choice.reason == "undecided":
-        assert [one for one in known if one.lpips <= max_loss and one.speedup.high >= target * (1 - SPEED_TOLERANCE)]
+        assert [
+            option
+            for option in known
+            if option.lpips <= max_loss and option.speedup.high >= target * (1 - SPEED_TOLERANCE)
+        ]
 
 
 def test_what_is_only_perhaps_fast_enough_makes_no_target_unattainable() -> None:
@@ -102,14 +106,14 @@ def test_what_is_only_perhaps_fast_enough_makes_no_target_unattainable() -> None
 def test_an_unattainable_target_names_the_best_reached(known: list[Option], target: float, max_loss: float) -> None:
     choice = choose(known, target, max_loss)
     if choice.reason is not None:
-        good = [one for one in known if one.lpips <= max_loss] or known
+        good = [option for option in known if option.lpips <= max_loss] or known
         assert (choice.option is None) == (not known)
         if choice.option is not None:
             assert choice.option in good
-            fastest = max(one.speedup.value for one in good)
-            as_fast = [one for one in good if one.speedup.value >= fastest * (1 - SPEED_TOLERANCE)]
+            fastest = max(option.speedup.value for option in good)
+            as_fast = [option for option in good if option.speedup.value >= fastest * (1 - SPEED_TOLERANCE)]
             assert choice.option in as_fast
-            assert choice.option.lpips == min(one.lpips for one in as_fast)
+            assert choice.option.lpips == min(option.lpips for option in as_fast)
 
 
 @given(options, targets, max_losses, st.randoms(use_true_random=False))

@@ -20,25 +20,24 @@ from found import measured
 from searches import SMALL_OPTIONS, SearchFolder
 
 from pytest_diffaccel.gate.case import Showing
-from pytest_diffaccel.gate.run import GateRun
+from pytest_diffaccel.gate.gate_run import GateRun
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
+from pytest_diffaccel.records.gate_sessions import GateSession
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.presence import Presence
-from pytest_diffaccel.records.reference import Session
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
-from pytest_diffaccel.report import gate as report_gate
-from pytest_diffaccel.report import session
+from pytest_diffaccel.report import gate_report, session
 from pytest_diffaccel.report.case_log import CaseLog
 from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
-from pytest_diffaccel.search.run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
 REORDERING = """
@@ -280,7 +279,7 @@ def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A folder with one golden winner, whose gate makes up what it finds."""
     made_up.folder.golden.parent.mkdir()
     write_golden(made_up.folder.golden, {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
-    reference = Session(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
+    reference = GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
     showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
     verdict = Verdict(showing.findings, (), (), showing.figures)
     monkeypatch.setattr(GateRun, "_judge", lambda *_: (verdict, showing))
@@ -292,7 +291,7 @@ def test_what_a_gate_timed_is_in_pytest_benchmarks_file(gate: MadeUp) -> None:
     result.assert_outcomes(passed=2)
     assert result.ret == 0
     found = json.loads((gate.folder.path / "times.json").read_text(encoding="utf-8"))["benchmarks"]
-    by_name = {one["name"].partition("DDIM-20-")[2]: one for one in found}
+    by_name = {entry["name"].partition("DDIM-20-")[2]: entry for entry in found}
     assert by_name.keys() == {"DeepCache-cache_interval=2,cache_branch_id=0]", "baseline]"}
     winner = by_name["DeepCache-cache_interval=2,cache_branch_id=0]"]
     assert winner["stats"]["data"] == list(TIMES_S)
@@ -304,11 +303,11 @@ def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: p
     def add_sessions(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report_gate, "add_sessions", add_sessions)
+    monkeypatch.setattr(gate_report, "add_sessions", add_sessions)
     result = gate.run(*GATE, "--update-golden")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["diffaccel gate: golden/gate.json could not be written: *No space left on device"])
-    assert result.ret == report_gate.BROKE_OFF
+    assert result.ret == gate_report.BROKE_OFF
 
 
 def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:

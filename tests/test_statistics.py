@@ -211,13 +211,13 @@ def coverage(estimate: Estimate, count: int, simulations: int, *, run_sd: float)
 
 @pytest.mark.parametrize("count", [4, 8, 20])
 def test_wall_intervals_cover_the_truth_in_95_of_100_cases(count: int) -> None:
-    """Noise of the size that whole runs were measured to have on two shared cores: 8% a run."""
+    """Noise of the size that whole runs were measured to have on two shared cores: 8% per run."""
     assert 0.90 <= coverage(wall_speedup, count, 800, run_sd=0.083) <= 0.99
 
 
 @pytest.mark.parametrize(("count", "simulations"), [(4, 600), (8, 600), (20, 400)])
 def test_step_kind_intervals_cover_the_truth_in_95_of_100_cases(count: int, simulations: int) -> None:
-    """Noise between that of a quiet machine, 1% a run, and of one that others use."""
+    """Noise between that of a quiet machine, 1% per run, and of one that others use."""
     assert 0.92 <= coverage(step_kind_speedup, count, simulations, run_sd=0.03) <= 0.995
 
 

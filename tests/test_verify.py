@@ -29,8 +29,8 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.cells import cells_of
 from pytest_diffaccel.search.decide.select import Choice, Option
-from pytest_diffaccel.search.models.cost_model import CostModel
 from pytest_diffaccel.search.outcome import golden_entry
+from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.verify.cell_end import end_group
 from pytest_diffaccel.search.verify.verification import Winner
 
@@ -41,7 +41,7 @@ OPTIONS = (*BOTH, *THRIFTY)
 
 #: Lines of a conftest.py: no speed-up is ever known.
 VAGUE = """
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 CostModel.widening = 15.0
 """
 #: The same: winners of one accelerator cannot be timed.
@@ -128,41 +128,41 @@ def logged(search: SmallSearch) -> list[dict[str, Any]]:
 
 def test_golden_entries_of_all_groups_come_with_the_last_ones_case(both: Finished) -> None:
     assert both.first.of_cell is None
-    assert {one.key.target for one in both.first.provisional} == set(TARGETS)
-    assert [one.key for one in both.of_cell.decided] == keys("Echo", "Reply")
+    assert {chosen.key.target for chosen in both.first.provisional} == set(TARGETS)
+    assert [decided.key for decided in both.of_cell.decided] == keys("Echo", "Reply")
     assert both.of_cell.undecided == ()
 
 
 def test_winners_of_all_groups_are_timed_in_shared_blocks(both: Finished) -> None:
     winners = both.winners()
-    assert {one.candidate.accelerator for one in winners} == {"Echo", "Reply"}
-    baselines = {one.candidate.key: [block.baseline for block in one.blocks] for one in winners}
+    assert {winner.candidate.accelerator for winner in winners} == {"Echo", "Reply"}
+    baselines = {winner.candidate.key: [block.baseline for block in winner.blocks] for winner in winners}
     assert all(len(own) >= 2 and len(set(own)) == len(own) for own in baselines.values())
     # Chosen at once, and few enough for one block: all have the same unaccelerated runs.
     assert len({tuple(own) for own in baselines.values()}) == 1
-    times = Counter(block.started_at for one in winners for block in one.blocks)
+    times = Counter(block.started_at for winner in winners for block in winner.blocks)
     assert set(times.values()) == {len(winners)}
 
 
 def test_winners_are_timed_on_pictures_that_chose_nobody(both: Finished) -> None:
     assert both.timed_prompts == set(both.of_cell.prompts)
     assert not both.timed_prompts & set(both.search_prompts)
-    for one in both.winners():
-        assert len(one.quality.lpips_per_sample) == len(both.of_cell.prompts)
-        assert one.speedup.low <= one.speedup.value <= one.speedup.high
-        assert all(len(run.kinds) == CELL.steps for block in one.blocks for run in block.runs)
+    for winner in both.winners():
+        assert len(winner.quality.lpips_per_sample) == len(both.of_cell.prompts)
+        assert winner.speedup.low <= winner.speedup.value <= winner.speedup.high
+        assert all(len(run.kinds) == CELL.steps for block in winner.blocks for run in block.runs)
 
 
 def test_the_recorded_speed_ups_are_true(both: Finished) -> None:
     """20 steps and as much as one outside them; an echo takes a twentieth of a step, a reply a tenth."""
     for text, part in (("Echo", 0.05), ("Reply", 0.1)):
-        for one in both.of_cell.decided:
-            if one.key.accelerator == text:
-                full = 20 // int(one.entry.params[text][f"{text.lower()}_interval"])
+        for decided in both.of_cell.decided:
+            if decided.key.accelerator == text:
+                full = 20 // int(decided.entry.params[text][f"{text.lower()}_interval"])
                 true = 21 / (1 + full + (20 - full) * part)
-                assert one.entry.speedup == pytest.approx(true, rel=0.03)
-                assert one.entry.speedup_ci95 is not None
-                assert one.entry.speedup_ci95[0] <= true <= one.entry.speedup_ci95[1]
+                assert decided.entry.speedup == pytest.approx(true, rel=0.03)
+                assert decided.entry.speedup_ci95 is not None
+                assert decided.entry.speedup_ci95[0] <= true <= decided.entry.speedup_ci95[1]
 
 
 def test_the_first_group_shows_its_winners_before_they_are_verified(search: SmallSearch) -> None:
@@ -344,7 +344,8 @@ def test_what_is_not_timed_is_recorded_as_predicted(both: Finished) -> None:
     environment = both.of_cell.environment
     option = Option(timed_one.candidate, timed_one.speedup, timed_one.quality.lpips_per_sample)
     entries = [
-        golden_entry(Winner(Choice(4.0, option, "speed"), one, None), environment) for one in (timed_one, untimed)
+        golden_entry(Winner(Choice(4.0, option, "speed"), measurement, None), environment)
+        for measurement in (timed_one, untimed)
     ]
     assert [entry.basis for entry in entries] == ["measured", "predicted"]
     assert {entry.status for entry in entries} == {"unattainable"}

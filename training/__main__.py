@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="of the VAE, and of its decoder (default: 60 and 30 on a CPU, 3 and 2 on a GPU)",
     )
-    parser.add_argument("--batch", type=int, help="pictures a step (default: 48 on a CPU, 256 on a GPU)")
+    parser.add_argument("--batch", type=int, help="pictures per step (default: 48 on a CPU, 256 on a GPU)")
     parser.add_argument("--pictures", type=int, help="rendered, a size (default: 16000 on a CPU, 64000 on a GPU)")
     parser.add_argument("--peak-rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

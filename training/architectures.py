@@ -19,7 +19,7 @@ from training.tokenizer import MAX_LENGTH
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 LATENT_CHANNELS = 4
-VAE_FACTOR = 4  # pixels a latent, by side: 2 ** (number of VAE blocks - 1)
+VAE_FACTOR = 4  # pixels per latent, by side: 2 ** (number of VAE blocks - 1)
 GROUPS = 16  # of every GroupNorm; divides all widths below
 
 

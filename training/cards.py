@@ -73,13 +73,13 @@ def topology_rows(spec: PipeSpec) -> str:
     rows = [
         ("down blocks", ", ".join(unet["down_block_types"]), "the same"),
         ("up blocks", ", ".join(unet["up_block_types"]), "the same"),
-        ("layers a block", "2", "2"),
+        ("layers per block", "2", "2"),
         ("channels", "320, 640, 1280" + last, ", ".join(map(str, unet["block_out_channels"]))),
-        ("transformer layers a block", "1, 2, 10" if spec.is_xl else "1", str(depth).strip("()")),
+        ("transformer layers per block", "1, 2, 10" if spec.is_xl else "1", str(depth).strip("()")),
         ("transformer projections", projection, "the same"),
         ("text encoders", kinds, texts),
         ("prediction", spec.prediction, "the same"),
-        ("picture, latents", "8 pixels a latent", f"{spec.pixels} px, 4 pixels a latent: {side} x {side}"),
+        ("picture, latents", "8 pixels per latent", f"{spec.pixels} px, 4 pixels per latent: {side} x {side}"),
     ]
     if spec.is_xl:
         rows.append(("added conditions", "pooled text, size and crop numbers (text_time)", "the same"))

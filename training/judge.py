@@ -71,7 +71,7 @@ def judge_speed(pipe: str, judged: Judged, rounds: int) -> Figures:
 
 
 def table(title: str, columns: dict[str, Figures]) -> Table:
-    """One row a figure, one column a pipeline. Labels are those of the first: SDXL's ToMe merges one level deeper."""
+    """One row per figure, one column per pipeline. Labels are the first one's: SDXL's ToMe merges one level deeper."""
     result = Table(title=title)
     result.add_column("")
     for pipe in columns:

@@ -20,7 +20,7 @@ from training.render import Layout, draw
 from training.source import fetch_sprites
 
 STEPS = 20
-BATCH = 4  # pictures a call, of the timing and of everything else
+BATCH = 4  # pictures per call, of the timing and of everything else
 NEARER_THAN = 0.95  # share of the other prompts' references that the own one must beat
 FULL_GATE = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
 Pictures = list[Image.Image]
@@ -53,7 +53,7 @@ class Judged:
         params: Params | None = None,
         steps: int = STEPS,
     ) -> Pictures:
-        """One picture a prompt, in batches of four."""
+        """One picture per prompt, in batches of four."""
         pictures: Pictures = []
         with accelerate(self.pipeline, params or {}, steps=steps, guidance_scale=self.guidance) as generate:
             for start in range(0, len(prompts), BATCH):

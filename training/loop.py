@@ -20,7 +20,7 @@ LOG_EVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Run:
-    """How a stage is trained: peak learning rate, pictures a step, end, device, and where its checkpoint lies."""
+    """How a stage is trained: peak learning rate, pictures per step, end, device, and where its checkpoint lies."""
 
     name: str
     peak_rate: float

@@ -21,7 +21,7 @@ from PIL import Image
 from training.captions import COLOUR_NAMES, Scene
 from training.objects import COLOURS, OBJECTS
 
-CHUNK = 512  # pictures a task of the process pool
+CHUNK = 512  # pictures per task of the process pool
 
 
 @dataclass(frozen=True)

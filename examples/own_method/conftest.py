@@ -46,7 +46,10 @@ class Echo(Method):
 
     def applies_to(self, pipeline: Any) -> str:
         """Why it does nothing good for a pipeline; nothing where it does."""
-        if getattr(denoiser_of(pipeline).config, "time_cond_proj_dim", None) is not None:
+        denoiser = denoiser_of(pipeline)
+        if not hasattr(denoiser, "conv_in"):
+            return f"a {type(denoiser).__name__} has no layer conv_in, which tells computed calls from echoes"
+        if getattr(denoiser.config, "time_cond_proj_dim", None) is not None:
             return "this UNet is distilled to a few steps, of which none is like the one before"
         return ""
 

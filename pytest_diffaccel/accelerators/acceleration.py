@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
+from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
@@ -25,31 +26,11 @@ class MethodDidNotAct(RuntimeError):
 
 
 class StepCountError(RuntimeError):
-    """The denoiser was not called once a step."""
+    """The denoiser was not called once per step."""
 
 
 class UnknownCounter(ValueError):
     """A method names a counter that it does not count: whether it acts cannot be told."""
-
-
-class _Enough(Exception):
-    """Ends a generation of which only the first steps are wanted."""
-
-
-class Observer(Protocol):
-    """Is told of the events of one generation, in order; :mod:`pytest_diffaccel.measure.clock` keeps their times."""
-
-    def started(self) -> None:
-        """The call is about to begin."""
-
-    def denoiser_called(self) -> None:
-        """A denoiser call is about to begin."""
-
-    def step_ended(self) -> None:
-        """The scheduler has made its step."""
-
-    def ended(self) -> None:
-        """The images are there."""
 
 
 @dataclass
@@ -84,13 +65,13 @@ class Generate:
         return self.accelerator.kinds(self.params, self.steps)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
-        """One image a prompt, in one batch.
+        """One image per prompt, in one batch.
 
         The first call checks that every method acts.
 
         Args:
             prompts: what to draw; the batch size is their number.
-            seeds: one a prompt. The start noise of an image depends on its seed alone.
+            seeds: one per prompt. The start noise of an image depends on its seed alone.
 
         Returns:
             PIL images in prompt order.
@@ -116,8 +97,9 @@ class Generate:
 
         Raises:
             MethodDidNotAct: when a method had no effect.
-            StepCountError: when the denoiser was not called once a step.
+            StepCountError: when the denoiser was not called once per step.
             UnknownCounter: when a method names a counter that it does not count.
+            UnwatchableError: when a method cannot put its hooks on the denoiser.
         """
         expected = self._expected_counters()
         # Without guidance no call is on half of a batch.
@@ -174,12 +156,12 @@ class Generate:
 
         Args:
             prompts: what would be drawn.
-            seeds: one a prompt.
+            seeds: one per prompt.
             observer: is told of the end, too.
             steps: 1 to :attr:`steps`.
         """
-        with suppress(_Enough):
-            self._generate(prompts, seeds, _FirstSteps(observer, steps))
+        with suppress(Enough):
+            self._generate(prompts, seeds, FirstStepsOnly(observer, steps))
         observer.ended()
 
     def _generate(
@@ -192,14 +174,14 @@ class Generate:
         import torch
 
         if len(prompts) != len(seeds) or not prompts:
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a prompt, at least one")
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, at least one")
         pipeline = self.pipeline
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         # Methods are applied for each call anew: DeepCache's features and T-GATE's attention outputs would survive into
         # the next call, and ToMe's random generator, forked from the global one, would go on from where it was.
-        # Without methods nothing touches the modules but hooks, which go by themselves.
+        # Without methods nothing touches the modules but hooks, which go by themselves, unless a `watch` breaks off.
         with (
-            restored(pipeline, modules=bool(self.accelerator.methods)),
+            restored(pipeline, modules=bool(self.accelerator.methods or watching)),
             torch.random.fork_rng(devices),
             ExitStack() as stack,
         ):
@@ -212,7 +194,7 @@ class Generate:
                 denoiser = denoiser_of(pipeline)
                 hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
                 stack.callback(hook.remove)
-                options["callback_on_step_end"] = _step_end_callback(observer)
+                options["callback_on_step_end"] = step_end_callback(observer)
                 observer.started()
             images: list[Image] = call(**options).images
             if observer:
@@ -232,32 +214,6 @@ class Generate:
             "width": self.width,
         }
         return {name: value for name, value in options.items() if value is not None}
-
-
-class _FirstSteps:
-    """Tells an observer of the first steps, and ends the generation then."""
-
-    def __init__(self, observer: Observer, steps: int) -> None:
-        self._left = steps
-        self._observer = observer
-        self.started, self.denoiser_called = observer.started, observer.denoiser_called
-
-    def step_ended(self) -> None:
-        self._observer.step_ended()
-        self._left -= 1
-        if not self._left:
-            raise _Enough
-
-    def ended(self) -> None:
-        """Nothing: who wanted the first steps tells of their end."""
-
-
-def _step_end_callback(observer: Observer) -> Any:
-    def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        observer.step_ended()
-        return tensors
-
-    return on_step_end
 
 
 @contextmanager

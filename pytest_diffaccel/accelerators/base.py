@@ -132,7 +132,9 @@ class Method(ABC):
         otherwise has its parameters, scaled to the range that they have in its space.
         """
         space = self.space(cell)
-        ranges = [(min(one[name] for one in space), max(one[name] for one in space)) for name in self.param_names]
+        ranges = [
+            (min(point[name] for point in space), max(point[name] for point in space)) for name in self.param_names
+        ]
         return tuple(
             (point[name] - low) / (high - low) if high > low else 0.0
             for name, (low, high) in zip(self.param_names, ranges, strict=True)

@@ -39,7 +39,7 @@ def guidance_scale_of(pipeline: Any, given: float | None) -> float:
 @cache
 def _default_scale(kind: Any) -> float:
     """Of a pipeline's class: a search asks for each of thousands of points."""
-    calls = [inspect.signature(vars(one)["__call__"]).parameters for one in kind.__mro__ if "__call__" in vars(one)]
+    calls = [inspect.signature(vars(base)["__call__"]).parameters for base in kind.__mro__ if "__call__" in vars(base)]
     # A subclass may hand on whatever it is given.
     return float(next(call["guidance_scale"].default for call in calls if "guidance_scale" in call))
 

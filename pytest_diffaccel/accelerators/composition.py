@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +17,7 @@ from pytest_diffaccel.matrix import Cell, Params
 
 #: Kind of a step of the unaccelerated pipeline.
 PLAIN = "plain"
+_NAME = r"[^\W_](?:[\w .-]{0,62}\w)?"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ class Accelerator:
             )
 
     def kinds(self, params: Params, steps: int) -> tuple[str, ...]:
-        """The kind of each denoiser call; ``"plain"`` without methods."""
+        """The kind of each denoiser call; ``"plain"`` without methods.
+
+        Raises:
+            ValueError: when a method names more or fewer calls than there are.
+        """
         if not self.methods:
             return (PLAIN,) * steps
         parts = []
@@ -105,6 +111,8 @@ class Accelerator:
             for driver in self._drivers(method):
                 restarts |= driver.restarts(params[driver.name], steps)
             kinds = method.kinds(params[method.name], steps, restarts)
+            if len(kinds) != steps:
+                raise ValueError(f"{method.name}: `kinds` names {len(kinds)} denoiser calls of {steps}; name each")
             parts.append([f"{method.name}:{kind}" for kind in kinds])
         return tuple("|".join(kinds) for kinds in zip(*parts, strict=True))
 
@@ -140,9 +148,10 @@ class Registry:
         """Add a method, and the accelerator that is this method alone.
 
         Raises:
-            ValueError: when a method of this name, or one of its parameter names, is known already, or when what it
-                counts and the names of it do not go together, or another method has such a name.
+            ValueError: when a method of this name, or one of its parameter names, is known already, a name is none, or
+                when what it counts and the names of it do not go together, or another method has such a name.
         """
+        _check_names(method)
         _check_counters(method)
         for other in self._methods.values():
             shared = sorted(set(method.counted) & set(other.counted))
@@ -159,18 +168,21 @@ class Registry:
         """Add the accelerator that applies the named methods together.
 
         Raises:
-            ValueError: when a name is unknown or the combination exists.
+            ValueError: when a name is unknown, there are not two different ones, or they are combined already, in
+                whatever order.
         """
         unknown = [name for name in names if name not in self._methods]
         if unknown:
             raise ValueError(f"cannot combine unknown methods {unknown}; known: {', '.join(self._methods)}")
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"cannot combine {' with '.join(names) or 'nothing'}: name two methods or more, each once")
         return self._add(Accelerator(tuple(self._methods[name] for name in names)))
 
     def _add(self, accelerator: Accelerator) -> Accelerator:
-        if accelerator.name in self._accelerators:
-            raise ValueError(f"{accelerator.name} is registered already")
-        self._accelerators[accelerator.name] = accelerator
-        self._combined.setdefault(frozenset(method.name for method in accelerator.methods), accelerator)
+        together = frozenset(method.name for method in accelerator.methods)
+        if known := self._combined.get(together):
+            raise ValueError(f"{accelerator.name}: {known.name} is registered already; leave it out")
+        self._accelerators[accelerator.name] = self._combined[together] = accelerator
         return accelerator
 
     def features(self, kind: str) -> dict[str, Mapping[str, float]]:
@@ -218,6 +230,18 @@ class Registry:
 def _is_related(method: Method, other: Method) -> bool:
     """Whether one inherits from the other, or both from a third: then a counter of one name is the same."""
     return bool({*type(method).__mro__} & {*type(other).__mro__} - {*Method.__mro__})
+
+
+def _check_names(method: Method) -> None:
+    """Refuse names that golden keys, case ids, kinds of steps or sentences could not tell apart."""
+    if not re.fullmatch(_NAME, method.name) or " and " in method.name:
+        raise ValueError(
+            f"{method.name!r} is no name for a method; write letters, digits, and blanks, . _ - between them, "
+            'and no " and ", which combinations have'
+        )
+    for kind, names in (("param_names", method.param_names), ("counted", method.counted)):
+        if isinstance(names, str) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+            raise ValueError(f'{method.name}: {kind} = {names!r}; write names in a tuple, such as ("my_interval",)')
 
 
 def _check_counters(method: Method) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 DENOISER_CALLS = "denoiser_calls"
 
 
+class UnwatchableError(RuntimeError):
+    """A method could not put its hooks on a denoiser that it did not refuse: whether it acts cannot be told."""
+
+
 class Tally:
     """What one method's hooks count in one generation.
 
@@ -39,7 +43,7 @@ class Tally:
         if name not in self.counts:
             known = ", ".join(self.counts)
             raise ValueError(f"{self._method} counts {name!r}, which `counted` does not name; it names {known}")
-        self.counts[name] += number
+        self.counts[name] += int(number)  # what is counted on arrays and tensors is none, and no record takes it
 
 
 class Counting(Protocol):
@@ -82,6 +86,9 @@ class FiredCounters:
 
         Modules that ``torch.compile`` compiled run uncompiled in the block: the hooks differ from module to module, so
         each would be compiled apart, until torch gives up and runs them uncompiled ever after.
+
+        Raises:
+            UnwatchableError: when a method's hooks cannot be put there.
         """
         import torch
 
@@ -95,9 +102,16 @@ class FiredCounters:
         denoiser: nn.Module = denoiser_of(pipeline)
         yield denoiser.register_forward_pre_hook(self._on_denoiser)
         for method, tally in self._tallies:
-            # What a method counts in is what it needs.
-            if method.counted and not method.applies_to(pipeline):
-                yield from method.watch(denoiser, tally)
+            # It may not be applied at all: without its name, the error would seem that of another method.
+            try:
+                # What a method counts in is what it needs.
+                if method.counted and not method.applies_to(pipeline):
+                    yield from method.watch(denoiser, tally)
+            except Exception as error:
+                raise UnwatchableError(
+                    f"{method.name} cannot watch a {type(denoiser).__name__} ({type(error).__name__}: {error}); mend "
+                    "its `watch`, or let `applies_to` say why not"
+                ) from error
 
     def _on_denoiser(self, _module: nn.Module, _args: Any) -> None:
         self._denoiser_calls += 1

@@ -21,7 +21,7 @@ from pytest_diffaccel.pipes import BUILT_IN, denoiser_of, described
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-# A branch is a layer of a down block: the package counts three a block, whatever it has: its resnets, then its
+# A branch is a layer of a down block: the package counts three per block, whatever it has: its resnets, then its
 # downsampler.
 _LAYERS_PER_BLOCK = 3
 # The deepest branch of any built-in pipe.

@@ -194,9 +194,9 @@ def _levels(unet: Any) -> list[int]:
     for block in unet.up_blocks:
         found |= {depth} if _has_transformers(block) else set()
         depth -= bool(getattr(block, "upsamplers", None))
-    return sorted(2**one for one in found)
+    return sorted(2**level for level in found)
 
 
 def _has_transformers(block: Any) -> bool:
     # By the name that tomesd goes by, also among the bases of a class that it has put in place already.
-    return any(one.__name__ == "BasicTransformerBlock" for part in block.modules() for one in type(part).__mro__)
+    return any(base.__name__ == "BasicTransformerBlock" for part in block.modules() for base in type(part).__mro__)

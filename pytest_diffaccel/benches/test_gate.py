@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.plan import GateCase
+    from pytest_diffaccel.gate.case_plan import GateCase
 
 
 def test_gate(diffaccel_gate_case: GateCase, diffaccel_gate: Any) -> None:

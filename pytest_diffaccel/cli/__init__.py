@@ -1,1 +1,1 @@
-"""``diffaccel``: what people do who do not start from pytest, a file a command."""
+"""``diffaccel``: what people do who do not start from pytest, a file per command."""

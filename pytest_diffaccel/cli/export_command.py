@@ -51,7 +51,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def rows_of_store(address: str) -> list[Row]:
-    """All that a store holds, a row a candidate.
+    """All that a store holds, a row per candidate.
 
     Args:
         address: SQLite file or SQLAlchemy URL.

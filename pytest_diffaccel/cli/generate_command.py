@@ -56,8 +56,8 @@ def _generate(parsed: argparse.Namespace) -> int:
         raise ValueError("give one of: a sentence in quotes, --ids 192-200, --all")
     if parsed.check and parsed.sentence:
         raise ValueError("--check compares a folder of scripts: give --ids or --all with it")
-    know_pipes(PipeRegistry(), parsed.models)
     if not parsed.sentence:
+        know_pipes(PipeRegistry(), parsed.models)
         return _generate_many(parsed, Golden.read(parsed.golden))
     task, registry = _asked(parsed.sentence[0], parsed.models)
     return _generate_one(parsed, task, Golden.read(parsed.golden), registry)
@@ -67,11 +67,13 @@ def _asked(sentence: str, models: str) -> tuple[Task, Registry]:
     """The task of a sentence, and the methods known; conftest files are loaded where what is built in will not do."""
     from pytest_diffaccel.accelerators.composition import default_registry
     from pytest_diffaccel.codegen.parser import SentenceError, parse_task
+    from pytest_diffaccel.models.registry import UnknownPipe, know_pipes
+    from pytest_diffaccel.pipes import PipeRegistry
 
     try:
+        know_pipes(PipeRegistry(), models)
         return parse_task(sentence), default_registry()
-    except SentenceError:
-        from pytest_diffaccel.models.registry import know_pipes
+    except (SentenceError, UnknownPipe):
         from pytest_diffaccel.plugin.registered import registered_here
 
         registry, pipes = registered_here()

@@ -57,7 +57,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show.add_argument("--steps", type=int, metavar="N", help="only so many steps")
     show.add_argument("--target", type=_target, metavar="X", help="only this speedup, such as 2 or 1.5x")
     show.add_argument("--search-targets", metavar="NAME", help="only this accelerator")
-    show.add_argument("--summary", action="store_true", help="one row an accelerator and target, over all cells")
+    show.add_argument("--summary", action="store_true", help="one row per accelerator and target, over all cells")
     show.set_defaults(run=_show)
 
 

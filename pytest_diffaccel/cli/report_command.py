@@ -124,7 +124,9 @@ def _wanted(parsed: argparse.Namespace, contents: Contents) -> Callable[[Cell], 
     if not (parsed.pipe or parsed.sched or parsed.steps):
         return lambda _: True
     measured = [
-        one.measurement.candidate.cell for one in contents.measurements if one.measurement.candidate.accelerator
+        record.measurement.candidate.cell
+        for record in contents.measurements
+        if record.measurement.candidate.accelerator
     ]
     # What is not named is all that was searched of any pipe.
     schedulers = tuple(dict.fromkeys([*SCHEDULERS, *sorted(cell.scheduler for cell in measured)]))
@@ -144,14 +146,14 @@ def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Colle
         accelerators: those that a search without ``--search-targets`` tries.
     """
     wanted = _wanted(parsed, contents)
-    measured = (one.measurement.candidate for one in contents.measurements)
+    measured = (record.measurement.candidate for record in contents.measurements)
     # Without an accelerator are rivals, in cells of fewer steps.
-    found = [one for one in measured if one.accelerator and wanted(one.cell)]
+    found = [candidate for candidate in measured if candidate.accelerator and wanted(candidate.cell)]
     options = (
-        ("pipe", parsed.pipe, {one.cell.pipe for one in found}, PIPES),
-        ("sched", parsed.sched, {one.cell.scheduler for one in found}, SCHEDULERS),
-        ("steps", parsed.steps, {str(one.cell.steps) for one in found}, map(str, STEPS)),
-        ("search-targets", None, {one.accelerator for one in found}, accelerators),
+        ("pipe", parsed.pipe, {candidate.cell.pipe for candidate in found}, PIPES),
+        ("sched", parsed.sched, {candidate.cell.scheduler for candidate in found}, SCHEDULERS),
+        ("steps", parsed.steps, {str(candidate.cell.steps) for candidate in found}, map(str, STEPS)),
+        ("search-targets", None, {candidate.accelerator for candidate in found}, accelerators),
     )
     words = ["pytest", "benches"]
     for name, given, known, default in options:

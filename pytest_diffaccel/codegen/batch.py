@@ -57,7 +57,7 @@ class RenderedTasks:
             write_text(folder / f"{prompt_id}.py", text)
 
     def differences(self, folder: Path) -> list[str]:
-        """How the files of ``folder`` differ from these scripts, a line a file; empty when they are the same."""
+        """How the files of ``folder`` differ from these scripts, a line per file; empty when they are the same."""
         lines = []
         for prompt_id, text in self.scripts.items():
             path = folder / f"{prompt_id}.py"

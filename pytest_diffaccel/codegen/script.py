@@ -1,27 +1,30 @@
 """From a task and its golden record to the text of a stand-alone script.
 
-One template is the base; every method brings that of its block (:mod:`~.blocks`). What enters them is checked: numbers
-and names of the task, golden parameters, and descriptions of the environment in which nothing can end a docstring.
+One template is the base; every method brings that of its part (:mod:`~.script_parts`). What enters them is checked:
+numbers and names of the task, golden parameters, and descriptions of the environment in which nothing can end a
+docstring.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
-from pytest_diffaccel.codegen.blocks import Block
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
+from pytest_diffaccel.codegen.script_parts import NoScriptPart, ScriptPart
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
-from pytest_diffaccel.models.registry import DTYPES
+from pytest_diffaccel.models.entries import DTYPES
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.golden_file import Golden
@@ -51,7 +54,7 @@ def generate_script(task: str | Task, golden: Path | Golden = GOLDEN, registry: 
     Raises:
         SentenceError: (a ``ValueError``) when the sentence is no task.
         NoRecord: (a ``ValueError``) when no golden record answers it; the message says what to run.
-        NoBlock: (a ``ValueError``) when a method of yours brings nothing to make a script of.
+        NoScriptPart: (a ``ValueError``) when a method of yours brings nothing to make a script of.
         ValueError: when the golden file or its record is not valid.
     """
     records = golden if isinstance(golden, Golden) else Golden.read(golden)
@@ -63,7 +66,7 @@ def render(answer: Answer) -> str:
     """The script of an answered task, formatted as ruff formats it.
 
     Raises:
-        NoBlock: (a ``ValueError``) when a method brings no template, or one that cannot be used.
+        NoScriptPart: (a ``ValueError``) when a method brings no template, or one that cannot be used.
         ValueError: when a description in the environment holds what has no place in a docstring.
     """
     methods = answer.accelerator.methods
@@ -71,14 +74,43 @@ def render(answer: Answer) -> str:
     # As `Accelerator.apply`: a driver applies those it drives, and goes last because it installs what is called.
     applied = [method.name for method in sorted(methods, key=lambda method: bool(method.drives))]
     templates, context = _templates(), _context(answer)
-    blocks = {method.name: Block.of(method, templates, context) for method in methods}
-    libraries = [*_LIBRARIES, *(block.library for block in blocks.values() if block.library)]
-    return templates.get_template(_BASE).render(
+    parts = {method.name: ScriptPart.of(method, templates, context) for method in methods}
+    libraries = dict.fromkeys([*_LIBRARIES, *(part.library for part in parts.values() if part.library)])
+    text = templates.get_template(_BASE).render(
         **context,
-        methods=list(blocks.values()),
-        applied=[blocks[name] for name in applied if name not in driven],
+        methods=list(parts.values()),
+        applied=[parts[name] for name in applied if name not in driven],
         libraries=[_requirement(library, answer.environment.versions) for library in libraries],
     )
+    if any(name not in default_registry().method_names for name in parts):
+        _check_own(text, list(parts.values()))
+    return text
+
+
+def _check_own(text: str, parts: Sequence[ScriptPart]) -> None:
+    """Refuse a script that parts of the user's own made into something else.
+
+    Raises:
+        NoScriptPart: when it is no Python, or a constant has the name of something else in it.
+    """
+    own = f"the templates of {', '.join(part.name for part in parts)} together"
+    try:
+        lines = ast.parse(text).body
+    except SyntaxError as error:
+        wrong = (error.text or "").strip()
+        raise NoScriptPart(f"{own} make no Python: {error.msg}: {wrong!r} (docs/own_method.md)") from error
+    defined = Counter(name for line in lines for name in _defined(line))
+    if twice := [part.constant for part in parts if defined[part.constant] > 1]:
+        raise NoScriptPart(f"{own} give a script that has {twice[0]} twice; let `constant` be another name")
+
+
+def _defined(line: ast.stmt) -> list[str]:
+    """What a line of a module gives a name to."""
+    if isinstance(line, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in line.names]
+    if isinstance(line, ast.Assign):
+        return [target.id for target in line.targets if isinstance(target, ast.Name)]
+    return [line.name] if isinstance(line, ast.FunctionDef) else []
 
 
 def _context(answer: Answer) -> dict[str, Any]:
@@ -110,6 +142,11 @@ def shortfall(answer: Answer) -> str:
     """Why a target that is not attained is not, in a sentence; empty for one that is."""
     if answer.attained:
         return ""
+    if answer.entry.reason is None:
+        by_device, by_wall = answer.entry.device_speedup, answer.entry.speedup
+        return (
+            f"This target is reached by the GPU's own time ({by_device:.2f}x), by the wall clock only {by_wall:.2f}x."
+        )
     why = "no setting is fast enough" if answer.entry.reason == "speed" else "fast settings lose too much quality"
     return f"This target is unattainable: {why}. Best reached: {answer.entry.speedup:.2f}x."
 
@@ -148,7 +185,9 @@ def literal(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, str):
-        return json.dumps(value)
+        # Python knows no pairs of surrogates, as JSON writes what lies beyond 16 bits.
+        parts = [f"\\U{ord(sign):08x}" if sign > "\uffff" else json.dumps(sign)[1:-1] for sign in value]
+        return f'"{"".join(parts)}"'
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return repr(value)
     raise ValueError(f"{value!r} has no place in a script")

@@ -67,7 +67,7 @@ class Task:
 
     @property
     def sentence(self) -> str:
-        """The task in words, one spelling a task."""
+        """The task in words, one spelling per task."""
         return (
             f"Generate a {self.cell.pipe} pipeline using the {self.cell.scheduler} sampler with {self.cell.steps} "
             f"steps, accelerated by {self.accelerator} with {self.target}x speedup"
@@ -142,5 +142,5 @@ def file_text(name: str) -> str:
 
 
 def list_text() -> str:
-    """The heading, a line a task, and an empty line."""
+    """The heading, a line per task, and an empty line."""
     return "\n".join([HEADING, *(task.sentence for task in all_tasks().values()), "", ""])

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.gate.case_plan import Budget, GateCase, speed_share
 from pytest_diffaccel.gate.clocks import DEVICE, Clock
+from pytest_diffaccel.gate.judged_losses import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, no_time
 from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.plan import Budget, GateCase, speed_share
-from pytest_diffaccel.gate.quality import explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.timing import CaseTimer
 from pytest_diffaccel.gate.verdict import Finding
-from pytest_diffaccel.records.reference import Session, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.gate_options import GateSettings
 
@@ -40,7 +40,7 @@ class Showing:
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
-    session: Session | None = None
+    session: GateSession | None = None
     figures: tuple[tuple[str, float], ...] = ()
     rounds_s: tuple[float, ...] = ()
 
@@ -68,8 +68,8 @@ class Examination:
     later: tuple[GateCase, ...]
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
-    sessions: tuple[Session, ...]
-    baseline_sessions: tuple[Session, ...]
+    sessions: tuple[GateSession, ...]
+    baseline_sessions: tuple[GateSession, ...]
     reference: Callable[[Clock], Reference | None]
     recording: bool
 
@@ -135,7 +135,7 @@ class Examination:
         hidden = hidden_loss(found, self.settings.quality) if self.recording else ""
         return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now, hidden
 
-    def _recorded_lpips(self, case: GateCase, sessions: tuple[Session, ...]) -> tuple[float, ...]:
+    def _recorded_lpips(self, case: GateCase, sessions: tuple[GateSession, ...]) -> tuple[float, ...]:
         """Of the last of the sessions; none where that was of other samples than the case's."""
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
         same = (sampling.seed, sampling.prompts_digest)
@@ -147,14 +147,14 @@ class Examination:
         )
         return list(plan.by_its_clocks(block_s))
 
-    def _session(self, case: GateCase, speeds: Sequence[Judged], lpips: tuple[float, ...]) -> Session | None:
+    def _session(self, case: GateCase, speeds: Sequence[Judged], lpips: tuple[float, ...]) -> GateSession | None:
         """To be recorded; None where nothing was timed."""
         main, *others = speeds
         if main.timed is None:
             return None
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
         host = next((Speed(**other.measured()) for other in others if other.is_reference), None)
-        return Session(
+        return GateSession(
             **main.measured(),
             lpips=tuple(float(loss) for loss in lpips),
             seed=sampling.seed,

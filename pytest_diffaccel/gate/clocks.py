@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_diffaccel.records.reference import ClockName
+from pytest_diffaccel.records.gate_sessions import ClockName
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Clock:
 
 
 #: Whole runs by wall time, by type of device. On a CPU enough for 5% on shared cores, whose disturbance is over within
-#: a session; on a GPU enough for 3% at 1% a run, where what scatters more is the host's doing, which slows launches for
-#: minutes, too (searches of one cell repeated on virtual machines: docs/gpus.md).
+#: a session; on a GPU enough for 3% at 1% per run, where what scatters more is the host's doing, which slows launches
+#: for minutes, too (searches of one cell repeated on virtual machines: docs/gpus.md).
 WALL: Mapping[str, Clock] = {
     "cpu": Clock("wall", most=24, session_sd=0.004, lasting_share=0.0, figure_sd=0.0142, blocks=4),
     "cuda": Clock("wall", most=48, session_sd=0.002, lasting_share=0.6, figure_sd=0.0142, blocks=1),

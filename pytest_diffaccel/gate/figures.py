@@ -107,7 +107,12 @@ def _steps_seconds(runs: Sequence[RunTiming], kinds: Sequence[str]) -> float:
     """
     seconds = 0.0
     for kind, count in Counter(kinds).items():
-        later = [step for run in runs for step, one in list(zip(run.step_s, run.kinds, strict=True))[1:] if one == kind]
+        later = [
+            step
+            for run in runs
+            for step, its_kind in list(zip(run.step_s, run.kinds, strict=True))[1:]
+            if its_kind == kind
+        ]
         seconds += count * fmean(later or [run.step_s[0] for run in runs if run.kinds[0] == kind])
     return seconds
 

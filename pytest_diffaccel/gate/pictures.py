@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.gate.plan import GateCase
-from pytest_diffaccel.gate.quality import Losses
+from pytest_diffaccel.gate.case_plan import GateCase
+from pytest_diffaccel.gate.judged_losses import Losses
 from pytest_diffaccel.measure.quality import lpips_distances
 from pytest_diffaccel.search.null_control import OTHER_SEEDS, nudged_latents
 from pytest_diffaccel.search.workbench import Workbench
@@ -25,7 +25,7 @@ class CellPictures:
     """What the unaccelerated pipeline draws in a cell.
 
     Attributes:
-        plain: one image a sample.
+        plain: one image per sample.
         nudged: the same from start noise one unit in the last place larger.
         fingerprint: LPIPS of each image to a grey one, then of the first batch's to those of other seeds: numbers that
             tell whether the pictures are still the same ones, without keeping a pixel.
@@ -42,7 +42,7 @@ class CellPictures:
         """Make them; the first generation is counted.
 
         Raises:
-            StepCountError: when the denoiser is not called once a step.
+            StepCountError: when the denoiser is not called once per step.
         """
         from PIL import Image
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pytest_diffaccel.gate.case_plan import LARGEST_ASKED, SURELY, GateCase, shows
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
-from pytest_diffaccel.gate.plan import LARGEST_ASKED, SURELY, GateCase, shows
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.gate_sessions import GateSession
 from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Slowdowns that are asked about.
@@ -40,7 +40,7 @@ class Prospect:
 
 def prospects(
     cases: Sequence[GateCase],
-    sessions: Mapping[str, Sequence[Session]],
+    sessions: Mapping[str, Sequence[GateSession]],
     reference: Callable[[GateCase, Clock], Reference | None],
     settings: GateSettings,
     wall: Clock,
@@ -63,8 +63,8 @@ def prospects(
     for case in winners:
         left_s = settings.budget_s * case.cost / all_cost
         recorded = sessions.get(case.subject, ())
-        for clock in (DEVICE if any(one.by("device") for one in recorded) else wall, HOST):
-            known = [speed for one in recorded if (speed := one.by(clock.name)) is not None]
+        for clock in (DEVICE if any(session.by("device") for session in recorded) else wall, HOST):
+            known = [speed for session in recorded if (speed := session.by(clock.name)) is not None]
             against, figure_s = reference(case, clock), known[-1].figure_s if known else None
             if against is None or figure_s is None:
                 continue
@@ -91,13 +91,17 @@ def _prospect(
     matters = settings.host_slowdown if clock == HOST else settings.slowdown
     figures = int(left_s / figure_s)
     is_shown = shown_by(figures, matters)
-    shown = matters if is_shown else next((one for one in _SLOWDOWNS if one > matters and shown_by(figures, one)), None)
+    shown = (
+        matters
+        if is_shown
+        else next((slowdown for slowdown in _SLOWDOWNS if slowdown > matters and shown_by(figures, slowdown)), None)
+    )
     needed = next((count for count in (*LOOKS, clock.most) if shown_by(count, matters)), None)
     return Prospect(case, clock, is_shown, shown, needed * figure_s if needed else math.inf)
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
-    """A line a clock, and one for each winner of which what matters cannot be shown."""
+    """A line per clock, and one for each winner of which what matters cannot be shown."""
     lines = []
     for name in dict.fromkeys(prospect.clock.name for prospect in found):
         own = [prospect for prospect in found if prospect.clock.name == name]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
+from pytest_diffaccel.records.gate_sessions import Speed
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.reference import Speed
 
 _NORMAL_95 = 1.96
 # A golden interval is right in 95 of 100 cases, which says little of the 1 in 10,000 that a family of cases needs: it
@@ -74,7 +74,7 @@ class Reference:
         if entry.speedup is None or entry.speedup_ci95 is None:
             raise ValueError("a golden record without a speed-up cannot be compared with")
         low, high = entry.speedup_ci95
-        # The cost model's intervals include what searches differ by (search/cost_model.py).
+        # The cost model's intervals include what searches differ by (search/predict/cost_model.py).
         error = math.log(high / low) / (2 * _NORMAL_95)
         return cls(math.log(entry.speedup), error, _GOLDEN_DF, 0.0, None, None, "golden's interval")
 

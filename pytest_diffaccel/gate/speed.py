@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from pytest_diffaccel.gate.case_plan import SURELY
 from pytest_diffaccel.gate.figures import Figure
-from pytest_diffaccel.gate.plan import SURELY
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.verdict import Finding, Status, percent
@@ -38,7 +38,7 @@ class Timed:
 
     @property
     def log_speedups(self) -> Array:
-        """One a figure."""
+        """One per figure."""
         return np.array([figure.log_speedup for figure in self.figures])
 
     @property
@@ -65,7 +65,7 @@ def time_until_certain(
 
     Args:
         blocks: makes and times one block each time; at least as many as the design may need.
-        size: blocks a figure.
+        size: blocks per figure.
         design: when to look.
         reference: what to compare with; None where there is nothing yet.
         figure_of: makes a figure of ``size`` blocks.

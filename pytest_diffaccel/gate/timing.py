@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.gate.case_plan import GateCase
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, later_steps, steps_that_tell
-from pytest_diffaccel.gate.plan import GateCase
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import Design
 from pytest_diffaccel.gate.speed import Timed, time_until_certain

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.records.reference import Session
+from pytest_diffaccel.records.gate_sessions import GateSession
 
 Status: TypeAlias = Literal["ok", "improved", "warning", "inconclusive", "regressed", "refused"]
 
@@ -90,7 +90,7 @@ class GateVerdict:
     targets: tuple[float, ...]
     verdict: Verdict
     rounds_s: tuple[float, ...] = ()
-    sessions: Mapping[str, Session] = field(default_factory=dict)
+    sessions: Mapping[str, GateSession] = field(default_factory=dict)
     seconds: float = 0.0
     kind: Literal["gate"] = "gate"
 

@@ -1,4 +1,4 @@
-"""A process with torch, diffusers and the pipelines loaded already, which forks one process a script.
+"""A process with torch, diffusers and the pipelines loaded already, which forks one process per script.
 
 Run by :mod:`pytest_diffaccel.judge.workplace` as ``python -m pytest_diffaccel.judge.forkserver``, with a clean
 environment and one end of a socket pair. It never runs a script itself.
@@ -88,7 +88,7 @@ class ForkServer:
         status = os.waitpid(process, 0)[1]
         self._channel.send({"event": "ended", "status": os.waitstatus_to_exitcode(status)})
 
-    @cache  # noqa: B019  # one server a process
+    @cache  # noqa: B019  # one server per process
     def _pipeline(self, pipe: str) -> Any:
         from pytest_diffaccel.models.loading import default_dtype, load_pipeline
 

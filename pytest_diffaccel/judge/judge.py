@@ -15,11 +15,12 @@ from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.devices import computing_gpu
 from pytest_diffaccel.judge import STAGES
 from pytest_diffaccel.judge.confine.limits import Limits
+from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved
 from pytest_diffaccel.judge.live_speed import judge_speed
 from pytest_diffaccel.judge.quality_judge import QualityJudge
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
-from pytest_diffaccel.judge.trial import Court, LiveCall, ScriptMisbehaved, Trial
+from pytest_diffaccel.judge.trial import Court, Trial
 from pytest_diffaccel.judge.workplace import Workplace
 from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
@@ -88,7 +89,7 @@ class Judge:
         if any(stage != "static" for stage in self.rules.stages):
             trial = self._try(task, script, answer)
             stages += [trial.result, self._speed(trial), self._quality(trial, answer)]
-        return ScriptVerdict(prompt_id, tuple(one for one in stages if one.stage in self.rules.stages))
+        return ScriptVerdict(prompt_id, tuple(result for result in stages if result.stage in self.rules.stages))
 
     def refuse(self, prompt_id: str, why: str, answer: Answer | None) -> ScriptVerdict:
         """The verdict on a script that cannot be read: it fails in every stage, and counts like any other.

@@ -140,7 +140,7 @@ def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signa
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(isinstance(one, str) for one in value)
+        return all(isinstance(word, str) for word in value)
     return value is None or isinstance(value, str | int | float)
 
 

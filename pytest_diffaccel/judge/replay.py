@@ -94,7 +94,7 @@ class Replay:
             task: whose pipeline and scheduler to use.
             arguments: the call's.
             params: of the methods that accelerate it; none for the baseline.
-            seeds: of the start noise, one an image.
+            seeds: of the start noise, one per image.
         """
         pipeline = self.pipeline(task)
         with self._applied(pipeline, arguments, params, seeds) as run:
@@ -136,7 +136,7 @@ class Replay:
 
 @contextmanager
 def _counting_steps(scheduler: Any) -> Iterator[list[int]]:
-    """Collects one entry a step that ``scheduler`` makes."""
+    """Collects one entry per step that ``scheduler`` makes."""
     steps: list[int] = []
     original = scheduler.step
 

@@ -79,7 +79,7 @@ class Scores:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def lines(self) -> list[str]:
-        """The table, a row a stage and one for all."""
+        """The table, a row per stage and one for all."""
         from rich.console import Console
         from rich.table import Table
 
@@ -102,4 +102,4 @@ def _rate(outcomes: Sequence[str]) -> Rate:
 
 def _in_all(verdict: ScriptVerdict) -> str:
     outcomes = {result.outcome for result in verdict.stages}
-    return next((one for one in ("failed", "xfailed", "passed", "xpassed") if one in outcomes), "skipped")
+    return next((outcome for outcome in ("failed", "xfailed", "passed", "xpassed") if outcome in outcomes), "skipped")

@@ -119,7 +119,9 @@ def _methods(tree: ast.AST, task: Task) -> Iterator[str]:
             if any("DeepCache" in alias.name for alias in node.names):
                 found.add("DeepCache")
         found |= {
-            _LIBRARY_METHODS[name] for name in (one.partition(".")[0] for one in modules) if name in _LIBRARY_METHODS
+            _LIBRARY_METHODS[name]
+            for name in (module.partition(".")[0] for module in modules)
+            if name in _LIBRARY_METHODS
         }
     missing = [method for method in task.methods if method not in found]
     extra = sorted(found - set(task.methods))

@@ -1,86 +1,25 @@
-"""One script's run: its calls as they come in, the one that is judged, its images beside the judge's own."""
+"""One script's run: its calls as they come in, and the one that is judged beside the judge's own."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Claim, Expected
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
+from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved, difference_levels, drawn
 from pytest_diffaccel.judge.script_verdict import StageResult
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.judge.replay import Counts, Replay
-    from pytest_diffaccel.judge.work_clock import WorkClock
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 
-# torch's CPU generator keeps 32 bits of a seed.
-_SEED_BITS = 31
 # Calls after this many are not listened to any more.
 _MOST_CALLS = 100
 _LONGEST_COMPLAINT = 1000
-
-
-class ScriptMisbehaved(Exception):
-    """The script or its process did what no honest script does; the message says what."""
-
-
-@dataclass
-class LiveCall:
-    """The judged call of a script, waiting in its process to be repeated as often as the judge likes.
-
-    Attributes:
-        claim: what the process says it is.
-        seconds: time of its last run, by the judge's clocks (:class:`.WorkClock`).
-    """
-
-    claim: Claim
-    _process: ScriptProcess
-    seconds: float = field(default=0.0, init=False)
-
-    @property
-    def clock(self) -> WorkClock:
-        """Times the process's work."""
-        return self._process.clock
-
-    def for_prompts(self, prompts: list[str], *, negatives: bool = True) -> LiveCall:
-        """The same call for other prompts (:meth:`.Arguments.for_prompts`)."""
-        arguments = self.claim.arguments.for_prompts(prompts, negatives=negatives)
-        return replace(self, claim=replace(self.claim, arguments=arguments))
-
-    def run_again(self) -> tuple[list[Image], list[int]]:
-        """As :meth:`run`; it is the judge's wish, so it has the script's whole time, and takes none of it."""
-        spent_s, self._process.waited_s = self._process.waited_s, 0.0
-        try:
-            return self.run()
-        finally:
-            self._process.waited_s = spent_s
-
-    def run(self) -> tuple[list[Image], list[int]]:
-        """Run it once from start noise that nobody knows before.
-
-        Returns:
-            The images, and the seeds of their start noise.
-
-        Raises:
-            ScriptMisbehaved: when it does not give the images that it should.
-            TimeoutError: when the script's time is up.
-            ChannelClosed: when its process has ended.
-        """
-        arguments = self.claim.arguments
-        began = self.clock.read()
-        images, first = _drawn(self._process, arguments.wording)
-        self.seconds = self.clock.since(began)
-        found, wanted = [image.size for image in images], [(arguments.width, arguments.height)] * arguments.images
-        if found != wanted:
-            raise ScriptMisbehaved(f"images: {_sizes(found)}, not {_sizes(wanted)}")
-        return images, [first + place for place in range(arguments.images)]
 
 
 @dataclass
@@ -175,7 +114,7 @@ class _Hearing:
         event = message.header.get("event")
         if event == "confined" and not self._has_begun:
             self._has_begun = True  # whatever says so later is the script
-            self._trial.missing = [str(one) for one in message.header.get("missing", ())]
+            self._trial.missing = [str(name) for name in message.header.get("missing", ())]
         elif event == "call":
             self._take_call(message)
         else:
@@ -192,7 +131,7 @@ class _Hearing:
                 self._complaint = "; ".join(mismatches)
                 if claim.oddities:
                     self._note_unjudged("; ".join(claim.oddities))
-                _drawn(self._process, {})
+                drawn(self._process, {})
             else:
                 self._judge(LiveCall(claim, self._process))
         self._process.channel.send({"order": "go on"})
@@ -204,7 +143,7 @@ class _Hearing:
         if self._trial.claim is None and not message.header.get("oddities"):
             raise ScriptMisbehaved(said) from error
         self._complaint = said
-        _drawn(self._process, {})
+        drawn(self._process, {})
 
     def _note_unjudged(self, why: object) -> str:
         """Keep for the verdict that a call could not be judged; what is said of it."""
@@ -264,58 +203,8 @@ def _printable(said: str) -> str:
     return " ".join(words.split())[:_LONGEST_COMPLAINT]
 
 
-def _drawn(process: ScriptProcess, wording: Mapping[str, Any]) -> tuple[list[Image], int]:
-    """Run the call that a script waits in, once.
-
-    Args:
-        process: the script's.
-        wording: what is drawn, by argument, in place of what the script says; without any, as it says.
-
-    Returns:
-        The images, and the seed of their start noise, which nobody knew before.
-    """
-    first = secrets.randbits(_SEED_BITS)
-    process.channel.send({"order": "generate", "seed": first, "wording": dict(wording)})
-    return _images(process.receive()), first
-
-
-def difference_levels(images: Sequence[Image], references: Sequence[Image]) -> float:
-    """The largest mean absolute difference of an image to the reference at its place, in levels of 255."""
-    import numpy as np
-
-    return max(
-        float(np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).mean())
-        for one, other in zip(images, references, strict=True)
-    )
-
-
 def _counted_wrongly(counts: Counts, steps: int) -> str:
     calls = counts.fired["denoiser_calls"]
     if (calls, counts.scheduler_steps) != (steps, steps):
         return f"{calls} denoiser calls and {counts.scheduler_steps} scheduler steps, not {steps}"
     return f"no effect: {', '.join(counts.silent)} stayed 0" if counts.silent else ""
-
-
-def _images(message: Message) -> list[Image]:
-    from PIL import Image
-
-    header, body = message.header, message.body
-    sizes = header.get("sizes")
-    if header.get("event") != "images" or not isinstance(sizes, list):
-        raise ScriptMisbehaved("sent something else where images were due")
-    images, place = [], 0
-    for size in sizes:
-        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-            raise ScriptMisbehaved("sent images of no size")
-        length = 3 * size[0] * size[1]
-        if place + length > len(body):
-            raise ScriptMisbehaved("sent fewer pixels than its images have")
-        images.append(Image.frombytes("RGB", (size[1], size[0]), body[place : place + length]))
-        place += length
-    return images
-
-
-def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
-    if not sizes:
-        return "none"
-    return f"{len(sizes)} of {' and '.join(sorted({f'{width}x{height}' for width, height in sizes}))} pixels"

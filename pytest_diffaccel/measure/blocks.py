@@ -56,7 +56,7 @@ def run_blocks(
         repeats: how often a disturbed block is made again; None for twice.
 
     Yields:
-        One :class:`Block` a candidate, all of them with the same baseline run.
+        One :class:`Block` per candidate, all of them with the same baseline run.
     """
     order = random.Random(seed)
     runs = [baseline, *candidates]

@@ -94,7 +94,7 @@ class KernelTimes:
 
 
 class BusyClock:
-    """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.acceleration.Observer`.
+    """Observer of one generation on a CUDA device; see :class:`pytest_diffaccel.accelerators.observer.Observer`.
 
     A profiled run is slower on the host than a plain one: take its device time, and wall time from another run.
     """
@@ -180,7 +180,7 @@ def busy_timing(activities: Iterable[Activity], kinds: Sequence[str], kernels: K
     marks, busy_until = 0, 0
     # The last part is what surrounds the steps.
     parts_ns: list[list[int]] = [[] for _ in (*kinds, "surrounds")]
-    for activity in sorted(activities, key=lambda one: (one.start_ns, one.end_ns)):
+    for activity in sorted(activities, key=lambda activity: (activity.start_ns, activity.end_ns)):
         if activity.marks:
             marks += 1
         else:

@@ -66,7 +66,7 @@ class HostClock(WallClock):
 
 
 class CudaClock(WallClock):
-    """Observer that records CUDA events for the steps and wall time for the whole, with one synchronisation a run."""
+    """Observer that records CUDA events for the steps and wall time for the whole, with one synchronisation per run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,8 +52,8 @@ class FlopClock:
 def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[str] = ()) -> dict[str, int]:
     """Floating-point operations of a step of each kind, for one image; a multiplication and an addition are two.
 
-    Counted from shapes, once a kind, in a generation of its own; modules that ``torch.compile`` compiled run uncompiled
-    in it. What has no formula (norms, activations, sorting and gathering of tokens) counts nothing: next to
+    Counted from shapes, once per kind, in a generation of its own; modules that ``torch.compile`` compiled run
+    uncompiled in it. What has no formula (norms, activations, sorting and gathering of tokens) counts nothing: next to
     convolutions, matrix products and attention it is little arithmetic, though it may take long.
 
     Args:

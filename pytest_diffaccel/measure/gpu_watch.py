@@ -32,7 +32,7 @@ def foreign_load(loads: Iterable[ProcessLoad], own_pid: int) -> str:
     taken for ours, since it is what runs.
 
     Args:
-        loads: the samples of the time in question, any number a process.
+        loads: the samples of the time in question, any number per process.
         own_pid: this process's number.
     """
     most: dict[int, int] = {}

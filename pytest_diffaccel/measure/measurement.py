@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -43,7 +43,7 @@ class RunTiming:
 
     Attributes:
         total_s: wall time of the call, seconds.
-        step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one a step, in order.
+        step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one per step, in order.
         kinds: the kind of each step, as the accelerator predicts it; as long as ``step_s``.
     """
 
@@ -155,12 +155,12 @@ class Sampling:
 
     Attributes:
         num_samples: images scored.
-        batch_size: images a call.
+        batch_size: images per call.
         seed: seed of the first image; image ``i`` has ``seed + i``.
         prompts_digest: first 12 hex digits of the SHA-256 of the prompts used.
         purpose: ``"search"``; ``"winner"`` (other prompts and seeds, so that choosing does not flatter the chosen); or
             of a rival, whose fewer steps are scored on the winners' samples of a cell: ``"instead of N steps"``, with
-            the cell's steps. Of decisions only, ``"search by device time"``.
+            the cell's steps. Of decisions also with the terms that they hold on, ``"search by device time"``.
     """
 
     num_samples: int
@@ -173,9 +173,9 @@ class Sampling:
         """The same for the rival of a cell of ``steps``."""
         return replace(self, purpose=f"instead of {steps} steps")
 
-    def by_device(self) -> Sampling:
-        """Of decisions that a GPU's own time made."""
-        return replace(self, purpose=f"{self.purpose} by device time")
+    def on_terms(self, terms: Iterable[str]) -> Sampling:
+        """The same for decisions that hold on further terms, in words."""
+        return replace(self, purpose=" ".join((self.purpose, *terms)))
 
     @property
     def rival_of(self) -> int | None:

@@ -15,7 +15,7 @@ Purpose: TypeAlias = Literal["search", "winner"]
 
 _PURPOSES = ("search", "winner")
 # Seeds of a purpose are consecutive, from a start of its own. torch's CPU generator keeps 32 bits of a seed.
-_SEEDS_A_PURPOSE = 2**16
+_SEEDS_PER_PURPOSE = 2**16
 _SEED_RANGE = 2**32
 
 
@@ -31,7 +31,7 @@ def default_prompts(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read a prompts file: one prompt a line; blank lines and lines that begin with ``#`` are skipped.
+    """Read a prompts file: one prompt per line; blank lines and lines that begin with ``#`` are skipped.
 
     Returns:
         The prompts in file order, each stripped and without repetitions, at least one.
@@ -41,19 +41,19 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         ValueError: if it is not UTF-8 text, or holds no prompt.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no prompts file {path}; give a text file with one prompt a line")
+        raise FileNotFoundError(f"no prompts file {path}; give a text file with one prompt per line")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{path} is a binary file; give a text file with one prompt a line")
+        raise ValueError(f"{path} is a binary file; give a text file with one prompt per line")
     # Not splitlines, which also splits at what people paste along, such as U+2028: a prompt may hold any of it.
     lines = (line.strip() for line in text.split("\n"))
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one a line")
+        raise ValueError(f"{path} holds no prompt; write one per line")
     return prompts
 
 
@@ -77,10 +77,10 @@ def select(prompts: Sequence[str], num_samples: int, seed: int, purpose: Purpose
     """
     if purpose not in _PURPOSES:
         raise ValueError(f"no purpose {purpose!r}; valid: {', '.join(_PURPOSES)}")
-    if not 1 <= num_samples <= _SEEDS_A_PURPOSE:
-        raise ValueError(f"{num_samples} samples; valid: 1 to {_SEEDS_A_PURPOSE}")
+    if not 1 <= num_samples <= _SEEDS_PER_PURPOSE:
+        raise ValueError(f"{num_samples} samples; valid: 1 to {_SEEDS_PER_PURPOSE}")
     order = sorted(_half(prompts, purpose), key=lambda prompt: _sha256(f"{seed} {prompt}"))
-    first = (2 * seed + _PURPOSES.index(purpose)) * _SEEDS_A_PURPOSE % _SEED_RANGE
+    first = (2 * seed + _PURPOSES.index(purpose)) * _SEEDS_PER_PURPOSE % _SEED_RANGE
     return [(order[place % len(order)], first + place) for place in range(num_samples)]
 
 

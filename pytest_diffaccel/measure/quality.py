@@ -37,7 +37,7 @@ def lpips_model(device: str, *, spatial: bool = False) -> Any:
 
     Args:
         device: torch device.
-        spatial: whether it gives a value a pixel instead of their mean.
+        spatial: whether it gives a value per pixel instead of their mean.
     """
     import lpips
     from safetensors.torch import load_file
@@ -94,9 +94,9 @@ class References:
     The network gives other last bits in batches of another size. So a side is kept for exactly the images that were
     compared in one batch, and every figure is what it would be without keeping anything.
 
-    Kept on a CPU are the network's features: 34 MiB a picture of 512 pixels a side, 0.45 MiB one of 64. In a GPU's
-    memory they would count as that of the candidates measured next, and computing them takes it no longer than fetching
-    them from the computer's: kept for a GPU are the network's inputs, there (3 MiB a picture of 512 pixels).
+    Kept on a CPU are the network's features: 34 MiB per picture of 512 pixels per side, 0.45 MiB per one of 64. In a
+    GPU's memory they would count as that of the candidates measured next, and computing them takes it no longer than
+    fetching them from the computer's: kept for a GPU are the network's inputs, there (3 MiB per picture of 512 pixels).
 
     Attributes:
         kept_bytes: size of what is kept.
@@ -186,12 +186,12 @@ def _distances(features: Sequence[Tensor], references: Sequence[Tensor], device:
     from lpips.lpips import spatial_average
 
     layers = zip(lpips_model(device).lins, features, references, strict=True)
-    distances: Tensor = sum(spatial_average(lin((one - other) ** 2), keepdim=True) for lin, one, other in layers)
+    distances: Tensor = sum(spatial_average(lin((own - theirs) ** 2), keepdim=True) for lin, own, theirs in layers)
     return distances.flatten().tolist()
 
 
 def _psnr(pixels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two images of 8 bits a channel, dB."""
+    """Peak signal-to-noise ratio of two images of 8 bits per channel, dB."""
     squared = float(np.mean((pixels.astype(float) - reference) ** 2))
     return min(_PSNR_CAP_DB, 10 * math.log10(255**2 / squared)) if squared else _PSNR_CAP_DB
 
@@ -200,7 +200,7 @@ def structural_similarity(pixels: NDArray[np.uint8], reference: NDArray[np.uint8
     """SSIM of two RGB images, the mean over places and channels; at most 1.
 
     Args:
-        pixels: (height, width, 3), at least 7 pixels a side.
+        pixels: (height, width, 3), at least 7 pixels per side.
         reference: another image of this size.
         device: torch device that computes it. A GPU gives the CPU's value, but for the last digits.
     """
@@ -253,7 +253,7 @@ def check_size(width: int, height: int) -> None:
     """
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(
-            f"pictures of {width} x {height} pixels cannot be compared: LPIPS needs at least {SMALLEST_SIDE} a side; "
+            f"pictures of {width} x {height} pixels cannot be compared: LPIPS needs at least {SMALLEST_SIDE} per side; "
             "give a larger height and width in the --models file"
         )
 

@@ -34,7 +34,7 @@ class TimingLock:
     """Lock between processes (:func:`lock_between_processes`).
 
     Attributes:
-        path: the lock's file, one a working folder for its machine's processors, one a machine for each GPU.
+        path: the lock's file, one per working folder for its machine's processors, one per machine for each GPU.
         shareable: whether two generations at once are any use. With several threads each on one CPU they are not: the
             threads of one wait for those of the other, many times longer than one after the other takes.
     """

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.pipes import Architecture, PipeSpec
+from pytest_diffaccel.pipe_shapes import Architecture
+from pytest_diffaccel.pipes import PipeSpec
 
 if TYPE_CHECKING:
     import torch

@@ -51,7 +51,9 @@ def _settings(part: Any) -> dict[str, Any]:
 
 def _of_diffusers(its_class: type, config: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(its_class).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+    }
     return {**_explicit(config, defaults), "_class_name": its_class.__name__}
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pytest_diffaccel.models.architecture import build_pipeline
 from pytest_diffaccel.models.copies import loadable
+from pytest_diffaccel.models.entries import DTYPES
 from pytest_diffaccel.models.hub import cached_folder, fetch_command, fetched_folder
-from pytest_diffaccel.models.registry import DTYPES, ModelSource, ModelSpec
+from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, read_markers, set_scheduler
 from pytest_diffaccel.models.settings_files import LEFT_OUT, read_json, refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
@@ -178,7 +179,7 @@ def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
         )
 
     parts = zip(pipe.tokenizers, pipe.text_encoders, strict=True)
-    return ", ".join(one for one, other in parts if is_unfit(getattr(pipeline, one), getattr(pipeline, other)))
+    return ", ".join(name for name, encoder in parts if is_unfit(getattr(pipeline, name), getattr(pipeline, encoder)))
 
 
 def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
@@ -191,7 +192,7 @@ def _misfit(path: Path, config: str, pipe: str, reason: str) -> str:
 def _missing_tensors(pipeline: Any) -> str:
     """Components that have parameters without numbers; of text encoders, diffusers does not say."""
     parts = {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
-    return ", ".join(name for name, part in parts.items() if any(one.is_meta for one in part.parameters()))
+    return ", ".join(name for name, part in parts.items() if any(parameter.is_meta for parameter in part.parameters()))
 
 
 def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:

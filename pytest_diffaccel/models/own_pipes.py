@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.models.settings_files import read_json
-from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, Topology, is_step_count
+from pytest_diffaccel.pipe_shapes import Topology
+from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, is_step_count
 
 #: Keys of such an entry beside those of any other.
-KEYS = ("class", "steps", "schedulers")
+OWN_KEYS = ("class", "steps", "schedulers")
 
 
 def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> PipeSpec:
@@ -33,6 +34,7 @@ def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> Pip
         table, "schedulers", _is_name, PipeSpec.schedulers, 'names, such as ["EulerDiscreteScheduler"]'
     )
     steps = _listed(table, "steps", is_step_count, PipeSpec.steps, "whole numbers from 1 to 1000, such as [20, 30]")
+    written = str(table.get("path", table.get("id")))
     components = _as_in_class(its_class) or (_as_in_folder(folder) if folder else {})
     denoiser = components.get("denoiser", PipeSpec.denoiser)
     return PipeSpec(
@@ -40,7 +42,7 @@ def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> Pip
         its_class,
         schedulers=schedulers,
         steps=steps,
-        weights=str(table.get("path", table.get("id"))),
+        weights="" if written.endswith(".safetensors") else written,
         topology=Topology.from_config(_settings(folder / denoiser / "config.json") if folder else {}),
         **components,
     )
@@ -70,7 +72,8 @@ def _as_in_class(its_class: str) -> dict[str, Any]:
 
 def _as_in_folder(folder: Path) -> dict[str, Any]:
     """The components that a ``model_index.json`` names; none where it cannot be read: checks of the folder say why."""
-    names = [name for name, value in _settings(folder / "model_index.json").items() if isinstance(value, list)]
+    index = _settings(folder / "model_index.json")
+    names = [name for name, value in index.items() if isinstance(value, list) and None not in value]
     found = {
         "text_encoders": tuple(sorted(name for name in names if name.startswith("text_encoder"))),
         "tokenizers": tuple(sorted(name for name in names if name.startswith("tokenizer"))),

@@ -5,23 +5,21 @@ Pure Python, so that options can be checked before anything heavy is imported.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any
 
-from pytest_diffaccel.models import own_pipes
-from pytest_diffaccel.pipes import BUILT_IN, PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.models import entries, own_pipes
+from pytest_diffaccel.models.entries import Kind
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Kind: TypeAlias = Literal["embedded", "directory", "file", "hub", "architecture"]
 
 #: The source that has shapes and no weights.
 ARCHITECTURE = "architecture"
@@ -30,18 +28,14 @@ NO_QUALITY = (
     "models 'architecture' has random weights: it tells speed and memory, and its images are noise, so nothing "
     "that scores them can use it"
 )
-DTYPES = ("float32", "float16", "bfloat16")
+_NO_FILES = ("embedded", "hub", ARCHITECTURE)
 
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
-_TABLE_KEYS = ("path", "id", "config", "vae", "dtype", "height", "width", "guidance_scale")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_LINE = 'write a line a pipe into it, such as "SD1.5" = "path/to/folder"'
-_PLACES: Mapping[str, str] = {
-    "config": "the directory or hub id of a pipeline's settings",
-    "vae": "the directory, .safetensors file or hub id of a VAE",
-}
-_PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-_PIXEL_UNIT = 8  # diffusers refuses a height or width that is no multiple of it
+_LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
+
+
+class UnknownPipe(ValueError):
+    """A models file has an entry for a pipe that is not known; the message says which are."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class ModelSpec:
         description: the source in plain words, for reports: ``"embedded stand-in, not SD1.5"``.
         config: for a single file: directory or hub id of the tokenizer and scheduler settings it lacks.
         vae: directory, ``.safetensors`` file or hub id of a VAE in place of the pipeline's own; None: its own.
-        dtype: a name of :data:`DTYPES`; None: float16 on CUDA, float32 elsewhere.
+        dtype: a name of :data:`.DTYPES`; None: float16 on CUDA, float32 elsewhere.
         image_size: height and width in pixels; None: the pipeline's own default.
         guidance_scale: classifier-free guidance, at least 0; None: the pipeline's own default.
         own: what a models file says of a pipe of its own; None: the pipe is known without.
@@ -112,29 +106,27 @@ class ModelSpec:
         Raises:
             ValueError: naming the bad value and what to write instead.
         """
-        table = _shorthand(entry, base) if isinstance(entry, str) else _checked_table(entry, is_known=_is_known(pipe))
+        table = entries.table_of(entry, base, is_known=_is_known(pipe))
         written = table.get("path", table.get("id"))
         if not isinstance(written, str) or not written:
             raise ValueError(f"{written!r} is neither a path nor a hub id")
-        kind, location = _located(written, base) if "path" in table else ("hub", _hub_id(written))
+        kind, location = entries.located(written, base) if "path" in table else ("hub", entries.hub_id(written))
         own = None
         if "class" in table:
             own = own_pipes.own_pipe(pipe, table, Path(location) if kind == "directory" else None)
-            if kind == "file" and "config" not in table:
-                raise ValueError(
-                    f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"'
-                )
-        default_scale = (own or known()[pipe]).guidance_scale
+        family = own or known()[pipe]
+        if kind == "file" and "config" not in table and not family.hub_id:
+            raise ValueError(f'{written!r} has no tokenizer and scheduler settings; set config = "a diffusers folder"')
         return cls(
             pipe=pipe,
             kind=kind,
             location=location,
             description=_description(pipe, kind, written, table.get("vae")),
-            config=_place("config", table.get("config"), base),
-            vae=_place("vae", table.get("vae"), base),
-            dtype=_dtype(table.get("dtype")),
-            image_size=_image_size(table.get("height"), table.get("width")),
-            guidance_scale=_guidance_scale(table.get("guidance_scale", default_scale)),
+            config=entries.place("config", table.get("config"), base),
+            vae=entries.place("vae", table.get("vae"), base),
+            dtype=entries.dtype(table.get("dtype")),
+            image_size=entries.image_size(table.get("height"), table.get("width")),
+            guidance_scale=entries.guidance_scale(table.get("guidance_scale", family.guidance_scale)),
             own=own,
         )
 
@@ -155,7 +147,7 @@ class ModelSource:
 
     Attributes:
         name: ``"embedded"``, ``"hub"``, ``"architecture"``, or the models file's path as it was given.
-        specs: one spec a pipe: the known ones in their order, then those that it describes.
+        specs: one spec per pipe: the known ones in their order, then those that it describes.
     """
 
     name: str
@@ -189,12 +181,12 @@ class ModelSource:
                 f"models {text!r}: not 'embedded', 'hub', 'architecture' or a TOML file that exists; {_LINE}"
             )
         try:
-            entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as editors on Windows write it
+            written = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as editors on Windows write it
         except ValueError as error:  # broken TOML or bytes that are no UTF-8
             raise ValueError(f"models {text!r} is not a TOML file: {error}") from error
-        if not entries:
+        if not written:
             raise ValueError(f"models {text!r} is empty: {_LINE}")
-        return cls(text, _specs(text, entries, path.parent.absolute()))
+        return cls(text, _specs(text, written, path.parent.absolute()))
 
     def spec(self, pipe: str) -> ModelSpec:
         """The spec of one pipe.
@@ -206,11 +198,19 @@ class ModelSource:
             if spec.pipe == pipe:
                 return spec
         if pipe not in known():
-            valid = dict.fromkeys([*(one.name for one in known()), *(spec.pipe for spec in self.specs)])
+            valid = dict.fromkeys([*(family.name for family in known()), *(spec.pipe for spec in self.specs)])
             raise ValueError(f"no pipe {pipe!r}; valid: {', '.join(valid)}")
+        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {self._other_weights(pipe)}")
+
+    def _other_weights(self, pipe: str) -> str:
         own = [spec.pipe for spec in self.specs if spec.own]
-        fix = f"search what it has: --pipe {own[0]}" if own else _LINE
-        raise ValueError(f"models {self.name!r} has no entry for {pipe}; {fix}")
+        if own:
+            return f"search what it has: --pipe {own[0]}"
+        if self.name not in _NO_FILES:
+            return _LINE
+        if known()[pipe].hub_id:
+            return "its public weights are those of --models hub"
+        return f'give a models file (--models) with a line "{pipe}" = "path/to/folder"'
 
 
 def know_pipes(registry: PipeRegistry, models: str) -> None:
@@ -234,16 +234,16 @@ def _is_known(pipe: str) -> bool:
     return pipe in known() and not known()[pipe].models_file
 
 
-def _specs(name: str, entries: Mapping[str, object], base: Path) -> tuple[ModelSpec, ...]:
-    own = [key for key, value in entries.items() if isinstance(value, dict) and "class" in value]
-    for key, value in entries.items():
+def _specs(name: str, written: Mapping[str, object], base: Path) -> tuple[ModelSpec, ...]:
+    own = [key for key, value in written.items() if isinstance(value, dict) and "class" in value]
+    for key, value in written.items():
         if not _is_known(key) and key not in own:
-            raise ValueError(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
+            raise UnknownPipe(f"models {name!r}: no pipe {key!r}; {_fixed_key(key, value)}")
     specs = []
-    in_order = [one.name for one in known() if _is_known(one.name)]
-    for pipe in sorted(entries, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):
+    in_order = [family.name for family in known() if _is_known(family.name)]
+    for pipe in sorted(written, key=lambda key: in_order.index(key) if key in in_order else len(in_order)):
         try:
-            spec = ModelSpec.from_toml(pipe, entries[pipe], base)
+            spec = ModelSpec.from_toml(pipe, written[pipe], base)
             specs.append(replace(spec, own=replace(spec.own, models_file=name)) if spec.own else spec)
         except ValueError as error:
             raise ValueError(f"models {name!r}, {pipe}: {error}") from error
@@ -256,83 +256,10 @@ def _fixed_key(key: str, value: object) -> str:
     for rest, entry in inner.items():
         if f"{key}.{rest}" in known() or (isinstance(entry, dict) and "class" in entry):
             return f'put the key in quotes: "{key}.{rest}"'
-    valid = ", ".join(one.name for one in known())
+    valid = ", ".join(family.name for family in known())
     return f'valid: {valid}; one of your own names its pipeline class, such as class = "StableDiffusionPipeline"'
-
-
-def _checked_table(entry: object, *, is_known: bool) -> Mapping[str, object]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{entry!r} is neither a string (path or hub id) nor a table")
-    if is_known and "class" in entry:
-        raise ValueError("a pipe of this name is known already; leave class out, or give yours another name")
-    keys = _TABLE_KEYS if is_known else (*own_pipes.KEYS, *_TABLE_KEYS)
-    if unknown := [key for key in entry if key not in keys]:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(keys)}")
-    if ("path" in entry) == ("id" in entry):
-        raise ValueError('give exactly one of path = "..." and id = "..."')
-    return entry
 
 
 def _description(pipe: str, kind: Kind, written: str, vae: object) -> str:
     """In the user's own words: a report must not show where somebody's home is."""
     return f"{pipe} from {'the hub, ' if kind == 'hub' else ''}{written}" + (f", VAE {vae}" if vae else "")
-
-
-def _shorthand(text: str, base: Path) -> Mapping[str, object]:
-    """The table that a mere string stands for."""
-    return {"path" if _is_path(text, base) else "id": text}
-
-
-def _is_path(text: str, base: Path) -> bool:
-    """Whether ``text`` is a path; ``owner/name`` is one only if that directory exists."""
-    marked = text.startswith((".", "/", "~")) or text.endswith((".safetensors", *_PICKLED_SUFFIXES))
-    return marked or (base / text).exists()
-
-
-def _located(text: str, base: Path) -> tuple[Kind, str]:
-    if text.endswith(_PICKLED_SUFFIXES):
-        raise ValueError(f"{text!r} is a pickled checkpoint, which can run code; convert it to .safetensors")
-    location = str(base / Path(text).expanduser())
-    return ("file", location) if text.endswith(".safetensors") else ("directory", location)
-
-
-def _hub_id(text: str) -> str:
-    if not _HUB_ID.fullmatch(text):
-        raise ValueError(f"{text!r} is neither a path that exists nor a hub id such as {BUILT_IN[-1].hub_id!r}")
-    return text
-
-
-def _place(key: str, value: object, base: Path) -> str | None:
-    """An absolute path or a hub id."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key} = {value!r}; write {_PLACES[key]}")
-    return _located(value, base)[1] if _is_path(value, base) else _hub_id(value)
-
-
-def _dtype(value: object) -> str | None:
-    if value is not None and value not in DTYPES:
-        raise ValueError(f"dtype = {value!r}; valid: {', '.join(DTYPES)}")
-    return None if value is None else str(value)
-
-
-def _image_size(height: object, width: object) -> tuple[int, int] | None:
-    if height is None and width is None:
-        return None
-    # diffusers drops a size of which it is told one side only.
-    if not (_is_side(height) and _is_side(width)):
-        raise ValueError(f"height = {height!r}, width = {width!r}; give both, in pixels, as multiples of {_PIXEL_UNIT}")
-    return height, width
-
-
-def _is_side(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % _PIXEL_UNIT == 0
-
-
-def _guidance_scale(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"guidance_scale = {value!r}; write a number of at least 0, such as 7.5")
-    return float(value)

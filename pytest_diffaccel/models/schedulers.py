@@ -99,7 +99,7 @@ def _compatible() -> dict[str, Any]:
     import diffusers
 
     classes = diffusers.DDIMScheduler._get_compatibles()
-    return {one.__name__: one for one in classes if issubclass(one, diffusers.SchedulerMixin)}
+    return {kind.__name__: kind for kind in classes if issubclass(kind, diffusers.SchedulerMixin)}
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
@@ -193,10 +193,11 @@ class UnfollowedTimesteps(ValueError):
 
 
 def check_timesteps(pipeline: Any, steps: int) -> None:
-    """Refuse a number of steps at which the pipeline's scheduler does not call the denoiser once a timestep.
+    """Refuse a number of steps at which the pipeline's scheduler does not call the denoiser once per timestep.
 
     DeepCache finds its place in a run by the timestep's value and would take the second visit for the first. A
-    second-order scheduler (Heun, KDPM2) calls the denoiser about twice a step, and methods that count calls go astray.
+    second-order scheduler (Heun, KDPM2) calls the denoiser about twice per step, and methods that count calls go
+    astray.
 
     Args:
         pipeline: a diffusers pipeline; unchanged.
@@ -221,5 +222,5 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     if len(timesteps) > steps:
         raise UnfollowedTimesteps(
             f"{name} calls the denoiser {len(timesteps)} times in {steps} steps, which the accelerators cannot follow; "
-            "take a scheduler of one call a step"
+            "take a scheduler of one call per step"
         )

@@ -75,7 +75,7 @@ def _token_ids(folder: Path, settings: dict[str, Any]) -> list[int]:
         content = read_json(whole)
         model = content.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
-        added += [one.get("id") for one in content.get("added_tokens") or () if isinstance(one, dict)]
+        added += [token.get("id") for token in content.get("added_tokens") or () if isinstance(token, dict)]
     else:
         whole = _present(folder / "vocab.json", "tokenizer.json")
         merges = _present(folder / "merges.txt", "tokenizer.json")
@@ -88,7 +88,7 @@ def _token_ids(folder: Path, settings: dict[str, Any]) -> list[int]:
     # Other kinds of tokenizers list their words in the numbers' order.
     known = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     try:
-        return [int(one) for one in (*known, *added)]
+        return [int(number) for number in (*known, *added)]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{whole}, or a file beside it, has a token without a number; fetch or save it again"

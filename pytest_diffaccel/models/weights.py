@@ -127,8 +127,12 @@ def _check_projection(folder: Path, pipe: PipeSpec) -> None:
     linear = bool(read_json(folder / pipe.denoiser / "config.json").get("use_linear_projection"))
     if pipe.linear_projection in (None, linear):
         return
-    alike = [one for one in known() if one.pipeline_class == pipe.pipeline_class and one.linear_projection is not None]
-    each = ", ".join(f"{one.name}: {str(one.linear_projection).lower()}" for one in alike)
+    alike = [
+        family
+        for family in known()
+        if family.pipeline_class == pipe.pipeline_class and family.linear_projection is not None
+    ]
+    each = ", ".join(f"{family.name}: {str(family.linear_projection).lower()}" for family in alike)
     raise ValueError(
         f"{folder} has a UNet with use_linear_projection = {str(linear).lower()}, which is not {pipe.name}'s "
         f"architecture ({each}); give a folder of {pipe.name} weights"
@@ -206,8 +210,8 @@ def check_single_file(path: Path, pipe: PipeSpec) -> list[str]:
     """
     names = list(tensor_shapes(_existing_file(path)))
     if pipe.single_file_prefix and not any(name.startswith(pipe.single_file_prefix) for name in names):
-        others = [one for one in known() if one.single_file_prefix]
-        found = [one.name for one in others if any(name.startswith(one.single_file_prefix) for name in names)]
+        others = [family for family in known() if family.single_file_prefix]
+        found = [family.name for family in others if any(name.startswith(family.single_file_prefix) for name in names)]
         content = f"a {found[0]} checkpoint" if found else "not a whole Stable Diffusion checkpoint"
         raise ValueError(f"{path} is {content}; give one of {pipe.name}, text encoder and VAE included")
     return names

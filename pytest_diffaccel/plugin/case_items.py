@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.plan import GateCase
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.case_plan import GateCase
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.matrix import Candidate, Group
     from pytest_diffaccel.search.effort import SearchCase
-    from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.search.search_run import SearchRun
 
-#: Names of the parametrized arguments: one case a candidate, one a group; with ``--gate``, one a winner or baseline.
+#: Names of the parametrized arguments: one case per candidate, one per group; with ``--gate``, one per winner or
+#: baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
 
 
@@ -84,7 +85,7 @@ def case_id(nodeid: str) -> str:
 def groups_by_case(run: SearchRun) -> dict[str, str]:
     """The group's name of every case of a search, by what stands in its node id's brackets."""
     names = [group.name for group in run.groups]
-    candidates = {one.key: one.group.name for one in run.candidates}
+    candidates = {candidate.key: candidate.group.name for candidate in run.candidates}
     return candidates | dict(zip(names, names, strict=True))
 
 
@@ -92,12 +93,12 @@ def search_cases(run: SearchRun) -> dict[str, SearchCase]:
     """What each case of a search is to do, by what stands in its node id's brackets."""
     from pytest_diffaccel.search.effort import SearchCase
 
-    sizes = Counter(one.group for one in run.candidates)
+    sizes = Counter(candidate.group for candidate in run.candidates)
 
     def case(group: Group, *, is_winners: bool) -> SearchCase:
         return SearchCase(*group, is_winners=is_winners, in_group=sizes[group])
 
-    candidates = {one.key: case(one.group, is_winners=False) for one in run.candidates}
+    candidates = {candidate.key: case(candidate.group, is_winners=False) for candidate in run.candidates}
     return candidates | {group.name: case(group, is_winners=True) for group in run.groups}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.report.results import CaseResult
+    from pytest_diffaccel.report.sent_results import CaseResult
 
 #: Name of the property that shows a case's result to other tools, as JSON.
 PROPERTY = "diffaccel"
@@ -21,7 +21,7 @@ _Result = TypeVar("_Result", bound="CaseResult")
 def put_result(item: pytest.Item, result: _Result) -> _Result:
     """Put a case's result on its reports from now on, in place of what stood there; and as properties for people."""
     from pytest_diffaccel.report.properties import NAMES, plain_properties
-    from pytest_diffaccel.report.results import dump
+    from pytest_diffaccel.report.sent_results import dump
 
     item.stash[_RESULT] = dump(result)
     others = [pair for pair in item.user_properties if pair[0] not in (PROPERTY, *NAMES)]
@@ -44,6 +44,6 @@ def result_of(report: pytest.TestReport) -> CaseResult | None:
     """What a case found, from its report; None for other tests."""
     if not has_result(report):
         return None
-    from pytest_diffaccel.report.results import parse
+    from pytest_diffaccel.report.sent_results import parse
 
     return parse(getattr(report, _ATTRIBUTE))

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import pytest
 
@@ -27,13 +27,15 @@ from pytest_diffaccel.settings import options
 
 if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
-    from pytest_diffaccel.report.gate import GateReport
+    from pytest_diffaccel.report.gate_report import GateReport
     from pytest_diffaccel.report.session import SessionReport
     from pytest_diffaccel.report.terminal import Terminal
     from pytest_diffaccel.search.results import Broken
 
 #: Category, letter and word of a report, as pytest's hook returns them.
 _Status: TypeAlias = tuple[str, str, Any]
+#: Outcomes that pytest itself knows.
+_Outcome: TypeAlias = Literal["passed", "failed", "skipped"]
 
 
 def _reason(report: pytest.TestReport) -> str:
@@ -87,7 +89,7 @@ class Reporting:
     @property
     def _report(self) -> SessionReport | GateReport:
         if self._made is None:
-            from pytest_diffaccel.report.gate import GateReport
+            from pytest_diffaccel.report.gate_report import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
             terminal = self._terminal
@@ -162,7 +164,9 @@ class Reporting:
             cast("SessionReport", self._made).case_began(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a case's result as soon as it is there."""
+        """Take a case's result as soon as it is there; not that of one that is run again at once (rerunfailures)."""
+        if report.outcome not in get_args(_Outcome):
+            return
         result = result_of(report) or self._place_of(report)
         if result is not None and (report.when == "call" or report.failed):
             from pytest_diffaccel.plugin.pytest_benchmark_files import add_benchmarks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A search's groups stay together and survive the death of their worker."""
+    if options.is_given(config.option):  # whether there are cases, the workers alone know
+        with suppress(pytest.UsageError):
+            search_run(config)
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
     from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
@@ -104,7 +107,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto --gpus``: one worker a GPU."""
+    """``-n auto --gpus``: one worker per GPU."""
     return one_worker_a_gpu(config)
 
 
@@ -136,9 +139,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     given = config.known_args_namespace
     if options.is_given(config.option) or options.names_benches(config.args):
-        # What only the project's configuration says is refused once there is a case: most runs are of other tests.
-        is_asked = options.is_given(given) or options.names_benches(config.args)
-        with nullcontext() if is_asked else suppress(pytest.UsageError):
+        # What only the project's configuration says is read once there is a case: most runs are of other tests.
+        if options.is_given(given) or options.names_benches(config.args):
             search_run(config)
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):
@@ -159,7 +161,7 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case a candidate, one a group, one a task; with ``--gate``, one a golden winner or baseline."""
+    """One case per candidate, one per group, one per task; with ``--gate``, one per golden winner or baseline."""
     gate = gate_run(metafunc.config)
     if gate is not None:
         if GATE_CASE in metafunc.fixturenames:

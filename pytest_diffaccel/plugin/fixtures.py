@@ -16,13 +16,13 @@ from pytest_diffaccel.plugin.registered import methods_of, pipes_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
-    from pytest_diffaccel.gate.plan import GateCase
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.case_plan import GateCase
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.gate.verdict import GateVerdict
     from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
     from pytest_diffaccel.search.results import Measured, Winners
-    from pytest_diffaccel.search.run import SearchRun, Session
+    from pytest_diffaccel.search.search_run import SearchRun, SearchSession
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
@@ -38,7 +38,7 @@ def search_run(config: pytest.Config) -> SearchRun:
     """
     if _RUN not in config.stash:
         from pytest_diffaccel.models.registry import know_pipes
-        from pytest_diffaccel.search.run import SearchRun
+        from pytest_diffaccel.search.search_run import SearchRun
         from pytest_diffaccel.settings.search_settings import Settings
 
         try:
@@ -58,10 +58,10 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: Settings, registry: Registry, session: Session) -> GateRun | None:
+def _gate_of(settings: Settings, registry: Registry, session: SearchSession) -> GateRun | None:
     if settings.gate is None:
         return None
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
 
     return GateRun(settings, settings.gate, registry, session)
 
@@ -78,15 +78,29 @@ def keep_groups_together(config: pytest.Config) -> None:
 
 
 @contextmanager
-def _refusals_in_words() -> Iterator[None]:
-    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide."""
+def _refusals_in_words(*more: type[Exception]) -> Iterator[None]:
+    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide.
+
+    Args:
+        more: what else does.
+    """
     from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.search.pipelines import Unavailable
 
+    told: tuple[type[Exception], ...] = (StoreError, Unavailable, *more)
     try:
         yield
-    except (StoreError, Unavailable) as error:
+    except told as error:
         pytest.fail(str(error), pytrace=False)
+
+
+@contextmanager
+def _refusals_of_cells_in_words() -> Iterator[None]:
+    """The same, and a scheduler that cannot be followed at a cell's number of steps, of which each case would tell."""
+    from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
+
+    with _refusals_in_words(UnfollowedTimesteps):
+        yield
 
 
 class Case:
@@ -108,7 +122,7 @@ class Case:
         from pytest_diffaccel.search.results import Skipped
 
         try:
-            with _refusals_in_words():
+            with _refusals_of_cells_in_words():
                 follow = candidate.group in self._groups_with_winners()
                 return put_result(self._item, self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
@@ -119,7 +133,7 @@ class Case:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
         others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
-        with _refusals_in_words():
+        with _refusals_of_cells_in_words():
             result = put_result(self._item, self._run.find_winners(cell, accelerator, others))
         if result.refused:
             if result.refused.why != "failed":
@@ -210,7 +224,7 @@ class OwnCases:
             pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"`` or the name of one of your own.
             params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
             scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
-                class name that calls the denoiser once a step.
+                class name that calls the denoiser once per step.
             steps: denoising steps of both, at least 1.
             blocks: timed blocks, at least 1; more of them make the interval of the speed-up narrower.
 

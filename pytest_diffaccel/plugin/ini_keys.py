@@ -97,6 +97,8 @@ def _read(config: pytest.Config, option: DeclaredOption, key: str) -> FromKey | 
         raise pytest.UsageError(f"{origin}: {error}; write {_WRITTEN[_ini_type(option)]}") from error
     if raw is None or raw in ("", []):
         return None
+    if _ini_type(option) == "linelist":
+        raw = [str(one) for one in raw]  # TOML has numbers, too
     if _ini_type(option) != "string":
         return FromKey(option, raw, origin)
     if not isinstance(raw, str):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.judge.script_verdict import ScriptVerdict
     from pytest_diffaccel.report.terminal import Terminal
 
-#: Name of the parametrized argument: one case a task.
+#: Name of the parametrized argument: one case per task.
 TASK = "diffaccel_task_id"
 #: Name of the report property that carries a case's verdict from worker to controller.
 PROPERTY = "diffaccel-verdict"

@@ -15,7 +15,7 @@ from pytest_diffaccel.matrix import Group, slug
 
 if TYPE_CHECKING:
     from pytest_diffaccel.matrix import Params
-    from pytest_diffaccel.report.results import CaseResult
+    from pytest_diffaccel.report.sent_results import CaseResult
     from pytest_diffaccel.search.results import Figures
 
 _EXTRA_INFO = (
@@ -91,8 +91,8 @@ def _timed(nodeid: str, result: CaseResult) -> Iterator[tuple[_Source, tuple[flo
     elif isinstance(result, Measured):
         yield _source_of(nodeid, result.figures, stored=result.stored), result.figures.rounds_s
     elif isinstance(result, Winners) and result.of_cell:
-        for one in result.of_cell.verified:
-            yield _source_of(nodeid, one.figures), one.figures.rounds_s
+        for winner in result.of_cell.verified:
+            yield _source_of(nodeid, winner.figures), winner.figures.rounds_s
 
 
 def _source_of(nodeid: str, figures: Figures, **more: object) -> _Source:

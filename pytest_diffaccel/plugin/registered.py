@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_diffaccel.pipes import PipeRegistry
 from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.pipes import PipeRegistry
 
 
 def methods_of(config: pytest.Config) -> Registry:
@@ -35,6 +35,8 @@ def pipes_of(config: pytest.Config) -> PipeRegistry:
     Raises:
         ValueError: when one is refused; the message says why.
     """
+    from pytest_diffaccel.pipes import PipeRegistry
+
     registry = PipeRegistry()
     if hasattr(config.hook, "pytest_diffaccel_pipes"):
         config.hook.pytest_diffaccel_pipes(registry=registry)

@@ -15,8 +15,8 @@ from pytest_diffaccel.plugin.case_items import case_id, gate_groups_by_case, gro
 from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.run import GateRun
-    from pytest_diffaccel.search.run import SearchRun
+    from pytest_diffaccel.gate.gate_run import GateRun
+    from pytest_diffaccel.search.search_run import SearchRun
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
         open_to_work = list(ready)
         while self.workqueue and open_to_work:
-            node = min(open_to_work, key=lambda one: len(self._left(one)))
+            node = min(open_to_work, key=lambda waiting: len(self._left(waiting)))
             if self._needs_more(node) and not self._can_be_spared(node):
                 self._assign_to(node)
             else:
@@ -214,7 +214,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
         First the group it is in; then those that nobody is in; then those with least left, since winners can be looked
         for only when a group is whole. Winners' cases, which take long, come before all others as long as there are
-        more groups than workers, then after them: the last ones, one a worker, end together. Last of all come those
+        more groups than workers, then after them: the last ones, one per worker, end together. Last of all come those
         that would have to wait for others.
         """
         own = list(self.assigned_work[node])[-1:]

@@ -17,7 +17,7 @@ from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
-    from pytest_diffaccel.search.run import SearchRun, Session
+    from pytest_diffaccel.search.search_run import SearchRun, SearchSession
     from pytest_diffaccel.settings.search_settings import Settings
 
 # Environment variable that tells a worker when its session began, seconds since the epoch.
@@ -31,14 +31,14 @@ def worker_number(config: pytest.Config) -> int | None:
     return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
 
 
-def session_of(config: pytest.Config) -> Session:
+def session_of(config: pytest.Config) -> SearchSession:
     """What this process has in common with the others of its session."""
-    from pytest_diffaccel.search.run import Session
+    from pytest_diffaccel.search.search_run import SearchSession
 
     count = number_of_workers(config)
     if not hasattr(config, "workerinput"):
-        return Session(count)
-    return Session(count, str(config.workerinput["testrunuid"]), float(os.environ[_BEGAN_AT]))
+        return SearchSession(count)
+    return SearchSession(count, str(config.workerinput["testrunuid"]), float(os.environ[_BEGAN_AT]))
 
 
 def tell_beginning(specs: Sequence[Any]) -> None:

@@ -137,8 +137,8 @@ class Bookkeeping(Database):
         with self._understanding("a failure"):
             failed = [failure_of(row) for row in rows[FAILURES] if row.purpose != CALIBRATION_PURPOSE]
             attempts = [attempt_of(row) for row in rows[ATTEMPTS] if row.purpose != CALIBRATION_PURPOSE]
-        running = [one for one in attempts if one.session in living]
-        failed += _cut_off([one for one in attempts if one.session not in living])
+        running = [attempt for attempt in attempts if attempt.session in living]
+        failed += _cut_off([attempt for attempt in attempts if attempt.session not in living])
         return sorted(failed, key=lambda failure: failure.created_at), running
 
     def save_decision(self, candidate: Candidate, environment: str, sampling: Sampling, evidence: str) -> None:
@@ -189,8 +189,8 @@ class Bookkeeping(Database):
         rows = self._rows(DECISIONS, {})
         with self._understanding("a decision"):
             made = [decision_of(row) for row in rows]
-        on_candidates = tuple(one for one in made if isinstance(one, Decision))
-        return on_candidates, tuple(one for one in made if isinstance(one, GroupDecision))
+        on_candidates = tuple(decision for decision in made if isinstance(decision, Decision))
+        return on_candidates, tuple(decision for decision in made if isinstance(decision, GroupDecision))
 
     def end_group(
         self, cell: Cell, accelerator: str, environment: str, sampling: Sampling, session: str, untried: int
@@ -229,8 +229,8 @@ class Bookkeeping(Database):
 
 
 def _cut_off(attempts: list[Attempt]) -> list[Failure]:
-    """The failures that attempts are, one a candidate, environment and sampling."""
+    """The failures that attempts are, one per candidate, environment and sampling."""
     by_identity: dict[tuple[str, str, Sampling], list[Attempt]] = {}
-    for one in attempts:
-        by_identity.setdefault((one.candidate.key, one.environment, one.sampling), []).append(one)
+    for attempt in attempts:
+        by_identity.setdefault((attempt.candidate.key, attempt.environment, attempt.sampling), []).append(attempt)
     return [cut_off(own) for own in by_identity.values()]

@@ -44,6 +44,7 @@ class Failure:
         kind: what went wrong; ``interrupted``: its process ended while it was measured, ``crash``: more than once.
         message: the error in words.
         created_at: when, ISO 8601 in UTC.
+        session: of the attempt that was cut off last; empty where none was.
     """
 
     candidate: Candidate
@@ -52,15 +53,16 @@ class Failure:
     kind: FailureKind
     message: str
     created_at: str
+    session: str = ""
 
-    def stands_in(self, session_began_at: float) -> bool:
-        """Whether a session that began then (seconds since the epoch) tries the candidate no more.
+    def stands_in(self, session: str, began_at: float) -> bool:
+        """Whether a session of that name, which began then (seconds since the epoch), tries the candidate no more.
 
         One that was cut off once is tried again, but by another session: in this one it would take the next worker
-        with it.
+        with it, also where the clock has gone back since it began.
         """
         made_at = datetime.fromisoformat(self.created_at).timestamp()
-        return self.kind not in ("interrupted", "missing") or made_at >= session_began_at
+        return self.kind not in ("interrupted", "missing") or self.session == session or made_at >= began_at
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def cut_off(attempts: Sequence[Attempt]) -> Failure:
     last, again = attempts[-1], len(attempts) > 1
     message = f"the process ended during this {last.what}" + (", twice" if again else "; it is tried once more")
     kind: FailureKind = "crash" if again else "interrupted"
-    return Failure(last.candidate, last.environment, last.sampling, kind, message, last.created_at)
+    return Failure(last.candidate, last.environment, last.sampling, kind, message, last.created_at, last.session)
 
 
 @dataclass(frozen=True)

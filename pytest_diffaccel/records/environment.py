@@ -80,7 +80,7 @@ class Environment:
         versions: version of Python and of each installed library of :data:`LIBRARIES`, by name.
         dtype: of the denoiser, for example ``"float16"``.
         image_size: (height, width) in pixels.
-        batch_size: images a call.
+        batch_size: images per call.
         guidance_scale: classifier-free guidance.
         scale: what LPIPS means here, once measured; no part of the identity.
         settings: by component, SHA-256 (64 hex digits) of what it is set to
@@ -153,11 +153,11 @@ def describe_environment(
     Args:
         pipe: name of the pipeline family.
         model_source: where the weights come from, in plain words.
-        weights: by component; paths are hashed (once a process), strings are taken as they are.
+        weights: by component; paths are hashed (once per process), strings are taken as they are.
         device: torch device the pipeline runs on.
         dtype: of the denoiser.
         image_size: (height, width) in pixels.
-        batch_size: images a call.
+        batch_size: images per call.
         guidance_scale: classifier-free guidance.
         settings: by component, the digest of its settings.
         scheduler_defaults: what was set for a scheduler that leaves it open.
@@ -188,12 +188,12 @@ def describe_environment(
 
 
 def differences(before: Environment, after: Environment) -> list[str]:
-    """What changed, one line a change ("torch 2.13.0 -> 2.14.1"); empty when the two are equal."""
+    """What changed, one line per change ("torch 2.13.0 -> 2.14.1"); empty when the two are equal."""
     lines = []
-    for name in (one.name for one in fields(before) if one.compare):
+    for name in (attribute.name for attribute in fields(before) if attribute.compare):
         old, new = getattr(before, name), getattr(after, name)
         if name == "settings" and bool(old) != bool(new):
-            lines.append(_change(name, *("recorded" if one else "not recorded" for one in (old, new))))
+            lines.append(_change(name, *("recorded" if recorded else "not recorded" for recorded in (old, new))))
         elif isinstance(old, Mapping):
             noun = _NOUNS.get(name, "")
             parts = [*old, *(part for part in new if part not in old)]

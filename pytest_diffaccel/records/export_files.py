@@ -16,7 +16,7 @@ FORMATS = ("csv", "parquet", "json")
 
 
 def dump_csv(rows: Sequence[Row]) -> str:
-    """A heading and one line a row; empty where a row has no value."""
+    """A heading and one line per row; empty where a row has no value."""
     text = StringIO()
     writer = csv.DictWriter(text, list(rows[0] if rows else COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -25,7 +25,7 @@ def dump_csv(rows: Sequence[Row]) -> str:
 
 
 def dump_json(rows: Sequence[Row]) -> str:
-    """A list of objects, one a line; null where a row has no value."""
+    """A list of objects, one per line; null where a row has no value."""
     return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows) + "\n]\n"
 
 

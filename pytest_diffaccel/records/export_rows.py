@@ -1,4 +1,4 @@
-"""A store's contents as flat rows: one a measurement, failure or skipped candidate, for tables of other tools."""
+"""A store's contents as flat rows: one per measurement, failure or skipped candidate, for tables of other tools."""
 
 from __future__ import annotations
 

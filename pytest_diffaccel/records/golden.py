@@ -95,7 +95,7 @@ class GoldenEntry:
         selection_lpips: its loss on the other prompts and seeds on which it was chosen, and which flatter the chosen;
             None in records of before it was kept.
         num_samples: images scored.
-        batch_size: images a call.
+        batch_size: images per call.
         environment: id of the environment (12 hex digits), spelled out in ``environments.json``.
         reason: why unattainable: no candidate was fast enough (``"speed"``), or none of those that were was
             good enough (``"quality"``); None when met.
@@ -222,6 +222,8 @@ class GoldenEntry:
             f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
             for name in ("speedup", "device_speedup", "lpips")
             if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
+            # What could not be read this time says nothing else.
+            and not (name == "device_speedup" and other.device_speedup is None)
         ]
         if self.fewer_steps is None is not other.fewer_steps:
             changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")

@@ -65,10 +65,10 @@ class _Known(NamedTuple):
 
     @classmethod
     def of(cls, connection: Connection) -> _Known:
-        rows = [one for one in _candidates(connection) if one.accelerator]  # rivals have none
-        accelerators = {slug(name): name for name in (*ACCELERATORS, *(one.accelerator for one in rows))}
-        methods = {name: method for one in rows for method, point in one.params.items() for name in point}
-        cells = dict.fromkeys(one.cell for one in rows)
+        rows = [candidate for candidate in _candidates(connection) if candidate.accelerator]  # rivals have none
+        accelerators = {slug(name): name for name in (*ACCELERATORS, *(candidate.accelerator for candidate in rows))}
+        methods = {name: method for candidate in rows for method, point in candidate.params.items() for name in point}
+        cells = dict.fromkeys(candidate.cell for candidate in rows)
         groups = {f"{cell}-{short}": (cell, name) for cell in cells for short, name in accelerators.items()}
         return cls(groups, accelerators, {**_METHODS, **methods})
 

@@ -50,9 +50,9 @@ class Presence:
             StoreError: when the store cannot be read or written.
         """
         self._store.show_session(self._own)
-        known = {one.name for one in self._store.sessions()}
-        living = [one for one in self._store.sessions(time.time() - _STALE_S) if one.name != self._own.name]
-        recent = {one.name for one in self._store.sessions(time.time() - _SWEPT_S)}
+        known = {session.name for session in self._store.sessions()}
+        living = [session for session in self._store.sessions(time.time() - _STALE_S) if session.name != self._own.name]
+        recent = {session.name for session in self._store.sessions(time.time() - _SWEPT_S)}
         for name in known - recent - {self._own.name}:
             self._store.forget_session(name)
         self._heart.start()
@@ -75,6 +75,6 @@ class Presence:
                 self._store.show_session(self._own)
 
 
-def _words(one: RunningSession) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.began_at))
-    return f"{one.host}, process {one.process}, since {since}, in {one.folder}"
+def _words(session: RunningSession) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(session.began_at))
+    return f"{session.host}, process {session.process}, since {since}, in {session.folder}"

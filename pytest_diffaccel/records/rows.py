@@ -148,7 +148,9 @@ def winners_of(row: Row[Any]) -> GroupWinners:
         accelerator=row.accelerator,
         environment=row.environment,
         sampling=_sampling(row),
-        entries={float(target): GoldenEntry.from_json(json.dumps(one)) for target, one in record["entries"].items()},
+        entries={
+            float(target): GoldenEntry.from_json(json.dumps(entry)) for target, entry in record["entries"].items()
+        },
         speedups={key: Interval(*numbers) for key, numbers in record["speedups"].items()},
         created_at=row.created_at,
     )

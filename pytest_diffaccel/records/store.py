@@ -204,8 +204,8 @@ class Store(Bookkeeping):
 
     def _measurements(self, where: Mapping[str, object], since: float = 0.0) -> list[Measurement]:
         # Sorted here: databases sort text by their own collations.
-        recorded = sorted(self._recorded(where, since), key=lambda one: one.measurement.candidate.key)
-        return [one.measurement for one in recorded]
+        recorded = sorted(self._recorded(where, since), key=lambda record: record.measurement.candidate.key)
+        return [record.measurement for record in recorded]
 
     def _recorded(self, where: Mapping[str, object], since: float = 0.0) -> list[Recorded]:
         rows = self._rows(MEASUREMENTS, where, since)

@@ -80,7 +80,7 @@ FAILURES = Table(
     _created_at(),
     Column("candidate", Text, nullable=False),
 )
-#: Candidates that are being measured, and those whose process ended meanwhile: one a session.
+#: Candidates that are being measured, and those whose process ended meanwhile: one per session.
 ATTEMPTS = Table(
     "diffaccel_attempts",
     METADATA,

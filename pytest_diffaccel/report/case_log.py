@@ -1,4 +1,4 @@
-"""Logs of cases, on disk when each ends, so that no crash loses one: JSON (``--diffaccel-log``), and a text a cell."""
+"""Logs of cases, on disk when each ends, so that no crash loses one: JSON (``--diffaccel-log``), a text per cell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.report.progress import EndedCase
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.search.results import Measured, Skipped, Winners
 from pytest_diffaccel.settings.work_folder import WORK
@@ -80,9 +80,12 @@ class CaseLog:
             **{name: value for name, value in result.to_json().items() if name not in _LEFT_OUT},
         }
         if isinstance(result, Winners) and result.of_cell:
-            line["winners"] = {str(one.key): json.loads(one.entry.to_json()) for one in result.of_cell.decided}
+            line["winners"] = {
+                str(decided.key): json.loads(decided.entry.to_json()) for decided in result.of_cell.decided
+            }
         # One write of a whole line: a reader that follows the file sees no half of one.
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        # Lone surrogates, which UTF-8 lacks, become what JSON escapes them as.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -98,7 +101,7 @@ def log_case(case: EndedCase, result: CaseResult) -> None:
     """
     WORK.logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8") as log:
+    with (WORK.logs / f"{result.cell}.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"{stamp} {_line(case, result)}\n")
 
 

@@ -12,7 +12,7 @@ from pytest_diffaccel.report.table_text import table_lines
 
 
 def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
-    """A row an accelerator and target, as lines.
+    """A row per accelerator and target, as lines.
 
     The medians are of the cells in which the target is met; a winner "beats fewer steps" when its LPIPS is below that
     of the unaccelerated pipeline at the step count that is as fast.

@@ -44,7 +44,7 @@ def changes_table(changes: Sequence[Change], *, every: bool) -> list[str]:
 def moves_text(
     changes: Sequence[Change], before: Mapping[str, Environment], after: Mapping[str, Environment]
 ) -> list[str]:
-    """What is different in the environments that records moved between, one line a pair.
+    """What is different in the environments that records moved between, one line per pair.
 
     Args:
         changes: of golden.

@@ -46,7 +46,7 @@ class PictureFolders:
 def write_picture_grid(
     path: Path, entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, PictureFolders]
 ) -> bool:
-    """Write the grid of the first cell with pictures: a column for the baseline and each accelerator, a row a prompt.
+    """Write the grid of the first cell with pictures: a column for the baseline and each accelerator, a row per prompt.
 
     Args:
         path: the PNG to write; its folder is made.
@@ -56,7 +56,9 @@ def write_picture_grid(
     Returns:
         Whether there was anything to show.
     """
-    whole = {key: one for key, one in folders.items() if not (is_damaged(one.baseline) or is_damaged(one.winner))}
+    whole = {
+        key: folder for key, folder in folders.items() if not (is_damaged(folder.baseline) or is_damaged(folder.winner))
+    }
     shown = _shown_keys(entries, whole)
     if not shown:
         return False
@@ -72,7 +74,7 @@ def write_picture_grid(
 def _shown_keys(
     entries: Mapping[GoldenKey, GoldenEntry], folders: Mapping[GoldenKey, PictureFolders]
 ) -> list[GoldenKey]:
-    """One key an accelerator, of one cell, in prompt order."""
+    """One key per accelerator, of one cell, in prompt order."""
     ordered = sorted((key for key in entries if key in folders), key=lambda key: key.prompt_order)
     if not ordered:
         return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pytest_diffaccel.matrix import TARGETS
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
 from pytest_diffaccel.search.results import Measured, Winners
@@ -104,7 +104,7 @@ class Progress:
     def _doing(self, name: str) -> str:
         """What a winners' case does: the cell's last verifies those of all, and takes the longest."""
         case = self._winners[name]
-        of_cell = {other for other, one in self._winners.items() if one.cell == case.cell}
+        of_cell = {other for other, winners in self._winners.items() if winners.cell == case.cell}
         if of_cell - self._ended != {name}:
             return case.accelerator
         others = self._chosen[str(case.cell)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.search.results import Broken, CellWinners, Figures, Measured, Skipped, Winners
 
 _PLACE = ("cell", "accelerator")
@@ -62,7 +62,7 @@ def _ends(ends: tuple[float, float]) -> str:
 
 
 def _counts(of_cell: CellWinners) -> dict[str, str]:
-    met = sum(one.entry.status == "met" for one in of_cell.decided)
+    met = sum(decided.entry.status == "met" for decided in of_cell.decided)
     counts = {"winners": met, "unattainable": len(of_cell.decided) - met, "undecided": len(of_cell.undecided)}
     return {name: str(count) for name, count in counts.items()}
 

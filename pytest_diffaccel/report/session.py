@@ -17,7 +17,7 @@ from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
 from pytest_diffaccel.report.terminal import Terminal
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
@@ -172,7 +172,7 @@ class SessionReport:
     def _tell_failure(self, reason: tuple[str, str, str]) -> None:
         """Say at once why a case failed, or a candidate among the winners' case's: a search of hours ends long after.
 
-        Each reason once a group.
+        Each reason once per group.
         """
         self._failures[reason] += 1
         if self._failures[reason] == 1:
@@ -185,12 +185,12 @@ class SessionReport:
         self._terminal.flush()
 
     def _record(self, of_cell: CellWinners) -> None:
-        found = {one.key: one.entry for one in of_cell.decided}
+        found = {decided.key: decided.entry for decided in of_cell.decided}
         environments = {of_cell.environment.id: of_cell.environment}
         self._launch_bound.update(
-            one.figures.candidate.accelerator for one in of_cell.verified if one.bound == "launch"
+            verified.figures.candidate.accelerator for verified in of_cell.verified if verified.bound == "launch"
         )
-        undecided = {one.key: one for one in of_cell.undecided}
+        undecided = {choice.key: choice for choice in of_cell.undecided}
         try:
             changes = merge(
                 self._settings.golden, found, update=self._settings.update_golden, environments=environments

@@ -33,7 +33,7 @@ def write_step_summary(lines: Iterable[str]) -> list[str]:
     if not file:
         return []
     try:
-        with Path(file).open("a", encoding="utf-8") as summary:
+        with Path(file).open("a", encoding="utf-8", errors="replace") as summary:
             summary.write("\n".join(lines) + "\n\n")
     except OSError as error:
         return [f"step summary: could not be written: {error}"]
@@ -77,7 +77,9 @@ def search_summary(
 
 
 def _sources(environments: Mapping[str, Environment]) -> list[str]:
-    sources = dict.fromkeys(f"{one.model_source}, on {one.device}" for one in environments.values())
+    sources = dict.fromkeys(
+        f"{environment.model_source}, on {environment.device}" for environment in environments.values()
+    )
     return [f"**Model source: {plain('; '.join(sources))}.**", ""] if sources else []
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.threads import cores
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.search.effort import Effort, SearchCase, step_weight, winners
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import Chosen, Measured, Winners
@@ -38,7 +38,7 @@ class Lanes:
         """Those of a session with ``workers`` processes."""
         own_cores = settings.models == "embedded" and workers <= cores()
         on_cpu = settings.gpus is None
-        # With several threads a process, generations on one CPU take turns (TimingLock.shareable).
+        # With several threads per process, generations on one CPU take turns (TimingLock.shareable).
         shared = not on_cpu or settings.models == "embedded"
         return cls(workers if shared else 1, on_cpu and not own_cores, settings.exhaustive)
 
@@ -259,8 +259,8 @@ class TimeLeft:
 
 def distinct(provisional: Sequence[Chosen]) -> int:
     """How many candidates of a group will be verified."""
-    params = [one.params for one in provisional]
-    return sum(one not in params[:place] for place, one in enumerate(params))
+    params = [chosen.params for chosen in provisional]
+    return sum(point not in params[:place] for place, point in enumerate(params))
 
 
 def _worked_s(news: News) -> float:
@@ -268,6 +268,6 @@ def _worked_s(news: News) -> float:
     phases = dict(news.phases_s)
     for name in ("loading", "scale of losses"):
         phases.pop(name, None)
-    calibrated_s = sum(one.seconds for one in news.calibrated.values())
+    calibrated_s = sum(calibration.seconds for calibration in news.calibrated.values())
     phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)
     return float(sum(phases.values()))

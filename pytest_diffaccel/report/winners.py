@@ -182,9 +182,9 @@ def slowdown_text(pace: float, left: str | None) -> str:
 def provisional_text(result: Winners) -> str:
     """A group's winners before they are verified, in a line: the targets of each with its speed-up and loss."""
     said = []
-    for params, same in groupby(result.provisional, key=lambda one: one.params):
+    for params, same in groupby(result.provisional, key=lambda chosen: chosen.params):
         winner = list(same)
-        targets = ", ".join(f"{one.key.target:g}x" for one in winner)
+        targets = ", ".join(f"{chosen.key.target:g}x" for chosen in winner)
         said.append(
             f"{targets} by {format_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
         )
@@ -199,12 +199,12 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen]) -> list[str]:
         "",
         f"undecided: {len(undecided)} targets; their golden records stay as they are, the same command goes on",
     ]
-    for key, one in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
-        speedup = one.speedup
+    for key, choice in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
+        speedup = choice.speedup
         lines.append(
             f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x: "
-            f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {one.lpips:.3f}, "
-            f"{format_params(one.params)}"
+            f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {choice.lpips:.3f}, "
+            f"{format_params(choice.params)}"
         )
     return lines
 

@@ -49,8 +49,8 @@ def search_case(
         if decided is not None:
             raise NotWorthwhile(decided)
         ensure_calibrated(bench, candidate.cell)
-        verdict = group.plan().verdict(candidate, group.grid if others_follow else ())
-        if not verdict.evaluate:
-            group.pass_over(candidate, verdict.evidence)
-            raise NotWorthwhile(verdict.evidence)
+        advice = group.plan().advice(candidate, group.grid if others_follow else ())
+        if not advice.evaluate:
+            group.pass_over(candidate, advice.evidence)
+            raise NotWorthwhile(advice.evidence)
     return group.measure(candidate), True

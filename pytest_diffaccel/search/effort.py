@@ -56,7 +56,7 @@ class Effort:
     Attributes:
         batches: of a whole evaluation.
         first_batches: of a first evaluation.
-        blocks: timed blocks a candidate gets in an exhaustive search; None in any other.
+        blocks: timed blocks that a candidate gets in an exhaustive search; None in any other.
         accelerated_share: mean time of an accelerated run, as a share of the unaccelerated one's.
     """
 

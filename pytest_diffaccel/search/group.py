@@ -58,7 +58,9 @@ class GroupSearch:
         """Measure a candidate on its first samples, timed in an exhaustive search only; raises as :meth:`evaluate`."""
         if self.is_done:
             self._keep("reopened")
-        predicted = None if self.bench.settings.exhaustive else self.plan().costs.speedups([candidate])[0]
+        # What is stored of a candidate is of the wall clock, whichever decides.
+        by_wall = self.bench.known(self.cell).costs_by("wall")
+        predicted = None if self.bench.settings.exhaustive else by_wall.speedups([candidate])[0]
         return evaluate(self.bench, candidate, predicted)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
@@ -136,10 +138,8 @@ class GroupSearch:
 
     @property
     def _conditions(self) -> tuple[str, Sampling]:
-        """Those that decisions hold under: what one clock's speed-ups decide, another's need not."""
-        sampling = self.bench.sampling(self.cell, "search")
-        if self.bench.settings.decide_by == "device":
-            sampling = sampling.by_device()
+        """Those that decisions hold under: by another clock, of other losses or points, they may be others."""
+        sampling = self.bench.sampling(self.cell, "search").on_terms(self.bench.settings.terms)
         return self.bench.environment(self.cell).id, sampling
 
     @property
@@ -162,8 +162,12 @@ class GroupSearch:
 
     def _working(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         failed = self.bench.failed(self.cell)
-        by_key = {one.key: one for one in candidates}
-        return [one for key, one in by_key.items() if key not in failed and not self.bench.pipelines.misfit(one)]
+        by_key = {candidate.key: candidate for candidate in candidates}
+        return [
+            candidate
+            for key, candidate in by_key.items()
+            if key not in failed and not self.bench.pipelines.misfit(candidate)
+        ]
 
     def _is_taken(self, alone: Candidate) -> bool:
         """Whether the model can take a point of one of the group's methods."""

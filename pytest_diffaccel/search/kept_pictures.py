@@ -39,7 +39,7 @@ class KeptPictures:
             self._images.make_unless_busy(*self._baseline_set(cell, purpose))
 
     def baseline(self, cell: Cell, purpose: Purpose) -> Sequence[Image]:
-        """The unaccelerated pipeline's images, made once a cell and environment for all cases and workers."""
+        """The unaccelerated pipeline's images, made once per cell and environment for all cases and workers."""
         return self._images.find_or_make(*self._baseline_set(cell, purpose))
 
     def keep_baseline(self, cell: Cell, purpose: Purpose, images: Sequence[Image]) -> None:
@@ -51,7 +51,7 @@ class KeptPictures:
         key = (cell, purpose)
         if key not in self._references:
             images = self.baseline(cell, purpose)
-            self._references = {known: one for known, one in self._references.items() if known[0] == cell}
+            self._references = {known: references for known, references in self._references.items() if known[0] == cell}
             self._references[key] = References(images, str(self._bench.pipelines.of(cell).device))
         return self._references[key]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 
 
 class Knowledge:
@@ -92,21 +92,21 @@ class Knowledge:
         """
         began = next((made.started_at for made in self.rounds("wall")), 0.0)
         return [
-            (one.candidate, [block for block in one.blocks if block.started_at >= began])
-            if one.sampling.purpose == "winner"
-            else (one.candidate, one.blocks)
-            for one in self._measurements.values()
+            (measurement.candidate, [block for block in measurement.blocks if block.started_at >= began])
+            if measurement.sampling.purpose == "winner"
+            else (measurement.candidate, measurement.blocks)
+            for measurement in self._measurements.values()
         ]
 
     @property
     def flops(self) -> dict[str, int]:
         """Floating-point operations of a step for one image, by every kind that was counted."""
-        return {kind: count for one in self._measurements.values() for kind, count in one.flops.items()}
+        return {kind: count for measurement in self._measurements.values() for kind, count in measurement.flops.items()}
 
     def losses(self, cell: Cell) -> dict[Candidate, tuple[float, ...]]:
         """LPIPS of each sample of each candidate of ``cell`` that the search evaluated."""
         return {
-            one.candidate: one.quality.lpips_per_sample
-            for one in self._measurements.values()
-            if one.candidate.cell == cell and one.sampling.purpose == "search"
+            measurement.candidate: measurement.quality.lpips_per_sample
+            for measurement in self._measurements.values()
+            if measurement.candidate.cell == cell and measurement.sampling.purpose == "search"
         }

@@ -42,5 +42,5 @@ class News:
 
     def to_json(self) -> dict[str, Any]:
         """``phases_s``, and ``calibrated`` if there is any."""
-        told = {pipe: vars(one) for pipe, one in self.calibrated.items()}
+        told = {pipe: vars(calibration) for pipe, calibration in self.calibrated.items()}
         return {"phases_s": dict(self.phases_s)} | ({"calibrated": told} if told else {})

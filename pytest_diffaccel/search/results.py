@@ -1,7 +1,7 @@
 """What a search's case sends from its worker to the controller: one of a few kinds of frozen data.
 
 Each has a ``to_json`` for people's other tools (logs, properties), whose names and shapes are documented in
-docs/records.md; what travels is the data itself (:mod:`pytest_diffaccel.report.results`).
+docs/records.md; what travels is the data itself (:mod:`pytest_diffaccel.report.sent_results`).
 """
 
 from __future__ import annotations
@@ -222,11 +222,13 @@ class CellWinners:
     def to_json(self) -> dict[str, Any]:
         """JSON types; golden entries as the text that golden has of them."""
         return {
-            "golden": {str(one.key): one.entry.to_json() for one in self.decided},
-            "undecided": [{"key": str(one.key), **one.to_json()} for one in self.undecided],
-            "verified": [one.to_json() for one in self.verified],
+            "golden": {str(decided.key): decided.entry.to_json() for decided in self.decided},
+            "undecided": [{"key": str(chosen.key), **chosen.to_json()} for chosen in self.undecided],
+            "verified": [measured.to_json() for measured in self.verified],
             "environments": {self.environment.id: self.environment.to_json()},
-            "pictures": {str(one.key): one.pictures for one in self.decided if one.pictures is not None},
+            "pictures": {
+                str(decided.key): decided.pictures for decided in self.decided if decided.pictures is not None
+            },
             "baseline": self.baseline,
             "prompts": list(self.prompts),
         }
@@ -282,7 +284,7 @@ class Winners:
         """JSON types."""
         return {
             **_place(self.cell, self.accelerator),
-            "provisional": [{"target": one.key.target, **one.to_json()} for one in self.provisional],
+            "provisional": [{"target": chosen.key.target, **chosen.to_json()} for chosen in self.provisional],
             "explored": self.explored,
             "left": self.left,
             "failed": list(self.failed),

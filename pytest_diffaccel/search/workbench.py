@@ -13,7 +13,7 @@ from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
-from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
+from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.models.component_settings import settings_digests
@@ -83,8 +83,8 @@ class Workbench:
         self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
-        #: Keys of short runs that failed in this process.
-        self.broken_runs: set[str] = set()
+        #: Keys of short runs that failed in this process, by clock: one that a profiler loses sight of works otherwise.
+        self.broken_runs: dict[SpeedClock, set[str]] = {"wall": set(), "device": set()}
         #: When the session began, seconds since the epoch; and since when what is stored counts.
         self.began_at = began_at
         self.since = self.began_at if settings.fresh else 0.0
@@ -122,10 +122,10 @@ class Workbench:
         environment, failed = self.environment(cell).id, self.failed(cell)
         samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
         stored = [
-            one
+            measurement
             for sampling in samplings
-            for one in self.store.evaluations(environment, sampling, since=self.since)
-            if one.candidate.key not in failed
+            for measurement in self.store.evaluations(environment, sampling, since=self.since)
+            if measurement.candidate.key not in failed
         ]
         rounds = self.store.rounds(environment, self.since)
         self._knowledge[cell.pipe] = Knowledge(self.registry, stored, rounds, self.settings.decide_by)
@@ -164,11 +164,11 @@ class Workbench:
     def failures(self, cell: Cell, sampling: Sampling) -> list[Failure]:
         """What this session tries no more in the cell's environment; under ``--fresh`` only what failed in it."""
         found = self.store.failures(self.environment(cell).id, sampling, self.since)
-        return [one for one in found if one.stands_in(self.began_at)]
+        return [attempt for attempt in found if attempt.stands_in(self.session, self.began_at)]
 
     def failed(self, cell: Cell) -> set[str]:
         """Keys of the candidates of the cell's environment that this session evaluates no more."""
-        return {one.candidate.key for one in self.failures(cell, self.sampling(cell, "search"))}
+        return {failure.candidate.key for failure in self.failures(cell, self.sampling(cell, "search"))}
 
     def environment(self, cell: Cell) -> Environment:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 #: Folder of the search's and the gate's cases in a project, and the package that has them wherever it is installed.
 BENCHES, INSTALLED_BENCHES = "benches", "pytest_diffaccel.benches"
 # LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
-_DEFAULT_MAX_QUALITY_LOSS = 0.25
-#: Images scored a candidate, by model source; where it is none of these.
+DEFAULT_MAX_QUALITY_LOSS = 0.25
+#: Images scored per candidate, by model source; where it is none of these.
 DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
 
@@ -70,24 +70,24 @@ _MEASURING_OPTIONS = (
         "--num_samples",
         type=count,
         metavar="N",
-        help=f"images scored a candidate (default: {DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
+        help=f"images scored per candidate (default: {DEFAULT_SAMPLES['embedded']} for embedded pipelines, "
         f"else {DEFAULT_SAMPLES_OTHERWISE})",
     ),
-    option("--batch-size", "--batch_size", type=count, default=4, metavar="N", help="images a call (default: 4)"),
+    option("--batch-size", "--batch_size", type=count, default=4, metavar="N", help="images per call (default: 4)"),
     option(
         "--blocks",
         type=count,
         metavar="N",
-        help="timed blocks a candidate in an exhaustive search (default: 2; coarse grid: 1)",
+        help="timed blocks per candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one a line"),
+    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one per line"),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
         "--max-quality-loss",
         type=positive,
-        default=_DEFAULT_MAX_QUALITY_LOSS,
+        default=DEFAULT_MAX_QUALITY_LOSS,
         metavar="LPIPS",
-        help=f"LPIPS above which a candidate cannot win (default: {_DEFAULT_MAX_QUALITY_LOSS})",
+        help=f"LPIPS above which a candidate cannot win (default: {DEFAULT_MAX_QUALITY_LOSS})",
     ),
     option(
         "--decide-by",

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
-from pytest_diffaccel.matrix import PIPES, Cell, cells
+from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.models.schedulers import named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError, meant
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
@@ -29,11 +29,11 @@ class Settings:
     Attributes:
         cells: the cells to search, in matrix order.
         accelerators: names of the accelerators to search.
-        num_samples: images scored a candidate, at least 1.
-        batch_size: images a call, at least 1.
+        num_samples: images scored per candidate, at least 1.
+        batch_size: images per call, at least 1.
         coarse: whether the grids are the coarse ones.
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
-        blocks: timed blocks a candidate gets in an exhaustive search, at least 1; winners get more.
+        blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.
@@ -77,6 +77,17 @@ class Settings:
     gpu: Gpu | None = None
     gate: GateSettings | None = None
     report: Path | None = None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What decisions hold under beside their samples, in words; nothing of what is so by default."""
+        said = {
+            "by device time": self.decide_by == "device",
+            f"of losses up to {self.max_quality_loss}": self.max_quality_loss != DEFAULT_MAX_QUALITY_LOSS,
+            "on the coarse grid": self.coarse,
+            "of every point": self.exhaustive,
+        }
+        return tuple(words for words, holds in said.items() if holds)
 
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
@@ -163,8 +174,10 @@ def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
     steps = _choose("--steps", options.steps, usual, _step_count, ["any whole number from 1 to 1000"])
     named = {name: named_scheduler(name) for name in schedulers}
     if unknown := [name for name in schedulers if not named[name]]:
+        where = f" of {pipe.models_file}" if pipe.models_file else ""
         raise OptionError(
-            f"{pipe.name}: diffusers has no scheduler {unknown[0]!r} of Stable Diffusion's noise schedule"
+            f"{pipe.name}{where}: {unknown[0]!r} is no scheduler for Stable Diffusion's noise schedule; write "
+            f"{', '.join(SCHEDULERS)} or a class of diffusers such as EulerDiscreteScheduler"
         )
     chosen = dict.fromkeys(filter(None, named.values()))
     return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)

@@ -34,7 +34,7 @@ class WorkFolder:
 
     @property
     def logs(self) -> Path:
-        """Folder of logs, a file a cell."""
+        """Folder of logs, a file per cell."""
         return self.path / "logs"
 
     @property

@@ -75,9 +75,9 @@ def _remove(folder: Path) -> None:
     """
     paths, moved = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()], 0
     while paths:
-        one = paths.pop()
-        one.chmod(stat.S_IRWXU)
-        for entry in list(os.scandir(one)):
+        opened = paths.pop()
+        opened.chmod(stat.S_IRWXU)
+        for entry in list(os.scandir(opened)):
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
                 continue
@@ -85,7 +85,7 @@ def _remove(folder: Path) -> None:
             moved += 1
             paths.append(folder / f"moved-{moved}")
             os.rename(entry.path, paths[-1])
-        one.rmdir()
+        opened.rmdir()
     for file in list(folder.iterdir()):
         file.unlink()
     folder.rmdir()

@@ -89,7 +89,7 @@ def filter_system_calls() -> bool:
     if calls is None:
         return False
     instructions = _instructions(calls)
-    filters = (_Filter * len(instructions))(*(_Filter(*one) for one in instructions))
+    filters = (_Filter * len(instructions))(*(_Filter(*fields) for fields in instructions))
     program = _Program(len(instructions), filters)
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl

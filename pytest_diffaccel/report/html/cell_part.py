@@ -34,7 +34,7 @@ class CellPart:
         data: its rows, by column.
         pareto: what each candidate gains and costs; None where nothing was measured.
         pictures: of its winners.
-        sensitivity: a chart an accelerator.
+        sensitivity: a chart per accelerator.
         samples_chart: timed runs in order; None where nothing was timed.
         kind_costs: what its winners' steps cost; None where no winner was timed.
         failures: what failed, with its log.
@@ -74,39 +74,43 @@ def cell_parts(material: Material, path: Path, progress: Callable[[str], None]) 
     accelerators = accelerators_of(found, material.registry.names)
     gallery = Gallery(path, material.images, material.prompts, found)
     parts = []
-    for number, one in enumerate(found):
-        progress(f"{one.cell} ({number + 1} of {len(found)})")
-        parts.append(_part(number, one, accelerators, gallery, material.logs))
+    for number, findings in enumerate(found):
+        progress(f"{findings.cell} ({number + 1} of {len(found)})")
+        parts.append(_part(number, findings, accelerators, gallery, material.logs))
     return parts
 
 
-def _part(number: int, one: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
-    known = list(one.record.best_known.values())
-    winners = [(row, one.record.best_known[row.key]) for row in one.rows if row.verdict in RECORDED]
-    winners.sort(key=lambda pair: (accelerators.index(pair[0].accelerator), one.record.speedups[pair[0].key].value))
-    timed = [*one.record.searched.values(), *one.record.verified.values()]
-    data = tuple(row_data(row) for row in one.rows)
+def _part(number: int, findings: Findings, accelerators: Sequence[str], gallery: Gallery, logs: Path) -> CellPart:
+    known = list(findings.record.best_known.values())
+    winners = [(row, findings.record.best_known[row.key]) for row in findings.rows if row.verdict in RECORDED]
+    winners.sort(
+        key=lambda pair: (accelerators.index(pair[0].accelerator), findings.record.speedups[pair[0].key].value)
+    )
+    timed = [*findings.record.searched.values(), *findings.record.verified.values()]
+    data = tuple(row_data(row) for row in findings.rows)
     return CellPart(
         number=number,
-        findings=one,
+        findings=findings,
         data=data,
-        pareto=_pareto(number, one, data, accelerators) if known else None,
-        pictures=tuple(gallery.of(one)),
-        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, one.record.speedups, accelerators)),
+        pareto=_pareto(number, findings, data, accelerators) if known else None,
+        pictures=tuple(gallery.of(findings)),
+        sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, findings.record.speedups, accelerators)),
         samples_chart=samples_chart(f"samples-{number}", timed, accelerators),
         kind_costs=kind_costs_chart(f"kinds-{number}", winners),
-        failures=failure_parts(one.record, logs),
+        failures=failure_parts(findings.record, logs),
     )
 
 
-def _pareto(number: int, one: Findings, data: Sequence[dict[str, Any]], accelerators: Sequence[str]) -> Chart:
+def _pareto(number: int, findings: Findings, data: Sequence[dict[str, Any]], accelerators: Sequence[str]) -> Chart:
     measured = [chart_row(row) for row in data if row["speedup"] is not None]
     best = [
-        (one.record.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
-        for measurement in frontier_of(list(one.record.best_known.values()), one.record.speedups)
+        (findings.record.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
+        for measurement in frontier_of(list(findings.record.best_known.values()), findings.record.speedups)
     ]
     best = [_PLAIN, *best]
-    return pareto_chart(f"pareto-{number}", one.record, measured, best, _best_at_targets(one.rows), accelerators)
+    return pareto_chart(
+        f"pareto-{number}", findings.record, measured, best, _best_at_targets(findings.rows), accelerators
+    )
 
 
 def _best_at_targets(rows: Sequence[Row]) -> list[dict[str, Any]]:

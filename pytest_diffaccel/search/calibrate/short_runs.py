@@ -40,26 +40,34 @@ class ShortRuns:
             registry: the methods known.
             candidates: what is to be told of; of one pipe, at least one.
         """
-        missing = {kind for one in candidates for kind in _counts(registry, one)}
-        accelerators = registry.select({one.accelerator for one in candidates})
+        missing = {kind for candidate in candidates for kind in _counts(registry, candidate)}
+        accelerators = registry.select({candidate.accelerator for candidate in candidates})
         runs: dict[str, Candidate] = {}
-        for steps in (*_STEPS, *sorted({one.cell.steps for one in candidates})):
+        for steps in (*_STEPS, *sorted({candidate.cell.steps for candidate in candidates})):
             cell = replace(candidates[0].cell, steps=steps)
             full, coarse = (
-                [Candidate(cell, one.name, params) for one in accelerators for params in one.grid(cell, coarse=size)]
+                [
+                    Candidate(cell, accelerator.name, params)
+                    for accelerator in accelerators
+                    for params in accelerator.grid(cell, coarse=size)
+                ]
                 for size in (False, True)
             )
-            for made in (full, coarse, [replace(one, cell=cell) for one in candidates if one.cell.steps >= steps]):
-                useful = [one for one in made if _is_valid(registry, one) and missing & _counts(registry, one).keys()]
-                runs |= {one.key: one for one in useful}
-                missing -= {kind for one in useful for kind in _counts(registry, one)}
+            for made in (
+                full,
+                coarse,
+                [replace(candidate, cell=cell) for candidate in candidates if candidate.cell.steps >= steps],
+            ):
+                useful = [run for run in made if _is_valid(registry, run) and missing & _counts(registry, run).keys()]
+                runs |= {run.key: run for run in useful}
+                missing -= {kind for run in useful for kind in _counts(registry, run)}
             if not missing:
                 break
         return cls(registry, tuple(runs.values()))
 
     def without(self, keys: set[str]) -> ShortRuns:
         """The same less the runs of these keys: those that do not work."""
-        left = tuple(one for one in self.runs if one.key not in keys)
+        left = tuple(run for run in self.runs if run.key not in keys)
         # Most often nothing fails: then the kinds of all runs need not be counted anew.
         return self if len(left) == len(self.runs) else replace(self, runs=left)
 

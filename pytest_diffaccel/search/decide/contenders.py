@@ -17,9 +17,9 @@ import numpy as np
 
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.search.decide.select import Option, leader, one_sided_quantile
-from pytest_diffaccel.search.models.loss_model import NO_LOSS, equal_within
-from pytest_diffaccel.search.models.reach import timing_may_show
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.loss_model import NO_LOSS, equal_within
+from pytest_diffaccel.search.predict.reach import timing_may_show
+from pytest_diffaccel.search.predict.regression import Array
 
 # A contender drops out when with this confidence it is not noticeably better than the leader.
 _CONFIDENCE = 0.91

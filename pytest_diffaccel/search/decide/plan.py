@@ -24,10 +24,10 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.select import Option, leader
-from pytest_diffaccel.search.models.cost_model import CostModel
-from pytest_diffaccel.search.models.loss_model import LossModel, log_loss, loss_of
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach, probabilities
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, probabilities
+from pytest_diffaccel.search.predict.regression import Array
 
 # Evaluate while a target's least loss is expected to fall by this share of it.
 _NOTICEABLE_GAIN = 0.008
@@ -40,7 +40,7 @@ _REACHES_NONE = f"reaches no target (the lowest is {TARGETS[0]:g}x)"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Advice:
     """Whether to evaluate a candidate, and what says so.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
     max_loss: float
     first: int
 
-    def verdict(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Verdict:
+    def advice(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Advice:
         """Whether ``candidate`` is worth a first evaluation, given all that is known now.
 
         Args:
@@ -86,21 +86,21 @@ class Plan:
         said = f"predicted {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
         if not self._fast_enough(speedup):
             if self._teaches(candidate):
-                return Verdict(True, f"{said}; shows what the method loses where it does little")
-            return Verdict(False, f"{said}: {_REACHES_NONE}")
+                return Advice(True, f"{said}; shows what the method loses where it does little")
+            return Advice(False, f"{said}: {_REACHES_NONE}")
         mean, sd = self._losses([candidate])
         gains = self._expected_gains([candidate])
         loss, low, high = (loss_of(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (0, -1, 1))
         said += f" at LPIPS {loss:.4f} [{low:.4f}, {high:.4f}]"
         if gains.max() < _NOTICEABLE_GAIN:
-            return Verdict(False, f"{said}; {self._why_not(speedup)}")
+            return Advice(False, f"{said}; {self._why_not(speedup)}")
         place = int(gains[0].argmax())
         could = f"win {TARGETS[place]:g}x" if place < len(TARGETS) else "come nearest to a target that none reaches"
         (worth,) = self._worth([candidate], gains)
         better = self._best([other for other in others if other not in self.evaluated], _MUCH_MORE * worth)
         if better is not None:
-            return Verdict(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
-        return Verdict(True, f"{said}: could {could}")
+            return Advice(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
+        return Advice(True, f"{said}: could {could}")
 
     def _teaches(self, candidate: Candidate) -> bool:
         """Whether it is one of the first points of a method alone: combinations lean on what those say.

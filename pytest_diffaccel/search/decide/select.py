@@ -14,9 +14,9 @@ from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.models.loss_model import equal_within
-from pytest_diffaccel.search.models.reach import SPEED_TOLERANCE, may_reach, reaches
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.loss_model import equal_within
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, reaches
+from pytest_diffaccel.search.predict.regression import Array
 
 #: No candidate may be fast enough; those that may be lose too much; or it is not known well enough if one is.
 Reason: TypeAlias = Literal["speed", "quality", "undecided"]

@@ -109,7 +109,7 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
 def _is_of_methods(error: Exception) -> bool:
     """Whether an error came out of an accelerated generation: other candidates, of other parameters, may go on."""
     callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
-    return any(isinstance(one, Generate) and one.accelerator.methods for one in callers)
+    return any(isinstance(caller, Generate) and caller.accelerator.methods for caller in callers)
 
 
 def _explain(error: Exception, bench: Workbench) -> tuple[KeptKind, Exception]:

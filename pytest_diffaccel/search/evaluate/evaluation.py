@@ -163,8 +163,8 @@ def _time_together(
         random.Random(order_seed(bench.settings.seed, keys, turn)).shuffle(waiting)
         parts = math.ceil(len(waiting) / _TOGETHER)
         for part in (waiting[start::parts] for start in range(parts)):
-            runs = [_runs(one, batches) for one in (unaccelerated, *part)]
-            seed = order_seed(bench.settings.seed, [one.candidate.key for one in part], turn)
+            runs = [_runs(subject, batches) for subject in (unaccelerated, *part)]
+            seed = order_seed(bench.settings.seed, [subject.candidate.key for subject in part], turn)
             with time_limit(most_s and most_s * len(runs)):  # what a case may take is about one run
                 (rows,) = run_blocks(runs[0], runs[1:], 1, seed=seed, watch=watch, repeats=0)
             for subject, block in zip(part, rows, strict=True):
@@ -177,7 +177,9 @@ def _time_together(
 def _generators(stack: ExitStack, bench: Workbench, candidates: Sequence[Candidate]) -> tuple[Generate, list[_Subject]]:
     """The baseline of the candidates' cell and the candidates themselves, ready to generate."""
     baseline = stack.enter_context(bench.pipelines.generating(candidates[0].cell, {}))
-    generators = [stack.enter_context(bench.pipelines.generating(one.cell, one.params)) for one in candidates]
+    generators = [
+        stack.enter_context(bench.pipelines.generating(candidate.cell, candidate.params)) for candidate in candidates
+    ]
     return baseline, [_Subject(*pair) for pair in zip(candidates, generators, strict=True)]
 
 
@@ -224,7 +226,7 @@ def _full_batches(batches: Sequence[Batch]) -> int:
 
 def _time(bench: Workbench, baseline: Generate, subject: _Subject, batches: Sequence[Batch], blocks: int) -> None:
     unaccelerated = _Subject(Candidate(subject.candidate.cell, "", {}), baseline)
-    plain, run = (_runs(one, batches) for one in (unaccelerated, subject))
+    plain, run = _runs(unaccelerated, batches), _runs(subject, batches)
     device = baseline.pipeline.device
     watch = watch_machine(device, computing_threads(device))
     seed = order_seed(bench.settings.seed, [subject.candidate.key], 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
-from pytest_diffaccel.search.models.cost_model import CostModel
+from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
 

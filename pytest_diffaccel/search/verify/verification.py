@@ -8,20 +8,21 @@ steps may change a choice; a new one is measured, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.budget import TimeIsUp
-from pytest_diffaccel.search.calibrate.calibration import Timer
-from pytest_diffaccel.search.decide.select import Choice, Option, choose
+from pytest_diffaccel.search.calibrate.timer import Timer
+from pytest_diffaccel.search.decide.select import Choice
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import GroupSearch
-from pytest_diffaccel.search.models.reach import is_open
 from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.predict.reach import is_open
+from pytest_diffaccel.search.verify.choices import choices, final_choice, options_of, verifiable
 from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -34,18 +35,6 @@ VERIFIED_HALF_WIDTH = {"cpu": 0.04, "cuda": 0.02}
 _BORDERLINE_HALF_WIDTH = 0.028
 # Short runs take at most this share of what verifying took so far, and this long a turn in any case.
 _NARROWING_SHARE, _NARROWING_S = 0.2, 4.0
-
-
-class Unfinished(Exception):
-    """Some candidates of the group have been neither measured nor tried: no winner can be named yet."""
-
-
-class NothingWorked(Exception):
-    """Every candidate that was tried failed: that shows nothing about any target, so nothing is recorded."""
-
-
-class NothingFits(Exception):
-    """The model can take none of the group's candidates: there is nothing to choose from, and nothing went wrong."""
 
 
 @dataclass(frozen=True)
@@ -77,32 +66,6 @@ class Verification:
     failed: tuple[str, ...]
 
 
-def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
-    """The winners of a group as far as it is known now, one per target in the targets' order; nothing is measured.
-
-    Raises:
-        Unfinished: when the search is exhaustive and candidates of the group's grid have not been tried.
-        NothingWorked: when all that were tried failed.
-        NothingFits: when the model can take none of them.
-    """
-    options = _options(bench, cell, accelerator)
-    if not options:
-        _refuse_without_any(bench, cell, accelerator)
-    return [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
-
-
-def verifiable(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> list[str]:
-    """Those of the accelerators whose groups have something to choose from."""
-
-    def has_options(accelerator: str) -> bool:
-        try:
-            return bool(_options(bench, cell, accelerator))
-        except Unfinished:
-            return False
-
-    return [name for name in accelerators if has_options(name)]
-
-
 def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> Verification:
     """Measure the winners of a cell's groups again, and choose again with what that shows.
 
@@ -122,12 +85,12 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
     for turn in range(_TURNS):
         chosen = _chosen(bench, cell, accelerators)
-        missing = [one for key, one in chosen.items() if key not in verified]
+        missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if turn and not missing:
             break
         verified |= _verified(bench, missing, failed)
         if open_ones and not time_is_up():
-            narrowing.go_on([one for key, one in chosen.items() if key in verified], open_ones)
+            narrowing.go_on([candidate for key, candidate in chosen.items() if key in verified], open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
     working = verifiable(bench, cell, accelerators)
@@ -153,7 +116,7 @@ def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[s
     """
     names = verifiable(bench, cell, accelerators)
     found = [choice for name in names for choice in choices(bench, cell, name)]
-    options = [one.option for one in found if one.reason in (None, "undecided")]
+    options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
 
@@ -178,7 +141,7 @@ class _Narrowing:
         def time_is_up() -> bool:
             return time.monotonic() - now >= max(_NARROWING_S, left_s)
 
-        timer.narrow([one for group in groups for one in group.borderline], _is_decided, time_is_up)
+        timer.narrow([candidate for group in groups for candidate in group.borderline], _is_decided, time_is_up)
         timer.narrow(chosen, lambda speedup: speedup.half_width_ratio <= goal, time_is_up)
         self._spent_s += time.monotonic() - now
 
@@ -194,27 +157,9 @@ def _is_decided(speedup: Interval) -> bool:
 
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
     """The final choices: where the best of all is not verified, the best of those that are."""
-    options = _options(bench, cell, accelerator)
+    options = options_of(bench, cell, accelerator)
     max_loss = bench.settings.max_quality_loss
     return [_winner(bench, cell, final_choice(options, verified, target, max_loss), verified) for target in TARGETS]
-
-
-def final_choice(options: Sequence[Option], verified: Container[str], target: float, max_loss: float) -> Choice:
-    """What is chosen of a group's options: where the best is not verified, the best of those that are; else undecided.
-
-    What only comes nearest to a target that is out of reach needs no verification.
-
-    Args:
-        options: the group's.
-        verified: keys of candidates.
-        target: required speed-up.
-        max_loss: largest LPIPS allowed.
-    """
-    best = choose(options, target, max_loss)
-    if best.reason is not None or best.option is None or best.option.candidate.key in verified:
-        return best
-    choice = choose([one for one in options if one.candidate.key in verified], target, max_loss)
-    return choice if choice.reason is None else replace(best, reason="undecided")
 
 
 def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str, Measurement]) -> Winner:
@@ -224,43 +169,6 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
     if choice.reason is not None:
         return Winner(choice, verified.get(candidate.key) or known.find(candidate), None)
     return Winner(choice, verified[candidate.key], rival(bench, cell, known.costs, choice.option.speedup.value))
-
-
-def _options(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
-    """What is evaluated of a group; of an exhaustive search, its grid's points only."""
-    options = GroupSearch(bench, cell, accelerator).plan().options
-    if not bench.settings.exhaustive:
-        return options
-    measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}
-    return [option for option in options if option.candidate.key in measured]
-
-
-def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
-    """Raise what failed, or why nothing fits; else no candidate has had its turn yet."""
-    failures = bench.failures(cell, bench.sampling(cell, "search"))
-    failed = [one for one in failures if one.candidate.cell == cell and one.candidate.accelerator == accelerator]
-    if failed:
-        raise NothingWorked(
-            f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
-            f"the first: {failed[0].candidate.key}: {failed[0].message}"
-        )
-    misfits = [bench.pipelines.misfit(one) for one in GroupSearch(bench, cell, accelerator).cases]
-    if misfits and all(misfits):
-        raise NothingFits(f"this model takes none of its {len(misfits)} candidates; the first: {misfits[0]}")
-
-
-def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
-    """The search's measurements of this grid; a store may hold those of a wider one."""
-    environment, sampling = bench.environment(cell).id, bench.sampling(cell, "search")
-    cases = GroupSearch(bench, cell, accelerator).cases
-    grid = {one.key for one in cases if not bench.pipelines.misfit(one)}
-    stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
-    measured = [measurement for measurement in stored if measurement.candidate.key in grid]
-    failed = bench.failed(cell) & grid
-    untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
-    if untried:
-        raise Unfinished(f"{untried} of {len(grid)} candidates are not measured yet: run their cases first")
-    return measured
 
 
 def _verified(bench: Workbench, candidates: Sequence[Candidate], failed: list[str]) -> dict[str, Measurement]:
@@ -299,4 +207,8 @@ def _measured(bench: Workbench, candidates: Sequence[Candidate], failed: list[st
         if is_cuda_broken():
             raise CudaBroken(f"this process can use its GPU no more; later cases need another ({error})") from error
     middle = len(candidates) // 2
-    return [one for part in (candidates[:middle], candidates[middle:]) for one in _measured(bench, part, failed)]
+    return [
+        measurement
+        for part in (candidates[:middle], candidates[middle:])
+        for measurement in _measured(bench, part, failed)
+    ]

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 #: Characters of thumbnails that a page of one cell may hold, and one of many.
 _ONE_CELL, _MANY_CELLS = 2_500_000, 5_000_000
-# Of a thumbnail as text: about so many characters a pixel of WebP at this quality (base64 included), as measured on
+# Of a thumbnail as text: about so many characters per pixel of WebP at this quality (base64 included), as measured on
 # photographs; and no smaller nor larger than these, in pixels.
-_CHARACTERS_A_PIXEL, _QUALITY = 0.4, 80
+_CHARACTERS_PER_PIXEL, _QUALITY = 0.4, 80
 _SMALLEST, _LARGEST = 64, 256
-# A page of more cells than this shows one winner an accelerator: the one for this target or the nearest below.
+# A page of more cells than this shows one winner per accelerator: the one for this target or the nearest below.
 _FEW_CELLS, _SHOWN_TARGET = 3, 2.0
 
 
@@ -93,15 +93,15 @@ class Gallery:
         self._prompts = prompts
         self._damaged: dict[Path, bool] = {}
         few = len(found) <= _FEW_CELLS
-        self._chosen = {one.cell: _shown(one, everything=few) for one in found}
+        self._chosen = {findings.cell: _shown(findings, everything=few) for findings in found}
         pictures = 9 * sum(map(len, self._chosen.values())) or 1
-        side = math.isqrt(int((_ONE_CELL if few else _MANY_CELLS) / pictures / _CHARACTERS_A_PIXEL))
+        side = math.isqrt(int((_ONE_CELL if few else _MANY_CELLS) / pictures / _CHARACTERS_PER_PIXEL))
         self._side = max(_SMALLEST, min(_LARGEST, side))
 
     def of(self, found: Findings) -> list[WinnerPictures]:
         """The pictures of a cell's winners that still lie where the search left them, as it left them."""
         pictures = (self._winner(found, row) for row in self._chosen[found.cell])
-        return [one for one in pictures if one is not None]
+        return [picture for picture in pictures if picture is not None]
 
     def _winner(self, found: Findings, row: Row) -> WinnerPictures | None:
         measurement = found.record.verified.get(row.key)
@@ -116,7 +116,7 @@ class Gallery:
         if self._is_damaged(baseline) or self._is_damaged(candidate):
             return None
         try:
-            pairs = {place: (_open(one), _open(other)) for place, (one, other) in files.items()}
+            pairs = {place: (_open(plain), _open(winner)) for place, (plain, winner) in files.items()}
         except OSError:
             return None
         maps = difference_maps([pair[1] for pair in pairs.values()], [pair[0] for pair in pairs.values()])

@@ -36,7 +36,7 @@ class Maps:
 
     Attributes:
         kind: what they show, in words.
-        values: one a pair, (height, width), at most 512 to a side; 0 for no difference.
+        values: one per pair, (height, width), at most 512 to a side; 0 for no difference.
     """
 
     kind: str

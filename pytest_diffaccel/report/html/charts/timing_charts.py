@@ -65,7 +65,7 @@ def _samples_spec(rows: Sequence[Mapping[str, Any]], accelerators: Sequence[str]
     shape = {"domain": [_BASELINE, *shape["domain"]], "range": ["circle", *shape["range"]]}
     x = {"field": "block", "type": "quantitative", "title": "timed block, in run order", "axis": {"tickMinStep": 1}}
     x["scale"] = {"domain": [0, 1 + max(row["block"] for row in rows)], "nice": False}
-    y = {"field": "seconds", "type": "quantitative", "title": "seconds a generation", "scale": {"domainMin": 0}}
+    y = {"field": "seconds", "type": "quantitative", "title": "seconds per generation", "scale": {"domainMin": 0}}
     legend = {"orient": "bottom", "title": None, "columns": 3}
     point = {
         "mark": {"type": "point", "filled": True, "size": 32, "opacity": 0.75},
@@ -96,7 +96,7 @@ def _samples_spec(rows: Sequence[Mapping[str, Any]], accelerators: Sequence[str]
 
 
 def kind_costs_chart(name: str, winners: Sequence[tuple[Row, Measurement]]) -> Chart | None:
-    """What a generation's kinds of steps cost, a bar a winner; None where no winner was timed.
+    """What a generation's kinds of steps cost, a bar per winner; None where no winner was timed.
 
     Each winner ran beside baselines of its own, at speeds that the machine had then. So the bars are as long, beside
     the unaccelerated one, as the table's speed-ups say, and the winner's own blocks divide them.
@@ -178,7 +178,7 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {"field": "each", "title": "seconds each"},
         {"field": "share", "title": "of an unaccelerated step"},
     ]
-    place = {"x": {"field": "start", "type": "quantitative", "title": "seconds a generation"}, "x2": {"field": "end"}}
+    place = {"x": {"field": "start", "type": "quantitative", "title": "seconds per generation"}, "x2": {"field": "end"}}
     unknown = {"condition": {"test": "datum.steps == null", "value": "#c9ccd1"}, **colour}
     # What does not fit into its bar is left to the pointer.
     fits = f"(datum.end - datum.start) / {longest} * width > (length(datum.short) + 1) * {_LETTER_PX}"

@@ -85,7 +85,7 @@ def _hardware(environment: Environment) -> str:
 
 
 def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """What changed since golden was recorded, once a pair of environments."""
+    """What changed since golden was recorded, once per pair of environments."""
     drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
     for findings in found:
         now = findings.record.described

@@ -15,13 +15,13 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
-from pytest_diffaccel.search.models.reach import may_reach
+from pytest_diffaccel.search.predict.reach import may_reach
 
-Verdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
+RowVerdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
 #: Verdicts of those that golden records.
-RECORDED: tuple[Verdict, ...] = ("winner", "nearest")
+RECORDED: tuple[RowVerdict, ...] = ("winner", "nearest")
 #: Verdicts of those that were measured.
-MEASURED: tuple[Verdict, ...] = (*RECORDED, "frontier", "beaten")
+MEASURED: tuple[RowVerdict, ...] = (*RECORDED, "frontier", "beaten")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Row:
     key: str
     accelerator: str
     params: str
-    verdict: Verdict
+    verdict: RowVerdict
     reason: str
     targets: tuple[float, ...]
     figures: RowFigures | None
@@ -102,32 +102,32 @@ def rows_of(
         max_loss: largest LPIPS that a winner may have.
     """
     speedups = record.speedups
-    measured = sorted(record.best_known.values(), key=lambda one: one.quality.lpips.value)
+    measured = sorted(record.best_known.values(), key=lambda measurement: measurement.quality.lpips.value)
     won = _won(entries)
-    frontier = {one.candidate.key for one in frontier_of(measured, speedups)}
+    frontier = {measurement.candidate.key for measurement in frontier_of(measured, speedups)}
     rows = []
-    for one in measured:
-        key, params = one.candidate.key, format_params(one.candidate.params)
-        own = won.get((one.candidate.accelerator, params), [])
+    for measurement in measured:
+        key, params = measurement.candidate.key, format_params(measurement.candidate.params)
+        own = won.get((measurement.candidate.accelerator, params), [])
         met = tuple(target for target, entry in own if entry.status == "met")
-        verdict: Verdict = "frontier" if key in frontier else "beaten"
+        verdict: RowVerdict = "frontier" if key in frontier else "beaten"
         if own:
             verdict = "winner" if met else "nearest"
-        reason = _why_won(own, one) if own else _why_not(one, measured, speedups, max_loss)
-        figures = _figures(one, speedups[key], prompts, verified=key in record.verified)
-        rows.append(Row(key, one.candidate.accelerator, params, verdict, reason, met, figures))
+        reason = _why_won(own, measurement) if own else _why_not(measurement, measured, speedups, max_loss)
+        figures = _figures(measurement, speedups[key], prompts, verified=key in record.verified)
+        rows.append(Row(key, measurement.candidate.accelerator, params, verdict, reason, met, figures))
     rows.sort(key=lambda row: MEASURED.index(row.verdict) if row.verdict in RECORDED else len(RECORDED))
     rows += [
-        _unmeasured(one.candidate, "failed", f"{one.kind}: {one.message}")
-        for one in record.failures
-        if one.candidate.key not in record.best_known
+        _unmeasured(failure.candidate, "failed", f"{failure.kind}: {failure.message}")
+        for failure in record.failures
+        if failure.candidate.key not in record.best_known
     ]
-    rows += [_unmeasured(one.candidate, "skipped", one.evidence) for one in record.skipped]
+    rows += [_unmeasured(skipped.candidate, "skipped", skipped.evidence) for skipped in record.skipped]
     return rows
 
 
-def _unmeasured(one: Candidate, verdict: Verdict, reason: str) -> Row:
-    return Row(one.key, one.accelerator, format_params(one.params), verdict, reason, (), None)
+def _unmeasured(candidate: Candidate, verdict: RowVerdict, reason: str) -> Row:
+    return Row(candidate.key, candidate.accelerator, format_params(candidate.params), verdict, reason, (), None)
 
 
 def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Measurement]:
@@ -135,13 +135,15 @@ def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval
 
     The plain pipeline is one of the others: it loses nothing, so what is no faster than it is not among them.
     """
-    fastest_first = sorted(measured, key=lambda one: (-speedups[one.candidate.key].value, one.quality.lpips.value))
+    fastest_first = sorted(
+        measured, key=lambda measurement: (-speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
+    )
     frontier: list[Measurement] = []
     least = math.inf
-    for one in fastest_first:
-        if one.quality.lpips.value < least and speedups[one.candidate.key].value > 1:
-            least = one.quality.lpips.value
-            frontier.append(one)
+    for measurement in fastest_first:
+        if measurement.quality.lpips.value < least and speedups[measurement.candidate.key].value > 1:
+            least = measurement.quality.lpips.value
+            frontier.append(measurement)
     return frontier[::-1]
 
 
@@ -152,7 +154,7 @@ def _won(entries: Mapping[GoldenKey, GoldenEntry]) -> dict[tuple[str, str], list
     return won
 
 
-def _why_won(own: Sequence[tuple[float, GoldenEntry]], one: Measurement) -> str:
+def _why_won(own: Sequence[tuple[float, GoldenEntry]], measurement: Measurement) -> str:
     met = ", ".join(f"{target:g}x" for target, entry in own if entry.status == "met")
     parts = [f"least loss at {met}"] if met else []
     why = {"speed": "too slow for", "quality": "fast ones lose too much at"}
@@ -162,16 +164,16 @@ def _why_won(own: Sequence[tuple[float, GoldenEntry]], one: Measurement) -> str:
     rival = own[0][1].fewer_steps
     if rival is not None and own[0][1].beats_fewer_steps is False:
         parts.append(f"{rival.steps} plain steps are as fast and lose less")
-    bound = bottleneck(one.blocks, one.flops)
+    bound = bottleneck(measurement.blocks, measurement.flops)
     if bound is not None:
         parts.append(bound.in_words())
     return "; ".join(parts)
 
 
 def _why_not(
-    one: Measurement, measured: Sequence[Measurement], speedups: Mapping[str, Interval], max_loss: float
+    measurement: Measurement, measured: Sequence[Measurement], speedups: Mapping[str, Interval], max_loss: float
 ) -> str:
-    own, loss = speedups[one.candidate.key], one.quality.lpips.value
+    own, loss = speedups[measurement.candidate.key], measurement.quality.lpips.value
     if not may_reach(own, TARGETS[0]):
         return f"reaches no target (the lowest is {TARGETS[0]:g}x)"
     if loss > max_loss:
@@ -186,26 +188,26 @@ def _why_not(
     return "on the frontier; at each target it reaches another record loses less, or is as good and faster"
 
 
-def _figures(one: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> RowFigures:
-    quality = one.quality
+def _figures(measurement: Measurement, speedup: Interval, prompts: Prompts, *, verified: bool) -> RowFigures:
+    quality = measurement.quality
     place = max(range(len(quality.lpips_per_sample)), key=quality.lpips_per_sample.__getitem__)
-    runs = [run.total_s for block in one.blocks for run in block.runs]
+    runs = [run.total_s for block in measurement.blocks for run in block.runs]
     return RowFigures(
         speedup=speedup,
-        wall_speedup=one.wall_speedup if one.blocks else None,
-        baseline_s=median(block.baseline.total_s for block in one.blocks) if one.blocks else None,
+        wall_speedup=measurement.wall_speedup if measurement.blocks else None,
+        baseline_s=median(block.baseline.total_s for block in measurement.blocks) if measurement.blocks else None,
         seconds=median(runs) if runs else None,
         lpips=quality.lpips,
         worst_lpips=quality.lpips_per_sample[place],
-        worst_prompt=prompts.of(one.sampling, place),
+        worst_prompt=prompts.of(measurement.sampling, place),
         psnr_db=quality.psnr_db,
         ssim=quality.ssim,
-        peak_memory_mb=one.peak_memory_mb or None,
-        samples=one.sampling.num_samples,
-        blocks=len(one.blocks),
+        peak_memory_mb=measurement.peak_memory_mb or None,
+        samples=measurement.sampling.num_samples,
+        blocks=len(measurement.blocks),
         verified=verified,
-        estimates_agree=one.estimates_agree,
-        fired=one.fired,
+        estimates_agree=measurement.estimates_agree,
+        fired=measurement.fired,
     )
 
 

@@ -22,7 +22,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 
-#: Environment, images a call, seed and prompts: what must be equal for two losses to be comparable.
+#: Environment, images per call, seed and prompts: what must be equal for two losses to be comparable.
 _Conditions: TypeAlias = tuple[str, int, int, str]
 
 
@@ -74,7 +74,7 @@ class CellRecord:
     def speedups(self) -> dict[str, Interval]:
         """Of each measured candidate, by key: as its group's winners were chosen by it, else as it was measured."""
         chosen_by = {key: speedup for own in self.winners.values() for key, speedup in own.speedups.items()}
-        return {key: chosen_by.get(key, one.speedup) for key, one in self.best_known.items()}
+        return {key: chosen_by.get(key, measurement.speedup) for key, measurement in self.best_known.items()}
 
     @property
     def entries(self) -> dict[GoldenKey, GoldenEntry]:
@@ -119,21 +119,23 @@ def _conditions(environment: str, sampling: Sampling) -> _Conditions:
 
 def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure], contents: Contents) -> CellRecord:
     newest = max(
-        [(one.created_at, one.measurement.environment, one.measurement.sampling) for one in recorded]
-        or [(one.created_at, one.environment, one.sampling) for one in failures],
+        [(record.created_at, record.measurement.environment, record.measurement.sampling) for record in recorded]
+        or [(failure.created_at, failure.environment, failure.sampling) for failure in failures],
         key=lambda found: found[0],
     )
     environment, sampling = newest[1:]
     chosen = _conditions(environment, sampling)
-    own = [one.measurement for one in recorded if _of(one.measurement, chosen)]
-    searched = _with_most_samples(one for one in own if one.sampling.purpose == "search")
-    verified = _with_most_samples(one for one in own if one.sampling.purpose == "winner")
+    own = [record.measurement for record in recorded if _of(record.measurement, chosen)]
+    searched = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "search")
+    verified = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "winner")
 
-    def is_own(one: Decision | Failure | Attempt | GroupWinners | GroupDecision) -> bool:
-        place = one.cell if isinstance(one, GroupWinners | GroupDecision) else one.candidate.cell
-        return place == cell and _conditions(one.environment, one.sampling) == chosen
+    def is_own(found: Decision | Failure | Attempt | GroupWinners | GroupDecision) -> bool:
+        place = found.cell if isinstance(found, GroupWinners | GroupDecision) else found.candidate.cell
+        return place == cell and _conditions(found.environment, found.sampling) == chosen
 
-    skipped = (one for one in contents.decisions if is_own(one))
+    # Searches of other numbers of samples, or of other options, each say so of a candidate: the last word counts.
+    skipped = {decision.candidate.key: decision for decision in contents.decisions if is_own(decision)}
+    failed = {failure.candidate.key: failure for failure in failures if is_own(failure)}
     return CellRecord(
         cell=cell,
         environment=environment,
@@ -141,12 +143,16 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         sampling=sampling,
         searched=searched,
         verified=verified,
-        rivals=tuple(sorted((one for one in own if one.sampling.rival_of is not None), key=lambda one: _steps(one))),
-        skipped=tuple(one for one in skipped if one.candidate.key not in {**searched, **verified}),
-        failures=tuple(one for one in failures if is_own(one)),
-        running=tuple(one for one in contents.running if is_own(one)),
-        winners={one.accelerator: one for one in contents.winners if is_own(one)},
-        finished=frozenset(one.accelerator for one in contents.groups if is_own(one) and one.state == "done"),
+        rivals=tuple(
+            sorted((measurement for measurement in own if measurement.sampling.rival_of is not None), key=_steps)
+        ),
+        skipped=tuple(decision for key, decision in skipped.items() if key not in {**searched, **verified, **failed}),
+        failures=tuple(failed.values()),
+        running=tuple(attempt for attempt in contents.running if is_own(attempt)),
+        winners={winners.accelerator: winners for winners in contents.winners if is_own(winners)},
+        finished=frozenset(
+            decision.accelerator for decision in contents.groups if is_own(decision) and decision.state == "done"
+        ),
         left_out=len(recorded) - len(own),
     )
 
@@ -161,8 +167,8 @@ def _steps(measurement: Measurement) -> int:
 
 def _with_most_samples(measurements: Iterable[Measurement]) -> dict[str, Measurement]:
     most: dict[str, Measurement] = {}
-    for one in measurements:
-        key = one.candidate.key
-        if key not in most or one.sampling.num_samples >= most[key].sampling.num_samples:
-            most[key] = one
+    for measurement in measurements:
+        key = measurement.candidate.key
+        if key not in most or measurement.sampling.num_samples >= most[key].sampling.num_samples:
+            most[key] = measurement
     return most

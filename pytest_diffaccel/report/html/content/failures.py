@@ -43,7 +43,7 @@ def failure_parts(record: CellRecord, logs: Path) -> list[FailurePart]:
 
     Args:
         record: the cell.
-        logs: folder of logs, a file a cell; it need not be there.
+        logs: folder of logs, a file per cell; it need not be there.
     """
     if not record.failures:
         return []

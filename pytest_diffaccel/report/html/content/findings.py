@@ -80,5 +80,5 @@ def _changes(material: Material, cell: Cell, entries: Mapping[GoldenKey, GoldenE
 
 def accelerators_of(found: Sequence[Findings], registry_names: Sequence[str]) -> list[str]:
     """All accelerators of the findings: those that are registered first, in their order."""
-    seen = {row.accelerator for one in found for row in one.rows}
+    seen = {row.accelerator for findings in found for row in findings.rows}
     return [name for name in registry_names if name in seen] + sorted(seen - set(registry_names))

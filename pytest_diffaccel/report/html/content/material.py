@@ -24,7 +24,7 @@ class Material:
         max_loss: largest LPIPS that a winner may have.
         golden: the golden database.
         images: the search's pictures.
-        logs: folder of the search's logs, a file a cell.
+        logs: folder of the search's logs, a file per cell.
         prompts: what was drawn.
         command: what searches these cells again, as typed.
         changes: what a search that just ended did to golden; None: golden is compared with the store.

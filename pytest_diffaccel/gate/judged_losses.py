@@ -36,7 +36,7 @@ class Losses:
     Attributes:
         now: of this run.
         control: of this run, from start noise one unit in the last place larger.
-        then: the reference's; one a sample, or their mean alone.
+        then: the reference's; one per sample, or their mean alone.
     """
 
     now: tuple[float, ...]

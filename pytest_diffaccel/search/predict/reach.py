@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.regression import Array
 
 #: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
 #: the speed-up itself seldom does.
@@ -57,9 +57,9 @@ def probabilities(speedups: Sequence[Interval], targets: Sequence[float]) -> Arr
     """That each speed-up will be found to reach each target, (speed-ups, targets); 1 where it may and too little is
     known to say.
     """
-    low, value, high = (np.log([[getattr(one, end)] for one in speedups]) for end in ("low", "value", "high"))
+    low, value, high = (np.log([[getattr(speedup, end)] for speedup in speedups]) for end in ("low", "value", "high"))
     needed = np.log(np.array(targets) * (1 - SPEED_TOLERANCE))
     sd = np.maximum((high - low) / (2 * _NORMAL_95), _LEAST_SD)
-    vague = np.array([[one.half_width_ratio > VAGUE_SPEEDUP] for one in speedups])
+    vague = np.array([[speedup.half_width_ratio > VAGUE_SPEEDUP] for speedup in speedups])
     found: Array = np.where(vague, high >= needed, ndtr((value - needed) / sd - _NORMAL_95))
     return found

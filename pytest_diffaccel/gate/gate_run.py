@@ -8,18 +8,17 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCountError
+from pytest_diffaccel.gate.case_plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.clocks import Clock, wall_clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.prospects import Prospect, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.time_limit import time_limit
+from pytest_diffaccel.records.gate_sessions import GateSession, Speed, read_references
 from pytest_diffaccel.records.golden_file import Golden
-from pytest_diffaccel.records.reference import Session as RecordedSession
-from pytest_diffaccel.records.reference import Speed, read_references
-from pytest_diffaccel.search.run import SearchRun, Session
+from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.search_settings import Settings
 
@@ -45,7 +44,7 @@ class GateRun:
     """
 
     def __init__(
-        self, settings: Settings, gate: GateSettings, registry: Registry, session: Session | None = None
+        self, settings: Settings, gate: GateSettings, registry: Registry, session: SearchSession | None = None
     ) -> None:
         self._golden = Golden.read(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
@@ -170,5 +169,5 @@ class GateRun:
         self._search.close()
 
 
-def _by(clock: Clock, sessions: Sequence[RecordedSession]) -> list[Speed]:
+def _by(clock: Clock, sessions: Sequence[GateSession]) -> list[Speed]:
     return [speed for session in sessions if (speed := session.by(clock.name)) is not None]

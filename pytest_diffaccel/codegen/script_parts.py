@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 
-class NoBlock(ValueError):
+class NoScriptPart(ValueError):
     """A method brings nothing that a script could be made of, or something that cannot be used; the message says so."""
 
 
 @dataclass(frozen=True)
-class Block:
+class ScriptPart:
     """What a template sets (``{% set constant = ... %}``), and the two macros that it defines.
 
     Attributes:
@@ -47,15 +49,21 @@ class Block:
     draws: str = ""
 
     def __post_init__(self) -> None:
-        if not (self.constant.isidentifier() and self.constant.isascii()):
+        for one in fields(self):
+            if not isinstance(value := getattr(self, one.name), str):
+                raise ValueError(f"`{one.name}` is {value!r}, which is no text")
+        if not (self.constant.isidentifier() and self.constant.isascii()) or iskeyword(self.constant):
             raise ValueError(f"`constant` is {self.constant!r}, which is no name in Python")
+        for name, line in (("import_line", self.import_line), ("standard_import", self.standard_import)):
+            if line and not re.match(r"(import|from) \S", line):
+                raise ValueError(f"`{name}` is {line!r}, which imports nothing; write import ... or from ...")
         for line in ("meaning", "library", "import_line", "standard_import", "call", "draws"):
             if not getattr(self, line).isprintable():
                 raise ValueError(f"`{line}` is more than one line of printable text")
 
     @classmethod
-    def of(cls, method: Method, templates: Environment, context: Mapping[str, Any]) -> Block:
-        """The block of a method.
+    def of(cls, method: Method, templates: Environment, context: Mapping[str, Any]) -> ScriptPart:
+        """The part of a method.
 
         Args:
             method: whose template it is.
@@ -63,26 +71,23 @@ class Block:
             context: what a template may use.
 
         Raises:
-            NoBlock: when the method has no template, or one that lacks something.
-            OSError: when it cannot be read.
+            NoScriptPart: when the method has no template, or one that cannot be read or lacks something.
         """
-        from jinja2 import TemplateError
-
         if method.template is None:
-            raise NoBlock(
+            raise NoScriptPart(
                 f"{method.name} brings no template for scripts, so none can be generated with it: use its recorded "
                 f"settings through accelerate(), or give {type(method).__name__} a `template` (docs/own_method.md)"
             )
         try:
-            module = _template(templates, method.template).make_module(dict(context))
-            found = {one.name: getattr(module, one.name) for one in fields(cls) if hasattr(module, one.name)}
-            missing = [one.name for one in fields(cls)[1:] if one.default is MISSING and one.name not in found]
+            module = _template(templates, Path(method.template)).make_module(dict(context))
+            found = {field.name: getattr(module, field.name) for field in fields(cls) if hasattr(module, field.name)}
+            missing = [field.name for field in fields(cls)[1:] if field.default is MISSING and field.name not in found]
             if missing:
                 raise ValueError(f"sets or defines no {', '.join(missing)} (docs/own_method.md)")
             macros = {name: found[name]() for name in ("apply", "undo")}
             return cls(**found | macros | {"name": method.name})
-        except (TemplateError, TypeError, ValueError) as error:
-            raise NoBlock(f"{method.template}, the template of {method.name}: {error}") from error
+        except Exception as error:  # of any class: what a template says is the user's code
+            raise NoScriptPart(f"{method.template}, the template of {method.name}: {error}") from error
 
 
 @cache

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Session:
+class SearchSession:
     """What the processes of one session have in common.
 
     Attributes:
@@ -59,7 +59,7 @@ class SearchRun:
             its repository in the local cache.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, session: Session | None = None) -> None:
+    def __init__(self, settings: Settings, registry: Registry, session: SearchSession | None = None) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -68,7 +68,7 @@ class SearchRun:
             check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
             read_prompts(settings.prompts)
-        self.session = session or Session()
+        self.session = session or SearchSession()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
@@ -87,8 +87,9 @@ class SearchRun:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """All candidates of the settings, group by group."""
-        return list(matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse))
+        """All candidates of the settings, group by group, each once: a grid that is cut off at the steps may repeat."""
+        found = matrix.candidates(self.settings.cells, self._accelerators, coarse=self.settings.coarse)
+        return list(dict.fromkeys(found))
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -125,7 +126,8 @@ class SearchRun:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.verify.cell_end import end_group
-        from pytest_diffaccel.search.verify.verification import NothingFits, NothingWorked, Unfinished, verify_ahead
+        from pytest_diffaccel.search.verify.choices import NothingFits, NothingWorked, Unfinished
+        from pytest_diffaccel.search.verify.verification import verify_ahead
 
         explored, refused = Explored(0, 0), None
         chosen: list[Choice] = []
@@ -162,7 +164,7 @@ class SearchRun:
         """Evaluate what else may win a group, and choose."""
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.group import GroupSearch
-        from pytest_diffaccel.search.verify.verification import choices
+        from pytest_diffaccel.search.verify.choices import choices
 
         if self.settings.exhaustive:
             # Other workers may have measured some of its candidates, or still do.
@@ -185,7 +187,8 @@ class SearchRun:
         """
         from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.outcome import cell_winners, keep_winners
-        from pytest_diffaccel.search.verify.verification import verifiable, verify
+        from pytest_diffaccel.search.verify.choices import verifiable
+        from pytest_diffaccel.search.verify.verification import verify
 
         self.bench.reread(cell)
         groups = verifiable(self.bench, cell, list(left))
@@ -209,8 +212,8 @@ class SearchRun:
             if seconds > self._told_s.get(name, 0.0)
         }
         self._told_s = dict(self.bench.spent.seconds)
-        known = {pipe: one for pipe, one in self.bench.calibrations.items() if one is not None}
-        news = {pipe: one for pipe, one in known.items() if pipe not in self._told}
+        known = {pipe: calibration for pipe, calibration in self.bench.calibrations.items() if calibration is not None}
+        news = {pipe: calibration for pipe, calibration in known.items() if pipe not in self._told}
         self._told |= news.keys()
         return News(spent, news)
 

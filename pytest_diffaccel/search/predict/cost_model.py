@@ -20,8 +20,8 @@ import numpy as np
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval
-from pytest_diffaccel.search.models.kind_costs import BASELINE, Cost, KindCosts
-from pytest_diffaccel.search.models.regression import Array, Regression
+from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts
+from pytest_diffaccel.search.predict.regression import Array, Regression
 
 # Standard deviations of the logarithm of a kind's cost. What a method's feature may do to it, before anything is
 # timed: from a tenth of it to all of it.
@@ -71,11 +71,11 @@ class CostModel:
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
-        new = [one for one in candidates if one not in self._predicted]
+        new = [candidate for candidate in candidates if candidate not in self._predicted]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
             self._predicted.update(zip(chunk, self._speedups(chunk), strict=True))
-        return [self._predicted[one] for one in candidates]
+        return [self._predicted[candidate] for candidate in candidates]
 
     def of_fewer_steps(self, steps: int, fewer: int) -> Interval:
         """Speed-up of the unaccelerated pipeline with ``fewer`` steps instead of ``steps``, with its 95% interval."""
@@ -99,7 +99,7 @@ class CostModel:
     @cached_property
     def _regression(self) -> Regression:
         kinds = list(self.kinds)
-        values = np.array([one.log_ratio for one in self.kinds.values()])
+        values = np.array([cost.log_ratio for cost in self.kinds.values()])
         return Regression(self._covariance(kinds, kinds), values, self._errors)
 
     def _covariance(self, one: Sequence[str], other: Sequence[str]) -> Array:
@@ -155,7 +155,7 @@ class CostModel:
     def _fixed(self, accelerator: str) -> Cost:
         if accelerator in self.fixed:
             return self.fixed[accelerator]
-        known = [one.log_ratio for one in self.fixed.values()]
+        known = [cost.log_ratio for cost in self.fixed.values()]
         return Cost(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)
 
 

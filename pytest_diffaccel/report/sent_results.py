@@ -16,8 +16,11 @@ CaseResult: TypeAlias = SearchResult | GateVerdict
 
 
 def dump(result: CaseResult) -> str:
-    """The result as a text, which :func:`parse` reads back equal."""
-    return json.dumps(asdict(result))
+    """The result as a text, which :func:`parse` reads back equal.
+
+    Of lone surrogates, which messages have of files whose names are no UTF-8, and JSON's readers refuse, "?" is left.
+    """
+    return json.dumps(asdict(result), ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 
 def parse(text: str) -> CaseResult:

@@ -20,8 +20,8 @@ import numpy as np
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.statistics import low_quantile_of, winsorised_mean
-from pytest_diffaccel.search.models.additive import Runs, Solution, fit
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.additive import Runs, Solution, fit
+from pytest_diffaccel.search.predict.regression import Array
 
 #: Name of the baseline among accelerators.
 BASELINE = ""
@@ -139,7 +139,7 @@ def _undisturbed(values: Sequence[float], cost: Cost, most: float) -> Cost:
     and the less is known.
 
     Args:
-        values: logarithms, one a run.
+        values: logarithms, one per run.
         cost: from all of them.
         most: how far the cost lies above the low quantile by noise alone.
     """

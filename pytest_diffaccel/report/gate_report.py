@@ -1,4 +1,4 @@
-"""A gate run as people read it: a line a case as it ends, a table of verdicts, what to do next, and an exit code."""
+"""A gate run as people read it: a line per case as it ends, a table of verdicts, what to do next, and an exit code."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.gate.prospects import in_words
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
+from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, GateSession, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
-from pytest_diffaccel.records.reference import REFERENCE_NAME, Session, add_sessions
 from pytest_diffaccel.report.progress import EndedCase, duration
-from pytest_diffaccel.report.results import CaseResult
+from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.gate.run import GateRun
+    from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.report.terminal import Terminal
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
@@ -41,7 +41,7 @@ class GateReport:
         self._began = time.monotonic()
         self._results: list[GateVerdict] = []
         self._broken: list[str] = []
-        self._recorded: list[Session] = []
+        self._recorded: list[GateSession] = []
         self._unwritten = False
 
     def announce(self, cases: Collection[str]) -> None:
@@ -95,7 +95,7 @@ class GateReport:
             if result.sessions:
                 self._add(result.sessions)
 
-    def _add(self, found: Mapping[str, Session]) -> None:
+    def _add(self, found: Mapping[str, GateSession]) -> None:
         """Record references; where that fails, the cases that are left are judged all the same."""
         try:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
@@ -200,13 +200,13 @@ def _pipeline_changed(result: GateVerdict) -> bool:
     """Whether what a case showed is due to the unaccelerated pipeline of its cell."""
     if result.candidate is None:
         return result.status == "regressed"
-    return any((one.subject, one.status) == ("quality", "refused") for one in result.verdict.findings)
+    return any((finding.subject, finding.status) == ("quality", "refused") for finding in result.verdict.findings)
 
 
 def _short(verdict: Verdict) -> str:
     """The figures of a verdict in one line."""
     parts = []
-    for finding in sorted(verdict.findings, key=lambda one: -_GRAVEST[one.status]):
+    for finding in sorted(verdict.findings, key=lambda finding: -_GRAVEST[finding.status]):
         if finding.change is None or finding.change_ci95 is None:
             parts.append(f"{finding.subject} {finding.status}")
             continue

@@ -11,9 +11,9 @@ from pytest_diffaccel.gate.clocks import DEVICE, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import FALSE_ALARM_RATE, LOOKS, Design
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell
+from pytest_diffaccel.records.gate_sessions import subject
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey, rank
-from pytest_diffaccel.records.reference import subject
 
 # A baseline against itself shows that the measuring is sound; so many figures do.
 _BASELINE_FIGURES = 8

@@ -51,7 +51,7 @@ class Speed:
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
-class Session(Speed):
+class GateSession(Speed):
     """What one gate run measured of a subject: a winner, or a cell's baseline.
 
     Attributes:
@@ -82,7 +82,7 @@ def subject(environment: str, key: str) -> str:
     return f"{environment} {key}"
 
 
-def read_references(golden: Path) -> dict[str, tuple[Session, ...]]:
+def read_references(golden: Path) -> dict[str, tuple[GateSession, ...]]:
     """Sessions by subject, oldest first; empty when there is no such file.
 
     Args:
@@ -94,7 +94,7 @@ def read_references(golden: Path) -> dict[str, tuple[Session, ...]]:
     return read_object(_path(golden), str, lambda _, text: _adapter().validate_json(text))
 
 
-def add_sessions(golden: Path, found: Mapping[str, Session], *, fresh: bool = False) -> None:
+def add_sessions(golden: Path, found: Mapping[str, GateSession], *, fresh: bool = False) -> None:
     """Add a session to each subject; those of another environment than its own make room.
 
     Args:
@@ -110,7 +110,7 @@ def add_sessions(golden: Path, found: Mapping[str, Session], *, fresh: bool = Fa
         known = read_references(golden)
         for name, session in found.items():
             earlier = () if fresh else known.get(name, ())
-            same = [one for one in earlier if one.environment == session.environment]
+            same = [known for known in earlier if known.environment == session.environment]
             known[name] = (*same, session)[-_MOST_SESSIONS:]
         write_text(path, _dump(known))
 
@@ -119,12 +119,12 @@ def _path(golden: Path) -> Path:
     return golden.resolve().with_name(REFERENCE_NAME)
 
 
-def _dump(known: Mapping[str, Sequence[Session]]) -> str:
+def _dump(known: Mapping[str, Sequence[GateSession]]) -> str:
     fields = {name: [_rounded(session) for session in sessions] for name, sessions in known.items()}
     return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _rounded(session: Session) -> dict[str, Any]:
+def _rounded(session: GateSession) -> dict[str, Any]:
     fields = _known(asdict(session))
     fields["lpips"] = [round(value, _DIGITS) + 0.0 for value in session.lpips]
     return fields
@@ -140,5 +140,5 @@ def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _adapter() -> TypeAdapter[tuple[Session, ...]]:
-    return TypeAdapter(tuple[Session, ...])
+def _adapter() -> TypeAdapter[tuple[GateSession, ...]]:
+    return TypeAdapter(tuple[GateSession, ...])

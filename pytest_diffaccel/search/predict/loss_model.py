@@ -17,7 +17,7 @@ import numpy as np
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
-from pytest_diffaccel.search.models.regression import Array, Regression, bells
+from pytest_diffaccel.search.predict.regression import Array, Regression, bells
 
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
@@ -107,8 +107,10 @@ class LossModel:
         for accelerator in registry:
             if len(accelerator.methods) == 1:
                 (method,) = accelerator.methods
-                own = {one: loss for one, loss in evaluated.items() if list(one.params) == [method.name]}
-                points = [one.params[method.name] for one in own]
+                own = {
+                    candidate: loss for candidate, loss in evaluated.items() if list(candidate.params) == [method.name]
+                }
+                points = [candidate.params[method.name] for candidate in own]
                 self._methods[method.name] = _MethodLoss(
                     method, cell, points, [log_loss(loss) for loss in own.values()]
                 )
@@ -136,13 +138,13 @@ class LossModel:
 
     def _shift(self, accelerator: Accelerator) -> tuple[Array, Array, Regression] | None:
         """Where the evaluated combinations lie, the variance of their right angles, and how far they are from those."""
-        known = [one for one in self._evaluated if one.accelerator == accelerator.name]
+        known = [candidate for candidate in self._evaluated if candidate.accelerator == accelerator.name]
         if not known:
             return None
-        rows = [one.params for one in known]
+        rows = [candidate.params for candidate in known]
         mean, variance = self._right_angle(accelerator, rows)
         places = self._places(accelerator, rows)
-        values = np.array([log_loss(self._evaluated[one]) for one in known]) - mean
+        values = np.array([log_loss(self._evaluated[candidate]) for candidate in known]) - mean
         prior = self._covariance(places, places, variance, variance)
         return places, variance, Regression(prior, values, np.full(len(known), self._noise))
 

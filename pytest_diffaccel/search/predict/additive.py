@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve_banded, cholesky_banded
 
-from pytest_diffaccel.search.models.regression import Array
+from pytest_diffaccel.search.predict.regression import Array
 
 # Groups that tell how much things vary: the latest. All of a long search would take a while.
 _TELLING = 60
@@ -131,7 +131,7 @@ def solve(runs: Runs, noise: Noise, doubt: Doubt) -> Solution:
     weight, variance = weights.sum(axis=1), noise.run**2 * doubt.run
     kept = 1 / (1 + variance * weight)
     weighted = (weights * runs.logs).sum(axis=1)
-    # Normal equations of the costs and, a row a group, of the levels.
+    # Normal equations of the costs and, a row per group, of the levels.
     normal = np.diag(weights.sum(axis=0)) - (weights * (variance * kept)[:, None]).T @ weights
     right = (weights * runs.logs).sum(axis=0) - weights.T @ (variance * kept * weighted)
     count = int(runs.groups.max()) + 1
@@ -207,7 +207,7 @@ def _learnt(runs: Runs, doubt: Doubt, start: Noise) -> Noise:
 
     def misfit(noise: Noise) -> float:
         far = [math.log(getattr(noise, name) / getattr(_TYPICAL, name)) / _TYPICAL_SD for name in vars(noise)]
-        return solve(some, noise, doubt).misfit + sum(one**2 for one in far) / 2
+        return solve(some, noise, doubt).misfit + sum(distance**2 for distance in far) / 2
 
     best, least = start, misfit(start)
     for step in _STEPS:

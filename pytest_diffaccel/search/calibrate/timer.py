@@ -1,0 +1,212 @@
+"""Short runs of one pipe, timed in rounds: an unaccelerated run and some accelerated ones, in random order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
+from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.blocks import order_seed
+from pytest_diffaccel.measure.busy_clock import KernelTimes, busy
+from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
+from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming, SpeedClock
+from pytest_diffaccel.measure.threads import computing_threads
+from pytest_diffaccel.measure.time_limit import time_limit
+from pytest_diffaccel.records.bookkeeping import CALIBRATION_PURPOSE
+from pytest_diffaccel.search.budget import TimeIsUp
+from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
+from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.workbench import Workbench
+
+_LOG = logging.getLogger(__name__)
+
+# Accelerated runs beside each unaccelerated one.
+_RUNS = 4
+# A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
+# errors off.
+_CHECK_ROUNDS, _DISAGREE = 2, 3.5
+_NORMAL_95 = 1.96
+
+
+def _plain(runs: Sequence[Candidate]) -> Candidate:
+    """The unaccelerated run of a round."""
+    return Candidate(runs[0].cell, "", {})
+
+
+class Timer:
+    """Times short runs of one pipe.
+
+    Args:
+        bench: the search's workbench.
+        cell: any of the pipe's; its scheduler is used.
+        clock: that they are timed by.
+    """
+
+    def __init__(self, bench: Workbench, cell: Cell, clock: SpeedClock = "wall") -> None:
+        self._bench = bench
+        self._cell = cell
+        self._clock = clock
+        self._sampling = replace(bench.sampling(cell, "search"), purpose=CALIBRATION_PURPOSE)
+        self._batch = bench.batches(cell, "search")[0]
+        self._tried: set[str] = set()
+
+    def narrow(
+        self, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool], time_is_up: TimeIsUp
+    ) -> int:
+        """Make rounds until the speed-ups of all candidates are known, or time is up.
+
+        Args:
+            candidates: of this pipe, of any number of steps.
+            is_known: whether a speed-up is known well enough.
+            time_is_up: asked before each round.
+
+        Returns:
+            How many rounds were made.
+
+        Raises:
+            CudaBroken: when this process can time nothing any more.
+        """
+        if not candidates:
+            return 0
+        short, made = ShortRuns.of(self._bench.registry, candidates), 0
+        short = short.without(self._misfits(short.runs))
+        with self._bench.spent.on("short runs"):
+            while True:
+                self._bench.read_rounds(self._cell)
+                failed = self._failed()
+                runs = self._most_telling(short.without(failed), candidates, is_known)
+                if not runs or time_is_up() or _plain(runs).key in failed:
+                    return made
+                with self._bench.pipelines.timing():
+                    made += self._make_round(runs) is not None
+
+    def still_holds(self) -> bool:
+        """Whether short runs that an earlier session timed are as fast now as all that it knew says."""
+        known, failed = self._bench.known(self._cell), self._failed()
+        before = known.costs_by(self._clock)
+        all_runs = {run.key: run for made in known.rounds(self._clock) for run in made.candidates}
+        failed |= self._misfits(all_runs.values())
+        runs = [run for key, run in sorted(all_runs.items()) if key not in failed]
+        if not runs:
+            return True
+        chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
+        with self._bench.pipelines.timing():
+            made = [again for _ in range(_CHECK_ROUNDS) if (again := self._make_round(chosen)) is not None]
+        short = [(candidate, (block,)) for timed_round in made for candidate, block in timed_round.blocks]
+        now = CostModel.fit(self._bench.registry, short)
+        for old, new in zip(before.speedups(chosen), now.speedups(chosen), strict=True):
+            error = math.hypot(math.log(old.high / old.value), math.log(new.high / new.value)) / _NORMAL_95
+            if abs(math.log(old.value / new.value)) > _DISAGREE * error:
+                _LOG.warning("the machine is not as it was calibrated: %.2fx was known, %.2fx is", old.value, new.value)
+                return False
+        return True
+
+    def _most_telling(
+        self, short: ShortRuns, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool]
+    ) -> list[Candidate]:
+        """The short runs of the next round: of the candidates that are known least, none of them twice.
+
+        Workers that do this together draw from as many as they make in all, so that they seldom make the same.
+        """
+        speedups = self._bench.known(self._cell).costs_by(self._clock).speedups(candidates)
+        open_ones = [pair for pair in zip(speedups, candidates, strict=True) if not is_known(pair[0])]
+        open_ones.sort(key=lambda pair: -pair[0].half_width_ratio)
+        runs: dict[str, Candidate] = {}
+        for _, candidate in open_ones:
+            run = short.best_for(candidate)
+            if run is not None:
+                runs.setdefault(run.key, run)
+            if len(runs) == _RUNS * self._bench.workers:
+                break
+        telling = list(runs.values())
+        return telling if len(telling) <= _RUNS else random.SystemRandom().sample(telling, _RUNS)
+
+    def _make_round(self, runs: Sequence[Candidate]) -> Round | None:
+        """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""
+        started_at, made = time.time(), len(self._bench.known(self._cell).rounds(self._clock))
+        order = random.Random(order_seed(self._bench.settings.seed, [run.key for run in runs], made))
+        plain = _plain(runs)
+        timings: dict[str, RunTiming] = {}
+        with ExitStack() as stack:
+            generating = self._bench.pipelines.generating
+            subjects = [(run, stack.enter_context(generating(run.cell, run.params))) for run in (plain, *runs)]
+            device = subjects[0][1].pipeline.device
+            self._warm_up(*subjects[0])
+            is_wall = self._clock == "wall"
+            watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
+            end_watch = watch.begin()
+            for run, generate in order.sample(subjects, len(subjects)):
+                timing = self._time(run, generate)
+                if timing is not None:
+                    timings[run.key] = timing
+            disturbance = end_watch()
+        worked = tuple(run for run in runs if run.key in timings)
+        if not worked or plain.key not in timings:
+            return None
+        times = tuple(timings[run.key] for run in worked)
+        made_now = Round(timings[plain.key], worked, times, disturbance, started_at, self._clock)
+        self._bench.keep_round(self._cell, made_now)
+        return made_now
+
+    def _warm_up(self, plain: Candidate, generate: Generate) -> None:
+        if not set(generate.kinds) <= self._bench.pipelines.warm_kinds:
+            self._time(plain, generate)
+
+    def _time(self, run: Candidate, generate: Generate) -> RunTiming | None:
+        """One run's times, less the first step of each kind that this process makes; None when it fails.
+
+        A failure is none of a candidate's: it is left to the candidate to show what is wrong. One that takes the
+        process with it is remembered, so that this session does not try it again. The unaccelerated run is not: all
+        workers make it at once, and without it there is no search.
+        """
+        bench = self._bench
+        store, place = bench.store, (run, bench.environment(self._cell).id, self._sampling)
+        is_first = bool(run.params) and run.key not in self._tried
+        if is_first:
+            store.begin(*place, "short run", session=bench.session, since=bench.since)
+        try:
+            with time_limit(bench.settings.case_timeout_s):
+                timing = self._timed(generate)
+        except (KeyboardInterrupt, SystemExit):
+            store.forget_failure(*place)
+            raise
+        except Exception as error:
+            bench.broken_runs[self._clock].add(run.key)
+            store.forget_failure(*place)
+            _LOG.warning("a short run of %s fails: %s", run.key, error)
+            if is_cuda_broken():
+                raise CudaBroken(f"this process can use its GPU no more ({error})") from error
+            return None
+        if is_first:
+            store.forget_failure(*place)
+            self._tried.add(run.key)
+        new = set(timing.kinds) - bench.pipelines.warm_kinds
+        bench.pipelines.warm_kinds |= new
+        return timing.without_first(new) if self._clock == "wall" else timing
+
+    def _timed(self, generate: Generate) -> RunTiming:
+        """A run by the timer's clock."""
+        prompts, seeds = self._batch.prompts, self._batch.seeds
+        if self._clock == "wall":
+            return timed(generate, prompts, seeds)[1]
+        # The first run warms up, and shows the second one's time slices of other processes.
+        kernels = KernelTimes()
+        busy(generate, prompts, seeds, kernels)
+        return busy(generate, prompts, seeds, kernels)[1]
+
+    def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
+        """Keys of the short runs that the model cannot take."""
+        return {run.key for run in runs if self._bench.pipelines.misfit(run)}
+
+    def _failed(self) -> set[str]:
+        """Short runs that failed in this process by this clock, or took another of this session, or two, with them."""
+        crashed = {failure.candidate.key for failure in self._bench.failures(self._cell, self._sampling)}
+        return crashed | self._bench.broken_runs[self._clock]
