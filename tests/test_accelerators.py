@@ -1037,6 +1037,11 @@ def test_names_that_records_could_not_spell_are_refused_at_registration(
     assert registry.names == list(SETTINGS)
 
 
+def test_a_class_is_no_method() -> None:
+    with pytest.raises(ValueError, match=re.escape("Echo is a class; register a method: registry.register(Echo())")):
+        default_registry().register(Echo)  # type: ignore[arg-type]
+
+
 def test_parameters_are_those_of_the_combination_whatever_its_order() -> None:
     registry = registry_with(Echo([(2, 0)]))
     params = {"ToMe": TOME["ToMe"], "Echo": {"echo_interval": 2, "mishap": 0}}

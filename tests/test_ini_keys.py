@@ -192,6 +192,7 @@ def test_files_lie_where_the_configuration_lies(pytester: pytest.Pytester, monke
         ("search_targets", "tome\n  magic", "'magic' is unknown; choose from"),
         ("models", "architecture", ".*; give 'embedded', 'hub' or a TOML file"),
         ("search_budget", "1h\ndiffaccel_exhaustive = true", ".* leave one of the two out"),
+        ("decide_by", "device", "device: a GPU's own time needs --gpus"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key(pytester: pytest.Pytester, key: str, value: str, said: str) -> None:
@@ -204,6 +205,12 @@ def test_a_bad_file_is_refused_with_its_key(pytester: pytest.Pytester, key: str,
     pytester.mkdir("folder")
     configured(pytester, f"diffaccel_{key} = {value}")
     assert re.search(f"{value}.*diffaccel_{key} in tox.ini|diffaccel_{key} in tox.ini.*{value}", refused(pytester))
+
+
+def test_a_bad_files_key_is_named_however_its_path_is_quoted(pytester: pytest.Pytester) -> None:
+    configured(pytester, r"diffaccel_models = models\mine")
+    assert r"models 'models\\mine': not 'embedded'" in (said := refused(pytester))
+    assert "(diffaccel_models in tox.ini)" in said
 
 
 def test_a_bad_value_of_a_judges_key_is_refused_with_it(pytester: pytest.Pytester) -> None:

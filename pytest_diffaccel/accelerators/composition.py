@@ -234,6 +234,8 @@ def _is_related(method: Method, other: Method) -> bool:
 
 def _check_names(method: Method) -> None:
     """Refuse names that golden keys, case ids, kinds of steps or sentences could not tell apart."""
+    if isinstance(method, type):
+        raise ValueError(f"{method.__name__} is a class; register a method: registry.register({method.__name__}())")
     if not re.fullmatch(_NAME, method.name) or " and " in method.name:
         raise ValueError(
             f"{method.name!r} is no name for a method; write letters, digits, and blanks, . _ - between them, "

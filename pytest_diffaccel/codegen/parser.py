@@ -212,7 +212,8 @@ def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:
     example = Task(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5).sentence
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
-        f"Known pipes: {', '.join(pipe.name for pipe in known())}. Schedulers: {', '.join(SCHEDULERS)}. "
+        f"Known pipes: {', '.join(pipe.name for pipe in known())}. Schedulers: {', '.join(SCHEDULERS)}, "
+        "or a class of diffusers such as EulerDiscreteScheduler. "
         f"Accelerators: {'; '.join(accelerators)}. Steps are written as in '20 steps' or '20步', "
         f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )

@@ -67,19 +67,21 @@ def read_keys(config: pytest.Config) -> None:
 
 
 def in_terms_of_keys(said: str, config: pytest.Config) -> str:
-    """An error about an option (``--pipe: ...``), or about the file that it names, in terms of the key it came from.
+    """An error about an option or its value (``--pipe: ...``), or about the file that it names, in terms of its key.
 
     Args:
         said: the error.
         config: pytest's, after its command line was parsed.
     """
-    option, colon, reason = said.partition(":")
+    about, colon, reason = said.partition(":")
+    option, _, value = about.partition(" ")
     for key in config.stash.get(_FOUND, ()):
         if getattr(config.option, key.option.dest) != key.value:
             continue
         if colon and option in key.option.names:
-            return f"{key.origin}:{reason}"
-        if key.option.file_pattern is not None and str(key.value) in said:
+            return f"{key.origin}: {value}:{reason}" if value else f"{key.origin}:{reason}"
+        # Errors quote it as Python does, which writes two backslashes for one.
+        if key.option.file_pattern is not None and any(part in said for part in (key.value, repr(key.value)[1:-1])):
             return f"{said} ({key.origin})"
     return said
 
