@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echo import NOTHING, Echo
-from searches import THRIFTY, SearchFolder, drive, open_run, without_scale
+from echo import NOTHING, Echo, Reply
+from searches import BOTH, THRIFTY, SearchFolder, drive, open_run, without_scale
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
@@ -167,6 +167,18 @@ def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
     ]
     assert found.costs.speedups(again.candidates) == known.costs.speedups(again.candidates)
     again.close()
+
+
+def test_what_no_profiler_timed_has_no_device_time(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another accelerator's kinds of steps, timed when it was not refused, say nothing of it."""
+    drive(run_on_gpu("wall"))
+    monkeypatch.setattr(calibration, "why_no_device_time", lambda: "device time cannot be read here")
+    run = open_run(*THRIFTY, *BOTH, methods=[Echo(POINTS), Reply(POINTS)])
+    run.bench.settings = replace(run.bench.settings, gpus=())
+    *_, last = drive(run)
+    assert last.of_cell is not None
+    known = {one.key.accelerator: one.entry.device_speedup is not None for one in last.of_cell.decided}
+    assert known == {"Echo": True, "Reply": False}
 
 
 def test_a_profiler_that_fails_half_way_leaves_the_wall_clock_alone(
