@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echo import NOTHING, Echo
-from searches import THRIFTY, SearchFolder, drive, open_run, without_scale
+from echo import NOTHING, Echo, Reply
+from searches import BOTH, THRIFTY, SearchFolder, drive, open_run, without_scale
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.matrix import Candidate, format_params
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -173,6 +173,18 @@ def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
     again.close()
 
 
+def test_what_no_profiler_timed_has_no_device_time(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another accelerator's kinds of steps, timed when it was not refused, say nothing of it."""
+    drive(run_on_gpu("wall"))
+    monkeypatch.setattr(calibration, "why_no_device_time", lambda: "device time cannot be read here")
+    run = open_run(*THRIFTY, *BOTH, methods=[Echo(POINTS), Reply(POINTS)])
+    run.bench.settings = replace(run.bench.settings, gpus=())
+    *_, last = drive(run)
+    assert last.of_cell is not None
+    known = {one.key.accelerator: one.entry.device_speedup is not None for one in last.of_cell.decided}
+    assert known == {"Echo": True, "Reply": False}
+
+
 def test_a_profiler_that_fails_half_way_leaves_the_wall_clock_alone(
     gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,6 +205,39 @@ def test_a_profiler_that_fails_half_way_leaves_the_wall_clock_alone(
     run.bench.settings = replace(run.bench.settings, decide_by="device")
     with pytest.raises(Unavailable, match="no short run could be timed by the GPU's own time"):
         calibrate(run.bench, cell)
+    run.close()
+
+
+def test_a_profiler_that_ends_its_process_leaves_the_wall_clock_alone(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did so to two sessions: the third one times the same short run by the wall clock."""
+
+    class Death(BaseException):
+        pass
+
+    ended: list[str] = []
+
+    def busy(generate: Generate, *_: object) -> Any:
+        if generate.params:
+            ended.append(format_params(generate.params))
+            raise Death
+        return [], RunTiming(PLAIN_S * 30, (PLAIN_S,) * len(generate.kinds), generate.kinds)
+
+    monkeypatch.setattr(calibration, "busy", busy)
+    for _ in range(2):
+        run = run_on_gpu("wall", POINTS[:1])
+        with pytest.raises(Death):
+            calibrate(run.bench, run.groups[0].cell)
+        run.close()
+    assert len(ended) == 2
+    run = run_on_gpu("wall", POINTS[:1])
+    cell = run.groups[0].cell
+    assert calibrate(run.bench, cell) is not None
+    assert len(ended) == 2
+    before = len(run.bench.known(cell).rounds())
+    assert Timer(run.bench, cell).narrow(run.candidates, lambda _: False, enough(run, before + 1)) == 1
+    assert run.bench.store.contents().failures == ()
     run.close()
 
 

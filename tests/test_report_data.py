@@ -35,7 +35,7 @@ from pytest_diffaccel.report.html.charts.vega import Chart
 from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
 from pytest_diffaccel.report.html.content.cells import cells_of
 from pytest_diffaccel.report.html.content.findings import Findings, find
-from pytest_diffaccel.report.html.content.golden_part import categories, golden_part
+from pytest_diffaccel.report.html.content.golden_part import categories, entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 
@@ -259,6 +259,12 @@ def change(after: GoldenEntry, before: GoldenEntry = MET) -> Change:
 )
 def test_golden_changes_have_categories(after: GoldenEntry, expected: list[str]) -> None:
     assert categories(change(after)) == expected
+
+
+def test_a_golden_record_is_told_by_both_clocks() -> None:
+    waiting = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2), decided_by="device")
+    assert entry_words(MET) == "1.67x, LPIPS 0.0410, cache_interval=2, cache_branch_id=0"
+    assert entry_words(waiting).startswith("1.67x (GPU 2.10x), LPIPS")
 
 
 def test_what_is_new_removed_or_unchanged() -> None:

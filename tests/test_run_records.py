@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
@@ -22,12 +23,13 @@ from searches import SmallSearch
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.plugin.case_results import put_result, result_of
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.case_log import CaseLog, log_case
 from pytest_diffaccel.report.progress import EndedCase
-from pytest_diffaccel.report.properties import NAMES, plain_properties
+from pytest_diffaccel.report.properties import plain_properties
 from pytest_diffaccel.report.sent_results import CaseResult, dump, parse
 from pytest_diffaccel.report.step_summary import write_step_summary
 from pytest_diffaccel.search.news import Calibration, News
@@ -63,7 +65,10 @@ def test_properties_are_plain() -> None:
     found = dict(plain_properties(Measured(FIGURES, stored=False)))
     assert (found["status"], found["speedup"], found["speedup_ci95"]) == ("measured", "1.23457", "[1.2, 1.25]")
     assert found["fired"] == "cached_steps=10, denoiser_calls=20"
-    assert found.keys() <= set(NAMES)
+    assert found.keys() == {
+        *("status", "cell", "accelerator", "candidate", "speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
+        *("lpips", "lpips_ci95", "psnr_db", "ssim", "peak_memory_mb", "fired", "num_samples", "environment"),
+    }
     assert dict(plain_properties(Measured(FIGURES, stored=True)))["status"] == "stored"
     place = {"cell": "SD1.5-DDIM-20", "accelerator": "DeepCache"}
     assert dict(plain_properties(Broken(CELL, "DeepCache"))) == {"status": "unfinished", **place}
@@ -125,6 +130,26 @@ def test_messages_with_file_names_that_are_no_utf8_reach_the_controller_and_its_
 def test_what_is_no_result_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"kind|candidate"):
         parse(text)
+
+
+def test_a_result_of_another_version_ends_the_session_in_words() -> None:
+    report = pytest.TestReport("benches/a.py::test_search[x]", ("a.py", 1, ""), {}, "passed", None, "call")
+    assert result_of(report) is None
+    vars(report)["diffaccel_result"] = '{"kind": "measured", "speedup": 1.5}'
+    with pytest.raises(pytest.exit.Exception, match=r"test_search\[x\] cannot be read.* install one wherever"):
+        result_of(report)
+
+
+def test_a_tests_own_properties_stay_whatever_they_are_called() -> None:
+    item = SimpleNamespace(stash=pytest.Stash(), user_properties=[("evidence", "mine"), ("weather", "fine")])
+    for result in (Broken(CELL, "DeepCache"), Skipped(FIGURES.candidate, "too slow")):
+        put_result(cast("pytest.Item", item), result)
+    item.user_properties.append(("status", "mine"))
+    put_result(cast("pytest.Item", item), Measured(FIGURES, stored=False))
+    own = [("evidence", "mine"), ("weather", "fine"), ("status", "mine")]
+    assert [pair for pair in item.user_properties if pair in own] == own
+    assert [value for name, value in item.user_properties if name == "status"] == ["mine", "measured"]
+    assert [name for name, _ in item.user_properties].count("diffaccel") == 1
 
 
 def test_other_tools_see_names_and_shapes_that_stay() -> None:

@@ -6,9 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
-from sqlalchemy import delete
+from sqlalchemy import Row, delete
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Sampling
@@ -40,7 +40,7 @@ from pytest_diffaccel.records.rows import (
 )
 from pytest_diffaccel.records.tables import ATTEMPTS, DECISIONS, ENDED_GROUPS, FAILURES, SESSIONS
 
-#: Purpose of short runs that are attempted: they say nothing of candidates.
+#: Purpose of short runs that are attempted, which its clock may follow: they say nothing of candidates.
 CALIBRATION_PURPOSE = "calibration"
 #: After so many seconds without a sign of life a session has died.
 LIVES_S = 300.0
@@ -135,8 +135,8 @@ class Bookkeeping(Database):
         living = {session.name for session in self.sessions(time.time() - LIVES_S)}
         rows = {table: self._rows(table, {}) for table in (FAILURES, ATTEMPTS)}
         with self._understanding("a failure"):
-            failed = [failure_of(row) for row in rows[FAILURES] if row.purpose != CALIBRATION_PURPOSE]
-            attempts = [attempt_of(row) for row in rows[ATTEMPTS] if row.purpose != CALIBRATION_PURPOSE]
+            failed = [failure_of(row) for row in rows[FAILURES] if _is_of_candidate(row)]
+            attempts = [attempt_of(row) for row in rows[ATTEMPTS] if _is_of_candidate(row)]
         running = [attempt for attempt in attempts if attempt.session in living]
         failed += _cut_off([attempt for attempt in attempts if attempt.session not in living])
         return sorted(failed, key=lambda failure: failure.created_at), running
@@ -226,6 +226,10 @@ class Bookkeeping(Database):
         """Remove a session that has ended."""
         with self._writing() as connection:
             connection.execute(delete(SESSIONS).where(equal(SESSIONS, {"name": name})))
+
+
+def _is_of_candidate(row: Row[Any]) -> bool:
+    return not row.purpose.startswith(CALIBRATION_PURPOSE)
 
 
 def _cut_off(attempts: list[Attempt]) -> list[Failure]:

@@ -9,13 +9,10 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.search.results import Broken, CellWinners, Figures, Measured, Skipped, Winners
 
-_PLACE = ("cell", "accelerator")
 _FIGURES = ("speedup", "wall_speedup", "lpips", "psnr_db", "ssim", "peak_memory_mb")
 _INTERVALS = ("speedup_ci95", "wall_speedup_ci95", "lpips_ci95")
 _WORDS = ("candidate", "environment", "num_samples", "explored")
 _STATUS = "status"
-#: All names that :func:`plain_properties` gives of a search's case.
-NAMES = (_STATUS, *_PLACE, *_FIGURES, *_INTERVALS, *_WORDS, "evidence", "fired", "winners", "unattainable", "undecided")
 
 
 def plain_properties(result: CaseResult) -> list[tuple[str, str]]:

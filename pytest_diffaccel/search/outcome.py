@@ -15,6 +15,7 @@ from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
+from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Figures, Verified
 from pytest_diffaccel.search.verify.verification import Winner
@@ -124,7 +125,7 @@ class Speedups:
 
 
 def _speedups(bench: Workbench, option: Option | None) -> Speedups | None:
-    """An option's; None without one. What decided is the option's own."""
+    """An option's, as far as they are known; None without one. What decided is the option's own."""
     if option is None:
         return None
     known, decided_by = bench.known(option.candidate.cell), bench.settings.decide_by
@@ -132,7 +133,10 @@ def _speedups(bench: Workbench, option: Option | None) -> Speedups | None:
     def by(clock: SpeedClock) -> Interval:
         return option.speedup if clock == decided_by else known.costs_by(clock).speedups([option.candidate])[0]
 
-    return Speedups(by("wall"), by("device") if known.rounds("device") else None, decided_by)
+    device = by("device") if known.rounds("device") else None
+    if device is not None and decided_by == "wall" and device.half_width_ratio > VAGUE_SPEEDUP:
+        device = None  # its kinds of steps were not timed by that clock: other accelerators' say little
+    return Speedups(by("wall"), device, decided_by)
 
 
 def golden_entry(winner: Winner, environment: Environment, speedups: Speedups | None = None) -> GoldenEntry:

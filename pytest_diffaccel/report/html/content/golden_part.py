@@ -82,7 +82,9 @@ def entry_words(entry: GoldenEntry | None) -> str:
     status = "" if entry.status == "met" else f"unattainable ({entry.reason}), best reached "
     if entry.speedup is None or entry.lpips is None:
         return f"{status}nothing"
-    return f"{status}{entry.speedup:.2f}x, LPIPS {entry.lpips:.4f}, {format_params(entry.params).replace(',', ', ')}"
+    gpu = "" if entry.device_speedup is None else f" (GPU {entry.device_speedup:.2f}x)"
+    params = format_params(entry.params).replace(",", ", ")
+    return f"{status}{entry.speedup:.2f}x{gpu}, LPIPS {entry.lpips:.4f}, {params}"
 
 
 def categories(change: Change) -> list[str]:
