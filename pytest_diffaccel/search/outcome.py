@@ -15,8 +15,8 @@ from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
-from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP
 from pytest_diffaccel.search.null_control import scaled_environment
+from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP
 from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Figures, Verified
 from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
