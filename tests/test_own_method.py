@@ -47,7 +47,7 @@ def copy_example(folder: Path) -> None:
 
 def write_golden(folder: Path, accelerator: str, params: dict[str, Any]) -> None:
     entry = replace(MET, params=params, environment=ENVIRONMENT.id)
-    key = GoldenKey(CELL.pipe, CELL.scheduler, CELL.steps, accelerator, 1.5)
+    key = GoldenKey(CELL, accelerator, 1.5)
     environments = {ENVIRONMENT.id: ENVIRONMENT}
     merge(folder / "golden" / "search_params.json", {key: entry}, update=False, environments=environments)
 

@@ -325,7 +325,7 @@ def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "26"], "--steps: '26' is unknown"),
+        (["--steps", "few"], "--steps: 'few' is "),
         (["--pipe", "SDXL"], "holds nothing of the chosen cells"),
         (["--store", "none.sqlite"], "no store none.sqlite; search first"),
         (["--max-quality-loss", "-1"], "must be a number above 0"),

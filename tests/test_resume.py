@@ -212,7 +212,7 @@ class Lost(Echo):
             raise self._error
 
         call = super().apply(pipeline, call, params)
-        if self._values(params[self.name])[0] >= 10:
+        if self.interval(params[self.name]) >= 10:
             if not self._is_late:
                 fails()
             pipeline.unet.forward = fails

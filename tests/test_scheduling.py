@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
 from pytest_diffaccel.search.effort import Effort
 
@@ -225,7 +225,7 @@ def test_a_group_is_as_much_work_as_its_cases(exhaustive: bool) -> None:
         settings=SimpleNamespace(
             models="embedded", exhaustive=exhaustive, fresh=False, num_samples=8, batch_size=4, blocks=3
         ),
-        groups=[(short, "ToMe"), (long, "ToMe")],
+        groups=[Group(short, "ToMe"), Group(long, "ToMe")],
         candidates=[Candidate(cell, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": 1}}) for cell, ratio in points],
     )
     groups = Groups.of_search(run)

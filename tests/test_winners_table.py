@@ -10,6 +10,7 @@ from entries import ENVIRONMENT, MET
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
@@ -23,10 +24,40 @@ def key(target: float) -> GoldenKey:
 
 def test_each_reason_has_a_row_of_its_own() -> None:
     slow, lossy = (replace(MET, status="unattainable", reason=reason) for reason in ("speed", "quality"))
-    lines = winners_table({key(1.5): MET, key(1.8): MET, key(2.5): lossy, key(3.0): slow, key(4.0): slow}, {})
-    targets = [line.removeprefix("DeepCache").split("1.67x")[0].strip() for line in lines if "1.67x" in line]
-    assert targets == ["1.5x to 1.8x", "2.5x", "3x to 4x"]
-    assert sum("lose too much" in line for line in lines) == 1
+    entries = {key(1.5): MET, key(1.8): MET, key(2.5): lossy, key(3.0): slow, key(4.0): slow}
+    lines = winners_table(entries, {}, 80)
+    assert [line.strip() for line in lines if line.startswith("  ") and line.strip()[0].isdigit()] == [
+        "1.5x to 1.8x  1.67x [1.65, 1.69]  0.041 [0.036, 0.047]  -",
+        "2.5x",
+        "3x to 4x",
+    ]
+    text = " ".join(" ".join(lines).split())
+    best = "best reached: 1.67x at LPIPS 0.041, by cache_interval=2, cache_branch_id=0"
+    assert f"2.5x unattainable: the fast ones lose too much quality; {best} 3x to 4x" in text
+    assert text.endswith(f"unattainable: no candidate is surely fast enough; {best}")
+
+
+def test_the_table_fits_80_columns() -> None:
+    """With the longest names and parameters, every figure in its column and whole."""
+    triple = "DeepCache, T-Gate, and ToMe"
+    params = {
+        "DeepCache": {"cache_interval": 10, "cache_branch_id": 0},
+        "T-Gate": {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2},
+        "ToMe": {"ratio": 0.75, "max_downsample": 8},
+    }
+    fewer = FewerSteps(12, 1.52, 0.086, (0.07, 0.1))
+    entry = replace(MET, params=params, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2), fewer_steps=fewer)
+    cell = Cell("SDXL", "UniPCMultistepScheduler", 50)
+    scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.461)
+    fast = replace(MET, speedup=11.5, speedup_ci95=(9.5, 12.5))
+    entries = {GoldenKey(cell, triple, 1.5): entry, GoldenKey(cell, "ToMe", 1.2): fast}
+    lines = winners_table(entries, {MET.environment: replace(ENVIRONMENT, scale=scale)}, 80)
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    (row,) = [line for line in lines if "1.67x" in line]
+    assert row.split(maxsplit=1)[1].strip() == "1.67x [1.65, 1.69] GPU 2.10x  0.041 [0.036, 0.047] 9%  0.086 (12)"
+    heads = next(line for line in lines if "LPIPS [95%]" in line)
+    assert heads.index("LPIPS [95%]") == row.index("0.041")
+    assert "".join(line.strip() for line in lines if "=" in line).count("=") == 10
 
 
 @pytest.mark.parametrize(("width", "lines"), [(80, 5), (100, 5), (400, 1)])
@@ -51,19 +82,19 @@ def test_losses_have_no_share_of_a_scale_of_zero() -> None:
     for unrelated, shown in ((0.1, True), (0.0, False)):
         scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=unrelated)
         environments = {MET.environment: replace(ENVIRONMENT, scale=scale)}
-        (row,) = [line for line in winners_table({key(1.5): MET}, environments) if "1.67x" in line]
+        (row,) = [line for line in winners_table({key(1.5): MET}, environments, 80) if "1.67x" in line]
         assert ("41%" in row) == shown
 
 
 def test_the_gpus_own_speedup_stands_beside_the_clocks() -> None:
     waiting = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.08, 2.12))
     decided = replace(waiting, decided_by="device")
-    lines = winners_table({key(1.5): waiting, replace(key(1.5), accelerator="ToMe"): decided}, {})
+    lines = winners_table({key(1.5): waiting, replace(key(1.5), accelerator="ToMe"): decided}, {}, 80)
     rows = [line for line in lines if "1.67x" in line]
     assert ["GPU 2.10x*" in row for row in rows] == [False, True]
     assert all("GPU 2.10x" in row for row in rows)
-    assert lines[-1].startswith("GPU: speed-up by its own time (*: which decided)")
-    assert not any("GPU" in line for line in winners_table({key(1.5): MET}, {}))
+    assert any(line.startswith("GPU: speedup by its own time (*: it decided)") for line in lines)
+    assert not any("GPU" in line for line in winners_table({key(1.5): MET}, {}, 80))
 
 
 def settings(*arguments: str) -> Settings:

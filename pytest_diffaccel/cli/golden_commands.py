@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
 
 from pytest_diffaccel.settings.work_folder import GOLDEN
 
@@ -63,7 +64,7 @@ def _show(parsed: argparse.Namespace) -> int:
     if parsed.summary:
         print("\n".join(summary_table(entries)))
         return 0
-    print("\n".join(winners_table(entries, golden.environments)))
+    print("\n".join(winners_table(entries, golden.environments, get_terminal_size().columns)))
     return 0
 
 

@@ -81,6 +81,7 @@ class GateVerdict:
         rounds_s: seconds of each timed run.
         sessions: what may be recorded as a reference, by subject.
         seconds: what judging it took of the budget.
+        kind: which of the results it is.
     """
 
     cell: Cell

@@ -262,10 +262,10 @@ class SessionReport:
 
     def _show_winners(self) -> None:
         self._terminal.section("diffaccel: winners")
-        self._write(winners_table(self._entries, self._environments))
+        width = get_terminal_size().columns
+        self._write(winners_table(self._entries, self._environments, width))
         without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
         self._write([*undecided_text(self._undecided), *without])
-        width = get_terminal_size().columns
         self._write(changes_text(list(self._changes.values()), self._settings.golden, width))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)

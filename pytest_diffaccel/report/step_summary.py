@@ -14,7 +14,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import HEADINGS, figures, legend
+from pytest_diffaccel.report.winners import HEADINGS, figures, legend, said_of
 
 #: GitHub names here the file whose Markdown it shows.
 VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -86,20 +86,20 @@ def _winners(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str
         return []
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     rows = []
-    legends: list[str] = []
+    notes: list[str] = []
     for (cell, accelerator, _, _), same in groupby(ordered, key=lambda key: _identity(key, entries[key])):
         keys = list(same)
         entry = entries[keys[0]]
         environment = environments.get(entry.environment)
         scale = environment.scale if environment else None
-        legends = legend(scale) if scale else legends
+        # Scales differ from pipe to pipe; what the columns mean does not.
+        notes = legend(list(entries.values()), scale if len(environments) == 1 else None)
         targets = ", ".join(f"{key.target:g}x" for key in keys)
-        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale)))
-    more = [_row(f"and {len(rows) - _MOST_ROWS} more", *[""] * len(HEADINGS))] if len(rows) > _MOST_ROWS else []
-    head = [_row("cell", *HEADINGS), _row(*["---"] * (len(HEADINGS) + 1))]
-    # Scales differ from cell to cell; what the columns mean does not.
-    note = legends if len(environments) == 1 else legends[1:]
-    return [*head, *rows[:_MOST_ROWS], *more, "", *(plain(line) for line in note), ""]
+        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale), said_of(entry)))
+    head = ("cell", "accelerator", "targets", *HEADINGS, "parameters")
+    more = [_row(f"and {len(rows) - _MOST_ROWS} more", *[""] * (len(head) - 1))] if len(rows) > _MOST_ROWS else []
+    lines = [_row(*head), _row(*["---"] * len(head)), *rows[:_MOST_ROWS], *more]
+    return [*lines, "", *map(plain, notes), ""]
 
 
 def _row(*texts: str) -> str:

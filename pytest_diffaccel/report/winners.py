@@ -18,9 +18,10 @@ from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Chosen, Winners
 from pytest_diffaccel.settings.search_settings import Settings
 
-# Wide enough for a triple's parameters; narrower terminals wrap.
-_WIDTH = 150
-HEADINGS = ("accelerator", "targets", "speedup [95%]", "LPIPS [95%]", "fewer steps", "parameters")
+# What no row of figures reaches.
+_WIDEST = 200
+#: Of the columns of figures; what they are of stands before them, the parameters after them.
+HEADINGS = ("speedup [95%]", "LPIPS [95%]", "fewer steps")
 # More differences than this are counted, not listed.
 _LISTED_CHANGES = 20
 # By how much the GPU's own speed-up has to be the higher one to be spoken of.
@@ -29,13 +30,16 @@ _WORTH_A_WORD = 1.05
 _INDENT = " " * 4
 
 
-def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment]) -> list[str]:
-    """One table a cell, as lines: a row a winner, with the targets that it is the winner for.
+def winners_table(
+    entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str, Environment], width: int
+) -> list[str]:
+    """One table per cell, as lines: a winner with the targets that it is the winner for, its parameters below it.
 
     Args:
         entries: winners and unattainable targets.
         environments: by id, what the entries' environments are; every table names its model source, and puts losses on
             the scale of what pictures lose that have nothing but a prompt in common.
+        width: characters per line; 80 are enough for all but long names.
     """
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     lines: list[str] = []
@@ -44,63 +48,84 @@ def winners_table(entries: Mapping[GoldenKey, GoldenEntry], environments: Mappin
         environment = environments.get(rows[-1][1].environment)
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
-        lines += _table(f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})", rows, scale)
-        if scale:
-            lines += legend(scale)
-        if any(entry.device_speedup is not None for _, entry in rows):
-            lines.append(
-                "GPU: speed-up by its own time (*: which decided); where that is higher, the GPU waits for the host."
-            )
+        title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
+        lines += ["", *wrap(title, width, subsequent_indent=_INDENT), *_table(rows, scale, width)]
+        for note in legend([entry for _, entry in rows], scale):
+            lines += wrap(note, width, subsequent_indent=_INDENT)
     return lines
 
 
-def legend(scale: QualityScale) -> list[str]:
-    """What the columns of losses mean, in lines."""
-    return [
-        f"LPIPS %: of the {scale.unrelated:.3f} between pictures of one prompt with other seeds; "
-        f"noise floor {scale.noise_floor:.4f}.",
-        "Fewer steps: LPIPS (steps) of the plain pipeline, as fast; better!: it loses less than the accelerator.",
-    ]
+def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[str]:
+    """What the columns mean, in a few sentences."""
+    notes = []
+    if scale:
+        other = f", {scale.unrelated:.3f} another seed's (%: of that)" if scale.unrelated else ""
+        notes.append(f"LPIPS: 0 is the same picture{other}; rounding alone makes {scale.noise_floor:.4f}.")
+    if any(entry.fewer_steps for entry in entries):
+        notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
+    if any(entry.device_speedup is not None for entry in entries):
+        notes.append("GPU: speedup by its own time (*: it decided); where that is higher, the GPU waits for the host.")
+    return notes
 
 
-def _table(title: str, rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None) -> list[str]:
+def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None, width: int) -> list[str]:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for (accelerator, _, _), same in groupby(rows, key=lambda row: (row[0].accelerator, row[1].reason, row[1].params)):
-        winner = list(same)
-        targets = [f"{key.target:g}x" for key, _ in winner]
-        span = targets[0] if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
-        entry = winner[0][1]
-        table.add_row(accelerator, span, *figures(entry, scale))
-    return ["", *table_lines(table, _WIDTH)]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("targets", *HEADINGS):
+        table.add_column(heading, no_wrap=True)
+    around: list[tuple[list[str], list[str]]] = []
+    for accelerator, of_accelerator in groupby(rows, key=lambda row: row[0].accelerator):
+        above = [accelerator]
+        for _, same in groupby(of_accelerator, key=lambda row: (row[1].reason, row[1].params)):
+            winner = list(same)
+            entry, targets = winner[0][1], _targets([key.target for key, _ in winner])
+            table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
+            below = wrap(said_of(entry), width - len(_INDENT), break_on_hyphens=False, break_long_words=False)
+            around.append((above, list(map(_indented, below))))
+            above = []
+    # Whatever the width: a figure that is cut off is none.
+    head, *lines = table_lines(table, _WIDEST)
+    return [head, *(line for row, (above, below) in zip(lines, around, strict=True) for line in (*above, row, *below))]
 
 
-def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str, str]:
-    """The texts under the last four of :data:`HEADINGS`."""
+def _indented(line: str) -> str:
+    return f"{_INDENT}{line}"
+
+
+def _targets(targets: Sequence[float]) -> str:
+    """``1.5x`` or ``1.5x to 2x``."""
+    return f"{targets[0]:g}x" if len(targets) == 1 else f"{targets[0]:g}x to {targets[-1]:g}x"
+
+
+def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str]:
+    """The texts under :data:`HEADINGS`."""
     speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
     if entry.device_speedup is not None:
         speedup += f" GPU {entry.device_speedup:.2f}x" + ("*" if entry.decided_by == "device" else "")
     lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
     if scale and scale.unrelated and entry.lpips is not None:
         lpips += f" {entry.lpips / scale.unrelated:.0%}"
-    fewer = _fewer_steps(entry)
+    return speedup, lpips, _fewer_steps(entry)
+
+
+def said_of(entry: GoldenEntry) -> str:
+    """A winner's parameters; of a target out of reach, why, and what comes nearest, in a sentence."""
     params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
     if entry.status == "met":
-        return speedup, lpips, fewer, params
+        return params
+    if entry.speedup is None or entry.lpips is None:
+        return "unattainable: nothing could be measured"
     why = {"speed": "no candidate is surely fast enough", "quality": "the fast ones lose too much quality"}
-    return speedup, lpips, fewer, f"unattainable: {why[entry.reason or 'speed']}; best reached by {params or 'none'}"
+    best = f"{entry.speedup:.2f}x at LPIPS {entry.lpips:.3f}, by {params}"
+    return f"unattainable: {why[entry.reason or 'speed']}; best reached: {best}"
 
 
 def _fewer_steps(entry: GoldenEntry) -> str:
     """LPIPS of the plain pipeline at the step count that is as fast, and whether it makes the winner pointless."""
     if entry.fewer_steps is None:
         return "-"
-    return f"{entry.fewer_steps.lpips:.3f} ({entry.fewer_steps.steps})" + (
-        "" if entry.beats_fewer_steps else " better!"
-    )
+    return f"{entry.fewer_steps.lpips:.3f} ({entry.fewer_steps.steps})" + ("" if entry.beats_fewer_steps else "!")
 
 
 def _interval(value: float | None, ends: tuple[float, float] | None, decimals: int, unit: str) -> str:

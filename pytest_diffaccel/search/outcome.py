@@ -67,7 +67,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
             pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
             decided.append(Decided(key, entry, None if pictures is None else str(pictures)))
     return CellWinners(
-        decided=tuple(decided),
+        decided=tuple(sorted(decided, key=lambda one: one.key.prompt_order)),
         undecided=tuple(undecided),
         verified=tuple(_verified(measurement) for measurement in verified.values()),
         environment=environment,

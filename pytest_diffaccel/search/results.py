@@ -88,6 +88,7 @@ class Measured:
         figures: what was measured.
         stored: whether an earlier run had made them.
         news: of the process.
+        kind: which of the results it is.
     """
 
     figures: Figures
@@ -117,6 +118,7 @@ class Skipped:
     Attributes:
         candidate: what was passed over.
         evidence: why, in words.
+        kind: which of the results it is.
     """
 
     candidate: Candidate
@@ -262,6 +264,7 @@ class Winners:
         refused: why the group has no winners; None where it may have.
         of_cell: after the last of the cell's groups: the winners of all.
         news: of the process.
+        kind: which of the results it is.
     """
 
     cell: Cell
@@ -297,6 +300,7 @@ class Broken:
         cell: its cell.
         accelerator: its accelerator; empty for the gate's.
         case: the gate's name of its case; empty for the search's.
+        kind: which of the results it is.
     """
 
     cell: Cell
