@@ -83,7 +83,8 @@ class Workbench:
         self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
-        #: Keys of short runs that failed in this process, by clock: one that a profiler loses sight of works all the same.
+        #: Keys of short runs that failed in this process, by clock: what a profiler loses sight of works by the other
+        #: one all the same.
         self.broken_runs: dict[SpeedClock, set[str]] = {"wall": set(), "device": set()}
         #: When the session began, seconds since the epoch; and since when what is stored counts.
         self.began_at = began_at
