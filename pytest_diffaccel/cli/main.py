@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pytest_diffaccel.cli import (
     compare_command,
+    explain_command,
     export_command,
     generate_command,
     golden_commands,
@@ -30,7 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
-    for of_command in (export_command, compare_command, tasks_command, generate_command, report_command, init_command):
+    for of_command in (
+        export_command,
+        compare_command,
+        tasks_command,
+        generate_command,
+        report_command,
+        explain_command,
+        init_command,
+    ):
         of_command.add_command(commands)
     pytest_commands.add_commands(commands)
     given = sys.argv[1:] if arguments is None else list(arguments)

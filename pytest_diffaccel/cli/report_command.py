@@ -27,30 +27,35 @@ _SQLITE = "sqlite:///"
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     report = commands.add_parser("report", help="write what a search found, or has found so far, as one HTML file")
-    report.add_argument(
-        "--store", metavar="URL", help=f"measurements: SQLite file or SQLAlchemy URL (default: {WORK.store})"
-    )
-    report.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
+    add_places(report)
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
     report.add_argument("--pipe", action="append", metavar="NAME", help="only these pipes; repeatable")
     report.add_argument("--sched", action="append", metavar="NAME", help="only these schedulers; repeatable")
     report.add_argument("--steps", action="append", metavar="N", help="only these numbers of steps; repeatable")
-    report.add_argument("--prompts", type=Path, metavar="FILE", help="the prompts that the search was given")
-    report.add_argument(
+    report.set_defaults(run=_report)
+
+
+def add_places(command: argparse.ArgumentParser) -> None:
+    """Declare where a search left what it found, and what it was told."""
+    command.add_argument(
+        "--store", metavar="URL", help=f"measurements: SQLite file or SQLAlchemy URL (default: {WORK.store})"
+    )
+    command.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
+    command.add_argument("--prompts", type=Path, metavar="FILE", help="the prompts that the search was given")
+    command.add_argument(
         "--max-quality-loss",
         type=positive,
         default=0.25,
         metavar="LPIPS",
         help="what the search was told (default: 0.25)",
     )
-    report.set_defaults(run=_report)
 
 
 def _report(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.report.html.page import path_and_size, write_report
 
     say = _say if sys.stderr.isatty() else lambda _: None
-    material = _material(parsed)
+    material = material_of(parsed)
     with _between_timings(WorkFolder(material.images.folder.parent).timing_lock, say):
         write_report(parsed.output, material, say)
     say("")
@@ -71,7 +76,13 @@ def _between_timings(lock: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _material(parsed: argparse.Namespace) -> Material:
+def material_of(parsed: argparse.Namespace) -> Material:
+    """All that a search left.
+
+    Raises:
+        FileNotFoundError: when there is no store.
+        ValueError: when it cannot be read.
+    """
     from pytest_diffaccel.accelerators.composition import default_registry
     from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.records.images import ImageStore

@@ -1,0 +1,42 @@
+"""The command ``diffaccel explain``: why a winner won."""
+
+from __future__ import annotations
+
+import argparse
+from shutil import get_terminal_size
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from pytest_diffaccel.cli.report_command import add_places, material_of
+
+if TYPE_CHECKING:
+    from pytest_diffaccel.records.golden_key import GoldenKey
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    explain = commands.add_parser("explain", help="say why a winner won, or why a target is out of reach")
+    explain.add_argument("key", metavar="KEY", help="'SD1.5, DDIM, 20 steps, DeepCache, 2x', or a key of golden")
+    add_places(explain)
+    explain.set_defaults(run=_explain, pipe=None, sched=None, steps=None)
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.report.explanation import explain
+    from pytest_diffaccel.report.html.content.findings import find
+
+    key, material = _key(parsed.key), material_of(parsed)
+    found = [one for one in find(material) if one.cell == key.cell]
+    if not found:
+        raise ValueError(f"the store holds nothing of {key.cell}; search it first")
+    width = get_terminal_size().columns
+    for line in explain(key, found[0], material.max_loss):
+        print("\n".join(wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)))
+    return 0
+
+
+def _key(text: str) -> GoldenKey:
+    from pytest_diffaccel.codegen.parser import parse_task
+    from pytest_diffaccel.records.golden_key import GoldenKey
+
+    return GoldenKey.parse(text) if text.startswith("(") else parse_task(text).key
