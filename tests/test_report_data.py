@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from pytest_diffaccel.report.html.cell_part import cell_parts
 from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps
 from pytest_diffaccel.report.html.charts.timing_charts import kind_costs_chart
 from pytest_diffaccel.report.html.charts.vega import Chart
+from pytest_diffaccel.report.html.content.banner import Banner
 from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
 from pytest_diffaccel.report.html.content.cells import cells_of
 from pytest_diffaccel.report.html.content.findings import Findings, find
@@ -176,6 +178,23 @@ def test_the_group_is_finished_where_the_store_says_so(findings: Findings) -> No
 
 
 # Charts
+
+
+def test_what_to_use_comes_first(search: RecordedSearch) -> None:
+    """The best of all accelerators at each target, once per setting, and how many winners fewer steps beat."""
+    search.fill()
+    (found,) = find(material(search))
+    met = {key: entry for key, entry in found.entries.items() if entry.status == "met"}
+    shown = {target: entry for targets, _, entry in found.best for target in targets}
+    assert shown.keys() == {key.target for key in met}
+    for target, entry in shown.items():
+        assert entry.lpips == min(other.lpips or 1.0 for key, other in met.items() if key.target == target)
+    settings = [(key.accelerator, str(entry.params)) for _, key, entry in found.best]
+    assert all(one != after for one, after in pairwise(settings))
+    lost, of = found.beaten
+    assert 0 <= lost <= of <= found.counts["winner"]
+    banner = Banner.of(material(search), [found])
+    assert banner.beaten == (lost, of)
 
 
 def test_the_plain_pipeline_is_on_the_frontier_and_what_is_slower_is_not(search: RecordedSearch) -> None:

@@ -11,10 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
 from pytest_diffaccel.report.html.charts.vega import CONFIG, NOT_DRAWN, can_draw, library
 from pytest_diffaccel.report.html.content.banner import Banner
+from pytest_diffaccel.report.html.content.candidate_rows import target_words
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
@@ -110,8 +113,29 @@ def _templates() -> Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    templates.filters |= {"figure": figure, "interval": interval, "entry_words": entry_words, "fact": fact}
+    templates.filters |= {
+        "figure": figure,
+        "interval": interval,
+        "entry_words": entry_words,
+        "fact": fact,
+        "ends": ends,
+        "params": spaced_params,
+        "targets": target_words,
+    }
     return templates
+
+
+def ends(entry: GoldenEntry, name: str, decimals: int, unit: str = "") -> str:
+    """A golden record's figure with its interval."""
+    value, interval_ = getattr(entry, name), getattr(entry, f"{name}_ci95")
+    if value is None or interval_ is None:
+        return ""
+    return f"{value:.{decimals}f}{unit} [{interval_[0]:.{decimals}f}, {interval_[1]:.{decimals}f}]"
+
+
+def spaced_params(params: Params) -> str:
+    """Parameters that break between each other."""
+    return format_params(params).replace(",", ", ")
 
 
 def figure(value: float | None, decimals: int = 2, unit: str = "") -> str:

@@ -27,6 +27,7 @@ class Banner:
         measured: candidates that were measured.
         met: targets that a winner reaches.
         unattainable: targets that none reaches.
+        beaten: winning settings that lose more than the plain pipeline with fewer steps, and of how many that is known.
         running: groups whose winners are not found yet.
         groups: groups begun.
         drift: what differs between golden's environments and these, by pipe.
@@ -44,6 +45,7 @@ class Banner:
     measured: int
     met: int
     unattainable: int
+    beaten: tuple[int, int]
     running: int
     groups: int
     drift: tuple[tuple[str, tuple[str, ...]], ...]
@@ -69,6 +71,7 @@ class Banner:
             measured=sum(counts[verdict] for verdict in MEASURED),
             met=sum(entry.status == "met" for entry in entries),
             unattainable=sum(entry.status == "unattainable" for entry in entries),
+            beaten=(sum(findings.beaten[0] for findings in found), sum(findings.beaten[1] for findings in found)),
             running=sum(len(findings.unfinished) for findings in found),
             groups=sum(len(findings.groups) for findings in found),
             drift=_drift(material, found),

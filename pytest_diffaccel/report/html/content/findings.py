@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Cell, format_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -45,6 +46,30 @@ class Findings:
     def unfinished(self) -> list[str]:
         """Accelerators whose winners are not all found, as far as the store says."""
         return [name for name in self.groups if name not in self.record.finished]
+
+    @property
+    def best(self) -> list[tuple[tuple[float, ...], GoldenKey, GoldenEntry]]:
+        """Of all accelerators' winners at a target the one that loses least, with the targets that it is that of."""
+        best: dict[float, tuple[GoldenKey, GoldenEntry]] = {}
+        for key, entry in sorted(self.entries.items(), key=lambda item: item[0].prompt_order):
+            if entry.status == "met" and entry.lpips is not None:
+                known = best.get(key.target)
+                if known is None or known[1].lpips is None or entry.lpips < known[1].lpips:
+                    best[key.target] = key, entry
+        shown = groupby(sorted(best), key=lambda target: (best[target][0].accelerator, best[target][1].params))
+        return [(targets, *best[targets[0]]) for targets in (tuple(same) for _, same in shown)]
+
+    @property
+    def beaten(self) -> tuple[int, int]:
+        """How many winning settings lose more than the plain pipeline with fewer steps, and of how many."""
+        shown = {(row.accelerator, row.params) for row in self.rows if row.verdict == "winner"}
+        beats = {
+            setting: entry.beats_fewer_steps
+            for key, entry in self.entries.items()
+            if entry.status == "met" and (setting := (key.accelerator, format_params(entry.params))) in shown
+        }
+        compared = [is_better for is_better in beats.values() if is_better is not None]
+        return compared.count(False), len(compared)
 
     @property
     def counts(self) -> Counter[str]:
