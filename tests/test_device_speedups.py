@@ -224,7 +224,7 @@ def test_a_profiler_that_ends_its_process_leaves_the_wall_clock_alone(
             raise Death
         return [], RunTiming(PLAIN_S * 30, (PLAIN_S,) * len(generate.kinds), generate.kinds)
 
-    monkeypatch.setattr(calibration, "busy", busy)
+    monkeypatch.setattr(timer, "busy", busy)
     for _ in range(2):
         run = run_on_gpu("wall", POINTS[:1])
         with pytest.raises(Death):

@@ -126,7 +126,7 @@ def test_without_a_record_the_search_to_run_is_named(
 ) -> None:
     copy_example(pytester.path)
     assert main(["generate", "SD1.5, DDIM, 20 steps, Echo, 1.5x"]) == 2
-    assert "Run: pytest benches --pipe SD1.5 --sched DDIM --steps 20 --search-targets Echo" in capsys.readouterr().err
+    assert "Run: diffaccel search --pipe SD1.5 --sched DDIM --steps 20 --search-targets Echo" in capsys.readouterr().err
 
 
 def test_a_sentence_that_is_no_task_names_the_accelerators_of_conftest_too(
@@ -149,7 +149,9 @@ def test_pipes_of_conftest_are_known_to_the_command_too(
         "    registry.register(PipeSpec('mini', 'StableDiffusionPipeline', built_like='SD'))\n"
     )
     assert main(["generate", "mini, DDIM, 20 steps, T-Gate, 1.5x"]) == 2
-    assert "Run: pytest benches --pipe mini --sched DDIM --steps 20 --search-targets T-Gate" in capsys.readouterr().err
+    assert (
+        "Run: diffaccel search --pipe mini --sched DDIM --steps 20 --search-targets T-Gate" in capsys.readouterr().err
+    )
 
 
 def test_a_models_file_may_give_weights_to_pipes_of_conftest(

@@ -80,8 +80,10 @@ def _shows_what_it_does(result: pytest.RunResult) -> None:
             "diffaccel: narrow with --pipe*",
             "*diffaccel: winners*",
             "SD1.5 DDIM 20 steps (SD1.5 from*",
-            "*accelerator*targets*speedup*LPIPS*parameters*",
-            "*Echo*x [[]*echo_interval=*",
+            "targets*speedup*LPIPS*fewer steps",
+            "Echo",
+            "*x [[]*",
+            "    echo_interval=*",
             "golden: golden/search_params.json: 7 new",
         ]
     )
