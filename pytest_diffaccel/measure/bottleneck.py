@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.measure.measurement import Block, Bound
 from pytest_diffaccel.measure.step_kinds import RunTimes
-
-Bound: TypeAlias = Literal["compute", "launch", "fixed"]
 
 #: Steps that do their arithmetic at less than this share of an unaccelerated step's rate wait for something else.
 _LEAST_EFFICIENCY = 0.75

@@ -11,6 +11,8 @@ from pytest_diffaccel.matrix import Candidate, Cell
 
 #: What tells a speed-up: the wall clock, or for how long the GPU is busy.
 SpeedClock: TypeAlias = Literal["wall", "device"]
+#: What keeps an accelerated generation from being faster (:mod:`.bottleneck`).
+Bound: TypeAlias = Literal["compute", "launch", "fixed"]
 
 
 @dataclass(frozen=True)

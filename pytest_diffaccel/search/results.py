@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
-from pytest_diffaccel.measure.bottleneck import Bound
-from pytest_diffaccel.measure.measurement import Interval
+from pytest_diffaccel.measure.measurement import Bound, Interval
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey

@@ -17,12 +17,12 @@ from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
 from pytest_diffaccel.search.budget import SearchBudget
 from pytest_diffaccel.search.news import News
-from pytest_diffaccel.search.results import CellWinners, Measured, Refusal, Winners
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator, Registry
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice
+    from pytest_diffaccel.search.results import CellWinners, Measured, Winners
     from pytest_diffaccel.search.verify.verification import Winner
     from pytest_diffaccel.search.workbench import Workbench
     from pytest_diffaccel.settings.search_settings import Settings
@@ -106,6 +106,7 @@ class SearchRun:
         """
         from pytest_diffaccel.search.cases import search_case
         from pytest_diffaccel.search.outcome import figures_of
+        from pytest_diffaccel.search.results import Measured
 
         measurement, made_now = search_case(
             self.bench, candidate, within_budget=self.budget.limits, others_follow=others_follow
@@ -125,6 +126,7 @@ class SearchRun:
         """
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
+        from pytest_diffaccel.search.results import Refusal, Winners
         from pytest_diffaccel.search.verify.cell_end import end_group
         from pytest_diffaccel.search.verify.choices import NothingFits, NothingWorked, Unfinished
         from pytest_diffaccel.search.verify.verification import verify_ahead
