@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.output import needed
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -66,11 +68,9 @@ def predictions(path: Path, points: Mapping[str, Sequence[tuple[float, float]]])
 
 @contextmanager
 def _figure(path: Path, panels: int) -> Iterator[Figure]:
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib, figures = needed("matplotlib"), needed("matplotlib.figure")
     with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(4.5 * panels, 3.8), layout="constrained")
+        figure: Figure = figures.Figure(figsize=(4.5 * panels, 3.8), layout="constrained")
         for axes in figure.subplots(1, panels, squeeze=False).flat:
             axes.grid(alpha=0.3)
         yield figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return made
+
+
+def needed(module: str) -> Any:
+    """A module of the extra ``benchmarks``.
+
+    Raises:
+        SystemExit: when it is not installed; says what to type.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        package = module.partition(".")[0]
+        raise SystemExit(f"this benchmark needs {package}: pip install -e '.[benchmarks]'") from None
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks.output import needed
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 
@@ -193,9 +194,7 @@ def _timing(run: Any) -> dict[str, Any]:
 
 def pack(folder: Path, output: Path) -> None:
     """Join what was recorded into two Parquet files, points in the recorder's order."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    pa, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     output.mkdir(exist_ok=True)
     losses: dict[_Name, list[float]] = {}
     for name, kind in (("exhaustive", "times"), ("blocks", "blocks")):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import needed
 from benchmarks.record_exhaustive import CELLS, candidates, record_quality, rows_of
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
@@ -48,9 +49,7 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="this process's share, as 0/8")
     arguments = parser.parse_args()
     if arguments.pack:
-        import pyarrow as pa
-        from pyarrow import parquet
-
+        pa, parquet = needed("pyarrow"), needed("pyarrow.parquet")
         table = pa.Table.from_pylist(list(packed(arguments.folder)))
         parquet.write_table(table, DATA, compression="zstd", compression_level=19)
         print(f"{DATA.name}: {table.num_rows} rows")

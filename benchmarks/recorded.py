@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.output import needed
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
@@ -40,8 +41,7 @@ def read(name: str) -> dict[Cell, list[Point]]:
     Args:
         name: ``"exhaustive"`` or ``"blocks"`` (fewer candidates, many blocks each).
     """
-    from pyarrow import parquet
-
+    parquet = needed("pyarrow.parquet")
     registry = default_registry()
     points: defaultdict[Cell, list[Point]] = defaultdict(list)
     for row in parquet.read_table(DATA / f"{name}.parquet").to_pylist():

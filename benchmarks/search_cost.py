@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks import charts
-from benchmarks.output import parser, show
+from benchmarks.output import needed, parser, show
 from benchmarks.recorded import read
 from benchmarks.search_replay import REGISTRY, Replay, Table, judge, named
 from pytest_diffaccel.matrix import Candidate
@@ -88,8 +88,7 @@ def optuna_order(name: str) -> Callable[[Table, int], list[Candidate]]:
     """Candidates in the order in which an Optuna sampler first asks for them, all groups taking turns."""
 
     def order(table: Table, seed: int) -> list[Candidate]:
-        import optuna
-
+        optuna = needed("optuna")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         queues = [_asked(optuna, name, table, table.group(one), seed) for one in REGISTRY]
         longest = max(map(len, queues))

@@ -19,6 +19,7 @@ from pytest_diffaccel.measure.measurement import Interval
 pytest.importorskip("benchmarks.scaling", reason="the benchmarks are not part of the source distribution")
 
 from benchmarks import scaling
+from benchmarks.output import needed
 
 # What a conftest.py would do, as a plugin: the searches have folders of their own.
 PLUGIN = """
@@ -197,3 +198,9 @@ def test_a_search_runs_from_nothing(
     assert said.err.count(" passed in ") == 2
     assert "1 passed in " in said.err
     assert (small_search.path / "searches" / "1" / ".diffaccel" / "search.sqlite").exists()
+
+
+def test_a_benchmark_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit, match=r"needs pyarrow: pip install -e '\.\[benchmarks\]'"):
+        needed("pyarrow.parquet")
