@@ -47,17 +47,9 @@ def commands(page: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_commands_name_options_that_there_are(page: Path) -> None:
     ours = {name for declared in (*SEARCH_OPTIONS, *JUDGE_OPTIONS) for name in declared.names}
-    pytests = {
-        "--junitxml",
-        "--benchmark-json",
-        "--benchmark-save",
-        "--benchmark-compare",
-        "--lf",
-        "--collect-only",
-        "--dist",
-        "--tx",
-        "--rootdir",
-    }
+    pytests = {"--junitxml", "--lf", "--collect-only", "--dist", "--tx", "--rootdir"}
     for command in commands(page):
         given = {word.partition("=")[0] for word in command.split() if word.startswith("--")}
-        assert given <= ours | pytests, command
+        # What begins so is pytest-benchmark's business.
+        own = {name for name in given if not name.startswith("--benchmark-")}
+        assert own <= ours | pytests, command
