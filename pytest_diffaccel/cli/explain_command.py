@@ -7,6 +7,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.cli.generate_command import asked_task
 from pytest_diffaccel.cli.report_command import add_places, material_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 
 def _key(text: str) -> GoldenKey:
-    from pytest_diffaccel.codegen.parser import parse_task
+    """A key of golden, or a sentence's; methods of one's own are known where their conftest file is."""
     from pytest_diffaccel.records.golden_key import GoldenKey
 
-    return GoldenKey.parse(text) if text.startswith("(") else parse_task(text).key
+    return GoldenKey.parse(text) if text.startswith("(") else asked_task(text, "embedded")[0].key

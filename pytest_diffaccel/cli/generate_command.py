@@ -59,11 +59,11 @@ def _generate(parsed: argparse.Namespace) -> int:
     if not parsed.sentence:
         know_pipes(PipeRegistry(), parsed.models)
         return _generate_many(parsed, Golden.read(parsed.golden))
-    task, registry = _asked(parsed.sentence[0], parsed.models)
+    task, registry = asked_task(parsed.sentence[0], parsed.models)
     return _generate_one(parsed, task, Golden.read(parsed.golden), registry)
 
 
-def _asked(sentence: str, models: str) -> tuple[Task, Registry]:
+def asked_task(sentence: str, models: str) -> tuple[Task, Registry]:
     """The task of a sentence, and the methods known; conftest files are loaded where what is built in will not do."""
     from pytest_diffaccel.accelerators.composition import default_registry
     from pytest_diffaccel.codegen.parser import SentenceError, parse_task
@@ -95,6 +95,8 @@ def _generate_one(parsed: argparse.Namespace, task: Task, records: Golden, regis
         )
     if not answer.attained:
         _say(f"note: {answer.task.sentence}: {shortfall(answer)}")
+    if "stand-in" in answer.environment.model_source:
+        _say("note: found on a small stand-in; search the model that you are going to use before you rely on it")
     if parsed.output is None:
         sys.stdout.write(text)
     else:

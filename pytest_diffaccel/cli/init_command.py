@@ -17,6 +17,7 @@ _TEXTS = {
     "benches/test_search.py": "benches_test_search.py.txt",
     "benches/test_gate.py": "benches_test_gate.py.txt",
     "models.toml": "models.toml",
+    ".gitignore": "gitignore.txt",
     ".github/workflows/diffaccel-gate.yml": "gate.yml",
 }
 

@@ -71,9 +71,11 @@ def _contenders(entry: GoldenEntry | None, fast: Sequence[Row], max_loss: float)
     if not fast:
         return []
     params = format_params(entry.params) if entry is not None else ""
-    others = [row for row in fast if row.params != params]
+    others = [row for row in fast if row.params != params and _loss(row) <= max_loss]
     bad = sum(_loss(row) > max_loss for row in fast)
-    lines = [f"surely fast enough: {len(fast)}" + (f"; {bad} lose more than {max_loss:g}" if bad else "")]
+    lines = [
+        f"surely fast enough: {len(fast)}" + (f"; {bad} of them cannot win: LPIPS above {max_loss:g}" if bad else "")
+    ]
     lines += [f"  contender: {_in_words(row)}" for row in others[:_NAMED]]
     return lines + ([f"  and {len(others) - _NAMED} more"] if len(others) > _NAMED else [])
 
@@ -86,8 +88,8 @@ def _unmeasured(rows: Sequence[Row]) -> list[str]:
         if own:
             reasons = Counter(_FIGURE.sub("N", row.reason) for row in own)
             example = {_FIGURE.sub("N", row.reason): row.reason for row in own}
-            lines.append(f"{words} without being measured: {len(own)}, for example")
-            lines += [f"  {count}: {example[reason]}" for reason, count in reasons.most_common(_REASONS)]
+            lines.append(f"{words} without being measured: {len(own)}")
+            lines += [f"  {count} as this one: {example[reason]}" for reason, count in reasons.most_common(_REASONS)]
     return lines
 
 
