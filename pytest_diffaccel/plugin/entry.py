@@ -87,7 +87,7 @@ def pytest_load_initial_conftests(
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """A search under ``-n`` keeps each group on one worker, unless the user says otherwise."""
-    if options.is_given(config.option) or options.names_benches(config.args):
+    if options.asks_for_search(config.option, config.args):
         keep_groups_together(config)
 
 
@@ -138,9 +138,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse bad options before anything is collected; ``--update-golden`` alone searches the benches."""
     given = config.known_args_namespace
-    if options.is_given(config.option) or options.names_benches(config.args):
+    if options.asks_for_search(config.option, config.args):
         # What only the project's configuration says is read once there is a case: most runs are of other tests.
-        if options.is_given(given) or options.names_benches(config.args):
+        if options.asks_for_search(given, config.args):
             search_run(config)
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):

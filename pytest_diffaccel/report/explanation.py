@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_diffaccel.matrix import format_params
-from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.html.content.candidate_rows import Row
+from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures
 from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.winners import interval_text, why_unattainable
 from pytest_diffaccel.search.predict.reach import reaches
 
 # Contenders that are named, and reasons.
@@ -34,18 +34,18 @@ def explain(key: GoldenKey, found: Findings, max_loss: float) -> list[str]:
     rows = [row for row in found.rows if row.accelerator == key.accelerator]
     if not rows:
         raise ValueError(f"the store holds no candidate of {key.cell} {key.accelerator}")
-    measured = [row for row in rows if row.figures is not None]
+    measured = [(row, row.figures) for row in rows if row.figures is not None]
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
     if entry is None and (earlier := found.entries.get(key)):
         lines.append(f"golden keeps an earlier record: {earlier.status}, {format_params(earlier.params) or 'nothing'}")
-    fast = sorted((row for row in measured if reaches(_speedup(row), key.target)), key=_loss)
-    lines += _contenders(entry, fast, max_loss)
-    slow = [row for row in measured if row not in fast]
+    fast = [pair for pair in measured if reaches(pair[1].speedup, key.target)]
+    lines += _contenders(entry, sorted(fast, key=lambda pair: pair[1].lpips.value), max_loss)
+    slow = [pair for pair in measured if pair not in fast]
     if slow:
-        best = max(slow, key=lambda row: _speedup(row).value)
-        lines.append(f"not surely fast enough: {len(slow)}; the fastest of them is {_in_words(best)}")
+        best = max(slow, key=lambda pair: pair[1].speedup.value)
+        lines.append(f"not surely fast enough: {len(slow)}; the fastest of them is {_in_words(*best)}")
     lines += _unmeasured([row for row in rows if row.figures is None])
     return lines
 
@@ -54,8 +54,7 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
     if entry is None:
         return ["undecided: it is not known well enough whether a candidate reaches it"]
     if entry.status != "met":
-        why = "no candidate is surely fast enough" if entry.reason == "speed" else "the fast ones lose too much quality"
-        return [f"unattainable: {why}"]
+        return [why_unattainable(entry)]
     lines = [f"winner: {format_params(entry.params)}"]
     if entry.lpips is not None:
         chosen = f", {entry.selection_lpips:.3f} on those that it was chosen on" if entry.selection_lpips else ""
@@ -67,16 +66,16 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
     return lines
 
 
-def _contenders(entry: GoldenEntry | None, fast: Sequence[Row], max_loss: float) -> list[str]:
+def _contenders(entry: GoldenEntry | None, fast: Sequence[tuple[Row, RowFigures]], max_loss: float) -> list[str]:
     if not fast:
         return []
     params = format_params(entry.params) if entry is not None else ""
-    others = [row for row in fast if row.params != params and _loss(row) <= max_loss]
-    bad = sum(_loss(row) > max_loss for row in fast)
-    lines = [
-        f"surely fast enough: {len(fast)}" + (f"; {bad} of them cannot win: LPIPS above {max_loss:g}" if bad else "")
-    ]
-    lines += [f"  contender: {_in_words(row)}" for row in others[:_NAMED]]
+    good = [(row, figures) for row, figures in fast if figures.lpips.value <= max_loss]
+    bad = len(fast) - len(good)
+    losers = f"; {bad} of them cannot win: LPIPS above {max_loss:g}" if bad else ""
+    others = [(row, figures) for row, figures in good if row.params != params]
+    lines = [f"surely fast enough: {len(fast)}{losers}"]
+    lines += [f"  contender: {_in_words(*other)}" for other in others[:_NAMED]]
     return lines + ([f"  and {len(others) - _NAMED} more"] if len(others) > _NAMED else [])
 
 
@@ -93,18 +92,8 @@ def _unmeasured(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _in_words(row: Row) -> str:
-    speedup = _speedup(row)
-    return f"{row.params}: {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {_loss(row):.3f}"
-
-
-def _speedup(row: Row) -> Interval:
-    if row.figures is None:
-        raise ValueError(f"{row.key} was not measured")
-    return row.figures.speedup
-
-
-def _loss(row: Row) -> float:
-    if row.figures is None:
-        raise ValueError(f"{row.key} was not measured")
-    return row.figures.lpips.value
+def _in_words(row: Row, figures: RowFigures) -> str:
+    return (
+        f"{row.params}: {interval_text(figures.speedup.value, (figures.speedup.low, figures.speedup.high), 2, 'x')}, "
+        f"LPIPS {figures.lpips.value:.3f}"
+    )

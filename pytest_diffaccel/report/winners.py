@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 
-from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.matrix import Params, format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
@@ -103,10 +103,10 @@ def _targets(targets: Sequence[float]) -> str:
 
 def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str]:
     """The texts under :data:`HEADINGS`."""
-    speedup = _interval(entry.speedup, entry.speedup_ci95, 2, "x")
+    speedup = interval_text(entry.speedup, entry.speedup_ci95, 2, "x")
     if entry.device_speedup is not None:
         speedup += f" GPU {entry.device_speedup:.2f}x" + ("*" if entry.decided_by == "device" else "")
-    lpips = _interval(entry.lpips, entry.lpips_ci95, 3, "")
+    lpips = interval_text(entry.lpips, entry.lpips_ci95, 3)
     if scale and scale.unrelated and entry.lpips is not None:
         lpips += f" {entry.lpips / scale.unrelated:.0%}"
     return speedup, lpips, _fewer_steps(entry)
@@ -114,14 +114,24 @@ def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, s
 
 def said_of(entry: GoldenEntry) -> str:
     """A winner's parameters; of a target out of reach, why, and what comes nearest, in a sentence."""
-    params = format_params(entry.params).replace(",", ", ")  # so that lines break between parameters
+    params = spaced_params(entry.params)
     if entry.status == "met":
         return params
     if entry.speedup is None or entry.lpips is None:
         return "unattainable: nothing could be measured"
-    why = {"speed": "no candidate is surely fast enough", "quality": "the fast ones lose too much quality"}
     best = f"{entry.speedup:.2f}x at LPIPS {entry.lpips:.3f}, by {params}"
-    return f"unattainable: {why[entry.reason or 'speed']}; best reached: {best}"
+    return f"{why_unattainable(entry)}; best reached: {best}"
+
+
+def why_unattainable(entry: GoldenEntry) -> str:
+    """Of a target out of reach, that it is, and why."""
+    why = {"speed": "no candidate is surely fast enough", "quality": "the fast ones lose too much quality"}
+    return f"unattainable: {why[entry.reason or 'speed']}"
+
+
+def spaced_params(params: Params) -> str:
+    """Parameters in a line that breaks between them."""
+    return format_params(params).replace(",", ", ")
 
 
 def _fewer_steps(entry: GoldenEntry) -> str:
@@ -131,7 +141,8 @@ def _fewer_steps(entry: GoldenEntry) -> str:
     return f"{entry.fewer_steps.lpips:.3f} ({entry.fewer_steps.steps})" + ("" if entry.beats_fewer_steps else "!")
 
 
-def _interval(value: float | None, ends: tuple[float, float] | None, decimals: int, unit: str) -> str:
+def interval_text(value: float | None, ends: tuple[float, float] | None, decimals: int, unit: str = "") -> str:
+    """A figure with its interval; a dash for none."""
     if value is None or ends is None:
         return "-"
     return f"{value:.{decimals}f}{unit} [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]"

@@ -156,6 +156,11 @@ def names_benches(arguments: Sequence[str]) -> bool:
     return any(argument.partition("::")[0].startswith(INSTALLED_BENCHES) for argument in arguments)
 
 
+def asks_for_search(options: Namespace, arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for a search or the gate: by an option, or by naming the installed benches."""
+    return is_given(options) or names_benches(arguments)
+
+
 def is_given(options: Namespace) -> bool:
     """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
     return any(getattr(options, declared.dest) != declared.default for declared in SEARCH_OPTIONS)

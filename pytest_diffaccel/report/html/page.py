@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.matrix import Params, format_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
@@ -21,6 +20,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import target_words
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.winners import interval_text, spaced_params
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
@@ -127,15 +127,7 @@ def _templates() -> Environment:
 
 def ends(entry: GoldenEntry, name: str, decimals: int, unit: str = "") -> str:
     """A golden record's figure with its interval."""
-    value, interval_ = getattr(entry, name), getattr(entry, f"{name}_ci95")
-    if value is None or interval_ is None:
-        return ""
-    return f"{value:.{decimals}f}{unit} [{interval_[0]:.{decimals}f}, {interval_[1]:.{decimals}f}]"
-
-
-def spaced_params(params: Params) -> str:
-    """Parameters that break between each other."""
-    return format_params(params).replace(",", ", ")
+    return interval_text(getattr(entry, name), getattr(entry, f"{name}_ci95"), decimals, unit)
 
 
 def figure(value: float | None, decimals: int = 2, unit: str = "") -> str:
