@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pytest_diffaccel.cli import pytest_commands
 from pytest_diffaccel.cli.init_command import project
@@ -61,6 +62,16 @@ def test_a_new_project_calls_the_package(
     assert main(["init"]) == 2
     assert "models.toml, " in capsys.readouterr().err
     assert Path("models.toml").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_new_projects_workflow_gates_with_options_that_there_are(pytester: pytest.Pytester) -> None:
+    workflow = yaml.safe_load(project()[".github/workflows/diffaccel-gate.yml"])
+    (job,) = workflow["jobs"].values()
+    (gate,) = (step["run"] for step in job["steps"] if step.get("run", "").startswith("pytest "))
+    options = pytester.parseconfig(*gate.split()[2:]).option
+    assert options.gate
+    assert options.models == "models.toml"
+    assert options.xmlpath in [step.get("with", {}).get("path") for step in job["steps"]]
 
 
 def test_this_repositorys_benches_are_those_of_a_new_project() -> None:

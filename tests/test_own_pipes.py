@@ -25,13 +25,9 @@ from pytest_diffaccel.records.golden_file import read_golden
 
 CELL = "my-sd-EulerDiscreteScheduler-6"
 OPTIONS = ("benches", "--models", "models.toml", "--pipe", "my_sd", "--num-samples", "1", "--batch-size", "1")
-# Two down blocks of one layer: tokens at full resolution, and at half of it in the mid block.
-LAYOUT = {
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [48, 64],
-    "layers_per_block": 1,
-}
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_pipe"
+SCRIPT = runpy.run_path(str(EXAMPLE / "make_weights.py"))
+LAYOUT = SCRIPT["LAYOUT"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +39,10 @@ def only_built_in_pipes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An embedded pipeline with another UNet, of random weights."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
+    """The example's: an embedded pipeline with another UNet, of random weights."""
+    embedded_folder("SD1.5")
     folder = tmp_path_factory.mktemp("own") / "my-sd"
-    shutil.copytree(embedded_folder("SD1.5"), folder)
-    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    shutil.rmtree(folder / "unet")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        UNet2DConditionModel.from_config(config | LAYOUT).save_pretrained(folder / "unet")
+    SCRIPT["make_weights"](folder)
     return folder
 
 
@@ -150,18 +139,18 @@ def test_a_scheduler_that_cannot_be_followed_fails_each_case_in_one_line(own_sea
     result.stdout.no_fnmatch_line("*acceleration.py*")
 
 
-def test_a_hook_registers_a_pipe(small_search: SmallSearch, weights: Path) -> None:
-    small_search.add_to_conftest(
-        """
-def pytest_diffaccel_pipes(registry):
-    from pytest_diffaccel.pipes import PipeSpec
-    registry.register(PipeSpec("Mine", "StableDiffusionPipeline", built_like="SD", schedulers=("DDIM",), steps=(4, 8)))
-"""
-    )
-    (small_search.path / "models.toml").write_text(f'Mine = "{weights}"', encoding="utf-8")
-    few = ("--search-targets", "ToMe", "--grid", "coarse", "--pipe", "mine")
-    cases = collected(small_search, "benches", "--models", "models.toml", *few)
-    assert {case.partition("-ToMe")[0] for case in cases} == {"Mine-DDIM-4", "Mine-DDIM-8"}
+def test_the_example_of_a_hook_is_searched_and_recorded(small_search: SmallSearch, weights: Path) -> None:
+    for name in ("conftest.py", "models.toml"):
+        shutil.copy(EXAMPLE / name, small_search.path / name)
+    (small_search.path / "tiny-sd").symlink_to(weights)
+    tiny = ("benches", "--models", "models.toml", "--pipe", "tiny", "--search-targets", "ToMe", "--grid", "coarse")
+    groups = {case.partition("-ToMe")[0] for case in collected(small_search, *tiny)}
+    assert groups == {f"Tiny-{name}-{steps}" for name in ("DDIM", "EulerDiscreteScheduler") for steps in (4, 8)}
+    one = ("--sched", "euler_discrete_scheduler", "--steps", "4", "--exhaustive", "--blocks", "1")
+    result = small_search.pytester.runpytest_inprocess(*tiny, *one, "--num-samples", "1", "--batch-size", "1")
+    assert result.ret == 0, result.outlines
+    recorded = {(key.cell.pipe, key.cell.scheduler, key.cell.steps) for key in read_golden(small_search.golden)}
+    assert recorded == {("Tiny", "EulerDiscreteScheduler", 4)}
 
 
 @pytest.mark.parametrize(
