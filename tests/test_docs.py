@@ -12,14 +12,7 @@ from pytest_diffaccel.plugin.judge_options import JUDGE_OPTIONS
 from pytest_diffaccel.settings.options import SEARCH_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("*.md"),
-        *ROOT.glob("examples/**/*.md"),
-        ROOT / "benchmarks" / "README.md",
-    ]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
