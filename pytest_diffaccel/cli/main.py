@@ -19,15 +19,8 @@ from pytest_diffaccel.cli import (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: the command line without the program's name; None for this process's own.
-
-    Returns:
-        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
-    """
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of every command; the page of options of the docs is written from it."""
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
@@ -42,6 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         of_command.add_command(commands)
     pytest_commands.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; None for this process's own.
+
+    Returns:
+        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
+    """
+    parser = command_parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed, others = parser.parse_known_args(given)
     parsed.given = given[1:]
