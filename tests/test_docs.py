@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,6 +25,7 @@ from doc_blocks import PAGES, ROOT, Block, blocks, inline_commands, split
 from recorded import RecordedSearch
 from test_store import measurement
 
+import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.cli import pytest_commands
 from pytest_diffaccel.cli.main import command_parser, main
@@ -31,6 +33,7 @@ from pytest_diffaccel.codegen.script import generate_script
 from pytest_diffaccel.measure.measurement import Interval, Quality
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.pipes import PipeRegistry, make_known
+from pytest_diffaccel.plugin import hookspecs
 from pytest_diffaccel.plugin.fixtures import OwnCases
 from pytest_diffaccel.plugin.ini_keys import OPTIONS
 from pytest_diffaccel.plugin.judge_options import JudgeSettings
@@ -86,7 +89,7 @@ def test_no_block_is_left_out(page: Path) -> None:
     """Each is of a language that is looked at here; each comment stands before a block."""
     text, found = page.read_text(encoding="utf-8"), blocks(page)
     assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(found)
-    assert text.count("not run: ") == sum(bool(block.reason) for block in found)
+    assert len(re.findall(r"^<!-- .*\bnot run\b", text, re.MULTILINE)) == sum(bool(block.reason) for block in found)
     for block in found:
         assert block.language in ("console", "python", "toml", "yaml", "text"), f"{block}: say what language it is in"
         assert block.language == "console" or not block.reason, f"{block}: only commands may go without being run"
@@ -284,3 +287,33 @@ def parse_module(name: str, arguments: Sequence[str], monkeypatch: pytest.Monkey
         patched.delitem(sys.modules, name, raising=False)
         with pytest.raises(Parsed):
             runpy.run_module(name, run_name="__main__")
+
+
+# --- the site ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    found = [resolve_name(name) for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
+    public = [getattr(pytest_diffaccel, name) for name in pytest_diffaccel.__all__ if name != "__version__"]
+    hooks = [hook for name, hook in vars(hookspecs).items() if name.startswith("pytest_")]
+    assert len(hooks) == 2
+    assert all(one in found for one in (*public, *hooks))
+
+
+def test_the_page_of_options_has_all_of_them() -> None:
+    page = site_pages().options_page()
+    for option in OPTIONS:
+        assert f"| `{option.names[0]}" in page
+    assert "## diffaccel golden merge" in page
+    assert "None" not in page
+
+
+def site_pages() -> Any:
+    """What mkdocs.yml hooks in; it needs no mkdocs until it is called."""
+    spec = spec_from_file_location("site_pages", ROOT / "docs" / "site_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
