@@ -27,7 +27,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
-from pytest_diffaccel.records.gate_sessions import GateSession
+from pytest_diffaccel.records.gate_sessions import GateSession, add_sessions, subject
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -272,6 +272,7 @@ def test_scores_that_cannot_be_written_are_refused_before_the_first_script(pytes
 
 GATE = ("--gate", "--search-targets", "deepcache")
 TIMES_S = (0.5, 0.4, 0.6)
+OK = Verdict((Finding("speed", "ok", "as fast"),), (), (), (("speedup", 1.5),))
 
 
 @pytest.fixture
@@ -279,7 +280,7 @@ def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A folder with one golden winner, whose gate makes up what it finds."""
     made_up.folder.golden.parent.mkdir()
     write_golden(made_up.folder.golden, {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
-    reference = GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
+    reference = GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, figure_s=8.0)
     showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
     verdict = Verdict(showing.findings, (), (), showing.figures)
     monkeypatch.setattr(GateRun, "_judge", lambda *_: (verdict, showing))
@@ -308,6 +309,42 @@ def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: p
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["diffaccel gate: golden/gate.json could not be written: *No space left on device"])
     assert result.ret == gate_report.BROKE_OFF
+
+
+def test_a_budget_that_is_less_than_recording_takes_is_told(gate: MadeUp) -> None:
+    """Of a first recording after its first case, of a later one at the start; at the end not what is no use."""
+    first = gate.run(*GATE, "--update-golden", "--gate-budget", "30s")
+    whatever = "diffaccel gate: recording times 5 figures of every case, whatever the budget is"
+    here = f"{whatever}: here about * of timing, and --gate-budget is 30 s"
+    ends = "*a --gate-budget above 80s, or further such runs, tell more"
+    first.stdout.fnmatch_lines([f"{whatever}; how long they take is told after*", "ok *", here, "ok *", ends])
+    gate.run(*GATE, "--update-golden", "--gate-budget", "30s").stdout.fnmatch_lines([here, "ok *", ends])
+    gate.run(*GATE, "--update-golden", "--gate-budget", "2min").stdout.no_fnmatch_line(f"{whatever}*")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "status", "remedy"),
+    [
+        (20.0, "speed", "--gate-budget * or more: pictures take some of it"),
+        (0.1, "speed", "a quieter machine or a longer --gate-budget: *"),
+        (20.0, "quality", "golden and references of more samples (--num-samples): *"),
+        (None, "speed", "record references while all is well: pytest benches --gate --update-golden"),
+    ],
+)
+def test_the_end_of_a_gate_advises_what_its_start_does(
+    gate: MadeUp, monkeypatch: pytest.MonkeyPatch, recorded: float | None, status: str, remedy: str
+) -> None:
+    key, figures = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0", (("speedup", 1.5),)
+    if recorded is not None:
+        session = GateSession(0.4, 0.002, 20.0, 0.005, 1.0, (0.1,), 0, "", MET.environment, figure_s=recorded)
+        add_sessions(gate.folder.golden, {subject(MET.environment, key): session})
+    verdict = Verdict((Finding(status, "inconclusive", "not certain"),), (), (), figures)
+    monkeypatch.setattr(GateRun, "_judge", lambda _, case: (verdict if case.candidate else OK, None))
+    result = gate.run(*GATE, "--gate-budget", "1min", "--gate-slowdown", "5%")
+    start, _, end = result.stdout.str().partition("baseline: ")
+    assert "warning: 1 case could not be decided" in end
+    result.stdout.fnmatch_lines([f"  it takes: {remedy}"])
+    assert (remedy.partition("*")[0] in start) == ("quieter" not in remedy and status == "speed")
 
 
 def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:
