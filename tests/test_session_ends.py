@@ -25,6 +25,7 @@ from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
+from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.gate_sessions import GateSession, add_sessions, subject
@@ -36,7 +37,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate_report, session
 from pytest_diffaccel.report.case_log import CaseLog
-from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
+from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Measured, Refusal, Winners
 from pytest_diffaccel.search.search_run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
@@ -62,6 +63,7 @@ class MadeUp:
         left: promising candidates that its budget leaves out.
         verifies: whether its cell's winners are verified.
         misfit: why the model takes none of its group's candidates.
+        undecided: what comes nearest to targets of which no more is known; then none is decided.
         measured: candidates that it was asked for.
     """
 
@@ -70,10 +72,12 @@ class MadeUp:
     left: int = 0
     verifies: bool = True
     misfit: str = ""
+    undecided: tuple[Chosen, ...] = ()
     measured: list[Candidate] = field(default_factory=list)
 
     def run(self, *arguments: str) -> pytest.RunResult:
-        return self.pytester.runpytest_inprocess("benches", *SMALL_OPTIONS, *arguments)
+        options = [one for one in SMALL_OPTIONS if one != "--exhaustive" or "--search-budget" not in arguments]
+        return self.pytester.runpytest_inprocess("benches", *options, *arguments)
 
     def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
         self.measured.append(candidate)
@@ -86,7 +90,8 @@ class MadeUp:
         missing = POINTS - len(self.measured)
         if missing and not self.left:
             return replace(found, refused=Refusal("unfinished", f"{missing} candidates are not measured yet"))
-        of_cell = CellWinners((Decided(GoldenKey.parse(KEY), MET, None),), (), (), ENVIRONMENT, "", ())
+        decided = () if self.undecided else (Decided(GoldenKey.parse(KEY), MET, None),)
+        of_cell = CellWinners(decided, self.undecided, (), ENVIRONMENT, "", ())
         return replace(found, of_cell=of_cell if self.verifies else None)
 
 
@@ -350,6 +355,95 @@ def test_the_end_of_a_gate_advises_what_its_start_does(
 def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:
     result = gate.run(*GATE, "-p", "no:terminal")
     assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
+
+
+# --- stopped -----------------------------------------------------------------------------------------------------
+
+# As Ctrl-C does, but for pytester, which would end with what runs in its process.
+STOPPING = """
+def pytest_runtest_teardown(item):
+    stopping.append(item)
+    if len(stopping) == {cases}:
+        item.session.shouldstop = "stopped"
+
+stopping = []
+"""
+
+
+@pytest.mark.parametrize(("arguments", "without"), [((), ""), (("--fresh",), " without --fresh")])
+def test_a_search_that_is_stopped_says_what_is_kept_and_how_it_goes_on(
+    made_up: MadeUp, arguments: tuple[str, ...], without: str
+) -> None:
+    made_up.folder.add_to_conftest(STOPPING.format(cases=2))
+    result = made_up.run("--grid", "coarse", *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        [
+            "diffaccel: stopped after 2 of 4 cases: what they measured is stored, only the case under way is lost; "
+            f"the same command{without} goes on"
+        ]
+    )
+    assert "next:" not in result.stdout.str()
+    assert "not recorded" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing is kept of their verdicts but what is above; the same command judges all cases"),
+        (
+            ("--update-golden",),
+            "1 recorded session is kept in golden/gate.json; the same command times all cases again",
+        ),
+    ],
+)
+def test_so_does_a_gate(gate: MadeUp, arguments: tuple[str, ...], said: str) -> None:
+    gate.folder.add_to_conftest(STOPPING.format(cases=1))
+    result = gate.run(*GATE, *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["gate: 1 ok of 2", f"stopped after 1 of 2 cases: {said}"])
+    assert "next:" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--scores", "s.json"),
+            "their verdicts are in s.json; --ids 193-194,196 and another --scores judges the others",
+        ),
+        ((), "only --scores FILE keeps verdicts; --ids 193-194,196 judges the others"),
+    ],
+)
+def test_so_does_the_judge(pytester: pytest.Pytester, arguments: tuple[str, ...], said: str) -> None:
+    verdict = ScriptVerdict("192", (StageResult("static", "passed"),)).to_json()
+    pytester.makepyfile(
+        f"def test_a(request): request.node.user_properties.append(({PROPERTY!r}, {json.dumps(verdict)!r}))\n"
+        "def test_b(request): request.session.shouldstop = 'stopped'\ndef test_c(): pass"
+    )
+    result = pytester.runpytest_inprocess("--ids", "192-194,196", *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([f"stopped after 1 of 4 tasks: {said}"])
+
+
+# --- undecided ---------------------------------------------------------------------------------------------------
+
+
+def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
+    nearest = Chosen(GoldenKey.parse(KEY), {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1)
+    made_up.undecided = (nearest,)
+    shown = "  SD1.5 DDIM 20 Echo 1.2x: 1.20x ?1.10, 1.30?, LPIPS 0.100, echo_interval=10"
+    stays = "undecided: 1 target; its golden record stays as it is"
+    made_up.run().stdout.fnmatch_lines([f"{stays}; the same command measures no more of it; with --fresh *", shown])
+    made_up.left = 5
+    result = made_up.run("--search-budget", "1min")
+    result.stdout.fnmatch_lines(
+        [
+            f"{stays}; the time was up, the same command goes on",
+            shown,
+            "search budget: 5 promising candidates were not tried; the same command goes on",
+        ]
+    )
 
 
 # --- without a terminal ------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
+from pytest_diffaccel.report.next_steps import next_steps
+from pytest_diffaccel.report.winners import changes_text, winners_table
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
 

@@ -35,7 +35,7 @@ class Prospect:
         share: of the budget, what is for this winner, above 0 and at most 1.
         is_shown: whether 95% of such runs show the slowdown that matters.
         shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
-        needed_s: seconds of timing after which they show the one that matters, above 0; infinite when no time is enough.
+        needed_s: seconds of timing, above 0, after which they show the one that matters; infinite when none are enough.
     """
 
     case: GateCase
@@ -155,10 +155,9 @@ def remedies(found: Sequence[Prospect]) -> dict[str, str]:
 def by_remedy(said: Iterable[str]) -> list[str]:
     """A line per remedy: for how many winners, and what it is."""
     counts = Counter(said)
-    of_all = len(counts) == 1
-    return [
-        f"it takes{'' if of_all else f', for {count} of {counts.total()}'}: {remedy}" for remedy, count in counts.items()
-    ]
+    if len(counts) == 1:
+        return [f"it takes: {remedy}" for remedy in counts]
+    return [f"it takes, for {count} of {counts.total()}: {remedy}" for remedy, count in counts.items()]
 
 
 def as_option(seconds: float) -> str:

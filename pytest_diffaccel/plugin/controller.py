@@ -71,6 +71,7 @@ class Reporting:
         self._made: SessionReport | GateReport | None = None
         # By a place that cannot be written, before the first case: then there is nothing to sum up.
         self._is_refused = False
+        self._has_begun = False
         self._log = _open_log(config.option.diffaccel_log)
 
     @cached_property
@@ -160,6 +161,7 @@ class Reporting:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
         is_quiet = getattr(self._config.option, "verbose", 0) <= 0  # absent where there is no terminal
+        self._has_begun = True
         if self._made is not None and gate_run(self._config) is None and is_quiet:
             cast("SessionReport", self._made).case_began(nodeid)
 
@@ -201,12 +203,15 @@ class Reporting:
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
         if not self._config.pluginmanager.has_plugin("terminalreporter"):
-            self._made.summary()  # nobody else asks for it; it writes files, too
+            self._sum_up(exitstatus)  # nobody else asks for it; it writes files, too
+
+    def _sum_up(self, exitstatus: int) -> None:
+        if self._made is not None and not self._is_refused:
+            self._made.summary(stopped=self._has_begun and exitstatus == pytest.ExitCode.INTERRUPTED)
 
     def pytest_terminal_summary(self, exitstatus: int) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""
-        if self._made is not None and not self._is_refused:
-            self._made.summary()
+        self._sum_up(exitstatus)
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
             command = f"{options.benches_command()} ..."

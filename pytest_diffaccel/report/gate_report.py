@@ -69,8 +69,8 @@ class GateReport:
         doing = f"budget {duration(gate.budget_s)}"
         doing = f"recording references, {doing}" if self._settings.update_golden else doing
         self._terminal.write_line(
-            f"diffaccel gate: {self._cases} cases of {self._settings.golden}, models: {self._settings.models}; "
-            f"slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
+            f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
+            f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
         for line in self._what_recording_takes() if self._run.recording else self._what_can_be_shown():
             self._terminal.write_line(f"diffaccel gate: {line}")
@@ -144,9 +144,13 @@ class GateReport:
             return NOTHING_MEASURED
         return int(exitstatus)
 
-    def summary(self) -> None:
-        """Verdicts that are not ok, in full; how many are; what changed since golden; what to do next."""
-        if not self._results and not self._broken:
+    def summary(self, *, stopped: bool) -> None:
+        """Verdicts that are not ok, in full; how many are; what changed since golden; what to do next.
+
+        Args:
+            stopped: whether the run was, by Ctrl-C or the like, before its last case.
+        """
+        if not self._results and not self._broken and not stopped:
             return
         self._terminal.section("diffaccel: gate")
         counts = Counter[str](result.status for result in self._results)
@@ -162,14 +166,25 @@ class GateReport:
         causes = list(dict.fromkeys(cause for result in self._results for cause in result.verdict.causes))
         if causes:
             self._terminal.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
-        counted = [f"{count} {status}" for status, count in counts.items()]
-        counted += [f"{len(self._broken)} broke off"] if self._broken else []
-        self._terminal.write_line(f"gate: {', '.join(counted)} of {self._cases}")
-        steps = self._next_steps(counts)
+        said = [f"{count} {status}" for status, count in counts.items()]
+        said += [f"{len(self._broken)} broke off"] if self._broken else []
+        self._terminal.write_line(f"gate: {', '.join(said) or 'nothing judged'} of {self._cases}")
+        steps = [self._stopped()] if stopped else self._next_steps(counts)
         for line in steps:
             self._terminal.write_line(line)
         for line in write_step_summary(gate_summary(self._results, self._broken, self._cases, steps)):
             self._terminal.write_line(line)
+
+    def _stopped(self) -> str:
+        """What is kept of a run that was stopped, and what goes on."""
+        ended = f"stopped after {len(self._results) + len(self._broken)} of {counted(self._cases, 'case')}"
+        if not self._run.recording:
+            return f"{ended}: nothing is kept of their verdicts but what is above; the same command judges all cases"
+        path = self._settings.golden.with_name(REFERENCE_NAME)
+        return (
+            f"{ended}: {counted(len(self._recorded), 'recorded session is', 'recorded sessions are')} kept in {path}; "
+            "the same command times all cases again"
+        )
 
     def _next_steps(self, counts: Mapping[str, int]) -> list[str]:
         lines = []
@@ -199,8 +214,8 @@ class GateReport:
             lines += [f"  {line}" for line in by_remedy(map(self._remedy, undecided))]
         if counts.get("warning"):
             lines.append(
-                f"warning: {counts['warning']} case(s) became slower in a way that fails no run; what it may be stands "
-                "with them. A host that takes longer to launch accelerated steps: Python or a library "
+                f"warning: {counted(counts['warning'], 'case')} became slower in a way that fails no run; what it may "
+                "be stands above. A host that takes longer to launch accelerated steps: Python or a library "
                 "(--gate-host-fails fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")

@@ -15,6 +15,15 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
+from pytest_diffaccel.report.next_steps import (
+    group_of,
+    left_out,
+    next_steps,
+    stopped_text,
+    undecided_text,
+    unfit_text,
+    unrecorded_text,
+)
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.sent_results import CaseResult
@@ -24,19 +33,15 @@ from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import (
     calibration_text,
     changes_text,
-    left_out,
-    next_steps,
     provisional_text,
     slowdown_text,
-    undecided_text,
-    unfit_text,
-    unrecorded_text,
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
 from pytest_diffaccel.search.news import News
 from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -81,6 +86,8 @@ class SessionReport:
         self._asked: dict[str, str] = {}
         self._recorded: set[str] = set()
         self._unwritten = Unwritten(terminal)
+        self._cases = 0
+        self._is_stopped = False
 
     def announce(self, cases: Mapping[str, SearchCase | None]) -> None:
         """Say how many cases there are, before the first; how long they take is known once something was measured.
@@ -92,6 +99,7 @@ class SessionReport:
         """
         settings = self._settings
         read_golden(settings.golden)
+        self._cases = len(cases)
         known = {name: case for name, case in cases.items() if case is not None}
         time_left = TimeLeft(
             known,
@@ -106,12 +114,13 @@ class SessionReport:
         self._terminal.showfspath = False
         self._terminal.write_line("")
         self._terminal.write_line(
-            f"diffaccel: {len(cases)} cases in {len(settings.cells)} cell(s), models: {settings.models}; "
+            f"diffaccel: {counted(len(cases), 'case')} in {counted(len(settings.cells), 'cell')}, models: "
+            f"{settings.models}; "
             f"the time left is shown {when}"
         )
         self._terminal.write_line(
             "diffaccel: narrow with --pipe --sched --steps --search-targets --grid coarse; "
-            "Ctrl-C loses nothing, the same command goes on"
+            f"Ctrl-C loses nothing, {settings.goes_on}"
         )
         self._terminal.flush()
 
@@ -198,9 +207,9 @@ class SessionReport:
         except (OSError, JsonFileError) as error:  # hours of measurements are stored: the search goes on
             self._tell(f"{self._settings.golden} could not be written: {error}")
             why = f"{self._settings.golden} could not be written; what was measured is stored"
-            self._asked |= dict.fromkeys(map(_group, {**found, **undecided}), why)
+            self._asked |= dict.fromkeys(map(group_of, {**found, **undecided}), why)
             return
-        self._recorded |= {_group(key) for key in (*found, *undecided)}
+        self._recorded |= {group_of(key) for key in (*found, *undecided)}
         self._entries |= found
         self._undecided |= undecided
         self._changes |= {change.key: change for change in changes}
@@ -228,15 +237,24 @@ class SessionReport:
 
     @property
     def _not_recorded(self) -> dict[str, str]:
+        if self._is_stopped:  # the rest of the session would have recorded them
+            return {}
         known = {*self._recorded, *self._left, *self._unfit}
         return {group: why for group, why in self._asked.items() if group not in known}
 
-    def summary(self) -> None:
-        """Winners, changes to the golden database, pictures, the report, and what to do next."""
+    def summary(self, *, stopped: bool) -> None:
+        """Winners, changes to the golden database, pictures, the report, and what to do next.
+
+        Args:
+            stopped: whether the session was, by Ctrl-C or the like, before its last case.
+        """
+        self._is_stopped = stopped
         if self._settings.golden_prune:
             self._prune()
         if self._entries or self._undecided or self._left or self._unfit or self._not_recorded:
             self._show_winners()
+        if stopped:
+            self._write(self._next_steps())
         if self._progress:
             self._write_step_summary()
         if self._settings.report:
@@ -264,18 +282,26 @@ class SessionReport:
         self._terminal.section("diffaccel: winners")
         width = get_terminal_size().columns
         self._write(winners_table(self._entries, self._environments, width))
-        without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
-        self._write([*undecided_text(self._undecided), *without])
+        without = [
+            *left_out(self._left, self._settings),
+            *unfit_text(self._unfit),
+            *unrecorded_text(self._not_recorded),
+        ]
+        self._write([*undecided_text(self._undecided, self._left, self._settings), *without])
         self._write(changes_text(list(self._changes.values()), self._settings.golden, width))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
-        self._write(self._next_steps())
+        if not self._is_stopped:
+            self._write(self._next_steps())
 
     def _write(self, lines: Iterable[str]) -> None:
         for line in lines:
             self._terminal.write_line(line)
 
     def _next_steps(self) -> list[str]:
+        if self._is_stopped:
+            ended = self._outcomes.total()
+            return [stopped_text(ended, self._cases, len(self._entries), self._settings)]
         changes, failed = list(self._changes.values()), self._outcomes["failed"]
         return next_steps(
             self._settings, changes, failed=failed, launch_bound=self._launch_bound, entries=self._entries
@@ -300,8 +326,3 @@ class SessionReport:
             self._terminal.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")
         else:
             self._changes |= {change.key: change for change in changes}
-
-
-def _group(key: GoldenKey) -> str:
-    """The group that a golden key belongs to, as cases' results name it."""
-    return f"{key.cell} {key.accelerator}"

@@ -89,6 +89,11 @@ class Settings:
         }
         return tuple(words for words, holds in said.items() if holds)
 
+    @property
+    def goes_on(self) -> str:
+        """What goes on with this search where it was stopped, in words: ``--fresh`` would begin anew."""
+        return f"the same command{' without --fresh' if self.fresh else ''} goes on"
+
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
         """Check every option.
