@@ -8,7 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.settings.work_folder import WORK
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.export_rows import Row
@@ -46,7 +48,7 @@ def _export(parsed: argparse.Namespace) -> int:
         parsed.output.write_text(text, encoding="utf-8", newline="\n")
     counts = Counter(row["status"] for row in rows)
     said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "failed", "skipped"))
-    print(f"{parsed.output}: {len(rows)} rows: {said}")
+    print_lines(f"{parsed.output}: {counted(len(rows), 'row')}: {said}")
     return 0
 
 

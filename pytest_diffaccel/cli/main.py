@@ -17,6 +17,7 @@ from pytest_diffaccel.cli import (
     report_command,
     tasks_command,
 )
+from pytest_diffaccel.report.terminal import print_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (OSError, ValueError) as error:
-        print(f"diffaccel: {_words(error)}", file=sys.stderr)
+        print_lines(f"diffaccel: {_words(error)}", sys.stderr)
         return 2
 
 

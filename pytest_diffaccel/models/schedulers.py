@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_diffaccel.words import counted
+
 #: diffusers class and settings of its own, by scheduler name.
 SCHEDULER_CLASSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "DDIM": ("DDIMScheduler", {}),
@@ -221,6 +223,6 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     # Fewer are followed without fault; that a scheduler has lost a step is for the gate to say.
     if len(timesteps) > steps:
         raise UnfollowedTimesteps(
-            f"{name} calls the denoiser {len(timesteps)} times in {steps} steps, which the accelerators cannot follow; "
-            "take a scheduler of one call per step"
+            f"{name} calls the denoiser {len(timesteps)} times in {counted(steps, 'step')}, which the accelerators "
+            "cannot follow; take a scheduler of one call per step"
         )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
     from pytest_diffaccel.report.gate_report import GateReport
     from pytest_diffaccel.report.session import SessionReport
-    from pytest_diffaccel.report.terminal import Terminal
+    from pytest_diffaccel.report.terminal import Screen, Terminal
     from pytest_diffaccel.search.results import Broken
 
 #: Category, letter and word of a report, as pytest's hook returns them.
@@ -75,17 +75,20 @@ class Reporting:
         self._log = _open_log(config.option.diffaccel_log)
 
     @cached_property
-    def _terminal(self) -> Terminal:
-        from pytest_diffaccel.report.terminal import NoTerminal
+    def _screen(self) -> Screen:
+        from pytest_diffaccel.report.terminal import NoTerminal, Screen
 
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        return NoTerminal() if reporter is None else cast("Terminal", reporter)
+        verbosity = getattr(self._config.option, "verbose", 0)  # absent where there is no terminal
+        screen = Screen(NoTerminal() if reporter is None else cast("Terminal", reporter), verbosity)
+        self._config.add_cleanup(screen.end_live_line)  # whatever ends the session
+        return screen
 
     @cached_property
     def _unwritten(self) -> Unwritten:
         from pytest_diffaccel.report.case_log import Unwritten
 
-        return Unwritten(self._terminal)
+        return Unwritten(self._screen)
 
     @property
     def _report(self) -> SessionReport | GateReport:
@@ -93,13 +96,13 @@ class Reporting:
             from pytest_diffaccel.report.gate_report import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
-            terminal = self._terminal
+            screen = self._screen
             run, gate = search_run(self._config), gate_run(self._config)
             if gate is not None:
-                self._made = GateReport(gate, terminal)
+                self._made = GateReport(gate, screen)
             else:
                 self._made = SessionReport(
-                    run.settings, run.registry, terminal, _command(self._config), run.session.workers
+                    run.settings, run.registry, screen, _command(self._config), run.session.workers
                 )
         return self._made
 
@@ -141,13 +144,13 @@ class Reporting:
         told = "what both look for is measured twice; stop one of them, or"
         in_folder = other_session(self._config)
         if in_folder:
-            self._terminal.write_line(
+            self._screen.write_line(
                 f"diffaccel: another session searches in this folder ({in_folder}): {told} start it in another folder"
             )
         with suppress(StoreError):  # which the first case will tell
             run = search_run(self._config)
             for other in sessions_of_store(self._config, run, is_told_of_folder=bool(in_folder)):
-                self._terminal.write_line(
+                self._screen.write_line(
                     f"diffaccel: another session searches into this store ({other}): {told} give another --store"
                 )
 
@@ -200,6 +203,7 @@ class Reporting:
         """What pytest's own exit code cannot tell: a gate's verdicts, and a search that did not record its winners."""
         if self._made is None or self._is_refused:
             return
+        self._screen.end_live_line()  # pytest's next line would leave it where it is
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
         if not self._config.pluginmanager.has_plugin("terminalreporter"):
@@ -215,4 +219,4 @@ class Reporting:
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
             command = f"{options.benches_command()} ..."
-            self._terminal.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")
+            self._screen.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")

@@ -206,16 +206,19 @@ class JudgeReporting:
         """Pass rates, what golden lacks, and where it is out of date."""
         if not self._tests:
             return
+        from pytest_diffaccel.report.terminal import Screen
+
         settings = judge_settings(self._config)
         verdicts = self._verdicts(settings)
-        terminalreporter.section("judged scripts")
+        screen = Screen(terminalreporter, 0)
+        screen.section("judged scripts")
         for line in (
             *self._rates(settings, verdicts),
             *self._gaps(settings, verdicts),
             *self._outdated(settings, verdicts),
             *(self._stopped(settings, verdicts) if exitstatus == pytest.ExitCode.INTERRUPTED else ()),
         ):
-            terminalreporter.write_line(line)
+            screen.write_line(line)
 
     def _rates(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         if not verdicts:
@@ -243,7 +246,7 @@ class JudgeReporting:
             have = counted(len(tasks), "task has", "tasks have")
             yield f"{have} no golden record; record {'it' if len(tasks) == 1 else 'them'} with: {command}"
         if left := len(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded)):
-            yield f"{left} of the {len(settings.tasks)} tasks asked for were not judged and are not counted"
+            yield f"{left} of {counted(len(settings.tasks), 'task')} asked for: not judged, and not counted"
         if settings.without_script:
             yield (
                 f"{settings.without_script} of the 1134 tasks have no script in {settings.code} and are not counted; "

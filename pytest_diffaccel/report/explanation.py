@@ -13,6 +13,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures
 from pytest_diffaccel.report.html.content.findings import Findings
 from pytest_diffaccel.report.winners import interval_text, why_unattainable
 from pytest_diffaccel.search.predict.reach import reaches
+from pytest_diffaccel.words import counted
 
 # Contenders that are named, and reasons.
 _NAMED, _REASONS = 3, 4
@@ -58,7 +59,8 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
     lines = [f"winner: {format_params(entry.params)}"]
     if entry.lpips is not None:
         chosen = f", {entry.selection_lpips:.3f} on those that it was chosen on" if entry.selection_lpips else ""
-        lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {entry.num_samples} pictures{chosen}")
+        pictures = counted(entry.num_samples, "picture")
+        lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {pictures}{chosen}")
     if entry.fewer_steps is not None:
         word = "more" if entry.beats_fewer_steps else "less"
         rival = entry.fewer_steps

@@ -22,7 +22,7 @@ from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.gate_run import GateRun
-    from pytest_diffaccel.report.terminal import Terminal
+    from pytest_diffaccel.report.terminal import Screen
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
@@ -35,11 +35,11 @@ _GRAVEST = {"ok": 0, "improved": 1, "warning": 2, "inconclusive": 3, "regressed"
 class GateReport:
     """Everything the controller shows and records of a gate run."""
 
-    def __init__(self, run: GateRun, terminal: Terminal) -> None:
+    def __init__(self, run: GateRun, screen: Screen) -> None:
         self._run = run
         self._settings = run.settings
         self._gate = run.gate
-        self._terminal = terminal
+        self._screen = screen
         self._cases = 0
         self._began = time.monotonic()
         self._results: list[GateVerdict] = []
@@ -55,12 +55,11 @@ class GateReport:
             cases: the cases' node ids.
         """
         self._cases = len(cases)
-        self._terminal.showfspath = False
-        self._terminal.write_line("")
+        self._screen.begin()
         if not cases:
             cell = self._settings.cells[0]
             command = benches_command("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
-            self._terminal.write_line(
+            self._screen.write_line(
                 f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
                 f"some: {command}"
             )
@@ -68,13 +67,12 @@ class GateReport:
         gate = self._gate
         doing = f"budget {duration(gate.budget_s)}"
         doing = f"recording references, {doing}" if self._settings.update_golden else doing
-        self._terminal.write_line(
+        self._screen.tell(
             f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
             f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
         for line in self._what_recording_takes() if self._run.recording else self._what_can_be_shown():
-            self._terminal.write_line(f"diffaccel gate: {line}")
-        self._terminal.flush()
+            self._screen.tell(f"diffaccel gate: {line}")
 
     def _what_can_be_shown(self) -> list[str]:
         without = len(self._run.without_reference)
@@ -105,15 +103,14 @@ class GateReport:
         """
         if isinstance(result, Broken):
             self._broken.append(result.case)
-            self._terminal.write_line(self._line("broke off", result.case, case.outcome))
+            self._screen.write_line(self._line("broke off", result.case, case.outcome))
         if isinstance(result, GateVerdict):
             self._results.append(result)
-            self._terminal.write_line(self._line(result.status, result.case, _short(result.verdict)))
-            self._terminal.flush()
+            self._screen.write_line(self._line(result.status, result.case, _short(result.verdict)))
             if result.sessions:
                 self._add(result.sessions)
             for line in self._what_recording_takes() if self._run.recording else ():
-                self._terminal.write_line(f"diffaccel gate: {line}")
+                self._screen.write_line(f"diffaccel gate: {line}")
 
     def _add(self, found: Mapping[str, GateSession]) -> None:
         """Record references; where that fails, the cases that are left are judged all the same."""
@@ -121,7 +118,7 @@ class GateReport:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
         except (OSError, JsonFileError) as error:
             path = self._settings.golden.with_name(REFERENCE_NAME)
-            self._terminal.write_line(f"diffaccel gate: {path} could not be written: {error}")
+            self._screen.write_line(f"diffaccel gate: {path} could not be written: {error}")
             self._unwritten = True
         else:
             self._recorded |= found
@@ -152,28 +149,28 @@ class GateReport:
         """
         if not self._results and not self._broken and not stopped:
             return
-        self._terminal.section("diffaccel: gate")
+        self._screen.section("diffaccel: gate")
         counts = Counter[str](result.status for result in self._results)
         for result in self._results:
             notes = result.verdict.notes
             if result.status != "ok":
                 targets = ", ".join(f"{target:g}x" for target in result.targets)
-                self._terminal.write_line(result.case + (f" (winner for {targets})" if targets else ""))
+                self._screen.write_line(result.case + (f" (winner for {targets})" if targets else ""))
                 for line in result.verdict.describe().splitlines():
-                    self._terminal.write_line(f"  {line}")
+                    self._screen.write_line(f"  {line}")
             elif notes:
-                self._terminal.write_line(f"{result.case}: {'; '.join(notes)}")
+                self._screen.write_line(f"{result.case}: {'; '.join(notes)}")
         causes = list(dict.fromkeys(cause for result in self._results for cause in result.verdict.causes))
         if causes:
-            self._terminal.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
+            self._screen.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
         said = [f"{count} {status}" for status, count in counts.items()]
         said += [f"{len(self._broken)} broke off"] if self._broken else []
-        self._terminal.write_line(f"gate: {', '.join(said) or 'nothing judged'} of {self._cases}")
+        self._screen.write_line(f"gate: {', '.join(said) or 'nothing judged'} of {self._cases}")
         steps = [self._stopped()] if stopped else self._next_steps(counts)
         for line in steps:
-            self._terminal.write_line(line)
+            self._screen.write_line(line)
         for line in write_step_summary(gate_summary(self._results, self._broken, self._cases, steps)):
-            self._terminal.write_line(line)
+            self._screen.write_line(line)
 
     def _stopped(self) -> str:
         """What is kept of a run that was stopped, and what goes on."""

@@ -16,6 +16,20 @@ from pytest_diffaccel.words import counted
 _WORTH_A_WORD = 1.05
 
 
+def narrowing_text(settings: Settings) -> str:
+    """The options that would ask for less, to begin a sentence; empty where the search asks for as little as it can."""
+    cells = settings.cells
+    wide = {
+        "--pipe": len({cell.pipe for cell in cells}) > 1,
+        "--sched": len({cell.scheduler for cell in cells}) > 1,
+        "--steps": len({cell.steps for cell in cells}) > 1,
+        "--search-targets": len(settings.accelerators) > 1,
+        "--grid coarse": not settings.coarse,
+    }
+    options = " ".join(option for option, is_wide in wide.items() if is_wide)
+    return f"narrow with {options}; " if options else ""
+
+
 def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str], settings: Settings) -> list[str]:
     """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest.
 
@@ -101,6 +115,8 @@ def stopped_text(ended: int, cases: int, recorded: int, settings: Settings) -> s
         recorded: records that are in golden.
         settings: the search's settings.
     """
+    if not ended:
+        return f"diffaccel: stopped before the first of {counted(cases, 'case')} ended; {settings.goes_on}"
     written = f" and {counted(recorded, 'golden record')} written" if recorded else ""
     return (
         f"diffaccel: stopped after {ended} of {counted(cases, 'case')}: what they measured is stored{written}, only "

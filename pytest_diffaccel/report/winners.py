@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from textwrap import wrap
 
 from pytest_diffaccel.matrix import Params, format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
@@ -16,6 +15,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Winners
+from pytest_diffaccel.words import lines as wrapped
 
 # Of LPIPS in four digits.
 _LEAST_SHOWN = 0.00005
@@ -48,9 +48,9 @@ def winners_table(
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
         title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
-        lines += ["", *wrap(title, width, subsequent_indent=_INDENT), *_table(rows, scale, width)]
+        lines += ["", *wrapped(title, width), *_table(rows, scale, width)]
         for note in legend([entry for _, entry in rows], scale):
-            lines += wrap(note, width, subsequent_indent=_INDENT)
+            lines += wrapped(note, width)
     return lines
 
 
@@ -81,7 +81,7 @@ def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | 
             winner = list(same)
             entry, targets = winner[0][1], _targets([key.target for key, _ in winner])
             table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
-            below = wrap(said_of(entry), width - len(_INDENT), break_on_hyphens=False, break_long_words=False)
+            below = wrapped(said_of(entry), width - len(_INDENT), indent="")
             around.append((above, list(map(_indented, below))))
             above = []
     # Whatever the width: a figure that is cut off is none.
@@ -167,7 +167,7 @@ def _change_lines(change: Change, width: int) -> list[str]:
         before, arrow, after = detail.partition(" -> ")
         fits = len(detail) + len(_INDENT) <= width or not arrow
         parts += [_INDENT + detail] if fits else [_INDENT + before, f"{_INDENT}  -> {after}"]
-    return [line for part in parts for line in wrap(part, width, subsequent_indent=2 * _INDENT, break_on_hyphens=False)]
+    return [line for part in parts for line in wrapped(part, width)]
 
 
 def calibration_text(pipe: str, calibration: Calibration, left: str | None) -> str:
