@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.cli.generate_command import asked_task
 from pytest_diffaccel.cli.report_command import add_places, material_of
 from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.golden_key import GoldenKey
@@ -29,7 +30,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     found = [one for one in find(material) if one.cell == key.cell]
     if not found:
         raise ValueError(f"the store holds nothing of {key.cell}; search it first")
-    print_lines("\n".join(explain(key, found[0], material.max_loss)))
+    print_lines("\n".join(explain(key, found[0], material, parsed.store or str(WORK.store))))
     return 0
 
 

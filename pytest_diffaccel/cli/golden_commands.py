@@ -76,6 +76,10 @@ def _show(parsed: argparse.Namespace) -> int:
         print("\n".join(summary_table(entries)))
         return 0
     print_lines("\n".join(winners_table(entries, golden.environments, width())))
+    print_lines(
+        f"\nof golden ({parsed.golden}), which keeps what was first recorded; what the last search found, and why, is "
+        "told by: diffaccel explain KEY"
+    )
     return 0
 
 
