@@ -1,8 +1,9 @@
-"""How sentences are written: counts with their nouns, and lines that fit a terminal; pure Python."""
+"""How sentences are written: counts with their nouns, lines that fit a terminal, what may be meant; pure Python."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from textwrap import wrap
 
 # What no line may end within: a figure's interval, a number and its unit, an option and its value, a command.
@@ -39,3 +40,18 @@ def lines(text: str, width: int, indent: str = "    ") -> list[str]:
     bound = _WHOLE.sub(lambda found: found[0][0] + found[0][1:].replace(" ", _BOUND), text)
     wrapped = wrap(bound, width, subsequent_indent=own + indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace(_BOUND, " ") for line in wrapped]
+
+
+def meant(text: str, spellings: Mapping[str, str]) -> str:
+    """`` (did you mean SD1.5?)`` for what is nearly a known spelling; empty for what is near none, as no number is.
+
+    Args:
+        text: what was given.
+        spellings: names by spelling.
+    """
+    from difflib import get_close_matches
+
+    if re.fullmatch(r"[\d.]+", text):
+        return ""
+    near = get_close_matches(text, spellings, 1)
+    return f" (did you mean {spellings[near[0]]}?)" if near else ""

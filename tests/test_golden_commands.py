@@ -293,6 +293,7 @@ def test_show_takes_names_as_people_spell_them(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--pipe", "sd1.6"), "--pipe: no record of 'sd1.6' (did you mean SD1.5?); there are: SD1.5"),
         (("--pipe", "sd9"), "--pipe: no record of 'sd9'; there are: SD1.5"),
         (("--target", "7"), "--target: no record of 7.0; there are: 1.5"),
         (("--pipe", "sd15", "--steps", "25"), "--steps: no record of 25; there are: 20"),

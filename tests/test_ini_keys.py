@@ -221,6 +221,14 @@ def test_a_bad_value_of_a_judges_key_is_refused_with_it(pytester: pytest.Pyteste
     result.stderr.fnmatch_lines(["*diffaccel_stages in tox.ini: 'statik' is unknown (did you mean static?); *"])
 
 
+def test_a_misspelt_key_names_the_one_that_may_be_meant(pytester: pytest.Pytester) -> None:
+    configured(pytester, "diffaccel_gate_buget = 2min", "something_else = 1")
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_inprocess()
+    result.stdout.fnmatch_lines(["*diffaccel_gate_buget in tox.ini is unknown (did you mean diffaccel_gate_budget[?])"])
+    assert "something_else in" not in result.stdout.str()
+
+
 def test_a_bad_override_is_refused_as_one(pytester: pytest.Pytester) -> None:
     assert "diffaccel_seed of --override-ini: 'x' must be a whole number" in refused(pytester, "-o", "diffaccel_seed=x")
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.words import counted, lines
+from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.words import counted, lines, meant
 
 TEXT = (
     "undecided: 3 targets; SD1.5 DDIM 20 ToMe 3x: 3.02x [2.81, 3.24], LPIPS 0.123 after 12 s, in "
@@ -37,5 +38,16 @@ def test_lines_fit_but_for_what_stays_whole(width: int) -> None:
         assert any(whole in line for line in wrapped), (whole, wrapped)
 
 
+@pytest.mark.parametrize(("text", "said"), [("sdx", " (did you mean SDXL?)"), ("flux", ""), ("50", ""), ("0", "")])
+def test_only_what_is_near_is_asked_for(text: str, said: str) -> None:
+    assert meant(text, {"sdxl": "SDXL", "sd1.5": "SD1.5", "500": "500"}) == said
+
+
 def test_a_line_that_fits_is_left_as_it_is() -> None:
     assert lines("a  line [1, 2]", 14) == ["a  line [1, 2]"]
+
+
+def test_a_misspelt_command_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serach", "--pipe", "SDXL"])
+    assert "'serach' is no command (did you mean search?); choose from show, " in capsys.readouterr().err

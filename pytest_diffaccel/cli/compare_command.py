@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.cli.export_command import rows_of_store
 from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.option_types import one_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.comparison import ComparedSets, Subjects
@@ -25,7 +26,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare = commands.add_parser("compare", help="two stores, exports or golden files: what became slower or worse?")
     compare.add_argument("before", metavar="A")
     compare.add_argument("after", metavar="B")
-    compare.add_argument("--fail-on", choices=["regressed"], help="exit status 1 when a candidate is slower or worse")
+    compare.add_argument(
+        "--fail-on",
+        type=one_of("regressed"),
+        metavar="regressed",
+        help="exit status 1 when a candidate is slower or worse",
+    )
     compare.add_argument("--all", action="store_true", help="list also what stayed the same")
     compare.set_defaults(run=_compare)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.option_types import one_of
 from pytest_diffaccel.settings.work_folder import WORK
 from pytest_diffaccel.words import counted
 
@@ -20,7 +21,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Declare the command."""
     export = commands.add_parser("export", help="all measurements of a store as a table for other tools")
     export.add_argument("--store", default=str(WORK.store), metavar="URL", help=f"default: {WORK.store}")
-    export.add_argument("--format", choices=["csv", "parquet", "json"], help="default: the output's suffix, or csv")
+    export.add_argument(
+        "--format",
+        type=one_of("csv", "parquet", "json"),
+        metavar="FORMAT",
+        help="csv, parquet or json; default: the output's suffix, or csv",
+    )
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     export.set_defaults(run=_export)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.report.terminal import print_lines, width
+from pytest_diffaccel.settings.option_types import one_of
 from pytest_diffaccel.settings.work_folder import GOLDEN
-from pytest_diffaccel.words import counted
+from pytest_diffaccel.words import counted, meant
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.golden import GoldenEntry
@@ -34,7 +35,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     merge = actions.add_parser("merge", help="several golden files, and the environments beside them, as one")
     merge.add_argument("sources", type=Path, nargs="+", metavar="FILE")
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="one of the sources, or new")
-    merge.add_argument("--prefer", choices=["first", "last"], help="whose record stands where two are unequal")
+    merge.add_argument(
+        "--prefer",
+        type=one_of("first", "last"),
+        metavar="WHICH",
+        help="first or last: whose record stands where two are unequal",
+    )
     merge.set_defaults(run=_merge)
     prune = actions.add_parser("prune", help="remove keys of targets and accelerators that no search knows any more")
     prune.add_argument("golden", type=Path, nargs="?", default=GOLDEN, metavar="FILE")
@@ -112,7 +118,8 @@ def _chosen(entries: Mapping[GoldenKey, GoldenEntry], parsed: argparse.Namespace
         if not left:
             values = dict.fromkeys(map(value_of, sorted(chosen, key=lambda key: key.prompt_order)))
             known = "; ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
-            raise ValueError(f"{option}: no record of {given!r}; there are: {known}")
+            near = meant(str(given), {str(value).lower(): str(value) for value in values})
+            raise ValueError(f"{option}: no record of {given!r}{near}; there are: {known}")
         chosen = left
     return chosen
 

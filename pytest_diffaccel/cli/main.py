@@ -18,6 +18,7 @@ from pytest_diffaccel.cli import (
     tasks_command,
 )
 from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.words import meant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_command.add_command(commands)
     pytest_commands.add_commands(commands)
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and not given[0].startswith("-") and given[0] not in commands.choices:
+        near = meant(given[0], {name: name for name in commands.choices})
+        parser.error(f"{given[0]!r} is no command{near}; choose from {', '.join(commands.choices)}")
     parsed, others = parser.parse_known_args(given)
     parsed.given = given[1:]
     if others and parsed.command not in pytest_commands.COMMANDS:

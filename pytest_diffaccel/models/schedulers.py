@@ -62,6 +62,11 @@ def named_scheduler(text: str) -> str | None:
     return {name.lower(): name for name in _compatible()}.get(plain)
 
 
+def classes_like(text: str) -> tuple[str, ...]:
+    """Class names of diffusers that ``text`` may be a misspelling of; none where it is no class name of a scheduler."""
+    return tuple(_compatible()) if text.lower().endswith("scheduler") else ()
+
+
 def taken_settings(name: str) -> tuple[str, ...]:
     """Which of :data:`LATENT_SETTINGS` the class of a scheduler takes; diffusers is imported for unusual ones."""
     if name in TAKEN:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from pytest_diffaccel.plugin.judge_options import JUDGE_OPTIONS
 from pytest_diffaccel.settings.option_types import DeclaredOption
 from pytest_diffaccel.settings.options import SEARCH_OPTIONS
+from pytest_diffaccel.words import meant
 
 #: All options, of searches, gate and judge.
 OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
@@ -64,6 +64,12 @@ def read_keys(config: pytest.Config) -> None:
             setattr(config.option, option.dest, read.value)
             found.append(read)
     config.stash[_FOUND] = tuple(found)
+    known = {option.key: option.key for option in OPTIONS if option.key is not None}
+    for key in config.inicfg:
+        if key not in known and (near := meant(key, known)):  # pytest itself warns of unknown ones, without that
+            config.issue_config_time_warning(
+                pytest.PytestConfigWarning(f"{_origin(config, key)} is unknown{near}"), stacklevel=2
+            )
 
 
 def in_terms_of_keys(said: str, config: pytest.Config) -> str:
@@ -109,9 +115,6 @@ def _read(config: pytest.Config, option: DeclaredOption, key: str) -> FromKey | 
 
 
 def _converted(config: pytest.Config, option: DeclaredOption, text: str, origin: str) -> Any:
-    choices: Sequence[str] | None = option.keywords.get("choices")
-    if choices is not None and text not in choices:
-        raise pytest.UsageError(f"{origin}: {text!r} is unknown; choose from {', '.join(choices)}")
     try:
         value = option.keywords.get("type", str)(text)
     except ArgumentTypeError as error:
