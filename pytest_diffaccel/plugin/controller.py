@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +22,7 @@ from pytest_diffaccel.plugin.case_items import (
 )
 from pytest_diffaccel.plugin.case_results import has_result, result_of
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.plugin.ini_keys import key_like
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
 from pytest_diffaccel.settings import options
@@ -72,6 +74,7 @@ class Reporting:
         # By a place that cannot be written, before the first case: then there is nothing to sum up.
         self._is_refused = False
         self._has_begun = False
+        self._misspelt: list[str] = []
         self._log = _open_log(config.option.diffaccel_log)
 
     @cached_property
@@ -213,9 +216,16 @@ class Reporting:
         if self._made is not None and not self._is_refused:
             self._made.summary(stopped=self._has_begun and exitstatus == pytest.ExitCode.INTERRUPTED)
 
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """Say of a misspelt key of the project's configuration which one may be meant."""
+        if said := key_like(str(warning_message.message)):
+            self._misspelt.append(said)
+
     def pytest_terminal_summary(self, exitstatus: int) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""
         self._sum_up(exitstatus)
+        for said in self._misspelt:
+            self._screen.write_line(f"diffaccel: {said}")
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
             command = f"{options.benches_command()} ..."

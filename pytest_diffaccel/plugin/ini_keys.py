@@ -64,12 +64,15 @@ def read_keys(config: pytest.Config) -> None:
             setattr(config.option, option.dest, read.value)
             found.append(read)
     config.stash[_FOUND] = tuple(found)
-    known = {option.key: option.key for option in OPTIONS if option.key is not None}
-    for key in config.inicfg:
-        if key not in known and (near := meant(key, known)):  # pytest itself warns of unknown ones, without that
-            config.issue_config_time_warning(
-                pytest.PytestConfigWarning(f"{_origin(config, key)} is unknown{near}"), stacklevel=2
-            )
+
+
+def key_like(warning: str) -> str:
+    """Of pytest's warning of a key that nobody declares, which of ours may be meant, in a sentence; empty for none."""
+    unknown = re.fullmatch(r"Unknown config option: (diffaccel\w*)\s*", warning)
+    if unknown is None:
+        return ""
+    near = meant(unknown[1], {option.key: option.key for option in OPTIONS if option.key is not None})
+    return f"there is no key {unknown[1]}{near}" if near else ""
 
 
 def in_terms_of_keys(said: str, config: pytest.Config) -> str:
