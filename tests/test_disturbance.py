@@ -100,7 +100,7 @@ def test_in_a_container_the_busiest_process_is_ours(loads: list[ProcessLoad]) ->
 def test_the_gate_names_the_commonest_disturbance() -> None:
     made, _ = blocks(Script(*["other processes used 1.0 cores"] * 5), 3)
     notes = conditions(Timed((Figure.from_blocks(made),), tuple(made), OK))
-    assert notes == ["3 of 3 blocks were disturbed (other processes used 1.0 cores)"]
+    assert notes == ["disturbed: 3 of 3 blocks (other processes used 1.0 cores)"]
 
 
 def test_a_gpu_that_waits_is_launch_bound() -> None:

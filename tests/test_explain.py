@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recorded import HOSTILE, RecordedSearch
+from entries import MET
+from recorded import CELL, HOSTILE, RecordedSearch, environment
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.records.golden_file import write_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.report.html.content.cells import cells_of
 
 
 @pytest.fixture
 def search(tmp_path: Path) -> RecordedSearch:
     made = RecordedSearch(tmp_path)
     made.fill()
+    made.golden.parent.mkdir()
     return made
 
 
@@ -39,7 +46,7 @@ def test_a_winner_is_explained_by_its_contenders(
     assert "passed over without being measured: 1" in lines
     assert f"  1 as this one: predicted 1.01x: {HOSTILE}"[:40] in said
     assert "failed without being measured: 1" in lines
-    assert max(map(len, lines)) <= 80
+    assert max(len(line) for line in lines if str(search.path) not in line) <= 80  # a path stays whole
 
 
 def test_a_target_out_of_reach_is_explained_by_what_comes_nearest(
@@ -63,3 +70,43 @@ def test_what_is_not_known_is_said(
 ) -> None:
     assert main(["explain", key, "--store", str(search.store)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_figures_name_their_source_and_what_golden_says_instead(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden keeps what was recorded first, the store what the last search found."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    key = GoldenKey(CELL, "DeepCache", 1.5)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+    found = record.entries[key].rounded()
+    store_line = f"all of this is what the last search found that used {search.store}"
+    golden = f"golden ({search.golden}), which diffaccel show prints, "
+    for in_golden, said in (
+        (None, "has no record of it"),
+        (found, "says the same"),
+        (
+            replace(found, lpips=0.2, lpips_ci95=(0.1, 0.3), beats_fewer_steps=None, fewer_steps=None),
+            "says otherwise: ",
+        ),
+    ):
+        if in_golden is not None:
+            write_golden(search.golden.resolve(), {key: in_golden}, {found.environment: environment()})
+        *_, where, last = explained(search, str(key), capsys).splitlines()
+        assert where == store_line
+        assert last.startswith(f"{golden}{said}")
+    assert "LPIPS 0.200 [0.100, 0.300]" in last
+    assert last.endswith("; an earlier search's record, which stays until a search with --update-golden finds another")
+    assert main(["show", "--golden", str(search.golden)]) == 0
+    assert f"of golden ({search.golden}), which keeps what was first recorded" in capsys.readouterr().out
+
+
+def test_a_record_of_another_environment_is_said_to_be_one(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    key, other = GoldenKey(CELL, "DeepCache", 1.5), environment(torch="2.0.0")
+    write_golden(search.golden.resolve(), {key: replace(MET, environment=other.id)}, {other.id: other})
+    last = explained(search, str(key), capsys).splitlines()[-1]
+    assert last.endswith("cache_branch_id=0; recorded in another environment (torch 2.0.0 -> 2.14.1)")

@@ -28,7 +28,7 @@ from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
 from pytest_diffaccel.gate.judged_losses import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
-from pytest_diffaccel.gate.prospects import in_words, prospects
+from pytest_diffaccel.gate.prospects import Prospect, in_words, least_to_record_s, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
@@ -50,6 +50,7 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.option_types import duration
 
 CASES = 50
 DESIGN = Design(32, math.log1p(0.03), speed_share(CASES), 0.002)
@@ -231,9 +232,12 @@ def test_a_reference_of_figures_that_scatter_is_known_less_well() -> None:
 def _cases(*speedups: float) -> list[GateCase]:
     """A baseline and winners that are so much faster, in the gate's order."""
     cell = Cell("SD1.5", "DDIM", 20)
-    point = {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
     entries = [replace(MET, speedup=speedup, speedup_ci95=(speedup - 0.1, speedup + 0.1)) for speedup in speedups]
-    winners = [GateCase(cell, Candidate(cell, "DeepCache", point), entry, ()) for entry in entries]
+    points = [{"DeepCache": {"cache_interval": 2 + number, "cache_branch_id": 0}} for number in range(len(speedups))]
+    winners = [
+        GateCase(cell, Candidate(cell, "DeepCache", point), entry, ())
+        for point, entry in zip(points, entries, strict=True)
+    ]
     return [GateCase(cell, None, MET, ()), *winners]
 
 
@@ -416,19 +420,26 @@ def test_what_rounding_will_hide_is_said_when_a_reference_is_recorded() -> None:
     assert hidden_loss(Losses((0.02, 0.04), (0.02, 0.04), (0.03,)), 0.05) == ""
 
 
-def _prospects(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[str]:
+def _found(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[Prospect]:
     """Of two winners, with a reference by the device's and the host's clock each."""
     cases = _cases(2.0, 1.5)
     host = Speed(0.6, 0.01, 30.0, 20 * figure_sd, 1.0, figure_s=figure_s)
     session = replace(SESSION, figure_sd=figure_sd, figure_s=figure_s, clock="device", host=host)
-    settings = GateSettings(0.03, 0.15, False, 0.05, budget_s, False)
 
     def reference(_case: GateCase, clock: Clock) -> Reference | None:
         speed = session.by(clock.name)
         return Reference.from_sessions([speed], clock.session_sd) if speed else None
 
     known = {case.subject: [session] for case in cases}
-    return in_words(prospects(cases, known, reference, settings, WALL["cuda"]), settings)
+    return prospects(cases, known, reference, _settings(budget_s), WALL["cuda"])
+
+
+def _settings(budget_s: float) -> GateSettings:
+    return GateSettings(0.03, 0.15, False, 0.05, budget_s, False)
+
+
+def _prospects(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[str]:
+    return in_words(_found(figure_sd, figure_s, budget_s), _settings(budget_s))
 
 
 def test_what_a_run_can_show_is_said_before_it() -> None:
@@ -438,9 +449,31 @@ def test_what_a_run_can_show_is_said_before_it() -> None:
     ]
     short = _prospects(0.003, 30.0)
     assert short[0].startswith("0 of 2 winners: a slowdown of 3.0% by device time")
-    assert re.search(r"none up to 50%; what matters needs \d+ s of timing: give --gate-budget more", short[1])
+    assert short[1].endswith(": none up to 50%")
     noisy = _prospects(0.2, 0.5)
-    assert re.search(r"one of \d+\.\d%; more time shows no less: record further references", noisy[1])
+    assert re.search(r"one of \d+\.\d%$", noisy[1])
+    assert noisy[-1] == ("  it takes: further references (--gate --update-golden): no budget is enough with these")
+
+
+def test_the_budget_that_is_named_is_enough_for_all_winners_together() -> None:
+    """Not each one's own time: with that of one of them, the others would still show nothing."""
+    *_, said = _prospects(0.003, 30.0)
+    found = re.fullmatch(r"  it takes: --gate-budget (\w+) or more: pictures take some of it", said)
+    assert found, said
+    named_s = duration(found[1])
+    assert all(one.is_shown for one in _found(0.003, 30.0, named_s))
+    assert not all(one.is_shown for one in _found(0.003, 30.0, 0.7 * named_s))
+
+
+def test_what_recording_takes_at_the_least_is_known_from_any_case_that_was_timed() -> None:
+    _, first, other = _cases(2.0, 1.5)
+    session = replace(SESSION, figure_s=3.0)
+    assert least_to_record_s([first, other], {}) is None
+    by_cost = 3.0 * other.cost / first.cost
+    assert least_to_record_s([first, other], {first.subject: session}) == pytest.approx(5 * (3.0 + by_cost))
+    beside_host = replace(session, host=Speed(0.5, 0.01, 20.0, 0.01, 1.0, figure_s=1.0))
+    both = {first.subject: session, other.subject: beside_host}
+    assert least_to_record_s([first, other], both) == pytest.approx(5 * (3.0 + 3.0 + 1.0))
 
 
 def test_better_quality_needs_recorded_pictures() -> None:

@@ -529,7 +529,9 @@ def test_all_scripts_are_written_and_checked(golden: Path, tmp_path: Path, capsy
     assert printed.out == f"{7 * 54 + 2 * 2 * 27} scripts written to {folder}\n"
     assert f"{5 * 54 + 2 * 2 * 27} tasks use the record of another target or number of steps" in printed.err
     assert f"{5 * 54} targets are unattainable" in printed.err
-    assert re.search(r"note: \d+ tasks have no golden record; record them with: pytest benches", printed.err)
+    assert re.search(
+        r"note: without a golden record: \d+ tasks; record what is missing with: pytest benches", printed.err
+    )
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert command(golden, *everything, "--check") == 0
     assert command(golden, *everything) == 0
@@ -578,7 +580,7 @@ def test_what_cannot_be_done_says_why(
 def test_without_golden_the_search_to_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path / "none.json", "--all", "--check") == 2
     said = capsys.readouterr().err
-    assert "1134 tasks have no golden record; record them with: pytest benches --golden" in said
+    assert "without a golden record: 1134 tasks; record what is missing with: pytest benches --golden" in said
 
 
 def test_a_broken_golden_file_is_refused_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

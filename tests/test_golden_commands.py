@@ -114,13 +114,13 @@ def test_diff_sorts_changes_into_categories(tmp_path: Path, capsys: pytest.Captu
     moved = (
         f"moved 1 from environment {ENVIRONMENT.id} to {ELSEWHERE.id}: device a CPU (4 cores) -> another CPU (2 cores)"
     )
-    assert lines[-2:] == [moved, "5 keys differ, 1 say the same"]
+    assert lines[-2:] == [moved, "5 keys differ, 1 says the same"]
 
 
 def test_diff_of_equal_files_is_silent_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "golden.json", {key(): MEASURED})
     assert main(["golden", "diff", str(file), str(file)]) == 0
-    assert capsys.readouterr().out == "no difference: 1 keys say the same\n"
+    assert capsys.readouterr().out == "no difference: 1 key says the same\n"
 
 
 def test_long_categories_are_counted_unless_all_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +247,7 @@ def test_prune_asks_before_it_removes_what_a_conftest_may_know(
     assert len(asked) == 1
     assert f"pruned: {key(1.2, 'Mine')}" in asked[0]
     assert (key(1.2, "Mine") in read_golden(file)) is not removed
-    assert capsys.readouterr().out == (f"{file}: 1 keys removed, 1 stay\n" if removed else f"{file}: nothing removed\n")
+    assert capsys.readouterr().out == (f"{file}: 1 key removed, 1 stays\n" if removed else f"{file}: nothing removed\n")
 
 
 def test_prune_removes_nothing_of_a_conftest_where_nobody_can_be_asked(
@@ -293,6 +293,7 @@ def test_show_takes_names_as_people_spell_them(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--pipe", "sd1.6"), "--pipe: no record of 'sd1.6' (did you mean SD1.5?); there are: SD1.5"),
         (("--pipe", "sd9"), "--pipe: no record of 'sd9'; there are: SD1.5"),
         (("--target", "7"), "--target: no record of 7.0; there are: 1.5"),
         (("--pipe", "sd15", "--steps", "25"), "--steps: no record of 25; there are: 20"),

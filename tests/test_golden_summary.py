@@ -30,4 +30,4 @@ def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
     headings = ["accelerator", "target", "met", "unattainable", "median speedup", "median LPIPS", "beat fewer steps"]
     assert re.split(r"  +", lines[0]) == headings
     assert re.split(r"  +", lines[1]) == ["DeepCache", "1.5x", "2", "1", "1.68x", "0.031", "0 of 1"]
-    assert lines[2] == "3 keys of 3 cell(s)"
+    assert lines[2] == "3 keys of 3 cells"

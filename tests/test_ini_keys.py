@@ -221,6 +221,16 @@ def test_a_bad_value_of_a_judges_key_is_refused_with_it(pytester: pytest.Pyteste
     result.stderr.fnmatch_lines(["*diffaccel_stages in tox.ini: 'statik' is unknown (did you mean static?); *"])
 
 
+def test_a_misspelt_key_names_the_one_that_may_be_meant(pytester: pytest.Pytester) -> None:
+    configured(pytester, "diffaccel_gate_buget = 2min", "xfail_strikt = true")
+    pytester.makepyfile("def test_it(): pass")
+    said = pytester.runpytest_inprocess().stdout
+    said.fnmatch_lines(
+        ["diffaccel: there is no key diffaccel_gate_buget (did you mean diffaccel_gate_budget[?])", "*1 passed*"]
+    )
+    assert said.str().count("did you mean") == 1
+
+
 def test_a_bad_override_is_refused_as_one(pytester: pytest.Pytester) -> None:
     assert "diffaccel_seed of --override-ini: 'x' must be a whole number" in refused(pytester, "-o", "diffaccel_seed=x")
 

@@ -627,7 +627,7 @@ def test_codegen_judges_what_golden_renders_to(tmp_path: Path) -> None:
     done = run_codegen(tmp_path, *chosen, "--stages", "static,runs", "-rs", "--scores", "scores.json")
     assert done.returncode == 0, done.stdout
     assert "2 passed, 1 skipped" in done.stdout
-    assert "1 tasks have no golden record; record them with: diffaccel search --pipe SD1.5" in done.stdout
+    assert "1 task has no golden record; record it with: diffaccel search --pipe SD1.5" in done.stdout
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert scores["all"]["pass_rate"] == 1
     assert set(scores["stages"]) == {"static", "runs"}

@@ -76,8 +76,8 @@ def test_a_search_measures_every_candidate_and_records_its_winners(small_search:
 def _shows_what_it_does(result: pytest.RunResult) -> None:
     result.stdout.fnmatch_lines(
         [
-            "diffaccel: 4 cases in 1 cell(s), models: models.toml*",
-            "diffaccel: narrow with --pipe*",
+            "diffaccel: 4 cases in 1 cell, models: models.toml*",
+            "diffaccel: narrow with --grid coarse; Ctrl-C loses nothing, the same command goes on",
             "*diffaccel: winners*",
             "SD1.5 DDIM 20 steps (SD1.5 from*",
             "targets*speedup*LPIPS*fewer steps",
@@ -317,7 +317,7 @@ def test_failing_candidates_fail_alone_and_the_rest_goes_on(small_search: SmallS
     assert "echoes stayed 0" in messages[2]
     golden = read_golden(small_search.golden)
     assert {str(entry.params) for entry in golden.values()} == {"{'Echo': {'echo_interval': 10, 'mishap': 0}}"}
-    result.stdout.fnmatch_lines(["next: 3 case(s) failed; run them again with --lf"])
+    result.stdout.fnmatch_lines(["next: 3 cases failed; run them again with --lf"])
 
 
 def test_images_after_a_failure_are_those_without_one(small_search: SmallSearch, finished_folder: Path) -> None:
@@ -356,7 +356,7 @@ def test_when_nothing_works_nothing_is_recorded_and_the_reason_is_told(small_sea
     result.stdout.fnmatch_lines(
         [
             "diffaccel: SD1.5-DDIM-20 Echo: *an accident in the third denoiser call*",
-            "diffaccel: SD1.5-DDIM-20 Echo: *all 1 candidates that were tried failed, so nothing is recorded*",
+            "diffaccel: SD1.5-DDIM-20 Echo: *all that was tried failed (1 candidate), so nothing is recorded*",
         ]
     )
     log = (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
@@ -405,7 +405,7 @@ def test_a_single_candidate_can_be_chosen_and_winners_wait(small_search: SmallSe
     assert not small_search.golden.exists()
     result = small_search.run("-k", "test_winners", "-rs")
     result.assert_outcomes(skipped=1, deselected=3)
-    result.stdout.fnmatch_lines(["SKIPPED*2 of 3 candidates are not measured yet: run their cases first"])
+    result.stdout.fnmatch_lines(["SKIPPED*not measured yet: 2 of 3 candidates; run their cases first"])
 
 
 def test_x_stops_at_the_first_failure(small_search: SmallSearch) -> None:
@@ -443,9 +443,7 @@ def test_the_embedded_pipelines_are_searched_without_any_option_for_them(small_s
         "benches/test_search.py::test_search[SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2]",
     )
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(
-        ["diffaccel: 1 cases in 1 cell(s), *; the time left is shown after a short calibration"]
-    )
+    result.stdout.fnmatch_lines(["diffaccel: 1 case in 1 cell, *; the time left is shown after a short calibration"])
     ((candidate, purpose, _),) = small_search.stored()
     assert (candidate, purpose) == ("SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2", "search")
 
@@ -465,7 +463,7 @@ def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSear
     assert sorted(map(len, workers.values())) == [1, 1]
     assert workers["DDIM"] != workers["UniPCMultistepScheduler"]
     assert [("test_winners" in line) for line in passed if "-DDIM-" in line] == [False, False, True]
-    result.stdout.fnmatch_lines(["diffaccel: 6 cases in 2 cell(s)*", "golden: *: 14 new"])
+    result.stdout.fnmatch_lines(["diffaccel: 6 cases in 2 cells*", "golden: *: 14 new"])
     golden = read_golden(small_search.golden)
     assert len(golden) == 2 * len(TARGETS)
     assert {entry.status for entry in golden.values()} == {"met"}

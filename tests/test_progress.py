@@ -180,7 +180,7 @@ def test_what_is_told_after_calibration_is_what_it_takes() -> None:
     assert never_doubles(replayed.estimates)
     assert replayed.estimates[-2] == pytest.approx(VERIFIED_S + 12.4, rel=0.3)
     assert not replayed.paces
-    assert "58/58, 0 s left; least LPIPS at 1.2x 0.100" in replayed.progress.line()
+    assert "58/58, 0 s left; to be verified: LPIPS 0.100 at 1.2x" in replayed.progress.line()
 
 
 def test_nothing_is_told_before_the_calibration() -> None:
@@ -188,7 +188,7 @@ def test_nothing_is_told_before_the_calibration() -> None:
     progress = Progress(58, left)
     progress.case_ended(EndedCase("SD1.5-DDIM-20-DeepCache-0", "skipped", 15.6, ""), RESULT)
     assert progress.left() is None
-    assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; least")
+    assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; to be verified")
 
 
 def test_the_line_says_when_winners_are_chosen_and_verified() -> None:
@@ -199,7 +199,7 @@ def test_the_line_says_when_winners_are_chosen_and_verified() -> None:
     for name, result, seconds in search({CELL: 1.0}, {CELL.pipe: calibrated()}):
         if progress.case_began(name):
             assert cases[name].is_winners
-            said.append(progress.line().partition("; ")[2].partition("; least")[0])
+            said.append(progress.line().partition("; ")[2].partition("; to be")[0])
         progress.case_ended(EndedCase(name, "passed", seconds, ""), result)
         assert "choosing" not in progress.line()
     found = sum(group.winners for name, group in MEASURED.items() if name != list(MEASURED)[-1])

@@ -25,9 +25,10 @@ from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure import blocks
+from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
-from pytest_diffaccel.records.gate_sessions import GateSession
+from pytest_diffaccel.records.gate_sessions import GateSession, add_sessions, subject
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -36,7 +37,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.report import gate_report, session
 from pytest_diffaccel.report.case_log import CaseLog
-from pytest_diffaccel.search.results import CellWinners, Decided, Measured, Refusal, Winners
+from pytest_diffaccel.search.results import CellWinners, Chosen, Decided, Measured, Refusal, Winners
 from pytest_diffaccel.search.search_run import SearchRun
 
 # As a plugin would that shuffles tests, or --ff, which orders them after all others have.
@@ -62,6 +63,7 @@ class MadeUp:
         left: promising candidates that its budget leaves out.
         verifies: whether its cell's winners are verified.
         misfit: why the model takes none of its group's candidates.
+        undecided: what comes nearest to targets of which no more is known; then none is decided.
         measured: candidates that it was asked for.
     """
 
@@ -70,10 +72,12 @@ class MadeUp:
     left: int = 0
     verifies: bool = True
     misfit: str = ""
+    undecided: tuple[Chosen, ...] = ()
     measured: list[Candidate] = field(default_factory=list)
 
     def run(self, *arguments: str) -> pytest.RunResult:
-        return self.pytester.runpytest_inprocess("benches", *SMALL_OPTIONS, *arguments)
+        options = [one for one in SMALL_OPTIONS if one != "--exhaustive" or "--search-budget" not in arguments]
+        return self.pytester.runpytest_inprocess("benches", *options, *arguments)
 
     def measure(self, candidate: Candidate, *, others_follow: bool = False) -> Measured:
         self.measured.append(candidate)
@@ -86,7 +90,8 @@ class MadeUp:
         missing = POINTS - len(self.measured)
         if missing and not self.left:
             return replace(found, refused=Refusal("unfinished", f"{missing} candidates are not measured yet"))
-        of_cell = CellWinners((Decided(GoldenKey.parse(KEY), MET, None),), (), (), ENVIRONMENT, "", ())
+        decided = () if self.undecided else (Decided(GoldenKey.parse(KEY), MET, None),)
+        of_cell = CellWinners(decided, self.undecided, (), ENVIRONMENT, "", ())
         return replace(found, of_cell=of_cell if self.verifies else None)
 
 
@@ -272,6 +277,7 @@ def test_scores_that_cannot_be_written_are_refused_before_the_first_script(pytes
 
 GATE = ("--gate", "--search-targets", "deepcache")
 TIMES_S = (0.5, 0.4, 0.6)
+OK = Verdict((Finding("speed", "ok", "as fast"),), (), (), (("speedup", 1.5),))
 
 
 @pytest.fixture
@@ -279,7 +285,7 @@ def gate(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A folder with one golden winner, whose gate makes up what it finds."""
     made_up.folder.golden.parent.mkdir()
     write_golden(made_up.folder.golden, {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
-    reference = GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment)
+    reference = GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, figure_s=8.0)
     showing = Showing((Finding("speed", "ok", "as fast"),), (), reference, (("speedup", 1.5),), TIMES_S)
     verdict = Verdict(showing.findings, (), (), showing.figures)
     monkeypatch.setattr(GateRun, "_judge", lambda *_: (verdict, showing))
@@ -310,9 +316,134 @@ def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: p
     assert result.ret == gate_report.BROKE_OFF
 
 
+def test_a_budget_that_is_less_than_recording_takes_is_told(gate: MadeUp) -> None:
+    """Of a first recording after its first case, of a later one at the start; at the end not what is no use."""
+    first = gate.run(*GATE, "--update-golden", "--gate-budget", "30s")
+    whatever = "diffaccel gate: recording times 5 figures of every case, whatever the budget is"
+    here = f"{whatever}: here about * of timing, and --gate-budget is 30 s"
+    ends = "*a --gate-budget above 80s, or further such runs, tell more"
+    first.stdout.fnmatch_lines([f"{whatever}; how long they take is told after*", "ok *", here, "ok *", ends])
+    gate.run(*GATE, "--update-golden", "--gate-budget", "30s").stdout.fnmatch_lines([here, "ok *", ends])
+    gate.run(*GATE, "--update-golden", "--gate-budget", "2min").stdout.no_fnmatch_line(f"{whatever}*")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "status", "remedy"),
+    [
+        (20.0, "speed", "--gate-budget * or more: pictures take some of it"),
+        (0.1, "speed", "a quieter machine or a longer --gate-budget: *"),
+        (20.0, "quality", "golden and references of more samples (--num-samples): *"),
+        (None, "speed", "record references while all is well: pytest benches --gate --update-golden"),
+    ],
+)
+def test_the_end_of_a_gate_advises_what_its_start_does(
+    gate: MadeUp, monkeypatch: pytest.MonkeyPatch, recorded: float | None, status: str, remedy: str
+) -> None:
+    key, figures = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0", (("speedup", 1.5),)
+    if recorded is not None:
+        session = GateSession(0.4, 0.002, 20.0, 0.005, 1.0, (0.1,), 0, "", MET.environment, figure_s=recorded)
+        add_sessions(gate.folder.golden, {subject(MET.environment, key): session})
+    verdict = Verdict((Finding(status, "inconclusive", "not certain"),), (), (), figures)
+    monkeypatch.setattr(GateRun, "_judge", lambda _, case: (verdict if case.candidate else OK, None))
+    result = gate.run(*GATE, "--gate-budget", "1min", "--gate-slowdown", "5%")
+    start, _, end = result.stdout.str().partition("baseline: ")
+    assert "warning: 1 case could not be decided" in end
+    result.stdout.fnmatch_lines([f"  it takes: {remedy}"])
+    assert (remedy.partition("*")[0] in start) == ("quieter" not in remedy and status == "speed")
+
+
 def test_a_gate_needs_no_terminal(gate: MadeUp) -> None:
     result = gate.run(*GATE, "-p", "no:terminal")
     assert (result.ret, result.stdout.str(), result.stderr.str()) == (0, "", "")
+
+
+# --- stopped -----------------------------------------------------------------------------------------------------
+
+# As Ctrl-C does, but for pytester, which would end with what runs in its process.
+STOPPING = """
+def pytest_runtest_teardown(item):
+    stopping.append(item)
+    if len(stopping) == {cases}:
+        item.session.shouldstop = "stopped"
+
+stopping = []
+"""
+
+
+@pytest.mark.parametrize(("arguments", "without"), [((), ""), (("--fresh",), " without --fresh")])
+def test_a_search_that_is_stopped_says_what_is_kept_and_how_it_goes_on(
+    made_up: MadeUp, arguments: tuple[str, ...], without: str
+) -> None:
+    made_up.folder.add_to_conftest(STOPPING.format(cases=2))
+    result = made_up.run("--grid", "coarse", *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        [
+            "diffaccel: stopped after 2 of 4 cases: what they measured is stored, only the case under way is lost; "
+            f"the same command{without} goes on"
+        ]
+    )
+    assert "next:" not in result.stdout.str()
+    assert "not recorded" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing is kept of their verdicts but what is above; the same command judges all cases"),
+        (
+            ("--update-golden",),
+            "1 recorded session is kept in golden/gate.json; the same command times all cases again",
+        ),
+    ],
+)
+def test_so_does_a_gate(gate: MadeUp, arguments: tuple[str, ...], said: str) -> None:
+    gate.folder.add_to_conftest(STOPPING.format(cases=1))
+    result = gate.run(*GATE, *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["gate: 1 ok of 2", f"stopped after 1 of 2 cases: {said}"])
+    assert "next:" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--scores", "s.json"),
+            "their verdicts are in s.json; --ids 193-194,196 and another --scores judges the others",
+        ),
+        ((), "only --scores FILE keeps verdicts; --ids 193-194,196 judges the others"),
+    ],
+)
+def test_so_does_the_judge(pytester: pytest.Pytester, arguments: tuple[str, ...], said: str) -> None:
+    verdict = ScriptVerdict("192", (StageResult("static", "passed"),)).to_json()
+    pytester.makepyfile(
+        f"def test_a(request): request.node.user_properties.append(({PROPERTY!r}, {json.dumps(verdict)!r}))\n"
+        "def test_b(request): request.session.shouldstop = 'stopped'\ndef test_c(): pass"
+    )
+    result = pytester.runpytest_inprocess("--ids", "192-194,196", *arguments)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([f"stopped after 1 of 4 tasks: {said}"])
+
+
+# --- undecided ---------------------------------------------------------------------------------------------------
+
+
+def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
+    nearest = Chosen(GoldenKey.parse(KEY), {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1)
+    made_up.undecided = (nearest,)
+    shown = "  SD1.5 DDIM 20 Echo 1.2x: 1.20x ?1.10, 1.30?, LPIPS 0.100, echo_interval=10"
+    stays = "undecided: 1 target; its golden record stays as it is"
+    made_up.run().stdout.fnmatch_lines([f"{stays}; the same command measures no more of it; with --fresh *", shown])
+    made_up.left = 5
+    result = made_up.run("--search-budget", "1min")
+    result.stdout.fnmatch_lines(
+        [
+            f"{stays}; the time was up, the same command goes on",
+            shown,
+            "search budget: 5 promising candidates were not tried; the same command goes on",
+        ]
+    )
 
 
 # --- without a terminal ------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import changes_text, next_steps, winners_table
+from pytest_diffaccel.report.next_steps import narrowing_text, next_steps
+from pytest_diffaccel.report.winners import changes_text, winners_table
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
 
@@ -101,6 +102,17 @@ def settings(*arguments: str) -> Settings:
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
     return Settings.from_options(parser.parse_known_args(arguments), ["DeepCache"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--pipe", "sd15", "--sched", "ddim", "--steps", "20", "--grid", "coarse"), ""),
+        (("--pipe", "sd15,sdxl", "--sched", "ddim", "--steps", "20,25"), "narrow with --pipe --steps --grid coarse; "),
+    ],
+)
+def test_only_options_that_narrow_a_search_further_are_named(arguments: tuple[str, ...], said: str) -> None:
+    assert narrowing_text(settings(*arguments)) == said
 
 
 @pytest.mark.parametrize(("device", "is_said"), [(2.1, True), (1.7, False), (None, False)])

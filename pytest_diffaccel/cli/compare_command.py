@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.cli.export_command import rows_of_store
+from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.option_types import one_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.comparison import ComparedSets, Subjects
@@ -24,7 +26,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare = commands.add_parser("compare", help="two stores, exports or golden files: what became slower or worse?")
     compare.add_argument("before", metavar="A")
     compare.add_argument("after", metavar="B")
-    compare.add_argument("--fail-on", choices=["regressed"], help="exit status 1 when a candidate is slower or worse")
+    compare.add_argument(
+        "--fail-on",
+        type=one_of("regressed"),
+        metavar="regressed",
+        help="exit status 1 when a candidate is slower or worse",
+    )
     compare.add_argument("--all", action="store_true", help="list also what stayed the same")
     compare.set_defaults(run=_compare)
 
@@ -37,9 +44,10 @@ def _compare(parsed: argparse.Namespace) -> int:
         print(line)
     regressed = sum(subject.regressed for subject in comparison.compared)
     counts = Counter(", ".join(subject.verdicts) or "same" for subject in comparison.compared)
-    print(f"{len(comparison.compared)} compared: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    said = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+    print_lines(f"{len(comparison.compared)} compared: {said}")
     if comparison.only_before or comparison.only_after:
-        print(f"not compared: {comparison.only_before} only in A, {comparison.only_after} only in B")
+        print_lines(f"not compared: {comparison.only_before} only in A, {comparison.only_after} only in B")
     return 1 if parsed.fail_on and regressed else 0
 
 

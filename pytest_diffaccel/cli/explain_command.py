@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from shutil import get_terminal_size
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.cli.generate_command import asked_task
 from pytest_diffaccel.cli.report_command import add_places, material_of
+from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.golden_key import GoldenKey
@@ -30,9 +30,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     found = [one for one in find(material) if one.cell == key.cell]
     if not found:
         raise ValueError(f"the store holds nothing of {key.cell}; search it first")
-    width = get_terminal_size().columns
-    for line in explain(key, found[0], material.max_loss):
-        print("\n".join(wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)))
+    print_lines("\n".join(explain(key, found[0], material, parsed.store or str(WORK.store))))
     return 0
 
 

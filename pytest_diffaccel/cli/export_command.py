@@ -8,7 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.settings.option_types import one_of
 from pytest_diffaccel.settings.work_folder import WORK
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.export_rows import Row
@@ -18,7 +21,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Declare the command."""
     export = commands.add_parser("export", help="all measurements of a store as a table for other tools")
     export.add_argument("--store", default=str(WORK.store), metavar="URL", help=f"default: {WORK.store}")
-    export.add_argument("--format", choices=["csv", "parquet", "json"], help="default: the output's suffix, or csv")
+    export.add_argument(
+        "--format",
+        type=one_of("csv", "parquet", "json"),
+        metavar="FORMAT",
+        help="csv, parquet or json; default: the output's suffix, or csv",
+    )
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     export.set_defaults(run=_export)
 
@@ -46,7 +54,7 @@ def _export(parsed: argparse.Namespace) -> int:
         parsed.output.write_text(text, encoding="utf-8", newline="\n")
     counts = Counter(row["status"] for row in rows)
     said = ", ".join(f"{counts[status]} {status}" for status in ("measured", "failed", "skipped"))
-    print(f"{parsed.output}: {len(rows)} rows: {said}")
+    print_lines(f"{parsed.output}: {counted(len(rows), 'row')}: {said}")
     return 0
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.settings.work_folder import GOLDEN
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -102,7 +104,7 @@ def _generate_one(parsed: argparse.Namespace, task: Task, records: Golden, regis
     else:
         parsed.output.parent.mkdir(parents=True, exist_ok=True)
         parsed.output.write_text(text, encoding="utf-8", newline="\n")
-        print(f"{parsed.output}: the script for: {answer.task.sentence}")
+        print_lines(f"{parsed.output}: the script for: {answer.task.sentence}")
     return 0
 
 
@@ -118,7 +120,7 @@ def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:
     if parsed.check:
         return _report_differences(batch.differences(folder), len(batch.scripts), folder)
     batch.write(folder)
-    print(f"{len(batch.scripts)} scripts written to {folder}")
+    print_lines(f"{counted(len(batch.scripts), 'script')} written to {folder}")
     return 0
 
 
@@ -126,12 +128,14 @@ def _report_gaps(batch: RenderedTasks, golden: Path) -> None:
     from pytest_diffaccel.codegen.lookup import record_command
 
     if batch.borrowed:
-        _say(f"note: {len(batch.borrowed)} tasks use the record of another target or number of steps, known to hold")
+        uses = counted(len(batch.borrowed), "task uses", "tasks use")
+        _say(f"note: {uses} the record of another target or number of steps, known to hold")
     if batch.unattained:
-        _say(f"note: {len(batch.unattained)} targets are unattainable; their scripts give the best reached")
+        targets = counted(len(batch.unattained), "target is", "targets are")
+        _say(f"note: {targets} unattainable; the script gives the best reached")
     if batch.unrecorded:
-        command = record_command(batch.unrecorded.values(), golden)
-        _say(f"note: {len(batch.unrecorded)} tasks have no golden record; record them with: {command}")
+        command, have = record_command(batch.unrecorded.values(), golden), counted(len(batch.unrecorded), "task")
+        _say(f"note: without a golden record: {have}; record what is missing with: {command}")
 
 
 def _report_differences(differences: Sequence[str], scripts: int, folder: Path) -> int:
@@ -140,11 +144,11 @@ def _report_differences(differences: Sequence[str], scripts: int, folder: Path) 
     if len(differences) > _LISTED_DIFFERENCES:
         _say(f"and {len(differences) - _LISTED_DIFFERENCES} more")
     if differences:
-        _say(f"{len(differences)} files of {folder} are not what golden gives; run the command without --check")
+        _say(f"{counted(len(differences), 'file')} of {folder} not as golden gives it; run the command without --check")
         return 1
-    print(f"{scripts} scripts in {folder} are what golden gives")
+    print_lines(f"{scripts} scripts in {folder} are what golden gives")
     return 0
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print_lines(line, sys.stderr)

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.report.terminal import print_lines, width
+from pytest_diffaccel.settings.option_types import one_of
 from pytest_diffaccel.settings.work_folder import GOLDEN
+from pytest_diffaccel.words import counted, meant
 
 if TYPE_CHECKING:
     from pytest_diffaccel.records.golden import GoldenEntry
@@ -33,7 +35,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     merge = actions.add_parser("merge", help="several golden files, and the environments beside them, as one")
     merge.add_argument("sources", type=Path, nargs="+", metavar="FILE")
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="one of the sources, or new")
-    merge.add_argument("--prefer", choices=["first", "last"], help="whose record stands where two are unequal")
+    merge.add_argument(
+        "--prefer",
+        type=one_of("first", "last"),
+        metavar="WHICH",
+        help="first or last: whose record stands where two are unequal",
+    )
     merge.set_defaults(run=_merge)
     prune = actions.add_parser("prune", help="remove keys of targets and accelerators that no search knows any more")
     prune.add_argument("golden", type=Path, nargs="?", default=GOLDEN, metavar="FILE")
@@ -74,7 +81,11 @@ def _show(parsed: argparse.Namespace) -> int:
     if parsed.summary:
         print("\n".join(summary_table(entries)))
         return 0
-    print("\n".join(winners_table(entries, golden.environments, get_terminal_size().columns)))
+    print_lines("\n".join(winners_table(entries, golden.environments, width())))
+    print_lines(
+        f"\nof golden ({parsed.golden}), which keeps what was first recorded; what the last search found, and why, is "
+        "told by: diffaccel explain KEY"
+    )
     return 0
 
 
@@ -107,7 +118,8 @@ def _chosen(entries: Mapping[GoldenKey, GoldenEntry], parsed: argparse.Namespace
         if not left:
             values = dict.fromkeys(map(value_of, sorted(chosen, key=lambda key: key.prompt_order)))
             known = "; ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
-            raise ValueError(f"{option}: no record of {given!r}; there are: {known}")
+            near = meant(str(given), {str(value).lower(): str(value) for value in values})
+            raise ValueError(f"{option}: no record of {given!r}{near}; there are: {known}")
         chosen = left
     return chosen
 
@@ -121,10 +133,13 @@ def _diff(parsed: argparse.Namespace) -> int:
     changes = golden_changes(before.entries, after.entries)
     same = len(before.entries.keys() & after.entries.keys()) - sum(change.kind == "differs" for change in changes)
     if not changes:
-        print(f"no difference: {same} keys say the same")
+        print_lines(f"no difference: {counted(same, 'key says', 'keys say')} the same")
         return 0
-    lines = changes_table(changes, every=parsed.all) + moves_text(changes, before.environments, after.environments)
-    print("\n".join([*lines, f"{len(changes)} keys differ, {same} say the same"]))
+    print("\n".join(changes_table(changes, every=parsed.all)))
+    for line in moves_text(changes, before.environments, after.environments):
+        print_lines(line)
+    differ = counted(len(changes), "key differs", "keys differ")
+    print_lines(f"{differ}, {counted(same, 'says', 'say')} the same")
     return 1
 
 
@@ -133,10 +148,12 @@ def _merge(parsed: argparse.Namespace) -> int:
 
     merged = merge_files(parsed.sources, parsed.output, parsed.prefer)
     chosen = f", {len(merged.conflicts)} of them chosen by --prefer {parsed.prefer}" if merged.conflicts else ""
-    print(f"{parsed.output}: {len(merged.entries)} keys of {len(parsed.sources)} files{chosen}")
+    print_lines(
+        f"{parsed.output}: {counted(len(merged.entries), 'key')} of {counted(len(parsed.sources), 'file')}{chosen}"
+    )
     named = {entry.environment for entry in merged.entries.values()}
     if unknown := sorted(named - merged.environments.keys()):
-        print(f"diffaccel: note: no environments.json spells out {', '.join(unknown)}", file=sys.stderr)
+        print_lines(f"diffaccel: note: no environments.json spells out {', '.join(unknown)}", file=sys.stderr)
     return 0
 
 
@@ -149,20 +166,21 @@ def _prune(parsed: argparse.Namespace) -> int:
     changes = [Change(key, "pruned", entries[key], None) for key in stale_keys(entries, known)]
     unknown = sorted({change.key.accelerator for change in changes} - known)
     for change in changes[:_LISTED_KEYS]:
-        print(change.describe())
+        print_lines(change.describe())
     if len(changes) > _LISTED_KEYS:
-        print(f"and {len(changes) - _LISTED_KEYS} more")
-    counts = f"{parsed.golden}: {len(changes)} keys {{}}, {len(entries) - len(changes)} stay"
+        print_lines(f"and {len(changes) - _LISTED_KEYS} more")
+    stay = counted(len(entries) - len(changes), "stays", "stay")
+    counts = f"{parsed.golden}: {counted(len(changes), 'key')} {{}}, {stay}"
     if parsed.dry_run:
-        print(counts.format("would be removed"))
+        print_lines(counts.format("would be removed"))
         if unknown:
-            print(_may_be_wanted(unknown))
+            print_lines(_may_be_wanted(unknown))
         return 0
     if unknown and not parsed.yes and not _is_confirmed(unknown):
-        print(f"{parsed.golden}: nothing removed")
+        print_lines(f"{parsed.golden}: nothing removed")
         return 0
     merge(parsed.golden, {}, update=False, prune=[change.key for change in changes])
-    print(counts.format("removed"))
+    print_lines(counts.format("removed"))
     return 0
 
 
@@ -174,7 +192,7 @@ def _is_confirmed(unknown: list[str]) -> bool:
     """
     if not sys.stdin.isatty():
         raise ValueError(f"nothing removed: {_may_be_wanted(unknown)}, or remove them with: --yes")
-    print(_may_be_wanted(unknown))
+    print_lines(_may_be_wanted(unknown))
     return input("Remove all that is listed? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.settings.options import BENCHES
 
 _FIRST = ("-n", "2", "--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
@@ -41,7 +42,7 @@ def _init(parsed: argparse.Namespace) -> int:
         path.write_text(text, encoding="utf-8")
         print(path)
     go = "" if parsed.folder == Path() else f"cd {shlex.quote(str(parsed.folder))} && "
-    print(f"next, a first search, of small stand-ins: {go}{shlex.join(['pytest', BENCHES, *_FIRST])}")
+    print_lines(f"next, a first search, of small stand-ins: {go}{shlex.join(['pytest', BENCHES, *_FIRST])}")
     return 0
 
 

@@ -17,17 +17,12 @@ from pytest_diffaccel.cli import (
     report_command,
     tasks_command,
 )
+from pytest_diffaccel.report.terminal import print_lines
+from pytest_diffaccel.words import meant
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: the command line without the program's name; None for this process's own.
-
-    Returns:
-        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
-    """
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of every command; the page of options of the docs is written from it."""
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
@@ -42,7 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         of_command.add_command(commands)
     pytest_commands.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; None for this process's own.
+
+    Returns:
+        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
+    """
+    parser = command_parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and not given[0].startswith("-") and given[0] not in commands.choices:
+        near = meant(given[0], {name: name for name in commands.choices})
+        parser.error(f"{given[0]!r} is no command{near}; choose from {', '.join(commands.choices)}")
     parsed, others = parser.parse_known_args(given)
     parsed.given = given[1:]
     if others and parsed.command not in pytest_commands.COMMANDS:
@@ -50,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (OSError, ValueError) as error:
-        print(f"diffaccel: {_words(error)}", file=sys.stderr)
+        print_lines(f"diffaccel: {_words(error)}", sys.stderr)
         return 2
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
 from pytest_diffaccel.pipes import described
+from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.settings.option_types import positive
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
@@ -59,7 +60,7 @@ def _report(parsed: argparse.Namespace) -> int:
     with _between_timings(WorkFolder(material.images.folder.parent).timing_lock, say):
         write_report(parsed.output, material, say)
     say("")
-    print(path_and_size(parsed.output))
+    print_lines(path_and_size(parsed.output))
     return 0
 
 

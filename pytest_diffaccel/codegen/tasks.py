@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -124,6 +124,22 @@ def tasks_of_ids(text: str) -> dict[str, Task]:
             raise ValueError(f"ids {part.strip()!r}: write ids from {FIRST_ID} to {last}, such as 192-200,{last}")
         wanted.update(range(low, high + 1))
     return {prompt_id: task for prompt_id, task in all_tasks().items() if int(prompt_id) in wanted}
+
+
+def ids_text(ids: Iterable[str]) -> str:
+    """What ``--ids`` takes for these tasks: ``"192,195-197"``.
+
+    Args:
+        ids: tasks' ids.
+    """
+    numbers = sorted(map(int, ids))
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def file_text(name: str) -> str:

@@ -11,6 +11,7 @@ from scipy import stats
 from pytest_diffaccel.gate.speed import Timed
 from pytest_diffaccel.gate.verdict import percent
 from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
+from pytest_diffaccel.words import counted
 
 # A trend less certain than this is noise; one smaller than this does not matter.
 _TREND_P, _TREND_RATIO = 0.01, 0.02
@@ -22,7 +23,7 @@ def conditions(timed: Timed) -> list[str]:
     seen = Counter(block.disturbance for block in timed.blocks if block.disturbance)
     if seen:
         commonest = seen.most_common(1)[0][0]
-        notes.append(f"{seen.total()} of {len(timed.blocks)} blocks were disturbed ({commonest})")
+        notes.append(f"disturbed: {seen.total()} of {counted(len(timed.blocks), 'block')} ({commonest})")
     for name, values in (
         ("unaccelerated runs", np.log([figure.baseline_s for figure in timed.figures])),
         ("speed-ups", timed.log_speedups),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCoun
 from pytest_diffaccel.gate.case_plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.clocks import Clock, wall_clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.prospects import Prospect, prospects
+from pytest_diffaccel.gate.prospects import Prospect, least_to_record_s, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
@@ -67,10 +67,19 @@ class GateRun:
         return self.settings.update_golden
 
     @cached_property
-    def without_reference(self) -> int:
-        """Winners that can only be compared with golden's interval."""
-        return sum(case.candidate is not None and case.subject not in self._sessions for case in self.cases)
+    def without_reference(self) -> frozenset[str]:
+        """Keys of the winners that can only be compared with golden's interval."""
+        return frozenset(case.key for case in self.cases if case.candidate and case.subject not in self._sessions)
 
+    def least_to_record_s(self, found: Mapping[str, GateSession]) -> float | None:
+        """Seconds of timing that recording takes whatever the budget is; None where nothing tells.
+
+        Args:
+            found: what this run has recorded so far, by subject; earlier sessions tell where it has not.
+        """
+        return least_to_record_s(self.cases, {**{name: known[-1] for name, known in self._sessions.items()}, **found})
+
+    @cached_property
     def prospects(self) -> list[Prospect]:
         """What this run will be able to show of each winner with a reference, by each of its clocks."""
         wall = wall_clock("cpu" if self.settings.gpus is None else "cuda")

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from pytest_diffaccel.gate.verdict import Finding, Status, percent
+from pytest_diffaccel.words import counted
 
 # A build rounds every operation anew, not the start noise alone: taken for this many such controls, independent ones.
 _ROUNDINGS = 16
@@ -91,7 +92,7 @@ def quality_finding(losses: Losses, smallest: float, false_alarm_rate: float) ->
     if not math.isfinite(now):
         return Finding("quality", "regressed", f"LPIPS is {now}: the images are broken")
     half = losses.half_width(0.05 / 2)
-    text = f"LPIPS {now:.4f} instead of {then:.4f} (rounding +-{half:.4f}, {len(losses.now)} samples)"
+    text = f"LPIPS {now:.4f} instead of {then:.4f} (rounding +-{half:.4f}, {counted(len(losses.now), 'sample')})"
     if losses.is_equal:
         return Finding("quality", "ok", f"{percent(0.0)}: {text}; equal to the last digit", 0.0, (0.0, 0.0))
     status, why = _judge(losses, matters, false_alarm_rate)
@@ -131,8 +132,8 @@ def hidden_loss(losses: Losses, smallest: float) -> str:
         return ""
     needed = math.ceil(count * (half / max(smallest * now, _INVISIBLE)) ** 2)
     return (
-        f"under another build rounding may hide a loss of {half / now:.0%} at {count} samples; one of {smallest:.0%} "
-        f"shows with golden of --num-samples {needed} or more"
+        f"under another build rounding may hide a loss of {half / now:.0%} at {counted(count, 'sample')}; one of "
+        f"{smallest:.0%} shows with golden of --num-samples {needed} or more"
     )
 
 

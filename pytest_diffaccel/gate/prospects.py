@@ -1,10 +1,15 @@
-"""What a gate run will be able to show, before it begins: by its references' own noise, and what their figures took."""
+"""What a gate run will be able to show, before it begins, by its references' own noise and what their figures took; and
+what would show more: said in the same words before a run and after it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from statistics import median
 
 import numpy as np
 
@@ -14,6 +19,7 @@ from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.records.gate_sessions import GateSession
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.words import counted
 
 # Slowdowns that are asked about.
 _SLOWDOWNS = tuple(float(slowdown) for slowdown in np.geomspace(0.002, LARGEST_ASKED, 60))
@@ -26,13 +32,15 @@ class Prospect:
     Attributes:
         case: the winner.
         clock: the clock.
+        share: of the budget, what is for this winner, above 0 and at most 1.
         is_shown: whether 95% of such runs show the slowdown that matters.
         shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
-        needed_s: seconds of timing after which they show the one that matters; infinite when no time is enough.
+        needed_s: seconds of timing, above 0, after which they show the one that matters; infinite when none are enough.
     """
 
     case: GateCase
     clock: Clock
+    share: float
     is_shown: bool
     shown: float | None
     needed_s: float
@@ -61,14 +69,15 @@ def prospects(
     all_cost = sum(case.cost for case in winners)
     found = []
     for case in winners:
-        left_s = settings.budget_s * case.cost / all_cost
+        share = case.cost / all_cost
+        left_s = settings.budget_s * share
         recorded = sessions.get(case.subject, ())
         for clock in (DEVICE if any(session.by("device") for session in recorded) else wall, HOST):
             known = [speed for session in recorded if (speed := session.by(clock.name)) is not None]
             against, figure_s = reference(case, clock), known[-1].figure_s if known else None
             if against is None or figure_s is None:
                 continue
-            made = _prospect(case, clock, against, left_s, figure_s, len(cases), settings)
+            made = _prospect(case, clock, against, share, left_s, figure_s, len(cases), settings)
             left_s -= min(left_s, made.needed_s)
             found.append(made)
     return found
@@ -78,6 +87,7 @@ def _prospect(
     case: GateCase,
     clock: Clock,
     reference: Reference,
+    share: float,
     left_s: float,
     figure_s: float,
     cases: int,
@@ -96,12 +106,16 @@ def _prospect(
         if is_shown
         else next((slowdown for slowdown in _SLOWDOWNS if slowdown > matters and shown_by(figures, slowdown)), None)
     )
-    needed = next((count for count in (*LOOKS, clock.most) if shown_by(count, matters)), None)
-    return Prospect(case, clock, is_shown, shown, needed * figure_s if needed else math.inf)
+    if is_shown:
+        needed = next((count for count in (*LOOKS, clock.most) if shown_by(count, matters)), figures)
+    else:  # a look more may show a little less: so many that any more show it, too
+        enough = takewhile(lambda count: shown_by(count, matters), range(clock.most, LOOKS[0] - 1, -1))
+        needed = min(enough, default=0)
+    return Prospect(case, clock, share, is_shown, shown, needed * figure_s if needed else math.inf)
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
-    """A line per clock, and one for each winner of which what matters cannot be shown."""
+    """A line per clock, one for each winner of which what matters cannot be shown, and what would show it."""
     lines = []
     for name in dict.fromkeys(prospect.clock.name for prospect in found):
         own = [prospect for prospect in found if prospect.clock.name == name]
@@ -109,15 +123,65 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
         short = [prospect for prospect in own if not prospect.is_shown]
         by = "" if name == "wall" else f" by {name} time"
         lines.append(
-            f"{len(own) - len(short)} of {len(own)} winners: a slowdown of {matters:.1%}{by} can be shown "
+            f"{len(own) - len(short)} of {counted(len(own), 'winner')}: a slowdown of {matters:.1%}{by} can be shown "
             f"(in {SURELY:.0%} of runs, at the references' noise)"
         )
-        lines += [f"  {prospect.case.key}: {_what_is(prospect)}" for prospect in short]
-    return lines
+        lines += [f"  {prospect.case.key}: {_shown(prospect)}" for prospect in short]
+    return lines + [f"  {line}" for line in by_remedy(remedies(found).values())]
 
 
-def _what_is(prospect: Prospect) -> str:
-    what = f"one of {prospect.shown:.1%}" if prospect.shown is not None else f"none up to {LARGEST_ASKED:.0%}"
-    if math.isinf(prospect.needed_s):
-        return f"{what}; more time shows no less: record further references (--gate --update-golden)"
-    return f"{what}; what matters needs {prospect.needed_s:.0f} s of timing: give --gate-budget more"
+def _shown(prospect: Prospect) -> str:
+    return f"one of {prospect.shown:.1%}" if prospect.shown is not None else f"none up to {LARGEST_ASKED:.0%}"
+
+
+def remedies(found: Sequence[Prospect]) -> dict[str, str]:
+    """What would show what matters of each winner of which this run cannot, in words, by the winner's key.
+
+    One budget for all: at that, each one's share is enough for both of its clocks.
+    """
+    needed_s: Counter[str] = Counter()
+    for prospect in found:
+        needed_s[prospect.case.key] += prospect.needed_s / prospect.share
+    short = dict.fromkeys(prospect.case.key for prospect in found if not prospect.is_shown)
+    enough_s = max((needed_s[key] for key in short if math.isfinite(needed_s[key])), default=0.0)
+    return {
+        key: f"--gate-budget {as_option(enough_s)} or more: pictures take some of it"
+        if math.isfinite(needed_s[key])
+        else "further references (--gate --update-golden): no budget is enough with these"
+        for key in short
+    }
+
+
+def by_remedy(said: Iterable[str]) -> list[str]:
+    """A line per remedy: for how many winners, and what it is."""
+    counts = Counter(said)
+    if len(counts) == 1:
+        return [f"it takes: {remedy}" for remedy in counts]
+    return [f"it takes, for {count} of {counts.total()}: {remedy}" for remedy, count in counts.items()]
+
+
+def as_option(seconds: float) -> str:
+    """A time as ``--gate-budget`` takes it, rounded up: ``"95s"`` or ``"7min"``."""
+    return f"{math.ceil(seconds)}s" if seconds <= 120 else f"{math.ceil(seconds / 60)}min"
+
+
+def least_to_record_s(cases: Sequence[GateCase], sessions: Mapping[str, GateSession]) -> float | None:
+    """Seconds of timing that recording takes whatever the budget is: a first look of every case.
+
+    Args:
+        cases: of the whole run.
+        sessions: one of each subject that has been timed; others take as long by what their steps cost.
+
+    Returns:
+        None where nothing tells what a figure takes.
+    """
+    took = {case.subject: session for case in cases if (session := sessions.get(case.subject)) and session.figure_s}
+    figure_s = {name: (session.figure_s or 0.0) + _host_s(session) for name, session in took.items()}
+    if not figure_s:
+        return None
+    by_cost = median(figure_s[case.subject] / case.cost for case in cases if case.subject in figure_s)
+    return LOOKS[0] * sum(figure_s.get(case.subject, by_cost * case.cost) for case in cases)
+
+
+def _host_s(session: GateSession) -> float:
+    return (session.host.figure_s or 0.0) if session.host else 0.0

@@ -11,6 +11,7 @@ import numpy as np
 from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
 from pytest_diffaccel.records.gate_sessions import Speed
 from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.words import counted
 
 _NORMAL_95 = 1.96
 # A golden interval is right in 95 of 100 cases, which says little of the 1 in 10,000 that a family of cases needs: it
@@ -65,7 +66,7 @@ class Reference:
             session_sd=session_sd,
             baseline_s=math.exp(float(np.mean([math.log(session.baseline_s) for session in sessions]))),
             figure_sd=float(np.sqrt(np.mean([session.figure_sd**2 for session in sessions]))),
-            source=f"{len(sessions)} recorded session(s)",
+            source=counted(len(sessions), "recorded session"),
         )
 
     @classmethod

@@ -15,6 +15,7 @@ from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import IMPROVED, OK, OPEN, REGRESSED, Array, Design, Estimate, robust_mean
 from pytest_diffaccel.gate.verdict import Finding, Status, percent
 from pytest_diffaccel.measure.measurement import Block
+from pytest_diffaccel.words import counted
 
 # Slowdowns that are spoken of: a logarithm, and the share of runs that show them.
 _LARGEST_SHOWN = math.log(3.0)
@@ -105,7 +106,7 @@ def speed_finding(timed: Timed, design: Design, reference: Reference, words: str
     text = (
         f"{math.exp(reference.log_speedup + change):.3f}x instead of {math.exp(reference.log_speedup):.3f}x{words} "
         f"({percent(ratios[0])} [{percent(ratios[1][0])}, {percent(ratios[1][1])}] of {reference.source}, "
-        f"{len(timed.blocks)} blocks)"
+        f"{counted(len(timed.blocks), 'block')})"
     )
     if status == "inconclusive":
         text += f"; neither a slowdown nor its absence is certain: at this noise {_shown(design, estimate)}"
@@ -132,7 +133,8 @@ def first_finding(timed: Timed, words: str) -> Finding:
     estimate = robust_mean(timed.log_speedups)
     half = float(stats.t.isf((1 - _CONFIDENCE) / 2, estimate.df) * estimate.error)
     ratio = math.exp(float(estimate.mean))
-    return Finding("speed", "ok", f"{ratio:.3f}x{words}, known to {math.expm1(half):.1%} ({len(timed.blocks)} blocks)")
+    blocks = counted(len(timed.blocks), "block")
+    return Finding("speed", "ok", f"{ratio:.3f}x{words}, known to {math.expm1(half):.1%} ({blocks})")
 
 
 def explain_by_times(finding: Finding, timed: Timed, reference: Reference, words: str = "") -> tuple[Finding, str]:

@@ -15,6 +15,7 @@ from typing import Any
 from pytest_diffaccel.models import entries, own_pipes
 from pytest_diffaccel.models.entries import Kind
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.words import meant
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,8 +178,9 @@ class ModelSource:
     def _from_file(cls, text: str) -> ModelSource:
         path = Path(text).expanduser()
         if not path.is_file():
+            near = meant(text, {name: name for name in ("embedded", "hub", ARCHITECTURE)})
             raise ValueError(
-                f"models {text!r}: not 'embedded', 'hub', 'architecture' or a TOML file that exists; {_LINE}"
+                f"models {text!r}: not 'embedded', 'hub', 'architecture' or a TOML file that exists{near}; {_LINE}"
             )
         try:
             written = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as editors on Windows write it

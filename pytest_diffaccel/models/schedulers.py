@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_diffaccel.words import counted
+
 #: diffusers class and settings of its own, by scheduler name.
 SCHEDULER_CLASSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "DDIM": ("DDIMScheduler", {}),
@@ -58,6 +60,11 @@ def named_scheduler(text: str) -> str | None:
     if plain in spellings or not plain.endswith("scheduler"):
         return spellings.get(plain)
     return {name.lower(): name for name in _compatible()}.get(plain)
+
+
+def classes_like(text: str) -> tuple[str, ...]:
+    """Class names of diffusers that ``text`` may be a misspelling of; none where it is no class name of a scheduler."""
+    return tuple(_compatible()) if text.lower().endswith("scheduler") else ()
 
 
 def taken_settings(name: str) -> tuple[str, ...]:
@@ -221,6 +228,6 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     # Fewer are followed without fault; that a scheduler has lost a step is for the gate to say.
     if len(timesteps) > steps:
         raise UnfollowedTimesteps(
-            f"{name} calls the denoiser {len(timesteps)} times in {steps} steps, which the accelerators cannot follow; "
-            "take a scheduler of one call per step"
+            f"{name} calls the denoiser {len(timesteps)} times in {counted(steps, 'step')}, which the accelerators "
+            "cannot follow; take a scheduler of one call per step"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +22,7 @@ from pytest_diffaccel.plugin.case_items import (
 )
 from pytest_diffaccel.plugin.case_results import has_result, result_of
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
+from pytest_diffaccel.plugin.ini_keys import key_like
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
 from pytest_diffaccel.settings import options
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
     from pytest_diffaccel.report.gate_report import GateReport
     from pytest_diffaccel.report.session import SessionReport
-    from pytest_diffaccel.report.terminal import Terminal
+    from pytest_diffaccel.report.terminal import Screen, Terminal
     from pytest_diffaccel.search.results import Broken
 
 #: Category, letter and word of a report, as pytest's hook returns them.
@@ -71,20 +73,25 @@ class Reporting:
         self._made: SessionReport | GateReport | None = None
         # By a place that cannot be written, before the first case: then there is nothing to sum up.
         self._is_refused = False
+        self._has_begun = False
+        self._misspelt: list[str] = []
         self._log = _open_log(config.option.diffaccel_log)
 
     @cached_property
-    def _terminal(self) -> Terminal:
-        from pytest_diffaccel.report.terminal import NoTerminal
+    def _screen(self) -> Screen:
+        from pytest_diffaccel.report.terminal import NoTerminal, Screen
 
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        return NoTerminal() if reporter is None else cast("Terminal", reporter)
+        verbosity = getattr(self._config.option, "verbose", 0)  # absent where there is no terminal
+        screen = Screen(NoTerminal() if reporter is None else cast("Terminal", reporter), verbosity)
+        self._config.add_cleanup(screen.end_live_line)  # whatever ends the session
+        return screen
 
     @cached_property
     def _unwritten(self) -> Unwritten:
         from pytest_diffaccel.report.case_log import Unwritten
 
-        return Unwritten(self._terminal)
+        return Unwritten(self._screen)
 
     @property
     def _report(self) -> SessionReport | GateReport:
@@ -92,13 +99,13 @@ class Reporting:
             from pytest_diffaccel.report.gate_report import GateReport
             from pytest_diffaccel.report.session import SessionReport
 
-            terminal = self._terminal
+            screen = self._screen
             run, gate = search_run(self._config), gate_run(self._config)
             if gate is not None:
-                self._made = GateReport(gate, terminal)
+                self._made = GateReport(gate, screen)
             else:
                 self._made = SessionReport(
-                    run.settings, run.registry, terminal, _command(self._config), run.session.workers
+                    run.settings, run.registry, screen, _command(self._config), run.session.workers
                 )
         return self._made
 
@@ -140,13 +147,13 @@ class Reporting:
         told = "what both look for is measured twice; stop one of them, or"
         in_folder = other_session(self._config)
         if in_folder:
-            self._terminal.write_line(
+            self._screen.write_line(
                 f"diffaccel: another session searches in this folder ({in_folder}): {told} start it in another folder"
             )
         with suppress(StoreError):  # which the first case will tell
             run = search_run(self._config)
             for other in sessions_of_store(self._config, run, is_told_of_folder=bool(in_folder)):
-                self._terminal.write_line(
+                self._screen.write_line(
                     f"diffaccel: another session searches into this store ({other}): {told} give another --store"
                 )
 
@@ -160,6 +167,7 @@ class Reporting:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
         is_quiet = getattr(self._config.option, "verbose", 0) <= 0  # absent where there is no terminal
+        self._has_begun = True
         if self._made is not None and gate_run(self._config) is None and is_quiet:
             cast("SessionReport", self._made).case_began(nodeid)
 
@@ -198,16 +206,27 @@ class Reporting:
         """What pytest's own exit code cannot tell: a gate's verdicts, and a search that did not record its winners."""
         if self._made is None or self._is_refused:
             return
+        self._screen.end_live_line()  # pytest's next line would leave it where it is
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = self._made.exit_code(exitstatus)
         if not self._config.pluginmanager.has_plugin("terminalreporter"):
-            self._made.summary()  # nobody else asks for it; it writes files, too
+            self._sum_up(exitstatus)  # nobody else asks for it; it writes files, too
+
+    def _sum_up(self, exitstatus: int) -> None:
+        if self._made is not None and not self._is_refused:
+            self._made.summary(stopped=self._has_begun and exitstatus == pytest.ExitCode.INTERRUPTED)
+
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """Say of a misspelt key of the project's configuration which one may be meant."""
+        if said := key_like(str(warning_message.message)):
+            self._misspelt.append(said)
 
     def pytest_terminal_summary(self, exitstatus: int) -> None:
         """The winners or verdicts, what changed in the golden database, and what to do next."""
-        if self._made is not None and not self._is_refused:
-            self._made.summary()
+        self._sum_up(exitstatus)
+        for said in self._misspelt:
+            self._screen.write_line(f"diffaccel: {said}")
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
             command = f"{options.benches_command()} ..."
-            self._terminal.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")
+            self._screen.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from pytest_diffaccel.plugin.judge_options import JUDGE_OPTIONS
 from pytest_diffaccel.settings.option_types import DeclaredOption
 from pytest_diffaccel.settings.options import SEARCH_OPTIONS
+from pytest_diffaccel.words import meant
 
 #: All options, of searches, gate and judge.
 OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
@@ -66,6 +66,15 @@ def read_keys(config: pytest.Config) -> None:
     config.stash[_FOUND] = tuple(found)
 
 
+def key_like(warning: str) -> str:
+    """Of pytest's warning of a key that nobody declares, which of ours may be meant, in a sentence; empty for none."""
+    unknown = re.fullmatch(r"Unknown config option: (diffaccel\w*)\s*", warning)
+    if unknown is None:
+        return ""
+    near = meant(unknown[1], {option.key: option.key for option in OPTIONS if option.key is not None})
+    return f"there is no key {unknown[1]}{near}" if near else ""
+
+
 def in_terms_of_keys(said: str, config: pytest.Config) -> str:
     """An error about an option or its value (``--pipe: ...``), or about the file that it names, in terms of its key.
 
@@ -109,9 +118,6 @@ def _read(config: pytest.Config, option: DeclaredOption, key: str) -> FromKey | 
 
 
 def _converted(config: pytest.Config, option: DeclaredOption, text: str, origin: str) -> Any:
-    choices: Sequence[str] | None = option.keywords.get("choices")
-    if choices is not None and text not in choices:
-        raise pytest.UsageError(f"{origin}: {text!r} is unknown; choose from {', '.join(choices)}")
     try:
         value = option.keywords.get("type", str)(text)
     except ArgumentTypeError as error:

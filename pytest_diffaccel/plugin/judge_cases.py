@@ -12,6 +12,7 @@ import pytest
 from pytest_diffaccel.plugin import judge_options
 from pytest_diffaccel.plugin.case_items import case_id
 from pytest_diffaccel.plugin.refusals import refusal
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.codegen.lookup import Answer
@@ -26,6 +27,8 @@ TASK = "diffaccel_task_id"
 PROPERTY = "diffaccel-verdict"
 # Names of the properties of every task asked for, and of one that golden does not answer.
 _ASKED, _UNRECORDED = "diffaccel-asked", "diffaccel-unrecorded"
+# A longer list of ids is none that anybody types.
+_LONGEST_IDS = 60
 _BROKEN_OFF = "the judge broke off; the case's error says where"
 
 _SETTINGS = pytest.StashKey[judge_options.JudgeSettings]()
@@ -192,26 +195,30 @@ class JudgeReporting:
         }
         return {**broken, **self._found}
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
         """With ``-p no:terminal`` nobody asks for a summary; the scores are written all the same."""
         if not self._config.pluginmanager.has_plugin("terminalreporter"):
             from pytest_diffaccel.report.terminal import NoTerminal
 
-            self.pytest_terminal_summary(NoTerminal())
+            self.pytest_terminal_summary(NoTerminal(), exitstatus)
 
-    def pytest_terminal_summary(self, terminalreporter: Terminal) -> None:
+    def pytest_terminal_summary(self, terminalreporter: Terminal, exitstatus: int) -> None:
         """Pass rates, what golden lacks, and where it is out of date."""
         if not self._tests:
             return
+        from pytest_diffaccel.report.terminal import Screen
+
         settings = judge_settings(self._config)
         verdicts = self._verdicts(settings)
-        terminalreporter.section("judged scripts")
+        screen = Screen(terminalreporter, 0)
+        screen.section("judged scripts")
         for line in (
             *self._rates(settings, verdicts),
             *self._gaps(settings, verdicts),
             *self._outdated(settings, verdicts),
+            *(self._stopped(settings, verdicts) if exitstatus == pytest.ExitCode.INTERRUPTED else ()),
         ):
-            terminalreporter.write_line(line)
+            screen.write_line(line)
 
     def _rates(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         if not verdicts:
@@ -236,14 +243,27 @@ class JudgeReporting:
         if self._unrecorded:
             tasks = [settings.tasks[prompt_id] for prompt_id in self._unrecorded]
             command = record_command(tasks, settings.records.path)
-            yield f"{len(tasks)} tasks have no golden record; record them with: {command}"
+            have = counted(len(tasks), "task has", "tasks have")
+            yield f"{have} no golden record; record {'it' if len(tasks) == 1 else 'them'} with: {command}"
         if left := len(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded)):
-            yield f"{left} of the {len(settings.tasks)} tasks asked for were not judged and are not counted"
+            yield f"{left} of {counted(len(settings.tasks), 'task')} asked for: not judged, and not counted"
         if settings.without_script:
             yield (
                 f"{settings.without_script} of the 1134 tasks have no script in {settings.code} and are not counted; "
                 "name them with --ids to count them as failed"
             )
+
+    def _stopped(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
+        """What is kept of a session that was stopped, and what goes on."""
+        from pytest_diffaccel.codegen.tasks import ids_text
+
+        left = ids_text(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded))
+        kept = f"their verdicts are in {settings.scores}" if settings.scores else "only --scores FILE keeps verdicts"
+        other = " and another --scores" if settings.scores else ""
+        goes_on = (
+            f"--ids {left}{other} judges the others" if len(left) <= _LONGEST_IDS else "the same command judges all"
+        )
+        yield f"stopped after {len(verdicts)} of {counted(len(settings.tasks), 'task')}: {kept}; {goes_on}"
 
     def _outdated(self, settings: judge_options.JudgeSettings, verdicts: Mapping[str, ScriptVerdict]) -> Iterator[str]:
         from pytest_diffaccel.codegen.lookup import update_command

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.settings.option_types import OptionError, count, meant, number, of_one_run, option
+from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, option
+from pytest_diffaccel.words import meant
 
 if TYPE_CHECKING:
     import pytest

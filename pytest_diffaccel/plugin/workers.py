@@ -198,4 +198,5 @@ def give_up_broken_cuda(session: pytest.Session) -> None:
         return
     if worker_number(session.config) is not None:
         os._exit(_CUDA_BROKEN)  # CUDA cannot be shut down in an orderly way any more
-    session.shouldstop = "an error has made CUDA useless to this process; the same command goes on from here"
+    without = " without --fresh" if session.config.option.fresh else ""
+    session.shouldstop = f"an error has made CUDA useless to this process; the same command{without} goes on from here"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_diffaccel.report.progress import EndedCase
 from pytest_diffaccel.report.sent_results import CaseResult
-from pytest_diffaccel.report.terminal import Terminal
+from pytest_diffaccel.report.terminal import Screen
 from pytest_diffaccel.search.results import Measured, Skipped, Winners
 from pytest_diffaccel.settings.work_folder import WORK
 
@@ -25,8 +25,8 @@ _LEFT_OUT = ("skipped", "evidence", "environments", "pictures", "baseline", "pro
 class Unwritten:
     """Logs that cannot be written end no search: each is told of once."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
         self._told: set[str] = set()
 
     @contextmanager
@@ -41,8 +41,7 @@ class Unwritten:
         except OSError as error:
             if name not in self._told:
                 self._told.add(name)
-                self._terminal.write_line("")
-                self._terminal.write_line(f"diffaccel: {name} cannot be written: {error}; the search goes on without")
+                self._screen.write_line(f"diffaccel: {name} cannot be written: {error}; the search goes on without")
 
 
 class CaseLog:

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures
 from pytest_diffaccel.report.html.content.findings import Findings
-from pytest_diffaccel.report.winners import interval_text, why_unattainable
+from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.winners import figures, interval_text, said_of, spaced_params, why_unattainable
 from pytest_diffaccel.search.predict.reach import reaches
+from pytest_diffaccel.words import counted
 
 # Contenders that are named, and reasons.
 _NAMED, _REASONS = 3, 4
@@ -20,13 +23,14 @@ _NAMED, _REASONS = 3, 4
 _FIGURE = re.compile(r"\d+(?:\.\d+)?x?")
 
 
-def explain(key: GoldenKey, found: Findings, max_loss: float) -> list[str]:
-    """Lines on a key.
+def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> list[str]:
+    """Lines on a key; the last ones tell whether golden's record says the same.
 
     Args:
         key: the target in question.
         found: what the store holds of its cell.
-        max_loss: LPIPS above which a candidate cannot win.
+        material: what that was found in.
+        store: what the store is called.
 
     Raises:
         ValueError: when the store holds nothing of the key's group.
@@ -38,16 +42,34 @@ def explain(key: GoldenKey, found: Findings, max_loss: float) -> list[str]:
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
-    if entry is None and (earlier := found.entries.get(key)):
-        lines.append(f"golden keeps an earlier record: {earlier.status}, {format_params(earlier.params) or 'nothing'}")
     fast = [pair for pair in measured if reaches(pair[1].speedup, key.target)]
-    lines += _contenders(entry, sorted(fast, key=lambda pair: pair[1].lpips.value), max_loss)
+    lines += _contenders(entry, sorted(fast, key=lambda pair: pair[1].lpips.value), material.max_loss)
     slow = [pair for pair in measured if pair not in fast]
     if slow:
         best = max(slow, key=lambda pair: pair[1].speedup.value)
         lines.append(f"not surely fast enough: {len(slow)}; the fastest of them is {_in_words(*best)}")
     lines += _unmeasured([row for row in rows if row.figures is None])
-    return lines
+    return [*lines, f"all of this is what the last search found that used {store}", _in_golden(key, found, material)]
+
+
+def _in_golden(key: GoldenKey, found: Findings, material: Material) -> str:
+    """Whether golden's record, which other commands print and use, says the same; if not, what and why."""
+    golden = f"golden ({material.golden.path}), which diffaccel show prints"
+    before, now = material.golden.entries.get(key), found.record.entries.get(key)
+    if before is None:
+        return f"{golden}, has no record of it"
+    if now is not None and before == now.rounded():
+        return f"{golden}, says the same"
+    if before.environment == found.record.environment:
+        why = "an earlier search's record, which stays until a search with --update-golden finds another"
+    else:
+        environments = material.golden.environments, material.contents.environments
+        there, here = environments[0].get(before.environment), environments[1].get(found.record.environment)
+        known = "; ".join(differences(there, here)) if there and here else "not spelled out"
+        why = f"recorded in another environment ({known})"
+    speedup, lpips, _ = figures(before, None)
+    what = f"{speedup}, LPIPS {lpips}, {spaced_params(before.params)}" if before.status == "met" else said_of(before)
+    return f"{golden}, says otherwise: {what}; {why}"
 
 
 def _outcome(entry: GoldenEntry | None) -> list[str]:
@@ -58,7 +80,8 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
     lines = [f"winner: {format_params(entry.params)}"]
     if entry.lpips is not None:
         chosen = f", {entry.selection_lpips:.3f} on those that it was chosen on" if entry.selection_lpips else ""
-        lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {entry.num_samples} pictures{chosen}")
+        pictures = counted(entry.num_samples, "picture")
+        lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {pictures}{chosen}")
     if entry.fewer_steps is not None:
         word = "more" if entry.beats_fewer_steps else "less"
         rival = entry.fewer_steps

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.gate.prospects import in_words
+from pytest_diffaccel.gate.prospects import as_option, by_remedy, in_words, remedies
+from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
 from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, GateSession, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
@@ -17,14 +18,16 @@ from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.options import benches_command
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.gate.gate_run import GateRun
-    from pytest_diffaccel.report.terminal import Terminal
+    from pytest_diffaccel.report.terminal import Screen
 
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
 _NORMAL_95 = 1.96
+_LEAST = f"recording times {LOOKS[0]} figures of every case, whatever the budget is"
 # Of a verdict, a finding that says most.
 _GRAVEST = {"ok": 0, "improved": 1, "warning": 2, "inconclusive": 3, "regressed": 4, "refused": 5}
 
@@ -32,16 +35,17 @@ _GRAVEST = {"ok": 0, "improved": 1, "warning": 2, "inconclusive": 3, "regressed"
 class GateReport:
     """Everything the controller shows and records of a gate run."""
 
-    def __init__(self, run: GateRun, terminal: Terminal) -> None:
+    def __init__(self, run: GateRun, screen: Screen) -> None:
         self._run = run
         self._settings = run.settings
         self._gate = run.gate
-        self._terminal = terminal
+        self._screen = screen
         self._cases = 0
         self._began = time.monotonic()
         self._results: list[GateVerdict] = []
         self._broken: list[str] = []
-        self._recorded: list[GateSession] = []
+        self._recorded: dict[str, GateSession] = {}
+        self._told_least = False
         self._unwritten = False
 
     def announce(self, cases: Collection[str]) -> None:
@@ -51,12 +55,11 @@ class GateReport:
             cases: the cases' node ids.
         """
         self._cases = len(cases)
-        self._terminal.showfspath = False
-        self._terminal.write_line("")
+        self._screen.begin()
         if not cases:
             cell = self._settings.cells[0]
             command = benches_command("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
-            self._terminal.write_line(
+            self._screen.write_line(
                 f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
                 f"some: {command}"
             )
@@ -64,19 +67,32 @@ class GateReport:
         gate = self._gate
         doing = f"budget {duration(gate.budget_s)}"
         doing = f"recording references, {doing}" if self._settings.update_golden else doing
-        self._terminal.write_line(
-            f"diffaccel gate: {self._cases} cases of {self._settings.golden}, models: {self._settings.models}; "
-            f"slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
+        self._screen.tell(
+            f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
+            f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
-        if self._run.without_reference and not self._run.recording:
-            self._terminal.write_line(
-                f"diffaccel gate: {self._run.without_reference} winners have no gate reference: they are compared with "
-                "golden's intervals, which small slowdowns hide in; record one while all is well: "
-                f"{benches_command('--gate', '--update-golden')}"
-            )
-        for line in [] if self._run.recording else in_words(self._run.prospects(), gate):
-            self._terminal.write_line(f"diffaccel gate: {line}")
-        self._terminal.flush()
+        for line in self._what_recording_takes() if self._run.recording else self._what_can_be_shown():
+            self._screen.tell(f"diffaccel gate: {line}")
+
+    def _what_can_be_shown(self) -> list[str]:
+        without = len(self._run.without_reference)
+        lines = [
+            f"{counted(without, 'winner has', 'winners have')} no gate reference: small slowdowns hide in golden's "
+            f"intervals; {_record_references()}"
+        ]
+        return [*lines[: bool(without)], *in_words(self._run.prospects, self._gate)]
+
+    def _what_recording_takes(self) -> list[str]:
+        """What it takes at the least, once that is known, where the budget is less: at the start, else after a case."""
+        least_s, budget_s = self._run.least_to_record_s(self._recorded), self._gate.budget_s
+        if self._told_least:
+            return []
+        self._told_least = least_s is not None
+        if least_s is None:
+            return [] if self._results else [f"{_LEAST}; how long they take is told after the first case"]
+        if least_s <= budget_s:
+            return []
+        return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {duration(budget_s)}"]
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: show it, record its reference.
@@ -87,13 +103,14 @@ class GateReport:
         """
         if isinstance(result, Broken):
             self._broken.append(result.case)
-            self._terminal.write_line(self._line("broke off", result.case, case.outcome))
+            self._screen.write_line(self._line("broke off", result.case, case.outcome))
         if isinstance(result, GateVerdict):
             self._results.append(result)
-            self._terminal.write_line(self._line(result.status, result.case, _short(result.verdict)))
-            self._terminal.flush()
+            self._screen.write_line(self._line(result.status, result.case, _short(result.verdict)))
             if result.sessions:
                 self._add(result.sessions)
+            for line in self._what_recording_takes() if self._run.recording else ():
+                self._screen.write_line(f"diffaccel gate: {line}")
 
     def _add(self, found: Mapping[str, GateSession]) -> None:
         """Record references; where that fails, the cases that are left are judged all the same."""
@@ -101,10 +118,10 @@ class GateReport:
             add_sessions(self._settings.golden, found, fresh=self._settings.fresh)
         except (OSError, JsonFileError) as error:
             path = self._settings.golden.with_name(REFERENCE_NAME)
-            self._terminal.write_line(f"diffaccel gate: {path} could not be written: {error}")
+            self._screen.write_line(f"diffaccel gate: {path} could not be written: {error}")
             self._unwritten = True
         else:
-            self._recorded += found.values()
+            self._recorded |= found
 
     def _line(self, status: str, case: str, text: str) -> str:
         done = len(self._results) + len(self._broken)
@@ -124,58 +141,78 @@ class GateReport:
             return NOTHING_MEASURED
         return int(exitstatus)
 
-    def summary(self) -> None:
-        """Verdicts that are not ok, in full; how many are; what changed since golden; what to do next."""
-        if not self._results and not self._broken:
+    def summary(self, *, stopped: bool) -> None:
+        """Verdicts that are not ok, in full; how many are; what changed since golden; what to do next.
+
+        Args:
+            stopped: whether the run was, by Ctrl-C or the like, before its last case.
+        """
+        if not self._results and not self._broken and not stopped:
             return
-        self._terminal.section("diffaccel: gate")
+        self._screen.section("diffaccel: gate")
         counts = Counter[str](result.status for result in self._results)
         for result in self._results:
             notes = result.verdict.notes
             if result.status != "ok":
                 targets = ", ".join(f"{target:g}x" for target in result.targets)
-                self._terminal.write_line(result.case + (f" (winner for {targets})" if targets else ""))
+                self._screen.write_line(result.case + (f" (winner for {targets})" if targets else ""))
                 for line in result.verdict.describe().splitlines():
-                    self._terminal.write_line(f"  {line}")
+                    self._screen.write_line(f"  {line}")
             elif notes:
-                self._terminal.write_line(f"{result.case}: {'; '.join(notes)}")
+                self._screen.write_line(f"{result.case}: {'; '.join(notes)}")
         causes = list(dict.fromkeys(cause for result in self._results for cause in result.verdict.causes))
         if causes:
-            self._terminal.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
-        counted = [f"{count} {status}" for status, count in counts.items()]
-        counted += [f"{len(self._broken)} broke off"] if self._broken else []
-        self._terminal.write_line(f"gate: {', '.join(counted)} of {self._cases}")
-        steps = self._next_steps(counts)
+            self._screen.write_line(f"changed since golden was recorded: {'; '.join(causes)}")
+        said = [f"{count} {status}" for status, count in counts.items()]
+        said += [f"{len(self._broken)} broke off"] if self._broken else []
+        self._screen.write_line(f"gate: {', '.join(said) or 'nothing judged'} of {self._cases}")
+        steps = [self._stopped()] if stopped else self._next_steps(counts)
         for line in steps:
-            self._terminal.write_line(line)
+            self._screen.write_line(line)
         for line in write_step_summary(gate_summary(self._results, self._broken, self._cases, steps)):
-            self._terminal.write_line(line)
+            self._screen.write_line(line)
+
+    def _stopped(self) -> str:
+        """What is kept of a run that was stopped, and what goes on."""
+        ended = f"stopped after {len(self._results) + len(self._broken)} of {counted(self._cases, 'case')}"
+        if not self._run.recording:
+            return f"{ended}: nothing is kept of their verdicts but what is above; the same command judges all cases"
+        path = self._settings.golden.with_name(REFERENCE_NAME)
+        return (
+            f"{ended}: {counted(len(self._recorded), 'recorded session is', 'recorded sessions are')} kept in {path}; "
+            "the same command times all cases again"
+        )
 
     def _next_steps(self, counts: Mapping[str, int]) -> list[str]:
         lines = []
         if self._recorded:
             path = self._settings.golden.with_name(REFERENCE_NAME)
-            lines.append(f"recorded: {len(self._recorded)} sessions in {path}; commit it beside the golden file")
-            known = sorted(_NORMAL_95 * session.standard_error for session in self._recorded)
+            recorded = counted(len(self._recorded), "session")
+            lines.append(f"recorded: {recorded} in {path}; commit it beside the golden file")
+            known = sorted(_NORMAL_95 * session.standard_error for session in self._recorded.values())
+            least_s = self._run.least_to_record_s(self._recorded) or 0.0
+            budget = f"--gate-budget above {as_option(max(least_s, self._gate.budget_s))}"
             lines.append(
                 f"their speed-ups are known to {median(known):.1%} in the median, {known[-1]:.1%} at worst (half of "
-                "the 95% interval); a longer --gate-budget, or further such runs, tell more"
+                f"the 95% interval); a {budget}, or further such runs, tell more"
             )
-            hosts = sorted(_NORMAL_95 * session.host.standard_error for session in self._recorded if session.host)
+            hosts = sorted(_NORMAL_95 * one.host.standard_error for one in self._recorded.values() if one.host)
             if hosts:
                 lines.append(
                     f"by host time, of {len(hosts)}: {median(hosts):.1%} in the median, {hosts[-1]:.1%} at worst"
                 )
         if counts.get("inconclusive") and not self._settings.update_golden:
             strict = "" if self._gate.strict else "warning: "
+            undecided = [result for result in self._results if result.status == "inconclusive"]
             lines.append(
-                f"{strict}{counts['inconclusive']} case(s) could not be decided: give them time with --gate-budget, "
-                "record references with --gate --update-golden, or ask for less with --gate-slowdown"
+                f"{strict}{counted(len(undecided), 'case')} could not be decided; ask for less (--gate-slowdown, "
+                "--gate-quality), or give what it takes"
             )
+            lines += [f"  {line}" for line in by_remedy(map(self._remedy, undecided))]
         if counts.get("warning"):
             lines.append(
-                f"warning: {counts['warning']} case(s) became slower in a way that fails no run; what it may be stands "
-                "with them. A host that takes longer to launch accelerated steps: Python or a library "
+                f"warning: {counted(counts['warning'], 'case')} became slower in a way that fails no run; what it may "
+                "be stands above. A host that takes longer to launch accelerated steps: Python or a library "
                 "(--gate-host-fails fails such cases)"
             )
         record = benches_command("--update-golden", "--fresh")
@@ -194,6 +231,20 @@ class GateReport:
         if self._settings.models == "embedded":
             lines.append("note: embedded pipelines are small stand-ins for the real models")
         return lines
+
+    def _remedy(self, result: GateVerdict) -> str:
+        """What would decide a case that is not; of its speed the same that the start of the run said."""
+        if ("quality", "inconclusive") in {(finding.subject, finding.status) for finding in result.verdict.findings}:
+            return "golden and references of more samples (--num-samples): no time tells a loss from rounding"
+        if result.case in self._run.without_reference:
+            return _record_references()
+        return remedies(self._run.prospects).get(
+            result.case, "a quieter machine or a longer --gate-budget: it was noisier here, or slower, than references"
+        )
+
+
+def _record_references() -> str:
+    return f"record references while all is well: {benches_command('--gate', '--update-golden')}"
 
 
 def _pipeline_changed(result: GateVerdict) -> bool:

@@ -9,6 +9,7 @@ from statistics import median
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
+from pytest_diffaccel.words import counted
 
 
 def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
@@ -30,7 +31,7 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
     for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target)):
         table.add_row(accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
     cells = {key.cell for key in entries}
-    return [*table_lines(table, 120), f"{len(entries)} keys of {len(cells)} cell(s)"]
+    return [*table_lines(table, 120), f"{counted(len(entries), 'key')} of {counted(len(cells), 'cell')}"]
 
 
 def _figures(entries: Sequence[GoldenEntry]) -> tuple[str, str, str, str, str]:

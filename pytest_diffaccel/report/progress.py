@@ -13,6 +13,7 @@ from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
 from pytest_diffaccel.search.results import Measured, Winners
+from pytest_diffaccel.words import counted
 
 _NO_CASES: Mapping[str, SearchCase] = MappingProxyType({})
 # So many times as long as calibrated is worth a word.
@@ -93,10 +94,10 @@ class Progress:
                     self._best[key] = min(result.figures.lpips.value, self._best.get(key, math.inf))
 
     def line(self) -> str:
-        """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; least LPIPS at 1.2x 0.004, 1.5x 0.010"``."""
+        """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; to be verified: LPIPS 0.004 at 1.2x, 0.010 at 1.5x"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
-        losses = ", ".join(f"{target:g}x {loss:.3f}" for target, loss in reached.items())
-        best = f"; least LPIPS at {losses}" if losses else ""
+        losses = ", ".join(f"{loss:.3f} at {target:g}x" for target, loss in reached.items())
+        best = f"; to be verified: LPIPS {losses}" if losses else ""
         left = self.left()
         doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
         return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{doing}{best}"
@@ -107,8 +108,14 @@ class Progress:
         of_cell = {other for other, winners in self._winners.items() if winners.cell == case.cell}
         if of_cell - self._ended != {name}:
             return case.accelerator
-        others = self._chosen[str(case.cell)]
-        return f"{case.accelerator}, then verifying them{f' and {others} others' if others else ''}"
+        chosen = self._chosen[str(case.cell)]
+        others = counted(chosen, "other") if chosen else ""
+        return f"{case.accelerator}, then verifying them{others and f' and {others}'}"
+
+    @property
+    def ended(self) -> int:
+        """Cases that have ended."""
+        return len(self._ended)
 
     def left(self) -> str | None:
         """How long the other cases take, in words; None while nothing tells."""

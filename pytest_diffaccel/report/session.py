@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.records.environment import Environment
@@ -15,34 +13,38 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
+from pytest_diffaccel.report.next_steps import (
+    group_of,
+    left_out,
+    narrowing_text,
+    next_steps,
+    stopped_text,
+    undecided_text,
+    unfit_text,
+    unrecorded_text,
+)
 from pytest_diffaccel.report.picture_grid import PictureFolders, write_picture_grid
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import search_summary, write_step_summary
-from pytest_diffaccel.report.terminal import Terminal
+from pytest_diffaccel.report.terminal import Screen, width
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import (
     calibration_text,
     changes_text,
-    left_out,
-    next_steps,
     provisional_text,
     slowdown_text,
-    undecided_text,
-    unfit_text,
-    unrecorded_text,
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
 from pytest_diffaccel.search.news import News
 from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
 
-# Without a terminal that can rewrite its line, this often.
-_PLAIN_INTERVAL_S = 15.0
 # Exit code: as any failed test.
 _NOT_RECORDED = 1
 
@@ -53,19 +55,18 @@ class SessionReport:
     Args:
         settings: the search's settings.
         registry: the methods known.
-        terminal: pytest's terminal reporter.
+        screen: what to write to.
         command: how the run was started.
         workers: processes that run its cases at once.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, terminal: Terminal, command: str, workers: int) -> None:
+    def __init__(self, settings: Settings, registry: Registry, screen: Screen, command: str, workers: int) -> None:
         self._settings = settings
         self._registry = registry
         self._command = command
         self._workers = workers
-        self._terminal = terminal
+        self._screen = screen
         self._progress: Progress | None = None
-        self._shown_at = 0.0
         self._calibrated: set[str] = set()
         self._entries: dict[GoldenKey, GoldenEntry] = {}
         self._undecided: dict[GoldenKey, Chosen] = {}
@@ -80,7 +81,9 @@ class SessionReport:
         #: Groups whose winners' cases ended without failing, and why they may have no record; and those that have one.
         self._asked: dict[str, str] = {}
         self._recorded: set[str] = set()
-        self._unwritten = Unwritten(terminal)
+        self._unwritten = Unwritten(screen)
+        self._cases = 0
+        self._is_stopped = False
 
     def announce(self, cases: Mapping[str, SearchCase | None]) -> None:
         """Say how many cases there are, before the first; how long they take is known once something was measured.
@@ -92,6 +95,7 @@ class SessionReport:
         """
         settings = self._settings
         read_golden(settings.golden)
+        self._cases = len(cases)
         known = {name: case for name, case in cases.items() if case is not None}
         time_left = TimeLeft(
             known,
@@ -103,17 +107,13 @@ class SessionReport:
         winners = {name: case for name, case in known.items() if case.is_winners}
         self._progress = Progress(len(cases), time_left, winners)
         when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
-        self._terminal.showfspath = False
-        self._terminal.write_line("")
-        self._terminal.write_line(
-            f"diffaccel: {len(cases)} cases in {len(settings.cells)} cell(s), models: {settings.models}; "
+        self._screen.begin()
+        self._screen.tell(
+            f"diffaccel: {counted(len(cases), 'case')} in {counted(len(settings.cells), 'cell')}, models: "
+            f"{settings.models}; "
             f"the time left is shown {when}"
         )
-        self._terminal.write_line(
-            "diffaccel: narrow with --pipe --sched --steps --search-targets --grid coarse; "
-            "Ctrl-C loses nothing, the same command goes on"
-        )
-        self._terminal.flush()
+        self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
 
     def case_began(self, name: str) -> None:
         """Show what takes minutes, while it does: choosing and verifying winners.
@@ -122,7 +122,7 @@ class SessionReport:
             name: the case's node id.
         """
         if self._progress and self._progress.case_began(name):
-            self._show(self._progress.line())
+            self._show(self._progress)
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: log it, record its winners, move the live line.
@@ -143,13 +143,13 @@ class SessionReport:
         if isinstance(result, Winners):
             self._take_winners(case, result)
         if self._progress:
-            self._show(self._progress.line())
+            self._show(self._progress)
 
     def _take_winners(self, case: EndedCase, result: Winners) -> None:
         """Tell a group's winners, note why it may have none, and record those of its cell."""
         group, refused = f"{result.cell} {result.accelerator}", result.refused
         if result.provisional:
-            self._tell(provisional_text(result))
+            self._screen.tell(f"diffaccel: {provisional_text(result)}")
         if case.outcome != "failed":
             self._asked.setdefault(group, refused.text if refused else "its cell's winners were not verified")
         if result.left:
@@ -164,10 +164,10 @@ class SessionReport:
         for pipe, calibration in news.calibrated.items():
             if pipe not in self._calibrated:  # each worker tells of it
                 self._calibrated.add(pipe)
-                self._tell(calibration_text(pipe, calibration, progress.left()))
+                self._screen.tell(f"diffaccel: {calibration_text(pipe, calibration, progress.left())}")
         pace = progress.slowdown()
         if pace is not None:
-            self._tell(slowdown_text(pace, progress.left()))
+            self._screen.tell(f"diffaccel: {slowdown_text(pace, progress.left())}")
 
     def _tell_failure(self, reason: tuple[str, str, str]) -> None:
         """Say at once why a case failed, or a candidate among the winners' case's: a search of hours ends long after.
@@ -176,13 +176,7 @@ class SessionReport:
         """
         self._failures[reason] += 1
         if self._failures[reason] == 1:
-            self._tell("{} {}: {}".format(*reason))
-
-    def _tell(self, text: str) -> None:
-        """Write a line that stays, whatever the live line does."""
-        self._terminal.write_line("")
-        self._terminal.write_line(f"diffaccel: {text}")
-        self._terminal.flush()
+            self._screen.write_line("diffaccel: {} {}: {}".format(*reason))
 
     def _record(self, of_cell: CellWinners) -> None:
         found = {decided.key: decided.entry for decided in of_cell.decided}
@@ -196,11 +190,11 @@ class SessionReport:
                 self._settings.golden, found, update=self._settings.update_golden, environments=environments
             )
         except (OSError, JsonFileError) as error:  # hours of measurements are stored: the search goes on
-            self._tell(f"{self._settings.golden} could not be written: {error}")
+            self._screen.write_line(f"diffaccel: {self._settings.golden} could not be written: {error}")
             why = f"{self._settings.golden} could not be written; what was measured is stored"
-            self._asked |= dict.fromkeys(map(_group, {**found, **undecided}), why)
+            self._asked |= dict.fromkeys(map(group_of, {**found, **undecided}), why)
             return
-        self._recorded |= {_group(key) for key in (*found, *undecided)}
+        self._recorded |= {group_of(key) for key in (*found, *undecided)}
         self._entries |= found
         self._undecided |= undecided
         self._changes |= {change.key: change for change in changes}
@@ -211,13 +205,8 @@ class SessionReport:
                     of_cell.prompts, Path(of_cell.baseline), Path(decided.pictures)
                 )
 
-    def _show(self, line: str) -> None:
-        if self._terminal.isatty:
-            self._terminal.rewrite(line, erase=True)
-        elif time.monotonic() - self._shown_at > _PLAIN_INTERVAL_S:
-            self._shown_at = time.monotonic()
-            self._terminal.write_line(line)
-        self._terminal.flush()
+    def _show(self, progress: Progress) -> None:
+        self._screen.show(progress.line(), progress.ended, self._cases)
 
     def exit_code(self, exitstatus: int) -> int:
         """``exitstatus``, pytest's own; that of failed tests where all is well but a group was not recorded.
@@ -228,15 +217,24 @@ class SessionReport:
 
     @property
     def _not_recorded(self) -> dict[str, str]:
+        if self._is_stopped:  # the rest of the session would have recorded them
+            return {}
         known = {*self._recorded, *self._left, *self._unfit}
         return {group: why for group, why in self._asked.items() if group not in known}
 
-    def summary(self) -> None:
-        """Winners, changes to the golden database, pictures, the report, and what to do next."""
+    def summary(self, *, stopped: bool) -> None:
+        """Winners, changes to the golden database, pictures, the report, and what to do next.
+
+        Args:
+            stopped: whether the session was, by Ctrl-C or the like, before its last case.
+        """
+        self._is_stopped = stopped
         if self._settings.golden_prune:
             self._prune()
         if self._entries or self._undecided or self._left or self._unfit or self._not_recorded:
             self._show_winners()
+        if stopped:
+            self._write(self._next_steps())
         if self._progress:
             self._write_step_summary()
         if self._settings.report:
@@ -258,24 +256,31 @@ class SessionReport:
         from pytest_diffaccel.report.html.from_session import write_session_report
 
         changes = list(self._changes.values())
-        self._terminal.write_line(write_session_report(path, self._settings, self._registry, changes, self._command))
+        self._screen.write_line(write_session_report(path, self._settings, self._registry, changes, self._command))
 
     def _show_winners(self) -> None:
-        self._terminal.section("diffaccel: winners")
-        width = get_terminal_size().columns
-        self._write(winners_table(self._entries, self._environments, width))
-        without = [*left_out(self._left), *unfit_text(self._unfit), *unrecorded_text(self._not_recorded)]
-        self._write([*undecided_text(self._undecided), *without])
-        self._write(changes_text(list(self._changes.values()), self._settings.golden, width))
+        self._screen.section("diffaccel: winners")
+        self._write(winners_table(self._entries, self._environments, width()))
+        without = [
+            *left_out(self._left, self._settings),
+            *unfit_text(self._unfit),
+            *unrecorded_text(self._not_recorded),
+        ]
+        self._write([*undecided_text(self._undecided, self._left, self._settings), *without])
+        self._write(changes_text(list(self._changes.values()), self._settings.golden, width()))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
-        self._write(self._next_steps())
+        if not self._is_stopped:
+            self._write(self._next_steps())
 
     def _write(self, lines: Iterable[str]) -> None:
         for line in lines:
-            self._terminal.write_line(line)
+            self._screen.write_line(line)
 
     def _next_steps(self) -> list[str]:
+        if self._is_stopped:
+            ended = self._outcomes.total()
+            return [stopped_text(ended, self._cases, len(self._entries), self._settings)]
         changes, failed = list(self._changes.values()), self._outcomes["failed"]
         return next_steps(
             self._settings, changes, failed=failed, launch_bound=self._launch_bound, entries=self._entries
@@ -285,9 +290,9 @@ class SessionReport:
         try:
             written = write_picture_grid(path, self._entries, self._pictures)
         except OSError as error:  # the rest is to be shown and written all the same
-            self._terminal.write_line(f"pictures: {path} could not be written: {error}")
+            self._screen.write_line(f"pictures: {path} could not be written: {error}")
         else:
-            self._terminal.write_line(f"pictures: {path}" if written else "pictures: no winner has any")
+            self._screen.write_line(f"pictures: {path}" if written else "pictures: no winner has any")
 
     def _prune(self) -> None:
         """Remove keys of the chosen cells that no search can find any more: an accelerator or target that is gone."""
@@ -297,11 +302,6 @@ class SessionReport:
             stale = stale_keys(chosen, self._registry.names)
             changes = merge(self._settings.golden, {}, update=False, prune=stale)
         except (OSError, JsonFileError) as error:
-            self._terminal.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")
+            self._screen.write_line(f"golden: {self._settings.golden} could not be pruned: {error}")
         else:
             self._changes |= {change.key: change for change in changes}
-
-
-def _group(key: GoldenKey) -> str:
-    """The group that a golden key belongs to, as cases' results name it."""
-    return f"{key.cell} {key.accelerator}"

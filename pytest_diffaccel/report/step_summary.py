@@ -15,6 +15,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.winners import HEADINGS, figures, legend, said_of
+from pytest_diffaccel.words import counted
 
 #: GitHub names here the file whose Markdown it shows.
 VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -61,13 +62,13 @@ def search_summary(
         failures: failed cases, counted, by cell, accelerator and reason.
         next_steps: in words.
     """
-    counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
+    said = [f"{count} {outcome}" for outcome, count in outcomes.items() if count]
     met = sum(entry.status == "met" for entry in entries.values())
     lines = [
         "## diffaccel search",
         "",
         *_sources(environments),
-        f"{met} of {len(entries)} targets met; cases: {counted or 'none'}.",
+        f"{met} of {counted(len(entries), 'target')} met; cases: {', '.join(said) or 'none'}.",
         "",
     ]
     lines += _winners(entries, environments)
@@ -146,9 +147,9 @@ def gate_summary(
         next_steps: in words.
     """
     counts = Counter(result.status for result in results)
-    counted = [f"{count} {status}" for status, count in counts.items()]
-    counted += [f"{len(broken)} broke off"] if broken else []
-    lines = ["## diffaccel gate", "", f"{', '.join(counted) or 'nothing measured'} of {cases} cases.", ""]
+    said = [f"{count} {status}" for status, count in counts.items()]
+    said += [f"{len(broken)} broke off"] if broken else []
+    lines = ["## diffaccel gate", "", f"{', '.join(said) or 'nothing measured'} of {counted(cases, 'case')}.", ""]
     shown = [result for result in results if result.status != "ok"]
     if shown or broken:
         lines += ["| verdict | case | figures |", "| --- | --- | --- |"]

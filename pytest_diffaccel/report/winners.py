@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from textwrap import wrap
 
 from pytest_diffaccel.matrix import Params, format_params
 from pytest_diffaccel.records.environment import Environment, QualityScale
@@ -15,8 +14,8 @@ from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.search.news import Calibration
-from pytest_diffaccel.search.results import Chosen, Winners
-from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.search.results import Winners
+from pytest_diffaccel.words import lines as wrapped
 
 # Of LPIPS in four digits.
 _LEAST_SHOWN = 0.00005
@@ -26,8 +25,6 @@ _WIDEST = 200
 HEADINGS = ("speedup [95%]", "LPIPS [95%]", "fewer steps")
 # More differences than this are counted, not listed.
 _LISTED_CHANGES = 20
-# By how much the GPU's own speed-up has to be the higher one to be spoken of.
-_WORTH_A_WORD = 1.05
 # Of what is said of a change that is too long for a line.
 _INDENT = " " * 4
 
@@ -51,9 +48,9 @@ def winners_table(
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
         title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
-        lines += ["", *wrap(title, width, subsequent_indent=_INDENT), *_table(rows, scale, width)]
+        lines += ["", *wrapped(title, width), *_table(rows, scale, width)]
         for note in legend([entry for _, entry in rows], scale):
-            lines += wrap(note, width, subsequent_indent=_INDENT)
+            lines += wrapped(note, width)
     return lines
 
 
@@ -84,7 +81,7 @@ def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | 
             winner = list(same)
             entry, targets = winner[0][1], _targets([key.target for key, _ in winner])
             table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
-            below = wrap(said_of(entry), width - len(_INDENT), break_on_hyphens=False, break_long_words=False)
+            below = wrapped(said_of(entry), width - len(_INDENT), indent="")
             around.append((above, list(map(_indented, below))))
             above = []
     # Whatever the width: a figure that is cut off is none.
@@ -170,7 +167,7 @@ def _change_lines(change: Change, width: int) -> list[str]:
         before, arrow, after = detail.partition(" -> ")
         fits = len(detail) + len(_INDENT) <= width or not arrow
         parts += [_INDENT + detail] if fits else [_INDENT + before, f"{_INDENT}  -> {after}"]
-    return [line for part in parts for line in wrap(part, width, subsequent_indent=2 * _INDENT, break_on_hyphens=False)]
+    return [line for part in parts for line in wrapped(part, width)]
 
 
 def calibration_text(pipe: str, calibration: Calibration, left: str | None) -> str:
@@ -200,114 +197,3 @@ def provisional_text(result: Winners) -> str:
             f"{targets} by {format_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
         )
     return f"{result.cell} {result.accelerator}, to be verified: {'; '.join(said)}"
-
-
-def undecided_text(undecided: Mapping[GoldenKey, Chosen]) -> list[str]:
-    """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest."""
-    if not undecided:
-        return []
-    lines = [
-        "",
-        f"undecided: {len(undecided)} targets; their golden records stay as they are, the same command goes on",
-    ]
-    for key, choice in sorted(undecided.items(), key=lambda pair: pair[0].prompt_order):
-        speedup = choice.speedup
-        lines.append(
-            f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x: "
-            f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}], LPIPS {choice.lpips:.3f}, "
-            f"{format_params(choice.params)}"
-        )
-    return lines
-
-
-def left_out(left: Mapping[str, int]) -> list[str]:
-    """What a search whose time was up did not try.
-
-    Args:
-        left: candidates that were still promising, by group.
-    """
-    heading = f"search budget: {sum(left.values())} promising candidates were not tried; the same command goes on"
-    return _by_group(
-        heading, {group: f"{count} left, targets without a winner are undecided" for group, count in left.items()}
-    )
-
-
-def unfit_text(unfit: Mapping[str, str]) -> list[str]:
-    """Groups of which the model can take no candidate: they have no records, and nothing went wrong.
-
-    Args:
-        unfit: why not, by group.
-    """
-    return _by_group(f"left out: {len(unfit)} group(s) that do not fit the model", unfit)
-
-
-def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
-    """Groups whose winners were asked for and have no record: the run must not look as if all were done.
-
-    Args:
-        unrecorded: why not, by group.
-    """
-    counted = f"not recorded: the winners of {len(unrecorded)} group(s); measure what is missing and run their cases"
-    return _by_group(f"{counted} again", unrecorded)
-
-
-def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:
-    """A heading and a line per group; nothing without groups."""
-    return ["", heading, *(f"  {group}: {text}" for group, text in said.items())] if said else []
-
-
-def next_steps(
-    settings: Settings,
-    changes: Sequence[Change],
-    *,
-    failed: int,
-    launch_bound: Mapping[str, int],
-    entries: Mapping[GoldenKey, GoldenEntry],
-) -> list[str]:
-    """What the user can do now, and should know.
-
-    Args:
-        settings: the search's settings.
-        changes: to the golden database.
-        failed: number of failed cases.
-        launch_bound: number of winners whose steps wait for what launches them, by accelerator.
-        entries: winners and unattainable targets.
-    """
-    lines = []
-    if any(change.kind == "differs" for change in changes):
-        lines.append("next: golden records differ and were kept; write the new ones with --update-golden")
-    if failed:
-        lines.append(f"next: {failed} case(s) failed; run them again with --lf")
-    if settings.coarse:
-        lines.append("next: leave out --grid coarse for all grid points; what is measured is not measured again")
-    if settings.models == "embedded":
-        lines.append(
-            "note: embedded pipelines are small stand-ins; search your own weights with --models hub or a TOML file"
-        )
-    # A CPU computes and launches by itself: nothing waits for anything there.
-    if launch_bound and settings.gpus is not None:
-        counted = ", ".join(f"{name} ({count})" for name, count in launch_bound.items())
-        lines.append(
-            f"note: launch-bound winners: {counted}; in their steps the GPU waits for a CPU core, so their speed-ups "
-            "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
-        )
-    if settings.gpus is not None:
-        lines += _without_waiting(entries)
-    return lines
-
-
-def _without_waiting(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
-    """What the winner that waits most for its host would gain without that, in a sentence; none where it is little."""
-    by_gain = {
-        entry.device_speedup / entry.speedup: (key, entry)
-        for key, entry in entries.items()
-        if entry.status == "met" and entry.speedup and entry.device_speedup is not None
-    }
-    gain = max(by_gain, default=0.0)
-    if gain < _WORTH_A_WORD:
-        return []
-    key, entry = by_gain[gain]
-    return [
-        f"note: a pipeline that waits for no launches (torch.compile, CUDA graphs) gains up to the GPU's own speed-up: "
-        f"{entry.device_speedup:.2f}x instead of {entry.speedup:.2f}x by {key.accelerator} for {key.target:g}x"
-    ]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_diffaccel.words import meant
+
 # Compiled when it is first used: compiling is a tenth of what importing the plugin takes.
 _DURATION = r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?"
 
@@ -70,19 +72,6 @@ def of_one_run(*names: str, **keywords: Any) -> DeclaredOption:
     return option(*names, one_off=True, **keywords)
 
 
-def meant(text: str, spellings: Mapping[str, str]) -> str:
-    """`` (did you mean SD1.5?)`` for what is nearly a known spelling; empty for what is near none.
-
-    Args:
-        text: what was given.
-        spellings: names by spelling.
-    """
-    from difflib import get_close_matches
-
-    near = get_close_matches(text, spellings, 1)
-    return f" (did you mean {spellings[near[0]]}?)" if near else ""
-
-
 def near_options(name: str, known: Sequence[str]) -> str:
     """The same for an option such as ``--targets``, which is a part of ``--search-targets``; empty for a known one."""
     if name in known or not name.startswith("--"):
@@ -93,6 +82,18 @@ def near_options(name: str, known: Sequence[str]) -> str:
     near = [other for other in known if words <= set(other.split("-"))] or get_close_matches(name, known, 1, _ALIKE)
     near = near or [other for other in known if name.startswith(other)]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """The type of an option that takes one of a few names; another is refused, with the one that may be meant."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            near = meant(text, {name: name for name in names})
+            raise ArgumentTypeError(f"{text!r} is unknown{near}; choose from {', '.join(names)}")
+        return text
+
+    return read
 
 
 def count(text: str) -> int:

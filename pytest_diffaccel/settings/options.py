@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
-from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, option, positive
+from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, one_of, option, positive
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ _MATRIX_OPTIONS = (
         metavar="NAME",
         help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
     ),
-    option("--grid", choices=["full", "coarse"], default="full", help="coarse: about a tenth of the points"),
+    option(
+        "--grid",
+        type=one_of("full", "coarse"),
+        metavar="GRID",
+        default="full",
+        help="full (default), or coarse: about a tenth of the points",
+    ),
     option(
         "--exhaustive",
         when=lambda given: given.search_budget is None,
@@ -91,7 +97,8 @@ _MEASURING_OPTIONS = (
     ),
     option(
         "--decide-by",
-        choices=["wall", "device"],
+        type=one_of("wall", "device"),
+        metavar="CLOCK",
         default="wall",
         help="which speed-up decides on a GPU: by the wall clock (default), or by the GPU's own time",
     ),

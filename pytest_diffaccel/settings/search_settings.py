@@ -11,12 +11,13 @@ from pathlib import Path
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
-from pytest_diffaccel.models.schedulers import named_scheduler
+from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
-from pytest_diffaccel.settings.option_types import OptionError, meant
+from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
+from pytest_diffaccel.words import meant
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
 _BETWEEN = re.compile(r"(?<=[a-z])[\s,_&+-]+(?=[a-z0-9])|(?<=[0-9])[\s,_&+-]+(?=[a-z])")
@@ -88,6 +89,11 @@ class Settings:
             "of every point": self.exhaustive,
         }
         return tuple(words for words, holds in said.items() if holds)
+
+    @property
+    def goes_on(self) -> str:
+        """What goes on with this search where it was stopped, in words: ``--fresh`` would begin anew."""
+        return f"the same command{' without --fresh' if self.fresh else ''} goes on"
 
     @classmethod
     def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
@@ -169,7 +175,9 @@ def _pipe_among(pipes: Mapping[str, PipeSpec]) -> Callable[[str], str | None]:
 
 def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
     """The chosen cells of a pipe, whose own schedulers and steps are taken where none is named."""
-    schedulers = _choose("--sched", options.sched, pipe.schedulers, _scheduler, ["a diffusers scheduler's class name"])
+    schedulers = _choose(
+        "--sched", options.sched, pipe.schedulers, _scheduler, ["a diffusers scheduler's class name"], classes_like
+    )
     usual = [str(count) for count in pipe.steps]
     steps = _choose("--steps", options.steps, usual, _step_count, ["any whole number from 1 to 1000"])
     named = {name: named_scheduler(name) for name in schedulers}
@@ -198,6 +206,7 @@ def _choose(
     known: Sequence[str],
     other: Callable[[str], str | None] = lambda _: None,
     others: Sequence[str] = (),
+    more: Callable[[str], Iterable[str]] = lambda _: (),
 ) -> list[str]:
     """The names that ``given`` asks for: the known ones in their own order, then others, sorted.
 
@@ -207,6 +216,7 @@ def _choose(
         known: the names that are taken by themselves.
         other: the name that any other text stands for, also a known one; None for no name.
         others: what such names are, for refusals.
+        more: other names that a text may be a misspelling of.
     """
     if not given:
         return list(known)
@@ -223,7 +233,7 @@ def _choose(
             elif name := spellings.get(_plain(part)) or other(part):
                 chosen.add(name)
             else:
-                near = meant(_plain(part), spellings)
+                near = meant(_plain(part), {_plain(name): name for name in (*known, *others, *more(part))})
                 raise OptionError(f"{option}: {part!r} is unknown{near}; choose from {_listed(known, others)}")
     if not chosen:
         raise OptionError(f"{option}: nothing is named; choose from {_listed(known, others)}")

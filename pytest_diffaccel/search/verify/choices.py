@@ -10,6 +10,7 @@ from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.decide.select import Choice, Option, choose
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.words import counted
 
 
 class Unfinished(Exception):
@@ -87,12 +88,12 @@ def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
     ]
     if failed:
         raise NothingWorked(
-            f"all {len(failed)} candidates that were tried failed, so nothing is recorded; "
+            f"all that was tried failed ({counted(len(failed), 'candidate')}), so nothing is recorded; "
             f"the first: {failed[0].candidate.key}: {failed[0].message}"
         )
     misfits = [bench.pipelines.misfit(candidate) for candidate in GroupSearch(bench, cell, accelerator).cases]
     if misfits and all(misfits):
-        raise NothingFits(f"this model takes none of its {len(misfits)} candidates; the first: {misfits[0]}")
+        raise NothingFits(f"this model takes none of its {counted(len(misfits), 'candidate')}; the first: {misfits[0]}")
 
 
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
@@ -105,5 +106,5 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     failed = bench.failed(cell) & grid
     untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
     if untried:
-        raise Unfinished(f"{untried} of {len(grid)} candidates are not measured yet: run their cases first")
+        raise Unfinished(f"not measured yet: {untried} of {counted(len(grid), 'candidate')}; run their cases first")
     return measured

@@ -1,0 +1,181 @@
+"""What a search leaves open, and what to do next, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_file import Change
+from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.winners import interval_text, spaced_params
+from pytest_diffaccel.search.results import Chosen
+from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.words import counted
+
+# By how much the GPU's own speed-up has to be the higher one to be spoken of.
+_WORTH_A_WORD = 1.05
+
+
+def narrowing_text(settings: Settings) -> str:
+    """The options that would ask for less, to begin a sentence; empty where the search asks for as little as it can."""
+    cells = settings.cells
+    wide = {
+        "--pipe": len({cell.pipe for cell in cells}) > 1,
+        "--sched": len({cell.scheduler for cell in cells}) > 1,
+        "--steps": len({cell.steps for cell in cells}) > 1,
+        "--search-targets": len(settings.accelerators) > 1,
+        "--grid coarse": not settings.coarse,
+    }
+    options = " ".join(option for option, is_wide in wide.items() if is_wide)
+    return f"narrow with {options}; " if options else ""
+
+
+def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str], settings: Settings) -> list[str]:
+    """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest.
+
+    Args:
+        undecided: what came nearest, by key.
+        left: names of the groups of which a budget left candidates out; all else has been measured to its end.
+        settings: the search's settings.
+    """
+    ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
+    unfinished = [_nearest(key, choice) for key, choice in ordered if group_of(key) in left]
+    finished = [_nearest(key, choice) for key, choice in ordered if group_of(key) not in left]
+    no_more = "the same command measures no more of {}; with --fresh it measures anew, best on a quieter machine"
+    lines = []
+    for nearest, why in ((unfinished, f"the time was up, {settings.goes_on}"), (finished, no_more)):
+        one = len(nearest) == 1
+        stay = "its golden record stays as it is" if one else "their golden records stay as they are"
+        said = f"undecided: {counted(len(nearest), 'target')}; {stay}; {why.format('it' if one else 'them')}"
+        lines += ["", said, *nearest] if nearest else []
+    return lines
+
+
+def _nearest(key: GoldenKey, choice: Chosen) -> str:
+    cell, speedup = key.cell, choice.speedup
+    return (
+        f"  {cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator} {key.target:g}x: "
+        f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, LPIPS {choice.lpips:.3f}, "
+        f"{spaced_params(choice.params)}"
+    )
+
+
+def group_of(key: GoldenKey) -> str:
+    """The group that a golden key belongs to, as cases' results name it."""
+    return f"{key.cell} {key.accelerator}"
+
+
+def left_out(left: Mapping[str, int], settings: Settings) -> list[str]:
+    """What a search whose time was up did not try.
+
+    Args:
+        left: candidates that were still promising, by group.
+        settings: the search's settings.
+    """
+    number = sum(left.values())
+    were = counted(number, "promising candidate was", "promising candidates were")
+    return _by_group(
+        f"search budget: {were} not tried; {settings.goes_on}",
+        {group: f"{count} left, targets without a winner are undecided" for group, count in left.items()},
+    )
+
+
+def unfit_text(unfit: Mapping[str, str]) -> list[str]:
+    """Groups of which the model can take no candidate: they have no records, and nothing went wrong.
+
+    Args:
+        unfit: why not, by group.
+    """
+    return _by_group(f"left out: {counted(len(unfit), 'group does', 'groups do')} not fit the model", unfit)
+
+
+def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
+    """Groups whose winners were asked for and have no record: the run must not look as if all were done.
+
+    Args:
+        unrecorded: why not, by group.
+    """
+    groups = counted(len(unrecorded), "group")
+    return _by_group(
+        f"not recorded: the winners of {groups}; measure what is missing and run their cases again", unrecorded
+    )
+
+
+def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:
+    """A heading and a line per group; nothing without groups."""
+    return ["", heading, *(f"  {group}: {text}" for group, text in said.items())] if said else []
+
+
+def stopped_text(ended: int, cases: int, recorded: int, settings: Settings) -> str:
+    """What is kept of a search that was stopped, and how it goes on, in a line.
+
+    Args:
+        ended: cases that had ended.
+        cases: of the whole session.
+        recorded: records that are in golden.
+        settings: the search's settings.
+    """
+    if not ended:
+        return f"diffaccel: stopped before the first of {counted(cases, 'case')} ended; {settings.goes_on}"
+    written = f" and {counted(recorded, 'golden record')} written" if recorded else ""
+    return (
+        f"diffaccel: stopped after {ended} of {counted(cases, 'case')}: what they measured is stored{written}, only "
+        f"the case under way is lost; {settings.goes_on}"
+    )
+
+
+def next_steps(
+    settings: Settings,
+    changes: Sequence[Change],
+    *,
+    failed: int,
+    launch_bound: Mapping[str, int],
+    entries: Mapping[GoldenKey, GoldenEntry],
+) -> list[str]:
+    """What the user can do now, and should know.
+
+    Args:
+        settings: the search's settings.
+        changes: to the golden database.
+        failed: number of failed cases.
+        launch_bound: number of winners whose steps wait for what launches them, by accelerator.
+        entries: winners and unattainable targets.
+    """
+    lines = []
+    if any(change.kind == "differs" for change in changes):
+        lines.append("next: golden records differ and were kept; write the new ones with --update-golden")
+    if failed:
+        lines.append(f"next: {counted(failed, 'case')} failed; run them again with --lf")
+    if settings.coarse:
+        lines.append("next: leave out --grid coarse for all grid points; what is measured is not measured again")
+    if settings.models == "embedded":
+        lines.append(
+            "note: embedded pipelines are small stand-ins; search your own weights with --models hub or a TOML file"
+        )
+    # A CPU computes and launches by itself: nothing waits for anything there.
+    if launch_bound and settings.gpus is not None:
+        names = ", ".join(f"{name} ({count})" for name, count in launch_bound.items())
+        lines.append(
+            f"note: launch-bound winners: {names}; in their steps the GPU waits for a CPU core, so their speed-ups "
+            "change with that core's speed and with what else uses it; larger batches (--batch-size) leave less of that"
+        )
+    if settings.gpus is not None:
+        lines += _without_waiting(entries)
+    return lines
+
+
+def _without_waiting(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
+    """What the winner that waits most for its host would gain without that, in a sentence; none where it is little."""
+    by_gain = {
+        entry.device_speedup / entry.speedup: (key, entry)
+        for key, entry in entries.items()
+        if entry.status == "met" and entry.speedup and entry.device_speedup is not None
+    }
+    gain = max(by_gain, default=0.0)
+    if gain < _WORTH_A_WORD:
+        return []
+    key, entry = by_gain[gain]
+    return [
+        f"note: a pipeline that waits for no launches (torch.compile, CUDA graphs) gains up to the GPU's own speed-up: "
+        f"{entry.device_speedup:.2f}x instead of {entry.speedup:.2f}x by {key.accelerator} for {key.target:g}x"
+    ]
