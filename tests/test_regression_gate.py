@@ -284,8 +284,8 @@ def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
 
 @pytest.mark.slow
 def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> None:
-    assert gate.run("--gate-budget", "0.001s").ret == NOTHING_MEASURED
-    result = gate.run("--gate-budget", "0.001s", "--gate-strict")
+    assert gate.run("--gate-budget", "0.000001s").ret == NOTHING_MEASURED
+    result = gate.run("--gate-budget", "0.000001s", "--gate-strict")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*the budget of 0 s was spent before this case*"])
 

@@ -23,6 +23,11 @@ from pytest_diffaccel.words import meant
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of every command; the page of options of the docs is written from it."""
+    return _parser_and_commands()[0]
+
+
+def _parser_and_commands() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
+    """The parser, and the names of its commands."""
     parser = argparse.ArgumentParser(prog="diffaccel", description="Acceleration winners of diffusion pipelines.")
     commands = parser.add_subparsers(dest="command", required=True)
     golden_commands.add_commands(commands)
@@ -37,7 +42,7 @@ def command_parser() -> argparse.ArgumentParser:
     ):
         of_command.add_command(commands)
     pytest_commands.add_commands(commands)
-    return parser
+    return parser, tuple(commands.choices)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
     """
-    parser = command_parser()
+    parser, commands = _parser_and_commands()
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given and not given[0].startswith("-") and given[0] not in commands.choices:
-        near = meant(given[0], {name: name for name in commands.choices})
-        parser.error(f"{given[0]!r} is no command{near}; choose from {', '.join(commands.choices)}")
+    if given and not given[0].startswith("-") and given[0] not in commands:
+        near = meant(given[0], {name: name for name in commands})
+        parser.error(f"{given[0]!r} is no command{near}; choose from {', '.join(commands)}")
     parsed, others = parser.parse_known_args(given)
     parsed.given = given[1:]
     if others and parsed.command not in pytest_commands.COMMANDS:

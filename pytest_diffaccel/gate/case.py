@@ -16,7 +16,7 @@ from pytest_diffaccel.gate.judged_losses import explain_by_pictures, hidden_loss
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, no_time
 from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.reference import Reference
-from pytest_diffaccel.gate.timing import CaseTimer
+from pytest_diffaccel.gate.timing import CaseTimer, PlainRuns
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.search.workbench import Workbench
@@ -36,6 +36,7 @@ class Showing:
         session: to be recorded as a reference; None where nothing was timed.
         figures: numbers by name.
         rounds_s: what each timed run of the case took, seconds.
+        timing_s: what taking its figures took, by all clocks, seconds.
     """
 
     findings: tuple[Finding, ...]
@@ -43,6 +44,7 @@ class Showing:
     session: GateSession | None = None
     figures: tuple[tuple[str, float], ...] = ()
     rounds_s: tuple[float, ...] = ()
+    timing_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Examination:
         later: those that come after the one to be judged.
         budget: of the whole run.
         pictures: gives a cell's pictures.
+        plain: what is known of a cell's unaccelerated runs.
         sessions: the case's recorded sessions.
         baseline_sessions: those of its cell's baseline.
         reference: what its speed is compared with, by clock; None where there is nothing.
@@ -68,6 +71,7 @@ class Examination:
     later: tuple[GateCase, ...]
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
+    plain: Callable[[GateCase], PlainRuns]
     sessions: tuple[GateSession, ...]
     baseline_sessions: tuple[GateSession, ...]
     reference: Callable[[Clock], Reference | None]
@@ -83,14 +87,18 @@ class Examination:
             return Showing(
                 (no_time(self.budget, "before this case"),), figures=(("power", 0.0),) if case.candidate else ()
             )
+        with self.budget.start():
+            self.bench.pipelines.of(case.cell)
         with ExitStack() as stack:
             baseline = stack.enter_context(self.bench.pipelines.generating(case.cell, {}))
             params = case.candidate.params if case.candidate else {}
             generate = stack.enter_context(self.bench.pipelines.generating(case.cell, params))
             pictures = self.pictures(case)
-            batch_s = self._count(case, generate)
+            # What the unaccelerated pipeline does was counted when its pictures were drawn.
+            batch_s = self._count(case, generate) if case.candidate else pictures.batch_s
             quality, lpips, hidden = self._quality(case, generate, pictures)
-            speeds = self._speeds(case, CaseTimer(self.bench, case, baseline, generate), pictures.batch_s + batch_s)
+            timer = CaseTimer(self.bench, case, baseline, generate, self.plain(case))
+            speeds = self._speeds(case, timer, pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
         figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
         figures |= {f"host_{key}": value for speed in speeds[1:] for key, value in speed.figures().items()}
@@ -102,6 +110,7 @@ class Examination:
             tuple(
                 run.total_s for speed in speeds[:1] if speed.timed for block in speed.timed.blocks for run in block.runs
             ),
+            sum(speed.figure_s * len(speed.timed.figures) for speed in speeds if speed.timed),
         )
 
     def _count(self, case: GateCase, generate: Generate) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from pytest_diffaccel.gate.clocks import DEVICE, Clock
 from pytest_diffaccel.gate.reference import Reference
@@ -104,22 +105,32 @@ def speed_share(cases: int) -> float:
     return FALSE_ALARM_RATE / 2 / max(cases, 1)
 
 
-@dataclass(frozen=True)
 class Budget:
-    """The time of a whole run; it begins when this is made.
+    """The time of a whole run's judging; it begins when this is made.
 
-    Attributes:
+    Args:
         seconds: how much.
-        began_s: when, on the monotonic clock.
+        now: a monotonic clock, seconds.
     """
 
-    seconds: float
-    began_s: float = field(default_factory=time.monotonic)
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._now = now
+        self._began_s, self._start_s = now(), 0.0
 
     @property
     def left_s(self) -> float:
         """Seconds left, possibly below 0."""
-        return self.began_s + self.seconds - time.monotonic()
+        return self._began_s + self._start_s + self.seconds - self._now()
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """What takes long on one machine and not on another, and judges nothing: loading a model. It does not count."""
+        began_s = self._now()
+        try:
+            yield
+        finally:
+            self._start_s += self._now() - began_s
 
 
 def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.gate.case import Examination, Showing
     from pytest_diffaccel.gate.pictures import CellPictures
+    from pytest_diffaccel.gate.timing import PlainRuns
 
 # Verdicts on what is not as it should be: no later run is to be compared with that.
 _NO_REFERENCE = ("regressed", "refused")
@@ -60,6 +61,7 @@ class GateRun:
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
         self._search = SearchRun(self.settings, registry, session)
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
+        self._plain: dict[tuple[Cell, int], PlainRuns] = {}
 
     @property
     def recording(self) -> bool:
@@ -103,7 +105,10 @@ class GateRun:
         except Exception:
             self._search.bench.pipelines.unload()
             raise
+        seconds = left_s - self._budget.left_s
         session = showing.session if showing and self.recording else None
+        if showing and session:
+            session = replace(session, beside_s=max(0.0, seconds - showing.timing_s))
         return GateVerdict(
             cell=case.cell,
             candidate=case.candidate,
@@ -112,7 +117,7 @@ class GateRun:
             verdict=verdict,
             rounds_s=showing.rounds_s if showing else (),
             sessions={case.subject: session} if session and verdict.status not in _NO_REFERENCE else {},
-            seconds=left_s - self._budget.left_s,
+            seconds=seconds,
         )
 
     def _judge(self, case: GateCase) -> tuple[Verdict, Showing | None]:
@@ -121,7 +126,8 @@ class GateRun:
 
         bench = self._search.bench
         golden = self._golden.environment_of(case.entry)
-        compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
+        with self._budget.start():
+            compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
         if compared.refused:
             text = refusal(compared, self.settings.golden, case.cell)
             return Verdict((Finding("environment", "refused", text),)), None
@@ -144,6 +150,7 @@ class GateRun:
             tuple(self.cases[self.cases.index(case) + 1 :]),
             self._budget,
             self._cell_pictures,
+            self._plain_runs,
             self._sessions.get(case.subject, ()),
             self._sessions.get(baseline.subject, ()),
             partial(self._reference, case),
@@ -172,6 +179,12 @@ class GateRun:
             return self._pictures[place]
 
         return get
+
+    @property
+    def _plain_runs(self) -> Callable[[GateCase], PlainRuns]:
+        from pytest_diffaccel.gate.timing import PlainRuns
+
+        return lambda case: self._plain.setdefault((case.cell, case.entry.num_samples), PlainRuns())
 
     def close(self) -> None:
         """Free what the run holds."""

@@ -5,9 +5,9 @@ what would show more: said in the same words before a run and after it.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from statistics import median
 
@@ -32,7 +32,8 @@ class Prospect:
     Attributes:
         case: the winner.
         clock: the clock.
-        share: of the budget, what is for this winner, above 0 and at most 1.
+        share: of what timing may take, what is for this winner, above 0 and at most 1.
+        beside_s: what all cases take beside timing (pictures, whole runs), seconds; None where no reference tells.
         is_shown: whether 95% of such runs show the slowdown that matters.
         shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
         needed_s: seconds of timing, above 0, after which they show the one that matters; infinite when none are enough.
@@ -41,6 +42,7 @@ class Prospect:
     case: GateCase
     clock: Clock
     share: float
+    beside_s: float | None
     is_shown: bool
     shown: float | None
     needed_s: float
@@ -55,8 +57,8 @@ def prospects(
 ) -> list[Prospect]:
     """What a run will be able to show of every winner that has a reference whose figures' times are known.
 
-    Each has its share of the budget, by what its steps cost, beside what its pictures take; a case that is soon certain
-    leaves more to the others.
+    Each has its share of what pictures leave of the budget, by what its steps cost; a case that is soon certain leaves
+    more to the others.
 
     Args:
         cases: of the whole run.
@@ -67,17 +69,20 @@ def prospects(
     """
     winners = [case for case in cases if case.candidate is not None]
     all_cost = sum(case.cost for case in winners)
+    beside_s = _beside_s(cases, sessions)
+    timing_s = max(0.0, settings.budget_s - (beside_s or 0.0))
     found = []
     for case in winners:
         share = case.cost / all_cost
-        left_s = settings.budget_s * share
+        left_s = timing_s * share
         recorded = sessions.get(case.subject, ())
         for clock in (DEVICE if any(session.by("device") for session in recorded) else wall, HOST):
             known = [speed for session in recorded if (speed := session.by(clock.name)) is not None]
             against, figure_s = reference(case, clock), known[-1].figure_s if known else None
             if against is None or figure_s is None:
                 continue
-            made = _prospect(case, clock, against, share, left_s, figure_s, len(cases), settings)
+            made = _prospect(case, clock, against, left_s, figure_s, len(cases), settings)
+            made = replace(made, share=share, beside_s=beside_s)
             left_s -= min(left_s, made.needed_s)
             found.append(made)
     return found
@@ -87,7 +92,6 @@ def _prospect(
     case: GateCase,
     clock: Clock,
     reference: Reference,
-    share: float,
     left_s: float,
     figure_s: float,
     cases: int,
@@ -111,7 +115,14 @@ def _prospect(
     else:  # a look more may show a little less: so many that any more show it, too
         enough = takewhile(lambda count: shown_by(count, matters), range(clock.most, LOOKS[0] - 1, -1))
         needed = min(enough, default=0)
-    return Prospect(case, clock, share, is_shown, shown, needed * figure_s if needed else math.inf)
+    return Prospect(case, clock, 1.0, None, is_shown, shown, needed * figure_s if needed else math.inf)
+
+
+def _beside_s(cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]]) -> float | None:
+    """What all cases take beside timing, as when their references were recorded; a case without one, as the others."""
+    recorded = [known[-1].beside_s for case in cases if (known := sessions.get(case.subject))]
+    told = [seconds for seconds in recorded if seconds is not None]
+    return sum(told) + (len(cases) - len(told)) * median(told) if told else None
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
@@ -139,13 +150,15 @@ def remedies(found: Sequence[Prospect]) -> dict[str, str]:
 
     One budget for all: at that, each one's share is enough for both of its clocks.
     """
-    needed_s: Counter[str] = Counter()
+    needed_s: defaultdict[str, float] = defaultdict(float)
     for prospect in found:
         needed_s[prospect.case.key] += prospect.needed_s / prospect.share
     short = dict.fromkeys(prospect.case.key for prospect in found if not prospect.is_shown)
     enough_s = max((needed_s[key] for key in short if math.isfinite(needed_s[key])), default=0.0)
+    beside_s = next((prospect.beside_s for prospect in found), None)
+    more = "or more" if beside_s is not None else "or more: pictures take some of it"
     return {
-        key: f"--gate-budget {as_option(enough_s)} or more: pictures take some of it"
+        key: f"--gate-budget {as_option(enough_s + (beside_s or 0.0))} {more}"
         if math.isfinite(needed_s[key])
         else "further references (--gate --update-golden): no budget is enough with these"
         for key in short

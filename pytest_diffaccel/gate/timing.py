@@ -43,6 +43,19 @@ class GpuUse:
     later: float = 1.0
 
 
+@dataclass
+class PlainRuns:
+    """What is known of a cell's unaccelerated runs by device time: all of its cases time beside them.
+
+    Attributes:
+        kernels: of those so far.
+        fixed_s: for which the GPU works on what surrounds the steps, seconds; None until it is measured.
+    """
+
+    kernels: KernelTimes = field(default_factory=KernelTimes)
+    fixed_s: float | None = None
+
+
 @dataclass(frozen=True)
 class CaseTimer:
     """Times a case beside its cell's unaccelerated pipeline.
@@ -52,15 +65,15 @@ class CaseTimer:
         case: the case.
         baseline: generates without methods.
         generate: generates as the case does.
-        plain_kernels: of the unaccelerated runs so far.
-        own_kernels: of the case's.
+        plain: what earlier cases of the cell told of its unaccelerated runs.
+        own_kernels: of the case's runs so far.
     """
 
     bench: Workbench
     case: GateCase
     baseline: Generate
     generate: Generate
-    plain_kernels: KernelTimes = field(default_factory=KernelTimes)
+    plain: PlainRuns
     own_kernels: KernelTimes = field(default_factory=KernelTimes)
 
     @property
@@ -70,8 +83,8 @@ class CaseTimer:
 
     @property
     def cut_share(self) -> float:
-        """Time slices of other processes that were left out of device times, as a share of what was kept."""
-        return max(self.plain_kernels.cut_share, self.own_kernels.cut_share)
+        """Time slices of other processes that were left out of the case's device times, as a share of what was kept."""
+        return self.own_kernels.cut_share
 
     def why_no_device_time(self) -> str:
         """Why the GPU's own time cannot be read, in words; empty where it can."""
@@ -90,26 +103,32 @@ class CaseTimer:
         batch = self._batches()[0]
         with self.bench.pipelines.lock.timing():
             _, wall = timed_run(self.generate, batch.prompts, batch.seeds)
-            plain = own = [self._whole(self.baseline, self.plain_kernels) for _ in range(_WHOLE_RUNS)]
-            if self.case.candidate is not None:
-                own = [self._whole(self.generate, self.own_kernels) for _ in range(_WHOLE_RUNS)]
+            own = self._whole(self.generate, self.own_kernels)
+            fixed_s = _least_fixed_s(own)
+            if self.plain.fixed_s is None:
+                is_plain = self.case.candidate is None
+                self.plain.fixed_s = (
+                    fixed_s if is_plain else _least_fixed_s(self._whole(self.baseline, self.plain.kernels))
+                )
         return GpuUse(
             min(run.total_s for run in own) / wall.total_s,
-            max(0.0, min(run.fixed_s for run in plain)),
-            max(0.0, min(run.fixed_s for run in own)),
+            self.plain.fixed_s,
+            fixed_s,
             # Of a baseline beside itself both sides would be the same multiple.
             later_steps(own[-1]) if self.case.candidate is not None else 1.0,
         )
 
-    def _whole(self, generate: Generate, kernels: KernelTimes) -> RunTiming:
-        """A whole run by device time."""
+    def _whole(self, generate: Generate, kernels: KernelTimes) -> list[RunTiming]:
+        """A few whole runs by device time."""
         batch = self._batches()[0]
-        return busy(generate, batch.prompts, batch.seeds, kernels)[1]
+        return [busy(generate, batch.prompts, batch.seeds, kernels)[1] for _ in range(_WHOLE_RUNS)]
 
     def block_s(self, clock: Clock) -> float:
-        """What a block takes, seconds, by making one after another that warms up what it needs."""
+        """What a block takes, seconds, by making one; by host time after another that warms up: its batch is smaller
+        than any before.
+        """
         with self.bench.pipelines.lock.timing():
-            for _ in range(2):
+            for _ in range(2 if clock == HOST else 1):
                 began = time.monotonic()
                 for run in self._runs(clock):
                     run(0)
@@ -157,7 +176,7 @@ class CaseTimer:
 
     def _runs(self, clock: Clock) -> tuple[TimedRun, TimedRun]:
         return (
-            self._run(self.baseline, clock, self.plain_kernels),
+            self._run(self.baseline, clock, self.plain.kernels),
             self._run(self.generate, clock, self.own_kernels),
         )
 
@@ -179,3 +198,8 @@ class CaseTimer:
         """Those that are full."""
         batches = self.bench.batches(self.case.cell, "winner", self.case.entry.num_samples)
         return [batch for batch in batches if len(batch.seeds) == len(batches[0].seeds)]
+
+
+def _least_fixed_s(runs: Sequence[RunTiming]) -> float:
+    """What surrounds the steps of a run takes, seconds: other processes only ever add to it."""
+    return max(0.0, min(run.fixed_s for run in runs))

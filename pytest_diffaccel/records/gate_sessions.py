@@ -61,6 +61,7 @@ class GateSession(Speed):
         environment: id of the environment.
         clock: what its speed was measured by: ``"wall"`` or, on a GPU, ``"device"``.
         host: its speed by the host's clock; None where the device alone decides, and on a CPU.
+        beside_s: what the case took beside its figures (pictures, whole runs), seconds; None where it was not noted.
     """
 
     lpips: tuple[float, ...]
@@ -69,6 +70,7 @@ class GateSession(Speed):
     environment: Annotated[str, Field(pattern=r"\A[0-9a-f]{12}\z")]
     clock: Literal["wall", "device"] = "wall"
     host: Speed | None = None
+    beside_s: Annotated[float, Field(ge=0)] | None = None
 
     def by(self, clock: ClockName) -> Speed | None:
         """What it measured by a clock; None where it did not."""

@@ -81,7 +81,7 @@ class Knowledge:
         if clock not in self._costs:
             short = [(candidate, (block,)) for made in self.rounds(clock) for candidate, block in made.blocks]
             timed = self._timed() if clock == "wall" else []
-            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short])
+            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short], clock)
         return self._costs[clock]
 
     def _timed(self) -> list[tuple[Candidate, Sequence[Block]]]:

@@ -59,6 +59,7 @@ class Timer:
         self._sampling = replace(bench.sampling(cell, "search"), purpose=CALIBRATION_PURPOSE).on_terms(by_clock)
         self._batch = bench.batches(cell, "search")[0]
         self._tried: set[str] = set()
+        self._kernels: dict[str, KernelTimes] = {}
 
     def narrow(
         self, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool], time_is_up: TimeIsUp
@@ -103,7 +104,7 @@ class Timer:
         with self._bench.pipelines.timing():
             made = [again for _ in range(_CHECK_ROUNDS) if (again := self._make_round(chosen)) is not None]
         short = [(candidate, (block,)) for timed_round in made for candidate, block in timed_round.blocks]
-        now = CostModel.fit(self._bench.registry, short)
+        now = CostModel.fit(self._bench.registry, short, self._clock)
         for old, new in zip(before.speedups(chosen), now.speedups(chosen), strict=True):
             error = math.hypot(math.log(old.high / old.value), math.log(new.high / new.value)) / _NORMAL_95
             if abs(math.log(old.value / new.value)) > _DISAGREE * error:
@@ -176,7 +177,7 @@ class Timer:
             store.begin(*place, "short run", session=bench.session, since=bench.since)
         try:
             with time_limit(bench.settings.case_timeout_s):
-                timing = self._timed(generate)
+                timing = self._timed(run, generate)
         except (KeyboardInterrupt, SystemExit):
             store.forget_failure(*place)
             raise
@@ -194,15 +195,15 @@ class Timer:
         bench.pipelines.warm_kinds |= new
         return timing.without_first(new) if self._clock == "wall" else timing
 
-    def _timed(self, generate: Generate) -> RunTiming:
+    def _timed(self, run: Candidate, generate: Generate) -> RunTiming:
         """A run by the timer's clock."""
         prompts, seeds = self._batch.prompts, self._batch.seeds
         if self._clock == "wall":
             return timed(generate, prompts, seeds)[1]
-        # The first run warms up, and shows the second one's time slices of other processes.
-        kernels = KernelTimes()
-        busy(generate, prompts, seeds, kernels)
-        return busy(generate, prompts, seeds, kernels)[1]
+        if run.key not in self._kernels:
+            # The first run warms up, and shows the next ones' time slices of other processes.
+            busy(generate, prompts, seeds, self._kernels.setdefault(run.key, KernelTimes()))
+        return busy(generate, prompts, seeds, self._kernels[run.key])[1]
 
     def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
         """Keys of the short runs that the model cannot take."""

@@ -66,8 +66,8 @@ class Noise:
     drift: float
 
 
-# Between a quiet machine and one that others use; also how sure that is, by the logarithm's standard deviation.
-_TYPICAL, _TYPICAL_SD = Noise(0.04, 0.03, 0.05), 1.0
+# How sure it is what is typical of a clock: standard deviation of the logarithm.
+_TYPICAL_SD = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,18 @@ class Solution:
     noise: Noise
 
 
-def fit(runs: Runs) -> Solution:
+def fit(runs: Runs, typical: Noise) -> Solution:
     """Costs, where how much things vary is learnt; what is far from all the rest counts little for either.
 
     Args:
         runs: at least one.
+        typical: how much things vary by the clock that timed them, about.
     """
-    doubt, noise = Doubt(np.ones(len(runs.logs)), np.ones(runs.logs.shape)), _TYPICAL
+    doubt, noise = Doubt(np.ones(len(runs.logs)), np.ones(runs.logs.shape)), typical
     found = solve(runs, noise, doubt)
     for _ in range(_PASSES):
-        doubt = _doubt(runs, found)
-        noise = _learnt(runs, doubt, noise)
+        doubt = _doubt(runs, found, typical)
+        noise = _learnt(runs, doubt, noise, typical)
         found = solve(runs, noise, doubt)
     return found
 
@@ -176,7 +177,7 @@ def _precision(weights: Array, drift: float) -> Array:
     return bands
 
 
-def _doubt(runs: Runs, found: Solution) -> Doubt:
+def _doubt(runs: Runs, found: Solution, typical: Noise) -> Doubt:
     """How far each run, and each of its kinds, lies from the rest, beyond what most do; at least half of what is
     typical, since of a kind that was seen once nothing is left.
     """
@@ -186,8 +187,8 @@ def _doubt(runs: Runs, found: Solution) -> Doubt:
     of_runs = np.abs(found.deviations + (found.errors * weights).sum(axis=1))
     of_figures = np.abs(found.errors) * np.sqrt(runs.steps)
     return Doubt(
-        _beyond(of_runs, of_runs, _TYPICAL.run / 2),
-        _beyond(of_figures, of_figures[several], _TYPICAL.step / 2),
+        _beyond(of_runs, of_runs, typical.run / 2),
+        _beyond(of_figures, of_figures[several], typical.step / 2),
     )
 
 
@@ -197,7 +198,7 @@ def _beyond(distances: Array, usual: Array, least_sd: float) -> Array:
     return factors
 
 
-def _learnt(runs: Runs, doubt: Doubt, start: Noise) -> Noise:
+def _learnt(runs: Runs, doubt: Doubt, start: Noise, typical: Noise) -> Noise:
     """The noise most likely, by the latest groups; few of them leave it near what is typical."""
     rows = runs.latest(_TELLING)
     columns = (runs.steps[rows] > 0).any(axis=0)
@@ -206,7 +207,7 @@ def _learnt(runs: Runs, doubt: Doubt, start: Noise) -> Noise:
     doubt = Doubt(doubt.run[rows], doubt.figure[rows][:, columns])
 
     def misfit(noise: Noise) -> float:
-        far = [math.log(getattr(noise, name) / getattr(_TYPICAL, name)) / _TYPICAL_SD for name in vars(noise)]
+        far = [math.log(getattr(noise, name) / getattr(typical, name)) / _TYPICAL_SD for name in vars(noise)]
         return solve(some, noise, doubt).misfit + sum(distance**2 for distance in far) / 2
 
     best, least = start, misfit(start)

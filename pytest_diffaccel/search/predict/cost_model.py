@@ -19,7 +19,7 @@ import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate
-from pytest_diffaccel.measure.measurement import Block, Interval
+from pytest_diffaccel.measure.measurement import Block, Interval, SpeedClock
 from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts
 from pytest_diffaccel.search.predict.regression import Array, Regression
 
@@ -30,10 +30,6 @@ _FEATURE_SD = 1.5
 _TOGETHER_SD, _OWN_SD = 0.15, 0.02
 # What lies outside the steps, where this accelerator was never timed: another's, and this much of it to either side.
 _UNKNOWN_FIXED_SD = 0.25
-# What no number of blocks averages away: of two searches of one cell, one after the other on two cores of a shared
-# machine, a neighbour made all steps of the second a tenth slower, and the same candidates' speed-ups were 1.9% apart
-# (standard deviation; python -m benchmarks.repeatability); on a quiet machine 0.2% to 1.2%.
-_SEARCH_SD = 0.013
 _NORMAL_95 = 1.96
 # A normal variable's standard deviation, as a multiple of the median of its absolute value.
 _SD_OF_MEDIAN = 1.4826
@@ -55,19 +51,21 @@ class CostModel:
         self.kinds = costs.kinds
         self.fixed = costs.fixed
         self._errors = costs.covariance
-        # What lasts for a search shows in it, too: where all runs agree, no neighbour came and went.
-        self._search_sd = min(_SEARCH_SD, costs.run_sd)
+        self._search_sd = costs.search_sd
         self._predicted: dict[Candidate, Interval] = {}
 
     @classmethod
-    def fit(cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]]) -> CostModel:
+    def fit(
+        cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]], clock: SpeedClock = "wall"
+    ) -> CostModel:
         """Learn from timed blocks.
 
         Args:
             registry: the methods known.
             timed: blocks of one environment; candidates of any of its cells and accelerators.
+            clock: that timed them.
         """
-        return cls(registry, KindCosts.from_blocks(timed))
+        return cls(registry, KindCosts.from_blocks(timed, clock))
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
         """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
