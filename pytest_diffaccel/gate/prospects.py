@@ -5,7 +5,7 @@ what would show more: said in the same words before a run and after it.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -139,7 +139,7 @@ def remedies(found: Sequence[Prospect]) -> dict[str, str]:
 
     One budget for all: at that, each one's share is enough for both of its clocks.
     """
-    needed_s: Counter[str] = Counter()
+    needed_s: dict[str, float] = defaultdict(float)
     for prospect in found:
         needed_s[prospect.case.key] += prospect.needed_s / prospect.share
     short = dict.fromkeys(prospect.case.key for prospect in found if not prospect.is_shown)
