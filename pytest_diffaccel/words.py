@@ -22,7 +22,7 @@ def counted(number: int, noun: str, more: str = "") -> str:
     Args:
         number: how many.
         noun: of one.
-        more: of several; None where that is ``noun`` with an s.
+        more: of several; empty where that is ``noun`` with an s.
     """
     return f"{number} {noun if number == 1 else more or f'{noun}s'}"
 
