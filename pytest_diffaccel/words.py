@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from textwrap import wrap
 
-# What no line may end within: a figure's interval, a number and its unit, an option and its value, a command.
-_WHOLE = re.compile(
+# What no line may end within: a figure's interval, a number and its unit, an option and its value, a command. Compiled
+# when it is first used, since every pytest run imports this.
+_WHOLE = (
     r"\[-?[\d.+%-]+x?, -?[\d.+%-]+x?\]"
     r"|\d (?:s|min|h|dB|MiB|px|steps?)\b"
     r"|(?:\b(?:pytest|diffaccel) [\w./-]+)?(?: ?--[a-z][\w-]*(?:[ =][\w./%]+)?)+"
@@ -21,7 +22,7 @@ def counted(number: int, noun: str, more: str = "") -> str:
     Args:
         number: how many.
         noun: of one.
-        more: of several; None where that is ``noun`` with an s.
+        more: of several; empty where that is ``noun`` with an s.
     """
     return f"{number} {noun if number == 1 else more or f'{noun}s'}"
 
@@ -37,7 +38,7 @@ def lines(text: str, width: int, indent: str = "    ") -> list[str]:
     if len(text) <= width:
         return [text]
     own = text[: len(text) - len(text.lstrip())]
-    bound = _WHOLE.sub(lambda found: found[0][0] + found[0][1:].replace(" ", _BOUND), text)
+    bound = re.sub(_WHOLE, lambda found: found[0][0] + found[0][1:].replace(" ", _BOUND), text)
     wrapped = wrap(bound, width, subsequent_indent=own + indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace(_BOUND, " ") for line in wrapped]
 

@@ -7,7 +7,7 @@ import os
 # Before torch starts its threads: they wait busily, so more of them than free cores make everything many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Lines are found whole; tests of how they are broken say how wide their terminal is.
-os.environ["COLUMNS"] = "300"
+os.environ["COLUMNS"] = "500"
 # Searches that tests run are none of a workflow's.
 os.environ.pop("GITHUB_STEP_SUMMARY", None)
 

@@ -33,8 +33,13 @@ def blocks(full_s: float, shallow_s: float, fixed_s: float) -> list[Block]:
 @pytest.mark.parametrize(
     ("shallow_s", "fixed_s", "bound", "words"),
     [
-        (0.1, 0.1, "compute", "compute-bound: its steps do 55% of the arithmetic in 55% of the time"),
-        (0.9, 0.1, "launch", "launch-bound: its steps do 55% of the arithmetic in 95% of the time"),
+        (
+            0.1,
+            0.1,
+            "compute",
+            "compute-bound: its steps need 55% of the plain pipeline's arithmetic and 55% of its time",
+        ),
+        (0.9, 0.1, "launch", "launch-bound: its steps need 55% of the plain pipeline's arithmetic and 95% of its time"),
         (0.1, 6.0, "fixed", "capped by the fixed part: 73% of the time, at most 1.7x"),
     ],
 )
@@ -58,7 +63,7 @@ def test_an_export_tells_what_bounds_a_candidate_whose_arithmetic_was_counted(tm
     counted = replace(made, flops={"plain": 1000, **{kind: 1000 if "full" in kind else 100 for kind in kinds}})
     rows = export_rows(Contents((Recorded(made, "1"), Recorded(counted, "2")), (), (), {}))
     assert rows[0]["bottleneck"] is None
-    assert rows[1]["bottleneck"].startswith("compute-bound: its steps do 55% of the arithmetic")
+    assert rows[1]["bottleneck"].startswith("compute-bound: its steps need 55% of the plain pipeline's arithmetic")
 
 
 def test_methods_save_the_arithmetic_that_they_say(pipeline_of: Callable[..., Any]) -> None:

@@ -251,7 +251,7 @@ def test_a_difference_is_shown_and_the_record_kept(
             "  differs: *1.2)",
             '    params *"echo_interval": 99*',
             "      -> *",
-            "next: *--update-golden",
+            "next: *--update-golden writes the new ones",
         ]
     )
     assert finished_search.golden.read_bytes() == edited

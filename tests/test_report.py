@@ -70,9 +70,30 @@ def opened(browser: Any) -> Callable[..., Any]:
     return opened
 
 
+# Words that stand on more than one line.
+BROKEN_WORDS = """
+cells => cells.map(cell => cell.firstChild).filter(Boolean).flatMap(text =>
+  Array.from(text.data.matchAll(/[^ ]+/g), word => {
+    const range = document.createRange();
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    return range.getClientRects().length > 1 ? word[0] : "";
+  })).filter(Boolean)
+"""
+
+
 def shown(page: Any, column: int) -> list[str]:
     """Texts of a column of the rows that are to be seen."""
     return page.locator(f"table.candidates tbody tr:visible td:nth-child({column})").all_inner_texts()
+
+
+def overhang(page: Any, boxes: str) -> int:
+    """By how many pixels the contents of boxes are wider than these, at the most."""
+    return int(
+        page.evaluate(
+            f"Math.max(...Array.from(document.querySelectorAll('{boxes}'), (box) => box.scrollWidth - box.clientWidth))"
+        )
+    )
 
 
 def test_it_names_the_model_source_and_counts_verdicts(report: Path, opened: Callable[..., Any]) -> None:
@@ -91,19 +112,69 @@ def test_every_chart_is_drawn_by_script_in_place_of_its_picture(report: Path, op
         for place in range(figures.count()):
             figures.nth(place).scroll_into_view_if_needed()
             figures.nth(place).locator(".plot.live svg").wait_for()
-            assert figures.nth(place).locator(".plot:not(.live)").count() == 0
+            assert not figures.nth(place).locator(".plot:not(.live)").is_visible()
 
 
-def test_reasons_and_what_fired_stand_in_the_table(report: Path, opened: Callable[..., Any]) -> None:
+def test_reasons_stand_in_the_table_and_further_figures_are_folded(report: Path, opened: Callable[..., Any]) -> None:
     with opened(report) as page:
         heads = page.locator("table.candidates th").all_inner_texts()
-        reasons, acted = (shown(page, heads.index(name) + 1) for name in ("reason", "acted"))
-        assert all(reasons)
-        assert acted[0] == "cached_steps=10"
-        # All that tells winners apart is to be seen without scrolling sideways.
-        reason = page.get_by_role("columnheader", name="reason").bounding_box()
-        table = page.locator("div.scroll").first.bounding_box()
-        assert reason["x"] + reason["width"] <= table["x"] + table["width"]
+        assert all(shown(page, heads.index("reason") + 1))
+        more = page.locator("table.candidates tr.winner details").first
+        assert "cached_steps=10" not in more.inner_text()
+        more.locator("summary").click()
+        assert "acted: cached_steps=10" in more.inner_text().splitlines()
+        assert more.inner_text().splitlines()[-1] == "samples: 4, verified"
+
+
+@pytest.mark.parametrize(("width", "is_said"), [(1440, False), (760, True), (390, False)])
+def test_a_table_that_scrolls_sideways_says_so(report: Path, browser: Any, width: int, is_said: bool) -> None:
+    """On a wide page nothing has to, on a phone rows are cards."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(report.as_uri())
+    hints = page.locator("#cells > .cell > .hint")
+    assert hints.count() == 2  # of what to use, and of candidates
+    assert hints.nth(1).is_visible() is is_said
+    assert (overhang(page, "#cells > .cell > .scroll") > 1) is is_said
+    page.close()
+
+
+def test_on_a_phone_no_parameter_breaks_inside_a_word(report: Path, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(report.as_uri())
+    params = page.locator("table.candidates tbody tr:visible td:nth-child(2)")
+    assert params.first.inner_text().startswith("cache_interval=")
+    assert params.evaluate_all(BROKEN_WORDS) == []
+    page.locator("#table-0").scroll_into_view_if_needed()
+    page.get_by_label("Verdict").select_option("skipped")
+    assert shown(page, 3) == ["skipped"]
+    page.close()
+
+
+def test_print_shows_whole_figures_and_pictures_that_fit_the_paper(report: Path, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 700, "height": 1000})
+    page.goto(report.as_uri())
+    page.locator("#pareto-0 .plot.live svg").wait_for()
+    page.emulate_media(media="print")
+    assert not page.locator("#pareto-0 .plot.live").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    # Rivals that are faster than anything else are cut off.
+    texts = (
+        page.locator(".plot:not(.live) text")
+        .filter(has_not_text="+")
+        .evaluate_all("all => all.map(text => text.getBoundingClientRect()).map(box => [box.left, box.right])")
+    )
+    assert min(left for left, _ in texts) >= 0
+    assert max(right for _, right in texts) <= 700
+    for column in (4, 5):
+        assert (
+            page.locator(f"table.candidates tbody tr:visible td:nth-child({column})").evaluate_all(BROKEN_WORDS) == []
+        )
+        lines = page.locator(f"table.candidates tr.winner td:nth-child({column})").evaluate_all(
+            "cells => cells.map(cell => { const range = document.createRange(); range.selectNodeContents(cell); "
+            "return range.getClientRects().length; })"
+        )
+        assert set(lines) == {1}
+    page.close()
 
 
 def test_a_head_sorts_up_then_down_and_unknown_figures_stay_last(report: Path, opened: Callable[..., Any]) -> None:

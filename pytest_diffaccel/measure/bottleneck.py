@@ -46,10 +46,12 @@ class Bottleneck:
 
     def in_words(self) -> str:
         """One line for a report."""
-        steps = f"its steps do {self.flops_share:.0%} of the arithmetic in {self.time_share:.0%} of the time"
         if self.bound == "fixed":
             return f"capped by the fixed part: {self.fixed_share:.0%} of the time, at most {self.ceiling:.1f}x"
-        return f"{self.bound}-bound: {steps}"
+        return (
+            f"{self.bound}-bound: its steps need {self.flops_share:.0%} of the plain pipeline's arithmetic and "
+            f"{self.time_share:.0%} of its time"
+        )
 
 
 def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck | None:

@@ -77,7 +77,7 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
         return ["undecided: it is not known well enough whether a candidate reaches it"]
     if entry.status != "met":
         return [why_unattainable(entry)]
-    lines = [f"winner: {format_params(entry.params)}"]
+    lines = [f"winner: {spaced_params(entry.params)}"]
     if entry.lpips is not None:
         chosen = f", {entry.selection_lpips:.3f} on those that it was chosen on" if entry.selection_lpips else ""
         pictures = counted(entry.num_samples, "picture")
@@ -116,7 +116,5 @@ def _unmeasured(rows: Sequence[Row]) -> list[str]:
 
 
 def _in_words(row: Row, figures: RowFigures) -> str:
-    return (
-        f"{row.params}: {interval_text(figures.speedup.value, (figures.speedup.low, figures.speedup.high), 2, 'x')}, "
-        f"LPIPS {figures.lpips.value:.3f}"
-    )
+    speedup = interval_text(figures.speedup.value, (figures.speedup.low, figures.speedup.high), 2, "x")
+    return f"{row.params.replace(',', ', ')}: {speedup}, LPIPS {figures.lpips.value:.3f}"

@@ -143,7 +143,7 @@ def next_steps(
     """
     lines = []
     if any(change.kind == "differs" for change in changes):
-        lines.append("next: golden records differ and were kept; write the new ones with --update-golden")
+        lines.append("next: golden records differ and were kept; --update-golden writes the new ones")
     if failed:
         lines.append(f"next: {counted(failed, 'case')} failed; run them again with --lf")
     if settings.coarse:

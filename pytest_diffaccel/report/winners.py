@@ -194,6 +194,6 @@ def provisional_text(result: Winners) -> str:
         winner = list(same)
         targets = ", ".join(f"{chosen.key.target:g}x" for chosen in winner)
         said.append(
-            f"{targets} by {format_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
+            f"{targets} by {spaced_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
         )
     return f"{result.cell} {result.accelerator}, to be verified: {'; '.join(said)}"

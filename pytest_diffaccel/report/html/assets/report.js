@@ -22,7 +22,7 @@
     const body = table.tBodies[0];
     const rows = rowsOf(section.dataset.cell);
     const lines = Array.from(body.rows, (line, place) => ({ line, row: rows[place], text: words(rows[place]) }));
-    const heads = Array.from(table.tHead.rows[0].cells);
+    const heads = Array.from(table.tHead.rows[0].cells).filter((head) => head.dataset.column);
     for (const head of heads) {
       const button = element("button", head.textContent);
       button.type = "button";
@@ -81,6 +81,16 @@
     pair.append(box);
   }
 
+  // Boxes that are narrower than what they hold say so.
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hint = element("p", "Scroll sideways for the rest →", "hint");
+    box.before(hint);
+    const look = () => (hint.hidden = box.scrollWidth <= box.clientWidth + 1);
+    new ResizeObserver(look).observe(box);
+    box.addEventListener("toggle", look, true);
+    look();
+  }
+
   // Charts: drawn when they come into sight, in place of their pictures.
   const tip = document.getElementById("tip");
   function tooltip(_, event, item, value) {
@@ -125,6 +135,7 @@
     if (narrow) {
       narrowLegends(spec, 1);
       if (spec.facet) spec.columns = 1;
+      spec.config = { ...config, legend: { ...config.legend, gradientLength: 120 } };
       // Long labels would leave no room for what they label.
       const bars = spec.encoding && spec.encoding.y && spec.encoding.y.axis;
       if (bars) Object.assign(bars, { labelLimit: 175, labelFontSize: 10 });
@@ -133,7 +144,7 @@
     plot.after(live);
     try {
       await vegaEmbed(live, spec, { mode: "vega-lite", renderer: "svg", actions: false, tooltip, ast: false });
-      plot.remove();
+      plot.classList.add("drawn"); // for print
     } catch (error) {
       live.remove();
       console.error(error);

@@ -11,6 +11,8 @@ from pytest_diffaccel.report.html.content.cells import CellRecord
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
 _LPIPS = {"field": "lpips", "type": "quantitative", "title": "LPIPS to the unaccelerated picture (lower is better)"}
+# Labels of winners whose speed-ups differ by less than this factor would touch each other.
+_CLOSE = 1.12
 # Targets are among them: a candidate's place shows which it reaches.
 _TICKS = (0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 
@@ -189,9 +191,29 @@ def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
         "mark": ring,
         "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP},
     }
-    labels = {
-        "data": {"values": list(best)},
-        "mark": {"type": "text", "dy": 17, "fontSize": 12, "fontWeight": "bold"},
-        "encoding": {"x": x, "y": y, "text": {"field": "text"}},
-    }
-    return [rings, labels]
+    return [rings, *_labels(best, x, y)]
+
+
+def _labels(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
+    """Their targets, below them: two that are close stand apart, and each covers what it touches."""
+    ordered = sorted(best, key=lambda one: one["speedup"])
+    sides: dict[str, list[Mapping[str, Any]]] = {"left": [], "center": [], "right": []}
+    for place, one in enumerate(ordered):
+        before, after = (
+            0 <= other < len(ordered)
+            and max(one["speedup"], ordered[other]["speedup"]) < _CLOSE * min(one["speedup"], ordered[other]["speedup"])
+            for other in (place - 1, place + 1)
+        )
+        sides["center" if before == after else "left" if before else "right"].append(one)
+    text = {"type": "text", "dy": 18, "fontSize": 12, "fontWeight": "bold"}
+    under = {"stroke": "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}
+    return [
+        {
+            "data": {"values": values},
+            "mark": {**text, "align": side, **paint},
+            "encoding": {"x": x, "y": y, "text": {"field": "text"}},
+        }
+        for side, values in sides.items()
+        if values
+        for paint in (under, {})
+    ]

@@ -166,9 +166,9 @@ def _bars_spec(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colour = {
         "field": "share",
         "type": "quantitative",
-        "title": "cost of a step (unaccelerated: 1)",
+        "title": ["cost of a step", "(unaccelerated: 1)"],
         "scale": {"scheme": "viridis", "domain": [0, 1.2], "clamp": True},
-        "legend": {"orient": "bottom", "direction": "horizontal", "gradientLength": 200, "titleLimit": 400},
+        "legend": {"orient": "bottom", "direction": "horizontal", "tickCount": 4},
     }
     tooltip = [
         {"field": "bar", "title": "what"},
