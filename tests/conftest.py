@@ -12,8 +12,6 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 import importlib
 import pkgutil
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,8 +19,9 @@ from typing import Any
 
 import pytest
 import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
-from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder
+from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
 from standins import stand_ins
+from timings import SteadyClock
 
 import pytest_diffaccel
 from pytest_diffaccel.matrix import PIPES
@@ -81,12 +80,22 @@ def one_pipeline(
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", lambda pipe, **_: pipeline_of(pipe, "DDIM"))
 
 
+@pytest.fixture
+def steady_search(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
+    """A folder whose searches in this process ask no clock, and take the scale of their losses for known."""
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    return small_search
+
+
 @pytest.fixture(scope="session")
-def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_folder(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) -> Path:
     """A folder in which the small search has run to its end."""
     search = SearchFolder(tmp_path_factory.mktemp("finished"))
-    command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS]
-    subprocess.run(command, cwd=search.path, check=True, stdout=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        # The folder's conftest file sets it; this sets it back.
+        patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+        assert run_here(search.path, "benches", *SMALL_OPTIONS) == 0
     return search.path
 
 

@@ -154,13 +154,13 @@ def test_store_goes_where_it_is_told(finished_search: SmallSearch) -> None:
 RACERS = (*((interval, 0) for interval in range(2, 21)), (1, 0))
 
 
-def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("-rs")
+def test_a_race_passes_over_what_cannot_win_and_says_why(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("-rs")
     counts = result.parseoutcomes()
     assert counts["passed"] + counts["skipped"] == len(RACERS) + 1
     result.stdout.fnmatch_lines(["golden: *: 7 new", "SKIPPED*predicted *x [[]*, *[]]*"])
-    golden = read_golden(small_search.golden)
+    golden = read_golden(steady_search.golden)
     assert list(golden) == [key(target) for target in TARGETS]
     first = golden[key(1.2)]
     assert first.status == "met"
@@ -168,56 +168,56 @@ def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSear
     assert first.speedup is not None
     assert first.fewer_steps.steps < 20
     assert first.fewer_steps.speedup >= first.speedup
-    log = (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
+    log = (steady_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
     assert log.count("skipped: predicted") == counts["skipped"]
-    samples = dict(small_search.query("SELECT num_samples, count(*) FROM diffaccel_measurements GROUP BY 1"))
+    samples = dict(steady_search.query("SELECT num_samples, count(*) FROM diffaccel_measurements GROUP BY 1"))
     assert samples.keys() <= {2, 4}
     assert samples[2] + len(TARGETS) >= counts["passed"] - 1
 
 
-def test_a_race_goes_on_where_it_was(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    small_search.race()
-    golden, stored = small_search.golden.read_bytes(), small_search.stored()
-    result = small_search.race()
+def test_a_race_goes_on_where_it_was(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    steady_search.race()
+    golden, stored = steady_search.golden.read_bytes(), steady_search.stored()
+    result = steady_search.race()
     result.stdout.fnmatch_lines(["golden: *: 7 unchanged"])
-    assert small_search.golden.read_bytes() == golden
-    assert small_search.stored() == stored
+    assert steady_search.golden.read_bytes() == golden
+    assert steady_search.stored() == stored
 
 
-def test_a_race_leaves_out_what_fails(small_search: SmallSearch) -> None:
-    small_search.register((2, 0), (4, ERROR), (10, 0), (20, 0))
-    result = small_search.race()
+def test_a_race_leaves_out_what_fails(steady_search: SmallSearch) -> None:
+    steady_search.register((2, 0), (4, ERROR), (10, 0), (20, 0))
+    result = steady_search.race()
     # Either in a case of its own, or, where that was left for later, among those of the winners' case.
     result.stdout.fnmatch_lines(["diffaccel: SD1.5-DDIM-20 Echo: *an accident in the third denoiser call*"])
-    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(4, ERROR), "error")]
-    assert len(read_golden(small_search.golden)) == len(TARGETS)
+    assert [(candidate, kind) for candidate, kind, _ in steady_search.failures()] == [(CASE(4, ERROR), "error")]
+    assert len(read_golden(steady_search.golden)) == len(TARGETS)
 
 
-def test_a_search_whose_time_is_up_records_nothing_that_it_does_not_know(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("--search-budget", "0.001s", "-rs")
+def test_a_search_whose_time_is_up_records_nothing_that_it_does_not_know(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("--search-budget", "0.001s", "-rs")
     result.stdout.fnmatch_lines(
         ["search budget: * promising candidates were not tried*", "*left to the winners' case*"]
     )
-    assert not small_search.golden.exists()
-    result = small_search.race()
+    assert not steady_search.golden.exists()
+    result = steady_search.race()
     result.stdout.fnmatch_lines(["golden: *: 7 new"])
 
 
-def test_within_its_budget_a_search_finds_all_winners(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("--search-budget", "1h")
+def test_within_its_budget_a_search_finds_all_winners(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("--search-budget", "1h")
     result.assert_outcomes(passed=1, skipped=len(RACERS))
     result.stdout.fnmatch_lines(["golden: *: 7 new"])
     assert "search budget" not in result.stdout.str()
 
 
-def test_winners_alone_race_by_themselves(small_search: SmallSearch) -> None:
+def test_winners_alone_race_by_themselves(steady_search: SmallSearch) -> None:
     """Without its cases, the group's winners evaluate what they need."""
-    small_search.register(*RACERS)
-    small_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
-    assert len(read_golden(small_search.golden)) == len(TARGETS)
+    steady_search.register(*RACERS)
+    steady_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
+    assert len(read_golden(steady_search.golden)) == len(TARGETS)
 
 
 # --- the golden database ---------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from echo import Echo
 from filelock import Timeout
-from searches import TESTS, THRIFTY, SmallSearch, drive, embedded_folder, open_run, without_scale
-from timings import SteadyClock
+from searches import TESTS, THRIFTY, SmallSearch, drive, embedded_folder, open_run
 
 from pytest_diffaccel.accelerators.base import PipelineCall
 from pytest_diffaccel.matrix import Candidate, Params
@@ -93,10 +92,9 @@ POINTS = ((2, 0), (10, 0))
 
 
 @pytest.fixture
-def folder(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
-    """A folder to search in without pytest."""
-    without_scale(monkeypatch)
-    return small_search
+def folder(steady_search: SmallSearch) -> SmallSearch:
+    """A folder to search in without pytest; no clock has a part in what is decided."""
+    return steady_search
 
 
 def opened(*arguments: str) -> tuple[SearchRun, Candidate]:
@@ -153,10 +151,9 @@ def test_a_clock_that_goes_back_lets_no_candidate_take_a_second_worker(
 
 @pytest.mark.parametrize("options", [("--max-quality-loss", "1e-9"), ("--grid", "coarse"), ("--exhaustive",)])
 def test_what_one_search_decided_another_of_other_options_decides_anew(
-    folder: SmallSearch, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    folder: SmallSearch, options: tuple[str, ...]
 ) -> None:
     """Measurements are the same for both."""
-    SteadyClock(monkeypatch)
 
     def decided(*options: str) -> tuple[bool, set[str]]:
         run, _ = opened(*options)
@@ -223,9 +220,8 @@ class Lost(Echo):
     ("error", "is_late"), [(FileNotFoundError("no table.json"), False), (Timeout("table.lock"), True)]
 )
 def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
-    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: Exception, is_late: bool
+    folder: SmallSearch, error: Exception, is_late: bool
 ) -> None:
-    SteadyClock(monkeypatch)
     run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
     found = run.find_winners(*run.groups[0])
     assert folder.failures() == [(run.candidates[1].key, "missing", str(error))]

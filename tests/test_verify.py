@@ -101,15 +101,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) ->
 
 
 @pytest.fixture
-def search(
-    small_search: SmallSearch, both: Finished, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
-) -> SmallSearch:
+def search(steady_search: SmallSearch, both: Finished) -> SmallSearch:
     """A folder with a copy of it, less golden, to run pytest in."""
-    shutil.copytree(both.folder.path / ".diffaccel", small_search.path / ".diffaccel")
-    small_search.register(*POINTS, replies=POINTS)
-    without_scale(monkeypatch)
-    SteadyClock(monkeypatch)
-    return small_search
+    shutil.copytree(both.folder.path / ".diffaccel", steady_search.path / ".diffaccel")
+    steady_search.register(*POINTS, replies=POINTS)
+    return steady_search
 
 
 def forget(search: SmallSearch, accelerator: str) -> None:
@@ -369,18 +365,14 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
         assert after[key].status == "met"
 
 
-def test_a_report_after_a_search_has_no_pending_changes(
-    small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_after_a_search_has_no_pending_changes(steady_search: SmallSearch) -> None:
     """Also of targets that nothing reaches, whose records have no rival."""
-    without_scale(monkeypatch)
-    SteadyClock(monkeypatch)
     points = ((2, NOTHING), (3, NOTHING))
-    small_search.register(*points)
-    small_search.race(*THRIFTY)
-    golden = read_golden(small_search.golden)
+    steady_search.register(*points)
+    steady_search.race(*THRIFTY)
+    golden = read_golden(steady_search.golden)
     assert {entry.status for entry in golden.values()} == {"met", "unattainable"}
-    with Store.open(small_search.store) as store:
+    with Store.open(steady_search.store) as store:
         (record,) = cells_of(store.contents())
     assert record.entries == golden
     assert {key: record.winners["Echo"].speedups.keys() for key in record.winners} == {"Echo": record.searched.keys()}
