@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from echo import Echo
 from filelock import Timeout
-from searches import TESTS, THRIFTY, SmallSearch, drive, embedded_folder, open_run
+from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, run_here
+from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.base import PipelineCall
 from pytest_diffaccel.matrix import Candidate, Params
@@ -27,16 +31,44 @@ from pytest_diffaccel.search.search_run import SearchRun
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
 
 
+class Forked:
+    """A search in a copy of this process, which has imported and loaded already all that a search needs."""
+
+    def __init__(self, folder: SearchFolder, arguments: Sequence[str]) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=self._search, args=(folder.path, arguments))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _search(folder: Path, arguments: Sequence[str]) -> None:
+        os.setsid()
+        sys.stdout = sys.stderr = (folder / "output.txt").open("a", encoding="utf-8")
+        for standard in (1, 2):
+            os.dup2(sys.stdout.fileno(), standard)
+        sys.exit(run_here(folder, *arguments))
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a search", timeout or 0.0)
+        return self._process.exitcode
+
+
 @pytest.mark.slow
-def test_a_killed_search_resumes_to_the_same_winners() -> None:
-    embedded_folder("SD1.5")
-    root = TESTS.parent
-    if not (root / "benchmarks" / "resume_after_kill.py").exists():
-        pytest.skip("the benchmarks are not part of the source distribution")
-    command = [sys.executable, "-m", "benchmarks.resume_after_kill", "--kills", str(KILLS), "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    report = json.loads(done.stdout)
+def test_a_killed_search_resumes_to_the_same_winners(
+    everything_imported: None, one_pipeline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its clocks say, which are made up."""
+    benchmark = pytest.importorskip("benchmarks.resume_after_kill", reason="no part of the source distribution")
+    SteadyClock(monkeypatch)
+    monkeypatch.setattr(benchmark.Kind, "start", lambda kind, folder: Forked(folder, kind.command[3:]))
+    monkeypatch.setattr(sys, "argv", ["resume_after_kill", "--kills", str(KILLS), "--json"])
+    benchmark.main()
+    report = json.loads(capsys.readouterr().out)
     assert report["kills"] == len(report["rows"]) == KILLS
     assert report["searches_with_the_same_winners"] == report["searches"] >= 1
     assert report["lost_measurements"] == report["failures_left"] == 0

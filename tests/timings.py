@@ -47,11 +47,14 @@ def noisy_block(
     return Block(noisy(BASELINE), (noisy(kinds),))
 
 
-#: Lines of a conftest.py, beside which this file is imported: the same in processes of their own.
+#: Lines of a conftest.py, beside which this file is imported: a steady clock in processes of their own, which take the
+#: scale of their losses for known.
 STEADY = """
 import pytest
+from searches import without_scale
 from timings import SteadyClock
 SteadyClock(pytest.MonkeyPatch())
+without_scale(pytest.MonkeyPatch())
 """
 
 
