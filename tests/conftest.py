@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
+from filelock import FileLock
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
 from standins import stand_ins
 from timings import SteadyClock
@@ -89,14 +90,23 @@ def steady_search(small_search: SmallSearch, one_pipeline: None, monkeypatch: py
 
 
 @pytest.fixture(scope="session")
-def finished_folder(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) -> Path:
-    """A folder in which the small search has run to its end."""
-    search = SearchFolder(tmp_path_factory.mktemp("finished"))
-    with pytest.MonkeyPatch.context() as patch:
-        # The folder's conftest file sets it; this sets it back.
-        patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
-        assert run_here(search.path, "benches", *SMALL_OPTIONS) == 0
-    return search.path
+def finished_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, everything_imported: None
+) -> Path:
+    """A folder in which the small search has run to its end; one for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if hasattr(request.config, "workerinput") else own
+    folder, done = shared / "finished", shared / "finished.txt"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that died
+            folder.mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                # The folder's conftest file sets it; this sets it back.
+                patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+                assert run_here(SearchFolder(folder).path, "benches", *SMALL_OPTIONS) == 0
+            done.touch()
+    return folder
 
 
 @pytest.fixture
