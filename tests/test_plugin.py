@@ -449,6 +449,7 @@ def test_the_embedded_pipelines_are_searched_without_any_option_for_them(steady_
 # --- xdist -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSearch) -> None:
     small_search.register((10, 0), (20, 0))
     small_search.add_to_conftest(STEADY)
@@ -468,6 +469,7 @@ def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSear
     assert {entry.status for entry in golden.values()} == {"met"}
 
 
+@pytest.mark.slow
 def test_a_crashed_worker_loses_one_case_which_is_logged_with_its_reason(small_search: SmallSearch) -> None:
     """Nor does the case that killed it run again, and the group gets its winners without it."""
     small_search.register((4, 0), (5, ERROR), (7, DEATH), (10, 0))

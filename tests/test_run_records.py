@@ -195,7 +195,9 @@ def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     assert abs(datetime.now(timezone.utc) - ended[1]) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["one process", "xdist"]
+)
 def test_a_run_leaves_records_for_other_tools(steady_search: SmallSearch, workers: tuple[str, ...]) -> None:
     steady_search.register(*POINTS)
     if workers:

@@ -180,6 +180,7 @@ def test_a_session_with_one_groups_cases_records_that_group(search: SmallSearch,
     assert list(read_golden(search.golden)) == keys(name)
 
 
+@pytest.mark.slow
 def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     """Each decides a group; whoever is last verifies both, whose winners are not measured yet."""
     search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
@@ -195,6 +196,7 @@ def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     assert set(stored.values()) == {1}
 
 
+@pytest.mark.slow
 def test_workers_calibrate_together(search: SmallSearch) -> None:
     """What one of them does not know well enough after all rounds that there is time for, no other times again."""
     for name in ("Echo", "Reply"):
@@ -292,6 +294,7 @@ def test_a_winner_that_fails_in_verification_leaves_the_others_theirs(
     assert {(failing in candidate, kind) for candidate, kind, _ in search.failures()} == {(True, "error")}
 
 
+@pytest.mark.slow
 def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: SmallSearch) -> None:
     search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
     search.add_to_conftest(STEADY + BROKEN_ECHO)
