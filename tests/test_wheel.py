@@ -103,7 +103,7 @@ def test_the_main_job_runs_in_an_empty_folder(installed: Installed) -> None:
     said = installed.diffaccel("search", *cell, "--grid", "coarse", "--num-samples", "1", "--batch-size", "1")
     assert "golden: golden/search_params.json: " in said
     assert " in a clone" not in said
-    gate = ("--gate", "--gate-budget", "1s", "--gate-slowdown", "50%")
+    gate = ("--gate", "--gate-budget", "5s", "--gate-slowdown", "50%")
     assert re.search(r"^gate: \d", installed.diffaccel("search", *cell, *gate), re.MULTILINE)
     assert "DeepCacheSDHelper" in installed.diffaccel("generate", "SD1.5, DDIM, 20 steps, DeepCache, 1.2x")
     # The same task by its number, the first of all.
