@@ -159,10 +159,11 @@ class Reporting:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
-        """No letter for a case that did not fail: the live line tells more. With ``-v`` pytest's own line stays."""
-        status = yield
-        quiet = self._config.option.verbose <= 0 and not report.failed and has_result(report)
-        return (status[0], "", status[2]) if quiet else status
+        """No letter for a case that a line of ours tells more of. With ``-v`` pytest's own line stays."""
+        status, verbosity = (yield), self._config.option.verbose
+        # Under -q a search tells nothing of a failure before its end, the gate tells of all.
+        is_told = not report.failed or verbosity == 0 or gate_run(self._config) is not None
+        return (status[0], "", status[2]) if verbosity <= 0 and is_told and has_result(report) else status
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
