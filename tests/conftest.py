@@ -15,6 +15,7 @@ import importlib
 import pkgutil
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def steady_search(small_search: SmallSearch, one_pipeline: None, monkeypatch: py
 def finished_folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, everything_imported: None
 ) -> Path:
-    """A folder in which the small search has run to its end; one for all workers."""
+    """A folder in which the small search has run to its end, with what it printed; one for all workers."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if hasattr(request.config, "workerinput") else own
     folder, done = shared / "finished", shared / "finished.txt"
@@ -106,7 +107,10 @@ def finished_folder(
             with pytest.MonkeyPatch.context() as patch:
                 # The folder's conftest file sets it; this sets it back.
                 patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
-                assert run_here(SearchFolder(folder).path, "benches", *SMALL_OPTIONS) == 0
+                search = SearchFolder(folder)
+                with (folder / "output.txt").open("w", encoding="utf-8") as output, redirect_stdout(output):
+                    status = run_here(search.path, "benches", *SMALL_OPTIONS, "--junitxml", "junit.xml")
+            assert status == 0, (folder / "output.txt").read_text(encoding="utf-8")
             done.touch()
     return folder
 
