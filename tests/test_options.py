@@ -342,7 +342,7 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
         (("--models", "embeded"), "*models 'embeded': not *exists (did you mean embedded[?]); *"),
         (("--gpus", "nosuchfolder"), "*--gpus: 'nosuchfolder' is not a list of GPU numbers or names (--gpus=0,1)"),
         (("--models", "nosuch.toml"), "*nosuch.toml*"),
-        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line"),
+        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line, or *"),
     ],
 )
 def test_bad_values_are_usage_errors(pytester: pytest.Pytester, arguments: tuple[str, ...], said: str) -> None:

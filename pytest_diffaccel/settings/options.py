@@ -86,7 +86,12 @@ _MEASURING_OPTIONS = (
         metavar="N",
         help="timed blocks per candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one per line"),
+    option(
+        "--prompts",
+        file_pattern=r"(.+?)(?::[^:/\\]*)?",
+        metavar="FILE",
+        help="evaluation prompts: one per line, or FILE:COLUMN of a .csv, .tsv, .json or .jsonl",
+    ),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
         "--max-quality-loss",
