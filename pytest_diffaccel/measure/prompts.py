@@ -15,7 +15,7 @@ from pytest_diffaccel.words import counted
 #: A search compares candidates; the winner is measured again on prompts and seeds that did not choose it.
 Purpose: TypeAlias = Literal["search", "winner"]
 
-_PURPOSES = ("search", "winner")
+_PURPOSES: tuple[Purpose, ...] = ("search", "winner")
 # Seeds of a purpose are consecutive, from a start of its own. torch's CPU generator keeps 32 bits of a seed.
 _SEEDS_PER_PURPOSE = 2**16
 _SEED_RANGE = 2**32

@@ -46,7 +46,7 @@ def _reason(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr).strip()
-    return text.partition("\n")[0]
+    return text.removeprefix("Failed: ").partition("\n")[0]
 
 
 def _command(config: pytest.Config) -> str:
