@@ -79,7 +79,7 @@ def _show(parsed: argparse.Namespace) -> int:
         raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
     entries = _chosen(golden.entries, parsed)
     if parsed.summary:
-        print("\n".join(summary_table(entries)))
+        print("\n".join(summary_table(entries, width())))
         return 0
     print_lines("\n".join(winners_table(entries, golden.environments, width())))
     print_lines(
