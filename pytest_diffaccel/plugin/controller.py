@@ -228,5 +228,7 @@ class Reporting:
             self._screen.write_line(f"diffaccel: {said}")
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
-            command = f"{options.benches_command()} ..."
-            self._screen.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")
+            said = (
+                f"no case of a search was collected; run them with: {options.benches_command()}, and the same options"
+            )
+            self._screen.write_line(f"diffaccel: {said}")

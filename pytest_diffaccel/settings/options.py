@@ -158,6 +158,10 @@ def add_options(parser: pytest.Parser) -> None:
             group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
 
 
+#: The options of a first search: one cell, in minutes; without any it is 27 of them, for hours.
+FIRST_SEARCH = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
+
+
 def benches_command(*options: str) -> str:
     """What to type to run the benches with ``options`` in the present folder."""
     return shlex.join([*(("pytest", BENCHES) if Path(BENCHES).is_dir() else ("diffaccel", "search")), *options])
