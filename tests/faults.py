@@ -139,6 +139,30 @@ def no_effect(method: type[Method]) -> None:
     patches.setattr(method, "apply", idle)
 
 
+def overflow(method: type[Method]) -> None:
+    """An accelerator whose denoiser gives what is not finite."""
+    apply = method.apply
+
+    def overflowing(self: Method, pipeline: Any, *rest: Any) -> Any:
+        call = apply(self, pipeline, *rest)
+        forward = pipeline.unet.forward
+        pipeline.unet.forward = lambda *args, **options: tuple(part * np.nan for part in forward(*args, **options))
+        return call
+
+    patches.setattr(method, "apply", overflowing)
+
+
+def black_pictures() -> None:
+    """A VAE that is broken in memory; its file is whole."""
+
+    def blacken(pipeline: Any) -> None:
+        last = pipeline.vae.decoder.conv_out
+        last.weight.data.zero_()
+        last.bias.data.fill_(-1)
+
+    _loaded(blacken)
+
+
 def out_of_memory() -> None:
     """A pipeline that cannot be run here."""
 
