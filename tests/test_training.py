@@ -94,6 +94,12 @@ def test_captions_fit_and_come_back(vocabulary: Path) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def test_a_vocabulary_is_learnt_alike_every_time(vocabulary: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, all_captions()[::-1])
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_bytes() == (vocabulary / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(
     "text", ["", " ", "Ünïcødé", "日本語の文章", "🍎🏳️‍🌈", "\x00\x07\n\t", "١٢٣ ½ ﷽", "a" * 500, "<|endoftext|> x"]
 )
