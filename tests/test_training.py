@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from transformers import CLIPTokenizer
 
 from training import generated, stages
 from training.architectures import PIPES, build_vae
 from training.captions import Scene, all_captions, caption, held_out_scenes, sample_prompts, training_scenes
 from training.clip import ClipTask, ScenePool, blurred, degraded
-from training.clip_judging import Clip
+from training.clip_judging import Clip, blur, noise, plain
 from training.conditioning import tokenize
 from training.loop import Run, train
 from training.objects import OBJECTS
@@ -30,6 +32,7 @@ from training.unet import LatentPool, UnetTask
 from training.vae import encode, to_signed, whiten
 
 EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel" / "models" / "embedded"
+CLIP = EMBEDDED / "clip_standin"
 MEGABYTE = 1_000_000
 
 
@@ -202,12 +205,14 @@ def test_whitening_changes_latents_and_no_picture() -> None:
 
 def test_embedded_files_keep_their_limits() -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    of_clip = [path for path in files if path.is_relative_to(CLIP)]
+    assert sum(path.stat().st_size for path in of_clip) <= 6 * MEGABYTE
     assert max(path.stat().st_size for path in files) <= 16 * MEGABYTE
-    assert sum(path.stat().st_size for path in files) <= 48 * MEGABYTE
+    assert sum(path.stat().st_size for path in files if path not in of_clip) <= 48 * MEGABYTE
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".py"}
 
 
-@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("name", [*PIPES, CLIP.name])
 def test_embedded_weights_are_half_precision_and_finite(name: str) -> None:
     for file in (EMBEDDED / name).rglob("*.safetensors"):
         with safe_open(file, "pt") as weights:
@@ -301,6 +306,42 @@ def test_the_clip_stage_leaves_a_folder_that_transformers_loads(
     stages.make_clip(settings, Budget(steps=1))
     clip = Clip.load(tmp_path / stages.CLIP_NAME)
     assert clip.model.dtype == torch.float32
-    scores = clip.scores([Image.new("RGB", (96, 64))], ["red apple on a blue background", ""])
-    assert scores.shape == (1, 2)
-    assert abs(scores).max() <= 100
+    shipped = Clip.load(CLIP).model.state_dict()
+    assert {key: value.shape for key, value in clip.model.state_dict().items()} == {
+        key: value.shape for key, value in shipped.items()
+    }
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (tmp_path / stages.CLIP_NAME / name).read_bytes() == (CLIP / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def held_out_pictures() -> list[Image.Image]:
+    """What ``sd15`` drew of the held-out prompts, in the order of the objects: the judgement's grid."""
+    with Image.open(EMBEDDED.parents[2] / "training" / "figures" / "sd15_held_out.png") as grid:
+        side = grid.height // 4
+        boxes = [(side * (n % 16), side * (n // 16)) for n in range(len(OBJECTS))]
+        return [grid.convert("RGB").crop((left, top, left + side, top + side)) for left, top in boxes]
+
+
+def own_scores(pictures: list[Image.Image]) -> np.ndarray:
+    return Clip.load(CLIP).scores(pictures, [caption(scene) for scene in held_out_scenes()]).diagonal()
+
+
+def test_the_shipped_clip_finds_the_right_caption(held_out_pictures: list[Image.Image]) -> None:
+    scores = Clip.load(CLIP).scores(held_out_pictures, [caption(scene) for scene in held_out_scenes()])
+    assert scores.max() <= 100
+    assert (scores.argmax(axis=1) == np.arange(len(OBJECTS))).mean() >= 0.9
+
+
+def test_what_spoils_a_picture_lowers_the_shipped_clips_score(held_out_pictures: list[Image.Image]) -> None:
+    good = own_scores(held_out_pictures)
+    for spoil in (partial(blur, 0.06), partial(noise, 40), partial(plain, (0, 0, 0)), partial(plain, (90, 120, 200))):
+        assert own_scores([spoil(picture) for picture in held_out_pictures]).mean() < good.mean(), spoil
+    exchanged = own_scores(held_out_pictures[1:] + held_out_pictures[:1])
+    assert exchanged.mean() < good.mean()
+
+
+def test_the_shipped_clip_knows_the_captions_and_says_what_it_is() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    assert max(len(ids) for ids in tokenizer(all_captions()).input_ids) <= tokenizer.model_max_length == MAX_LENGTH
+    assert "not OpenAI's CLIP" in (CLIP / "README.md").read_text(encoding="utf-8")
