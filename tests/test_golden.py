@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
 from pytest_diffaccel.records.environment import Environment, QualityScale
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps
 from pytest_diffaccel.records.jsonfile import JsonFileError
 
 KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)

@@ -25,9 +25,10 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cell_part import cell_parts
 from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps

@@ -10,9 +10,9 @@ from entries import ENVIRONMENT, MET
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import QualityScale
-from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps
 from pytest_diffaccel.report.next_steps import narrowing_text, next_steps
 from pytest_diffaccel.report.winners import changes_text, winners_table
 from pytest_diffaccel.settings.options import add_options

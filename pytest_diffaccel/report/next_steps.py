@@ -14,6 +14,8 @@ from pytest_diffaccel.words import counted
 
 # By how much the GPU's own speed-up has to be the higher one to be spoken of.
 _WORTH_A_WORD = 1.05
+# Candidates that a bound kept from winning are named up to so many.
+_NAMED = 5
 
 
 def narrowing_text(settings: Settings) -> str:
@@ -56,7 +58,7 @@ def _nearest(key: GoldenKey, choice: Chosen) -> str:
     return (
         f"  {cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator} {key.target:g}x: "
         f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, LPIPS {choice.lpips:.3f}, "
-        f"{spaced_params(choice.params)}"
+        f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
     )
 
 
@@ -99,6 +101,17 @@ def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
     return _by_group(
         f"not recorded: the winners of {groups}; measure what is missing and run their cases again", unrecorded
     )
+
+
+def barred_text(barred: Mapping[str, str]) -> list[str]:
+    """Candidates that a bound on another metric kept from winning.
+
+    Args:
+        barred: which bound, and by how much, by candidate key.
+    """
+    named = dict(list(barred.items())[:_NAMED])
+    lines = _by_group(f"bounds: {counted(len(barred), 'candidate')} that lost little cannot win within them", named)
+    return lines + ([f"  and {len(barred) - _NAMED} more"] if len(barred) > _NAMED else [])
 
 
 def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.models.component_settings import settings_digests
@@ -27,6 +28,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.secondary import SecondaryMetrics
 from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import WORK
@@ -61,6 +63,7 @@ class Workbench:
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
+        secondary: the metrics that were asked for beside the one that decides.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Workbench:
         workers: int,
         session: str,
         began_at: float,
+        metrics: MetricRegistry | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -81,6 +85,7 @@ class Workbench:
         self.spent = Spent()
         self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
         self.pictures = KeptPictures(self)
+        self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
         #: Keys of short runs that failed in this process, by clock: one that a profiler loses sight of works otherwise.
