@@ -241,6 +241,38 @@ def pytest_diffaccel_metrics(registry):
 """
 
 
+def test_a_metric_that_cannot_be_computed_ends_the_search_before_anything_is_measured(
+    small_search: SmallSearch,
+) -> None:
+    small_search.add_to_conftest(BRIGHTNESS + MISSING)
+    result = small_search.race(*OPTIONS, "--metrics", "brightness")
+    result.stdout.fnmatch_lines(["*diffaccel: SD1.5-DDIM-20 Echo: *brightness: weights are missing; fetch them"])
+    assert small_search.stored() == []
+
+
+MISSING = """
+from pytest_diffaccel.measure.metrics.base import MetricFault
+
+def missing(self, device):
+    raise MetricFault("brightness: weights are missing; fetch them")
+
+Brightness.prepare = missing
+"""
+
+
+def test_a_metric_that_fails_costs_no_measurement(
+    small_search: SmallSearch, plain: tuple[SearchFolder, CellWinners], one_pipeline: None
+) -> None:
+    shutil.copytree(plain[0].path / ".diffaccel", small_search.path / ".diffaccel")
+    small_search.register(*POINTS)
+    small_search.add_to_conftest(BRIGHTNESS + "Brightness.highest = 100.0\n")
+    before = small_search.stored()
+    result = small_search.race(*OPTIONS, "--metrics", "brightness")
+    result.stdout.fnmatch_lines(["*diffaccel: SD1.5-DDIM-20 Echo: *brightness: gave 2* outside of its range *"])
+    assert small_search.stored() == before
+    assert small_search.failures() == []
+
+
 # --- choices ----------------------------------------------------------------------------------------------------
 
 BROKEN, UNSURE = Barring(True, "breaks it"), Barring(False, "does not surely keep it")

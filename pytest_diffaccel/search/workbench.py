@@ -77,6 +77,8 @@ class Workbench:
         metrics: MetricRegistry | None = None,
     ) -> None:
         self.settings = settings
+        # First: where one cannot be computed, nothing is measured.
+        self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
@@ -85,7 +87,6 @@ class Workbench:
         self.spent = Spent()
         self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
         self.pictures = KeptPictures(self)
-        self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
         #: Keys of short runs that failed in this process, by clock: one that a profiler loses sight of works otherwise.
