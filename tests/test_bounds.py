@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from echo import NOTHING, Echo
+from found import CELL, chosen
 from searches import SearchFolder, SmallSearch, drive, open_run, without_scale
 from test_select import option
 from timings import SteadyClock
@@ -22,12 +24,16 @@ from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.statistics import metric_figures, relative_change
 from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
+from pytest_diffaccel.report.next_steps import undecided_text
 from pytest_diffaccel.search.decide.select import Choice, choose, choose_within
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.results import CellWinners
 from pytest_diffaccel.settings.metric_options import chosen_metrics
 from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 POINTS = ((2, NOTHING), (3, NOTHING), (10, NOTHING))
 #: Two pictures of each, one at a time; nothing beyond the grid.
@@ -154,8 +160,8 @@ def test_what_nothing_keeps_is_out_of_reach_for_its_quality(search_again: Callab
 def test_what_nothing_surely_keeps_is_undecided(search_again: Callable[..., CellWinners]) -> None:
     found = search_again(Faith({interval: (0.1, 0.0) for interval, _ in POINTS}), *BOUND)
     assert found.decided == ()
-    assert {chosen.key.target for chosen in found.undecided} == set(TARGETS)
-    assert all(chosen.barred.startswith("does not surely keep faith=-5%: ") for chosen in found.undecided)
+    assert {nearest.key.target for nearest in found.undecided} == set(TARGETS)
+    assert all(nearest.barred.startswith("does not surely keep faith=-5%: ") for nearest in found.undecided)
 
 
 def test_without_a_bound_metrics_choose_nobody(
@@ -271,6 +277,19 @@ def test_a_metric_that_fails_costs_no_measurement(
     result.stdout.fnmatch_lines(["*diffaccel: SD1.5-DDIM-20 Echo: *brightness: gave 2* outside of its range *"])
     assert small_search.stored() == before
     assert small_search.failures() == []
+
+
+def test_what_bounds_leave_undecided_is_told_with_what_helps() -> None:
+    key = GoldenKey(CELL, "Echo", 1.5)
+    nearest = chosen(CELL, "Echo", 1.5, {"Echo": {"echo_interval": 3}})
+    options = pytest.Parser(_ispytest=True)
+    add_options(options)
+    settings = Settings.from_options(options.parse_known_args([]), ["Echo"])
+    bounded = replace(nearest, barred="does not surely keep clip_score=-5%: -4.0% [-6.0%, -2.0%]")
+    said = undecided_text({key: bounded}, {}, settings)
+    assert "more pictures (--num-samples)" in said[1]
+    assert said[2].endswith("; does not surely keep clip_score=-5%: -4.0% [-6.0%, -2.0%]")
+    assert "on a quieter machine" in undecided_text({key: nearest}, {}, settings)[1]
 
 
 # --- choices ----------------------------------------------------------------------------------------------------

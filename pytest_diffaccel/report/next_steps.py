@@ -42,10 +42,16 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
     """
     ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
     unfinished = [_nearest(key, choice) for key, choice in ordered if group_of(key) in left]
-    finished = [_nearest(key, choice) for key, choice in ordered if group_of(key) not in left]
-    no_more = "the same command measures no more of {}; with --fresh it measures anew, best on a quieter machine"
+    finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
+    of_speed = [_nearest(key, choice) for key, choice in finished if not choice.barred]
+    of_bounds = [_nearest(key, choice) for key, choice in finished if choice.barred]
+    no_more = "the same command measures no more of {}; "
     lines = []
-    for nearest, why in ((unfinished, f"the time was up, {settings.goes_on}"), (finished, no_more)):
+    for nearest, why in (
+        (unfinished, f"the time was up, {settings.goes_on}"),
+        (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
+        (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
+    ):
         one = len(nearest) == 1
         stay = "its golden record stays as it is" if one else "their golden records stay as they are"
         said = f"undecided: {counted(len(nearest), 'target')}; {stay}; {why.format('it' if one else 'them')}"
