@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,27 @@ class SmallSearch(SearchFolder):
     def _all(arguments: tuple[str, ...], options: tuple[str, ...] = SMALL_OPTIONS) -> list[str]:
         paths = () if any(one.startswith("benches") for one in arguments) else ("benches",)
         return [*paths, *options, *arguments]
+
+
+def run_here(folder: Path, *arguments: str) -> int:
+    """Run pytest in a folder and in this process, for fixtures that outlive a test, as pytester's do not; its status.
+
+    The caller has imported all that a search imports, since modules that this brings in are forgotten, as by pytester.
+    """
+    with pytest.MonkeyPatch.context() as patch, _forgetting_modules():
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        return int(pytest.main([*arguments, "-p", "no:cacheprovider"]))
+
+
+@contextmanager
+def _forgetting_modules() -> Iterator[None]:
+    before = dict(sys.modules)
+    try:
+        yield
+    finally:
+        sys.modules.clear()
+        sys.modules.update(before)
 
 
 def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metric] = ()) -> SearchRun:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -116,6 +117,8 @@ class SessionReport:
             f"{settings.models}; "
             f"the time left is shown {when}"
         )
+        if settings.prompts is not None:
+            self._screen.tell(f"diffaccel: {used(settings.prompts, settings.num_samples)}")
         self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
 
     def case_began(self, name: str) -> None:

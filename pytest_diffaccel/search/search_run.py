@@ -12,7 +12,7 @@ from uuid import uuid4
 from pytest_diffaccel import matrix
 from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.measure.prompts import read_prompts
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
@@ -75,7 +75,7 @@ class SearchRun:
         for pipe in {cell.pipe for cell in settings.cells}:
             check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
-            read_prompts(settings.prompts)
+            read_prompt_file(settings.prompts)
         self.session = session or SearchSession()
         self.metrics = metrics or MetricRegistry()
         self._told: set[str] = set()

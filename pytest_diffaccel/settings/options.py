@@ -93,7 +93,12 @@ _MEASURING_OPTIONS = (
         metavar="N",
         help="timed blocks per candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one per line"),
+    option(
+        "--prompts",
+        file_pattern=r"(.+?)(?::[^:/\\]*)?",
+        metavar="FILE",
+        help="evaluation prompts: one per line, or FILE:COLUMN of a .csv, .tsv, .json or .jsonl",
+    ),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
         "--max-quality-loss",
@@ -170,6 +175,10 @@ def add_options(parser: pytest.Parser) -> None:
         group = parser.getgroup(title)
         for declared in options:
             group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
+
+
+#: The options of a first search: one cell, in minutes; without any it is 27 of them, for hours.
+FIRST_SEARCH = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
 
 
 def benches_command(*options: str) -> str:

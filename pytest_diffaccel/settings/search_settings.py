@@ -39,7 +39,7 @@ class Settings:
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
         blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
-        prompts: file with evaluation prompts, or None for the model source's own.
+        prompts: evaluation prompts as ``FILE`` or ``FILE:COLUMN``, or None for the model source's own.
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
         metrics: names of the metrics that winners and rivals get beside LPIPS, those of the bounds among them.
