@@ -65,7 +65,7 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
     if any(entry.fewer_steps for entry in entries):
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
     if any(metric.change is not None for entry in entries for metric in (entry.metrics or {}).values()):
-        notes.append("%, of other metrics: change from the unaccelerated pictures', paired by prompt.")
+        notes.append("Other metrics, %: change from the unaccelerated pictures', paired by prompt.")
     if any(entry.device_speedup is not None for entry in entries):
         notes.append("GPU: speedup by its own time (*: it decided); where that is higher, the GPU waits for the host.")
     return notes
