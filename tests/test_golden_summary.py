@@ -11,9 +11,9 @@ from entries import MET
 
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import merge
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps
 
 
 def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(

@@ -66,6 +66,8 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
         ("diffaccel_prompts = mine/p.csv:a column", ("--prompts", "mine/p.csv:a column")),
         ("diffaccel_seed = -3", ("--seed=-3",)),
         ("diffaccel_max_quality_loss = 0.1", ("--max-quality-loss", "0.1")),
+        ("diffaccel_metrics = psnr, ssim", ("--metrics", "psnr, ssim")),
+        ("diffaccel_bound =\n  clip_score=-5%", ("--bound", "clip_score=-5%")),
         ("diffaccel_search_budget = 1h30min", ("--search-budget", "1h30min")),
         ("diffaccel_case_timeout = 60", ("--case-timeout", "60")),
         ("diffaccel_store = all.sqlite", ("--store", "all.sqlite")),

@@ -43,10 +43,10 @@ def search_run(config: pytest.Config) -> SearchRun:
 
         try:
             know_pipes(pipes_of(config), config.option.models)
-            registry = methods_of(config)
-            settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
+            registry, metrics = methods_of(config), metrics_of(config)
+            settings = workers.with_gpu(Settings.from_options(config.option, registry.names, metrics), config)
             session = workers.session_of(config)
-            config.stash[_RUN] = SearchRun(settings, registry, session, metrics_of(config))
+            config.stash[_RUN] = SearchRun(settings, registry, session, metrics)
             config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error
@@ -85,10 +85,11 @@ def _refusals_in_words(*more: type[Exception]) -> Iterator[None]:
         more: what else does.
     """
     from pytest_diffaccel.measure.degenerate import DegeneratePictures
+    from pytest_diffaccel.measure.metrics.base import MetricFault
     from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.search.pipelines import Unavailable
 
-    told: tuple[type[Exception], ...] = (StoreError, Unavailable, DegeneratePictures, *more)
+    told: tuple[type[Exception], ...] = (StoreError, Unavailable, DegeneratePictures, MetricFault, *more)
     try:
         yield
     except told as error:  # not pytest.fail, which would show what it comes from, the same words, too

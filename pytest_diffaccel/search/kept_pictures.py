@@ -96,6 +96,10 @@ class KeptPictures:
         """Keep a winner's images for the picture grid and the report."""
         self._images.save(self._image_set(candidate.cell, candidate.key, "winner"), images)
 
+    def winner(self, candidate: Candidate) -> Sequence[Image] | None:
+        """A winner's images as they were kept; None where they are gone."""
+        return self._images.find(self._image_set(candidate.cell, candidate.key, "winner"))
+
     def winner_folder(self, candidate: Candidate) -> Path:
         """Folder of a winner's images."""
         return self._images.path(self._image_set(candidate.cell, candidate.key, "winner"))

@@ -88,7 +88,8 @@ class SearchRun:
         from pytest_diffaccel.search.workbench import Workbench
 
         session = self.session
-        return Workbench(self.settings, self.registry, self.source, session.workers, session.name, session.began_at)
+        place = session.workers, session.name, session.began_at
+        return Workbench(self.settings, self.registry, self.source, *place, self.metrics)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:
@@ -209,7 +210,7 @@ class SearchRun:
         known = _decided(made.winners, left)
         keep_winners(self.bench, cell, known)
         for name in made.winners:
-            if not left[name]:
+            if not left[name] and name not in made.unfinished:
                 GroupSearch(self.bench, cell, name).finish()
         return cell_winners(self.bench, cell, known), made.failed
 

@@ -15,6 +15,7 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
@@ -29,6 +30,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.secondary import SecondaryMetrics
 from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import WORK
@@ -63,6 +65,7 @@ class Workbench:
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
+        secondary: the metrics that were asked for beside the one that decides.
     """
 
     def __init__(
@@ -73,8 +76,11 @@ class Workbench:
         workers: int,
         session: str,
         began_at: float,
+        metrics: MetricRegistry | None = None,
     ) -> None:
         self.settings = settings
+        # First: where one cannot be computed, nothing is measured.
+        self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)

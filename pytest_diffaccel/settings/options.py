@@ -108,6 +108,18 @@ _MEASURING_OPTIONS = (
         help=f"LPIPS above which a candidate cannot win (default: {DEFAULT_MAX_QUALITY_LOSS})",
     ),
     option(
+        "--metrics",
+        action="append",
+        metavar="NAME",
+        help="more metrics of winners and of what is as fast with fewer steps: psnr, ssim, ... (they decide nothing)",
+    ),
+    option(
+        "--bound",
+        action="append",
+        metavar="METRIC=CHANGE",
+        help="how far a winner's metric may surely change from the unaccelerated pictures': clip_score=-5%%",
+    ),
+    option(
         "--decide-by",
         type=one_of("wall", "device"),
         metavar="CLOCK",
