@@ -14,17 +14,18 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 import importlib
 import pkgutil
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
-from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder
+from filelock import FileLock
+from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
 from standins import stand_ins
+from timings import SteadyClock
 
 import pytest_diffaccel
 from pytest_diffaccel.matrix import PIPES
@@ -57,7 +58,9 @@ def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
     """Imports all that a search imports: pytester forgets modules that a run in this process brought in."""
     from pytest_diffaccel.measure.quality import References
 
-    for name in ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd"):
+    names = ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd")
+    clip = "transformers.models.clip.image_processing_clip"
+    for name in (*names, clip):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(pytest_diffaccel.__path__, "pytest_diffaccel."):
         importlib.import_module(module.name)
@@ -83,13 +86,35 @@ def one_pipeline(
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.load_pipeline", lambda pipe, **_: pipeline_of(pipe, "DDIM"))
 
 
+@pytest.fixture
+def steady_search(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
+    """A folder whose searches in this process ask no clock, and take the scale of their losses for known."""
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    return small_search
+
+
 @pytest.fixture(scope="session")
-def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the small search has run to its end."""
-    search = SearchFolder(tmp_path_factory.mktemp("finished"))
-    command = [sys.executable, "-m", "pytest", "benches", *SMALL_OPTIONS]
-    subprocess.run(command, cwd=search.path, check=True, stdout=subprocess.DEVNULL)
-    return search.path
+def finished_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, everything_imported: None
+) -> Path:
+    """A folder in which the small search has run to its end, with what it printed; one for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if hasattr(request.config, "workerinput") else own
+    folder, done = shared / "finished", shared / "finished.txt"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that died
+            folder.mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                # The folder's conftest file sets it; this sets it back.
+                patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+                search = SearchFolder(folder)
+                with (folder / "output.txt").open("w", encoding="utf-8") as output, redirect_stdout(output):
+                    status = run_here(search.path, "benches", *SMALL_OPTIONS, "--junitxml", "junit.xml")
+            assert status == 0, (folder / "output.txt").read_text(encoding="utf-8")
+            done.touch()
+    return folder
 
 
 @pytest.fixture

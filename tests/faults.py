@@ -1,26 +1,35 @@
-"""Faults for the gate to find: what a new library, driver or change of code may do to a pipeline."""
+"""Faults for the gate to find: what a new library, driver or change of code may do to a pipeline.
+
+Each lasts as long as its process, or until :data:`patches` are undone.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pytest
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 
+# Weights of a pipeline, and what is to be in them.
+Weights: TypeAlias = list[tuple[Any, Any]]
+#: All that faults put in the place of what was there.
+patches = pytest.MonkeyPatch()
 
-def judge_quickly(most: int = 8) -> None:
-    """Figures of one block, and few of them: for tests in which a fault is gross."""
+
+def judge_quickly(most: int = 24) -> None:
+    """Figures of one block each, and at most so many: for tests in which a fault is gross."""
     from pytest_diffaccel.gate import clocks
     from pytest_diffaccel.measure import blocks
 
-    clocks.WALL = {"cpu": replace(clocks.WALL["cpu"], most=most, blocks=1)}
-    blocks._REPEATS = 0
+    patches.setattr(clocks, "WALL", {"cpu": replace(clocks.WALL["cpu"], most=most, blocks=1)})
+    patches.setattr(blocks, "_REPEATS", 0)
 
 
 def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
@@ -38,11 +47,17 @@ def two_clocks(device: float = 1.0, host: float = 1.0) -> None:
         times = tuple(COSTS[kind] * float(by) for kind, by in zip(kinds, factors, strict=True))
         return RunTiming(sum(times), times, kinds)
 
-    timing.why_no_device_time = lambda: ""
-    timing.busy_steps = lambda generate, _prompts, _seeds, count, _kernels: steps(device, 0.003, generate, count)
-    timing.launched_steps = lambda generate, _prompts, _seeds, count: steps(host, 0.05, generate, count)
-    timing.CaseTimer.device_type = property(lambda _: "cuda")  # type: ignore[method-assign,assignment]
-    timing.CaseTimer.gpu_use = lambda _: timing.GpuUse(0.5)  # type: ignore[method-assign]
+    def by_the_gpu(generate: Generate, _prompts: Any, _seeds: Any, count: int, _kernels: Any) -> RunTiming:
+        return steps(device, 0.003, generate, count)
+
+    def by_the_host(generate: Generate, _prompts: Any, _seeds: Any, count: int) -> RunTiming:
+        return steps(host, 0.05, generate, count)
+
+    patches.setattr(timing, "why_no_device_time", lambda: "")
+    patches.setattr(timing, "busy_steps", by_the_gpu)
+    patches.setattr(timing, "launched_steps", by_the_host)
+    patches.setattr(timing.CaseTimer, "device_type", property(lambda _: "cuda"))
+    patches.setattr(timing.CaseTimer, "gpu_use", lambda _: timing.GpuUse(0.5))
 
 
 def slow_steps(method: type[Method], seconds: float) -> None:
@@ -53,7 +68,7 @@ def slow_steps(method: type[Method], seconds: float) -> None:
         pipeline.unet.register_forward_pre_hook(lambda *_: time.sleep(seconds))
         return apply(self, pipeline, *rest)
 
-    method.apply = slowed  # type: ignore[method-assign]
+    patches.setattr(method, "apply", slowed)
 
 
 def busy_steps(method: type[Method], seconds: float) -> None:
@@ -67,7 +82,7 @@ def busy_steps(method: type[Method], seconds: float) -> None:
         pipeline.unet.register_forward_pre_hook(lambda *_: torch.cuda._sleep(cycles))
         return apply(self, pipeline, *rest)
 
-    method.apply = slowed  # type: ignore[method-assign]
+    patches.setattr(method, "apply", slowed)
 
 
 def slow_baseline(seconds: float) -> None:
@@ -83,7 +98,7 @@ def slow_baseline(seconds: float) -> None:
         finally:
             handle.remove()
 
-    Generate._generate = slowed  # type: ignore[method-assign]
+    patches.setattr(Generate, "_generate", slowed)
 
 
 def other_branch(branch: int) -> None:
@@ -93,7 +108,7 @@ def other_branch(branch: int) -> None:
     def confused(self: DeepCache, pipeline: Any, call: Any, params: Any) -> Any:
         return apply(self, pipeline, call, {**params, "DeepCache": {**params["DeepCache"], "cache_branch_id": branch}})
 
-    DeepCache.apply = confused  # type: ignore[method-assign]
+    patches.setattr(DeepCache, "apply", confused)
 
 
 def one_step_less() -> None:
@@ -114,7 +129,7 @@ def _other_number_of_steps(more: int) -> None:
     def other(self: DDIMScheduler, num_inference_steps: int, *rest: Any, **options: Any) -> None:
         set_timesteps(self, num_inference_steps + more, *rest, **options)
 
-    DDIMScheduler.set_timesteps = other
+    patches.setattr(DDIMScheduler, "set_timesteps", other)
 
 
 def no_effect(method: type[Method]) -> None:
@@ -123,7 +138,30 @@ def no_effect(method: type[Method]) -> None:
     def idle(_self: Method, _pipeline: Any, call: Callable[..., Any], _params: Any) -> Any:
         return call
 
-    method.apply = idle  # type: ignore[method-assign,assignment]
+    patches.setattr(method, "apply", idle)
+
+
+def overflow(method: type[Method]) -> None:
+    """An accelerator whose denoiser gives what is not finite."""
+    apply = method.apply
+
+    def overflowing(self: Method, pipeline: Any, *rest: Any) -> Any:
+        call = apply(self, pipeline, *rest)
+        forward = pipeline.unet.forward
+        pipeline.unet.forward = lambda *args, **options: tuple(part * np.nan for part in forward(*args, **options))
+        return call
+
+    patches.setattr(method, "apply", overflowing)
+
+
+def black_pictures() -> None:
+    """A VAE that is broken in memory; its file is whole."""
+
+    def blackened(pipeline: Any) -> Weights:
+        last = pipeline.vae.decoder.conv_out
+        return [(last.weight, 0.0 * last.weight.data), (last.bias, 0.0 * last.bias.data - 1.0)]
+
+    _loaded(blackened)
 
 
 def out_of_memory() -> None:
@@ -132,27 +170,34 @@ def out_of_memory() -> None:
     def broken(_self: Generate, *_arguments: Any) -> Any:
         raise MemoryError("no memory for a picture")
 
-    Generate._generate = broken  # type: ignore[method-assign]
+    patches.setattr(Generate, "_generate", broken)
 
 
 def corrupt_weight() -> None:
     """A weight of the denoiser that is broken in memory; its file is whole."""
-    _loaded(lambda pipeline: pipeline.unet.conv_in.weight.data.zero_())
+    _loaded(lambda pipeline: [(pipeline.unet.conv_in.weight, 0.0 * pipeline.unet.conv_in.weight.data)])
 
 
 def other_vae() -> None:
     """A VAE that decodes otherwise than the recorded one; its file is whole."""
-    _loaded(lambda pipeline: pipeline.vae.decoder.conv_out.weight.data.mul_(0.8))
+
+    def paler(pipeline: Any) -> Weights:
+        weight = pipeline.vae.decoder.conv_out.weight
+        return [(weight, 0.8 * weight.data)]
+
+    _loaded(paler)
 
 
-def _loaded(change: Callable[[Any], object]) -> None:
+def _loaded(changed: Callable[[Any], Weights]) -> None:
+    """Give some weights of every pipeline that is loaded other numbers."""
     from pytest_diffaccel.search import pipelines
 
     load = pipelines.load_pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         pipeline = load(*arguments, **options)
-        change(pipeline)
+        for weight, numbers in changed(pipeline):
+            patches.setattr(weight, "data", numbers)
         return pipeline
 
-    pipelines.load_pipeline = broken
+    patches.setattr(pipelines, "load_pipeline", broken)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.store import Store
@@ -145,15 +148,39 @@ class SmallSearch(SearchFolder):
         return [*paths, *options, *arguments]
 
 
-def open_run(*arguments: str, methods: Iterable[Method]) -> SearchRun:
+def run_here(folder: Path, *arguments: str) -> int:
+    """Run pytest in a folder and in this process, for fixtures that outlive a test, as pytester's do not; its status.
+
+    The caller has imported all that a search imports, since modules that this brings in are forgotten, as by pytester.
+    """
+    with pytest.MonkeyPatch.context() as patch, _forgetting_modules():
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        return int(pytest.main([*arguments, "-p", "no:cacheprovider"]))
+
+
+@contextmanager
+def _forgetting_modules() -> Iterator[None]:
+    before = dict(sys.modules)
+    try:
+        yield
+    finally:
+        sys.modules.clear()
+        sys.modules.update(before)
+
+
+def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metric] = ()) -> SearchRun:
     """A session of a race without pytest, in the present folder, which is a :class:`SearchFolder`'s."""
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
     registry = default_registry()
     for method in methods:
         registry.register(method)
+    known = MetricRegistry()
+    for metric in metrics:
+        known.register(metric)
     options = parser.parse_known_args([*RACE_OPTIONS, *arguments])
-    return SearchRun(Settings.from_options(options, registry.names), registry)
+    return SearchRun(Settings.from_options(options, registry.names, known), registry, metrics=known)
 
 
 def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:

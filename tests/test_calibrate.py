@@ -309,6 +309,7 @@ def test_a_short_run_that_took_two_processes_with_it_is_not_tried_again(finished
     assert [key for key, *_ in finished.short_run_failures()] == [victim.key]
 
 
+@pytest.mark.slow
 def test_a_short_run_that_ends_its_process_is_left_out_by_the_next_one(small_search: SmallSearch) -> None:
     small_search.register((4, SHORT_DEATH), (10, NOTHING))
     small_search.add_to_conftest(STEADY)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
+from pytest_diffaccel.gate import timing
 from pytest_diffaccel.gate.case_plan import (
     Budget,
     GateCase,
@@ -42,7 +45,7 @@ from pytest_diffaccel.gate.sequential import (
     robust_mean,
 )
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, slower_baseline, speed_finding, time_until_certain
-from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
+from pytest_diffaccel.gate.timing import CaseTimer, GpuUse, PlainRuns
 from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import MarkersLost
@@ -252,6 +255,17 @@ def test_the_budget_keeps_a_first_look_for_every_later_winner() -> None:
     assert affordable(slow, [], 20, 2.0, 4) == 2
 
 
+def test_loading_does_not_count_for_the_budget() -> None:
+    """A model that takes long to load must not leave its winners without a look."""
+    now = [5.0]
+    budget = Budget(60.0, lambda: now[0])
+    with budget.start():
+        now[0] += 45.0
+    assert budget.left_s == 60.0
+    now[0] += 10.0
+    assert budget.left_s == 50.0
+
+
 def test_without_time_for_a_first_look_there_is_no_plan() -> None:
     _, winner = _cases(2.0)
     assert design(winner, KNOWN, WALL["cpu"], CASES, 0.03, 4) is None
@@ -420,11 +434,11 @@ def test_what_rounding_will_hide_is_said_when_a_reference_is_recorded() -> None:
     assert hidden_loss(Losses((0.02, 0.04), (0.02, 0.04), (0.03,)), 0.05) == ""
 
 
-def _found(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[Prospect]:
+def _found(figure_sd: float, figure_s: float, budget_s: float = 60.0, beside_s: float | None = None) -> list[Prospect]:
     """Of two winners, with a reference by the device's and the host's clock each."""
     cases = _cases(2.0, 1.5)
     host = Speed(0.6, 0.01, 30.0, 20 * figure_sd, 1.0, figure_s=figure_s)
-    session = replace(SESSION, figure_sd=figure_sd, figure_s=figure_s, clock="device", host=host)
+    session = replace(SESSION, figure_sd=figure_sd, figure_s=figure_s, clock="device", host=host, beside_s=beside_s)
 
     def reference(_case: GateCase, clock: Clock) -> Reference | None:
         speed = session.by(clock.name)
@@ -463,6 +477,17 @@ def test_the_budget_that_is_named_is_enough_for_all_winners_together() -> None:
     named_s = duration(found[1])
     assert all(one.is_shown for one in _found(0.003, 30.0, named_s))
     assert not all(one.is_shown for one in _found(0.003, 30.0, 0.7 * named_s))
+
+
+def test_what_a_run_can_show_counts_what_its_cases_take_beside_timing() -> None:
+    """Pictures and whole runs of a baseline and two winners leave nothing of a minute."""
+    assert all(one.is_shown for one in _found(0.003, 0.5, 60.0))
+    short = _found(0.003, 0.5, 60.0, beside_s=19.9)
+    assert not any(one.is_shown for one in short)
+    *_, said = in_words(short, _settings(60.0))
+    found = re.fullmatch(r"  it takes: --gate-budget (\w+) or more", said)
+    assert found, said
+    assert all(one.is_shown for one in _found(0.003, 0.5, duration(found[1]), beside_s=19.9))
 
 
 def test_what_recording_takes_at_the_least_is_known_from_any_case_that_was_timed() -> None:
@@ -551,6 +576,37 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+def test_whole_unaccelerated_runs_are_profiled_once_for_all_cases_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what the cases share; each is seconds of a minute's budget."""
+    profiled: list[str] = []
+
+    def busy(generate: Any, *_: object) -> tuple[list[Any], RunTiming]:
+        profiled.append(generate.name)
+        fixed_s = {"plain": 0.5, "winner": 0.25}[generate.name] + 0.125 * len(profiled)
+        return [], RunTiming(2.0 + fixed_s, (1.0, 1.0), ("full", "full"))
+
+    monkeypatch.setattr(timing, "busy", busy)
+    monkeypatch.setattr(timing, "timed_run", lambda *_: ([], RunTiming(5.0, (2.0, 2.0), ("full", "full"))))
+    bench = SimpleNamespace(
+        pipelines=SimpleNamespace(lock=SimpleNamespace(timing=nullcontext)),
+        batches=lambda *_: [SimpleNamespace(prompts=("red apple",), seeds=(0,))],
+    )
+    plain, winner = (SimpleNamespace(name=name, kinds=("full", "full")) for name in ("plain", "winner"))
+    known = PlainRuns()
+
+    def use(case: GateCase, generate: SimpleNamespace) -> GpuUse:
+        return CaseTimer(cast("Any", bench), case, cast("Any", plain), cast("Any", generate), known).gpu_use()
+
+    baseline, fast, slow = _cases(2.0, 1.0)
+    assert use(baseline, plain) == GpuUse(2.625 / 5, 0.625, 0.625)
+    assert use(fast, winner) == GpuUse(2.625 / 5, 0.625, 0.625)
+    assert use(slow, winner).baseline_fixed_s == 0.625
+    assert profiled == ["plain", "plain", *["winner"] * 4]
+    known.fixed_s = None  # the baseline was left out of this run
+    assert use(slow, winner).baseline_fixed_s == pytest.approx(0.5 + 0.125 * 9)
+    assert profiled[-2:] == ["plain", "plain"]
 
 
 def test_a_profiler_that_fails_after_its_probe_leaves_the_wall_clock() -> None:

@@ -193,9 +193,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-def test_a_search_reads_a_baselines_pictures_once(small_search: SmallSearch, readings: Counter[str]) -> None:
-    small_search.race()
-    assert len(small_search.stored()) > 2
+def test_a_search_reads_a_baselines_pictures_once(steady_search: SmallSearch, readings: Counter[str]) -> None:
+    steady_search.race()
+    assert len(steady_search.stored()) > 2
     assert len(readings) == 2  # the search's pictures, and those that winners are verified on
     assert max(readings.values()) <= 1  # whoever makes them has them
 

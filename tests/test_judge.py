@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -43,6 +44,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHEATS = Path(__file__).resolve().parent / "cheats"
 #: SD1.5, DDIM, 20 steps, DeepCache, 1.5x: what every cheat pretends to be.
 TASK_ID = "193"
+#: What is said of those that are timed until the verdict is sure.
+TIMED = "lies below"
 # By file: the stage that fails and words of its complaint.
 CAUGHT = {
     "fewer_steps": ("runs", "num_inference_steps: 10, not 20"),
@@ -86,12 +89,12 @@ CAUGHT = {
     "false_confession": ("runs", "sent what is no call"),
     "kept_images": ("speed", "gives other images when it is timed"),
     "idle_between": ("speed", "gives other images when it is timed"),
-    "busy_neighbour": ("speed", "lies below"),
-    "more_threads": ("speed", "lies below"),
-    "queues_behind_itself": ("speed", "lies below"),
-    "patched_time": ("speed", "lies below"),
-    "slowed_baseline": ("speed", "lies below"),
-    "slow_script": ("speed", "lies below"),
+    "busy_neighbour": ("speed", TIMED),
+    "more_threads": ("speed", TIMED),
+    "queues_behind_itself": ("speed", TIMED),
+    "patched_time": ("speed", TIMED),
+    "slowed_baseline": ("speed", TIMED),
+    "slow_script": ("speed", TIMED),
 }
 
 
@@ -233,9 +236,11 @@ def test_a_source_of_little_guidance_may_have_it(judge_of: Callable[..., Judge])
     assert Claim.from_header(claimed(guidance_scale=1.0)).arguments.oddities(1.0)
 
 
+@pytest.mark.slow
 def test_a_script_goes_on_with_as_many_images_as_it_asked_for(judge_of: Callable[..., Judge], records: Golden) -> None:
     """However many the judge times at once."""
-    answer = find(task(), records)
+    found = find(task(), records)
+    answer = replace(found, entry=replace(found.entry, batch_size=2))
     many = answer.entry.batch_size + 1
     text = cheat("honest").decode()
     single = 'pipe("red apple on a blue background", num_inference_steps=20).images[0]'
@@ -275,7 +280,9 @@ def test_the_command_that_updates_golden_picks_one_group() -> None:
 # Cheats
 
 
-@pytest.mark.parametrize("name", CAUGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (words == TIMED)) for name, (_, words) in CAUGHT.items()]
+)
 def test_a_cheat_is_caught(judge_of: Callable[..., Judge], name: str) -> None:
     stage, words = CAUGHT[name]
     seconds = 2.0 if name == "endless_loop" else 60.0
@@ -607,59 +614,69 @@ def test_scores_count_each_stage_and_all() -> None:
 # pytest codegen
 
 
-def run_codegen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "codegen").mkdir(exist_ok=True)
+@pytest.fixture
+def run_codegen(pytester: pytest.Pytester, everything_imported: None) -> Callable[..., pytest.RunResult]:
+    """Runs the repository's cases with arguments, in the present folder."""
     source = (ROOT / "codegen" / "test_scripts.py").read_text(encoding="utf-8")
-    (folder / "codegen" / "test_scripts.py").write_text(source, encoding="utf-8")
-    golden = ROOT / "golden" / "search_params.json"
-    command = [sys.executable, "-m", "pytest", "codegen", "-p", "no:cacheprovider", "--golden", str(golden), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    pytester.mkdir("codegen").joinpath("test_scripts.py").write_text(source, encoding="utf-8")
+    golden = str(ROOT / "golden" / "search_params.json")
+    return partial(pytester.runpytest_inprocess, "codegen", "-p", "no:cacheprovider", "--golden", golden)
 
 
-def test_codegen_judges_what_golden_renders_to(tmp_path: Path) -> None:
+def test_codegen_judges_what_golden_renders_to(
+    pytester: pytest.Pytester, run_codegen: Callable[..., pytest.RunResult]
+) -> None:
     """Of a golden file that holds one cell only."""
-    golden = tmp_path / "golden" / "search_params.json"
+    golden = pytester.path / "golden" / "search_params.json"
     shutil.copytree(ROOT / "golden", golden.parent, ignore=shutil.ignore_patterns("pictures", "nvidia*"))
     content = json.loads(golden.read_text(encoding="utf-8"))
     kept = {key: value for key, value in content.items() if key.startswith("('SD1.5', 'DDIM', 20,")}
     golden.write_text(json.dumps(kept), encoding="utf-8")
     chosen = ("--golden", str(golden), "--ids", "192,195,500")
-    done = run_codegen(tmp_path, *chosen, "--stages", "static,runs", "-rs", "--scores", "scores.json")
-    assert done.returncode == 0, done.stdout
-    assert "2 passed, 1 skipped" in done.stdout
-    assert "1 task has no golden record; record it with: diffaccel search --pipe SD1.5" in done.stdout
-    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    done = run_codegen(*chosen, "--stages", "static,runs", "-rs", "--scores", "scores.json")
+    assert done.ret == 0
+    done.assert_outcomes(passed=2, skipped=1)
+    told = "1 task has no golden record; record it with: diffaccel search --pipe SD1.5"
+    done.stdout.fnmatch_lines([f"*{told}*"])
+    scores = json.loads((pytester.path / "scores.json").read_text(encoding="utf-8"))
     assert scores["all"]["pass_rate"] == 1
     assert set(scores["stages"]) == {"static", "runs"}
 
 
-def test_codegen_judges_other_peoples_scripts(tmp_path: Path) -> None:
-    (tmp_path / "gen_code").mkdir()
-    (tmp_path / "gen_code" / "193.py").write_bytes(cheat("honest"))
-    (tmp_path / "gen_code" / "194.py").write_bytes(cheat("fake_ratio"))
-    done = run_codegen(tmp_path, "--code", "gen_code", "--stages", "static,runs", "-v")
-    assert done.returncode == 1
-    assert "test_script[193] PASSED" in done.stdout
-    assert "runs: accelerators: none, not DeepCache" in done.stdout
-    assert "1132 of the 1134 tasks have no script in gen_code" in done.stdout
-    assert "50.0%" in done.stdout
+def test_codegen_judges_other_peoples_scripts(
+    pytester: pytest.Pytester, run_codegen: Callable[..., pytest.RunResult]
+) -> None:
+    scripts = pytester.mkdir("gen_code")
+    (scripts / "193.py").write_bytes(cheat("honest"))
+    (scripts / "194.py").write_bytes(cheat("fake_ratio"))
+    done = run_codegen("--code", "gen_code", "--stages", "static,runs", "-v")
+    assert done.ret == 1
+    said = done.stdout.str()
+    assert "test_script[193] PASSED" in said
+    assert "runs: accelerators: none, not DeepCache" in said
+    assert "1132 of the 1134 tasks have no script in gen_code" in said
+    assert "50.0%" in said
 
 
-def test_all_that_was_asked_for_counts(tmp_path: Path) -> None:
+def test_all_that_was_asked_for_counts(
+    pytester: pytest.Pytester, run_codegen: Callable[..., pytest.RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One script passes; one is a folder, one missing, one in no encoding; and on one the judge itself breaks off."""
-    (tmp_path / "gen_code" / "194.py").mkdir(parents=True)
+
+    def breaks_off(source: bytes, asked: Task) -> StageResult:
+        if asked.target == 3.0:
+            raise ZeroDivisionError
+        return judge_source(source, asked)
+
+    scripts = pytester.mkdir("gen_code")
+    scripts.joinpath("194.py").mkdir()
     for name, source in (("193", cheat("honest")), ("196", b'"\xff"\n'), ("197", cheat("honest"))):
-        (tmp_path / "gen_code" / f"{name}.py").write_bytes(source)
-    (tmp_path / "conftest.py").write_text(
-        "from pytest_diffaccel.judge import judge\n"
-        "judge_source = judge.judge_source\n"
-        "judge.judge_source = lambda source, task: judge_source(source, task) if task.target != 3.0 else 1 / 0\n",
-        encoding="utf-8",
-    )
+        (scripts / f"{name}.py").write_bytes(source)
+    monkeypatch.setattr("pytest_diffaccel.judge.judge.judge_source", breaks_off)
     chosen = ("--code", "gen_code", "--ids", "193-197", "--stages", "static", "--scores", "scores.json")
-    done = run_codegen(tmp_path, *chosen)
-    assert done.returncode == 1
-    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    done = run_codegen(*chosen)
+    assert done.ret == 1
+    scores = json.loads((pytester.path / "scores.json").read_text(encoding="utf-8"))
     assert scores["all"] == {"passed": 1, "failed": 4, "xfailed": 0, "skipped": 0, "pass_rate": 0.2}
     said = {script["prompt_id"]: script["stages"][0]["detail"] for script in scores["scripts"]}
     assert said["194"] == f"{Path('gen_code', '194.py')} cannot be read: it is no file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 
 import pytest
@@ -57,10 +58,15 @@ def test_slowdown_and_scatter_come_from_the_turns_medians() -> None:
     assert low < 1.1 < 1.3 < high
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_ends_it(
-    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    stand_ins: StandIns,
+    everything_imported: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Forked here: processes that are begun anew, as in the test above, import for seconds before they can fail."""
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr(neighbours.multiprocessing, "get_context", lambda _: forked)
     stand_ins.list_gpus(THREE[:2])
     with pytest.raises(SystemExit, match="one of the processes failed; see above"):
         run(monkeypatch, "--side", "63", "--seconds", "0.2")

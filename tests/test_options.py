@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
+from pytest_diffaccel.measure.metrics.clip_score import ClipScore
+from pytest_diffaccel.models.clip import ClipSource
+from pytest_diffaccel.plugin.registered import metrics_of
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options, benches_command, is_given
@@ -67,6 +70,18 @@ def test_without_options_everything_is_searched(settings: Any) -> None:
 def test_other_models_are_scored_on_more_samples(settings: Any) -> None:
     assert settings("--models", "hub").num_samples == 32
     assert settings("--models", "hub", "--num-samples", "5").num_samples == 5
+
+
+def test_other_models_are_scored_by_another_clip(pytester: pytest.Pytester) -> None:
+    def clip(*arguments: str) -> ClipSource:
+        metric = metrics_of(pytester.parseconfig(*arguments))["clip_score"]
+        assert isinstance(metric, ClipScore)
+        return metric.source
+
+    assert clip().description == "embedded stand-in, not CLIP"
+    assert clip("--models", "hub").location == "openai/clip-vit-base-patch32"
+    assert clip("--models", "hub", "--clip-model", "embedded") == clip()
+    assert clip("--clip-model", "mine/clip@v2").revision == "v2"
 
 
 def test_a_coarse_search_times_one_block(settings: Any) -> None:
@@ -342,7 +357,13 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
         (("--models", "embeded"), "*models 'embeded': not *exists (did you mean embedded[?]); *"),
         (("--gpus", "nosuchfolder"), "*--gpus: 'nosuchfolder' is not a list of GPU numbers or names (--gpus=0,1)"),
         (("--models", "nosuch.toml"), "*nosuch.toml*"),
-        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line"),
+        (
+            ("--models", "hub", "--clip-model", "embeded"),
+            "*--clip-model: 'embeded' is not 'embedded', a folder that exists or a hub id such as "
+            "'openai/clip-vit-base-patch32' (did you mean embedded[?])",
+        ),
+        (("--models", "hub", "--clip-model", "./nosuch"), "*--clip-model: './nosuch' is not 'embedded', a folder *"),
+        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line, or *"),
     ],
 )
 def test_bad_values_are_usage_errors(pytester: pytest.Pytester, arguments: tuple[str, ...], said: str) -> None:
@@ -364,7 +385,15 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
     text = pytester.runpytest_inprocess("--help").stdout.str()
     for option in (
         *("--pipe=NAME", "--sched=NAME", "--steps=N", "--search-targets=NAME", "--search_targets=NAME", "--grid="),
-        *("--models=SOURCE", "--gpus=[LIST]", "--num-samples=N", "--num_samples=N", "--batch-size=N", "--blocks=N"),
+        *(
+            "--models=SOURCE",
+            "--clip-model=SOURCE",
+            "--gpus=[LIST]",
+            "--num-samples=N",
+            "--num_samples=N",
+            "--batch-size=N",
+            "--blocks=N",
+        ),
         *("--prompts=FILE", "--seed=N", "--max-quality-loss=LPIPS", "--case-timeout=SECONDS", "--store=URL"),
         *("--search-budget=TIME",),
         *("--fresh", "--golden=FILE", "--update-golden", "--golden-new-only", "--golden-prune", "--picture-grid=FILE"),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from searches import embedded_folder
+from searches import SmallSearch
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.models.schedulers import check_scheduler
@@ -36,16 +35,6 @@ def test_mine(diffaccel):
     assert result.fired["cached_steps"] == 9
     assert result.speedup.low > 100, "not that fast"
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a models file for small pictures."""
-    weights = embedded_folder("SD1.5")
-    (tmp_path / "models.toml").write_text(
-        f'"SD1.5" = {{ path = "{weights}", height = 32, width = 32, guidance_scale = 5.0 }}\n', encoding="utf-8"
-    )
-    return tmp_path
 
 
 def images(pipeline: Any, params: dict[str, Any]) -> list[Any]:
@@ -76,28 +65,18 @@ def test_what_is_no_scheduler_of_stable_diffusion_is_refused(name: str) -> None:
         check_scheduler(name)
 
 
-def test_a_test_file_of_ones_own_measures_and_reports(folder: Path) -> None:
-    (folder / "test_own.py").write_text(OWN_TEST, encoding="utf-8")
-    options = (
-        "--models",
-        "models.toml",
-        "--pipe",
-        "SD1.5",
-        "--num-samples",
-        "1",
-        "--batch-size",
-        "1",
-        "--junitxml",
-        "junit.xml",
-    )
-    command = [sys.executable, "-m", "pytest", "test_own.py", *options]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert "not that fast" in run.stdout
-    report = (folder / "junit.xml").read_text(encoding="utf-8")
+def test_a_test_file_of_ones_own_measures_and_reports(small_search: SmallSearch, one_pipeline: None) -> None:
+    path = small_search.path
+    (path / "test_own.py").write_text(OWN_TEST, encoding="utf-8")
+    options = ("--models", "models.toml", "--pipe", "SD1.5", "--num-samples", "1", "--batch-size", "1")
+    result = small_search.pytester.runpytest_inprocess("test_own.py", *options, "--junitxml", "junit.xml")
+    result.assert_outcomes(failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*not that fast*"])
+    report = (path / "junit.xml").read_text(encoding="utf-8")
     assert 'value="SD1.5-EulerDiscreteScheduler-12-DeepCache-cache_interval=4,cache_branch_id=0"' in report
     assert '<property name="fired_cached_steps" value="9"' in report
-    assert not (folder / "golden").exists()
+    assert not small_search.golden.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,15 @@ def write_golden(folder: Path, accelerator: str, params: dict[str, Any], pipe: s
 
 
 def test_the_example_is_searched_recorded_and_generated(
-    small_search: SmallSearch, pipeline_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    steady_search: SmallSearch, pipeline_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its script draws what ``accelerate`` draws, and leaves the pipeline as it was."""
     import torch
 
-    copy_example(small_search.path)
-    small_search.add_to_conftest(QUIET)
-    small_search.run().assert_outcomes(passed=5)
-    (best, *_) = read_golden(small_search.golden).values()
+    copy_example(steady_search.path)
+    steady_search.add_to_conftest(QUIET)
+    steady_search.run().assert_outcomes(passed=5)
+    (best, *_) = read_golden(steady_search.golden).values()
     assert best.params["Echo"]["echo_interval"] in (2, 3, 5, 10)
     capsys.readouterr()
     assert main(["generate", "SD1.5, DDIM, 20 steps, echo, 1.2x"]) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW
 from searches import SMALL_OPTIONS, TESTS, SmallSearch
+from timings import STEADY
 
 from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
@@ -44,12 +45,15 @@ def figures(search: SmallSearch, purpose: str = "search") -> dict[int, tuple[flo
 # --- a whole search --------------------------------------------------------------------------------------------
 
 
-def test_a_search_measures_every_candidate_and_records_its_winners(small_search: SmallSearch) -> None:
-    result = small_search.run("--junitxml", "junit.xml")
+def test_a_search_measures_every_candidate_and_records_its_winners(
+    finished_search: SmallSearch, finished_folder: Path
+) -> None:
+    said = (finished_folder / "output.txt").read_text(encoding="utf-8").splitlines()
+    result = pytest.RunResult(0, said, [], 0.0)
     result.assert_outcomes(passed=4)
-    golden = read_golden(small_search.golden)
+    golden = read_golden(finished_search.golden)
     assert list(golden) == [key(target) for target in TARGETS]
-    searched, verified = figures(small_search), figures(small_search, "winner")
+    searched, verified = figures(finished_search), figures(finished_search, "winner")
     assert searched.keys() == {10, 15, 20}
     assert all(speedup > 1.2 for speedup, _ in searched.values())
     for target in TARGETS:
@@ -61,7 +65,7 @@ def test_a_search_measures_every_candidate_and_records_its_winners(small_search:
     least = min(searched, key=lambda interval: searched[interval][1])
     assert golden[key(1.2)].status == "met"
     assert golden[key(1.2)].params == {"Echo": {"echo_interval": least, "mishap": 0}}
-    environments = read_environments(small_search.golden)
+    environments = read_environments(finished_search.golden)
     assert {entry.environment for entry in golden.values()} == environments.keys()
     environment = next(iter(environments.values()))
     assert "SD1.5 from" in environment.model_source
@@ -69,8 +73,8 @@ def test_a_search_measures_every_candidate_and_records_its_winners(small_search:
     assert environment.scale.repeat == 0.0
     assert environment.scale.noise_floor < environment.scale.unrelated / 10
     _shows_what_it_does(result)
-    _reports_figures(small_search.path / "junit.xml")
-    assert (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text().count("LPIPS") == 3
+    _reports_figures(finished_folder / "junit.xml")
+    assert (finished_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text().count("LPIPS") == 3
 
 
 def _shows_what_it_does(result: pytest.RunResult) -> None:
@@ -154,13 +158,13 @@ def test_store_goes_where_it_is_told(finished_search: SmallSearch) -> None:
 RACERS = (*((interval, 0) for interval in range(2, 21)), (1, 0))
 
 
-def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("-rs")
+def test_a_race_passes_over_what_cannot_win_says_why_and_goes_on_where_it_was(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("-rs")
     counts = result.parseoutcomes()
     assert counts["passed"] + counts["skipped"] == len(RACERS) + 1
     result.stdout.fnmatch_lines(["golden: *: 7 new", "SKIPPED*predicted *x [[]*, *[]]*"])
-    golden = read_golden(small_search.golden)
+    golden = read_golden(steady_search.golden)
     assert list(golden) == [key(target) for target in TARGETS]
     first = golden[key(1.2)]
     assert first.status == "met"
@@ -168,56 +172,51 @@ def test_a_race_passes_over_what_cannot_win_and_says_why(small_search: SmallSear
     assert first.speedup is not None
     assert first.fewer_steps.steps < 20
     assert first.fewer_steps.speedup >= first.speedup
-    log = (small_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
+    log = (steady_search.path / ".diffaccel" / "logs" / "SD1.5-DDIM-20.log").read_text()
     assert log.count("skipped: predicted") == counts["skipped"]
-    samples = dict(small_search.query("SELECT num_samples, count(*) FROM diffaccel_measurements GROUP BY 1"))
+    samples = dict(steady_search.query("SELECT num_samples, count(*) FROM diffaccel_measurements GROUP BY 1"))
     assert samples.keys() <= {2, 4}
     assert samples[2] + len(TARGETS) >= counts["passed"] - 1
-
-
-def test_a_race_goes_on_where_it_was(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    small_search.race()
-    golden, stored = small_search.golden.read_bytes(), small_search.stored()
-    result = small_search.race()
+    golden_file, stored = steady_search.golden.read_bytes(), steady_search.stored()
+    result = steady_search.race()
     result.stdout.fnmatch_lines(["golden: *: 7 unchanged"])
-    assert small_search.golden.read_bytes() == golden
-    assert small_search.stored() == stored
+    assert steady_search.golden.read_bytes() == golden_file
+    assert steady_search.stored() == stored
 
 
-def test_a_race_leaves_out_what_fails(small_search: SmallSearch) -> None:
-    small_search.register((2, 0), (4, ERROR), (10, 0), (20, 0))
-    result = small_search.race()
+def test_a_race_leaves_out_what_fails(steady_search: SmallSearch) -> None:
+    steady_search.register((2, 0), (4, ERROR), (10, 0), (20, 0))
+    result = steady_search.race()
     # Either in a case of its own, or, where that was left for later, among those of the winners' case.
     result.stdout.fnmatch_lines(["diffaccel: SD1.5-DDIM-20 Echo: *an accident in the third denoiser call*"])
-    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(4, ERROR), "error")]
-    assert len(read_golden(small_search.golden)) == len(TARGETS)
+    assert [(candidate, kind) for candidate, kind, _ in steady_search.failures()] == [(CASE(4, ERROR), "error")]
+    assert len(read_golden(steady_search.golden)) == len(TARGETS)
 
 
-def test_a_search_whose_time_is_up_records_nothing_that_it_does_not_know(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("--search-budget", "0.001s", "-rs")
+def test_a_search_whose_time_is_up_records_nothing_that_it_does_not_know(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("--search-budget", "0.001s", "-rs")
     result.stdout.fnmatch_lines(
         ["search budget: * promising candidates were not tried*", "*left to the winners' case*"]
     )
-    assert not small_search.golden.exists()
-    result = small_search.race()
+    assert not steady_search.golden.exists()
+    result = steady_search.race()
     result.stdout.fnmatch_lines(["golden: *: 7 new"])
 
 
-def test_within_its_budget_a_search_finds_all_winners(small_search: SmallSearch) -> None:
-    small_search.register(*RACERS)
-    result = small_search.race("--search-budget", "1h")
+def test_within_its_budget_a_search_finds_all_winners(steady_search: SmallSearch) -> None:
+    steady_search.register(*RACERS)
+    result = steady_search.race("--search-budget", "1h")
     result.assert_outcomes(passed=1, skipped=len(RACERS))
     result.stdout.fnmatch_lines(["golden: *: 7 new"])
     assert "search budget" not in result.stdout.str()
 
 
-def test_winners_alone_race_by_themselves(small_search: SmallSearch) -> None:
+def test_winners_alone_race_by_themselves(steady_search: SmallSearch) -> None:
     """Without its cases, the group's winners evaluate what they need."""
-    small_search.register(*RACERS)
-    small_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
-    assert len(read_golden(small_search.golden)) == len(TARGETS)
+    steady_search.register(*RACERS)
+    steady_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
+    assert len(read_golden(steady_search.golden)) == len(TARGETS)
 
 
 # --- the golden database ---------------------------------------------------------------------------------------
@@ -301,21 +300,21 @@ def test_a_broken_golden_file_is_refused_before_anything_is_measured(small_searc
 # --- failures --------------------------------------------------------------------------------------------------
 
 
-def test_failing_candidates_fail_alone_and_the_rest_goes_on(small_search: SmallSearch) -> None:
-    small_search.register((4, ERROR), (7, NO_MEMORY), (7, SILENCE), (10, 0))
-    result = small_search.run()
+def test_failing_candidates_fail_alone_and_the_rest_goes_on(steady_search: SmallSearch) -> None:
+    steady_search.register((4, ERROR), (7, NO_MEMORY), (7, SILENCE), (10, 0))
+    result = steady_search.run()
     result.assert_outcomes(passed=2, failed=3)
-    failures = [(candidate, kind) for candidate, kind, _ in small_search.failures()]
+    failures = [(candidate, kind) for candidate, kind, _ in steady_search.failures()]
     assert failures == [
         (CASE(4, ERROR), "error"),
         (CASE(7, NO_MEMORY), "oom"),
         (CASE(7, SILENCE), "not-fired"),
     ]
-    messages = [message for *_, message in small_search.failures()]
+    messages = [message for *_, message in steady_search.failures()]
     assert "an accident in the third denoiser call" in messages[0]
     assert "out of memory at batch size 1" in messages[1]
     assert "echoes stayed 0" in messages[2]
-    golden = read_golden(small_search.golden)
+    golden = read_golden(steady_search.golden)
     assert {str(entry.params) for entry in golden.values()} == {"{'Echo': {'echo_interval': 10, 'mishap': 0}}"}
     result.stdout.fnmatch_lines(["next: 3 cases failed; run them again with --lf"])
 
@@ -435,24 +434,26 @@ def test_a_registered_accelerator_is_among_the_valid_ones(small_search: SmallSea
     result.stderr.fnmatch_lines(["*'magic' is unknown; choose from DeepCache; *DeepCache, T-Gate, and ToMe; Echo; all"])
 
 
-def test_the_embedded_pipelines_are_searched_without_any_option_for_them(small_search: SmallSearch) -> None:
+def test_the_embedded_pipelines_are_searched_without_any_option_for_them(steady_search: SmallSearch) -> None:
     """A built-in accelerator on the pipelines that the package carries, at their own size."""
-    result = small_search.pytester.runpytest_inprocess(
+    result = steady_search.pytester.runpytest_inprocess(
         *("--pipe", "sdxl", "--sched", "unipc", "--steps", "20", "--search_targets", "tome"),
         *("--grid", "coarse", "--num_samples", "1", "--batch_size", "1"),
         "benches/test_search.py::test_search[SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2]",
     )
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["diffaccel: 1 case in 1 cell, *; the time left is shown after a short calibration"])
-    ((candidate, purpose, _),) = small_search.stored()
+    ((candidate, purpose, _),) = steady_search.stored()
     assert (candidate, purpose) == ("SDXL-UniPCMultistepScheduler-20-ToMe-ratio=0.6,max_downsample=2", "search")
 
 
 # --- xdist -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSearch) -> None:
     small_search.register((10, 0), (20, 0))
+    small_search.add_to_conftest(STEADY)
     result = small_search.run_apart("--sched", "unipc", "-n", "2", "-v")
     result.assert_outcomes(passed=6)
     passed = [line for line in result.outlines if "PASSED" in line]
@@ -469,18 +470,30 @@ def test_workers_share_the_groups_and_golden_is_complete(small_search: SmallSear
     assert {entry.status for entry in golden.values()} == {"met"}
 
 
-def test_a_crashed_worker_loses_one_case(small_search: SmallSearch) -> None:
+@pytest.mark.slow
+def test_a_crashed_worker_loses_one_case_which_is_logged_with_its_reason(small_search: SmallSearch) -> None:
     """Nor does the case that killed it run again, and the group gets its winners without it."""
-    small_search.register((4, 0), (7, DEATH), (10, 0))
-    result = small_search.run_apart("-n", "1")
-    result.assert_outcomes(passed=3, failed=1)
+    small_search.register((4, 0), (5, ERROR), (7, DEATH), (10, 0))
+    small_search.add_to_conftest(STEADY)
+    result = small_search.run_apart("-n", "1", "--diffaccel-log", "logs/cases.jsonl")
+    result.assert_outcomes(passed=3, failed=2)
     result.stdout.fnmatch_lines([f"*crashed while running*mishap={DEATH}*"])
     assert [candidate for candidate, purpose, _ in small_search.stored() if purpose == "search"] == [
         CASE(10, 0),
         CASE(4, 0),
     ]
-    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [(CASE(7, DEATH), "interrupted")]
+    assert [(candidate, kind) for candidate, kind, _ in small_search.failures()] == [
+        (CASE(5, ERROR), "error"),
+        (CASE(7, DEATH), "interrupted"),
+    ]
     assert len(read_golden(small_search.golden)) == len(TARGETS)
+    log = (small_search.path / "logs" / "cases.jsonl").read_text(encoding="utf-8")
+    by_case = {line["case"]: line for line in map(json.loads, log.splitlines())}
+    failed, dead = by_case[CASE(5, ERROR)], by_case[CASE(7, DEATH)]
+    assert (failed["outcome"], failed["reason"]) == ("failed", "RuntimeError: an accident in the third denoiser call")
+    assert (dead["outcome"], dead["accelerator"]) == ("failed", "Echo")
+    assert "crashed while running" in dead["reason"]
+    assert by_case[CASE(10, 0)]["outcome"] == "passed"
 
 
 # --- what the plugin costs others ------------------------------------------------------------------------------

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from echo import Echo
 from filelock import Timeout
-from searches import TESTS, THRIFTY, SmallSearch, drive, embedded_folder, open_run, without_scale
+from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, run_here
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.base import PipelineCall
@@ -28,16 +31,44 @@ from pytest_diffaccel.search.search_run import SearchRun
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
 
 
+class Forked:
+    """A search in a copy of this process, which has imported and loaded already all that a search needs."""
+
+    def __init__(self, folder: SearchFolder, arguments: Sequence[str]) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=self._search, args=(folder.path, arguments))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _search(folder: Path, arguments: Sequence[str]) -> None:
+        os.setsid()
+        sys.stdout = sys.stderr = (folder / "output.txt").open("a", encoding="utf-8")
+        for standard in (1, 2):
+            os.dup2(sys.stdout.fileno(), standard)
+        sys.exit(run_here(folder, *arguments))
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a search", timeout or 0.0)
+        return self._process.exitcode
+
+
 @pytest.mark.slow
-def test_a_killed_search_resumes_to_the_same_winners() -> None:
-    embedded_folder("SD1.5")
-    root = TESTS.parent
-    if not (root / "benchmarks" / "resume_after_kill.py").exists():
-        pytest.skip("the benchmarks are not part of the source distribution")
-    command = [sys.executable, "-m", "benchmarks.resume_after_kill", "--kills", str(KILLS), "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    report = json.loads(done.stdout)
+def test_a_killed_search_resumes_to_the_same_winners(
+    everything_imported: None, one_pipeline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its clocks say, which are made up."""
+    benchmark = pytest.importorskip("benchmarks.resume_after_kill", reason="no part of the source distribution")
+    SteadyClock(monkeypatch)
+    monkeypatch.setattr(benchmark.Kind, "start", lambda kind, folder: Forked(folder, kind.command[3:]))
+    monkeypatch.setattr(sys, "argv", ["resume_after_kill", "--kills", str(KILLS), "--json"])
+    benchmark.main()
+    report = json.loads(capsys.readouterr().out)
     assert report["kills"] == len(report["rows"]) == KILLS
     assert report["searches_with_the_same_winners"] == report["searches"] >= 1
     assert report["lost_measurements"] == report["failures_left"] == 0
@@ -93,10 +124,9 @@ POINTS = ((2, 0), (10, 0))
 
 
 @pytest.fixture
-def folder(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
-    """A folder to search in without pytest."""
-    without_scale(monkeypatch)
-    return small_search
+def folder(steady_search: SmallSearch) -> SmallSearch:
+    """A folder to search in without pytest; no clock has a part in what is decided."""
+    return steady_search
 
 
 def opened(*arguments: str) -> tuple[SearchRun, Candidate]:
@@ -153,10 +183,9 @@ def test_a_clock_that_goes_back_lets_no_candidate_take_a_second_worker(
 
 @pytest.mark.parametrize("options", [("--max-quality-loss", "1e-9"), ("--grid", "coarse"), ("--exhaustive",)])
 def test_what_one_search_decided_another_of_other_options_decides_anew(
-    folder: SmallSearch, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    folder: SmallSearch, options: tuple[str, ...]
 ) -> None:
     """Measurements are the same for both."""
-    SteadyClock(monkeypatch)
 
     def decided(*options: str) -> tuple[bool, set[str]]:
         run, _ = opened(*options)
@@ -223,9 +252,8 @@ class Lost(Echo):
     ("error", "is_late"), [(FileNotFoundError("no table.json"), False), (Timeout("table.lock"), True)]
 )
 def test_what_a_method_misses_is_its_candidates_failure_and_the_rest_go_on(
-    folder: SmallSearch, monkeypatch: pytest.MonkeyPatch, error: Exception, is_late: bool
+    folder: SmallSearch, error: Exception, is_late: bool
 ) -> None:
-    SteadyClock(monkeypatch)
     run = open_run(*THRIFTY, methods=[Lost(error, is_late=is_late)])
     found = run.find_winners(*run.groups[0])
     assert folder.failures() == [(run.candidates[1].key, "missing", str(error))]

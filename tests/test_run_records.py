@@ -15,10 +15,10 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
-from echo import DEATH, ERROR
 from entries import ENVIRONMENT, MET
 from found import CELL, FIGURES, PARAMS
 from searches import SmallSearch
+from timings import STEADY
 
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
@@ -195,12 +195,16 @@ def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     assert abs(datetime.now(timezone.utc) - ended[1]) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
-def test_a_run_leaves_records_for_other_tools(small_search: SmallSearch, workers: tuple[str, ...]) -> None:
-    small_search.register(*POINTS)
-    run = small_search.run_apart if workers else small_search.run
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["one process", "xdist"]
+)
+def test_a_run_leaves_records_for_other_tools(steady_search: SmallSearch, workers: tuple[str, ...]) -> None:
+    steady_search.register(*POINTS)
+    if workers:
+        steady_search.add_to_conftest(STEADY)
+    run = steady_search.run_apart if workers else steady_search.run
     run(*RECORDS, *workers).assert_outcomes(passed=3)
-    folder = small_search.path
+    folder = steady_search.path
     written = lines(folder / "logs" / "cases.jsonl")
     _check_log(written)
     assert {line["worker"] for line in written} == {"gw0" if workers else None}
@@ -263,22 +267,10 @@ def test_pytest_benchmark_shows_a_table_where_it_is_asked(finished_search: Small
     assert shown == ({"Name (time in", "Outliers", "OPS"} if asked else set())
 
 
-def test_failures_and_dead_workers_are_logged_with_their_reason(small_search: SmallSearch) -> None:
-    small_search.register((4, ERROR), (7, DEATH), (10, 0))
-    small_search.run_apart("-n", "1", *RECORDS).assert_outcomes(passed=2, failed=2)
-    by_case = {line["case"].rpartition("-")[2]: line for line in lines(small_search.path / "logs" / "cases.jsonl")}
-    failed = by_case[f"echo_interval=4,mishap={ERROR}"]
-    assert (failed["outcome"], failed["reason"]) == ("failed", "RuntimeError: an accident in the third denoiser call")
-    dead = by_case[f"echo_interval=7,mishap={DEATH}"]
-    assert (dead["outcome"], dead["accelerator"]) == ("failed", "Echo")
-    assert "crashed while running" in dead["reason"]
-    assert by_case["echo_interval=10,mishap=0"]["outcome"] == "passed"
-
-
-def test_a_case_that_another_plugin_runs_again_is_taken_once(small_search: SmallSearch) -> None:
+def test_a_case_that_another_plugin_runs_again_is_taken_once(steady_search: SmallSearch) -> None:
     """As pytest-rerunfailures tells of what it runs again."""
-    small_search.register(*POINTS)
-    small_search.add_to_conftest(
+    steady_search.register(*POINTS)
+    steady_search.add_to_conftest(
         """
 from copy import copy
 import pytest
@@ -293,8 +285,8 @@ def pytest_runtest_makereport(item):
     return report
 """
     )
-    small_search.run(*RECORDS).assert_outcomes(passed=3)
-    _check_log(lines(small_search.path / "logs" / "cases.jsonl"))
+    steady_search.run(*RECORDS).assert_outcomes(passed=3)
+    _check_log(lines(steady_search.path / "logs" / "cases.jsonl"))
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_the_start(small_search: SmallSearch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from searches import SMALL_OPTIONS, SMALL_SEARCH, TESTS, SmallSearch
 from standins import THREE, StandIns
+from timings import STEADY
 
 from pytest_diffaccel.measure.measurement import Interval
 
@@ -183,7 +184,7 @@ def test_a_search_runs_from_nothing(
     small_search: SmallSearch, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stand_ins.list_gpus(THREE)
-    plugin = SMALL_SEARCH.format(tests=str(TESTS), points=((10, 0), (20, 0)), replies=()) + PLUGIN
+    plugin = SMALL_SEARCH.format(tests=str(TESTS), points=((10, 0), (20, 0)), replies=()) + STEADY + PLUGIN
     (small_search.path / "scaling_stand_in.py").write_text(plugin)
     monkeypatch.setenv("PYTHONPATH", str(small_search.path))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-v")  # must not change what is listed

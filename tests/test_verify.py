@@ -101,15 +101,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, everything_imported: None) ->
 
 
 @pytest.fixture
-def search(
-    small_search: SmallSearch, both: Finished, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
-) -> SmallSearch:
+def search(steady_search: SmallSearch, both: Finished) -> SmallSearch:
     """A folder with a copy of it, less golden, to run pytest in."""
-    shutil.copytree(both.folder.path / ".diffaccel", small_search.path / ".diffaccel")
-    small_search.register(*POINTS, replies=POINTS)
-    without_scale(monkeypatch)
-    SteadyClock(monkeypatch)
-    return small_search
+    shutil.copytree(both.folder.path / ".diffaccel", steady_search.path / ".diffaccel")
+    steady_search.register(*POINTS, replies=POINTS)
+    return steady_search
 
 
 def forget(search: SmallSearch, accelerator: str) -> None:
@@ -184,6 +180,7 @@ def test_a_session_with_one_groups_cases_records_that_group(search: SmallSearch,
     assert list(read_golden(search.golden)) == keys(name)
 
 
+@pytest.mark.slow
 def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     """Each decides a group; whoever is last verifies both, whose winners are not measured yet."""
     search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
@@ -199,6 +196,7 @@ def test_two_processes_record_each_key_once(search: SmallSearch) -> None:
     assert set(stored.values()) == {1}
 
 
+@pytest.mark.slow
 def test_workers_calibrate_together(search: SmallSearch) -> None:
     """What one of them does not know well enough after all rounds that there is time for, no other times again."""
     for name in ("Echo", "Reply"):
@@ -296,6 +294,7 @@ def test_a_winner_that_fails_in_verification_leaves_the_others_theirs(
     assert {(failing in candidate, kind) for candidate, kind, _ in search.failures()} == {(True, "error")}
 
 
+@pytest.mark.slow
 def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: SmallSearch) -> None:
     search.execute("DELETE FROM diffaccel_measurements WHERE purpose = 'winner'")
     search.add_to_conftest(STEADY + BROKEN_ECHO)
@@ -371,18 +370,14 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
         assert after[key].status == "met"
 
 
-def test_a_report_after_a_search_has_no_pending_changes(
-    small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_after_a_search_has_no_pending_changes(steady_search: SmallSearch) -> None:
     """Also of targets that nothing reaches, whose records have no rival."""
-    without_scale(monkeypatch)
-    SteadyClock(monkeypatch)
     points = ((2, NOTHING), (3, NOTHING))
-    small_search.register(*points)
-    small_search.race(*THRIFTY)
-    golden = read_golden(small_search.golden)
+    steady_search.register(*points)
+    steady_search.race(*THRIFTY)
+    golden = read_golden(steady_search.golden)
     assert {entry.status for entry in golden.values()} == {"met", "unattainable"}
-    with Store.open(small_search.store) as store:
+    with Store.open(steady_search.store) as store:
         (record,) = cells_of(store.contents())
     assert record.entries == golden
     assert {key: record.winners["Echo"].speedups.keys() for key in record.winners} == {"Echo": record.searched.keys()}

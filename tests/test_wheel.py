@@ -100,7 +100,7 @@ def test_plugin_and_command_work_without_this_repository(installed: Installed) -
 def test_the_main_job_runs_in_an_empty_folder(installed: Installed) -> None:
     """Search, gate, generate, judge and report, as someone does who has nothing but the package."""
     cell = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--search-targets", "deepcache")
-    said = installed.diffaccel("search", *cell, "--grid", "coarse", "--num-samples", "2", "--batch-size", "2")
+    said = installed.diffaccel("search", *cell, "--grid", "coarse", "--num-samples", "1", "--batch-size", "1")
     assert "golden: golden/search_params.json: " in said
     assert " in a clone" not in said
     gate = ("--gate", "--gate-budget", "5s", "--gate-slowdown", "50%")

@@ -272,7 +272,7 @@ def test_part(part, diffaccel_run):
 
 @pytest.mark.parametrize(("least_efficiency", "notes"), [(1e9, ["Echo (1)"]), (0.0, [])])
 def test_a_search_on_gpus_says_which_winners_wait_for_the_host(
-    small_search: SmallSearch,
+    steady_search: SmallSearch,
     stand_ins: StandIns,
     monkeypatch: pytest.MonkeyPatch,
     least_efficiency: float,
@@ -283,8 +283,8 @@ def test_a_search_on_gpus_says_which_winners_wait_for_the_host(
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.computing_gpu", lambda gpu: gpu.physical)
     monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._LEAST_EFFICIENCY", least_efficiency)
     monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._MOST_FIXED_SHARE", 1.0)
-    small_search.register((20, 0))
-    result = small_search.run("--gpus=1")
+    steady_search.register((20, 0))
+    result = steady_search.run("--gpus=1")
     result.assert_outcomes(passed=2)
     said = [line for line in result.outlines if "launch-bound" in line]
     assert [line.partition("launch-bound winners: ")[2].partition(";")[0] for line in said] == notes

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.accelerators.observer import Observer
 from pytest_diffaccel.measure.clock import WallClock
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 
@@ -44,18 +47,22 @@ def noisy_block(
     return Block(noisy(BASELINE), (noisy(kinds),))
 
 
-#: Lines of a conftest.py, beside which this file is imported: the same in processes of their own.
+#: Lines of a conftest.py, beside which this file is imported: a steady clock in processes of their own, which take the
+#: scale of their losses for known.
 STEADY = """
 import pytest
+from searches import without_scale
 from timings import SteadyClock
 SteadyClock(pytest.MonkeyPatch())
+without_scale(pytest.MonkeyPatch())
 """
 
 
 class SteadyClock:
     """In place of the wall clock of runs: a step takes what its kind costs here, and a little by chance.
 
-    Pictures are made all the same. What a machine that others use says of speed is no part of a test, then.
+    Pictures are made all the same, but not again where a pipeline makes the same run a second time: its pictures would
+    be those of the first. What a machine that others use says of speed is no part of a test, then.
 
     Attributes:
         step_s: seconds of a step, by kind; of other kinds as long as a plain one.
@@ -64,10 +71,30 @@ class SteadyClock:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.step_s: dict[str, float] = {"plain": 0.02, "Echo:echo": 0.001, "Reply:echo": 0.002}
+        self.step_s: dict[str, float] = {
+            "plain": 0.02,
+            "Echo:echo": 0.001,
+            "Reply:echo": 0.002,
+            FULL: 0.02,
+            SHALLOW: 0.008,
+        }
         self.fixed_s = 0.02
         self.runs: list[tuple[str, ...]] = []
         self._generator = np.random.default_rng(0)
+        self._pictures: dict[Hashable, list[Any]] = {}
+        observed = Generate.observed
+
+        def remembered(
+            generate: Generate, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None
+        ) -> list[Any]:
+            if not isinstance(observer, WallClock):
+                return observed(generate, prompts, seeds, observer)
+            run = _same_pictures(generate, prompts, seeds)
+            if run not in self._pictures:
+                self._pictures[run] = observed(generate, prompts, seeds, observer)
+            return list(self._pictures[run])
+
+        monkeypatch.setattr(Generate, "observed", remembered)
         monkeypatch.setattr(WallClock, "timing", lambda _, kinds: self._timing(kinds))
 
     def _timing(self, kinds: Sequence[str]) -> RunTiming:
@@ -77,3 +104,11 @@ class SteadyClock:
             self.step_s.get(kind, self.step_s["plain"]) * factor for kind, factor in zip(kinds, noise, strict=False)
         )
         return RunTiming(sum(steps) + self.fixed_s * noise[-1], steps, tuple(kinds))
+
+
+def _same_pictures(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> Hashable:
+    """What all runs have in common that draw the same pictures."""
+    scheduler = generate.pipeline.scheduler
+    settings = (generate.steps, generate.guidance_scale, generate.height, generate.width)
+    methods = (tuple(map(type, generate.accelerator.methods)), str(generate.params))
+    return generate.pipeline, type(scheduler), str(scheduler.config), settings, methods, tuple(prompts), tuple(seeds)

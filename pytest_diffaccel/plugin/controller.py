@@ -46,7 +46,7 @@ def _reason(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr).strip()
-    return text.partition("\n")[0]
+    return text.removeprefix("Failed: ").partition("\n")[0]
 
 
 def _command(config: pytest.Config) -> str:
@@ -159,10 +159,11 @@ class Reporting:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:
-        """No letter for a case that did not fail: the live line tells more. With ``-v`` pytest's own line stays."""
-        status = yield
-        quiet = self._config.option.verbose <= 0 and not report.failed and has_result(report)
-        return (status[0], "", status[2]) if quiet else status
+        """No letter for a case that a line of ours tells more of. With ``-v`` pytest's own line stays."""
+        status, verbosity = (yield), self._config.option.verbose
+        # Under -q a search tells nothing of a failure before its end, the gate tells of all.
+        is_told = not report.failed or verbosity == 0 or gate_run(self._config) is not None
+        return (status[0], "", status[2]) if verbosity <= 0 and is_told and has_result(report) else status
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
@@ -228,5 +229,7 @@ class Reporting:
             self._screen.write_line(f"diffaccel: {said}")
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
-            command = f"{options.benches_command()} ..."
-            self._screen.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")
+            said = (
+                f"no case of a search was collected; run them with: {options.benches_command()}, and the same options"
+            )
+            self._screen.write_line(f"diffaccel: {said}")

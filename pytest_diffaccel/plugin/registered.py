@@ -1,4 +1,6 @@
-"""All methods and pipes that there are: the built-in ones, and those that conftest files and other plugins register."""
+"""All methods, pipes and metrics that there are: the built-in ones, and those that conftest files and other plugins
+register.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+    from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -41,6 +46,31 @@ def pipes_of(config: pytest.Config) -> PipeRegistry:
     if hasattr(config.hook, "pytest_diffaccel_pipes"):
         config.hook.pytest_diffaccel_pipes(registry=registry)
     return registry
+
+
+def metrics_of(config: pytest.Config) -> MetricRegistry:
+    """The metrics that a session knows; ``clip_score`` asks the CLIP that its options name.
+
+    Raises:
+        ValueError: when one is refused, or the CLIP; the message says why.
+    """
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+
+    registry = MetricRegistry(_clip_of(config))
+    if hasattr(config.hook, "pytest_diffaccel_metrics"):
+        config.hook.pytest_diffaccel_metrics(registry=registry)
+    return registry
+
+
+def _clip_of(config: pytest.Config) -> ClipSource:
+    """The stand-in for the embedded pipelines alone, whose pictures it knows, unless another CLIP is named."""
+    from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, EMBEDDED, ClipSource
+
+    default = EMBEDDED if config.option.models == EMBEDDED else DEFAULT_HUB_ID
+    try:
+        return ClipSource.from_option(config.option.clip_model or default)
+    except ValueError as error:
+        raise OptionError(f"--clip-model: {error}") from error
 
 
 def registered_here() -> tuple[Registry, PipeRegistry]:
