@@ -133,7 +133,8 @@ scale of their own: no score of another CLIP may be put beside them.
 ```python
 from transformers import CLIPModel, CLIPProcessor
 
-model, processor = CLIPModel.from_pretrained("path/to/{name}"), CLIPProcessor.from_pretrained("path/to/{name}")
+model = CLIPModel.from_pretrained("path/to/{name}")
+processor = CLIPProcessor.from_pretrained("path/to/{name}")
 ```
 
 ## What it is
