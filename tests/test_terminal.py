@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_a_terminal_as_it_was(pytester: pytest.Pytester, monkeypat
         except OSError:  # what Linux says of a terminal that nobody writes to any more
             pass
     text = written.decode()
-    assert search.returncode == pytest.ExitCode.INTERRUPTED
+    assert search.returncode == pytest.ExitCode.INTERRUPTED, text
     lines = shown(text, 80)
     assert not any(BAR in line for line in lines)
     (stopped,) = [number for number, line in enumerate(lines) if line.startswith("diffaccel: stopped after 1 of 4")]
