@@ -29,8 +29,8 @@ from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.devices import NoSuchGpu, choose_gpus, number_of_gpus, use_gpu
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, candidates
+from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from pytest_diffaccel.measure.prompts import default_prompts, read_prompts, select
-from pytest_diffaccel.measure.quality import lpips_distances
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores, wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler

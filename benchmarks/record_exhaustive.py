@@ -93,8 +93,8 @@ def record_quality(cell: Cell, folder: Path, device: str, shard: int, shards: in
     import torch
 
     from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, accelerate
+    from pytest_diffaccel.measure.metrics.lpips import lpips_distances
     from pytest_diffaccel.measure.prompts import default_prompts, select
-    from pytest_diffaccel.measure.quality import lpips_distances
     from pytest_diffaccel.models.loading import load_pipeline
     from pytest_diffaccel.models.registry import ModelSource
 

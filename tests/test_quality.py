@@ -14,13 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from pytest_diffaccel.measure.measurement import Quality
-from pytest_diffaccel.measure.quality import (
-    SMALLEST_SIDE,
-    References,
-    lpips_distances,
-    lpips_model,
-    structural_similarity,
-)
+from pytest_diffaccel.measure.metrics.lpips import SMALLEST_SIDE, lpips_distances, lpips_model
+from pytest_diffaccel.measure.metrics.ssim import structural_similarity
+from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.measure.statistics import mean_interval
 
 

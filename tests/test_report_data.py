@@ -448,7 +448,7 @@ def test_without_lpips_pixels_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
     def missing(*_: object) -> None:
         raise ImportError("no torch here")
 
-    monkeypatch.setattr("pytest_diffaccel.measure.quality.lpips_maps", missing)
+    monkeypatch.setattr("pytest_diffaccel.measure.metrics.lpips.lpips_maps", missing)
     maps = difference_maps([Image.new("RGB", (4, 4), "white")], [Image.new("RGB", (4, 4), "black")])
     assert maps.kind == "absolute difference of pixels"
     assert np.all(maps.values[0] == 1)

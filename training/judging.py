@@ -13,7 +13,7 @@ from PIL import Image
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.matrix import Params
-from pytest_diffaccel.measure.quality import lpips_distances
+from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from training.captions import Scene, caption, held_out_scenes
 from training.cards import GUIDANCE
 from training.render import Layout, draw

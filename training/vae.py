@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pytest_diffaccel.measure.quality import lpips_model
+from pytest_diffaccel.measure.metrics.lpips import lpips_model
 from training.stepper import Task
 
 KL_WEIGHT = 1e-4  # of the mean over latents; keeps them smooth without costing visible sharpness

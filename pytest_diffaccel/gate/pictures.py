@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.case_plan import GateCase
 from pytest_diffaccel.gate.judged_losses import Losses
-from pytest_diffaccel.measure.quality import lpips_distances
+from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from pytest_diffaccel.search.null_control import OTHER_SEEDS, nudged_latents
 from pytest_diffaccel.search.workbench import Workbench
 

@@ -39,7 +39,7 @@ class QualityJudge:
         It fails only when both disagree: the mean lies above the record's interval, and the record's mean below the
         interval measured here.
         """
-        from pytest_diffaccel.measure.quality import lpips_distances
+        from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 
         entry, task = answer.entry, answer.task
         if entry.lpips is None or entry.lpips_ci95 is None:

@@ -1,18 +1,42 @@
-"""A component's weight files, by their headers: whether they hold what settings ask for."""
+"""A component's weight files: their digests, and by their headers whether they hold what settings ask for."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pytest_diffaccel.models.settings_files import read_json
 
+_CHUNK_BYTES = 1 << 20
 _Shapes: TypeAlias = dict[str, tuple[int, ...]]
 # diffusers renames these as it loads old VAEs; a text model's prefix comes and goes with transformers' versions.
 _RENAMED = "mid_block.attentions."
 _PREFIX = "text_model."
 _CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits; a file that did not change is read once.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    path = path.resolve(strict=True)
+    status = path.stat()
+    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _digest_of_state(path: Path, size_bytes: int, mtime_ns: int) -> str:
+    """SHA-256 of the file; size and time are there to make another state of the file another cache entry."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def tensor_shapes(path: Path) -> _Shapes:

@@ -55,7 +55,7 @@ __all__ = [
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Offer ``pytest_diffaccel_accelerators`` and ``pytest_diffaccel_pipes``."""
+    """Offer the hooks with which conftest files and other plugins add methods, pipes and metrics."""
     pluginmanager.add_hookspecs(hookspecs)
 
 

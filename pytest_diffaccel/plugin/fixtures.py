@@ -12,7 +12,7 @@ from pytest_diffaccel.plugin import workers
 from pytest_diffaccel.plugin.case_items import GROUP, gate_case_of, group_of
 from pytest_diffaccel.plugin.case_results import put_result
 from pytest_diffaccel.plugin.refusals import refusal
-from pytest_diffaccel.plugin.registered import methods_of, pipes_of
+from pytest_diffaccel.plugin.registered import methods_of, metrics_of, pipes_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
@@ -46,7 +46,7 @@ def search_run(config: pytest.Config) -> SearchRun:
             registry = methods_of(config)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
-            config.stash[_RUN] = SearchRun(settings, registry, session)
+            config.stash[_RUN] = SearchRun(settings, registry, session, metrics_of(config))
             config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error

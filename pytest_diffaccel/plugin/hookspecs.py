@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -23,4 +24,12 @@ def pytest_diffaccel_pipes(registry: PipeRegistry) -> None:
 
     Args:
         registry: has the built-in ones; ``registry.register(PipeSpec(...))`` adds one.
+    """
+
+
+def pytest_diffaccel_metrics(registry: MetricRegistry) -> None:
+    """Register further metrics of pictures.
+
+    Args:
+        registry: has the built-in ones; ``registry.register(metric)`` adds one.
     """

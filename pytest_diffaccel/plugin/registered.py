@@ -1,4 +1,6 @@
-"""All methods and pipes that there are: the built-in ones, and those that conftest files and other plugins register."""
+"""All methods, pipes and metrics that there are: the built-in ones, and those that conftest files and other plugins
+register.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -40,6 +43,20 @@ def pipes_of(config: pytest.Config) -> PipeRegistry:
     registry = PipeRegistry()
     if hasattr(config.hook, "pytest_diffaccel_pipes"):
         config.hook.pytest_diffaccel_pipes(registry=registry)
+    return registry
+
+
+def metrics_of(config: pytest.Config) -> MetricRegistry:
+    """The metrics that a session knows.
+
+    Raises:
+        ValueError: when one is refused; the message says why.
+    """
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+
+    registry = MetricRegistry()
+    if hasattr(config.hook, "pytest_diffaccel_metrics"):
+        config.hook.pytest_diffaccel_metrics(registry=registry)
     return registry
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ConfigDict, TypeAdapter
 
 from pytest_diffaccel.measure.threads import cores
+from pytest_diffaccel.models.tensors import file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 #: Distributions whose version can change a speed or an image.
 LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd", "lpips")
 ID_DIGITS = 12
-_CHUNK_BYTES = 1 << 20
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
 _OPTIONAL = ("scale", "settings", "scheduler_defaults")
@@ -222,25 +222,9 @@ def _weights_identity(source: WeightSource) -> str:
         files = sorted(source.rglob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no safetensors file to fingerprint in {source}; is the model complete?")
-    digests = [_file_digest(file) for file in files]
+    digests = [file_digest(file) for file in files]
     # Content alone: the same weights in another folder are the same weights.
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    path = path.resolve(strict=True)
-    status = path.stat()
-    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _digest_of_state(path: Path, size_bytes: int, mtime_ns: int) -> str:
-    """SHA-256 of the file; size and time are there to make another state of the file another cache entry."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

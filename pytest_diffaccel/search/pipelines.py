@@ -13,7 +13,7 @@ from pytest_diffaccel.accelerators.calls import check_call, own_size
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params
-from pytest_diffaccel.measure.quality import check_size
+from pytest_diffaccel.measure.metrics.lpips import check_size
 from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from pytest_diffaccel import matrix
 from pytest_diffaccel.matrix import Candidate, Cell, Group
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.prompts import read_prompts
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
@@ -52,6 +53,7 @@ class SearchRun:
         source: where the weights come from.
         session: what its processes have in common.
         budget: the search's time.
+        metrics: the metrics of pictures known.
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
@@ -59,7 +61,13 @@ class SearchRun:
             its repository in the local cache.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, session: SearchSession | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        session: SearchSession | None = None,
+        metrics: MetricRegistry | None = None,
+    ) -> None:
         wait_passively()
         self.settings = settings
         self.registry = registry
@@ -69,6 +77,7 @@ class SearchRun:
         if settings.prompts is not None:
             read_prompts(settings.prompts)
         self.session = session or SearchSession()
+        self.metrics = metrics or MetricRegistry()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)

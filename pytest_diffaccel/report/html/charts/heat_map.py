@@ -52,7 +52,7 @@ def difference_maps(images: Sequence[Image], references: Sequence[Image]) -> Map
     """
     images, references = ([_shrunk(image) for image in part] for part in (images, references))
     try:
-        from pytest_diffaccel.measure.quality import lpips_maps
+        from pytest_diffaccel.measure.metrics.lpips import lpips_maps
 
         return Maps("LPIPS", tuple(lpips_maps(images, references)))
     except (ImportError, OSError, RuntimeError):
