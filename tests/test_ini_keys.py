@@ -57,6 +57,7 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
         ("diffaccel_exhaustive = true", ("--exhaustive",)),
         ("diffaccel_exhaustive = no", ()),
         ("diffaccel_models = hub", ("--models", "hub")),
+        ("diffaccel_clip_model = mine/clip", ("--clip-model", "mine/clip")),
         ("diffaccel_models = mine/models.toml", ("--models", "mine/models.toml")),
         ("diffaccel_num_samples = 16", ("--num-samples", "16")),
         ("diffaccel_batch_size = 2", ("--batch-size", "2")),

@@ -66,6 +66,10 @@ def test_without_options_everything_is_searched(settings: Any) -> None:
 
 def test_other_models_are_scored_on_more_samples(settings: Any) -> None:
     assert settings("--models", "hub").num_samples == 32
+    assert settings().clip.description == "embedded stand-in, not CLIP"
+    assert settings("--models", "hub").clip.location == "openai/clip-vit-base-patch32"
+    assert settings("--models", "hub", "--clip-model", "embedded").clip == settings().clip
+    assert settings("--clip-model", "mine/clip@v2").clip.revision == "v2"
     assert settings("--models", "hub", "--num-samples", "5").num_samples == 5
 
 
@@ -342,6 +346,12 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
         (("--models", "embeded"), "*models 'embeded': not *exists (did you mean embedded[?]); *"),
         (("--gpus", "nosuchfolder"), "*--gpus: 'nosuchfolder' is not a list of GPU numbers or names (--gpus=0,1)"),
         (("--models", "nosuch.toml"), "*nosuch.toml*"),
+        (
+            ("--models", "hub", "--clip-model", "embeded"),
+            "*--clip-model: 'embeded' is not 'embedded', a folder that exists or a hub id such as "
+            "'openai/clip-vit-base-patch32' (did you mean embedded[?])",
+        ),
+        (("--models", "hub", "--clip-model", "./nosuch"), "*--clip-model: './nosuch' is not 'embedded', a folder *"),
         (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line"),
     ],
 )
@@ -364,7 +374,15 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
     text = pytester.runpytest_inprocess("--help").stdout.str()
     for option in (
         *("--pipe=NAME", "--sched=NAME", "--steps=N", "--search-targets=NAME", "--search_targets=NAME", "--grid="),
-        *("--models=SOURCE", "--gpus=[LIST]", "--num-samples=N", "--num_samples=N", "--batch-size=N", "--blocks=N"),
+        *(
+            "--models=SOURCE",
+            "--clip-model=SOURCE",
+            "--gpus=[LIST]",
+            "--num-samples=N",
+            "--num_samples=N",
+            "--batch-size=N",
+            "--blocks=N",
+        ),
         *("--prompts=FILE", "--seed=N", "--max-quality-loss=LPIPS", "--case-timeout=SECONDS", "--store=URL"),
         *("--search-budget=TIME",),
         *("--fresh", "--golden=FILE", "--update-golden", "--golden-new-only", "--golden-prune", "--picture-grid=FILE"),

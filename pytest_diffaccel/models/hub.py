@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TypeAlias
@@ -20,6 +21,7 @@ _WANTED_OF_OTHERS = (*_SETTINGS, "*/model*.safetensors", "*/diffusion_pytorch_mo
 _FULL = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 _UNWANTED = "safety_checker/*"
 _WANTED_OF_VAE = ("config.json", "diffusion_pytorch_model.safetensors")
+_WANTED_OF_CLIP = ("*.json", "*.txt", "model*.safetensors")
 # Of the hub client's messages, which go on with advice.
 _REASON_LENGTH = 200
 
@@ -42,6 +44,12 @@ def settings_command(repository: str, folder: Path, component: str) -> str:
 def vae_command(repository: str) -> str:
     """The shell command that puts a VAE's ``repository`` into the local cache."""
     return f"hf download {repository} {_included(_WANTED_OF_VAE)}"
+
+
+def clip_command(repository: str, revision: str) -> str:
+    """The shell command that puts a CLIP's ``repository`` into the local cache, at a revision if one is named."""
+    at = f" --revision {revision}" if revision else ""
+    return f"hf download {repository}{at} {_included(_WANTED_OF_CLIP)}"
 
 
 def cached_folder(repository: str) -> Path:
@@ -85,6 +93,16 @@ def cached_vae(repository: str) -> Path:
 def fetched_vae(repository: str) -> Path:
     """As :func:`fetched_folder`, of a VAE's repository."""
     return _fetched(repository, _vae, vae_command(repository))
+
+
+def cached_clip(repository: str, revision: str) -> Path:
+    """As :func:`cached_folder`, of a CLIP's repository at a revision (empty: its main one); it may lack files."""
+    return _cached(repository, partial(_clip, revision), clip_command(repository, revision))
+
+
+def fetched_clip(repository: str, revision: str) -> Path:
+    """As :func:`fetched_folder`, of a CLIP's repository at a revision (empty: its main one)."""
+    return _fetched(repository, partial(_clip, revision), clip_command(repository, revision))
 
 
 def _included(patterns: Sequence[str]) -> str:
@@ -153,3 +171,12 @@ def _vae(repository: str, cache_only: bool) -> Path:
 
     files = [hf_hub_download(repository, name, local_files_only=cache_only) for name in _WANTED_OF_VAE]
     return Path(files[0]).parent
+
+
+def _clip(revision: str, repository: str, cache_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = list(_WANTED_OF_CLIP)
+    return Path(
+        snapshot_download(repository, revision=revision or None, allow_patterns=wanted, local_files_only=cache_only)
+    )

@@ -76,7 +76,7 @@ def load_pipeline(
     spec = source.spec(pipe)
     target = _device(device)
     number_type = _dtype(dtype or spec.dtype, target)
-    with _no_progress_bars():
+    with no_progress_bars():
         if spec.kind == "architecture":
             pipeline = build_pipeline(spec.family, Path(spec.location), target, number_type)
         else:
@@ -265,7 +265,7 @@ def _warn_once(pipeline: Any) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Loading bars off, and back as they were: they would fill the logs of every worker."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -119,8 +119,18 @@ def refuse_code(index: Path) -> None:
     for name, classes in own.items():
         raise ValueError(_refusal(index, f"{name} is {classes!r}, no class of {' or '.join(_LIBRARIES)}"))
     for path in sorted(index.parent.glob("*/*config.json")):
-        if path.parent.name not in LEFT_OUT and "auto_map" in read_json(path):
-            raise ValueError(_refusal(path, "auto_map names classes outside the libraries"))
+        if path.parent.name not in LEFT_OUT:
+            refuse_auto_map(path)
+
+
+def refuse_auto_map(path: Path) -> None:
+    """Refuse a component whose settings name classes that lie beside them.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if "auto_map" in read_json(path):
+        raise ValueError(_refusal(path, "auto_map names classes outside the libraries"))
 
 
 def _components(content: dict[str, Any]) -> dict[str, Any]:

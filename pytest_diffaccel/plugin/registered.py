@@ -14,6 +14,7 @@ from pytest_diffaccel.settings.options import BENCHES
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+    from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -46,15 +47,19 @@ def pipes_of(config: pytest.Config) -> PipeRegistry:
     return registry
 
 
-def metrics_of(config: pytest.Config) -> MetricRegistry:
+def metrics_of(config: pytest.Config, clip: ClipSource) -> MetricRegistry:
     """The metrics that a session knows.
+
+    Args:
+        config: pytest's.
+        clip: what the built-in ``clip_score`` asks.
 
     Raises:
         ValueError: when one is refused; the message says why.
     """
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 
-    registry = MetricRegistry()
+    registry = MetricRegistry(clip)
     if hasattr(config.hook, "pytest_diffaccel_metrics"):
         config.hook.pytest_diffaccel_metrics(registry=registry)
     return registry

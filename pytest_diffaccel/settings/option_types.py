@@ -15,7 +15,8 @@ from pytest_diffaccel.words import meant
 _DURATION = r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?"
 
 # How much of two options' spellings must be alike (difflib's ratio): --model is near --models, and --cov not --code.
-_ALIKE = 0.8
+# What is nearly the same goes before what has its words: --model is --models rather than --clip-model.
+_ALIKE, _NEARLY_THE_SAME = 0.8, 0.9
 
 
 class OptionError(ValueError):
@@ -79,7 +80,9 @@ def near_options(name: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     words = set(re.split("[-_]+", name))
-    near = [other for other in known if words <= set(other.split("-"))] or get_close_matches(name, known, 1, _ALIKE)
+    near = get_close_matches(name, known, 1, _NEARLY_THE_SAME)
+    near = near or [other for other in known if words <= set(other.split("-"))]
+    near = near or get_close_matches(name, known, 1, _ALIKE)
     near = near or [other for other in known if name.startswith(other)]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 

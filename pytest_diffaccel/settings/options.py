@@ -61,6 +61,13 @@ _MATRIX_OPTIONS = (
         metavar="SOURCE",
         help="embedded (default), hub, or a TOML file",
     ),
+    option(
+        "--clip-model",
+        file_pattern=r"[./].*",
+        metavar="SOURCE",
+        help="what clip_score asks: embedded (default for --models embedded), a hub id (default otherwise: "
+        "openai/clip-vit-base-patch32) or a folder",
+    ),
     # Which GPUs there are is the machine's matter, not the project's.
     of_one_run(
         "--gpus",

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
+from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, EMBEDDED, ClipSource
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
@@ -36,6 +37,7 @@ class Settings:
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
         blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
+        clip: what ``clip_score`` asks.
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
@@ -62,6 +64,7 @@ class Settings:
     exhaustive: bool
     blocks: int
     models: str
+    clip: ClipSource
     prompts: Path | None
     seed: int
     max_quality_loss: float
@@ -122,6 +125,7 @@ class Settings:
             exhaustive=options.exhaustive,
             blocks=options.blocks or (1 if coarse else 2),
             models=options.models,
+            clip=_clip(options.clip_model, options.models),
             prompts=Path(options.prompts) if options.prompts else None,
             seed=options.seed,
             max_quality_loss=options.max_quality_loss,
@@ -270,6 +274,14 @@ def named_gpus(given: str) -> tuple[str, ...]:
         return names
     meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
+
+
+def _clip(text: str | None, models: str) -> ClipSource:
+    """The stand-in knows the embedded pipelines' pictures, and no others."""
+    try:
+        return ClipSource.from_option(text or (EMBEDDED if models == EMBEDDED else DEFAULT_HUB_ID))
+    except ValueError as error:
+        raise OptionError(f"--clip-model: {error}") from error
 
 
 def _report(path: str | None, *, gate: bool) -> Path | None:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 
 from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.clip_score import ClipScore
 from pytest_diffaccel.measure.metrics.lpips import Lpips
 from pytest_diffaccel.measure.metrics.psnr import Psnr
 from pytest_diffaccel.measure.metrics.ssim import Ssim
+from pytest_diffaccel.models.clip import EMBEDDED, ClipSource
 from pytest_diffaccel.words import meant
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -18,8 +20,10 @@ _FLAGS = ("higher_is_better", "needs_references", "needs_prompts")
 class MetricRegistry:
     """The metrics that a session knows, the built-in ones first. Names are unique, also where case alone differs."""
 
-    def __init__(self) -> None:
-        built_in = (Lpips(), Lpips("alex"), Lpips("vgg"), Psnr(), Ssim())
+    def __init__(self, clip: ClipSource | None = None) -> None:
+        """Know the built-in ones, with the CLIP that ``clip_score`` asks; None: the embedded stand-in."""
+        clip = clip or ClipSource.from_option(EMBEDDED)
+        built_in = (Lpips(), Lpips("alex"), Lpips("vgg"), Psnr(), Ssim(), ClipScore(clip))
         self._metrics: dict[str, Metric] = {metric.name: metric for metric in built_in}
 
     def register(self, metric: Metric) -> None:
