@@ -597,7 +597,11 @@ def test_scores_count_each_stage_and_all() -> None:
     passed, failed = StageResult("runs", "passed"), StageResult("runs", "failed", "why")
     missed = StageResult("speed", "xfailed", "unattainable")
     scores = Scores.of(
-        [ScriptVerdict("200", (passed, missed)), ScriptVerdict("199", (failed,)), ScriptVerdict("201", (passed,))]
+        [
+            ScriptVerdict("200", (passed, missed), attainable=False),
+            ScriptVerdict("199", (failed,)),
+            ScriptVerdict("201", (passed,), attainable=True),
+        ]
     )
     assert scores.stages["runs"].to_json() == {
         "passed": 2, "failed": 1, "xfailed": 0, "skipped": 0, "pass_rate": 2 / 3
@@ -608,7 +612,11 @@ def test_scores_count_each_stage_and_all() -> None:
     }  # fmt: skip
     content = json.loads(scores.to_json())
     assert [script["prompt_id"] for script in content["scripts"]] == ["199", "200", "201"]
-    assert [line.split()[0] for line in scores.lines()] == ["stage", "runs", "speed", "all"]
+    assert content["rules"] == {
+        "ours": {"attainable": 2, "passed": 1, "failed": 1, "not_judged": 0, "pass_rate": 0.5}
+    }  # fmt: skip
+    told = [line.split()[0] for line in scores.lines() if line]
+    assert told == ["stage", "runs", "speed", "all", "rule", "ours"]
 
 
 # pytest codegen
@@ -692,6 +700,12 @@ def test_all_that_was_asked_for_counts(
         (["--ids", "1"], "ids '1': write ids from 192 to 1325"),
         (["--code", "nowhere"], "--code: 'nowhere' is no folder"),
         (["--ratio-tolerance", "2"], "must be a share from 0 to below 1"),
+        (
+            ["--rule", "diffbanch"],
+            "'diffbanch' is unknown (did you mean diffbench?); choose from ours, diffbench",
+        ),
+        (["--diffbench-prompts", "11"], "'11' is more than the rule's 10 prompts"),
+        (["--rule", "both", "--clip-model", "./nowhere"], "--clip-model: './nowhere' is not 'embedded', a folder that"),
         (["--sample", "0"], "must be a whole number of at least 1"),
         ([], "search_params.json:1: not JSON"),
         (["test_scripts.py", "--seed", "1"], "search_params.json:1: not JSON"),

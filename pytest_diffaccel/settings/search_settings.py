@@ -125,7 +125,7 @@ class Settings:
             exhaustive=options.exhaustive,
             blocks=options.blocks or (1 if coarse else 2),
             models=options.models,
-            clip=_clip(options.clip_model, options.models),
+            clip=clip_source(options.clip_model, options.models),
             prompts=Path(options.prompts) if options.prompts else None,
             seed=options.seed,
             max_quality_loss=options.max_quality_loss,
@@ -276,8 +276,16 @@ def named_gpus(given: str) -> tuple[str, ...]:
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
 
 
-def _clip(text: str | None, models: str) -> ClipSource:
-    """The stand-in knows the embedded pipelines' pictures, and no others."""
+def clip_source(text: str | None, models: str) -> ClipSource:
+    """What ``clip_score`` asks. Unless it is named: the stand-in knows the embedded pipelines' pictures, and no others.
+
+    Args:
+        text: ``--clip-model``.
+        models: ``--models``.
+
+    Raises:
+        OptionError: for what is none.
+    """
     try:
         return ClipSource.from_option(text or (EMBEDDED if models == EMBEDDED else DEFAULT_HUB_ID))
     except ValueError as error:
