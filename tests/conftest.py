@@ -58,7 +58,9 @@ def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
     """Imports all that a search imports: pytester forgets modules that a run in this process brought in."""
     from pytest_diffaccel.measure.quality import References
 
-    for name in ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd"):
+    names = ("DeepCache", "PIL.ImageFont", "rich.console", "rich.table", "tgate", "tomesd")
+    clip = "transformers.models.clip.image_processing_clip"
+    for name in (*names, clip):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(pytest_diffaccel.__path__, "pytest_diffaccel."):
         importlib.import_module(module.name)

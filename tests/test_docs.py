@@ -31,6 +31,7 @@ from pytest_diffaccel.cli import pytest_commands
 from pytest_diffaccel.cli.main import command_parser, main
 from pytest_diffaccel.codegen.script import generate_script
 from pytest_diffaccel.measure.measurement import Interval, Quality
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.pipes import PipeRegistry, make_known
 from pytest_diffaccel.plugin import hookspecs
@@ -107,6 +108,10 @@ def test_code_runs(block: Block) -> None:
     if register := space.get("pytest_diffaccel_pipes"):
         register(registry=pipes)
         assert len(list(pipes)) > len(list(PipeRegistry()))
+    if register := space.get("pytest_diffaccel_metrics"):
+        metrics = MetricRegistry()
+        register(registry=metrics)
+        assert len(metrics.names) == len(MetricRegistry().names) + 1
     if "images" in space:
         assert len(space["images"]) == 1
     if case := space.get("test_mine"):
@@ -297,7 +302,7 @@ def test_the_reference_names_what_there_is_and_all_that_is_public() -> None:
     found = [resolve_name(name) for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
     public = [getattr(pytest_diffaccel, name) for name in pytest_diffaccel.__all__ if name != "__version__"]
     hooks = [hook for name, hook in vars(hookspecs).items() if name.startswith("pytest_")]
-    assert len(hooks) == 2
+    assert len(hooks) == 3
     assert all(one in found for one in (*public, *hooks))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from searches import embedded_folder
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, scores_of
 from pytest_diffaccel.measure.metrics.clip_score import ClipScore
@@ -28,6 +31,7 @@ from pytest_diffaccel.measure.metrics.ssim import Ssim
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.models.clip import ClipSource
 
+ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["a red apple on a blue background", "a green tree", "a yellow star on a white background"]
 
 
@@ -123,8 +127,6 @@ def test_the_network_that_decides_is_loaded_once() -> None:
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CLIP of random numbers with the embedded pipelines' tokenizer, which reads 24 tokens."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = embedded_folder("SD1.5") / "tokenizer"
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
@@ -151,8 +153,6 @@ def clip_score(clip_folder: Path) -> ClipScore:
 
 def test_clip_score_is_100_times_the_cosine(clip_score: ClipScore, clip_folder: Path) -> None:
     """What transformers' own forward gives, of every picture with every prompt."""
-    from transformers import CLIPModel, CLIPProcessor
-
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
     pictures = [noise(seed) for seed in range(40)]
     inputs = processor(text=PROMPTS, images=pictures, padding=True, return_tensors="pt")
@@ -365,3 +365,78 @@ def test_what_cannot_be_registered_says_why(metric: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         registry.register(metric)
     assert registry.names == MetricRegistry().names
+
+
+# --- the hook, the example and the page --------------------------------------------------------------------------
+
+EXAMPLE = ROOT / "examples" / "own_metric" / "conftest.py"
+KNOWN = """
+from pytest_diffaccel.measure.metrics.base import scores_of
+
+
+def test_known(diffaccel_run, worker_id):
+    from PIL import Image
+
+    metric = diffaccel_run.metrics["sharpness"]
+    assert scores_of(metric, [Image.new("RGB", (8, 8))]) == (0.0,)
+    assert diffaccel_run.metrics["clip_score"].source.location == "mine/clip"
+    assert worker_id == "gw0"
+"""
+
+
+def test_the_example_is_known_in_worker_processes(pytester: pytest.Pytester) -> None:
+    shutil.copy(EXAMPLE, pytester.path)
+    pytester.makepyfile(KNOWN)
+    pytester.runpytest_subprocess("-n", "1", "--pipe", "SD1.5", "--clip-model", "mine/clip").assert_outcomes(passed=1)
+
+
+def test_the_example_says_how_sharp_pictures_are() -> None:
+    metric = runpy.run_path(str(EXAMPLE))["Sharpness"]()
+    blurred = [PICTURES[0].filter(ImageFilter.GaussianBlur(radius)) for radius in (3, 2, 1)]
+    values = scores_of(metric, [Image.new("RGB", (32, 32), "red"), *blurred, PICTURES[0]])
+    assert values[0] == 0
+    assert list(values) == sorted(set(values))
+
+
+def test_a_metric_that_is_refused_ends_the_session_in_words(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(EXAMPLE.read_text(encoding="utf-8").replace('"sharpness"', '"psnr"'))
+    result = pytester.runpytest_inprocess("--pipe", "SD1.5")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: psnr: a metric psnr is registered already; give it another name"])
+
+
+def test_the_page_shows_a_metric_from_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this interpreter as the other one, and a module that stands in for the package."""
+    page = (ROOT / "docs" / "own_metric.md").read_text(encoding="utf-8")
+    _, script, metric_text = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("score_images.py").write_text(script, encoding="utf-8")
+    Path("ImageReward.py").write_text(STAND_IN, encoding="utf-8")
+    space: dict[str, Any] = {}
+    exec(compile(metric_text, "own_metric.md", "exec"), space)
+    registry = MetricRegistry()
+    space["pytest_diffaccel_metrics"](registry=registry)
+    metric = registry["image_reward"]
+    with pytest.raises(MetricFault, match="image_reward: there is no rewards/bin/python; make the environment"):
+        metric.prepare("cpu")
+    monkeypatch.setattr(metric, "python", sys.executable)
+    metric.prepare("cpu")
+    assert scores_of(metric, PICTURES[:2], prompts=["a", "tree"]) == (-1.5, 2.5)
+    with pytest.raises(MetricFault, match=r"score_images.py failed: loading .* cpu\nno such prompt"):
+        scores_of(metric, PICTURES[:1], prompts=["nothing"])
+
+
+STAND_IN = """
+from PIL import Image
+
+
+def load(name, device):
+    print("loading", name, device)
+    return Model()
+
+
+class Model:
+    def score(self, prompt, path):
+        assert Image.open(path).size == (32, 32)
+        return {"a": -1.5, "tree": 2.5}[prompt] if prompt in ("a", "tree") else exit("no such prompt")
+"""

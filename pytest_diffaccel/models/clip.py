@@ -10,18 +10,13 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, cast
 
 from pytest_diffaccel.models.hub import cached_clip, clip_command, fetched_clip
 from pytest_diffaccel.models.loading import no_progress_bars
 from pytest_diffaccel.models.settings_files import read_json, refuse_auto_map
 from pytest_diffaccel.models.tensors import file_digest, tensor_shapes
 from pytest_diffaccel.words import meant
-
-if TYPE_CHECKING:
-    from transformers.models.clip.image_processing_clip import CLIPImageProcessor
-    from transformers.models.clip.modeling_clip import CLIPModel
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 #: The option's value that names the stand-in in this package.
 EMBEDDED = "embedded"
@@ -115,14 +110,14 @@ class Clip:
     """A loaded CLIP, in float32 on the CPU, with what makes its inputs.
 
     Attributes:
-        model: in evaluation mode.
-        tokenizer: of its texts.
-        processor: of its pictures.
+        model: a ``transformers.CLIPModel`` in evaluation mode.
+        tokenizer: of its texts, a ``CLIPTokenizer``.
+        processor: of its pictures, a ``CLIPImageProcessor``.
     """
 
-    model: CLIPModel
-    tokenizer: CLIPTokenizer
-    processor: CLIPImageProcessor
+    model: Any
+    tokenizer: Any
+    processor: Any
 
     @property
     def most_tokens(self) -> int:
@@ -143,7 +138,7 @@ def load_clip(source: ClipSource) -> Clip:
     folder = source.folder()
     with no_progress_bars():
         try:
-            model, found = CLIPModel.from_pretrained(
+            model, found = cast("Any", CLIPModel).from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
         except RuntimeError as error:  # tensors of other shapes
