@@ -296,8 +296,8 @@ def test_a_script_is_judged_by_both_rules(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--stages", "static,runs"], "--stages leaves out speed and quality"),
-        (["--clip-model", "gen_code"], "has no config.json; give a CLIP as transformers saves it, with its processor"),
+        (["--stages", "static"], "--stages leaves out speed and quality"),
+        (["--stages", "static,speed,quality", "--clip-model", "gen_code"], "has no config.json; give a CLIP as transformers saves it, with its processor"),
     ],
 )
 def test_what_is_not_judged_is_said_and_does_not_fail(
