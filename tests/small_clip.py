@@ -1,4 +1,4 @@
-"""A small CLIP of random numbers, saved as transformers saves one, with the embedded pipelines' tokenizer."""
+"""A CLIP to score pictures with where it does not matter what it says of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from searches import embedded_folder
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 
-def save_small_clip(folder: Path) -> Path:
-    """Save it into ``folder``, which exists; it reads 24 tokens and pictures of 32 px, the same numbers each time."""
-    import torch
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+def make_clip(folder: Path) -> Path:
+    """Write a small CLIP of random numbers with the embedded pipelines' tokenizer, which reads 24 tokens.
 
+    Returns:
+        ``folder``, which is there already. Equal for all calls.
+    """
     tokenizer = embedded_folder("SD1.5") / "tokenizer"
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
     words = len(json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from PIL import Image
-from small_clip import save_small_clip
+from small_clip import make_clip
 
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.tasks import all_tasks
@@ -267,7 +267,7 @@ def run_codegen(pytester: pytest.Pytester, everything_imported: None) -> Callabl
     scripts = pytester.mkdir("gen_code")
     (scripts / "193.py").write_bytes((CHEATS / "honest.py").read_bytes())
     (scripts / "194.py").write_bytes((CHEATS / "fake_ratio.py").read_bytes())
-    clip = save_small_clip(pytester.mkdir("clip"))
+    clip = make_clip(pytester.mkdir("clip"))
     golden = str(ROOT / "golden" / "search_params.json")
     options = ("-p", "no:cacheprovider", "--golden", golden, "--code", "gen_code", "--clip-model", str(clip))
     return partial(pytester.runpytest_inprocess, *options, "--scores", "scores.json")

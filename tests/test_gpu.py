@@ -14,12 +14,16 @@ import pytest
 import torch
 from PIL import Image
 from searches import SmallSearch
+from small_clip import make_clip
 
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.gpu_watch import GpuWatch
+from pytest_diffaccel.measure.metrics.base import scores_of
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.quality import References
+from pytest_diffaccel.models.clip import ClipSource
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -60,6 +64,19 @@ def test_ssim_of_pictures_on_the_device_is_that_of_the_processor() -> None:
     one, other = (Image.fromarray(generator.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(2))
     there, here = (References([other], device).score([one]).ssim for device in ("cuda", "cpu"))
     assert there == pytest.approx(here, abs=1e-12)
+
+
+def test_metrics_are_the_same_on_the_device_and_leave_its_memory_alone(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    one, other = (Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(2))
+    metrics = MetricRegistry(ClipSource.from_option(str(make_clip(tmp_path))))
+    for name, within in (("psnr", 0), ("ssim", 1e-12), ("clip_score", 1e-3), ("lpips", 1e-3)):
+        before = torch.cuda.memory_allocated()
+        there, here = (
+            scores_of(metrics[name], [one], [other], ["red apple"], device=device) for device in ("cuda", "cpu")
+        )
+        assert there == pytest.approx(here, abs=within), name
+        assert name == "lpips" or torch.cuda.memory_allocated() == before, name
 
 
 def test_the_gate_says_how_busy_the_gpu_was(small_search: SmallSearch) -> None:

@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from searches import embedded_folder
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from small_clip import make_clip
+from transformers import CLIPModel, CLIPProcessor
 
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, scores_of
 from pytest_diffaccel.measure.metrics.clip_score import ClipScore
@@ -126,24 +126,8 @@ def test_the_network_that_decides_is_loaded_once() -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP of random numbers with the embedded pipelines' tokenizer, which reads 24 tokens."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = embedded_folder("SD1.5") / "tokenizer"
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    words = len(json.loads((tokenizer / "vocab.json").read_text(encoding="utf-8")))
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
-    config = CLIPConfig(
-        text_config={**small, **ends, "vocab_size": words, "max_position_embeddings": 24},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    size = {"shortest_edge": 32}
-    CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    """Of :func:`small_clip.make_clip`."""
+    return make_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

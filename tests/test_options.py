@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
+from pytest_diffaccel.models.clip import ClipSource
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options, benches_command, is_given
-from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.search_settings import Settings, chosen_clip
 
 ACCELERATORS = default_registry().names
 
@@ -66,11 +67,17 @@ def test_without_options_everything_is_searched(settings: Any) -> None:
 
 def test_other_models_are_scored_on_more_samples(settings: Any) -> None:
     assert settings("--models", "hub").num_samples == 32
-    assert settings().clip.description == "embedded stand-in, not CLIP"
-    assert settings("--models", "hub").clip.location == "openai/clip-vit-base-patch32"
-    assert settings("--models", "hub", "--clip-model", "embedded").clip == settings().clip
-    assert settings("--clip-model", "mine/clip@v2").clip.revision == "v2"
     assert settings("--models", "hub", "--num-samples", "5").num_samples == 5
+
+
+def test_other_models_are_scored_by_another_clip() -> None:
+    def clip(*arguments: str) -> ClipSource:
+        return chosen_clip(parsed(*arguments))
+
+    assert clip().description == "embedded stand-in, not CLIP"
+    assert clip("--models", "hub").location == "openai/clip-vit-base-patch32"
+    assert clip("--models", "hub", "--clip-model", "embedded") == clip()
+    assert clip("--clip-model", "mine/clip@v2").revision == "v2"
 
 
 def test_a_coarse_search_times_one_block(settings: Any) -> None:

@@ -46,7 +46,7 @@ def search_run(config: pytest.Config) -> SearchRun:
             registry = methods_of(config)
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
             session = workers.session_of(config)
-            config.stash[_RUN] = SearchRun(settings, registry, session, metrics_of(config, settings.clip))
+            config.stash[_RUN] = SearchRun(settings, registry, session, metrics_of(config))
             config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error

@@ -14,7 +14,6 @@ from pytest_diffaccel.settings.options import BENCHES
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-    from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -47,19 +46,16 @@ def pipes_of(config: pytest.Config) -> PipeRegistry:
     return registry
 
 
-def metrics_of(config: pytest.Config, clip: ClipSource) -> MetricRegistry:
-    """The metrics that a session knows.
-
-    Args:
-        config: pytest's.
-        clip: what the built-in ``clip_score`` asks.
+def metrics_of(config: pytest.Config) -> MetricRegistry:
+    """The metrics that a session knows; ``clip_score`` asks the CLIP that its options name.
 
     Raises:
         ValueError: when one is refused; the message says why.
     """
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+    from pytest_diffaccel.settings.search_settings import chosen_clip
 
-    registry = MetricRegistry(clip)
+    registry = MetricRegistry(chosen_clip(config.option))
     if hasattr(config.hook, "pytest_diffaccel_metrics"):
         config.hook.pytest_diffaccel_metrics(registry=registry)
     return registry

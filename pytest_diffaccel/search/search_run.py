@@ -77,7 +77,7 @@ class SearchRun:
         if settings.prompts is not None:
             read_prompts(settings.prompts)
         self.session = session or SearchSession()
-        self.metrics = metrics or MetricRegistry(settings.clip)
+        self.metrics = metrics or MetricRegistry()
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)

@@ -37,7 +37,6 @@ class Settings:
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
         blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
-        clip: what ``clip_score`` asks.
         prompts: file with evaluation prompts, or None for the model source's own.
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
@@ -64,7 +63,6 @@ class Settings:
     exhaustive: bool
     blocks: int
     models: str
-    clip: ClipSource
     prompts: Path | None
     seed: int
     max_quality_loss: float
@@ -125,7 +123,6 @@ class Settings:
             exhaustive=options.exhaustive,
             blocks=options.blocks or (1 if coarse else 2),
             models=options.models,
-            clip=clip_source(options.clip_model, options.models),
             prompts=Path(options.prompts) if options.prompts else None,
             seed=options.seed,
             max_quality_loss=options.max_quality_loss,
@@ -276,18 +273,16 @@ def named_gpus(given: str) -> tuple[str, ...]:
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
 
 
-def clip_source(text: str | None, models: str) -> ClipSource:
-    """What ``clip_score`` asks. Unless it is named: the stand-in knows the embedded pipelines' pictures, and no others.
-
-    Args:
-        text: ``--clip-model``.
-        models: ``--models``.
+def chosen_clip(options: Namespace) -> ClipSource:
+    """The CLIP that ``--clip-model`` names; without it the stand-in, for the embedded pipelines alone, whose pictures it
+    knows.
 
     Raises:
-        OptionError: for what is none.
+        OptionError: naming the bad value and the fix.
     """
+    default = EMBEDDED if options.models == EMBEDDED else DEFAULT_HUB_ID
     try:
-        return ClipSource.from_option(text or (EMBEDDED if models == EMBEDDED else DEFAULT_HUB_ID))
+        return ClipSource.from_option(options.clip_model or default)
     except ValueError as error:
         raise OptionError(f"--clip-model: {error}") from error
 

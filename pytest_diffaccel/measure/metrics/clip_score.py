@@ -62,7 +62,7 @@ class ClipScore(Metric):
         self.prepare(device)
         self._tell_of_long(prompts)
         scores: list[float] = []
-        with torch.inference_mode(), _on(self._clip, device), _without_tf32():
+        with _on(self._clip, device), _without_tf32(), torch.inference_mode():
             for first in range(0, len(images), _BATCH):
                 part = slice(first, first + _BATCH)
                 pictures, texts = self._of_pictures(images[part], device), self._of_texts(prompts[part], device)
@@ -119,8 +119,8 @@ def _unit(embeddings: Tensor) -> Tensor:
 @contextmanager
 def _on(clip: Clip, device: str) -> Iterator[None]:
     """The network on ``device`` for as long as it computes: in a GPU's memory it would count as that of candidates."""
-    clip.model.to(device)
     try:
+        clip.model.to(device)
         yield
     finally:
         clip.model.to("cpu")
