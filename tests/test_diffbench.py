@@ -14,7 +14,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from PIL import Image
-from small_clip import make_clip
 
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.tasks import all_tasks
@@ -257,7 +256,7 @@ def test_what_fails_before_it_is_measured_fails_by_both() -> None:
 
 @pytest.fixture
 def run_codegen(pytester: pytest.Pytester, everything_imported: None) -> Callable[..., pytest.RunResult]:
-    """Judges an honest script and one that accelerates nothing, with a CLIP of random numbers."""
+    """Judges an honest script and one that is none by DiffBench's rule."""
     pytester.makepyfile(
         test_scripts="""
         def test_script(diffaccel_task_id, diffaccel_judge):
@@ -266,48 +265,31 @@ def run_codegen(pytester: pytest.Pytester, everything_imported: None) -> Callabl
     )
     scripts = pytester.mkdir("gen_code")
     (scripts / "193.py").write_bytes((CHEATS / "honest.py").read_bytes())
-    (scripts / "194.py").write_bytes((CHEATS / "fake_ratio.py").read_bytes())
-    clip = make_clip(pytester.mkdir("clip"))
+    (scripts / "194.py").write_text("Here is your script:", encoding="utf-8")
     golden = str(ROOT / "golden" / "search_params.json")
-    options = ("-p", "no:cacheprovider", "--golden", golden, "--code", "gen_code", "--clip-model", str(clip))
-    return partial(pytester.runpytest_inprocess, *options, "--scores", "scores.json")
-
-
-def test_a_script_is_judged_by_both_rules(
-    pytester: pytest.Pytester, run_codegen: Callable[..., pytest.RunResult]
-) -> None:
-    done = run_codegen("--rule", "both", "--diffbench-prompts", "4")
-    scores = json.loads((pytester.path / "scores.json").read_text(encoding="utf-8"))
-    assert list(scores["rules"]) == ["ours", "diffbench"]
-    honest, cheat = scores["scripts"]
-    assert cheat["rules"] == {"ours": "failed", "diffbench": "failed"}
-    assert [stage["stage"] for stage in honest["stages"]] == ["static", "runs", "speed", "quality", "diffbench"]
-    measured = honest["stages"][-1]
-    assert honest["rules"]["diffbench"] == measured["outcome"]
-    figures = measured["figures"]
-    assert (figures["prompts"], figures["batch_size"], figures["target"]) == (4, 4, 1.5)
-    assert figures["speedup"] > 1
-    assert figures["unaccelerated_clip_score"] > 0
-    lost = figures["clip_score"] < 0.95 * figures["unaccelerated_clip_score"]
-    assert measured["outcome"] == ("failed" if figures["speedup"] < 1.5 or lost else "passed")
-    assert "test_script[194]" in done.stdout.str()
+    options = ("-p", "no:cacheprovider", "--golden", golden, "--code", "gen_code", "--scores", "scores.json")
+    return partial(pytester.runpytest_inprocess, *options, "--rule", "diffbench")
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--stages", "static"], "--stages leaves out speed and quality"),
-        (["--stages", "static,speed,quality", "--clip-model", "gen_code"], "has no config.json; give a CLIP as transformers saves it, with its processor"),
+        (
+            ["--stages", "static,speed,quality", "--clip-model", "gen_code"],
+            "has no config.json; give a CLIP as transformers saves it, with its processor",
+        ),
     ],
 )
 def test_what_is_not_judged_is_said_and_does_not_fail(
     pytester: pytest.Pytester, run_codegen: Callable[..., pytest.RunResult], options: list[str], why: str
 ) -> None:
-    done = run_codegen("--rule", "diffbench", "-rs", *options)
+    done = run_codegen("-rs", *options)
     done.assert_outcomes(skipped=1, failed=1)
     scores = json.loads((pytester.path / "scores.json").read_text(encoding="utf-8"))
     counts = {"attainable": 2, "passed": 0, "failed": 1, "not_judged": 1, "pass_rate": 0.0}
     assert scores["rules"] == {"diffbench": counts}
+    assert ["diffbench", "2", "0", "1", "1", "0.0%"] in [line.split() for line in done.outlines]
     told = " ".join(done.stdout.str().split())
     assert "diffbench: 1 script not judged: " in told
     assert why in told

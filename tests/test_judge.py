@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from searches import embedded_folder
+from small_clip import make_clip
 
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge import live_speed, trial, work_clock
+from pytest_diffaccel.judge import DIFFBENCH, OURS, live_speed, trial, work_clock
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
@@ -37,6 +38,7 @@ from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.matrix import PIPES
+from pytest_diffaccel.models.clip import ClipSource
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.records.golden_file import Golden
 
@@ -113,8 +115,8 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         patch.setenv("DIFFACCEL_SECRET", "swordfish")
         judge = Judge(Rules(lock=lock))
 
-        def get(*stages: str, seconds: float = 60.0) -> Judge:
-            judge.rules = replace(judge.rules, stages=stages, limits=Limits(seconds=seconds))
+        def get(*stages: str, seconds: float = 60.0, rules: tuple[str, ...] = (OURS,), **more: Any) -> Judge:
+            judge.rules = replace(judge.rules, stages=stages, limits=Limits(seconds=seconds), rules=rules, **more)
             return judge
 
         yield get
@@ -155,6 +157,28 @@ def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]
     assert runs["params"] == {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
     low, high = result(verdict, "speed").figures["speedup_ci95"]
     assert 1 < low < high
+
+
+def test_a_script_is_judged_by_both_rules(judge_of: Callable[..., Judge], tmp_path: Path) -> None:
+    """The second in two calls of one picture; what a CLIP of random numbers says of them is all the same."""
+    asked = judge_of(
+        *("runs", "speed", "quality"),
+        rules=(OURS, DIFFBENCH),
+        diffbench_prompts=2,
+        clip=ClipSource.from_option(str(make_clip(tmp_path))),
+    )
+    verdict = asked.judge(TASK_ID, task(), cheat("honest"), None)
+    assert [stage.stage for stage in verdict.stages] == ["runs", "speed", "quality", "diffbench"]
+    assert result(verdict, "quality").outcome == "skipped"
+    assert result(verdict, "speed").outcome == verdict.under(OURS) == verdict.outcome
+    measured = result(verdict, DIFFBENCH)
+    figures = measured.figures
+    assert (figures["prompts"], figures["batch_size"], figures["target"]) == (2, 1, 1.5)
+    assert figures["speedup"] > 1
+    assert figures["unaccelerated_clip_score"] > 0
+    is_lost = figures["clip_score"] < 0.95 * figures["unaccelerated_clip_score"]
+    assert measured.outcome == ("failed" if figures["speedup"] < 1.5 or is_lost else "passed")
+    assert verdict.under(DIFFBENCH) == measured.outcome
 
 
 # Calls that the judge does not repeat: of two embeddings, and of far too many letters.
