@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 import pytest_diffaccel
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
+from pytest_diffaccel.measure.metrics.clip_score import ClipScore
 from pytest_diffaccel.models.clip import ClipSource
+from pytest_diffaccel.plugin.registered import metrics_of
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options, benches_command, is_given
-from pytest_diffaccel.settings.search_settings import Settings, chosen_clip
+from pytest_diffaccel.settings.search_settings import Settings
 
 ACCELERATORS = default_registry().names
 
@@ -70,9 +72,11 @@ def test_other_models_are_scored_on_more_samples(settings: Any) -> None:
     assert settings("--models", "hub", "--num-samples", "5").num_samples == 5
 
 
-def test_other_models_are_scored_by_another_clip() -> None:
+def test_other_models_are_scored_by_another_clip(pytester: pytest.Pytester) -> None:
     def clip(*arguments: str) -> ClipSource:
-        return chosen_clip(parsed(*arguments))
+        metric = metrics_of(pytester.parseconfig(*arguments))["clip_score"]
+        assert isinstance(metric, ClipScore)
+        return metric.source
 
     assert clip().description == "embedded stand-in, not CLIP"
     assert clip("--models", "hub").location == "openai/clip-vit-base-patch32"

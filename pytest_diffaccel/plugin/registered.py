@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+    from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.pipes import PipeRegistry
 
 
@@ -50,15 +52,25 @@ def metrics_of(config: pytest.Config) -> MetricRegistry:
     """The metrics that a session knows; ``clip_score`` asks the CLIP that its options name.
 
     Raises:
-        ValueError: when one is refused; the message says why.
+        ValueError: when one is refused, or the CLIP; the message says why.
     """
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-    from pytest_diffaccel.settings.search_settings import chosen_clip
 
-    registry = MetricRegistry(chosen_clip(config.option))
+    registry = MetricRegistry(_clip_of(config))
     if hasattr(config.hook, "pytest_diffaccel_metrics"):
         config.hook.pytest_diffaccel_metrics(registry=registry)
     return registry
+
+
+def _clip_of(config: pytest.Config) -> ClipSource:
+    """The stand-in for the embedded pipelines alone, whose pictures it knows, unless another CLIP is named."""
+    from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, EMBEDDED, ClipSource
+
+    default = EMBEDDED if config.option.models == EMBEDDED else DEFAULT_HUB_ID
+    try:
+        return ClipSource.from_option(config.option.clip_model or default)
+    except ValueError as error:
+        raise OptionError(f"--clip-model: {error}") from error
 
 
 def registered_here() -> tuple[Registry, PipeRegistry]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.measurement import SpeedClock
-from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, EMBEDDED, ClipSource
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
@@ -271,20 +270,6 @@ def named_gpus(given: str) -> tuple[str, ...]:
         return names
     meant = f"; did you mean `--gpus=all {given}`?" if Path(given).exists() else ""
     raise OptionError(f"--gpus: {given!r} is not a list of GPU numbers or names (--gpus=0,1){meant}")
-
-
-def chosen_clip(options: Namespace) -> ClipSource:
-    """The CLIP that ``--clip-model`` names; without it the stand-in, for the embedded pipelines alone, whose pictures it
-    knows.
-
-    Raises:
-        OptionError: naming the bad value and the fix.
-    """
-    default = EMBEDDED if options.models == EMBEDDED else DEFAULT_HUB_ID
-    try:
-        return ClipSource.from_option(options.clip_model or default)
-    except ValueError as error:
-        raise OptionError(f"--clip-model: {error}") from error
 
 
 def _report(path: str | None, *, gate: bool) -> Path | None:

@@ -9,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, check_pairs
 from pytest_diffaccel.models.tensors import file_digest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -301,6 +300,7 @@ def check_size(width: int, height: int, net: Net = "squeeze") -> None:
 
 def _as_tensor(images: Sequence[Image]) -> Tensor:
     """Images as (count, 3, height, width) float32 in [-1, 1], what LPIPS expects."""
+    import numpy as np
     import torch
 
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])

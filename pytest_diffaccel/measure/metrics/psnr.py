@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pytest_diffaccel.measure.metrics.base import Metric
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 # Identical images have infinite PSNR, which JSON cannot say.
@@ -32,6 +31,8 @@ class Psnr(Metric):
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:
         """On the CPU, whatever the device: a subtraction takes less than copying pictures there."""
+        import numpy as np
+
         pairs = zip(images, references, strict=True)
         return [peak_signal_to_noise(np.array(image), np.array(reference)) for image, reference in pairs]
 
@@ -43,5 +44,7 @@ def peak_signal_to_noise(pixels: NDArray[np.uint8], reference: NDArray[np.uint8]
         pixels: (height, width, channels).
         reference: another image of this shape.
     """
+    import numpy as np
+
     squared = float(np.mean((pixels.astype(float) - reference) ** 2))
     return min(_CAP_DB, 10 * math.log10(255**2 / squared)) if squared else _CAP_DB

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -31,6 +30,8 @@ class Ssim(Metric):
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:
         """One picture after the other: a picture's windows are all that is in memory."""
+        import numpy as np
+
         width, height = images[0].size
         if min(width, height) < _WINDOW:
             raise MetricFault(f"ssim: pictures of {width} x {height} pixels are smaller than its window of {_WINDOW}")
