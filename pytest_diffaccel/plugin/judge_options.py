@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import DIFFBENCH, DIFFBENCH_PROMPTS, OURS, STAGES
+from pytest_diffaccel.plugin.registered import clip_of
 from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, one_of, option
-from pytest_diffaccel.settings.search_settings import chosen_clip
 from pytest_diffaccel.words import meant
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class JudgeSettings:
             stages=_stages(options.stages),
             rules=_RULES[options.rule],
             diffbench_prompts=options.diffbench_prompts,
-            clip=chosen_clip(options),
+            clip=clip_of(options),
             tolerance_ratio=options.ratio_tolerance,
             models=options.models,
             seed=options.seed,
