@@ -120,6 +120,7 @@ def test_ten_prompts_are_drawn_one_by_one_and_their_means_decide() -> None:
             "target": 1.5,
             "prompts": 10,
             "batch_size": 1,
+            "metric": "clip_score",
             "clip_score": 19.0,
             "unaccelerated_clip_score": 20.0,
             "clip_loss": 0.05,
@@ -225,8 +226,14 @@ def test_each_rule_has_its_rate_and_the_first_decides() -> None:
         ("xfailed", "xfailed", False),
         ("xpassed", "xfailed", False),
     ]
+    figures = {"prompts": 10, "metric": "clip_score (embedded stand-in, not CLIP)"}
     verdicts = [
-        ScriptVerdict(str(number), (result("speed", ours), result(DIFFBENCH, other)), (OURS, DIFFBENCH), attainable)
+        ScriptVerdict(
+            str(number),
+            (result("speed", ours), replace(result(DIFFBENCH, other), figures=figures)),
+            (OURS, DIFFBENCH),
+            attainable,
+        )
         for number, (ours, other, attainable) in enumerate(cases, 200)
     ]
     assert [verdict.passed for verdict in verdicts] == [True, True, False, True, True, True]
@@ -242,7 +249,10 @@ def test_each_rule_has_its_rate_and_the_first_decides() -> None:
     told = [line.split() for line in scores.lines()]
     assert ["ours", "4", "3", "1", "0", "75.0%"] in told
     assert ["diffbench", "4", "1", "2", "1", "33.3%"] in told
-    assert scores.lines()[-1] == "diffbench: 1 script why skipped"
+    assert scores.lines()[-2:] == [
+        "diffbench: on 10 prompts, by clip_score (embedded stand-in, not CLIP)",
+        "diffbench: 1 script why skipped",
+    ]
 
 
 def test_what_fails_before_it_is_measured_fails_by_both() -> None:

@@ -18,6 +18,7 @@ from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved
 from pytest_diffaccel.judge.live_speed import PairTimer, timed_images
 from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, scores_of
+from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +52,7 @@ class DiffBench:
         """Why no script can be judged by this rule; empty when scripts can."""
         try:
             self._metric.prepare(self._device)
+            self._identity  # noqa: B018
         except MetricFault as error:
             return str(error)
         return ""
@@ -78,11 +80,11 @@ class DiffBench:
         waiting = iter([batches[0], *batches])  # one more, to warm up
         timer = PairTimer(call, task, self._replay, lambda: next(waiting))
         pairs = [timer.pair() for _ in batches]
-        drawn = [image for pair in pairs for image in pair.images][: len(prompts)]
+        drawn = [image for pair in pairs for image in pair.images]
         if complaint := degenerate(drawn):
-            raise ScriptMisbehaved(f"draws nothing of {len(prompts)} prompts: {complaint}")
+            raise ScriptMisbehaved(f"draws nothing of {counted(len(prompts), 'prompt')}: {complaint}")
         plain = [image for pair in pairs for image in self._unaccelerated(task, pair.call, pair.seeds)]
-        if complaint := degenerate(plain[: len(prompts)]):
+        if complaint := degenerate(plain):
             said = f"not judged: the unaccelerated pipeline draws nothing: {complaint}"
             return StageResult(DIFFBENCH, "skipped", said)
         figures: dict[str, Any] = {
@@ -90,12 +92,18 @@ class DiffBench:
             "target": task.target,
             "prompts": len(prompts),
             "batch_size": size,
+            "metric": self._identity,
         }
         try:
-            figures |= self._scores(drawn, plain[: len(prompts)], prompts)
+            figures |= self._scores(drawn[: len(prompts)], plain[: len(prompts)], prompts)
         except MetricFault as error:
             return StageResult(DIFFBENCH, "skipped", f"not judged: {error}", figures)
         return verdict(figures, attainable=answer is None or answer.attained)
+
+    @cached_property
+    def _identity(self) -> str:
+        """Whose weights score; their digest takes a while."""
+        return self._metric.identity
 
     def _unaccelerated(self, task: Task, call: LiveCall, seeds: Sequence[int]) -> list[Image]:
         return self._replay.images(task, call.claim.arguments, {}, seeds)
@@ -121,7 +129,8 @@ def verdict(figures: Mapping[str, Any], *, attainable: bool) -> StageResult:
         said = "not judged: the unaccelerated pictures' CLIP score is 0, of which there is no share to lose"
         return StageResult(DIFFBENCH, "skipped", said, dict(figures))
     loss = round(1 - score / plain, _DECIMALS)
-    kept = {name: round(value, _DECIMALS) for name, value in {**figures, "clip_loss": loss}.items()}
+    kept = {name: round(value, _DECIMALS) if isinstance(value, float) else value for name, value in figures.items()}
+    kept["clip_loss"] = loss
     clip = f"CLIP score {score:.2f}, {abs(loss):.1%} {'lower' if loss > 0 else 'higher'} than {plain:.2f} unaccelerated"
     misses = [f"{speedup:.4f}x in the mean is less than {target:g}x"] if speedup < target else []
     if loss > _LARGEST_LOSS:

@@ -36,8 +36,7 @@ class Rate:
     @property
     def pass_rate(self) -> float | None:
         """Passed of those that passed or failed; None without any."""
-        judged = self.passed + self.failed
-        return self.passed / judged if judged else None
+        return _pass_rate(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -69,8 +68,7 @@ class RuleRate:
     @property
     def pass_rate(self) -> float | None:
         """Passed of those that were judged; None without any."""
-        judged = self.passed + self.failed
-        return self.passed / judged if judged else None
+        return _pass_rate(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -134,8 +132,15 @@ class Scores:
             *_table(("stage", "passed", "failed", "xfailed", "skipped", "pass rate"), stages),
             "",
             *_table(("rule", "attainable", "passed", "failed", "not judged", "pass rate"), rules),
+            *self._scored(),
             *self._not_judged(),
         ]
+
+    def _scored(self) -> list[str]:
+        """What DiffBench's rates depend on."""
+        figures = [result.figures for verdict in self.verdicts if (result := verdict.of(DIFFBENCH)) is not None]
+        found = {(each["prompts"], each["metric"]): None for each in figures if "metric" in each}
+        return [f"{DIFFBENCH}: on {counted(prompts, 'prompt')}, by {metric}" for prompts, metric in found]
 
     def _not_judged(self) -> list[str]:
         """Of DiffBench's rule: what it needs may be missing; ours skips what golden does not hold."""
@@ -145,6 +150,11 @@ class Scores:
             if (result := verdict.of(DIFFBENCH)) is not None and verdict.under(DIFFBENCH) == "skipped"
         )
         return [f"{DIFFBENCH}: {counted(number, 'script')} {said}" for said, number in reasons.items()]
+
+
+def _pass_rate(counts: Rate | RuleRate) -> float | None:
+    judged = counts.passed + counts.failed
+    return counts.passed / judged if judged else None
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
