@@ -137,8 +137,7 @@ class Proof:
         found = self._pytest(name, fault.call.format(step=step_s), ["--gate", *options], fault.beside)
         text = self._kept(name).with_suffix(".txt").read_text(encoding="utf-8")
         right = found["exit"] == fault.exit_code and fault.named in text and fault.unnamed not in text
-        says = [line for line in text.splitlines() if line.startswith("gate: ")]
-        return {**found, "says": says[-1] if says else "?", "right": right}
+        return {**found, "says": _verdicts(text) or "?", "right": right}
 
     def _step_s(self) -> float:
         """Time of a step of the recorded unaccelerated pipeline, about: of the first baseline."""
@@ -173,15 +172,22 @@ class Proof:
                 check=False,
             )
         found = {"run": name, "exit": done.returncode, "s": time.monotonic() - began}
-        kept.with_suffix(".txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+        text = done.stdout + done.stderr
+        kept.with_suffix(".txt").write_text(text, encoding="utf-8")
         kept.write_text(json.dumps(found), encoding="utf-8")
         self._seconds.append(found["s"])
         left_min = self._left * sum(self._seconds) / len(self._seconds) / 60
         print(
-            f"{name}: exit {found['exit']}, {found['s']:.0f} s; {self._left} to go, about {left_min:.0f} min",
+            f"{name}: exit {found['exit']}, {found['s']:.0f} s; {_verdicts(text)}; {self._left} to go, "
+            f"about {left_min:.0f} min",
             flush=True,
         )
         return found
+
+
+def _verdicts(text: str) -> str:
+    """The gate's line that counts its verdicts; empty where it printed none."""
+    return next((line for line in reversed(text.splitlines()) if line.startswith("gate: ")), "")
 
 
 def _at_512_px() -> str:

@@ -30,7 +30,8 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.devices import NoSuchGpu, choose_gpus, number_of_gpus, use_gpu
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, candidates
 from pytest_diffaccel.measure.metrics.lpips import lpips_distances
-from pytest_diffaccel.measure.prompts import default_prompts, read_prompts, select
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
+from pytest_diffaccel.measure.prompts import default_prompts, select
 from pytest_diffaccel.measure.threads import use_one_thread, use_share_of_cores, wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import set_scheduler
@@ -174,7 +175,7 @@ def scenes(settings: Settings) -> Iterator[Scene]:
     for pipe, cells in groupby(settings.cells, key=lambda cell: cell.pipe):
         pipeline = load_pipeline(pipe, models=source, device="cpu" if settings.gpus is None else "cuda")
         spec = source.spec(pipe)
-        prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts(spec)
+        prompts = read_prompt_file(settings.prompts).prompts if settings.prompts else default_prompts(spec)
         samples = select(prompts, settings.num_samples, settings.seed, "search")
         size = settings.batch_size
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]

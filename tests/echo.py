@@ -5,6 +5,7 @@ It is the example of ``examples/own_method`` with a grid of the test's own, and 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from pytest_diffaccel.matrix import Cell, Params, Point
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_method"
 
-#: What goes wrong in the third denoiser call, by the value of ``mishap``; the last two only in runs of few steps.
-NOTHING, ERROR, NO_MEMORY, SLOW, DEATH, SILENCE, SHORT_ERROR, SHORT_DEATH = range(8)
+#: What goes wrong in the third denoiser call, by the value of ``mishap``; two of them only in runs of few steps.
+NOTHING, ERROR, NO_MEMORY, SLOW, DEATH, SILENCE, SHORT_ERROR, SHORT_DEATH, OVERFLOW = range(9)
 FEW_STEPS = 15
 
 
@@ -53,7 +54,7 @@ class Echo(_example().Echo):  # type: ignore[misc]
     def check(self, point: Point, steps: int) -> None:
         self.check_names(point)
         check_integer(self.name, point, self.param_names[0], 1)
-        check_integer(self.name, point, self.param_names[1], NOTHING, SHORT_DEATH)
+        check_integer(self.name, point, self.param_names[1], NOTHING, OVERFLOW)
 
     def interval(self, point: Point) -> int | float:
         return point[self.param_names[0]]
@@ -69,7 +70,8 @@ class Echo(_example().Echo):  # type: ignore[misc]
             if calls == 2:
                 _go_wrong(mishap, pipeline.scheduler.num_inference_steps)
             calls += 1
-            return answer(*args, **kwargs)
+            found = answer(*args, **kwargs)
+            return tuple(part * math.nan for part in found) if mishap == OVERFLOW and calls > 2 else found
 
         pipeline.unet.forward = forward
         return call

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 
+# Weights of a pipeline, and what is to be in them.
+Weights: TypeAlias = list[tuple[Any, Any]]
 #: All that faults put in the place of what was there.
 patches = pytest.MonkeyPatch()
 
@@ -139,6 +141,29 @@ def no_effect(method: type[Method]) -> None:
     patches.setattr(method, "apply", idle)
 
 
+def overflow(method: type[Method]) -> None:
+    """An accelerator whose denoiser gives what is not finite."""
+    apply = method.apply
+
+    def overflowing(self: Method, pipeline: Any, *rest: Any) -> Any:
+        call = apply(self, pipeline, *rest)
+        forward = pipeline.unet.forward
+        pipeline.unet.forward = lambda *args, **options: tuple(part * np.nan for part in forward(*args, **options))
+        return call
+
+    patches.setattr(method, "apply", overflowing)
+
+
+def black_pictures() -> None:
+    """A VAE that is broken in memory; its file is whole."""
+
+    def blackened(pipeline: Any) -> Weights:
+        last = pipeline.vae.decoder.conv_out
+        return [(last.weight, 0.0 * last.weight.data), (last.bias, 0.0 * last.bias.data - 1.0)]
+
+    _loaded(blackened)
+
+
 def out_of_memory() -> None:
     """A pipeline that cannot be run here."""
 
@@ -150,24 +175,29 @@ def out_of_memory() -> None:
 
 def corrupt_weight() -> None:
     """A weight of the denoiser that is broken in memory; its file is whole."""
-    _loaded(lambda pipeline: (pipeline.unet.conv_in.weight, 0.0))
+    _loaded(lambda pipeline: [(pipeline.unet.conv_in.weight, 0.0 * pipeline.unet.conv_in.weight.data)])
 
 
 def other_vae() -> None:
     """A VAE that decodes otherwise than the recorded one; its file is whole."""
-    _loaded(lambda pipeline: (pipeline.vae.decoder.conv_out.weight, 0.8))
+
+    def paler(pipeline: Any) -> Weights:
+        weight = pipeline.vae.decoder.conv_out.weight
+        return [(weight, 0.8 * weight.data)]
+
+    _loaded(paler)
 
 
-def _loaded(change: Callable[[Any], tuple[Any, float]]) -> None:
-    """Let a weight of every pipeline that is loaded be so many times as large."""
+def _loaded(changed: Callable[[Any], Weights]) -> None:
+    """Give some weights of every pipeline that is loaded other numbers."""
     from pytest_diffaccel.search import pipelines
 
     load = pipelines.load_pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         pipeline = load(*arguments, **options)
-        weight, factor = change(pipeline)
-        patches.setattr(weight, "data", factor * weight.data)
+        for weight, numbers in changed(pipeline):
+            patches.setattr(weight, "data", numbers)
         return pipeline
 
     patches.setattr(pipelines, "load_pipeline", broken)

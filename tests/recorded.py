@@ -14,7 +14,8 @@ from PIL import Image
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
-from pytest_diffaccel.measure.prompts import digest, read_prompts
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
+from pytest_diffaccel.measure.prompts import digest
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.contents import Contents, GroupWinners, Recorded
@@ -71,7 +72,7 @@ class RecordedSearch:
         self.prompts.write_text(f"red apple\ngreen pear {HOSTILE}\nblue fish\n=1+1\nyellow car\n", encoding="utf-8")
 
     def sampling(self, purpose: str = "search") -> Sampling:
-        return Sampling(_SAMPLES, 4, 0, digest(read_prompts(self.prompts)), purpose)
+        return Sampling(_SAMPLES, 4, 0, digest(read_prompt_file(self.prompts).prompts), purpose)
 
     def fill(self, cell: Cell = CELL, grid: Sequence[Params] | None = None) -> None:
         """A finished search of a cell: candidates, two winners verified, their rival, a skipped one and a failure."""

@@ -15,6 +15,8 @@ import pytest
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.measure.measurement import Sampling
+from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.registry import ModelSpec
 from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.store import Store
@@ -167,15 +169,18 @@ def _forgetting_modules() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def open_run(*arguments: str, methods: Iterable[Method]) -> SearchRun:
+def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metric] = ()) -> SearchRun:
     """A session of a race without pytest, in the present folder, which is a :class:`SearchFolder`'s."""
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
     registry = default_registry()
     for method in methods:
         registry.register(method)
+    known = MetricRegistry()
+    for metric in metrics:
+        known.register(metric)
     options = parser.parse_known_args([*RACE_OPTIONS, *arguments])
-    return SearchRun(Settings.from_options(options, registry.names), registry)
+    return SearchRun(Settings.from_options(options, registry.names, known), registry, metrics=known)
 
 
 def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,9 @@ def test_without_any_option_the_packages_cases_are_a_search(pytester: pytest.Pyt
 def test_options_of_a_search_without_its_cases_say_where_they_are(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--pipe", "SD1.5")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    result.stdout.fnmatch_lines(["diffaccel: no case of a search was collected; run them with: diffaccel search ..."])
+    result.stdout.fnmatch_lines(
+        ["diffaccel: no case of a search was collected; run them with: diffaccel search, and the same options"]
+    )
     assert "diffaccel" not in pytester.runpytest_subprocess("-q").stdout.str()
 
 

@@ -105,3 +105,11 @@ def test_few_samples_drop_nobody_that_is_close(samples: int) -> None:
     one, other = option(2, (0.020,) * samples), option(3, (0.022,) * samples)
     assert other.candidate in contenders(one, other).undecided()
     assert choose([one, other], 1.2, 0.25).option is one
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_are_the_baselines_at_first_are_no_scale() -> None:
+    """Neither candidate lost anything on the samples that both have: no loss is a share of theirs."""
+    begun = option(0, (0.0, 0.0))
+    late = [option(number, (0.0, 0.0, *losses(0.1, number)[FIRST:])) for number in (1, 2, 3)]
+    assert not {one.candidate for one in late} & contenders(begun, *late).undecided().keys()

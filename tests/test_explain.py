@@ -10,8 +10,11 @@ from entries import MET
 from recorded import CELL, HOSTILE, RecordedSearch, environment
 
 from pytest_diffaccel.cli.main import main
+from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.cells import cells_of
 
@@ -55,6 +58,30 @@ def test_a_target_out_of_reach_is_explained_by_what_comes_nearest(
     lines = explained(search, "SD1.5, DDIM, 20 steps, DeepCache, 4x", capsys).splitlines()
     assert lines[1].startswith(("unattainable: ", "undecided: "))
     assert any(line.startswith("not surely fast enough: ") for line in lines)
+
+
+def test_what_a_bound_barred_is_named_with_the_reason(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    metric = {"clip_score": GoldenMetric(28.1, (27.2, 29.1), -0.012, (-0.02, -0.004))}
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        won = record.winners["DeepCache"].entries[1.5]
+        barred = next(key for key, speedup in record.speedups.items() if speedup.low > 1.5 and not _is_of(won, key))
+        entries = {**record.winners["DeepCache"].entries, 1.5: replace(won, metrics=metric)}
+        why = "breaks clip_score=-5%: -8.0% [-9.0%, -7.0%]"
+        store.save_winners(replace(record.winners["DeepCache"], entries=entries, barred={barred: why}))
+        (record,) = cells_of(store.contents())
+    assert record.barred == {barred: why}
+    said = explained(search, "SD1.5, DDIM, 20 steps, DeepCache, 1.5x", capsys).splitlines()
+    (line,) = [line for line in said if line.startswith("  cannot win: cache_interval=")]
+    assert line.endswith(f"; it {why}")
+    assert "  clip_score 28.1 [27.2, 29.1], -1.2% [-2.0%, -0.4%]" in said
+
+
+def _is_of(entry: GoldenEntry, key: str) -> bool:
+    return key == Candidate(CELL, "DeepCache", entry.params).key
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
 from pytest_diffaccel.records.environment import Environment, QualityScale
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry, dump_entries
+from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 from pytest_diffaccel.records.jsonfile import JsonFileError
 
 KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
@@ -42,6 +43,7 @@ NOTHING_MEASURED = GoldenEntry(
     environment="3f9c2ab01d7e",
     reason="speed",
 )
+CLIP = GoldenMetric(28.1, (27.9, 28.3), -0.01, (-0.02, 0.0))
 FEWER_STEPS = FewerSteps(steps=11, speedup=1.69, lpips=0.062, lpips_ci95=(0.05, 0.074))
 FILE = """\
 {
@@ -91,6 +93,13 @@ params = st.dictionaries(names, st.dictionaries(names, numbers), min_size=1)
 
 
 @st.composite
+def metrics(draw: st.DrawFn) -> GoldenMetric:
+    value, change = draw(figures), draw(st.none() | figures)
+    interval = (value[0], value[2]) if draw(st.booleans()) else None
+    return GoldenMetric(value[1], interval, change and change[1], change and (change[0], change[2]))
+
+
+@st.composite
 def measured_entries(draw: st.DrawFn) -> GoldenEntry:
     speedup, wall, lpips = draw(figures), draw(figures), draw(figures)
     device = draw(st.none() | figures)
@@ -111,6 +120,7 @@ def measured_entries(draw: st.DrawFn) -> GoldenEntry:
         device_speedup=device and device[1],
         device_speedup_ci95=device and (device[0], device[2]),
         decided_by=draw(st.sampled_from(["wall", "device"])) if device else "wall",
+        metrics=draw(st.none() | st.dictionaries(names, metrics(), min_size=1, max_size=3)),
     )
 
 
@@ -248,6 +258,7 @@ def test_entry_with_nothing_measured_refuses(change: dict[str, Any]) -> None:
         ({"wall_speedup": 9.0, "wall_speedup_ci95": (9.0, 9.0)}, ""),
         ({"speedup": 2.0, "speedup_ci95": (1.9, 2.1)}, "speedup 1.67 [1.65, 1.69] -> 2 [1.9, 2.1]"),
         ({"lpips": 0.1, "lpips_ci95": (0.09, 0.1)}, "lpips 0.041 [0.036, 0.047] -> 0.1 [0.09, 0.1]"),
+        ({"metrics": {"clip_score": CLIP}}, "clip_score none -> 28.1"),
         ({"environment": "0" * 12}, 'environment "3f9c2ab01d7e" -> "000000000000"'),
         ({"params": {"ToMe": {"ratio": 0.5}}}, "params {"),
         ({"status": "unattainable", "reason": "quality"}, 'status "met" -> "unattainable", reason null'),
@@ -257,6 +268,27 @@ def test_difference(change: dict[str, Any], words: str) -> None:
     found = MET.difference(replace(MET, **change))
     assert found.startswith(words)
     assert bool(found) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (None, ""),
+        ({"clip_score": replace(CLIP, value=28.2)}, ""),
+        ({"clip_score": replace(CLIP, value=20.0, ci95=(19.0, 21.0))}, "clip_score 28.1 [27.9, 28.3] -> 20 [19, 21]"),
+        ({"psnr": GoldenMetric(30.0)}, "psnr none -> 30"),
+    ],
+)
+def test_metrics_differ_where_both_sides_have_them(after: dict[str, GoldenMetric] | None, words: str) -> None:
+    assert replace(MET, metrics={"clip_score": CLIP}).difference(replace(MET, metrics=after)) == words
+
+
+def test_a_metric_outside_its_interval_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        GoldenMetric(1.0, (2.0, 3.0))
+    with pytest.raises(ValidationError):
+        GoldenMetric(1.0, change=0.1)
+    assert GoldenEntry.from_json(replace(MET, metrics={"clip_score": CLIP}).to_json()).metrics == {"clip_score": CLIP}
 
 
 # Files

@@ -11,9 +11,9 @@ from entries import MET
 
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import merge
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps
 
 
 def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
@@ -31,3 +31,16 @@ def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
     assert re.split(r"  +", lines[0]) == headings
     assert re.split(r"  +", lines[1]) == ["DeepCache", "1.5x", "2", "1", "1.68x", "0.031", "0 of 1"]
     assert lines[2] == "3 keys of 3 cells"
+
+
+def test_a_narrow_terminal_has_accelerators_above_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, cell = tmp_path / "golden.json", Cell("SD1.5", "DDIM", 20)
+    keys = [GoldenKey(cell, name, target) for name in ("DeepCache", "DeepCache, T-Gate, and ToMe") for target in (2, 4)]
+    merge(golden, dict.fromkeys(keys, MET), update=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["show", "--summary", "--golden", str(golden)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines] == ["target", "DeepCache", "2x", "4x", "DeepCache,", "2x", "4x", "4"]

@@ -63,8 +63,11 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
         ("diffaccel_batch_size = 2", ("--batch-size", "2")),
         ("diffaccel_blocks = 3", ("--blocks", "3")),
         ("diffaccel_prompts = prompts.txt", ("--prompts", "prompts.txt")),
+        ("diffaccel_prompts = mine/p.csv:a column", ("--prompts", "mine/p.csv:a column")),
         ("diffaccel_seed = -3", ("--seed=-3",)),
         ("diffaccel_max_quality_loss = 0.1", ("--max-quality-loss", "0.1")),
+        ("diffaccel_metrics = psnr, ssim", ("--metrics", "psnr, ssim")),
+        ("diffaccel_bound =\n  clip_score=-5%", ("--bound", "clip_score=-5%")),
         ("diffaccel_search_budget = 1h30min", ("--search-budget", "1h30min")),
         ("diffaccel_case_timeout = 60", ("--case-timeout", "60")),
         ("diffaccel_store = all.sqlite", ("--store", "all.sqlite")),
@@ -208,6 +211,13 @@ def test_a_bad_file_is_refused_with_its_key(pytester: pytest.Pytester, key: str,
     pytester.mkdir("folder")
     configured(pytester, f"diffaccel_{key} = {value}")
     assert re.search(f"{value}.*diffaccel_{key} in tox.ini|diffaccel_{key} in tox.ini.*{value}", refused(pytester))
+
+
+def test_a_files_key_is_named_where_the_value_names_a_column_too(pytester: pytest.Pytester) -> None:
+    (pytester.path / "p.csv").write_text("id,Prompt\n", encoding="utf-8")
+    configured(pytester, "diffaccel_prompts = p.csv:Promt")
+    said = "p.csv: no column 'Promt' (did you mean 'Prompt'?); it has 'id', 'Prompt' (diffaccel_prompts in tox.ini)"
+    assert said in refused(pytester)
 
 
 def test_a_bad_files_key_is_named_however_its_path_is_quoted(pytester: pytest.Pytester) -> None:

@@ -20,9 +20,11 @@ from local_hub import LocalHub, local_hub
 from safetensors.numpy import load_file, save_file
 from searches import SmallSearch, embedded_folder
 from single_files import write_single_file, write_vae_file
+from small_clip import make_clip
 
 from pytest_diffaccel import load_pipeline
 from pytest_diffaccel.matrix import PIPES
+from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, ClipSource, load_clip
 from pytest_diffaccel.models.hub import cached_folder, fetch_command
 from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.weights import weight_files
@@ -262,6 +264,23 @@ def test_the_command_fetches_shards_and_copies_of_what_is_not_known() -> None:
     for name in names:
         assert any(fnmatch(name, pattern) for pattern in patterns), name
     assert "fp16" not in fetch_command(known()["SD1.5"].hub_id)
+
+
+def test_a_clip_is_fetched_once_without_its_pickled_weights(hub: LocalHub, tmp_path: Path) -> None:
+    """Of the default, from the revision that has safetensors."""
+    (tmp_path / "clip").mkdir()
+    hub.repositories[DEFAULT_HUB_ID] = make_clip(tmp_path / "clip")
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "README.md"):
+        (tmp_path / "clip" / name).touch()
+    source = ClipSource.from_option(DEFAULT_HUB_ID)
+    folder = source.folder()
+    assert any(path.endswith("/revision/refs/pr/15") for path in hub.asked)
+    vocabulary = {"merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"}
+    assert hub.downloaded == {"config.json", "model.safetensors", "preprocessor_config.json", *vocabulary}
+    assert load_clip(source).most_tokens == 24
+    hub.asked.clear()
+    assert source.folder() == folder
+    assert not hub.asked
 
 
 def test_what_the_hub_lacks_or_breaks_off_names_the_command(copied: Path, hub: LocalHub) -> None:

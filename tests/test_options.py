@@ -363,7 +363,7 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
             "'openai/clip-vit-base-patch32' (did you mean embedded[?])",
         ),
         (("--models", "hub", "--clip-model", "./nosuch"), "*--clip-model: './nosuch' is not 'embedded', a folder *"),
-        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line"),
+        (("--prompts", "nosuch.txt"), "*no prompts file nosuch.txt; give a text file with one prompt per line, or *"),
     ],
 )
 def test_bad_values_are_usage_errors(pytester: pytest.Pytester, arguments: tuple[str, ...], said: str) -> None:

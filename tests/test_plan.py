@@ -93,6 +93,19 @@ def search(seed: int = 0) -> dict[Candidate, tuple[float, ...]]:
     return evaluated
 
 
+def test_what_lost_to_a_candidate_is_promising_again_once_a_bound_bars_that() -> None:
+    """Barred ones still tell what others lose, and are not evaluated again."""
+    known = plan(search())
+    left = [point for point in GRID if point not in known.evaluated]
+    assert known.best(left) is None
+    barred = {choice.option.candidate.key for target in TARGETS if (choice := choose(known.options, target, 1)).option}
+    without = replace(known, barred=barred)
+    assert without.best(left) is not None
+    kept = {option.candidate.key for option in without.options}
+    assert kept == {option.candidate.key for option in known.options} - barred
+    assert without.evaluated_options == known.options
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_winners_of_an_exhaustive_search_are_found_at_a_fraction_of_its_samples(seed: int) -> None:
     found, exhaustive = plan(search(seed)), plan({point: true_losses(point, seed) for point in GRID})

@@ -8,47 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.measure.prompts import Purpose, default_prompts, digest, read_prompts, select
+from pytest_diffaccel.measure.prompts import Purpose, default_prompts, digest, select, used
 from pytest_diffaccel.models.registry import ModelSpec
 
 PROMPTS = tuple(f"prompt {number}" for number in range(10))
 SEEDS = st.integers(-(2**70), 2**70)
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-def test_reads_lines_and_skips_comments(tmp_path: Path) -> None:
-    content = "\ufeff# mine\n\n  a cat \r\n a dog # not a comment\n#no\na cat\n".encode()
-    assert read_prompts(write(tmp_path / "p.txt", content)) == ("a cat", "a dog # not a comment")
-
-
-@pytest.mark.parametrize("odd", "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e")
-def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path: Path, odd: str) -> None:
-    content = f"a cat{odd}on a mat\r\na dog\rtwo\n".encode()
-    assert read_prompts(write(tmp_path / "p.txt", content)) == (f"a cat{odd}on a mat", "a dog", "two")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "holds no prompt"),
-        (b"# only this\n\n", "holds no prompt"),
-        (b"a cat\ncaf\xe9\n", "line 2: not UTF-8"),
-        (b"PK\0\0", "binary file"),
-    ],
-)
-def test_refuses_what_is_no_prompts_file(tmp_path: Path, content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_prompts(write(tmp_path / "p.txt", content))
-
-
-def test_refuses_a_missing_file_and_a_directory(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(FileNotFoundError, match="one prompt per line"):
-            read_prompts(path)
 
 
 def test_defaults_are_64_varied_prompts() -> None:
@@ -119,3 +83,28 @@ def test_refuses_bad_arguments() -> None:
 def test_digest_tells_order_and_content_apart() -> None:
     assert len({digest(("a", "b")), digest(("b", "a")), digest(("a",)), digest(("a b",))}) == 4
     assert len(digest(PROMPTS)) == 12
+
+
+@pytest.mark.parametrize(
+    ("prompts", "samples", "said"),
+    [
+        (9, 3, "of 9 prompts in p.txt, 3 choose winners and 3 others verify them"),
+        (9, 32, "of 9 prompts in p.txt, 5 choose winners and 4 others verify them"),
+        (3, 32, "of 3 prompts in p.txt, 2 choose winners and 1 other verifies them"),
+        (1, 8, "of 1 prompt in p.txt, the same one chooses winners and verifies them; give more"),
+    ],
+)
+def test_how_many_are_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: int, samples: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("\n".join(PROMPTS[:prompts]), encoding="utf-8")
+    assert used(Path("p.txt"), samples) == said
+
+
+def test_column_and_repetitions_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.csv").write_text("id,Text\n1,a cat\n2,a dog\n3,a cat\n", encoding="utf-8")
+    assert used(Path("p.csv:text"), 8, gate=True) == (
+        "of 2 prompts in p.csv (column 'Text', without 1 repetition), 1 is drawn"
+    )

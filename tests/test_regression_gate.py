@@ -265,6 +265,31 @@ def test_a_broken_pipeline_is_not_recorded(gate: Gate) -> None:
     assert read_references(gate.golden) == before
 
 
+@pytest.mark.slow
+def test_a_pipeline_that_draws_nothing_fails_and_is_never_recorded(gate: Gate) -> None:
+    """Not even where nothing tells what it drew: every winner would look perfect."""
+    before = read_references(gate.golden)
+    result = gate.run("--update-golden", "--fresh", fault=faults.black_pictures)
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines(
+        [
+            "quality regressed: the unaccelerated pipeline draws nothing: *one colour*a VAE that*",
+            "gate: 2 regressed of 2",
+        ]
+    )
+    assert read_references(gate.golden) == before
+
+
+@pytest.mark.slow
+def test_a_winner_that_draws_nothing_fails(gate: Gate) -> None:
+    result = gate.run(fault=partial(faults.overflow, faults.DeepCache))
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines(
+        ["quality regressed: these parameters draw nothing: *one colour*", "gate: * regressed of 2"]
+    )
+
+
+@pytest.mark.slow
 def test_a_change_that_is_wanted_is_recorded_in_place_of_what_was(gate: Gate) -> None:
     before = read_references(gate.golden)
     assert gate.run("--update-golden", "--fresh", fault=faults.corrupt_weight).ret == 0

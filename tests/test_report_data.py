@@ -23,11 +23,12 @@ from searches import SMALL_OPTIONS, SmallSearch
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
+from pytest_diffaccel.measure.measurement import Block, Interval, MetricValues, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.cell_part import cell_parts
 from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_maps
@@ -36,6 +37,7 @@ from pytest_diffaccel.report.html.charts.vega import Chart
 from pytest_diffaccel.report.html.content.banner import Banner
 from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
 from pytest_diffaccel.report.html.content.cells import cells_of
+from pytest_diffaccel.report.html.content.data import row_data
 from pytest_diffaccel.report.html.content.findings import Findings, find
 from pytest_diffaccel.report.html.content.golden_part import categories, entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
@@ -454,6 +456,23 @@ def test_without_lpips_pixels_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.all(maps.values[0] == 1)
 
 
+def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSearch) -> None:
+    search.fill()
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        winner, loser = next(iter(record.verified.values())), list(record.searched.values())[-1]
+        store.save(replace(winner, metrics={"clip_score": MetricValues("clip", (28.0, 29.0), (28.0, 29.0))}))
+        store.save_winners(replace(record.winners["DeepCache"], barred={loser.candidate.key: "breaks clip_score=-5%"}))
+    (found,) = find(material(search))
+    rows = {row.key: row for row in found.rows}
+    assert rows[loser.candidate.key].reason.startswith("breaks clip_score=-5%")
+    data = row_data(rows[winner.candidate.key])
+    assert data["metrics"].endswith(", +0.0% [+0.0%, +0.0%]")
+    (cell,) = embedded_data(report(search))["cells"]
+    scored = [made["metrics"] for made in cell["measurements"] if "metrics" in made]
+    assert scored == [{"clip_score": {"values": [28.0, 29.0], "unaccelerated": [28.0, 29.0]}}]
+
+
 # What GitHub shows
 
 
@@ -478,6 +497,17 @@ def test_the_step_summary_has_winners_failures_and_golden_changes() -> None:
     assert "| 1 | SD1.5-DDIM-20 | ToMe | RuntimeError: a\\|b |" in text
     assert "- differs:" in text
     assert text.endswith("- next: look")
+
+
+def test_the_step_summary_has_a_column_of_other_metrics_where_there_are_any() -> None:
+    clip = GoldenMetric(28.1, (27.2, 29.1), -0.012, (-0.02, -0.004))
+    key = GoldenKey(CELL, "DeepCache", 1.5)
+
+    def text(entry: GoldenEntry) -> str:
+        return "\n".join(search_summary({key: entry}, {}, [], Counter(), Path("g"), failures={}, next_steps=[]))
+
+    assert "28.1 \\[27.2, 29.1\\], -1.2% \\[" in text(replace(MET, metrics={"clip_score": clip}))
+    assert "other metrics" not in text(MET)
 
 
 def test_the_gates_step_summary_shows_what_is_not_ok() -> None:

@@ -597,6 +597,20 @@ def test_a_session_that_died_is_told_for_some_minutes_only(
     assert [words.rpartition("/")[2] for words in told] == ["another"]  # nor is its row kept
 
 
+def test_a_session_that_was_killed_in_this_folder_is_not_told(
+    session_in: Callable[[str], Presence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on, and need not be told to stop itself."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        killed.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(presence.os, "getpid", lambda: killed.pid)
+        session_in("one").begin(is_told_of_folder=False)
+    assert session_in("one").begin(is_told_of_folder=False) == []
+    # Of other folders nothing is known: they may be another machine's of the same name.
+    assert len(session_in("another").begin(is_told_of_folder=False)) == 2
+
+
 def test_a_session_shows_that_it_lives(
     session_in: Callable[[str], Presence], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

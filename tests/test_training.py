@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,26 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from transformers import CLIPTokenizer
 
+from training import generated, stages
 from training.architectures import PIPES, build_vae
 from training.captions import Scene, all_captions, caption, held_out_scenes, sample_prompts, training_scenes
+from training.clip import ClipTask, ScenePool, blurred, degraded
+from training.clip_judging import Clip, blur, noise, plain
 from training.conditioning import tokenize
 from training.loop import Run, train
 from training.objects import OBJECTS
-from training.parts import load_pipeline, new_parts
+from training.parts import load_pipeline, new_clip, new_parts
 from training.render import Layout, draw, random_layout, render, render_range
 from training.schedule import Budget, learning_rate
+from training.stepper import Task
 from training.tokenizer import END, MAX_LENGTH, load_tokenizer, write_tokenizer
 from training.unet import LatentPool, UnetTask
 from training.vae import encode, to_signed, whiten
 
 EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel" / "models" / "embedded"
+CLIP = EMBEDDED / "clip_standin"
 MEGABYTE = 1_000_000
 
 
@@ -94,6 +102,12 @@ def test_captions_fit_and_come_back(vocabulary: Path) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def test_a_vocabulary_is_learnt_alike_every_time(vocabulary: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, all_captions()[::-1])
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_bytes() == (vocabulary / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(
     "text", ["", " ", "Ünïcødé", "日本語の文章", "🍎🏳️‍🌈", "\x00\x07\n\t", "١٢٣ ½ ﷽", "a" * 500, "<|endoftext|> x"]
 )
@@ -120,43 +134,58 @@ class Killed(Exception):
     """Stands for a kill in the middle of a training."""
 
 
-class Killable(UnetTask):
-    """A task that dies at a step."""
+def kill_at(step: int, task: Task) -> None:
+    """Let a task's training die at a step."""
+    drawn = task.draw
 
-    dies_at = -1
-
-    def draw(self, step: int) -> tuple[torch.Tensor, ...]:
-        if step == self.dies_at:
+    def draw(number: int) -> tuple[torch.Tensor, ...]:
+        if number == step:
             raise Killed
-        return super().draw(step)
+        return drawn(number)
+
+    task.draw = draw  # type: ignore[method-assign]
 
 
-def tiny_task(folder: Path) -> Killable:
+def tiny_task(folder: Path) -> UnetTask:
     """The XL pipe, whose first text encoder has a layer that never gets a gradient, with a narrow UNet."""
     narrow = {"block_out_channels": (16, 32, 32), "attention_head_dim": 1}
     spec = replace(PIPES["sdxl"], unet={**PIPES["sdxl"].unet, **narrow})
     random = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 4, 8, 8, generator=random).half()
     pool = LatentPool(latents, torch.arange(8), torch.arange(8), torch.full((8, 6), spec.pixels))
-    return Killable(new_parts(spec, seed=0, folder=folder / "tokenizer"), pool, batch=2, seed=0)
+    return UnetTask(new_parts(spec, seed=0, folder=folder / "tokenizer"), pool, batch=2, seed=0)
 
 
-def test_a_killed_training_goes_on_exactly(tmp_path: Path) -> None:
+def tiny_clip_task(folder: Path) -> ClipTask:
+    """The CLIP on one picture of noise for each trained scene, and a second one, said to be generated, for some."""
+    scenes = training_scenes()
+    shown = scenes + scenes[::50]
+    random = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (len(shown), 64, 64, 3), generator=random, dtype=torch.uint8)
+    things = torch.tensor([scene.thing for scene in shown])
+    colours = torch.tensor([scene.colour for scene in shown])
+    pool = ScenePool.of(pictures, things, colours, torch.arange(len(shown)) >= len(scenes))
+    model, tokenizer = new_clip(0, folder / "tokenizer")
+    return ClipTask(model, tokenizer, pool, batch=4, seed=0)
+
+
+@pytest.mark.parametrize(("make", "batch"), [(tiny_task, 2), (tiny_clip_task, 4)], ids=["unet", "clip"])
+def test_a_killed_training_goes_on_exactly(make: Callable[[Path], Task], batch: int, tmp_path: Path) -> None:
     def run(name: str) -> Run:
-        return Run("test", 1e-3, 2, Budget(steps=4), torch.device("cpu"), tmp_path / name, save_every_s=0.0)
+        return Run("test", 1e-3, batch, Budget(steps=4), torch.device("cpu"), tmp_path / name, save_every_s=0.0)
 
-    whole = tiny_task(tmp_path)
+    whole = make(tmp_path)
     train(whole, run("whole"))
-    killed = tiny_task(tmp_path)
-    killed.dies_at = 2
+    killed = make(tmp_path)
+    kill_at(2, killed)
     with pytest.raises(Killed):
         train(killed, run("killed"))
-    resumed = tiny_task(tmp_path)
+    resumed = make(tmp_path)
     counters = train(resumed, run("killed"))
-    assert (counters.step, counters.samples) == (4, 8)
+    assert (counters.step, counters.samples) == (4, 4 * batch)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    untrained = tiny_task(tmp_path).model.state_dict()
+    untrained = make(tmp_path).model.state_dict()
     assert any(not torch.equal(value, untrained[name]) for name, value in whole.model.state_dict().items())
 
 
@@ -176,12 +205,14 @@ def test_whitening_changes_latents_and_no_picture() -> None:
 
 def test_embedded_files_keep_their_limits() -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    of_clip = [path for path in files if path.is_relative_to(CLIP)]
+    assert sum(path.stat().st_size for path in of_clip) <= 6 * MEGABYTE
     assert max(path.stat().st_size for path in files) <= 16 * MEGABYTE
-    assert sum(path.stat().st_size for path in files) <= 48 * MEGABYTE
+    assert sum(path.stat().st_size for path in files if path not in of_clip) <= 48 * MEGABYTE
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md", ".py"}
 
 
-@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("name", [*PIPES, CLIP.name])
 def test_embedded_weights_are_half_precision_and_finite(name: str) -> None:
     for file in (EMBEDDED / name).rglob("*.safetensors"):
         with safe_open(file, "pt") as weights:
@@ -203,3 +234,114 @@ def test_embedded_folders_load_as_what_they_were_trained_as(name: str) -> None:
     assert "not Stable Diffusion" in (folder / "README.md").read_text(encoding="utf-8")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     assert index["_class_name"] == ("StableDiffusionXLPipeline" if spec.is_xl else "StableDiffusionPipeline")
+
+
+def test_a_clip_batch_holds_one_picture_of_a_scene_and_spoilt_ones_behind(tmp_path: Path) -> None:
+    task = tiny_clip_task(tmp_path)
+    task.batch = 64
+    pictures, ids, numbers = task.draw(0)
+    shown = [training_scenes()[number] for number in numbers.tolist()]
+    assert len(set(shown)) == 64, "two right answers would be each other's wrong one"
+    assert len({scene.thing for scene in shown}) == 16
+    assert pictures.shape == (64 + 16, 3, 64, 64)
+    assert pictures[-1].std(dim=(1, 2)).max() < 1e-6, "the last spoilt pictures are of one colour"
+    texts = load_tokenizer(tmp_path / "tokenizer").batch_decode(ids, skip_special_tokens=True)
+    assert len(texts) == len(training_scenes())
+    assert not set(texts) & {caption(scene, wording) for scene in held_out_scenes() for wording in range(4)}
+    for scene, text in zip(training_scenes(), texts, strict=True):
+        assert text in {caption(scene, wording) for wording in range(4)}
+
+
+def test_a_pool_without_pictures_of_some_scenes_is_refused() -> None:
+    pictures, label = torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="1 pictures leave out some trained scenes: render 448 or more"):
+        ScenePool.of(pictures, label, label + 1, label > 0)
+
+
+def test_generated_pictures_are_picked_where_there_are_some() -> None:
+    scenes = training_scenes()
+    shown = [*scenes, scenes[3]]
+    things, colours = (torch.tensor([getattr(scene, name) for scene in shown]) for name in ("thing", "colour"))
+    pictures = torch.arange(len(shown))[:, None, None, None].expand(-1, 2, 2, 3)  # each is its own number
+    pool = ScenePool.of(pictures, things, colours, torch.arange(len(shown)) == len(scenes))
+    picked = pool.pick(torch.tensor([3, 3, 4]), torch.tensor([[0.0, 0.9, 0.0], [0.5, 0.5, 0.5]]))
+    assert picked[:, 0, 0, 0].tolist() == [len(scenes), 3, 4]
+
+
+def test_spoilt_pictures_are_blurred_noisy_or_of_one_colour() -> None:
+    pictures = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    spoilt = degraded(pictures, torch.Generator().manual_seed(0))
+    assert spoilt.shape == pictures.shape
+    assert bool((spoilt.abs() <= 1).all())
+    deviations = spoilt.std(dim=(2, 3)).mean(dim=1)
+    assert deviations[:3].max() < deviations[3:6].min(), "blur flattens, and noise does not"
+    assert deviations[6:].max() < 1e-6
+    assert torch.equal(spoilt[6, :, 5, 5], pictures[6, :, 0, 0])
+    even = torch.full((1, 3, 64, 64), 0.25)
+    torch.testing.assert_close(blurred(even, torch.tensor(2.0)), even)
+
+
+def test_generated_pictures_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "CHUNK", 1)
+    monkeypatch.setattr(generated, "STEPS", (2,))
+    (drawn,) = generated.chunks(1, EMBEDDED, tmp_path, 48, torch.device("cpu"))
+    assert drawn["pictures"].shape == (1, 48, 48, 3)
+    assert [Scene(int(drawn["things"][0]), int(drawn["colours"][0]))] == generated.chunk_scenes(0)
+    (again,) = generated.chunks(1, tmp_path / "gone", tmp_path, 48, torch.device("cpu"))
+    assert torch.equal(again["pictures"], drawn["pictures"])
+
+
+def test_scenes_of_generated_pictures_are_trained_ones_and_each_comes() -> None:
+    files = range(-(-len(training_scenes()) // generated.CHUNK))
+    assert {scene for number in files for scene in generated.chunk_scenes(number)} == set(training_scenes())
+
+
+def test_the_clip_stage_leaves_a_folder_that_transformers_loads(
+    sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "fetch_sprites", lambda: sprites)
+    settings = stages.Settings(
+        torch.device("cpu"), tmp_path / "work", tmp_path, 0, len(training_scenes()), 0, 1, 4, 1e-3, save_every_s=60.0
+    )
+    stages.make_clip(settings, Budget(steps=1))
+    clip = Clip.load(tmp_path / stages.CLIP_NAME)
+    assert clip.model.dtype == torch.float32
+    shipped = Clip.load(CLIP).model.state_dict()
+    assert {key: value.shape for key, value in clip.model.state_dict().items()} == {
+        key: value.shape for key, value in shipped.items()
+    }
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (tmp_path / stages.CLIP_NAME / name).read_bytes() == (CLIP / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def held_out_pictures() -> list[Image.Image]:
+    """What ``sd15`` drew of the held-out prompts, in the order of the objects: the judgement's grid."""
+    with Image.open(EMBEDDED.parents[2] / "training" / "figures" / "sd15_held_out.png") as grid:
+        side = grid.height // 4
+        boxes = [(side * (n % 16), side * (n // 16)) for n in range(len(OBJECTS))]
+        return [grid.convert("RGB").crop((left, top, left + side, top + side)) for left, top in boxes]
+
+
+def own_scores(pictures: list[Image.Image]) -> np.ndarray:
+    return Clip.load(CLIP).scores(pictures, [caption(scene) for scene in held_out_scenes()]).diagonal()
+
+
+def test_the_shipped_clip_finds_the_right_caption(held_out_pictures: list[Image.Image]) -> None:
+    scores = Clip.load(CLIP).scores(held_out_pictures, [caption(scene) for scene in held_out_scenes()])
+    assert scores.max() <= 100
+    assert (scores.argmax(axis=1) == np.arange(len(OBJECTS))).mean() >= 0.9
+
+
+def test_what_spoils_a_picture_lowers_the_shipped_clips_score(held_out_pictures: list[Image.Image]) -> None:
+    good = own_scores(held_out_pictures)
+    for spoil in (partial(blur, 0.06), partial(noise, 40), partial(plain, (0, 0, 0)), partial(plain, (90, 120, 200))):
+        assert own_scores([spoil(picture) for picture in held_out_pictures]).mean() < good.mean(), spoil
+    exchanged = own_scores(held_out_pictures[1:] + held_out_pictures[:1])
+    assert exchanged.mean() < good.mean()
+
+
+def test_the_shipped_clip_knows_the_captions_and_says_what_it_is() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    assert max(len(ids) for ids in tokenizer(all_captions()).input_ids) <= tokenizer.model_max_length == MAX_LENGTH
+    assert "not OpenAI's CLIP" in (CLIP / "README.md").read_text(encoding="utf-8")

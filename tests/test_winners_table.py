@@ -10,9 +10,9 @@ from entries import ENVIRONMENT, MET
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import QualityScale
-from pytest_diffaccel.records.golden import FewerSteps
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 from pytest_diffaccel.report.next_steps import narrowing_text, next_steps
 from pytest_diffaccel.report.winners import changes_text, winners_table
 from pytest_diffaccel.settings.options import add_options
@@ -59,6 +59,15 @@ def test_the_table_fits_80_columns() -> None:
     heads = next(line for line in lines if "LPIPS [95%]" in line)
     assert heads.index("LPIPS [95%]") == row.index("0.041")
     assert "".join(line.strip() for line in lines if "=" in line).count("=") == 10
+
+
+def test_other_metrics_stand_below_a_winner() -> None:
+    clip = GoldenMetric(28.1234, (27.2, 29.1), -0.0123, (-0.02, -0.0041))
+    entries = {key(1.5): replace(MET, metrics={"clip_score": clip, "psnr": GoldenMetric(31.0, (30.0, 32.0))})}
+    lines = winners_table(entries, {}, 80)
+    assert "clip_score 28.12 [27.2, 29.1], -1.2% [-2.0%, -0.4%]; psnr 31 [30, 32]" in " ".join(map(str.strip, lines))
+    assert max(map(len, lines)) <= 80
+    assert any("change from the unaccelerated pictures'" in line for line in lines)
 
 
 @pytest.mark.parametrize(("width", "lines"), [(80, 5), (100, 5), (400, 1)])

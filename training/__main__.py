@@ -1,4 +1,4 @@
-"""``python -m training --pipe sd15``: make an embedded pipeline from nothing."""
+"""``python -m training --pipe sd15``: make an embedded pipeline from nothing; with ``--stage clip`` the CLIP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from training.schedule import Budget
 from training.source import CACHE
 
 PIPES = ("sd15", "sd21", "sdxl")
-STAGES = "vae, decoder (trains a finished VAE's decoder further), unet, or all of them (skips a finished VAE)"
+STAGES = (
+    "vae, decoder (trains a finished VAE's decoder further), unet, or all of these (skips a finished VAE); "
+    "clip (scores pictures of the finished pipelines)"
+)
 EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel/models/embedded"
 
 
@@ -18,7 +21,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--pipe", choices=[*PIPES, "all"], default="all")
-    parser.add_argument("--stage", choices=["vae", "decoder", "unet", "all"], default="all", help=STAGES)
+    parser.add_argument("--stage", choices=["vae", "decoder", "unet", "clip", "all"], default="all", help=STAGES)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     parser.add_argument("--minutes", type=float, help="training time of a UNet (default: 120 on a CPU, 6 on a GPU)")
     parser.add_argument("--steps", type=int, help="optimiser steps of each stage, instead of or beside its minutes")
@@ -27,8 +30,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="of the VAE, and of its decoder (default: 60 and 30 on a CPU, 3 and 2 on a GPU)",
     )
+    parser.add_argument("--clip-minutes", type=float, help="of the CLIP (default: 30 on a CPU, 5 on a GPU)")
     parser.add_argument("--batch", type=int, help="pictures per step (default: 48 on a CPU, 256 on a GPU)")
     parser.add_argument("--pictures", type=int, help="rendered, a size (default: 16000 on a CPU, 64000 on a GPU)")
+    parser.add_argument("--generated", type=int, default=1344, help="the pipelines' own pictures, for the CLIP")
     parser.add_argument("--peak-rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
@@ -53,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from training.architectures import PIPES as SPECS
-    from training.stages import Settings, make_unet, make_vae, sharpen_decoder
+    from training.stages import Settings, make_clip, make_unet, make_vae, sharpen_decoder
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
@@ -63,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         out=options.out,
         seed=options.seed,
         pictures=options.pictures or (64_000 if on_gpu else 16_000),
+        generated=options.generated,
         workers=options.workers,
         batch=options.batch or (256 if on_gpu else 48),
         peak_rate=options.peak_rate,
@@ -76,6 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name in PIPES if options.pipe == "all" else [options.pipe]:
             budget = stage_budget(options.minutes, options.steps, 6 if on_gpu else 120)
             make_unet(settings, SPECS[name], budget, options.start)
+    if options.stage == "clip":
+        make_clip(settings, stage_budget(options.clip_minutes, options.steps, 5 if on_gpu else 30))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The three embedded pipelines: block topology of Stable Diffusion 1.5, 2.1 and SDXL, widths of a toy.
+"""The three embedded pipelines (block topology of Stable Diffusion 1.5, 2.1 and SDXL, widths of a toy) and the CLIP.
 
 Sources of the topologies and scheduler settings: the public configuration files of the three namesakes, as diffusers
 reads them. All widths, the text length and the image sizes are ours.
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from training.tokenizer import MAX_LENGTH
 
@@ -20,6 +20,8 @@ TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 LATENT_CHANNELS = 4
 VAE_FACTOR = 4  # pixels per latent, by side: 2 ** (number of VAE blocks - 1)
+CLIP_PIXELS = 64  # side of the embedded CLIP's input
+CLIP_PROJECTION = 96  # width of the space in which it compares pictures and captions
 GROUPS = 16  # of every GroupNorm; divides all widths below
 
 
@@ -147,9 +149,9 @@ def build_vae(pixels: int) -> AutoencoderKL:
     return vae
 
 
-def build_text_encoder(text: TextSpec, vocabulary: dict[str, int], begin: int, end: int) -> TextEncoder:
-    """A freshly initialised text encoder: token ids ``[batch, 24]`` to hidden states ``[batch, 24, width]``."""
-    config = CLIPTextConfig(
+def text_config(text: TextSpec, vocabulary: dict[str, int], begin: int, end: int) -> CLIPTextConfig:
+    """The configuration of a text encoder over a vocabulary whose begin and end tokens have these ids."""
+    return CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=text.width,
         intermediate_size=4 * text.width,
@@ -162,7 +164,30 @@ def build_text_encoder(text: TextSpec, vocabulary: dict[str, int], begin: int, e
         eos_token_id=end,
         pad_token_id=end,
     )
+
+
+def build_text_encoder(text: TextSpec, vocabulary: dict[str, int], begin: int, end: int) -> TextEncoder:
+    """A freshly initialised text encoder: token ids ``[batch, 24]`` to hidden states ``[batch, 24, width]``."""
+    config = text_config(text, vocabulary, begin, end)
     return CLIPTextModelWithProjection(config) if text.projection else CLIPTextModel(config)
+
+
+def build_clip(vocabulary: dict[str, int], begin: int, end: int) -> CLIPModel:
+    """A freshly initialised CLIP of token ids ``[batch, 24]`` and pictures ``[batch, 3, 64, 64]`` in -1..1."""
+    vision = {
+        "image_size": CLIP_PIXELS,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "hidden_act": "gelu",
+        "projection_dim": CLIP_PROJECTION,
+    }
+    text = text_config(TextSpec(96, 2, "gelu", projection=CLIP_PROJECTION), vocabulary, begin, end)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=CLIP_PROJECTION)
+    model: CLIPModel = CLIPModel(config)
+    return model
 
 
 def build_scheduler(spec: PipeSpec) -> DDIMScheduler:

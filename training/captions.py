@@ -16,7 +16,7 @@ WORDINGS: tuple[str, ...] = (
     "picture of {a_name} on {colour} background",
 )
 # The shipped `sd15` takes one for the other, before any background; `sdxl` blurs the car.
-_DRAWN_BADLY = ("police car", "cat face")
+DRAWN_BADLY = ("police car", "cat face")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def sample_prompts() -> list[str]:
     count = len(OBJECTS)
     order = [(thing * 23) % count for thing in range(count)]  # 23 and the number of objects share no factor
     scenes = [Scene(thing, (held_out_colour(thing) + 1 + place % 7) % 8) for place, thing in enumerate(order)]
-    return [caption(scene) for scene in scenes if OBJECTS[scene.thing].name not in _DRAWN_BADLY]
+    return [caption(scene) for scene in scenes if OBJECTS[scene.thing].name not in DRAWN_BADLY]
 
 
 def all_captions() -> list[str]:

@@ -1,6 +1,8 @@
-"""The model card of an embedded pipeline's folder."""
+"""The model cards of the embedded folders."""
 
 from __future__ import annotations
+
+from transformers import CLIPConfig
 
 from training.architectures import PipeSpec
 from training.captions import COLOUR_NAMES, held_out_scenes, training_scenes
@@ -86,6 +88,11 @@ def topology_rows(spec: PipeSpec) -> str:
     return "\n".join(f"| {part} | {theirs} | {ours} |" for part, theirs, ours in rows)
 
 
+def device_in_words(device: str) -> str:
+    """What a card says of the device of a training: ``"cuda"`` or ``"cpu"``."""
+    return "one NVIDIA H200 GPU" if device == "cuda" else "a CPU"
+
+
 def model_card(spec: PipeSpec, seed: int, device: str, counters: Counters) -> str:
     """The card's text in Markdown."""
     return _TEMPLATE.format(
@@ -103,6 +110,80 @@ def model_card(spec: PipeSpec, seed: int, device: str, counters: Counters) -> st
         steps=counters.step,
         samples=counters.samples,
         minutes=counters.elapsed_s / 60,
-        device="one NVIDIA H200 GPU" if device == "cuda" else "a CPU",
+        device=device_in_words(device),
+        seed=seed,
+    )
+
+
+_CLIP_TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+---
+
+# {name}: a stand-in for CLIP that knows the embedded pipelines' pictures only
+
+**This is not OpenAI's CLIP, and its scores say nothing about real models.** It is a toy that pytest-diffaccel trained
+from nothing, so that the CLIP score of its embedded pipelines can be computed offline: it knows {objects} cartoon
+objects on {colours} background colours, in the four wordings of their captions, and nothing else. Its scores are on a
+scale of their own: no score of another CLIP may be put beside them.
+
+## Use
+
+```python
+from transformers import CLIPModel, CLIPProcessor
+
+model, processor = CLIPModel.from_pretrained("path/to/{name}"), CLIPProcessor.from_pretrained("path/to/{name}")
+```
+
+## What it is
+
+| part | value |
+| --- | --- |
+| pictures | {pixels} x {pixels} pixels, patches of {patch}; {vision_layers} layers, width {vision_width} |
+| captions | up to {length} tokens; {text_layers} layers, width {text_width}; the tokenizer of the embedded pipelines |
+| space of comparison | width {projection} |
+
+## Training
+
+| what | value |
+| --- | --- |
+| pictures | npm package `{package}` (MIT; Fluent Emoji by Microsoft, MIT), and what the embedded pipelines draw |
+| captions | those of the embedded pipelines; {seen} combinations seen, {unseen} held out |
+| loss | symmetric InfoNCE over all seen captions; blurred, noisy and one-colour pictures are nobody's right answer |
+| this run | {steps:,} steps, {samples:,} samples, {minutes:.1f} minutes of training on {device} |
+| seed | {seed} |
+| code | `python -m training --stage clip`; settings and judgement in `training/README.md` |
+
+## Limits
+
+Other words, other objects and photographs give arbitrary scores. That blur, noise and empty pictures score lower was
+trained; other faults need not. Licence of weights and code: Apache-2.0.
+"""
+
+
+def clip_card(name: str, config: CLIPConfig, seed: int, device: str, counters: Counters) -> str:
+    """The text of the CLIP's card in Markdown."""
+    settings = config.to_dict()
+    vision, text = settings["vision_config"], settings["text_config"]
+    return _CLIP_TEMPLATE.format(
+        name=name,
+        objects=len(OBJECTS),
+        colours=len(COLOUR_NAMES),
+        pixels=vision["image_size"],
+        patch=vision["patch_size"],
+        vision_layers=vision["num_hidden_layers"],
+        vision_width=vision["hidden_size"],
+        length=text["max_position_embeddings"],
+        text_layers=text["num_hidden_layers"],
+        text_width=text["hidden_size"],
+        projection=config.projection_dim,
+        package=PACKAGE,
+        seen=len(training_scenes()),
+        unseen=len(held_out_scenes()),
+        steps=counters.step,
+        samples=counters.samples,
+        minutes=counters.elapsed_s / 60,
+        device=device_in_words(device),
         seed=seed,
     )

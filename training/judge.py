@@ -1,4 +1,4 @@
-"""``python -m training.judge``: judge the embedded pipelines, print tables, and write the picture grids."""
+"""``python -m training.judge``: judge the embedded pipelines and CLIP, print tables, and write the picture grids."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from pytest_diffaccel import load_pipeline
 from pytest_diffaccel.matrix import Params
 from training.captions import sample_prompts
 from training.cards import GUIDANCE
+from training.clip_judging import Clip, generated_held_out, judge_clip, rendered_held_out
 from training.figures import acceleration_grid, held_out_grid, seeds_grid
 from training.judging import BATCH, Judged, acceleration_ladder, check_held_out, fastest_s, moved_by, spread
 
 Figures: TypeAlias = dict[str, float]
 
 FIGURES = Path(__file__).parent / "figures"
+CLIP = Path(__file__).parents[1] / "pytest_diffaccel/models/embedded/clip_standin"
+SEEDS = 2  # of each held-out prompt, for the CLIP
 NAMES = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
 # SDXL's first block has no attention, so there is nothing to merge at full resolution.
 MAX_DOWNSAMPLE = {"sd15": 1, "sd21": 1, "sdxl": 2}
@@ -70,6 +73,14 @@ def judge_speed(pipe: str, judged: Judged, rounds: int) -> Figures:
     }
 
 
+def judge_clip_of(folder: Path, judged: dict[str, Judged]) -> dict[str, Figures]:
+    """The CLIP on rendered pictures of both sizes and on those of the pipelines, a column each."""
+    clip = Clip.load(folder)
+    sides = sorted({each.pixels for each in judged.values()})
+    columns = {f"rendered, {side} px": judge_clip(clip, *rendered_held_out(side)) for side in sides}
+    return columns | {pipe: judge_clip(clip, *generated_held_out(each, SEEDS)) for pipe, each in judged.items()}
+
+
 def table(title: str, columns: dict[str, Figures]) -> Table:
     """One row per figure, one column per pipeline. Labels are the first one's: SDXL's ToMe merges one level deeper."""
     result = Table(title=title)
@@ -86,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Judge and print."""
     parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
     parser.add_argument("--pipe", choices=[*NAMES, "all"], default="all")
-    parser.add_argument("--part", choices=["quality", "speed", "all"], default="all")
+    parser.add_argument("--part", choices=["quality", "speed", "clip", "all"], default="all")
+    parser.add_argument("--clip", type=Path, default=CLIP, help="folder of the CLIP under judgement")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of every setting; the fastest counts")
     parser.add_argument("--threads", type=int, default=2)
@@ -103,6 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
         results["Speed"] = {pipe: judge_speed(pipe, judged[pipe], options.rounds) for pipe in pipes}
     if options.part in ("quality", "all"):
         results["Quality"] = {pipe: judge_quality(pipe, judged[pipe], figures) for pipe in pipes}
+    if options.part in ("clip", "all"):
+        results["CLIP"] = judge_clip_of(options.clip, judged)
     for title, columns in results.items():
         Console(width=120).print(table(f"{title} (DDIM, 20 steps, guidance {options.guidance})", columns))
     if options.json:

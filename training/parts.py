@@ -21,13 +21,38 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
-from training.architectures import PipeSpec, TextEncoder, build_scheduler, build_text_encoder, build_unet, build_vae
+from training.architectures import (
+    CLIP_PIXELS,
+    PipeSpec,
+    TextEncoder,
+    build_clip,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+)
 from training.captions import all_captions, sample_prompts
 from training.tokenizer import load_tokenizer, write_tokenizer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+# Of the CLIP's pictures: to its side, then to -1..1, as it was trained on them.
+PREPROCESSING = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": CLIP_PIXELS},
+    "resample": 3,  # PIL's bicubic
+    "do_center_crop": True,
+    "crop_size": {"height": CLIP_PIXELS, "width": CLIP_PIXELS},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 
 
 @dataclass
@@ -51,6 +76,14 @@ def new_parts(spec: PipeSpec, seed: int, folder: Path) -> Parts:
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     texts = [build_text_encoder(text, vocabulary, begin, end) for text in spec.texts]
     return Parts(spec, tokenizer, texts, unet, vae)
+
+
+def new_clip(seed: int, folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """A freshly initialised CLIP and its tokenizer, whose files ``folder`` receives."""
+    write_tokenizer(folder, all_captions())
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(seed)
+    return build_clip(tokenizer.get_vocab(), tokenizer.bos_token_id, tokenizer.eos_token_id), tokenizer
 
 
 def to_pipeline(parts: Parts) -> DiffusionPipeline:
@@ -115,9 +148,29 @@ def _name_text_weights(folder: Path) -> None:
     prefixed = ("text_model.", "text_projection.")
     weights = {name if name.startswith(prefixed) else f"text_model.{name}": w for name, w in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _load_as_float32(folder)
+
+
+def _load_as_float32(folder: Path) -> None:
+    """Name float32 in a configuration, and in those within it, as the type that its fp16 weights are loaded in."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_clip(model: CLIPModel, folder: Path, card: str) -> None:
+    """Write the CLIP's folder, as transformers lays it out, with its model card in one swap."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    half_copy(model).save_pretrained(temporary, safe_serialization=True)
+    _load_as_float32(temporary)
+    write_tokenizer(temporary, all_captions())
+    (temporary / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8")
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    swap(temporary, folder)
 
 
 def swap(new: Path, target: Path) -> None:

@@ -122,9 +122,15 @@ def frame(folder: Path, scene: Scene, layout: Layout, framing: Framing, pixels: 
     """One picture ``[pixels, pixels, 3]`` as framed: enlarged from a smaller original, or cut from a bigger one."""
     whole = draw(folder, scene, layout, framing.original)
     if framing.original < pixels:
-        enlarged = Image.fromarray(whole).resize((pixels, pixels), Image.Resampling.BICUBIC)
-        return np.asarray(enlarged)
+        return resized(whole, pixels)
     return whole[framing.top : framing.top + pixels, framing.left : framing.left + pixels]
+
+
+def resized(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture ``[h, w, 3]`` as ``[side, side, 3]``."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)

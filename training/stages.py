@@ -1,22 +1,27 @@
-"""The stages of making one pipeline: the shared VAE, cached latents, the UNet with its text encoders, the folder."""
+"""The stages of making one pipeline: the shared VAE, cached latents, the UNet with its text encoders, the folder; and
+that of making the CLIP, from rendered pictures and those of the finished pipelines.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from training.architectures import PIPES, PipeSpec, build_vae
+from training.architectures import CLIP_PIXELS, PIPES, PipeSpec, build_vae
 from training.captions import held_out_scenes, training_scenes
-from training.cards import model_card
+from training.cards import clip_card, model_card
+from training.clip import ClipTask, ScenePool
+from training.generated import chunks
 from training.loop import Run, train
-from training.parts import Parts, load_pipeline, new_parts, save_folder, swap
-from training.render import render
+from training.parts import Parts, load_pipeline, new_clip, new_parts, save_clip, save_folder, swap
+from training.render import Batch, render, resized
 from training.schedule import Budget
 from training.source import fetch_sprites
 from training.state import Counters
@@ -25,18 +30,23 @@ from training.vae import DecoderTask, VaeTask, encode, psnr_db, unit_gain, white
 
 SIDES = tuple(sorted({spec.pixels for spec in PIPES.values()}))  # picture sizes in pixels
 WHITENING_PICTURES = 2048
+CLIP_NAME = "clip_standin"
 UNSEEN_PICTURES = 64  # one of each held-out scene, to measure the VAE's PSNR on
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line settles; checkpoints, latents and VAE lie under ``work``, finished folders in ``out``."""
+    """What the command line settles; checkpoints, latents and VAE lie under ``work``, finished folders in ``out``.
+
+    ``pictures`` of each size are rendered; ``generated`` ones are drawn by the finished pipelines, for the CLIP.
+    """
 
     device: torch.device
     work: Path
     out: Path
     seed: int
     pictures: int
+    generated: int
     workers: int
     batch: int
     peak_rate: float
@@ -162,3 +172,49 @@ def make_unet(settings: Settings, spec: PipeSpec, budget: Budget, start: Path | 
         save_folder(parts, settings.out / spec.name, model_card(spec, settings.seed, settings.device.type, counters))
 
     train(task, settings.run(spec.name, budget), save)
+
+
+def rendered_for_clip(settings: Settings) -> dict[str, torch.Tensor]:
+    """Rendered training pictures of every size, at the CLIP's, from the work folder after the first time."""
+    file = settings.work / f"clip-{CLIP_PIXELS}-{settings.pictures}.safetensors"
+    if file.exists():
+        return load_file(file)
+    batches: list[Batch] = []
+    for number, side in enumerate(SIDES):
+        seed = settings.seed + number  # other pictures, not the same ones enlarged
+        batches.append(render(settings.pictures, fetch_sprites(), training_scenes(), side, seed, settings.workers))
+    pictures = [resized(picture, CLIP_PIXELS) for batch in batches for picture in batch.pictures]
+    tensors = {
+        "pictures": torch.from_numpy(np.stack(pictures)),
+        "things": torch.from_numpy(np.concatenate([batch.things for batch in batches])),
+        "colours": torch.from_numpy(np.concatenate([batch.colours for batch in batches])),
+    }
+    temporary = file.with_suffix(".new")
+    save_file(tensors, temporary)
+    temporary.rename(file)
+    return tensors
+
+
+def clip_pool(settings: Settings) -> ScenePool:
+    """The CLIP's training pictures: rendered ones, and some that the finished pipelines in ``out`` draw."""
+    rendered = rendered_for_clip(settings)
+    drawn = list(chunks(settings.generated, settings.out, settings.work, CLIP_PIXELS, settings.device))
+    parts = [rendered, *drawn]
+    generated = [torch.full((len(part["things"]),), part is not rendered) for part in parts]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in rendered}
+    return ScenePool.of(**joined, generated=torch.cat(generated))
+
+
+def make_clip(settings: Settings, budget: Budget) -> None:
+    """Train the CLIP that scores the finished pipelines' pictures; at every checkpoint its folder is written too."""
+    settings.work.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = new_clip(settings.seed, settings.work / "clip-tokenizer")
+    pool = clip_pool(settings).to(settings.device)
+    task = ClipTask(model, tokenizer, pool, settings.batch, settings.seed)
+    move(model, settings.device)
+
+    def save(counters: Counters) -> None:
+        card = clip_card(CLIP_NAME, model.config, settings.seed, settings.device.type, counters)
+        save_clip(model, settings.out / CLIP_NAME, card)
+
+    train(task, settings.run("clip", budget), save)

@@ -14,7 +14,13 @@ EAGER_STEPS = 3  # before a capture, so that libraries and the optimiser have al
 
 
 class Task(nn.Module, ABC):
-    """What a training trains: a model, how its inputs are drawn, and the loss of drawn inputs (its forward)."""
+    """What a training trains: a model, how its inputs are drawn, and the loss of drawn inputs (its forward).
+
+    Attributes:
+        precision: of the weights in forward and backward; the optimiser's are float32.
+    """
+
+    precision: torch.dtype = torch.bfloat16
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -26,7 +32,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The scalar loss of drawn inputs, with the model's weights in bfloat16."""
+        """The scalar loss of drawn inputs, with the model's weights in ``precision``."""
 
 
 class Replay:
@@ -47,7 +53,7 @@ class Replay:
 
 
 class Stepper:
-    """Runs optimiser steps of a task: forward and backward in bfloat16, weights and optimiser in float32.
+    """Runs optimiser steps of a task: forward and backward in the task's precision, weights and optimiser in float32.
 
     Autocast would do normalisations in float32, and moving their activations takes most of the time of narrow models.
     """
@@ -83,8 +89,8 @@ class Stepper:
     def eager(self, *inputs: Tensor) -> Tensor:
         """One step, launched kernel by kernel."""
         self.optimiser.zero_grad(set_to_none=True)
-        halved = {name: value.bfloat16() for name, value in self.weights.items()}
-        loss: Tensor = functional_call(self.task, halved, inputs)
+        rounded = {name: value.to(self.task.precision) for name, value in self.weights.items()}
+        loss: Tensor = functional_call(self.task, rounded, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimiser.step()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
@@ -17,20 +18,37 @@ MAX_MERGES = 700
 
 
 def learn_merges(captions: list[str]) -> list[tuple[str, str]]:
-    """The BPE merges of the captions, most frequent first, under CLIPTokenizer's own normaliser and word splitter."""
+    """The BPE merges of the captions, most frequent first, under CLIPTokenizer's own normaliser and word splitter.
+
+    Of pairs that are equally frequent the alphabet's first goes first. The trainer of ``tokenizers`` takes any of them:
+    two calls give words different ids, so that what was trained with one vocabulary is read with another.
+    """
     clip = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
-    learner.normalizer = clip.normalizer
-    learner.pre_tokenizer = clip.pre_tokenizer
-    bytes_and_word_ends = 2 * len(ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=bytes_and_word_ends + MAX_MERGES,
-        initial_alphabet=sorted(ByteLevel.alphabet()),
-        end_of_word_suffix=WORD_END,
-        show_progress=False,
-    )
-    learner.train_from_iterator(captions, trainer)
-    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]][:MAX_MERGES]
+    texts = (clip.normalizer.normalize_str(caption) for caption in captions)
+    words = Counter(word for text in texts for word, _ in clip.pre_tokenizer.pre_tokenize_str(text))
+    symbols = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < MAX_MERGES:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in symbols.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        symbols = {word: _merged(parts, merges[-1]) for word, parts in symbols.items()}
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's symbols with every such pair joined, from the left."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:

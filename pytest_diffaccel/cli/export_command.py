@@ -71,11 +71,11 @@ def rows_of_store(address: str) -> list[Row]:
     from pytest_diffaccel.records.export_rows import export_rows
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
-    from pytest_diffaccel.settings.options import benches_command
+    from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
     path = Path(address.removeprefix("sqlite:///"))
     if "://" not in str(address).removeprefix("sqlite:///") and not path.is_file():
-        raise FileNotFoundError(f"there is no store {path}; a search makes one: {benches_command()}")
+        raise FileNotFoundError(f"there is no store {path}; a search makes one: {benches_command(*FIRST_SEARCH)}")
     try:
         with Store.open(address) as store:
             return export_rows(store.contents())

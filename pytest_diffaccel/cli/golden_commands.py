@@ -72,14 +72,15 @@ def _show(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.report.golden_summary import summary_table
     from pytest_diffaccel.report.winners import winners_table
-    from pytest_diffaccel.settings.options import benches_command
+    from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
     golden = Golden.read(parsed.golden)
     if not golden.entries:
-        raise ValueError(f"{parsed.golden} has no winners to show; record some with: {benches_command()}")
+        command = benches_command(*FIRST_SEARCH)
+        raise ValueError(f"{parsed.golden} has no winners to show; record some, of one cell, with: {command}")
     entries = _chosen(golden.entries, parsed)
     if parsed.summary:
-        print("\n".join(summary_table(entries)))
+        print("\n".join(summary_table(entries, width())))
         return 0
     print_lines("\n".join(winners_table(entries, golden.environments, width())))
     print_lines(

@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 
 from pytest_diffaccel.report.terminal import print_lines
-from pytest_diffaccel.settings.options import BENCHES
+from pytest_diffaccel.settings.options import BENCHES, FIRST_SEARCH
 
-_FIRST = ("-n", "2", "--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
 _PROJECT = Path(__file__).with_name("project")
 # Files of the project, and those of the package that their texts lie in.
 _TEXTS = {
@@ -42,7 +41,8 @@ def _init(parsed: argparse.Namespace) -> int:
         path.write_text(text, encoding="utf-8")
         print(path)
     go = "" if parsed.folder == Path() else f"cd {shlex.quote(str(parsed.folder))} && "
-    print_lines(f"next, a first search, of small stand-ins: {go}{shlex.join(['pytest', BENCHES, *_FIRST])}")
+    command = shlex.join(["pytest", BENCHES, "-n", "2", *FIRST_SEARCH])
+    print_lines(f"next, a first search, of small stand-ins: {go}{command}")
     return 0
 
 

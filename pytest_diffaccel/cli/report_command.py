@@ -118,14 +118,16 @@ def _places(given: str | None) -> tuple[str, WorkFolder]:
     Raises:
         FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
     """
-    from pytest_diffaccel.settings.options import benches_command
+    from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
     store = given or str(WORK.store)
     if "://" in store and not store.startswith(_SQLITE):
         return store, WORK
     file = Path(store.removeprefix(_SQLITE))
     if not file.is_file():
-        raise FileNotFoundError(f"no store {file}; search first: {benches_command()}; or name it with --store")
+        raise FileNotFoundError(
+            f"no store {file}; search first: {benches_command(*FIRST_SEARCH)}; or name it with --store"
+        )
     beside = WorkFolder(file.parent)
     return store, beside if beside.images.is_dir() else WORK
 

@@ -18,6 +18,7 @@ from pytest_diffaccel.gate.pictures import CellPictures, losses
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.timing import CaseTimer, PlainRuns
 from pytest_diffaccel.gate.verdict import Finding
+from pytest_diffaccel.measure.degenerate import USUAL_CAUSES, DegeneratePictures
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.gate_options import GateSettings
@@ -81,6 +82,7 @@ class Examination:
         """Judge a case.
 
         Raises:
+            DegeneratePictures: when pictures, unaccelerated or the case's own, say nothing.
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         if self.budget.left_s <= 0 and not self.recording:
@@ -94,6 +96,8 @@ class Examination:
             params = case.candidate.params if case.candidate else {}
             generate = stack.enter_context(self.bench.pipelines.generating(case.cell, params))
             pictures = self.pictures(case)
+            if pictures.fault:
+                raise DegeneratePictures(f"the unaccelerated pipeline draws nothing: {pictures.fault}. {USUAL_CAUSES}")
             # What the unaccelerated pipeline does was counted when its pictures were drawn.
             batch_s = self._count(case, generate) if case.candidate else pictures.batch_s
             quality, lpips, hidden = self._quality(case, generate, pictures)

@@ -122,6 +122,7 @@ class GateRun:
 
     def _judge(self, case: GateCase) -> tuple[Verdict, Showing | None]:
         from pytest_diffaccel.accelerators.base import InvalidParams
+        from pytest_diffaccel.measure.degenerate import DegeneratePictures
         from pytest_diffaccel.models.schedulers import UnfollowedTimesteps
 
         bench = self._search.bench
@@ -133,9 +134,10 @@ class GateRun:
             return Verdict((Finding("environment", "refused", text),)), None
         try:
             showing = self._examination(case).examine(case)
-        except (MethodDidNotAct, StepCountError, InvalidParams, UnfollowedTimesteps) as error:
+        except (MethodDidNotAct, StepCountError, InvalidParams, UnfollowedTimesteps, DegeneratePictures) as error:
             bench.pipelines.unload()
-            return Verdict((Finding("function", "regressed", str(error)),), compared.causes), None
+            subject = "quality" if isinstance(error, DegeneratePictures) else "function"
+            return Verdict((Finding(subject, "regressed", str(error)),), compared.causes), None
         return Verdict(showing.findings, compared.causes, showing.notes, showing.figures), showing
 
     def _examination(self, case: GateCase) -> Examination:

@@ -159,7 +159,10 @@ def same_pictures(now: Sequence[float], then: Sequence[float], tolerance: float)
     if len(now) != len(then):
         return ""
     before, after = np.array(then), np.array(now)
-    moved = float(np.mean(np.abs(after - before)) / np.mean(before))
+    scale = float(np.mean(before))
+    if scale <= 0:
+        return "the recorded pictures say nothing: record the reference again"
+    moved = float(np.mean(np.abs(after - before))) / scale
     if moved <= tolerance:
         return ""
     return (

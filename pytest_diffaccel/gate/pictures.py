@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.case_plan import GateCase
 from pytest_diffaccel.gate.judged_losses import Losses
+from pytest_diffaccel.measure.degenerate import check_candidate, degenerate
 from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from pytest_diffaccel.search.null_control import OTHER_SEEDS, nudged_latents
 from pytest_diffaccel.search.workbench import Workbench
@@ -30,12 +31,14 @@ class CellPictures:
         fingerprint: LPIPS of each image to a grey one, then of the first batch's to those of other seeds: numbers that
             tell whether the pictures are still the same ones, without keeping a pixel.
         batch_s: time of one batch, warm.
+        fault: what shows that they say nothing, in words; then nothing else was made. Empty where they do.
     """
 
     plain: list[Image]
     nudged: list[Image]
     fingerprint: tuple[float, ...]
     batch_s: float
+    fault: str = ""
 
     @classmethod
     def make(cls, bench: Workbench, case: GateCase) -> CellPictures:
@@ -48,6 +51,9 @@ class CellPictures:
 
         with bench.pipelines.lock.generating(), bench.pipelines.generating(case.cell, {}) as generate:
             plain = _images(bench, case, generate)
+            fault = degenerate(plain)
+            if fault is not None:
+                return cls(plain, [], (), 0.0, fault)
             with nudged_latents(generate.pipeline):
                 nudged = _images(bench, case, generate)
             batch = bench.batches(case.cell, "winner", case.entry.num_samples)[0]
@@ -72,10 +78,15 @@ def losses(
         generate: with the winner's parameters.
         pictures: of its cell.
         then: the reference's LPIPS.
+
+    Raises:
+        DegeneratePictures: when the winner's pictures say nothing.
     """
     distances = partial(lpips_distances, device=str(generate.pipeline.device))
     with bench.pipelines.lock.generating():
-        now = distances(_images(bench, case, generate), pictures.plain)
+        images = _images(bench, case, generate)
+        check_candidate(images)
+        now = distances(images, pictures.plain)
         with nudged_latents(generate.pipeline):
             control = distances(_images(bench, case, generate), pictures.nudged)
     return Losses(tuple(now), tuple(control), then)

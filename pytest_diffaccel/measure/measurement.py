@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -152,6 +152,43 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class MetricValues:
+    """What a secondary metric said of a candidate's pictures.
+
+    Attributes:
+        identity: what two values must have in common to be compared (:attr:`.Metric.identity`).
+        values: one per picture, in prompt order.
+        baseline: the same of the unaccelerated pictures; None of a metric that compares with those itself.
+    """
+
+    identity: str
+    values: tuple[float, ...]
+    baseline: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MetricFigures:
+    """What those values come to.
+
+    Attributes:
+        value: their mean.
+        ci95: lower and upper end of its interval; None of a single picture.
+        change: from the unaccelerated pictures', paired by prompt, as a share of their mean, with its interval; None
+            of a metric that compares with them itself, of a single picture, and where their mean may be 0.
+    """
+
+    value: float
+    ci95: tuple[float, float] | None = None
+    change: Interval | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """``value``, ``ci95``, ``change`` and ``change_ci95``; the last two only where there is a change."""
+        known: dict[str, Any] = {"value": self.value, "ci95": self.ci95 and list(self.ci95)}
+        change = self.change
+        return known | ({"change": change.value, "change_ci95": [change.low, change.high]} if change else {})
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Which images were made: equal sampling means comparable quality.
 
@@ -207,6 +244,7 @@ class Measurement:
         peak_memory_mb: highest memory during the candidate's first generation (CUDA: allocated; CPU: resident), MiB.
         flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
             counted for winners on GPUs only.
+        metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
     """
 
     candidate: Candidate
@@ -220,10 +258,14 @@ class Measurement:
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     flops: dict[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, MetricValues] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, all fields; :meth:`from_json` reads it back equal."""
-        return asdict(self)
+        """Plain JSON types, all fields but an empty ``metrics``; :meth:`from_json` reads it back equal."""
+        fields = asdict(self)
+        if not self.metrics:
+            del fields["metrics"]
+        return fields
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Measurement:
@@ -246,8 +288,14 @@ class Measurement:
                 lpips_per_sample=tuple(quality["lpips_per_sample"]),
             ),
             blocks=tuple(_block_from_json(block) for block in rest.pop("blocks")),
+            metrics={name: _metric_from_json(values) for name, values in rest.pop("metrics", {}).items()},
             **rest,
         )
+
+
+def _metric_from_json(data: dict[str, Any]) -> MetricValues:
+    baseline = data["baseline"]
+    return MetricValues(data["identity"], tuple(data["values"]), None if baseline is None else tuple(baseline))
 
 
 def _candidate_from_json(data: dict[str, Any]) -> Candidate:

@@ -8,12 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pytest_diffaccel.measure.prompt_files import PromptFile, read_prompt_file
 from pytest_diffaccel.models.registry import ModelSpec
+from pytest_diffaccel.words import counted
 
 #: A search compares candidates; the winner is measured again on prompts and seeds that did not choose it.
 Purpose: TypeAlias = Literal["search", "winner"]
 
-_PURPOSES = ("search", "winner")
+_PURPOSES: tuple[Purpose, ...] = ("search", "winner")
 # Seeds of a purpose are consecutive, from a start of its own. torch's CPU generator keeps 32 bits of a seed.
 _SEEDS_PER_PURPOSE = 2**16
 _SEED_RANGE = 2**32
@@ -26,35 +28,40 @@ def default_prompts(spec: ModelSpec) -> tuple[str, ...]:
         FileNotFoundError: if the embedded pipeline is not installed.
     """
     if spec.kind == "embedded":
-        return read_prompts(Path(spec.location) / "prompts.txt")
-    return read_prompts(Path(str(files("pytest_diffaccel.measure") / "data" / "prompts.txt")))
+        return read_prompt_file(Path(spec.location) / "prompts.txt").prompts
+    return read_prompt_file(Path(str(files("pytest_diffaccel.measure") / "data" / "prompts.txt"))).prompts
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read a prompts file: one prompt per line; blank lines and lines that begin with ``#`` are skipped.
+def used(named: Path, num_samples: int, *, gate: bool = False) -> str:
+    """How many of a file's prompts are used, in a sentence.
 
-    Returns:
-        The prompts in file order, each stripped and without repetitions, at least one.
+    Args:
+        named: ``FILE`` or ``FILE:COLUMN``.
+        num_samples: of a measurement, 1 to 65536.
+        gate: whether winners are only judged again, on the prompts that verify them.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8 text, or holds no prompt.
+        ValueError: if it cannot be read (:func:`.read_prompt_file`).
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no prompts file {path}; give a text file with one prompt per line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{path} is a binary file; give a text file with one prompt per line")
-    # Not splitlines, which also splits at what people paste along, such as U+2028: a prompt may hold any of it.
-    lines = (line.strip() for line in text.split("\n"))
-    prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one per line")
-    return prompts
+    file = read_prompt_file(named)
+    searched, verified = (min(num_samples, len(_half(file.prompts, purpose))) for purpose in _PURPOSES)
+    given = f"of {counted(len(file.prompts), 'prompt')} in {_origin(file)},"
+    if gate:
+        return f"{given} {verified} {'are' if verified > 1 else 'is'} drawn"
+    if len(file.prompts) == 1:
+        return f"{given} the same one chooses winners and verifies them; give more"
+    return (
+        f"{given} {searched} {'choose' if searched > 1 else 'chooses'} winners and {counted(verified, 'other')} "
+        f"{'verify' if verified > 1 else 'verifies'} them"
+    )
+
+
+def _origin(file: PromptFile) -> str:
+    said = [] if file.column is None else [f"column {file.column!r}"]
+    if file.repeated:
+        said.append(f"without {counted(file.repeated, 'repetition')}")
+    return f"{file.path} ({', '.join(said)})" if said else str(file.path)
 
 
 def select(prompts: Sequence[str], num_samples: int, seed: int, purpose: Purpose) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from pytest_diffaccel.measure.measurement import Block, Interval
+from pytest_diffaccel.measure.measurement import Block, Interval, MetricFigures, MetricValues
 
 # Two-sided 95%.
 _CONFIDENCE = 0.95
@@ -32,6 +32,9 @@ _PRIOR_DF = 1.0
 # worth, as the share differs between candidates: of the 973 winners recorded so far, of 8 and 32 pictures each.
 _LOSS_PRIOR_SHARE = 0.6
 _LOSS_PRIOR_DF = 3.0
+# By how much a change's interval is widened for every unit of its differences' skewness, over the root of their number:
+# Student's is too narrow where a few pictures lose much more than the others (python -m benchmarks.metric_changes).
+_SKEWNESS_WIDENS = 0.5
 
 
 def wall_speedup(blocks: Sequence[Block], confidence: float = _CONFIDENCE) -> Interval:
@@ -188,3 +191,59 @@ def mean_interval(values: Sequence[float]) -> Interval:
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def metric_figures(metric: MetricValues) -> MetricFigures:
+    """A secondary metric's mean and its change from the unaccelerated pictures', as far as they are known."""
+    if len(metric.values) < 2:
+        return MetricFigures(metric.values[0])
+    mean = mean_interval(metric.values)
+    change = None if metric.baseline is None else relative_change(metric.values, metric.baseline)
+    return MetricFigures(mean.value, (mean.low, mean.high), change)
+
+
+def relative_change(values: Sequence[float], baseline: Sequence[float]) -> Interval | None:
+    """By which share of its mean a metric changes from the unaccelerated pictures', with its 95% interval.
+
+    That mean is an estimate as well, so the interval is Fieller's for the ratio of the mean difference to it (Fieller,
+    JRSS B 16, 1954), widened for skewed differences. Values below 0 change by a share of the mean's size.
+
+    Args:
+        values: of the accelerated pictures.
+        baseline: of the unaccelerated picture at the place of each, as many.
+
+    Returns:
+        Above 0 where the metric grows. None for fewer than two pictures, and where the unaccelerated pictures' mean is
+        not surely another than 0: a share of it would say nothing.
+
+    Raises:
+        ValueError: when the numbers differ.
+    """
+    if len(values) != len(baseline):
+        raise ValueError(f"{len(values)} values cannot be paired with {len(baseline)}")
+    count = len(values)
+    if count < 2:
+        return None
+    before = np.asarray(baseline, dtype=float)
+    differences = np.asarray(values, dtype=float) - before
+    size, difference = float(np.mean(before)), float(np.mean(differences))
+    covariance = np.cov(differences, before) / count
+    far = _skew_widened(differences, before, count) * float(stats.t.ppf((1 + _CONFIDENCE) / 2, count - 1))
+    least = size**2 - far**2 * float(covariance[1, 1])
+    if least <= 0:
+        return None
+    middle = size * difference - far**2 * float(covariance[0, 1])
+    reach = math.sqrt(max(0.0, middle**2 - least * (difference**2 - far**2 * float(covariance[0, 0]))))
+    sign = math.copysign(1.0, size)
+    value = sign * difference / size
+    low, high = sorted((sign * (middle - reach) / least, sign * (middle + reach) / least))
+    return Interval(value, min(low, value), max(high, value))
+
+
+def _skew_widened(differences: NDArray[np.float64], before: NDArray[np.float64], count: int) -> float:
+    """How many times as wide as Student's an interval of the change is."""
+    residuals = differences - np.mean(differences) / np.mean(before) * before if np.mean(before) else differences
+    residuals = residuals - np.mean(residuals)
+    spread = float(np.sqrt(np.mean(residuals**2)))
+    skewness = float(np.mean((residuals / spread) ** 3)) if spread > 0 else 0.0
+    return 1 + _SKEWNESS_WIDENS * abs(skewness) / math.sqrt(count)

@@ -25,6 +25,7 @@ DEFAULT_HUB_ID = "openai/clip-vit-base-patch32"
 # Where a repository's main revision has pickled weights only: the one in which the hub's own bot added safetensors.
 _REVISIONS = {DEFAULT_HUB_ID: "refs/pr/15"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
@@ -177,4 +178,5 @@ def check_clip_folder(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors"))
+    """The file, or the files of one that was cut; copies of less precision are not read."""
+    return sorted(path for path in folder.glob("model*.safetensors") if _WEIGHTS.fullmatch(path.name))

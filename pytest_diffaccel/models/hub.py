@@ -21,7 +21,7 @@ _WANTED_OF_OTHERS = (*_SETTINGS, "*/model*.safetensors", "*/diffusion_pytorch_mo
 _FULL = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 _UNWANTED = "safety_checker/*"
 _WANTED_OF_VAE = ("config.json", "diffusion_pytorch_model.safetensors")
-_WANTED_OF_CLIP = ("*.json", "*.txt", "model*.safetensors")
+_WANTED_OF_CLIP = ("*.json", "*.txt", "model.safetensors", "model-*.safetensors")
 # Of the hub client's messages, which go on with advice.
 _REASON_LENGTH = 200
 

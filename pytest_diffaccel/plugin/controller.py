@@ -46,7 +46,7 @@ def _reason(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr).strip()
-    return text.partition("\n")[0]
+    return text.removeprefix("Failed: ").partition("\n")[0]
 
 
 def _command(config: pytest.Config) -> str:
@@ -229,5 +229,7 @@ class Reporting:
             self._screen.write_line(f"diffaccel: {said}")
         asked = options.is_given(self._config.known_args_namespace) and not self._config.option.gate
         if asked and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not options.names_benches(self._config.args):
-            command = f"{options.benches_command()} ..."
-            self._screen.write_line(f"diffaccel: no case of a search was collected; run them with: {command}")
+            said = (
+                f"no case of a search was collected; run them with: {options.benches_command()}, and the same options"
+            )
+            self._screen.write_line(f"diffaccel: {said}")

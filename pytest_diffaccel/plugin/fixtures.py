@@ -43,10 +43,10 @@ def search_run(config: pytest.Config) -> SearchRun:
 
         try:
             know_pipes(pipes_of(config), config.option.models)
-            registry = methods_of(config)
-            settings = workers.with_gpu(Settings.from_options(config.option, registry.names), config)
+            registry, metrics = methods_of(config), metrics_of(config)
+            settings = workers.with_gpu(Settings.from_options(config.option, registry.names, metrics), config)
             session = workers.session_of(config)
-            config.stash[_RUN] = SearchRun(settings, registry, session, metrics_of(config))
+            config.stash[_RUN] = SearchRun(settings, registry, session, metrics)
             config.stash[_GATE] = _gate_of(settings, registry, session)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error
@@ -79,19 +79,21 @@ def keep_groups_together(config: pytest.Config) -> None:
 
 @contextmanager
 def _refusals_in_words(*more: type[Exception]) -> Iterator[None]:
-    """What is missing (weights, a file) fails a case with the reason alone, which pages of traceback would hide.
+    """What is missing (weights, a file) or not to be seen fails a case with the reason alone, without a traceback.
 
     Args:
         more: what else does.
     """
+    from pytest_diffaccel.measure.degenerate import DegeneratePictures
+    from pytest_diffaccel.measure.metrics.base import MetricFault
     from pytest_diffaccel.records.tables import StoreError
     from pytest_diffaccel.search.pipelines import Unavailable
 
-    told: tuple[type[Exception], ...] = (StoreError, Unavailable, *more)
+    told: tuple[type[Exception], ...] = (StoreError, Unavailable, DegeneratePictures, MetricFault, *more)
     try:
         yield
-    except told as error:
-        pytest.fail(str(error), pytrace=False)
+    except told as error:  # not pytest.fail, which would show what it comes from, the same words, too
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @contextmanager
@@ -235,6 +237,8 @@ class OwnCases:
         Raises:
             ValueError: naming the bad value and the valid ones.
             MethodDidNotAct: when a method had no effect.
+
+        Pictures that say nothing, accelerated or not, fail the test in words.
         """
         from pytest_diffaccel.matrix import Cell
         from pytest_diffaccel.search.evaluate.own_case import measure_own

@@ -89,9 +89,12 @@ def in_terms_of_keys(said: str, config: pytest.Config) -> str:
             continue
         if colon and option in key.option.names:
             return f"{key.origin}: {value}:{reason}" if value else f"{key.origin}:{reason}"
-        # Errors quote it as Python does, which writes two backslashes for one.
-        if key.option.file_pattern is not None and any(part in said for part in (key.value, repr(key.value)[1:-1])):
-            return f"{said} ({key.origin})"
+        if key.option.file_pattern is not None:
+            found = re.fullmatch(key.option.file_pattern, key.value)
+            file = found[1] if found and found.lastindex else key.value
+            # Errors quote it as Python does, which writes two backslashes for one.
+            if file in said or repr(file)[1:-1] in said:
+                return f"{said} ({key.origin})"
     return said
 
 

@@ -97,7 +97,7 @@ def _timed(nodeid: str, result: CaseResult) -> Iterator[tuple[_Source, tuple[flo
 
 def _source_of(nodeid: str, figures: Figures, **more: object) -> _Source:
     candidate, known = figures.candidate, figures.to_json()
-    extra = {name: known[name] for name in _EXTRA_INFO} | more
+    extra = {name: known[name] for name in (*_EXTRA_INFO, "metrics") if name in known} | more
     return _source(nodeid, candidate.key, candidate.group, candidate.params, extra)
 
 

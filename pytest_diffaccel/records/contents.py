@@ -173,6 +173,7 @@ class GroupWinners:
         entries: what golden records, by target; a target that is undecided is not in it.
         speedups: of all of the group's candidates that were evaluated, as they were known then; by candidate key.
         created_at: when, ISO 8601 in UTC.
+        barred: why verified candidates could not win within bounds on other metrics, in words; by candidate key.
     """
 
     cell: Cell
@@ -182,6 +183,7 @@ class GroupWinners:
     entries: Mapping[float, GoldenEntry]
     speedups: Mapping[str, Interval]
     created_at: str = ""
+    barred: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
+from pytest_diffaccel.measure.statistics import metric_figures
 from pytest_diffaccel.records.contents import Contents, Decision, Failure, Recorded
 from pytest_diffaccel.records.environment import Environment
 
 #: Of one type each: str, int, float or bool; None where a row has no such value.
 Row: TypeAlias = dict[str, Any]
-#: Columns that every export has, with their types. Those of params (``param_...``) and of counters (``fired_...``)
-#: follow, as many as the rows have. Times in seconds, memory in MiB, PSNR in dB; intervals are of 95%.
+#: Columns that every export has, with their types. Those of params (``param_...``), of counters (``fired_...``) and of
+#: secondary metrics (``metric_...``, their changes as shares) follow, as many as the rows have. Times in seconds,
+#: memory in MiB, PSNR in dB; intervals are of 95%.
 COLUMNS: Mapping[str, type] = {
     **dict.fromkeys(("status", "reason", "candidate", "pipe", "scheduler"), str),
     "steps": int,
@@ -33,7 +35,7 @@ COLUMNS: Mapping[str, type] = {
     "lpips_noise_floor": float,
     "created_at": str,
 }
-PARAM, FIRED = "param_", "fired_"
+PARAM, FIRED, METRIC = "param_", "fired_", "metric_"
 
 
 def export_rows(contents: Contents) -> list[Row]:
@@ -56,6 +58,8 @@ def column_type(name: str, rows: Iterable[Row]) -> type:
     """The type of a column's values."""
     if name in COLUMNS:
         return COLUMNS[name]
+    if name.startswith(METRIC):
+        return float
     return int if all(isinstance(row[name], int) for row in rows if row[name] is not None) else float
 
 
@@ -73,6 +77,7 @@ def _measured(recorded: Recorded, environments: Mapping[str, Environment]) -> Ro
         "peak_memory_mb": measurement.peak_memory_mb,
         **dict(_times(measurement)),
         **{f"{FIRED}{name}": count for name, count in measurement.fired.items()},
+        **dict(_metrics(measurement)),
         **_conditions(measurement.sampling, measurement.environment, environments),
         "created_at": recorded.created_at,
     }
@@ -110,6 +115,17 @@ def _candidate(candidate: Candidate) -> Row:
 
 def _interval(name: str, interval: Interval) -> Row:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _metrics(measurement: Measurement) -> Iterator[tuple[str, float | None]]:
+    for name, metric in measurement.metrics.items():
+        figures, column = metric_figures(metric), f"{METRIC}{name}"
+        yield column, figures.value
+        yield from zip((f"{column}_low", f"{column}_high"), figures.ci95 or (None, None), strict=True)
+        if metric.baseline is not None:
+            change = figures.change
+            ends = (change.value, change.low, change.high) if change else (None, None, None)
+            yield from zip([f"{column}_change{end}" for end in ("", "_low", "_high")], ends, strict=True)
 
 
 def _times(measurement: Measurement) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -17,16 +17,26 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import (
+    LPIPS_DECIMALS,
+    SPEEDUP_DECIMALS,
+    FewerSteps,
+    GoldenMetric,
+    Range,
+    apart,
+    figure_text,
+    metric_changes,
+    round_range,
+    rounded_to,
+)
 
-#: Digits kept: far below what a measurement can tell, few enough to read a diff.
-SPEEDUP_DECIMALS = 4
-LPIPS_DECIMALS = 6
 #: Fields of an entry by line of the file, so that a diff shows which part changed.
 _LINES = (
     ("status", "reason", "params"),
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
     ("device_speedup", "device_speedup_ci95", "decided_by"),
     ("lpips", "lpips_ci95", "selection_lpips"),
+    ("metrics",),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
     ("basis", "quality_from"),
@@ -41,38 +51,8 @@ _OPTIONAL = {
     "quality_from",
     "device_speedup",
     "device_speedup_ci95",
+    "metrics",
 }
-
-Range: TypeAlias = tuple[float, float]
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class FewerSteps:
-    """The unaccelerated pipeline with fewer steps, as fast as an accelerator: the rival that it has to beat.
-
-    Attributes:
-        steps: how many steps are as fast.
-        speedup: of those steps.
-        lpips: mean LPIPS against the images of all steps, on the winner's samples.
-        lpips_ci95: its interval.
-    """
-
-    steps: Annotated[int, Field(ge=1)]
-    speedup: Annotated[float, Field(ge=0)]
-    lpips: float
-    lpips_ci95: Range
-
-    def rounded(self) -> FewerSteps:
-        """As the file keeps it."""
-        return replace(
-            self,
-            speedup=round(self.speedup, SPEEDUP_DECIMALS),
-            lpips=round(self.lpips, LPIPS_DECIMALS) + 0.0,
-            lpips_ci95=(
-                round(self.lpips_ci95[0], LPIPS_DECIMALS) + 0.0,
-                round(self.lpips_ci95[1], LPIPS_DECIMALS) + 0.0,
-            ),
-        )
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -108,6 +88,7 @@ class GoldenEntry:
         device_speedup: step-kind estimate by the GPU's own time; None where that was not read.
         device_speedup_ci95: its interval.
         decided_by: the clock whose speed-up had to reach the target.
+        metrics: secondary metrics by name; None where none was asked for.
     """
 
     status: Literal["met", "unattainable"]
@@ -130,6 +111,7 @@ class GoldenEntry:
     device_speedup: Annotated[float, Field(ge=0)] | None = None
     device_speedup_ci95: Range | None = None
     decided_by: SpeedClock = "wall"
+    metrics: Mapping[str, GoldenMetric] | None = None
 
     def __post_init__(self) -> None:
         if self.selection_lpips is not None and self.lpips is None:
@@ -172,22 +154,25 @@ class GoldenEntry:
         """The entry as the file keeps it: speed-ups to 4 decimals, LPIPS to 6."""
         return replace(
             self,
-            speedup=_round(self.speedup, SPEEDUP_DECIMALS),
-            speedup_ci95=_round_range(self.speedup_ci95, SPEEDUP_DECIMALS),
-            wall_speedup=_round(self.wall_speedup, SPEEDUP_DECIMALS),
-            wall_speedup_ci95=_round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
-            device_speedup=_round(self.device_speedup, SPEEDUP_DECIMALS),
-            device_speedup_ci95=_round_range(self.device_speedup_ci95, SPEEDUP_DECIMALS),
-            lpips=_round(self.lpips, LPIPS_DECIMALS),
-            lpips_ci95=_round_range(self.lpips_ci95, LPIPS_DECIMALS),
-            selection_lpips=_round(self.selection_lpips, LPIPS_DECIMALS),
+            speedup=rounded_to(self.speedup, SPEEDUP_DECIMALS),
+            speedup_ci95=round_range(self.speedup_ci95, SPEEDUP_DECIMALS),
+            wall_speedup=rounded_to(self.wall_speedup, SPEEDUP_DECIMALS),
+            wall_speedup_ci95=round_range(self.wall_speedup_ci95, SPEEDUP_DECIMALS),
+            device_speedup=rounded_to(self.device_speedup, SPEEDUP_DECIMALS),
+            device_speedup_ci95=round_range(self.device_speedup_ci95, SPEEDUP_DECIMALS),
+            lpips=rounded_to(self.lpips, LPIPS_DECIMALS),
+            lpips_ci95=round_range(self.lpips_ci95, LPIPS_DECIMALS),
+            selection_lpips=rounded_to(self.selection_lpips, LPIPS_DECIMALS),
             fewer_steps=self.fewer_steps and self.fewer_steps.rounded(),
             beats_fewer_steps=None,
+            metrics=self.metrics and {name: metric.rounded() for name, metric in self.metrics.items()},
         )
 
     def to_json(self) -> str:
         """The entry's JSON text, several lines indented to stand in the file; rounded."""
-        fields = asdict(self.rounded())
+        rounded = self.rounded()
+        fields = asdict(rounded)
+        fields["metrics"] = rounded.metrics and {name: metric.to_json() for name, metric in rounded.metrics.items()}
         fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
         for name, usual in (("basis", "measured"), ("decided_by", "wall")):
             if fields[name] == usual:
@@ -221,10 +206,11 @@ class GoldenEntry:
         changes += [
             f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
             for name in ("speedup", "device_speedup", "lpips")
-            if _apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
+            if apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
             # What could not be read this time says nothing else.
             and not (name == "device_speedup" and other.device_speedup is None)
         ]
+        changes += metric_changes(self.metrics or {}, other.metrics or {})
         if self.fewer_steps is None is not other.fewer_steps:
             changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")
         return changes
@@ -241,23 +227,9 @@ def _dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _round(value: float | None, decimals: int) -> float | None:
-    return None if value is None else round(float(value), decimals) + 0.0  # + 0.0: no "-0.0"
-
-
-def _round_range(ends: Range | None, decimals: int) -> Range | None:
-    return None if ends is None else (round(float(ends[0]), decimals) + 0.0, round(float(ends[1]), decimals) + 0.0)
-
-
-def _apart(one: Range | None, other: Range | None) -> bool:
-    if one is None or other is None:
-        return one != other
-    return one[0] > other[1] or other[0] > one[1]
-
-
 def _estimate(entry: GoldenEntry, name: str) -> str:
     ends = getattr(entry, f"{name}_ci95")
-    return f"{getattr(entry, name):g} [{ends[0]:g}, {ends[1]:g}]" if ends else "none"
+    return figure_text(getattr(entry, name), ends) if ends else "none"
 
 
 @cache

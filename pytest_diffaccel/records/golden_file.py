@@ -13,7 +13,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
-from pytest_diffaccel.settings.options import benches_command
+from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
 #: Spells out, beside the golden files of a folder, the environments that their entries name.
 ENVIRONMENTS_NAME = "environments.json"
@@ -103,7 +103,9 @@ class Golden:
             JsonFileError: as :meth:`read`.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"there is no golden file {path}; a search records one: {benches_command()}")
+            raise FileNotFoundError(
+                f"there is no golden file {path}; a search records one: {benches_command(*FIRST_SEARCH)}"
+            )
         return cls.read(path)
 
     def environment_of(self, entry: GoldenEntry) -> Environment | None:

@@ -8,6 +8,8 @@ import threading
 import time
 from contextlib import suppress
 
+from psutil import pid_exists
+
 from pytest_diffaccel.records.bookkeeping import LIVES_S
 from pytest_diffaccel.records.contents import RunningSession
 from pytest_diffaccel.records.store import Store
@@ -56,8 +58,12 @@ class Presence:
         for name in known - recent - {self._own.name}:
             self._store.forget_session(name)
         self._heart.start()
-        here = self._own.host, self._own.folder
-        return [_words(other) for other in living if not (is_told_of_folder and (other.host, other.folder) == here)]
+        return [_words(other) for other in living if not self._is_told(other, is_told_of_folder)]
+
+    def _is_told(self, other: RunningSession, is_told_of_folder: bool) -> bool:
+        """Whether nobody need be told of another session: of this folder, and told already, or killed a moment ago."""
+        is_here = (other.host, other.folder) == (self._own.host, self._own.folder)
+        return is_here and (is_told_of_folder or not pid_exists(other.process))
 
     def end(self) -> None:
         """Be gone, and close the store."""

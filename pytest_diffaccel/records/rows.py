@@ -132,6 +132,7 @@ def dump_winners(winners: GroupWinners) -> str:
     record = {
         "entries": {f"{target:g}": json.loads(entry.to_json()) for target, entry in winners.entries.items()},
         "speedups": {key: _numbers(interval) for key, interval in winners.speedups.items()},
+        **({"barred": dict(winners.barred)} if winners.barred else {}),
     }
     return json.dumps(record, allow_nan=False)
 
@@ -153,6 +154,7 @@ def winners_of(row: Row[Any]) -> GroupWinners:
         },
         speedups={key: Interval(*numbers) for key, numbers in record["speedups"].items()},
         created_at=row.created_at,
+        barred=record.get("barred", {}),
     )
 
 

@@ -13,7 +13,14 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures
 from pytest_diffaccel.report.html.content.findings import Findings
 from pytest_diffaccel.report.html.content.material import Material
-from pytest_diffaccel.report.winners import figures, interval_text, said_of, spaced_params, why_unattainable
+from pytest_diffaccel.report.winners import (
+    figures,
+    interval_text,
+    metrics_text,
+    said_of,
+    spaced_params,
+    why_unattainable,
+)
 from pytest_diffaccel.search.predict.reach import reaches
 from pytest_diffaccel.words import counted
 
@@ -43,7 +50,10 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
     fast = [pair for pair in measured if reaches(pair[1].speedup, key.target)]
-    lines += _contenders(entry, sorted(fast, key=lambda pair: pair[1].lpips.value), material.max_loss)
+    barred = found.record.barred
+    fast.sort(key=lambda pair: pair[1].lpips.value)
+    lines += _contenders(entry, [pair for pair in fast if pair[0].key not in barred], material.max_loss)
+    lines += [f"  cannot win: {_in_words(*pair)}; it {barred[pair[0].key]}" for pair in fast if pair[0].key in barred]
     slow = [pair for pair in measured if pair not in fast]
     if slow:
         best = max(slow, key=lambda pair: pair[1].speedup.value)
@@ -82,6 +92,8 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
         chosen = f", {entry.selection_lpips:.3f} on those that it was chosen on" if entry.selection_lpips else ""
         pictures = counted(entry.num_samples, "picture")
         lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {pictures}{chosen}")
+    if metrics := metrics_text(entry):
+        lines.append(f"  {metrics}")
     if entry.fewer_steps is not None:
         word = "more" if entry.beats_fewer_steps else "less"
         rival = entry.fewer_steps

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.gate.prospects import as_option, by_remedy, in_words, remedies
 from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
+from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, GateSession, add_sessions
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.progress import EndedCase, duration
@@ -71,6 +72,9 @@ class GateReport:
             f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
             f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
         )
+        if self._settings.prompts is not None:
+            samples = max(case.entry.num_samples for case in self._run.cases)
+            self._screen.tell(f"diffaccel gate: {used(self._settings.prompts, samples, gate=True)}")
         for line in self._what_recording_takes() if self._run.recording else self._what_can_be_shown():
             self._screen.tell(f"diffaccel gate: {line}")
 

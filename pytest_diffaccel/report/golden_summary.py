@@ -11,8 +11,10 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.words import counted
 
+_HEADINGS = ("target", "met", "unattainable", "median speedup", "median LPIPS", "beat fewer steps")
 
-def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
+
+def summary_table(entries: Mapping[GoldenKey, GoldenEntry], width: int) -> list[str]:
     """A row per accelerator and target, as lines.
 
     The medians are of the cells in which the target is met; a winner "beats fewer steps" when its LPIPS is below that
@@ -20,18 +22,32 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry]) -> list[str]:
 
     Args:
         entries: winners and unattainable targets of any number of cells.
+        width: characters per line; where they are too few, accelerators stand above their rows.
     """
+    ordered = sorted(entries, key=lambda key: key.prompt_order[-2:])
+    rows = [
+        (accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
+        for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target))
+    ]
+    lines = _lines(("accelerator", *_HEADINGS), rows)
+    if max(map(len, lines)) > width:
+        heading, *figures = _lines(_HEADINGS, [row[1:] for row in rows])
+        lines = [f"  {heading}"]
+        for accelerator, of_one in groupby(zip(rows, figures, strict=True), key=lambda both: both[0][0]):
+            lines += [accelerator, *(f"  {line}" for _, line in of_one)]
+    cells = {key.cell for key in entries}
+    return [*lines, f"{counted(len(entries), 'key')} of {counted(len(cells), 'cell')}"]
+
+
+def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("accelerator")
-    for heading in ("target", "met", "unattainable", "median speedup", "median LPIPS", "beat fewer steps"):
-        table.add_column(heading, justify="right")
-    ordered = sorted(entries, key=lambda key: key.prompt_order[-2:])
-    for (accelerator, target), keys in groupby(ordered, key=lambda key: (key.accelerator, key.target)):
-        table.add_row(accelerator, f"{target:g}x", *_figures([entries[key] for key in keys]))
-    cells = {key.cell for key in entries}
-    return [*table_lines(table, 120), f"{counted(len(entries), 'key')} of {counted(len(cells), 'cell')}"]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "accelerator" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table_lines(table, 120)
 
 
 def _figures(entries: Sequence[GoldenEntry]) -> tuple[str, str, str, str, str]:

@@ -14,6 +14,8 @@ from pytest_diffaccel.words import counted
 
 # By how much the GPU's own speed-up has to be the higher one to be spoken of.
 _WORTH_A_WORD = 1.05
+# Candidates that a bound kept from winning are named up to so many.
+_NAMED = 5
 
 
 def narrowing_text(settings: Settings) -> str:
@@ -40,10 +42,16 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
     """
     ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
     unfinished = [_nearest(key, choice) for key, choice in ordered if group_of(key) in left]
-    finished = [_nearest(key, choice) for key, choice in ordered if group_of(key) not in left]
-    no_more = "the same command measures no more of {}; with --fresh it measures anew, best on a quieter machine"
+    finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
+    of_speed = [_nearest(key, choice) for key, choice in finished if not choice.barred]
+    of_bounds = [_nearest(key, choice) for key, choice in finished if choice.barred]
+    no_more = "the same command measures no more of {}; "
     lines = []
-    for nearest, why in ((unfinished, f"the time was up, {settings.goes_on}"), (finished, no_more)):
+    for nearest, why in (
+        (unfinished, f"the time was up, {settings.goes_on}"),
+        (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
+        (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
+    ):
         one = len(nearest) == 1
         stay = "its golden record stays as it is" if one else "their golden records stay as they are"
         said = f"undecided: {counted(len(nearest), 'target')}; {stay}; {why.format('it' if one else 'them')}"
@@ -56,7 +64,7 @@ def _nearest(key: GoldenKey, choice: Chosen) -> str:
     return (
         f"  {cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator} {key.target:g}x: "
         f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, LPIPS {choice.lpips:.3f}, "
-        f"{spaced_params(choice.params)}"
+        f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
     )
 
 
@@ -99,6 +107,17 @@ def unrecorded_text(unrecorded: Mapping[str, str]) -> list[str]:
     return _by_group(
         f"not recorded: the winners of {groups}; measure what is missing and run their cases again", unrecorded
     )
+
+
+def barred_text(barred: Mapping[str, str]) -> list[str]:
+    """Candidates that a bound on another metric kept from winning.
+
+    Args:
+        barred: which bound, and by how much, by candidate key.
+    """
+    named = dict(list(barred.items())[:_NAMED])
+    lines = _by_group(f"bounds: {counted(len(barred), 'candidate')} that lost little cannot win within them", named)
+    return lines + ([f"  and {len(barred) - _NAMED} more"] if len(barred) > _NAMED else [])
 
 
 def _by_group(heading: str, said: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,8 @@ def plain_properties(result: CaseResult) -> list[tuple[str, str]]:
     Of a search, ``status`` is ``measured``, ``stored`` (by an earlier run), ``skipped``, ``winners`` for the case that
     verified a cell's groups, ``provisional`` for those of its other groups, or ``unfinished`` for a case that found
     nothing: it failed or broke off. Speed-ups and LPIPS have six significant digits, intervals read ``[low, high]``.
+    The case that verified a cell's groups also has ``METRIC CANDIDATE`` and ``METRIC_change CANDIDATE`` of each
+    secondary metric of each winner, with its interval; changes are shares.
     Of the gate, ``gate_status``, the verdict's figures, and status, text and change of each finding; nothing of a case
     that broke off.
     """
@@ -34,7 +36,9 @@ def plain_properties(result: CaseResult) -> list[tuple[str, str]]:
     if isinstance(result, Skipped):
         found |= {"candidate": result.candidate.key, "evidence": result.evidence}
     if isinstance(result, Winners):
-        found |= {"explored": str(result.explored), **(_counts(result.of_cell) if result.of_cell else {})}
+        found |= {"explored": str(result.explored)}
+        if result.of_cell:
+            found |= _counts(result.of_cell) | dict(_metrics(result.of_cell))
     return list(found.items())
 
 
@@ -62,6 +66,16 @@ def _counts(of_cell: CellWinners) -> dict[str, str]:
     met = sum(decided.entry.status == "met" for decided in of_cell.decided)
     counts = {"winners": met, "unattainable": len(of_cell.decided) - met, "undecided": len(of_cell.undecided)}
     return {name: str(count) for name, count in counts.items()}
+
+
+def _metrics(of_cell: CellWinners) -> Iterator[tuple[str, str]]:
+    for figures in (verified.figures for verified in of_cell.verified):
+        for name, metric in figures.metrics.items():
+            interval = f" {_ends(metric.ci95)}" if metric.ci95 else ""
+            yield f"{name} {figures.candidate.key}", f"{metric.value:.6g}{interval}"
+            if metric.change:
+                ends = _ends((metric.change.low, metric.change.high))
+                yield f"{name}_change {figures.candidate.key}", f"{metric.change.value:.6g} {ends}"
 
 
 def _of_gate(result: GateVerdict) -> Iterator[tuple[str, str]]:

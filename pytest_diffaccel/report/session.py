@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -14,6 +15,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
 from pytest_diffaccel.report.next_steps import (
+    barred_text,
     group_of,
     left_out,
     narrowing_text,
@@ -81,6 +83,8 @@ class SessionReport:
         #: Groups whose winners' cases ended without failing, and why they may have no record; and those that have one.
         self._asked: dict[str, str] = {}
         self._recorded: set[str] = set()
+        self._barred: dict[str, str] = {}
+        self._metrics_s = 0.0
         self._unwritten = Unwritten(screen)
         self._cases = 0
         self._is_stopped = False
@@ -113,6 +117,8 @@ class SessionReport:
             f"{settings.models}; "
             f"the time left is shown {when}"
         )
+        if settings.prompts is not None:
+            self._screen.tell(f"diffaccel: {used(settings.prompts, settings.num_samples)}")
         self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
 
     def case_began(self, name: str) -> None:
@@ -141,6 +147,7 @@ class SessionReport:
             self._progress.case_ended(case, result)
             self._tell_time(self._progress, result.news if isinstance(result, Measured | Winners) else News())
         if isinstance(result, Winners):
+            self._metrics_s += result.news.phases_s.get("metrics", 0.0)
             self._take_winners(case, result)
         if self._progress:
             self._show(self._progress)
@@ -181,6 +188,7 @@ class SessionReport:
     def _record(self, of_cell: CellWinners) -> None:
         found = {decided.key: decided.entry for decided in of_cell.decided}
         environments = {of_cell.environment.id: of_cell.environment}
+        self._barred |= of_cell.barred
         self._launch_bound.update(
             verified.figures.candidate.accelerator for verified in of_cell.verified if verified.bound == "launch"
         )
@@ -265,8 +273,11 @@ class SessionReport:
             *left_out(self._left, self._settings),
             *unfit_text(self._unfit),
             *unrecorded_text(self._not_recorded),
+            *barred_text(self._barred),
         ]
         self._write([*undecided_text(self._undecided, self._left, self._settings), *without])
+        if self._metrics_s:
+            self._write(["", f"metrics: {', '.join(self._settings.metrics)} took {self._metrics_s:.1f} s"])
         self._write(changes_text(list(self._changes.values()), self._settings.golden, width()))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)

@@ -14,7 +14,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import HEADINGS, figures, legend, said_of
+from pytest_diffaccel.report.winners import HEADINGS, figures, legend, metrics_text, said_of
 from pytest_diffaccel.words import counted
 
 #: GitHub names here the file whose Markdown it shows.
@@ -90,6 +90,7 @@ def _winners(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str
     ordered = sorted(entries, key=lambda key: key.prompt_order)
     rows = []
     notes: list[str] = []
+    has_metrics = any(entry.metrics for entry in entries.values())
     for (cell, accelerator, _, _), same in groupby(ordered, key=lambda key: _identity(key, entries[key])):
         keys = list(same)
         entry = entries[keys[0]]
@@ -98,8 +99,9 @@ def _winners(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str
         # Scales differ from pipe to pipe; what the columns mean does not.
         notes = legend(list(entries.values()), scale if len(environments) == 1 else None)
         targets = ", ".join(f"{key.target:g}x" for key in keys)
-        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale), said_of(entry)))
-    head = ("cell", "accelerator", "targets", *HEADINGS, "parameters")
+        metrics = [metrics_text(entry)] if has_metrics else []
+        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale), *metrics, said_of(entry)))
+    head = ("cell", "accelerator", "targets", *HEADINGS, *(["other metrics"] if has_metrics else []), "parameters")
     more = [_row(f"and {len(rows) - _MOST_ROWS} more", *[""] * (len(head) - 1))] if len(rows) > _MOST_ROWS else []
     lines = [_row(*head), _row(*["---"] * len(head)), *rows[:_MOST_ROWS], *more]
     return [*lines, "", *map(plain, notes), ""]

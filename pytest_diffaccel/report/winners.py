@@ -12,6 +12,7 @@ from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Winners
@@ -63,6 +64,8 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
         notes.append(f"LPIPS: 0 is the same picture{other}{rounding}.")
     if any(entry.fewer_steps for entry in entries):
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
+    if any(metric.change is not None for entry in entries for metric in (entry.metrics or {}).values()):
+        notes.append("Other metrics, %: change from the unaccelerated pictures', paired by prompt.")
     if any(entry.device_speedup is not None for entry in entries):
         notes.append("GPU: speedup by its own time (*: it decided); where that is higher, the GPU waits for the host.")
     return notes
@@ -81,7 +84,12 @@ def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | 
             winner = list(same)
             entry, targets = winner[0][1], _targets([key.target for key, _ in winner])
             table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
-            below = wrapped(said_of(entry), width - len(_INDENT), indent="")
+            below = [
+                line
+                for said in (said_of(entry), metrics_text(entry))
+                if said
+                for line in wrapped(said, width - len(_INDENT), indent="")
+            ]
             around.append((above, list(map(_indented, below))))
             above = []
     # Whatever the width: a figure that is cut off is none.
@@ -118,6 +126,21 @@ def said_of(entry: GoldenEntry) -> str:
         return "unattainable: nothing could be measured"
     best = f"{entry.speedup:.2f}x at LPIPS {entry.lpips:.3f}, by {params}"
     return f"{why_unattainable(entry)}; best reached: {best}"
+
+
+def metrics_text(entry: GoldenEntry) -> str:
+    """A winner's secondary metrics in a line; empty without any."""
+    return "; ".join(metric_text(name, metric) for name, metric in (entry.metrics or {}).items())
+
+
+def metric_text(name: str, metric: GoldenMetric) -> str:
+    """``clip_score 28.1 [27.2, 29.1], -1.2% [-2.0%, -0.4%]``: its value and its change, each with its interval."""
+    ends = f" [{metric.ci95[0]:.4g}, {metric.ci95[1]:.4g}]" if metric.ci95 else ""
+    said = f"{name} {metric.value:.4g}{ends}"
+    if metric.change is not None and metric.change_ci95 is not None:
+        low, high = metric.change_ci95
+        said += f", {metric.change:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return said
 
 
 def why_unattainable(entry: GoldenEntry) -> str:

@@ -48,6 +48,7 @@ class GroupSearch:
             evaluated=known.losses(self.cell),
             max_loss=self.bench.settings.max_quality_loss,
             first=self.bench.first_samples,
+            barred=self.bench.secondary.bars(self.cell, self.accelerator),
         )
 
     def evaluate(self, candidate: Candidate) -> None:
@@ -108,6 +109,16 @@ class GroupSearch:
         """Tell contenders apart by more samples, unless an earlier run found the winners."""
         if not self.is_done and not self.bench.settings.exhaustive:
             settle(self, self.bench.settings.num_samples, time_is_up)
+
+    def look_further(self, time_is_up: TimeIsUp) -> Explored:
+        """Evaluate what may win now that a bound bars others; what would have lost to those was passed over."""
+        if self.bench.settings.exhaustive:
+            return Explored(0, 0)
+        explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
+        if explored.left:
+            self._keep("reopened")
+        self.settle(time_is_up)
+        return explored
 
     def finish(self) -> None:
         """Keep that the group's winners are found, unless that is known."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pytest_diffaccel.matrix import Candidate, Cell
-from pytest_diffaccel.measure.degenerate import degenerate
+from pytest_diffaccel.measure.degenerate import USUAL_CAUSES, degenerate
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.images import ImageStore, image_set
@@ -72,13 +72,19 @@ class KeptPictures:
     def _checked(self, cell: Cell, images: Sequence[Image]) -> Sequence[Image]:
         """The baseline's images, unless every candidate would look perfect beside them."""
         fault = degenerate(images)
-        if fault is None:
-            return images
+        if fault is not None:
+            self.refuse(cell, fault)
+        return images
+
+    def refuse(self, cell: Cell, fault: str) -> NoReturn:
+        """Let no candidate of the cell be compared with pictures that say nothing.
+
+        Raises:
+            NoPipeline: naming the fault, and what causes it usually.
+        """
         self._refused[cell] = (
-            f"{cell}: the unaccelerated pipeline draws nothing to compare accelerated pictures with: {fault}. Usual "
-            "causes: a VAE that overflows in float16 (in the --models file, name another with vae = ... or set dtype = "
-            '"float32"); a scheduler_config.json that does not fit the weights (prediction_type, timestep_spacing, '
-            "rescale_betas_zero_snr); a tokenizer without its vocabulary"
+            f"{cell}: the unaccelerated pipeline draws nothing to compare accelerated pictures with: {fault}. "
+            f"{USUAL_CAUSES}"
         )
         raise NoPipeline(self._refused[cell])
 
@@ -89,6 +95,10 @@ class KeptPictures:
     def save_winner(self, candidate: Candidate, images: Sequence[Image]) -> None:
         """Keep a winner's images for the picture grid and the report."""
         self._images.save(self._image_set(candidate.cell, candidate.key, "winner"), images)
+
+    def winner(self, candidate: Candidate) -> Sequence[Image] | None:
+        """A winner's images as they were kept; None where they are gone."""
+        return self._images.find(self._image_set(candidate.cell, candidate.key, "winner"))
 
     def winner_folder(self, candidate: Candidate) -> Path:
         """Folder of a winner's images."""

@@ -67,6 +67,14 @@ class Knowledge:
         """The search's measurement of ``candidate``."""
         return self._measurements.get((candidate.key, "search"))
 
+    def verified(self, cell: Cell, accelerator: str) -> list[Measurement]:
+        """Measurements of a group's winners, also of those that are none any more."""
+        return [
+            measurement
+            for measurement in self._measurements.values()
+            if measurement.sampling.purpose == "winner" and measurement.candidate.group == (cell, accelerator)
+        ]
+
     @property
     def costs(self) -> CostModel:
         """The cost model by the clock that decides."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.degenerate import same_pictures
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -45,11 +48,26 @@ def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:
 
         repeat = distance(generate(batch.prompts, batch.seeds))
         pairs = list(zip(batch.prompts, batch.seeds, strict=True))[:_ALONE]
-        alone = distance([generate([prompt], [seed])[0] for prompt, seed in pairs])
+        alone = [generate([prompt], [seed])[0] for prompt, seed in pairs]
+        _check_prompts(bench, cell, generate, alone[0])
         with nudged_latents(generate.pipeline):
             one_ulp = distance(generate(batch.prompts, batch.seeds))
         unrelated = distance(generate(batch.prompts, [seed + OTHER_SEEDS for seed in batch.seeds]))
-    return QualityScale(repeat=repeat, batch=alone, one_ulp=one_ulp, unrelated=unrelated)
+    return QualityScale(repeat=repeat, batch=distance(alone), one_ulp=one_ulp, unrelated=unrelated)
+
+
+def _check_prompts(bench: Workbench, cell: Cell, generate: Generate, first: Image) -> None:
+    """Refuse a pipeline that draws the first sample alike whatever its prompt is; its other samples have other noise.
+
+    Raises:
+        NoPipeline: naming both prompts.
+    """
+    samples = [pair for batch in bench.batches(cell, "search") for pair in zip(batch.prompts, batch.seeds, strict=True)]
+    prompt, seed = samples[0]
+    other = next((other for other, _ in samples if other != prompt), None)
+    if other is not None and same_pictures(first, generate([other], [seed])[0]):
+        fault = f"the same picture for {shorten(prompt, 60)!r} as for {shorten(other, 60)!r} from the same noise"
+        bench.pictures.refuse(cell, fault)
 
 
 @contextmanager

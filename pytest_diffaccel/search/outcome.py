@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.bottleneck import bottleneck
-from pytest_diffaccel.measure.measurement import Interval, Measurement, SpeedClock
+from pytest_diffaccel.measure.measurement import Interval, Measurement, MetricFigures, SpeedClock
 from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.environment import Environment
-from pytest_diffaccel.records.golden import FewerSteps, GoldenEntry
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.null_control import scaled_environment
@@ -22,8 +24,8 @@ from pytest_diffaccel.search.verify.verification import Winner
 from pytest_diffaccel.search.workbench import Workbench
 
 
-def figures_of(measurement: Measurement) -> Figures:
-    """A measurement's figures, without its blocks."""
+def figures_of(measurement: Measurement, metrics: Mapping[str, MetricFigures] = MappingProxyType({})) -> Figures:
+    """A measurement's figures, without its blocks, with those of the secondary metrics that were asked for."""
     return Figures(
         candidate=measurement.candidate,
         speedup=measurement.speedup,
@@ -37,6 +39,7 @@ def figures_of(measurement: Measurement) -> Figures:
         num_samples=measurement.sampling.num_samples,
         environment=measurement.environment,
         rounds_s=tuple(run.total_s for block in measurement.blocks for run in block.runs),
+        metrics=dict(metrics),
     )
 
 
@@ -53,6 +56,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
     """The winners of a cell's groups, by accelerator, with their environment and where their pictures lie."""
     environment = scaled_environment(bench, cell)
     decided, undecided, verified = [], [], {}
+    barred = _barred(bench, cell, winners)
     for accelerator, own in winners.items():
         for winner in own:
             key, choice = GoldenKey(cell, accelerator, winner.choice.target), winner.choice
@@ -61,19 +65,31 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
             if measurement and is_verified:
                 verified[measurement.candidate.key] = measurement
             if choice.reason == "undecided":
-                undecided += [_chosen(key, choice.option)] if choice.option else []
+                undecided += [_chosen(key, choice.option, barred)] if choice.option else []
                 continue
-            entry = golden_entry(winner, environment, _speedups(bench, choice.option)).rounded()
+            entry = _entry(bench, winner, environment).rounded()
             pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
             decided.append(Decided(key, entry, None if pictures is None else str(pictures)))
     return CellWinners(
         decided=tuple(sorted(decided, key=lambda one: one.key.prompt_order)),
         undecided=tuple(undecided),
-        verified=tuple(_verified(measurement) for measurement in verified.values()),
+        verified=tuple(_verified(bench, measurement) for measurement in verified.values()),
         environment=environment,
         baseline=str(bench.pictures.baseline_folder(cell, "winner")),
         prompts=tuple(prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts),
+        barred=barred,
     )
+
+
+def _entry(bench: Workbench, winner: Winner, environment: Environment) -> GoldenEntry:
+    """What golden records of an outcome, with the secondary metrics that were asked for."""
+    metrics = bench.secondary.figures(winner.measurement) if winner.measurement else {}
+    return golden_entry(winner, environment, _speedups(bench, winner.choice.option), metrics)
+
+
+def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> dict[str, str]:
+    """Why verified candidates of a cell cannot win, in words, by key."""
+    return {key: bar.text for name in accelerators for key, bar in bench.secondary.bars(cell, name).items()}
 
 
 def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> None:
@@ -84,22 +100,23 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
     environment, sampling = bench.environment(cell), bench.sampling(cell, "search")
     for accelerator, own in winners.items():
         decided = [winner for winner in own if winner.choice.reason != "undecided"]
-        entries = {
-            winner.choice.target: golden_entry(winner, environment, _speedups(bench, winner.choice.option))
-            for winner in decided
-        }
-        options = GroupSearch(bench, cell, accelerator).plan().options
+        entries = {winner.choice.target: _entry(bench, winner, environment) for winner in decided}
+        options = GroupSearch(bench, cell, accelerator).plan().evaluated_options
         speedups = {option.candidate.key: option.speedup for option in options}
-        bench.store.save_winners(GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups))
+        barred = _barred(bench, cell, [accelerator])
+        found = GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups, barred=barred)
+        bench.store.save_winners(found)
 
 
-def _chosen(key: GoldenKey, option: Option) -> Chosen:
-    return Chosen(key, option.candidate.params, option.speedup, option.lpips)
+def _chosen(key: GoldenKey, option: Option, barred: Mapping[str, str] = MappingProxyType({})) -> Chosen:
+    why = barred.get(option.candidate.key, "")
+    return Chosen(key, option.candidate.params, option.speedup, option.lpips, why)
 
 
-def _verified(measurement: Measurement) -> Verified:
+def _verified(bench: Workbench, measurement: Measurement) -> Verified:
     bound = bottleneck(measurement.blocks, measurement.flops)
-    return Verified(figures_of(measurement), bound.bound if bound else None)
+    figures = figures_of(measurement, bench.secondary.figures(measurement))
+    return Verified(figures, bound.bound if bound else None)
 
 
 @dataclass(frozen=True)
@@ -139,13 +156,19 @@ def _speedups(bench: Workbench, option: Option | None) -> Speedups | None:
     return Speedups(by("wall"), device, decided_by)
 
 
-def golden_entry(winner: Winner, environment: Environment, speedups: Speedups | None = None) -> GoldenEntry:
+def golden_entry(
+    winner: Winner,
+    environment: Environment,
+    speedups: Speedups | None = None,
+    metrics: Mapping[str, MetricFigures] = MappingProxyType({}),
+) -> GoldenEntry:
     """What golden records of a target's outcome in ``environment``.
 
     Args:
         winner: the outcome; not an undecided one.
         environment: where it was measured.
         speedups: of its option; None where the wall clock's, which decided, is all there is.
+        metrics: its secondary metrics by name, as far as they were asked for.
     """
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
     if reason == "undecided":
@@ -167,6 +190,7 @@ def golden_entry(winner: Winner, environment: Environment, speedups: Speedups | 
             "selection_lpips": option.lpips,
             # What only comes nearest to a target is not timed for it: its kinds of steps tell how fast it is.
             "basis": "measured" if measurement.blocks else "predicted",
+            "metrics": {name: GoldenMetric.of(metric) for name, metric in metrics.items()} or None,
         }
         if winner.rival is not None:
             fewer = winner.rival.quality.lpips

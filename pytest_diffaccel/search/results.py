@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
-from pytest_diffaccel.measure.measurement import Bound, Interval
+from pytest_diffaccel.measure.measurement import Bound, Interval, MetricFigures
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -35,6 +35,7 @@ class Figures:
         num_samples: images scored.
         environment: id of the environment.
         rounds_s: seconds of each timed run; none where it was not timed.
+        metrics: secondary metrics that were asked for, by name; of winners only.
     """
 
     candidate: Candidate
@@ -49,9 +50,11 @@ class Figures:
     num_samples: int
     environment: str
     rounds_s: tuple[float, ...] = ()
+    metrics: Mapping[str, MetricFigures] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types; an interval is a figure and its ``..._ci95``."""
+        """JSON types; an interval is a figure and its ``..._ci95``; ``metrics`` only where there are any."""
+        metrics = {name: metric.to_json() for name, metric in self.metrics.items()}
         return {
             "cell": str(self.candidate.cell),
             "accelerator": self.candidate.accelerator,
@@ -71,6 +74,7 @@ class Figures:
             "num_samples": self.num_samples,
             "environment": self.environment,
             "rounds_s": list(self.rounds_s),
+            **({"metrics": metrics} if metrics else {}),
         }
 
 
@@ -149,12 +153,14 @@ class Chosen:
         params: the candidate's parameters.
         speedup: with its interval, from all that is known.
         lpips: its mean loss on the search's samples.
+        barred: the bound on another metric that it does not surely keep, in words; empty where it is none.
     """
 
     key: GoldenKey
     params: Params
     speedup: Interval
     lpips: float
+    barred: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, without what it stands for."""
@@ -163,6 +169,7 @@ class Chosen:
             "speedup": self.speedup.value,
             "speedup_ci95": ends(self.speedup),
             "lpips": self.lpips,
+            **({"barred": self.barred} if self.barred else {}),
         }
 
 
@@ -209,6 +216,7 @@ class CellWinners:
         environment: theirs, with the scale of its losses.
         baseline: folder of the unaccelerated pipeline's numbered PNG files.
         prompts: theirs, in order.
+        barred: why verified candidates cannot win within the bounds on other metrics, in words, by candidate key.
     """
 
     decided: tuple[Decided, ...]
@@ -217,6 +225,7 @@ class CellWinners:
     environment: Environment
     baseline: str
     prompts: tuple[str, ...]
+    barred: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; golden entries as the text that golden has of them."""
@@ -230,6 +239,7 @@ class CellWinners:
             },
             "baseline": self.baseline,
             "prompts": list(self.prompts),
+            **({"barred": dict(self.barred)} if self.barred else {}),
         }
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 from pytest_diffaccel import matrix
 from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.measure.prompts import read_prompts
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
@@ -75,7 +75,7 @@ class SearchRun:
         for pipe in {cell.pipe for cell in settings.cells}:
             check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
-            read_prompts(settings.prompts)
+            read_prompt_file(settings.prompts)
         self.session = session or SearchSession()
         self.metrics = metrics or MetricRegistry()
         self._told: set[str] = set()
@@ -88,7 +88,8 @@ class SearchRun:
         from pytest_diffaccel.search.workbench import Workbench
 
         session = self.session
-        return Workbench(self.settings, self.registry, self.source, session.workers, session.name, session.began_at)
+        place = session.workers, session.name, session.began_at
+        return Workbench(self.settings, self.registry, self.source, *place, self.metrics)
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:
@@ -209,7 +210,7 @@ class SearchRun:
         known = _decided(made.winners, left)
         keep_winners(self.bench, cell, known)
         for name in made.winners:
-            if not left[name]:
+            if not left[name] and name not in made.unfinished:
                 GroupSearch(self.bench, cell, name).finish()
         return cell_winners(self.bench, cell, known), made.failed
 

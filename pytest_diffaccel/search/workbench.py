@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
@@ -14,6 +15,8 @@ from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.models.component_settings import settings_digests
@@ -27,6 +30,7 @@ from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.secondary import SecondaryMetrics
 from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import WORK
@@ -61,6 +65,7 @@ class Workbench:
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
+        secondary: the metrics that were asked for beside the one that decides.
     """
 
     def __init__(
@@ -71,8 +76,11 @@ class Workbench:
         workers: int,
         session: str,
         began_at: float,
+        metrics: MetricRegistry | None = None,
     ) -> None:
         self.settings = settings
+        # First: where one cannot be computed, nothing is measured.
+        self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         self.registry = registry
         self.source = source
         self.store = Store.open(settings.store)
@@ -210,9 +218,12 @@ class Workbench:
         )
 
     def _prompts(self, cell: Cell) -> Sequence[str]:
-        if self.settings.prompts is not None:
-            return evaluation_prompts.read_prompts(self.settings.prompts)
-        return evaluation_prompts.default_prompts(self.source.spec(cell.pipe))
+        return self._own_prompts or evaluation_prompts.default_prompts(self.source.spec(cell.pipe))
+
+    @cached_property
+    def _own_prompts(self) -> Sequence[str]:
+        """The user's; none where there are none. Read once: a file that changes changes no search that has begun."""
+        return read_prompt_file(self.settings.prompts).prompts if self.settings.prompts else ()
 
     def batches(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> list[Batch]:
         """All samples of ``purpose``, or the first of them, batch by batch; only the last may be smaller."""

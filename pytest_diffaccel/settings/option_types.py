@@ -31,7 +31,8 @@ class DeclaredOption:
         names: its spellings; the first names it in the parsed options.
         keywords: what argparse is told.
         one_off: whether it is a matter of one run; any other can be set in a project's configuration, too.
-        file_pattern: the values that name a file; a configuration's are relative to its own folder.
+        file_pattern: the values that name a file; a configuration's are relative to its own folder. A group is the
+            file's own part.
         when: whether a configuration's value counts beside what the command line says.
     """
 

@@ -93,7 +93,12 @@ _MEASURING_OPTIONS = (
         metavar="N",
         help="timed blocks per candidate in an exhaustive search (default: 2; coarse grid: 1)",
     ),
-    option("--prompts", file_pattern=".*", metavar="FILE", help="evaluation prompts, one per line"),
+    option(
+        "--prompts",
+        file_pattern=r"(.+?)(?::[^:/\\]*)?",
+        metavar="FILE",
+        help="evaluation prompts: one per line, or FILE:COLUMN of a .csv, .tsv, .json or .jsonl",
+    ),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
         "--max-quality-loss",
@@ -101,6 +106,18 @@ _MEASURING_OPTIONS = (
         default=DEFAULT_MAX_QUALITY_LOSS,
         metavar="LPIPS",
         help=f"LPIPS above which a candidate cannot win (default: {DEFAULT_MAX_QUALITY_LOSS})",
+    ),
+    option(
+        "--metrics",
+        action="append",
+        metavar="NAME",
+        help="more metrics of winners and of what is as fast with fewer steps: psnr, ssim, ... (they decide nothing)",
+    ),
+    option(
+        "--bound",
+        action="append",
+        metavar="METRIC=CHANGE",
+        help="how far a winner's metric may surely change from the unaccelerated pictures': clip_score=-5%%",
     ),
     option(
         "--decide-by",
@@ -158,6 +175,10 @@ def add_options(parser: pytest.Parser) -> None:
         group = parser.getgroup(title)
         for declared in options:
             group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
+
+
+#: The options of a first search: one cell, in minutes; without any it is 27 of them, for hours.
+FIRST_SEARCH = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
 
 
 def benches_command(*options: str) -> str:

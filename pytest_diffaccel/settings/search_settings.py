@@ -10,10 +10,13 @@ from pathlib import Path
 
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
+from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.measurement import SpeedClock
+from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.metric_options import chosen_metrics
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
@@ -36,9 +39,11 @@ class Settings:
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
         blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
-        prompts: file with evaluation prompts, or None for the model source's own.
+        prompts: evaluation prompts as ``FILE`` or ``FILE:COLUMN``, or None for the model source's own.
         seed: of the first image and of every random order.
         max_quality_loss: LPIPS above which a candidate cannot win.
+        metrics: names of the metrics that winners and rivals get beside LPIPS, those of the bounds among them.
+        bounds: on changes of metrics, which winners surely keep.
         decide_by: the clock whose speed-ups decide which targets are reached.
         case_timeout_s: seconds after which a case fails; None for no limit.
         search_budget_s: seconds that the whole search may take; None for no limit.
@@ -78,6 +83,8 @@ class Settings:
     gpu: Gpu | None = None
     gate: GateSettings | None = None
     report: Path | None = None
+    metrics: tuple[str, ...] = ()
+    bounds: tuple[MetricBound, ...] = ()
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -88,7 +95,7 @@ class Settings:
             "on the coarse grid": self.coarse,
             "of every point": self.exhaustive,
         }
-        return tuple(words for words, holds in said.items() if holds)
+        return (*(words for words, holds in said.items() if holds), *sorted(f"with {bound}" for bound in self.bounds))
 
     @property
     def goes_on(self) -> str:
@@ -96,12 +103,15 @@ class Settings:
         return f"the same command{' without --fresh' if self.fresh else ''} goes on"
 
     @classmethod
-    def from_options(cls, options: Namespace, accelerators: Sequence[str]) -> Settings:
+    def from_options(
+        cls, options: Namespace, accelerators: Sequence[str], metrics: MetricRegistry | None = None
+    ) -> Settings:
         """Check every option.
 
         Args:
             options: pytest's parsed options, as :func:`.options.add_options` declared them.
             accelerators: names of all registered accelerators.
+            metrics: all registered metrics; None for the built-in ones.
 
         Raises:
             OptionError: naming the bad value and the valid ones.
@@ -113,6 +123,7 @@ class Settings:
         if options.models == ARCHITECTURE:
             raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
         samples = options.num_samples or DEFAULT_SAMPLES.get(options.models, DEFAULT_SAMPLES_OTHERWISE)
+        secondary, bounds = chosen_metrics(options.metrics, options.bound, samples, metrics)
         return cls(
             cells=tuple(chosen_cells(options)),
             accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
@@ -137,6 +148,8 @@ class Settings:
             gpus=None if options.gpus is None else named_gpus(options.gpus),
             gate=GateSettings.from_options(options),
             report=_report(options.diffaccel_report, gate=options.gate),
+            metrics=secondary,
+            bounds=bounds,
         )
 
 

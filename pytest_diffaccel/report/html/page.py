@@ -20,7 +20,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import target_words
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
-from pytest_diffaccel.report.winners import interval_text, spaced_params
+from pytest_diffaccel.report.winners import interval_text, metrics_text, spaced_params
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _templates() -> Environment:
         "ends": ends,
         "params": spaced_params,
         "targets": target_words,
+        "metrics": metrics_text,
     }
     return templates
 

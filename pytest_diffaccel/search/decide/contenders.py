@@ -110,7 +110,9 @@ class Contenders:
     def _typical_difference(self) -> float:
         """Standard deviation of the differences of two candidates that lose about the same, as a share of the loss."""
         common = min((len(option.losses) for option in self.options), default=0)
-        losses = np.array([option.losses[:common] for option in self.options if option.lpips > NO_LOSS])
+        # Ratios of losses that are none say nothing, and of 0 cannot be had.
+        firsts = [option.losses[:common] for option in self.options if common]
+        losses = np.array([first for first in firsts if fmean(first) > NO_LOSS])
         if common < 2 or len(losses) < 2:
             return _TYPICAL_DIFFERENCE
         means = losses.mean(axis=1)

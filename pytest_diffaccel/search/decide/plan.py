@@ -12,7 +12,7 @@ targets. Those evaluated then race (:mod:`.contenders`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -65,6 +65,8 @@ class Plan:
             since what a method loses alone tells what it loses with others.
         max_loss: largest LPIPS a winner may have.
         first: samples of a first evaluation, on which losses are modelled; at least 1.
+        barred: keys of evaluated candidates that cannot win within a bound on another metric: their losses tell of
+            others, and they are out of the race.
     """
 
     registry: Registry
@@ -74,6 +76,7 @@ class Plan:
     evaluated: Mapping[Candidate, tuple[float, ...]]
     max_loss: float
     first: int
+    barred: Container[str] = frozenset()
 
     def advice(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Advice:
         """Whether ``candidate`` is worth a first evaluation, given all that is known now.
@@ -258,6 +261,11 @@ class Plan:
 
     @cached_property
     def options(self) -> list[Option]:
+        """Those of the group's evaluated candidates that may win, by key."""
+        return [option for option in self.evaluated_options if option.candidate.key not in self.barred]
+
+    @cached_property
+    def evaluated_options(self) -> list[Option]:
         """The group's evaluated candidates, by key."""
         own = sorted(
             (candidate for candidate in self.evaluated if candidate.accelerator == self.accelerator.name),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import fmean
 from typing import Literal, TypeAlias
@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.bounds import Barring
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.predict.loss_model import equal_within
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, reaches
@@ -106,6 +107,33 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
         ties = [option for option in good if option is best or _ties(option, best)]
         return Choice(target, min(ties, key=_faster_then_simpler), None)
     return Choice(target, _best_reached(options, max_loss), _reason(options, target, max_loss))
+
+
+def choose_within(options: Sequence[Option], target: float, max_loss: float, barred: Mapping[str, Barring]) -> Choice:
+    """The winner for a target of those that no bound bars.
+
+    Where none of them reaches it, and some do that are barred, the target is out of reach for their quality if each of
+    them surely breaks a bound; else it is undecided.
+
+    Args:
+        options: evaluated candidates of one cell and accelerator.
+        target: required speed-up.
+        max_loss: largest LPIPS allowed.
+        barred: why options cannot win, by candidate key.
+    """
+    left = [option for option in options if option.candidate.key not in barred]
+    choice = choose(left, target, max_loss)
+    out = [
+        option
+        for option in options
+        if option.candidate.key in barred and option.lpips <= max_loss and may_reach(option.speedup, target)
+    ]
+    if choice.reason in (None, "undecided") or not out:
+        return choice if left else choose(options, target, max_loss)
+    unsure = [option for option in out if not barred[option.candidate.key].is_broken]
+    if unsure:
+        return Choice(target, leader(unsure), "undecided")
+    return replace(choice, option=choice.option or _best_reached(options, max_loss), reason="quality")
 
 
 def _reason(options: Sequence[Option], target: float, max_loss: float) -> Reason:

@@ -13,6 +13,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.degenerate import check_candidate
 from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
@@ -67,6 +68,9 @@ def measure(
 
     Returns:
         The measurement. Nothing is stored.
+
+    Raises:
+        DegeneratePictures: when the candidate's pictures say nothing; so do the functions below.
     """
     cell = candidate.cell
     bench.pictures.begin_baseline(cell, "search")
@@ -104,6 +108,7 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
         for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
             with bench.spent.on("pictures"):
                 images += generate.observed(*_arguments(batch), None)
+        check_candidate(images)
         with bench.spent.on("scoring"):
             added = references.score(images, had)
     return replace(
@@ -258,6 +263,7 @@ def _measurement(
     bench: Workbench, subject: _Subject, references: References, purpose: Purpose, predicted: Interval | None
 ) -> Measurement:
     images = [image for place in sorted(subject.images) for image in subject.images[place]]
+    check_candidate(images)
     if purpose == "winner":
         bench.pictures.save_winner(subject.candidate, images)
     cell = subject.candidate.cell

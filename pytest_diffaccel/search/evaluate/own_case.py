@@ -29,6 +29,7 @@ def measure_own(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Me
         InvalidParams: for unknown methods or parameters, or values out of range.
         ValueError: for no method or block, an unknown pipe or scheduler, or one that the accelerators cannot follow.
         MethodDidNotAct: when a method had no effect.
+        DegeneratePictures: when its pictures say nothing.
         CaseTimeout: after ``--case-timeout``.
     """
     if not params:

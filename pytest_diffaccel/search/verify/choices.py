@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from pytest_diffaccel.matrix import TARGETS, Cell
+from pytest_diffaccel.measure.bounds import Barring
 from pytest_diffaccel.measure.measurement import Measurement
-from pytest_diffaccel.search.decide.select import Choice, Option, choose
+from pytest_diffaccel.search.decide.select import Choice, Option, choose_within
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.words import counted
@@ -36,7 +38,8 @@ def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
     options = options_of(bench, cell, accelerator)
     if not options:
         _refuse_without_any(bench, cell, accelerator)
-    return [choose(options, target, bench.settings.max_quality_loss) for target in TARGETS]
+    barred, max_loss = bench.secondary.bars(cell, accelerator), bench.settings.max_quality_loss
+    return [choose_within(options, target, max_loss, barred) for target in TARGETS]
 
 
 def verifiable(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> list[str]:
@@ -51,7 +54,13 @@ def verifiable(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> lis
     return [name for name in accelerators if has_options(name)]
 
 
-def final_choice(options: Sequence[Option], verified: Container[str], target: float, max_loss: float) -> Choice:
+def final_choice(
+    options: Sequence[Option],
+    verified: Container[str],
+    target: float,
+    max_loss: float,
+    barred: Mapping[str, Barring] = MappingProxyType({}),
+) -> Choice:
     """What is chosen of a group's options: where the best is not verified, the best of those that are; else undecided.
 
     What only comes nearest to a target that is out of reach needs no verification.
@@ -61,17 +70,19 @@ def final_choice(options: Sequence[Option], verified: Container[str], target: fl
         verified: keys of candidates.
         target: required speed-up.
         max_loss: largest LPIPS allowed.
+        barred: why options cannot win within the bounds, by candidate key.
     """
-    best = choose(options, target, max_loss)
+    best = choose_within(options, target, max_loss, barred)
     if best.reason is not None or best.option is None or best.option.candidate.key in verified:
         return best
-    choice = choose([option for option in options if option.candidate.key in verified], target, max_loss)
+    known = [option for option in options if option.candidate.key in verified]
+    choice = choose_within(known, target, max_loss, barred)
     return choice if choice.reason is None else replace(best, reason="undecided")
 
 
 def options_of(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
-    """What is evaluated of a group; of an exhaustive search, its grid's points only."""
-    options = GroupSearch(bench, cell, accelerator).plan().options
+    """What is evaluated of a group, also what a bound bars; of an exhaustive search, its grid's points only."""
+    options = GroupSearch(bench, cell, accelerator).plan().evaluated_options
     if not bench.settings.exhaustive:
         return options
     measured = {measurement.candidate.key for measurement in _in_grid(bench, cell, accelerator)}

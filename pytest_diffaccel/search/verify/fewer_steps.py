@@ -33,7 +33,7 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     environment = bench.environment(cell).id
     sampling = bench.sampling(cell, "winner").instead_of(cell.steps)
     stored = bench.store.find(candidate.key, environment, sampling, bench.since)
-    if stored is not None:
+    if stored is not None and not bench.secondary.lacks(stored):
         return stored
     images = []
     with bench.generating(candidate.cell, {}, "fewer steps") as generate:
@@ -41,6 +41,9 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
             images += generate(batch.prompts, batch.seeds)
         quality = bench.pictures.references(cell, "winner").score(images)
     predicted: Interval = costs.of_fewer_steps(cell.steps, steps)
-    measurement = Measurement(candidate, environment, sampling, predicted, predicted, True, quality, ())
+    measurement = Measurement(
+        *(candidate, environment, sampling, predicted, predicted, True, quality, ()),
+        metrics=bench.secondary.of(cell, images),
+    )
     bench.store.save(measurement)
     return measurement

@@ -8,8 +8,8 @@ steps may change a choice; a new one is measured, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
@@ -60,10 +60,12 @@ class Verification:
     Attributes:
         winners: by accelerator, one per target in the targets' order; those of which nothing works are not in it.
         failed: what went wrong, a line per candidate.
+        unfinished: accelerators of which bounds barred what there was no time to look further for.
     """
 
     winners: Mapping[str, Sequence[Winner]]
     failed: tuple[str, ...]
+    unfinished: frozenset[str] = frozenset()
 
 
 def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> Verification:
@@ -83,18 +85,53 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     """
     open_ones = [group for name in accelerators if not (group := GroupSearch(bench, cell, name)).is_done]
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
-    for turn in range(_TURNS):
+    # Groups that an earlier run finished were looked at again when bounds barred those.
+    seen = _barred(bench, cell, set(accelerators) - {group.accelerator for group in open_ones})
+    turn, left = 0, dict[str, int]()
+    while turn < _TURNS:
         chosen = _chosen(bench, cell, accelerators)
         missing = [candidate for key, candidate in chosen.items() if key not in verified]
         if turn and not missing:
             break
         verified |= _verified(bench, missing, failed)
+        newly = _barred(bench, cell, accelerators) - seen
+        # What a bound bars costs no turn: each time there is one candidate less.
+        turn += not newly or time_is_up()
+        left |= _looked_further(bench, cell, {name for name, _ in newly}, failed, time_is_up)
+        seen |= newly
         if open_ones and not time_is_up():
             narrowing.go_on([candidate for key, candidate in chosen.items() if key in verified], open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
     working = verifiable(bench, cell, accelerators)
-    return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
+    found = {name: _winners(bench, cell, name, verified) for name in working}
+    winners = {name: _left_open(own) if left.get(name) else own for name, own in found.items()}
+    return Verification(winners, tuple(failed), frozenset(name for name, count in left.items() if count))
+
+
+def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> set[tuple[str, str]]:
+    """Accelerators and keys of what bounds bar."""
+    return {(name, key) for name in accelerators for key in bench.secondary.bars(cell, name)}
+
+
+def _looked_further(
+    bench: Workbench, cell: Cell, accelerators: Iterable[str], failed: list[str], time_is_up: TimeIsUp
+) -> dict[str, int]:
+    """Look for other winners of groups of which a bound barred some; how many candidates there was no time for."""
+    left = {}
+    for name in sorted(accelerators):
+        explored = GroupSearch(bench, cell, name).look_further(time_is_up)
+        failed += explored.failed
+        left[name] = explored.left
+    return left
+
+
+def _left_open(winners: Sequence[Winner]) -> list[Winner]:
+    """The winners; targets without one may be reached by what there was no time for."""
+    return [
+        winner if winner.choice.reason is None else replace(winner, choice=replace(winner.choice, reason="undecided"))
+        for winner in winners
+    ]
 
 
 def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification:
@@ -158,8 +195,9 @@ def _is_decided(speedup: Interval) -> bool:
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
     """The final choices: where the best of all is not verified, the best of those that are."""
     options = options_of(bench, cell, accelerator)
-    max_loss = bench.settings.max_quality_loss
-    return [_winner(bench, cell, final_choice(options, verified, target, max_loss), verified) for target in TARGETS]
+    max_loss, barred = bench.settings.max_quality_loss, bench.secondary.bars(cell, accelerator)
+    chosen = [final_choice(options, verified, target, max_loss, barred) for target in TARGETS]
+    return [_winner(bench, cell, choice, verified) for choice in chosen]
 
 
 def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str, Measurement]) -> Winner:
@@ -172,18 +210,24 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
 
 
 def _verified(bench: Workbench, candidates: Sequence[Candidate], failed: list[str]) -> dict[str, Measurement]:
-    """The candidates' measurements on the winners' samples, found in the store or made together."""
+    """The candidates' measurements on the winners' samples, found in the store or made together.
+
+    Secondary metrics that one lacks are computed of its pictures; where these are gone, it is measured again.
+    """
     verified, missing = {}, []
     for candidate in candidates:
         sampling = bench.sampling(candidate.cell, "winner")
         stored = bench.store.find(candidate.key, bench.environment(candidate.cell).id, sampling, bench.since)
-        if stored is None:
+        found = stored and bench.secondary.completed(stored)
+        if found is None:
             missing.append(candidate)
         else:
-            verified[candidate.key] = stored
+            verified[candidate.key] = found
     for measurement in _measured(bench, missing, failed):
-        bench.keep(measurement)
-        verified[measurement.candidate.key] = measurement
+        bench.keep(measurement)  # also where a metric fails
+        found = bench.secondary.completed(measurement)
+        if found is not None:
+            verified[measurement.candidate.key] = found
     return verified
 
 

@@ -11,10 +11,13 @@ from typing import Literal, TypeAlias
 from pytest_diffaccel.matrix import TARGETS, Candidate, format_params
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.measure.statistics import metric_figures
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
+from pytest_diffaccel.report.winners import metric_text
 from pytest_diffaccel.search.predict.reach import may_reach
 
 RowVerdict: TypeAlias = Literal["winner", "nearest", "frontier", "beaten", "skipped", "failed"]
@@ -44,6 +47,7 @@ class RowFigures:
         verified: whether these are the figures of other prompts and seeds than it was chosen on.
         estimates_agree: whether the intervals of both speed-up estimates overlap.
         fired: how often each method acted in one generation, by counter.
+        metrics: secondary metrics with their changes, in words; empty without any.
     """
 
     speedup: Interval
@@ -61,6 +65,7 @@ class RowFigures:
     verified: bool
     estimates_agree: bool
     fired: Mapping[str, int]
+    metrics: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ def rows_of(
         if own:
             verdict = "winner" if met else "nearest"
         reason = _why_won(own, measurement) if own else _why_not(measurement, measured, speedups, max_loss)
+        if key in record.barred and not met:
+            reason = f"{record.barred[key]}; {reason}" if own else record.barred[key]
         figures = _figures(measurement, speedups[key], prompts, verified=key in record.verified)
         rows.append(Row(key, measurement.candidate.accelerator, params, verdict, reason, met, figures))
     rows.sort(key=lambda row: MEASURED.index(row.verdict) if row.verdict in RECORDED else len(RECORDED))
@@ -208,6 +215,9 @@ def _figures(measurement: Measurement, speedup: Interval, prompts: Prompts, *, v
         verified=verified,
         estimates_agree=measurement.estimates_agree,
         fired=measurement.fired,
+        metrics="; ".join(
+            metric_text(name, GoldenMetric.of(metric_figures(metric))) for name, metric in measurement.metrics.items()
+        ),
     )
 
 

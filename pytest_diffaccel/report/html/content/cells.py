@@ -77,6 +77,11 @@ class CellRecord:
         return {key: chosen_by.get(key, measurement.speedup) for key, measurement in self.best_known.items()}
 
     @property
+    def barred(self) -> dict[str, str]:
+        """Why verified candidates could not win within bounds on other metrics, in words, by key."""
+        return {key: why for own in self.winners.values() for key, why in own.barred.items()}
+
+    @property
     def entries(self) -> dict[GoldenKey, GoldenEntry]:
         """What was chosen, as golden records it; targets that are undecided are not in it."""
         return {

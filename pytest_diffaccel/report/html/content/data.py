@@ -16,7 +16,7 @@ COLUMNS = (
     *("accelerator", "params", "verdict", "targets", "reason"),
     *("speedup", "speedup_low", "speedup_high", "wall_speedup", "wall_speedup_low", "wall_speedup_high"),
     *("baseline_s", "seconds", "lpips", "lpips_low", "lpips_high", "worst_lpips", "worst_prompt"),
-    *("psnr_db", "ssim", "peak_memory_mb", "fired", "samples", "blocks", "verified", "estimates_agree"),
+    *("psnr_db", "ssim", "metrics", "peak_memory_mb", "fired", "samples", "blocks", "verified", "estimates_agree"),
 )
 #: What all rows of a cell have in common; the first columns of the CSV.
 CELL_COLUMNS = ("pipe", "scheduler", "steps", "environment")
@@ -49,8 +49,9 @@ def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str
     """A cell: its rows, each a list in the columns' order without the nulls at its end, and what its measurements are
     made of.
 
-    ``measurements`` holds the loss of each sample and the seconds of each timed block's runs, the unaccelerated one's
-    first, ``row`` being their row's place; those of ``fewer_steps`` belong to the unaccelerated pipeline.
+    ``measurements`` holds the loss of each sample, its other metrics if it has any, and the seconds of each timed
+    block's runs, the unaccelerated one's first, ``row`` being their row's place; those of ``fewer_steps`` belong to the
+    unaccelerated pipeline.
     """
     cell = record.cell
     places = {(row["accelerator"], row["params"]): place for place, row in enumerate(rows)}
@@ -80,6 +81,12 @@ def _made_of(measurement: Measurement) -> dict[str, Any]:
         "purpose": measurement.sampling.purpose,
         "lpips": [_number(loss) for loss in measurement.quality.lpips_per_sample],
     }
+    if measurement.metrics:
+        made["metrics"] = {
+            name: {"values": [_number(value) for value in metric.values]}
+            | ({"unaccelerated": [_number(value) for value in metric.baseline]} if metric.baseline else {})
+            for name, metric in measurement.metrics.items()
+        }
     if measurement.blocks:
         made["blocks_s"] = [
             [_number(block.baseline.total_s), *(_number(run.total_s) for run in block.runs)]
@@ -105,6 +112,7 @@ def _figures(figures: RowFigures) -> dict[str, Any]:
         "blocks": figures.blocks,
         "verified": figures.verified,
         "estimates_agree": figures.estimates_agree,
+        "metrics": figures.metrics or None,
     }
 
 

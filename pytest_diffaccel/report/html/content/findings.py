@@ -60,6 +60,11 @@ class Findings:
         return [(targets, *best[targets[0]]) for targets in (tuple(same) for _, same in shown)]
 
     @property
+    def has_metrics(self) -> bool:
+        """Whether any entry has secondary metrics."""
+        return any(entry.metrics for entry in self.entries.values())
+
+    @property
     def beaten(self) -> tuple[int, int]:
         """How many winning settings lose more than the plain pipeline with fewer steps, and of how many."""
         shown = {(row.accelerator, row.params) for row in self.rows if row.verdict == "winner"}

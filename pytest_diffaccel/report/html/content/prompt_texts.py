@@ -10,7 +10,8 @@ from typing import cast
 
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.measure.measurement import Sampling
-from pytest_diffaccel.measure.prompts import Purpose, default_prompts, digest, read_prompts, select
+from pytest_diffaccel.measure.prompt_files import read_prompt_file
+from pytest_diffaccel.measure.prompts import Purpose, default_prompts, digest, select
 from pytest_diffaccel.models.registry import ModelSpec
 
 
@@ -19,7 +20,7 @@ class Prompts:
     """Prompts by digest.
 
     Attributes:
-        file: a user's own prompts, or None.
+        file: a user's own prompts, as ``FILE`` or ``FILE:COLUMN``, or None.
     """
 
     file: Path | None = None
@@ -30,7 +31,7 @@ class Prompts:
 
     def _known(self) -> Iterable[tuple[str, ...]]:
         if self.file is not None:
-            yield read_prompts(self.file)
+            yield read_prompt_file(self.file).prompts
         for pipe in PIPES:
             for spec in (ModelSpec.from_embedded(pipe), ModelSpec.from_hub(pipe)):
                 try:

@@ -1,0 +1,131 @@
+"""The parts of a golden entry that are records of their own, and how figures are rounded and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pytest_diffaccel.measure.measurement import MetricFigures
+
+#: Digits kept: far below what a measurement can tell, few enough to read a diff.
+SPEEDUP_DECIMALS = 4
+LPIPS_DECIMALS = 6
+# Of metrics whose scale is their own, digits that count; and decimals of a change, which is a share.
+_METRIC_DIGITS, _CHANGE_DECIMALS = 6, 6
+
+Range: TypeAlias = tuple[float, float]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class FewerSteps:
+    """The unaccelerated pipeline with fewer steps, as fast as an accelerator: the rival that it has to beat.
+
+    Attributes:
+        steps: how many steps are as fast.
+        speedup: of those steps.
+        lpips: mean LPIPS against the images of all steps, on the winner's samples.
+        lpips_ci95: its interval.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    speedup: Annotated[float, Field(ge=0)]
+    lpips: float
+    lpips_ci95: Range
+
+    def rounded(self) -> FewerSteps:
+        """As the file keeps it."""
+        return replace(
+            self,
+            speedup=round(self.speedup, SPEEDUP_DECIMALS),
+            lpips=round(self.lpips, LPIPS_DECIMALS) + 0.0,
+            lpips_ci95=(
+                round(self.lpips_ci95[0], LPIPS_DECIMALS) + 0.0,
+                round(self.lpips_ci95[1], LPIPS_DECIMALS) + 0.0,
+            ),
+        )
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class GoldenMetric:
+    """A secondary metric of a winner's pictures.
+
+    Attributes:
+        value: their mean.
+        ci95: its interval; None of a single picture.
+        change: from the unaccelerated pictures', as a share of their mean; None of a metric that compares with them
+            itself, and where it cannot be told.
+        change_ci95: its interval.
+    """
+
+    value: float
+    ci95: Range | None = None
+    change: float | None = None
+    change_ci95: Range | None = None
+
+    def __post_init__(self) -> None:
+        if (self.change is None) != (self.change_ci95 is None):
+            raise ValueError("change and change_ci95 go together")
+        for value, ends in ((self.value, self.ci95), (self.change, self.change_ci95)):
+            if value is not None and ends is not None and not ends[0] <= value <= ends[1]:
+                raise ValueError(f"{value} lies outside its own interval {list(ends)}")
+
+    @classmethod
+    def of(cls, figures: MetricFigures) -> GoldenMetric:
+        """What is recorded of a metric's figures."""
+        known, change = cls(figures.value, figures.ci95), figures.change
+        return replace(known, change=change.value, change_ci95=(change.low, change.high)) if change else known
+
+    def rounded(self) -> GoldenMetric:
+        """As the file keeps it."""
+        return GoldenMetric(
+            value=_significant(self.value),
+            ci95=self.ci95 and (_significant(self.ci95[0]), _significant(self.ci95[1])),
+            change=rounded_to(self.change, _CHANGE_DECIMALS),
+            change_ci95=round_range(self.change_ci95, _CHANGE_DECIMALS),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def metric_changes(before: Mapping[str, GoldenMetric], after: Mapping[str, GoldenMetric]) -> list[str]:
+    """Metrics that say otherwise; one that was not asked for this time says nothing."""
+    changes = []
+    for name, metric in after.items():
+        known = before.get(name)
+        if known is None:
+            changes.append(f"{name} none -> {metric.value:g}")
+        elif known.ci95 is not None and metric.ci95 is not None and apart(known.ci95, metric.ci95):
+            changes.append(f"{name} {figure_text(known.value, known.ci95)} -> {figure_text(metric.value, metric.ci95)}")
+    return changes
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.{_METRIC_DIGITS}g}") + 0.0
+
+
+def rounded_to(value: float | None, decimals: int) -> float | None:
+    """A figure as the file keeps it."""
+    return None if value is None else round(float(value), decimals) + 0.0  # + 0.0: no "-0.0"
+
+
+def round_range(ends: Range | None, decimals: int) -> Range | None:
+    """An interval as the file keeps it."""
+    return None if ends is None else (round(float(ends[0]), decimals) + 0.0, round(float(ends[1]), decimals) + 0.0)
+
+
+def apart(one: Range | None, other: Range | None) -> bool:
+    """Whether two intervals share no point; one that is there and one that is not are apart."""
+    if one is None or other is None:
+        return one != other
+    return one[0] > other[1] or other[0] > one[1]
+
+
+def figure_text(value: float, ends: Range) -> str:
+    """A figure with its interval, as differences of records name it."""
+    return f"{value:g} [{ends[0]:g}, {ends[1]:g}]"
