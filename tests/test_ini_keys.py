@@ -81,6 +81,8 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
         ("diffaccel_gate_strict = on", ("--gate-strict",)),
         ("diffaccel_stages = static,runs", ("--stages", "static,runs")),
         ("diffaccel_ratio_tolerance = 0", ("--ratio-tolerance", "0")),
+        ("diffaccel_rule = both", ("--rule", "both")),
+        ("diffaccel_diffbench_prompts = 3", ("--diffbench-prompts", "3")),
     ],
 )
 def test_a_key_is_the_option(pytester: pytest.Pytester, line: str, arguments: tuple[str, ...]) -> None:

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from searches import embedded_folder
+from small_clip import make_clip
 
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
-from pytest_diffaccel.judge import live_speed, trial, work_clock
+from pytest_diffaccel.judge import DIFFBENCH, OURS, live_speed, trial, work_clock
 from pytest_diffaccel.judge.channel import Channel, ChannelClosed, ChannelError
 from pytest_diffaccel.judge.claim import Arguments, Claim
 from pytest_diffaccel.judge.confine.folder import FolderTooFull
@@ -37,6 +38,7 @@ from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.matrix import PIPES
+from pytest_diffaccel.models.clip import ClipSource
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.records.golden_file import Golden
 
@@ -113,8 +115,8 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
         patch.setenv("DIFFACCEL_SECRET", "swordfish")
         judge = Judge(Rules(lock=lock))
 
-        def get(*stages: str, seconds: float = 60.0) -> Judge:
-            judge.rules = replace(judge.rules, stages=stages, limits=Limits(seconds=seconds))
+        def get(*stages: str, seconds: float = 60.0, rules: tuple[str, ...] = (OURS,), **more: Any) -> Judge:
+            judge.rules = replace(judge.rules, stages=stages, limits=Limits(seconds=seconds), rules=rules, **more)
             return judge
 
         yield get
@@ -155,6 +157,28 @@ def test_an_honest_script_of_any_structure_passes(judge_of: Callable[..., Judge]
     assert runs["params"] == {"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}
     low, high = result(verdict, "speed").figures["speedup_ci95"]
     assert 1 < low < high
+
+
+def test_a_script_is_judged_by_both_rules(judge_of: Callable[..., Judge], tmp_path: Path) -> None:
+    """The second in two calls of one picture; what a CLIP of random numbers says of them is all the same."""
+    asked = judge_of(
+        *("runs", "speed", "quality"),
+        rules=(OURS, DIFFBENCH),
+        diffbench_prompts=2,
+        clip=ClipSource.from_option(str(make_clip(tmp_path))),
+    )
+    verdict = asked.judge(TASK_ID, task(), cheat("honest"), None)
+    assert [stage.stage for stage in verdict.stages] == ["runs", "speed", "quality", "diffbench"]
+    assert result(verdict, "quality").outcome == "skipped"
+    assert result(verdict, "speed").outcome == verdict.under(OURS) == verdict.outcome
+    measured = result(verdict, DIFFBENCH)
+    figures = measured.figures
+    assert (figures["prompts"], figures["batch_size"], figures["target"]) == (2, 1, 1.5)
+    assert figures["speedup"] > 1
+    assert figures["unaccelerated_clip_score"] > 0
+    is_lost = figures["clip_score"] < 0.95 * figures["unaccelerated_clip_score"]
+    assert measured.outcome == ("failed" if figures["speedup"] < 1.5 or is_lost else "passed")
+    assert verdict.under(DIFFBENCH) == measured.outcome
 
 
 # Calls that the judge does not repeat: of two embeddings, and of far too many letters.
@@ -597,7 +621,11 @@ def test_scores_count_each_stage_and_all() -> None:
     passed, failed = StageResult("runs", "passed"), StageResult("runs", "failed", "why")
     missed = StageResult("speed", "xfailed", "unattainable")
     scores = Scores.of(
-        [ScriptVerdict("200", (passed, missed)), ScriptVerdict("199", (failed,)), ScriptVerdict("201", (passed,))]
+        [
+            ScriptVerdict("200", (passed, missed), attainable=False),
+            ScriptVerdict("199", (failed,)),
+            ScriptVerdict("201", (passed,), attainable=True),
+        ]
     )
     assert scores.stages["runs"].to_json() == {
         "passed": 2, "failed": 1, "xfailed": 0, "skipped": 0, "pass_rate": 2 / 3
@@ -608,7 +636,11 @@ def test_scores_count_each_stage_and_all() -> None:
     }  # fmt: skip
     content = json.loads(scores.to_json())
     assert [script["prompt_id"] for script in content["scripts"]] == ["199", "200", "201"]
-    assert [line.split()[0] for line in scores.lines()] == ["stage", "runs", "speed", "all"]
+    assert content["rules"] == {
+        "ours": {"attainable": 2, "passed": 1, "failed": 1, "not_judged": 0, "pass_rate": 0.5}
+    }  # fmt: skip
+    told = [line.split()[0] for line in scores.lines() if line]
+    assert told == ["stage", "runs", "speed", "all", "rule", "ours"]
 
 
 # pytest codegen
@@ -692,6 +724,12 @@ def test_all_that_was_asked_for_counts(
         (["--ids", "1"], "ids '1': write ids from 192 to 1325"),
         (["--code", "nowhere"], "--code: 'nowhere' is no folder"),
         (["--ratio-tolerance", "2"], "must be a share from 0 to below 1"),
+        (
+            ["--rule", "diffbanch"],
+            "'diffbanch' is unknown (did you mean diffbench?); choose from ours, diffbench",
+        ),
+        (["--diffbench-prompts", "11"], "'11' is more than the rule's 10 prompts"),
+        (["--rule", "both", "--clip-model", "./nowhere"], "--clip-model: './nowhere' is not 'embedded', a folder that"),
         (["--sample", "0"], "must be a whole number of at least 1"),
         ([], "search_params.json:1: not JSON"),
         (["test_scripts.py", "--seed", "1"], "search_params.json:1: not JSON"),

@@ -5,5 +5,26 @@ which never runs the script's code, makes the same images from it: same call, sa
 here. Calls are counted, times taken and images compared on this side. Importing this package imports no torch.
 """
 
-#: In the order in which they are judged; here, as declaring the options of ``pytest codegen`` needs nothing else.
+from collections.abc import Collection
+
+# Here, as declaring the options of ``pytest codegen`` needs nothing else.
+#: In the order in which they are judged.
 STAGES = ("static", "runs", "speed", "quality")
+#: The two rules that may decide whether a script does what its task asks: this project's, and DiffBench's, whose
+#: measurement is a stage of this name.
+OURS, DIFFBENCH = "ours", "diffbench"
+#: The stages that must hold under each rule.
+STAGES_OF_RULE = {OURS: STAGES, DIFFBENCH: ("static", "runs", DIFFBENCH)}
+#: How many prompts DiffBench's rule asks for.
+DIFFBENCH_PROMPTS = 10
+
+
+def judged_stages(stages: Collection[str], rules: Collection[str]) -> tuple[str, ...]:
+    """The stages that verdicts hold, in the order judged.
+
+    Args:
+        stages: those of :data:`STAGES` that were asked for.
+        rules: those that were asked for.
+    """
+    of_rules = {stage for rule in rules for stage in STAGES_OF_RULE[rule]}
+    return tuple(stage for stage in (*STAGES, DIFFBENCH) if stage in of_rules and stage in (*stages, DIFFBENCH))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.judge.claim import MOST_IMAGES
@@ -14,6 +15,8 @@ from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from pytest_diffaccel.codegen.lookup import Answer
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.replay import Replay
@@ -23,15 +26,78 @@ _LOOKS = (4, 8)
 _ERROR_RATE = 0.05
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A run of the script and one of the judge's baseline, of the same prompts.
+
+    Attributes:
+        baseline_s: time of the baseline's run.
+        script_s: time of the script's.
+        images: the script's, as the judge made them again.
+        call: what was drawn.
+        seeds: of the start noise of the script's images.
+    """
+
+    baseline_s: float
+    script_s: float
+    images: list[Image]
+    call: LiveCall
+    seeds: list[int]
+
+
+class PairTimer:
+    """Times a live call beside the baseline, by the judge's clocks, in random order; the first pair is for warming up.
+
+    Args:
+        call: the script's, proven.
+        task: what it should do.
+        replay: the judge's own pipelines.
+        prompts: gives those of the next pair.
+    """
+
+    def __init__(self, call: LiveCall, task: Task, replay: Replay, prompts: Callable[[], list[str]]) -> None:
+        self._call, self._task, self._replay, self._prompts = call, task, replay, prompts
+        self._order = random.Random(0)
+        warming = self._next_call()
+        warming.run_again()
+        _baseline_s(warming, task, replay)
+
+    def pair(self) -> Pair:
+        """The next pair.
+
+        Raises:
+            ScriptMisbehaved: when the script gives other images than its call.
+            TimeoutError: when the script's time is up.
+        """
+        call, task, replay = self._next_call(), self._task, self._replay
+        first = self._order.random() < 0.5
+        baseline_s = _baseline_s(call, task, replay) if first else 0.0
+        images, seeds = call.run_again()
+        script_s = call.seconds
+        if not first:
+            baseline_s = _baseline_s(call, task, replay)
+        own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
+        if (levels := difference_levels(images, own)) > replay.same_levels:
+            raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
+        return Pair(baseline_s, script_s, own, call, seeds)
+
+    def _next_call(self) -> LiveCall:
+        return self._call.for_prompts(self._prompts(), negatives=False)
+
+
+def timed_images(call: LiveCall, answer: Answer | None) -> int:
+    """How many images at once a call is timed with: its record's number, for what a method saves depends on it."""
+    return call.claim.arguments.images if answer is None else min(answer.entry.batch_size, MOST_IMAGES)
+
+
 def judge_speed(
     call: LiveCall, task: Task, replay: Replay, *, tolerance_ratio: float, answer: Answer | None
 ) -> StageResult:
     """Time pairs of runs until it is clear whether the target is reached.
 
-    Where there is a golden record, the call is timed with as many images at once as the record was: what a method saves
-    depends on it. Each run of the script draws prompts of the judge's choice from new noise, and its images are made
-    again by the judge: time cannot be saved by not working, and not in one run alone, and the baseline takes what it
-    takes for usual prompts. A target counts as missed when the whole 95% interval lies below it, less the tolerance;
+    Each run of the script draws prompts of the judge's choice from new noise, and its images are made again by the
+    judge: time cannot be saved by not working, and not in one run alone, and the baseline takes what it takes for
+    usual prompts. A target counts as missed when the whole 95% interval lies below it, less the tolerance;
     where golden says that it is unattainable, only an interval wholly above it counts as reached. The interval is right
     at whichever look the timing ends.
 
@@ -43,27 +109,17 @@ def judge_speed(
     from pytest_diffaccel.measure.degenerate import degenerate
 
     attainable = answer is None or answer.attained
-    batch_size = call.claim.arguments.images if answer is None else min(answer.entry.batch_size, MOST_IMAGES)
+    batch_size = timed_images(call, answer)
     threshold = task.target * (1 - tolerance_ratio) if attainable else task.target
-    order, blocks, drawn = random.Random(0), [], []
-    call = call.for_prompts(replay.prompts(task, batch_size), negatives=False)
-    call.run_again()
-    _baseline_s(call, task, replay)
+    blocks: list[Block] = []
+    drawn: list[Image] = []
+    timer = PairTimer(call, task, replay, lambda: replay.prompts(task, batch_size))
     while True:
-        call = call.for_prompts(replay.prompts(task, batch_size), negatives=False)
-        first = order.random() < 0.5
-        baseline_s = _baseline_s(call, task, replay) if first else 0.0
-        images, seeds = call.run_again()
-        script_s = call.seconds
-        if not first:
-            baseline_s = _baseline_s(call, task, replay)
-        own = replay.images(task, call.claim.arguments, call.claim.methods, seeds)
-        if (levels := difference_levels(images, own)) > replay.same_levels:
-            raise ScriptMisbehaved(f"gives other images when it is timed: they differ by {levels:.2f} of 255 levels")
-        drawn.append(own[0])
+        pair = timer.pair()
+        drawn.append(pair.images[0])
         if complaint := degenerate(drawn):
             raise ScriptMisbehaved(f"draws nothing when it is timed: {complaint}")
-        blocks.append(Block(RunTiming(baseline_s, (), ()), (RunTiming(script_s, (), ()),)))
+        blocks.append(Block(RunTiming(pair.baseline_s, (), ()), (RunTiming(pair.script_s, (), ()),)))
         if len(blocks) not in _LOOKS:
             continue
         speedup = wall_speedup(blocks, confidence=1 - portion(_LOOKS, len(blocks), _ERROR_RATE))

@@ -37,8 +37,9 @@ class QualityJudge:
         """Compare the mean LPIPS with the record's, at the record's guidance, whatever the script's own is.
 
         It fails only when both disagree: the mean lies above the record's interval, and the record's mean below the
-        interval measured here.
+        interval measured here. Pictures that say nothing fail, also where the baseline's say no more.
         """
+        from pytest_diffaccel.measure.degenerate import degenerate
         from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 
         entry, task = answer.entry, answer.task
@@ -47,6 +48,7 @@ class QualityJudge:
         # Where guidance pulls less, or towards something else, methods lose less than the record allows.
         call = claim.arguments.as_usual(answer.environment.guidance_scale)
         pairs = select(prompts, entry.num_samples, self._seed, "winner")
+        drawn: list[Image] = []
         distances: list[float] = []
         size = min(entry.batch_size, MOST_IMAGES)
         for start in range(0, len(pairs), size):
@@ -55,6 +57,9 @@ class QualityJudge:
             arguments = call.for_prompts([prompt for prompt, _ in batch], negatives=False)
             images = self._replay.images(task, arguments, claim.methods, seeds)
             distances += lpips_distances(images, self._baseline(task, arguments, seeds))
+            drawn += images
+        if complaint := degenerate(drawn):
+            return StageResult("quality", "failed", f"its settings draw nothing: {complaint}")
         lpips, bound = loss_interval(distances), entry.lpips_ci95[1]
         measured = f"LPIPS {lpips.value:.4f} (95% interval {lpips.low:.4f} to {lpips.high:.4f})"
         figures = {"lpips": round(lpips.value, 6), "bound": bound, "recorded": entry.lpips, "samples": len(distances)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_diffaccel.judge.channel import ChannelClosed, ChannelError, Message
 from pytest_diffaccel.judge.claim import Claim, Expected
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.judge.replay import Counts, Replay
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
+
+#: What is done with the judged call once it is proven: results by stage.
+Use: TypeAlias = Callable[[LiveCall], Mapping[str, StageResult]]
 
 # Calls after this many are not listened to any more.
 _MOST_CALLS = 100
@@ -29,13 +32,13 @@ class Trial:
     Attributes:
         result: of the stage ``runs``.
         claim: the judged call, proven; None when there was none.
-        later: the result of what was done with the live call.
+        later: by stage, the results of what was done with the live call.
         missing: what could not be put in force of the confinement, in words.
     """
 
     result: StageResult
     claim: Claim | None = None
-    later: StageResult | None = None
+    later: Mapping[str, StageResult] = field(default_factory=dict)
     missing: Sequence[str] = ()
 
 
@@ -53,9 +56,7 @@ class Court:
         self._replay = replay
         self._registry = registry
 
-    def try_script(
-        self, process: ScriptProcess, expected: Expected, use: Callable[[LiveCall], StageResult] | None
-    ) -> Trial:
+    def try_script(self, process: ScriptProcess, expected: Expected, use: Use | None) -> Trial:
         """Follow a script to its end.
 
         Args:
@@ -87,7 +88,7 @@ class _Hearing:
         expected: Expected,
         registry: Registry,
         replay: Replay,
-        use: Callable[[LiveCall], StageResult] | None,
+        use: Use | None,
     ) -> None:
         self._process, self._expected, self._use = process, expected, use
         self._registry, self._replay = registry, replay

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_diffaccel.judge import judged_stages
 from pytest_diffaccel.plugin import judge_options
 from pytest_diffaccel.plugin.case_items import case_id
 from pytest_diffaccel.plugin.refusals import refusal
@@ -58,6 +59,9 @@ def diffaccel_bench(pytestconfig: pytest.Config) -> Iterator[Judge]:
         judge = Judge(
             Rules(
                 stages=settings.stages,
+                rules=settings.rules,
+                diffbench_prompts=settings.diffbench_prompts,
+                clip=settings.clip,
                 tolerance_ratio=settings.tolerance_ratio,
                 models=settings.models,
                 seed=settings.seed,
@@ -122,9 +126,10 @@ class _Case:
         if verdict.failures:
             lines = [f"{result.stage}: {result.detail}" for result in verdict.failures]
             pytest.fail("\n".join([task.sentence, *lines]), pytrace=False)
-        speed = verdict.of("speed")
-        if speed is not None and speed.outcome == "xfailed":
-            pytest.xfail(speed.detail)
+        if verdict.outcome == "xfailed":
+            pytest.xfail(next(result.detail for result in verdict.stages if result.outcome == "xfailed"))
+        if verdict.outcome == "skipped":
+            pytest.skip(next(result.detail for result in verdict.stages if result.outcome == "skipped"))
         return verdict
 
 
@@ -188,9 +193,10 @@ class JudgeReporting:
         from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 
         crashed = {case_id(nodeid) for nodeid in self._crashed if nodeid.partition("[")[0] in self._tests}
-        stages = tuple(StageResult(stage, "failed", _BROKEN_OFF) for stage in settings.stages)
+        judged = judged_stages(settings.stages, settings.rules)
+        stages = tuple(StageResult(stage, "failed", _BROKEN_OFF) for stage in judged)
         broken = {
-            prompt_id: ScriptVerdict(prompt_id, stages)
+            prompt_id: ScriptVerdict(prompt_id, stages, settings.rules, settings.attainable(prompt_id))
             for prompt_id in (self._broken | crashed) & settings.tasks.keys()
         }
         return {**broken, **self._found}

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.judge import STAGES
-from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, option
+from pytest_diffaccel.judge import DIFFBENCH, DIFFBENCH_PROMPTS, OURS, STAGES
+from pytest_diffaccel.plugin.registered import clip_of
+from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, one_of, option
 from pytest_diffaccel.words import meant
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_diffaccel.codegen.tasks import Task
+    from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.records.golden_file import Golden
 
 _DEFAULT_TOLERANCE = 0.10
+# By value of ``--rule``; the first rule decides.
+_RULES = {OURS: (OURS,), DIFFBENCH: (DIFFBENCH,), "both": (OURS, DIFFBENCH)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class JudgeSettings:
         tasks: the tasks, by id, a case each.
         code: folder of other people's scripts; None judges what golden renders to.
         stages: names of the stages, in their order.
+        rules: names of the rules, the one that decides first.
+        diffbench_prompts: on how many prompts DiffBench's rule judges.
+        clip: what DiffBench's rule asks for the CLIP score.
         tolerance_ratio: share of a target by which a speedup may miss it.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
         seed: of the evaluation prompts' choice.
@@ -42,6 +49,9 @@ class JudgeSettings:
     tasks: Mapping[str, Task]
     code: Path | None
     stages: tuple[str, ...]
+    rules: tuple[str, ...]
+    diffbench_prompts: int
+    clip: ClipSource
     tolerance_ratio: float
     models: str
     seed: int
@@ -77,6 +87,9 @@ class JudgeSettings:
             tasks=tasks,
             code=code,
             stages=_stages(options.stages),
+            rules=_RULES[options.rule],
+            diffbench_prompts=options.diffbench_prompts,
+            clip=clip_of(options),
             tolerance_ratio=options.ratio_tolerance,
             models=options.models,
             seed=options.seed,
@@ -84,6 +97,15 @@ class JudgeSettings:
             records=records,
             without_script=without_script,
         )
+
+    def attainable(self, prompt_id: str) -> bool | None:
+        """Whether golden holds a task's target to be within reach; None where no record tells."""
+        from pytest_diffaccel.codegen.lookup import find
+
+        try:
+            return find(self.tasks[prompt_id], self.records).attained
+        except ValueError:
+            return None
 
 
 def _sample(tasks: Mapping[str, Task], count: int, seed: int, records: Golden | None) -> dict[str, Task]:
@@ -120,6 +142,12 @@ def _share(text: str) -> float:
     return share
 
 
+def _few(text: str) -> int:
+    if (number := count(text)) > DIFFBENCH_PROMPTS:
+        raise ArgumentTypeError(f"{text!r} is more than the rule's {DIFFBENCH_PROMPTS} prompts")
+    return number
+
+
 #: Every option of ``pytest codegen``.
 JUDGE_OPTIONS = (
     of_one_run("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310"),
@@ -133,6 +161,21 @@ JUDGE_OPTIONS = (
         default=_DEFAULT_TOLERANCE,
         metavar="SHARE",
         help=f"share of its target by which a speedup may miss it (default: {_DEFAULT_TOLERANCE})",
+    ),
+    option(
+        "--rule",
+        type=one_of(*_RULES),
+        default=OURS,
+        metavar="NAME",
+        help="what decides: ours (default), diffbench (ten prompts, mean speedup, CLIP score at most 5%% lower), or "
+        "both, where ours decides",
+    ),
+    option(
+        "--diffbench-prompts",
+        type=_few,
+        default=DIFFBENCH_PROMPTS,
+        metavar="N",
+        help=f"judge on fewer prompts than the {DIFFBENCH_PROMPTS} of DiffBench's rule",
     ),
 )
 

@@ -4,6 +4,7 @@ register.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,19 +57,23 @@ def metrics_of(config: pytest.Config) -> MetricRegistry:
     """
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 
-    registry = MetricRegistry(_clip_of(config))
+    registry = MetricRegistry(clip_of(config.option))
     if hasattr(config.hook, "pytest_diffaccel_metrics"):
         config.hook.pytest_diffaccel_metrics(registry=registry)
     return registry
 
 
-def _clip_of(config: pytest.Config) -> ClipSource:
-    """The stand-in for the embedded pipelines alone, whose pictures it knows, unless another CLIP is named."""
+def clip_of(options: Namespace) -> ClipSource:
+    """The stand-in for the embedded pipelines alone, whose pictures it knows, unless another CLIP is named.
+
+    Raises:
+        OptionError: when what is named is none.
+    """
     from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, EMBEDDED, ClipSource
 
-    default = EMBEDDED if config.option.models == EMBEDDED else DEFAULT_HUB_ID
+    default = EMBEDDED if options.models == EMBEDDED else DEFAULT_HUB_ID
     try:
-        return ClipSource.from_option(config.option.clip_model or default)
+        return ClipSource.from_option(options.clip_model or default)
     except ValueError as error:
         raise OptionError(f"--clip-model: {error}") from error
 
