@@ -10,6 +10,7 @@ import argparse
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from configparser import ConfigParser
@@ -322,3 +323,14 @@ def site_pages() -> Any:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_page_of_options_needs_no_dependency() -> None:
+    """The site is built in an environment without any: not even pytest."""
+    code = (
+        "import runpy, sys; [sys.modules.update({name: None}) for name in ('pytest', 'torch', 'numpy', 'pydantic')]; "
+        f"print(runpy.run_path({str(ROOT / 'docs' / 'site_pages.py')!r})['options_page']()[:40])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import DIFFBENCH, DIFFBENCH_PROMPTS, OURS, STAGES
-from pytest_diffaccel.plugin.registered import clip_of
 from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, one_of, option
 from pytest_diffaccel.words import meant
 
@@ -68,6 +67,7 @@ class JudgeSettings:
             ValueError: for bad ids or a broken golden file.
         """
         from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
+        from pytest_diffaccel.plugin.registered import clip_of
         from pytest_diffaccel.records.golden_file import Golden
 
         code = Path(options.code) if options.code else None
