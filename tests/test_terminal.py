@@ -30,6 +30,11 @@ def measure(self, candidate, **_):
 
 SearchRun.measure = measure
 """
+# What a shell starts in the background ignores Ctrl-C, and so does all that it starts, these tests perhaps.
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
 
 
 class Written(io.StringIO):
@@ -161,7 +166,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
 def test_ctrl_c_leaves_a_terminal_as_it_was(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm-256color")
-    SearchFolder(pytester.path).add_to_conftest(MADE_UP)
+    SearchFolder(pytester.path).add_to_conftest(MADE_UP + HEARS_CTRL_C)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "benches", *SMALL_OPTIONS]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as search:
