@@ -334,3 +334,13 @@ def test_the_page_of_options_needs_no_dependency() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.y*ml"), *ROOT.glob(".*.yaml"), *(ROOT / ".github").rglob("*.yml")],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_yaml_files_can_be_read(path: Path) -> None:
+    """Those that nothing else reads before they are pushed; tags of one's own are let through."""
+    assert yaml.compose(path.read_text(encoding="utf-8")) is not None
