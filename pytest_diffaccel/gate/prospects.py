@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from statistics import median
 
@@ -81,14 +81,14 @@ def prospects(
             against, figure_s = reference(case, clock), known[-1].figure_s if known else None
             if against is None or figure_s is None:
                 continue
-            made = _prospect(case, clock, against, left_s, figure_s, len(cases), settings)
-            made = replace(made, share=share, beside_s=beside_s)
+            shows_what = _shows_what(case, clock, against, left_s, figure_s, len(cases), settings)
+            made = Prospect(case, clock, share, beside_s, *shows_what)
             left_s -= min(left_s, made.needed_s)
             found.append(made)
     return found
 
 
-def _prospect(
+def _shows_what(
     case: GateCase,
     clock: Clock,
     reference: Reference,
@@ -96,7 +96,8 @@ def _prospect(
     figure_s: float,
     cases: int,
     settings: GateSettings,
-) -> Prospect:
+) -> tuple[bool, float | None, float]:
+    """A prospect's ``is_shown``, ``shown`` and ``needed_s``, with ``left_s`` seconds for its figures."""
     tests = cases * (2 if settings.host_fails else 1)
 
     def shown_by(figures: int, slowdown: float) -> bool:
@@ -115,7 +116,7 @@ def _prospect(
     else:  # a look more may show a little less: so many that any more show it, too
         enough = takewhile(lambda count: shown_by(count, matters), range(clock.most, LOOKS[0] - 1, -1))
         needed = min(enough, default=0)
-    return Prospect(case, clock, 1.0, None, is_shown, shown, needed * figure_s if needed else math.inf)
+    return is_shown, shown, needed * figure_s if needed else math.inf
 
 
 def _beside_s(cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]]) -> float | None:

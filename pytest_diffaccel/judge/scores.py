@@ -17,8 +17,25 @@ _FORMAT = 1
 _WIDTH = 100
 
 
+class _Counts:
+    """What was counted, as a rate."""
+
+    passed: int
+    failed: int
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Passed of those that passed or failed; None without any."""
+        judged = self.passed + self.failed
+        return self.passed / judged if judged else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**vars(self), "pass_rate": self.pass_rate}
+
+
 @dataclass(frozen=True)
-class Rate:
+class Rate(_Counts):
     """How many scripts passed one stage, or all.
 
     Attributes:
@@ -33,18 +50,9 @@ class Rate:
     xfailed: int
     skipped: int
 
-    @property
-    def pass_rate(self) -> float | None:
-        """Passed of those that passed or failed; None without any."""
-        return _pass_rate(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**vars(self), "pass_rate": self.pass_rate}
-
 
 @dataclass(frozen=True)
-class RuleRate:
+class RuleRate(_Counts):
     """How many tasks passed under one rule, of those whose target golden does not hold to be out of reach.
 
     Attributes:
@@ -64,15 +72,6 @@ class RuleRate:
         """Count the outcomes of attainable tasks."""
         counts = Counter(outcomes)
         return cls(len(outcomes), counts["passed"], counts["failed"], counts["skipped"])
-
-    @property
-    def pass_rate(self) -> float | None:
-        """Passed of those that were judged; None without any."""
-        return _pass_rate(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**vars(self), "pass_rate": self.pass_rate}
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,6 @@ class Scores:
             if (result := verdict.of(DIFFBENCH)) is not None and verdict.under(DIFFBENCH) == "skipped"
         )
         return [f"{DIFFBENCH}: {counted(number, 'script')} {said}" for said, number in reasons.items()]
-
-
-def _pass_rate(counts: Rate | RuleRate) -> float | None:
-    judged = counts.passed + counts.failed
-    return counts.passed / judged if judged else None
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

@@ -101,9 +101,10 @@ class SecondaryMetrics:
 
     def bars(self, cell: Cell, accelerator: str) -> dict[str, Barring]:
         """Why candidates of a group cannot win within the bounds, by key, as far as they are verified."""
-        bounds, sampling = self._bench.settings.bounds, self._bench.sampling(cell, "winner")
+        bounds = self._bench.settings.bounds
         if not bounds:
             return {}
+        sampling = self._bench.sampling(cell, "winner")
         judged = {
             measurement.candidate.key: barring(bounds, self.figures(measurement))
             for measurement in self._bench.known(cell).verified(cell, accelerator)
