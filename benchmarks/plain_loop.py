@@ -230,7 +230,7 @@ def main() -> None:
         "device": device,
         "points": [one.to_json() for one in timed],
         "winners": {
-            str(key): winner and winner.params for key, winner in winners(timed, settings.max_quality_loss).items()
+            str(key): winner and winner.params for key, winner in winners(timed, settings.quality.worst).items()
         },
         "seconds": round(time.perf_counter() - began, 3),
     }

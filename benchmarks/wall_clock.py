@@ -372,7 +372,7 @@ def _check_folder(folder: Path, plan: Plan) -> None:
 
 def compare(arguments: argparse.Namespace, plan: Plan) -> None:
     """Run the pairs, judge them, print them, and keep the row if its setting has a name."""
-    max_loss = plan.settings.max_quality_loss
+    max_loss = plan.settings.quality.worst
     truth = Truth.read(arguments.truth, conditions(plan.settings)) if arguments.truth else None
     if truth and not truth.blocks:
         raise SystemExit(f"--truth: {arguments.truth} is not finished; make it with --make-truth")
@@ -421,8 +421,8 @@ def make_truth(arguments: argparse.Namespace, settings: Settings) -> None:
         "blocks": truth.blocks,
         "half_width_median": statistics.median(one.speedup.half_width_ratio for one in every),
         "targets": len(truth.keys),
-        "targets_met": sum(truth.winner(key, settings.max_quality_loss) is not None for key in truth.keys),
-        "winners_that_are_sure": sum(truth.is_sure(key, settings.max_quality_loss) for key in truth.keys),
+        "targets_met": sum(truth.winner(key, settings.quality.worst) is not None for key in truth.keys),
+        "winners_that_are_sure": sum(truth.is_sure(key, settings.quality.worst) for key in truth.keys),
         "device": truth.device,
     }
     show(f"{arguments.make_truth.name}: what is true", [], summary, as_json=arguments.json)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
+from pytest_diffaccel.measure.deciding import BY_LPIPS
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
 from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.prompts import digest
@@ -128,7 +129,8 @@ class RecordedSearch:
             if one.measurement.sampling.purpose == "winner":
                 self.draw(one.measurement.candidate, environments[one.measurement.environment])
         images = ImageStore(self.work / "images")
-        return Material(contents, default_registry(), 0.25, Golden(self.golden, {}, {}), images, self.work / "logs")
+        golden, logs = Golden(self.golden, {}, {}), self.work / "logs"
+        return Material(contents, default_registry(), BY_LPIPS.rule, golden, images, logs)
 
     def measurement(
         self, candidate: Candidate, described: Environment, purpose: str, started_at: float = 0.0

@@ -75,7 +75,7 @@ def test_all_samples_seen_leaves_nothing_open() -> None:
     one, other = option(2, losses(0.02, 1)), option(3, losses(0.0201, 2))
     known = contenders(one, other)
     assert known.undecided() == {}
-    assert known.may_beat(one, other) == (one.lpips < (1 - EQUAL_LOSS) * other.lpips)
+    assert known.may_beat(one, other) == (one.loss < (1 - EQUAL_LOSS) * other.loss)
 
 
 def test_a_loss_near_the_limit_is_looked_at_again_even_without_contenders() -> None:

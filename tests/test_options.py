@@ -394,7 +394,7 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
             "--batch-size=N",
             "--blocks=N",
         ),
-        *("--prompts=FILE", "--seed=N", "--max-quality-loss=LPIPS", "--case-timeout=SECONDS", "--store=URL"),
+        *("--prompts=FILE", "--seed=N", "--max-quality-loss=VALUE", "--case-timeout=SECONDS", "--store=URL"),
         *("--search-budget=TIME",),
         *("--fresh", "--golden=FILE", "--update-golden", "--golden-new-only", "--golden-prune", "--picture-grid=FILE"),
     ):

@@ -52,13 +52,13 @@ def test_a_winner_is_fast_and_good_enough_and_none_such_loses_less(
     known: list[Option], target: float, max_loss: float
 ) -> None:
     choice = choose(known, target, max_loss)
-    eligible = [option for option in known if option.reaches(target) and option.lpips <= max_loss]
+    eligible = [option for option in known if option.reaches(target) and option.loss <= max_loss]
     assert (choice.reason is None) == bool(eligible)
     if choice.option is not None and choice.reason is None:
         assert choice.option in eligible
-        least = min(option.lpips for option in eligible)
-        assert choice.option.lpips == least  # one sample each: differences are what they are
-        ties = [option for option in eligible if option.lpips == least]
+        least = min(option.loss for option in eligible)
+        assert choice.option.loss == least  # one sample each: differences are what they are
+        ties = [option for option in eligible if option.loss == least]
         assert choice.option.speedup.value == max(option.speedup.value for option in ties)
 
 
@@ -70,9 +70,9 @@ def test_reasons_say_what_is_lacking(known: list[Option], target: float, max_los
         assert not maybe
     if choice.reason == "quality":
         assert maybe
-        assert all(option.lpips > max_loss for option in maybe)
+        assert all(option.loss > max_loss for option in maybe)
     if choice.reason == "undecided":
-        good = [option for option in maybe if option.lpips <= max_loss]
+        good = [option for option in maybe if option.loss <= max_loss]
         assert good
         assert not any(option.reaches(target) for option in good)
 
@@ -84,14 +84,14 @@ def test_nothing_that_seems_fast_and_good_enough_is_called_out_of_reach(
     """Nobody is to read "unattainable" beside a best that is above the target."""
     choice = choose(known, target, max_loss)
     if choice.reason in ("speed", "quality"):
-        assert not [option for option in known if option.lpips <= max_loss and option.speedup.value >= target]
-        if choice.option is not None and choice.option.lpips <= max_loss:
+        assert not [option for option in known if option.loss <= max_loss and option.speedup.value >= target]
+        if choice.option is not None and choice.option.loss <= max_loss:
             assert choice.option.speedup.value < target
     if choice.reason == "undecided":
         assert [
             option
             for option in known
-            if option.lpips <= max_loss and option.speedup.high >= target * (1 - SPEED_TOLERANCE)
+            if option.loss <= max_loss and option.speedup.high >= target * (1 - SPEED_TOLERANCE)
         ]
 
 
@@ -106,14 +106,14 @@ def test_what_is_only_perhaps_fast_enough_makes_no_target_unattainable() -> None
 def test_an_unattainable_target_names_the_best_reached(known: list[Option], target: float, max_loss: float) -> None:
     choice = choose(known, target, max_loss)
     if choice.reason is not None:
-        good = [option for option in known if option.lpips <= max_loss] or known
+        good = [option for option in known if option.loss <= max_loss] or known
         assert (choice.option is None) == (not known)
         if choice.option is not None:
             assert choice.option in good
             fastest = max(option.speedup.value for option in good)
             as_fast = [option for option in good if option.speedup.value >= fastest * (1 - SPEED_TOLERANCE)]
             assert choice.option in as_fast
-            assert choice.option.lpips == min(option.lpips for option in as_fast)
+            assert choice.option.loss == min(option.loss for option in as_fast)
 
 
 @given(options, targets, max_losses, st.randoms(use_true_random=False))
@@ -126,7 +126,7 @@ def test_order_plays_no_part(known: list[Option], target: float, max_loss: float
 @given(options, max_losses)
 def test_a_higher_target_never_costs_less_quality(known: list[Option], max_loss: float) -> None:
     met = [choice for target in TARGETS if (choice := choose(known, target, max_loss)).reason is None]
-    losses = [choice.option.lpips for choice in met if choice.option]
+    losses = [choice.option.loss for choice in met if choice.option]
     assert losses == sorted(losses)
     assert [choice.target for choice in met] == list(TARGETS[: len(met)])
 
@@ -167,7 +167,7 @@ def test_few_samples_do_not_make_a_tie_of_everything() -> None:
 def test_more_samples_do_not_make_a_loss_look_worse() -> None:
     """The later samples are harder; the one that was spared them is not better for that."""
     raced, spared = option(1, 1.5, 0.10, 0.10, 0.40, 0.40), option(2, 1.5, 0.15, 0.15)
-    assert raced.lpips > spared.lpips
+    assert raced.loss > spared.loss
     assert leader([raced, spared]) is raced
 
 

@@ -48,7 +48,7 @@ def add_places(command: argparse.ArgumentParser) -> None:
         type=positive,
         default=0.25,
         metavar="LPIPS",
-        help="what the search was told (default: 0.25)",
+        help="what a search that LPIPS decided was told (default: 0.25)",
     )
 
 
@@ -85,6 +85,7 @@ def material_of(parsed: argparse.Namespace) -> Material:
         ValueError: when it cannot be read.
     """
     from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.measure.deciding import LPIPS, QualityRule
     from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.records.images import ImageStore
     from pytest_diffaccel.records.store import Store
@@ -102,7 +103,7 @@ def material_of(parsed: argparse.Namespace) -> Material:
     return Material(
         contents=contents,
         registry=registry,
-        max_loss=parsed.max_quality_loss,
+        quality=QualityRule(LPIPS, parsed.max_quality_loss, higher_is_better=False),
         golden=Golden.read(parsed.golden),
         images=ImageStore(work.images),
         logs=work.logs,

@@ -1,4 +1,4 @@
-"""How far a candidate's images moved: LPIPS decides, PSNR and SSIM are recorded beside it."""
+"""How far a candidate's images moved: LPIPS, and PSNR and SSIM, which are recorded beside it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class References:
-    """Baseline images that many candidates are compared with; their side of LPIPS is computed once."""
+    """Baseline images that many candidates are compared with; their side of LPIPS is computed once.
+
+    Attributes:
+        images: those images.
+    """
 
     def __init__(self, images: Sequence[Image], device: str = "cpu", *, keep: int = KEPT_BYTES) -> None:
         """Compare with ``images``, PIL images of equal size, on ``device``, keeping at most ``keep`` bytes."""
-        self._images = images
+        self.images = images
         self._device = device
         self._side = KeptSide(images, device, keep=keep)
 
@@ -50,7 +54,7 @@ class References:
 
     @cached_property
     def _pixels(self) -> list[NDArray[np.uint8]]:
-        return [np.array(image) for image in self._images]
+        return [np.array(image) for image in self.images]
 
 
 def pooled_quality(one: Quality, other: Quality) -> Quality:

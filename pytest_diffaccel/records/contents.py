@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal, TypeAlias
 
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -174,6 +175,7 @@ class GroupWinners:
         speedups: of all of the group's candidates that were evaluated, as they were known then; by candidate key.
         created_at: when, ISO 8601 in UTC.
         barred: why verified candidates could not win within bounds on other metrics, in words; by candidate key.
+        quality: what decided; None where that is LPIPS.
     """
 
     cell: Cell
@@ -184,6 +186,7 @@ class GroupWinners:
     speedups: Mapping[str, Interval]
     created_at: str = ""
     barred: Mapping[str, str] = field(default_factory=dict)
+    quality: QualityRule | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pytest_diffaccel.matrix import Number
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import (
@@ -28,6 +29,7 @@ from pytest_diffaccel.records.golden_parts import (
     metric_changes,
     round_range,
     rounded_to,
+    significant,
 )
 
 #: Fields of an entry by line of the file, so that a diff shows which part changed.
@@ -36,6 +38,7 @@ _LINES = (
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
     ("device_speedup", "device_speedup_ci95", "decided_by"),
     ("lpips", "lpips_ci95", "selection_lpips"),
+    ("quality", "selection_quality"),
     ("metrics",),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
@@ -46,6 +49,7 @@ _LINES = (
 _OPTIONAL = {
     "reason",
     "selection_lpips",
+    "selection_quality",
     "fewer_steps",
     "beats_fewer_steps",
     "quality_from",
@@ -81,14 +85,16 @@ class GoldenEntry:
             good enough (``"quality"``); None when met.
         fewer_steps: the unaccelerated pipeline at the step count that is as fast; None when no step count is, or in
             records of before it was measured.
-        beats_fewer_steps: whether ``lpips`` is below that of fewer steps; None without them.
+        beats_fewer_steps: whether it loses less than fewer steps, by the metric that decided; None without them.
         basis: whether the speed-ups were measured on these parameters, or predicted by the cost model from the kinds
             of steps that they make.
         quality_from: whose losses these are, in words, where they are not of the environment's own weights.
         device_speedup: step-kind estimate by the GPU's own time; None where that was not read.
         device_speedup_ci95: its interval.
         decided_by: the clock whose speed-up had to reach the target.
-        metrics: secondary metrics by name; None where none was asked for.
+        metrics: metrics beside LPIPS by name; None where none was asked for.
+        quality: the metric that decided, one of ``metrics`` where it is not LPIPS.
+        selection_quality: what it said of the samples that the winner was chosen on, where it is not LPIPS.
     """
 
     status: Literal["met", "unattainable"]
@@ -112,11 +118,20 @@ class GoldenEntry:
     device_speedup_ci95: Range | None = None
     decided_by: SpeedClock = "wall"
     metrics: Mapping[str, GoldenMetric] | None = None
+    quality: Annotated[str, Field(min_length=1)] = LPIPS
+    selection_quality: float | None = None
 
     def __post_init__(self) -> None:
+        if self.quality != LPIPS and self.lpips is not None and self.quality not in (self.metrics or {}):
+            raise ValueError(f"quality is {self.quality}, of which metrics has no value")
+        if self.selection_quality is not None and self.quality == LPIPS:
+            raise ValueError("selection_quality without quality")
         if self.selection_lpips is not None and self.lpips is None:
             raise ValueError("selection_lpips without lpips")
-        if self.fewer_steps is not None and self.lpips is not None:
+        if self.fewer_steps is not None and self.quality != LPIPS:
+            if (self.beats_fewer_steps is None) != (self.fewer_steps.quality is None):
+                raise ValueError(f"fewer_steps with {self.quality} goes with beats_fewer_steps")
+        elif self.fewer_steps is not None and self.lpips is not None:
             beats = self.lpips < self.fewer_steps.lpips
             if self.beats_fewer_steps not in (None, beats):
                 raise ValueError(f"beats_fewer_steps is {self.beats_fewer_steps}, and the two losses say otherwise")
@@ -164,7 +179,8 @@ class GoldenEntry:
             lpips_ci95=round_range(self.lpips_ci95, LPIPS_DECIMALS),
             selection_lpips=rounded_to(self.selection_lpips, LPIPS_DECIMALS),
             fewer_steps=self.fewer_steps and self.fewer_steps.rounded(),
-            beats_fewer_steps=None,
+            beats_fewer_steps=None if self.quality == LPIPS else self.beats_fewer_steps,
+            selection_quality=significant(self.selection_quality),
             metrics=self.metrics and {name: metric.rounded() for name, metric in self.metrics.items()},
         )
 
@@ -173,8 +189,9 @@ class GoldenEntry:
         rounded = self.rounded()
         fields = asdict(rounded)
         fields["metrics"] = rounded.metrics and {name: metric.to_json() for name, metric in rounded.metrics.items()}
+        fields["fewer_steps"] = rounded.fewer_steps and rounded.fewer_steps.to_json()
         fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
-        for name, usual in (("basis", "measured"), ("decided_by", "wall")):
+        for name, usual in (("basis", "measured"), ("decided_by", "wall"), ("quality", LPIPS)):
             if fields[name] == usual:
                 del fields[name]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
@@ -200,7 +217,7 @@ class GoldenEntry:
         """
         changes = [
             f"{name} {_dump(before)} -> {_dump(after)}"
-            for name in ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by")
+            for name in ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by", "quality")
             if (before := getattr(self, name)) != (after := getattr(other, name))
         ]
         changes += [

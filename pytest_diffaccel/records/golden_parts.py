@@ -29,12 +29,16 @@ class FewerSteps:
         speedup: of those steps.
         lpips: mean LPIPS against the images of all steps, on the winner's samples.
         lpips_ci95: its interval.
+        quality: mean of the metric that decided, where that is not LPIPS.
+        quality_ci95: its interval; None of a single picture.
     """
 
     steps: Annotated[int, Field(ge=1)]
     speedup: Annotated[float, Field(ge=0)]
     lpips: float
     lpips_ci95: Range
+    quality: float | None = None
+    quality_ci95: Range | None = None
 
     def rounded(self) -> FewerSteps:
         """As the file keeps it."""
@@ -46,7 +50,13 @@ class FewerSteps:
                 round(self.lpips_ci95[0], LPIPS_DECIMALS) + 0.0,
                 round(self.lpips_ci95[1], LPIPS_DECIMALS) + 0.0,
             ),
+            quality=significant(self.quality),
+            quality_ci95=_significant_range(self.quality_ci95),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -83,7 +93,7 @@ class GoldenMetric:
         """As the file keeps it."""
         return GoldenMetric(
             value=_significant(self.value),
-            ci95=self.ci95 and (_significant(self.ci95[0]), _significant(self.ci95[1])),
+            ci95=_significant_range(self.ci95),
             change=rounded_to(self.change, _CHANGE_DECIMALS),
             change_ci95=round_range(self.change_ci95, _CHANGE_DECIMALS),
         )
@@ -105,8 +115,17 @@ def metric_changes(before: Mapping[str, GoldenMetric], after: Mapping[str, Golde
     return changes
 
 
+def significant(value: float | None) -> float | None:
+    """A metric's value as the file keeps it."""
+    return None if value is None else _significant(value)
+
+
 def _significant(value: float) -> float:
     return float(f"{value:.{_METRIC_DIGITS}g}") + 0.0
+
+
+def _significant_range(ends: Range | None) -> Range | None:
+    return ends and (_significant(ends[0]), _significant(ends[1]))
 
 
 def rounded_to(value: float | None, decimals: int) -> float | None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Table, and_, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.contents import Attempt, Decision, Failure, GroupDecision, GroupWinners
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -133,6 +134,7 @@ def dump_winners(winners: GroupWinners) -> str:
         "entries": {f"{target:g}": json.loads(entry.to_json()) for target, entry in winners.entries.items()},
         "speedups": {key: _numbers(interval) for key, interval in winners.speedups.items()},
         **({"barred": dict(winners.barred)} if winners.barred else {}),
+        **({"quality": asdict(winners.quality)} if winners.quality else {}),
     }
     return json.dumps(record, allow_nan=False)
 
@@ -155,6 +157,7 @@ def winners_of(row: Row[Any]) -> GroupWinners:
         speedups={key: Interval(*numbers) for key, numbers in record["speedups"].items()},
         created_at=row.created_at,
         barred=record.get("barred", {}),
+        quality=QualityRule(**record["quality"]) if "quality" in record else None,
     )
 
 

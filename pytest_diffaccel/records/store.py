@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from sqlalchemy import delete, insert, select
@@ -98,7 +98,12 @@ class Store(Bookkeeping):
         return self._measurements({**place(cell, accelerator), **conditions(environment, sampling)}, since)
 
     def evaluations(
-        self, environment: str, sampling: Sampling, cell: Cell | None = None, since: float = 0.0
+        self,
+        environment: str,
+        sampling: Sampling,
+        cell: Cell | None = None,
+        since: float = 0.0,
+        usable: Callable[[Measurement], bool] = lambda _: True,
     ) -> list[Measurement]:
         """Each candidate's measurement with the most samples, up to ``sampling``'s number; by candidate key.
 
@@ -107,6 +112,7 @@ class Store(Bookkeeping):
             sampling: what is made; measurements of fewer samples begin with the same ones.
             cell: only of this cell; None for all.
             since: only what was stored then or later, seconds since the epoch.
+            usable: which measurements count.
 
         Raises:
             StoreError: when a record cannot be read.
@@ -114,7 +120,7 @@ class Store(Bookkeeping):
         where = conditions(environment, sampling) | (asdict(cell) if cell else {})
         del where["num_samples"]
         most: dict[str, Measurement] = {}
-        for measurement in self._measurements(where, since):
+        for measurement in filter(usable, self._measurements(where, since)):
             key, samples = measurement.candidate.key, measurement.sampling.num_samples
             if samples <= sampling.num_samples and (key not in most or samples > most[key].sampling.num_samples):
                 most[key] = measurement

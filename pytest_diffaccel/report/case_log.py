@@ -117,4 +117,5 @@ def _line(case: EndedCase, result: CaseResult) -> str:
         return f"{case.outcome}: {case.name} after {took}{why}"
     made, speedup = result.figures, result.figures.speedup
     figures = f"{speedup.value:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}] LPIPS {made.lpips.value:.4f}"
+    figures += "".join(f" {name} {metric.value:.4g}" for name, metric in made.metrics.items())
     return f"{made.candidate.key} {figures} ({'stored' if result.stored else took})"

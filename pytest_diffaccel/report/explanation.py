@@ -49,15 +49,17 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
+    quality, known = found.quality, found.record.best_known
     fast = [pair for pair in measured if reaches(pair[1].speedup, key.target)]
     barred = found.record.barred
-    fast.sort(key=lambda pair: pair[1].lpips.value)
-    lines += _contenders(entry, [pair for pair in fast if pair[0].key not in barred], material.max_loss)
-    lines += [f"  cannot win: {_in_words(*pair)}; it {barred[pair[0].key]}" for pair in fast if pair[0].key in barred]
+    fast.sort(key=lambda pair: quality.cost(known[pair[0].key]))
+    lines += _contenders(entry, [pair for pair in fast if pair[0].key not in barred], found)
+    out = [pair for pair in fast if pair[0].key in barred]
+    lines += [f"  cannot win: {_in_words(*pair, found)}; it {barred[pair[0].key]}" for pair in out]
     slow = [pair for pair in measured if pair not in fast]
     if slow:
         best = max(slow, key=lambda pair: pair[1].speedup.value)
-        lines.append(f"not surely fast enough: {len(slow)}; the fastest of them is {_in_words(*best)}")
+        lines.append(f"not surely fast enough: {len(slow)}; the fastest of them is {_in_words(*best, found)}")
     lines += _unmeasured([row for row in rows if row.figures is None])
     return [*lines, f"all of this is what the last search found that used {store}", _in_golden(key, found, material)]
 
@@ -94,23 +96,27 @@ def _outcome(entry: GoldenEntry | None) -> list[str]:
         lines.append(f"  {entry.speedup:.2f}x, LPIPS {entry.lpips:.3f} on {pictures}{chosen}")
     if metrics := metrics_text(entry):
         lines.append(f"  {metrics}")
+    if entry.selection_quality is not None:
+        lines.append(f"  {entry.quality} {entry.selection_quality:.4g} on the pictures that it was chosen on")
     if entry.fewer_steps is not None:
         word = "more" if entry.beats_fewer_steps else "less"
         rival = entry.fewer_steps
-        lines.append(f"  the plain pipeline with {rival.steps} steps is as fast and loses {word}: {rival.lpips:.3f}")
+        loss = f"{rival.lpips:.3f}" if rival.quality is None else f"{entry.quality} {rival.quality:.4g}"
+        lines.append(f"  the plain pipeline with {rival.steps} steps is as fast and loses {word}: {loss}")
     return lines
 
 
-def _contenders(entry: GoldenEntry | None, fast: Sequence[tuple[Row, RowFigures]], max_loss: float) -> list[str]:
+def _contenders(entry: GoldenEntry | None, fast: Sequence[tuple[Row, RowFigures]], found: Findings) -> list[str]:
     if not fast:
         return []
     params = format_params(entry.params) if entry is not None else ""
-    good = [(row, figures) for row, figures in fast if figures.lpips.value <= max_loss]
+    quality, known = found.quality, found.record.best_known
+    good = [(row, figures) for row, figures in fast if quality.allows(known[row.key])]
     bad = len(fast) - len(good)
-    losers = f"; {bad} of them cannot win: LPIPS above {max_loss:g}" if bad else ""
+    losers = f"; {bad} of them cannot win: {quality.too_bad}" if bad else ""
     others = [(row, figures) for row, figures in good if row.params != params]
     lines = [f"surely fast enough: {len(fast)}{losers}"]
-    lines += [f"  contender: {_in_words(*other)}" for other in others[:_NAMED]]
+    lines += [f"  contender: {_in_words(*other, found)}" for other in others[:_NAMED]]
     return lines + ([f"  and {len(others) - _NAMED} more"] if len(others) > _NAMED else [])
 
 
@@ -127,6 +133,7 @@ def _unmeasured(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _in_words(row: Row, figures: RowFigures) -> str:
+def _in_words(row: Row, figures: RowFigures, found: Findings) -> str:
+    value = found.quality.value(found.record.best_known[row.key])
     speedup = interval_text(figures.speedup.value, (figures.speedup.low, figures.speedup.high), 2, "x")
-    return f"{row.params.replace(',', ', ')}: {speedup}, LPIPS {figures.lpips.value:.3f}"
+    return f"{row.params.replace(',', ', ')}: {speedup}, {found.quality.shown} {found.quality.figure(value, 3)}"

@@ -63,7 +63,7 @@ def _nearest(key: GoldenKey, choice: Chosen) -> str:
     cell, speedup = key.cell, choice.speedup
     return (
         f"  {cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator} {key.target:g}x: "
-        f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, LPIPS {choice.lpips:.3f}, "
+        f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, {choice.loss_text}, "
         f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
     )
 

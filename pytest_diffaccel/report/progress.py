@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, QualityRule
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
-from pytest_diffaccel.search.results import Measured, Winners
+from pytest_diffaccel.search.results import Figures, Measured, Winners
 from pytest_diffaccel.words import counted
 
 _NO_CASES: Mapping[str, SearchCase] = MappingProxyType({})
@@ -53,12 +53,20 @@ class Progress:
         cases: how many cases the session has.
         time_left: what tells how long they take.
         winners: those of the cases that look for winners, by node id.
+        quality: what decides.
     """
 
-    def __init__(self, cases: int, time_left: TimeLeft, winners: Mapping[str, SearchCase] = _NO_CASES) -> None:
+    def __init__(
+        self,
+        cases: int,
+        time_left: TimeLeft,
+        winners: Mapping[str, SearchCase] = _NO_CASES,
+        quality: QualityRule = BY_LPIPS.rule,
+    ) -> None:
         self._cases = cases
         self._time_left = time_left
         self._winners = winners
+        self._quality = quality
         self._begun: list[str] = []
         self._chosen: Counter[str] = Counter()
         self._ended: set[str] = set()
@@ -91,13 +99,13 @@ class Progress:
             for target in TARGETS:
                 if result.figures.speedup.value >= target:
                     key = (self._cell, target)
-                    self._best[key] = min(result.figures.lpips.value, self._best.get(key, math.inf))
+                    self._best[key] = self._quality.better(_value(result.figures, self._quality), self._best.get(key))
 
     def line(self) -> str:
         """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; to be verified: LPIPS 0.004 at 1.2x, 0.010 at 1.5x"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
-        losses = ", ".join(f"{loss:.3f} at {target:g}x" for target, loss in reached.items())
-        best = f"; to be verified: LPIPS {losses}" if losses else ""
+        losses = ", ".join(f"{self._quality.figure(value, 3)} at {target:g}x" for target, value in reached.items())
+        best = f"; to be verified: {self._quality.shown} {losses}" if losses else ""
         left = self.left()
         doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
         return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{doing}{best}"
@@ -129,3 +137,8 @@ class Progress:
             return None
         self._is_slow = True
         return pace
+
+
+def _value(figures: Figures, quality: QualityRule) -> float:
+    """The mean of the metric that decides."""
+    return figures.lpips.value if quality.metric == LPIPS else figures.metrics[quality.metric].value

@@ -109,7 +109,7 @@ class SessionReport:
             budget_s=settings.search_budget_s,
         )
         winners = {name: case for name, case in known.items() if case.is_winners}
-        self._progress = Progress(len(cases), time_left, winners)
+        self._progress = Progress(len(cases), time_left, winners, settings.quality.rule)
         when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
         self._screen.begin()
         self._screen.tell(
@@ -119,6 +119,8 @@ class SessionReport:
         )
         if settings.prompts is not None:
             self._screen.tell(f"diffaccel: {used(settings.prompts, settings.num_samples)}")
+        if not settings.quality.is_lpips:
+            self._screen.tell(f"diffaccel: {settings.quality.name} decides; {settings.quality.rule.too_bad} cannot win")
         self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
 
     def case_began(self, name: str) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
@@ -64,6 +65,8 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
         notes.append(f"LPIPS: 0 is the same picture{other}{rounding}.")
     if any(entry.fewer_steps for entry in entries):
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
+    if any(entry.quality != LPIPS for entry in entries):
+        notes.append("Where another metric than LPIPS decided, !: by that.")
     if any(metric.change is not None for entry in entries for metric in (entry.metrics or {}).values()):
         notes.append("Other metrics, %: change from the unaccelerated pictures', paired by prompt.")
     if any(entry.device_speedup is not None for entry in entries):
@@ -129,8 +132,20 @@ def said_of(entry: GoldenEntry) -> str:
 
 
 def metrics_text(entry: GoldenEntry) -> str:
-    """A winner's secondary metrics in a line; empty without any."""
-    return "; ".join(metric_text(name, metric) for name, metric in (entry.metrics or {}).items())
+    """A winner's metrics beside LPIPS in a line, the one that decided first; empty without any."""
+    metrics = entry.metrics or {}
+    said = [metric_text(name, metric) for name, metric in metrics.items() if name != entry.quality]
+    return "; ".join([*decided_text(entry), *said])
+
+
+def decided_text(entry: GoldenEntry) -> list[str]:
+    """``decided by ssim 0.912 [0.896, 0.928], fewer steps 0.887``; nothing where LPIPS decided."""
+    metric = (entry.metrics or {}).get(entry.quality)
+    if metric is None:
+        return []
+    rival = entry.fewer_steps
+    fewer = f", fewer steps {rival.quality:.4g}" if rival is not None and rival.quality is not None else ""
+    return [f"decided by {metric_text(entry.quality, metric)}{fewer}"]
 
 
 def metric_text(name: str, metric: GoldenMetric) -> str:
@@ -216,7 +231,5 @@ def provisional_text(result: Winners) -> str:
     for params, same in groupby(result.provisional, key=lambda chosen: chosen.params):
         winner = list(same)
         targets = ", ".join(f"{chosen.key.target:g}x" for chosen in winner)
-        said.append(
-            f"{targets} by {spaced_params(params)} ({winner[0].speedup.value:.2f}x, LPIPS {winner[0].lpips:.3f})"
-        )
+        said.append(f"{targets} by {spaced_params(params)} ({winner[0].speedup.value:.2f}x, {winner[0].loss_text})")
     return f"{result.cell} {result.accelerator}, to be verified: {'; '.join(said)}"

@@ -46,9 +46,10 @@ class GroupSearch:
             cell=self.cell,
             costs=known.costs,
             evaluated=known.losses(self.cell),
-            max_loss=self.bench.settings.max_quality_loss,
+            max_loss=self.bench.settings.quality.max_loss,
             first=self.bench.first_samples,
             barred=self.bench.secondary.bars(self.cell, self.accelerator),
+            quality=self.bench.settings.quality,
         )
 
     def evaluate(self, candidate: Candidate) -> None:

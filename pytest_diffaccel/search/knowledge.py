@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
 from pytest_diffaccel.search.predict.cost_model import CostModel
 
@@ -18,6 +19,7 @@ class Knowledge:
         measurements: what was measured.
         rounds: of the calibration, by either clock, in their order.
         decide_by: the clock whose speed-ups decide.
+        quality: the metric that decides, which all measurements of the search have.
     """
 
     def __init__(
@@ -26,9 +28,11 @@ class Knowledge:
         measurements: Iterable[Measurement] = (),
         rounds: Iterable[Round] = (),
         decide_by: SpeedClock = "wall",
+        quality: Deciding = BY_LPIPS,
     ) -> None:
         self._registry = registry
         self._decide_by = decide_by
+        self._quality = quality
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._rounds = list(rounds)
         self._costs: dict[SpeedClock, CostModel] = {}
@@ -112,9 +116,9 @@ class Knowledge:
         return {kind: count for measurement in self._measurements.values() for kind, count in measurement.flops.items()}
 
     def losses(self, cell: Cell) -> dict[Candidate, tuple[float, ...]]:
-        """LPIPS of each sample of each candidate of ``cell`` that the search evaluated."""
+        """The loss of each sample of each candidate of ``cell`` that the search evaluated."""
         return {
-            measurement.candidate: measurement.quality.lpips_per_sample
+            measurement.candidate: self._quality.losses(measurement)
             for measurement in self._measurements.values()
             if measurement.candidate.cell == cell and measurement.sampling.purpose == "search"
         }

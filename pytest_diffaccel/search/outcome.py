@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.bottleneck import bottleneck
+from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Interval, Measurement, MetricFigures, SpeedClock
+from pytest_diffaccel.measure.statistics import metric_figures
 from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -43,10 +46,16 @@ def figures_of(measurement: Measurement, metrics: Mapping[str, MetricFigures] = 
     )
 
 
-def standing(cell: Cell, accelerator: str, choices: Sequence[Choice]) -> tuple[Chosen, ...]:
+def deciding_figures(bench: Workbench, measurement: Measurement) -> dict[str, MetricFigures]:
+    """Of a candidate's measurement the metric that decides, by its name; nothing where that is LPIPS."""
+    name = bench.settings.quality.name
+    return {name: metric_figures(measurement.metrics[name])} if name in measurement.metrics else {}
+
+
+def standing(bench: Workbench, cell: Cell, accelerator: str, choices: Sequence[Choice]) -> tuple[Chosen, ...]:
     """A group's winners before they are verified, one per target that is met."""
     return tuple(
-        _chosen(GoldenKey(cell, accelerator, choice.target), choice.option)
+        _chosen(bench, GoldenKey(cell, accelerator, choice.target), choice.option)
         for choice in choices
         if choice.option is not None and choice.reason is None
     )
@@ -65,7 +74,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
             if measurement and is_verified:
                 verified[measurement.candidate.key] = measurement
             if choice.reason == "undecided":
-                undecided += [_chosen(key, choice.option, barred)] if choice.option else []
+                undecided += [_chosen(bench, key, choice.option, barred)] if choice.option else []
                 continue
             entry = _entry(bench, winner, environment).rounded()
             pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
@@ -84,7 +93,8 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
 def _entry(bench: Workbench, winner: Winner, environment: Environment) -> GoldenEntry:
     """What golden records of an outcome, with the secondary metrics that were asked for."""
     metrics = bench.secondary.figures(winner.measurement) if winner.measurement else {}
-    return golden_entry(winner, environment, _speedups(bench, winner.choice.option), metrics)
+    speedups, quality = _speedups(bench, winner.choice.option), bench.settings.quality
+    return golden_entry(winner, environment, speedups, metrics, quality)
 
 
 def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> dict[str, str]:
@@ -104,13 +114,24 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
         options = GroupSearch(bench, cell, accelerator).plan().evaluated_options
         speedups = {option.candidate.key: option.speedup for option in options}
         barred = _barred(bench, cell, [accelerator])
-        found = GroupWinners(cell, accelerator, environment.id, sampling, entries, speedups, barred=barred)
+        quality = bench.settings.quality
+        rule = None if quality.is_lpips else quality.rule
+        found = GroupWinners(
+            cell, accelerator, environment.id, sampling, entries, speedups, barred=barred, quality=rule
+        )
         bench.store.save_winners(found)
 
 
-def _chosen(key: GoldenKey, option: Option, barred: Mapping[str, str] = MappingProxyType({})) -> Chosen:
-    why = barred.get(option.candidate.key, "")
-    return Chosen(key, option.candidate.params, option.speedup, option.lpips, why)
+def _chosen(
+    bench: Workbench, key: GoldenKey, option: Option, barred: Mapping[str, str] = MappingProxyType({})
+) -> Chosen:
+    why, quality = barred.get(option.candidate.key, ""), bench.settings.quality
+    if quality.is_lpips:
+        return Chosen(key, option.candidate.params, option.speedup, option.loss, why)
+    known = bench.known(key.cell).find(option.candidate)
+    lpips = known.quality.lpips.value if known else math.nan
+    decided_by = (quality.name, quality.metric.value_at(option.loss))
+    return Chosen(key, option.candidate.params, option.speedup, lpips, why, decided_by)
 
 
 def _verified(bench: Workbench, measurement: Measurement) -> Verified:
@@ -161,6 +182,7 @@ def golden_entry(
     environment: Environment,
     speedups: Speedups | None = None,
     metrics: Mapping[str, MetricFigures] = MappingProxyType({}),
+    quality: Deciding = BY_LPIPS,
 ) -> GoldenEntry:
     """What golden records of a target's outcome in ``environment``.
 
@@ -169,6 +191,7 @@ def golden_entry(
         environment: where it was measured.
         speedups: of its option; None where the wall clock's, which decided, is all there is.
         metrics: its secondary metrics by name, as far as they were asked for.
+        quality: what decided.
     """
     measurement, option, reason = winner.measurement, winner.choice.option, winner.choice.reason
     if reason == "undecided":
@@ -187,16 +210,13 @@ def golden_entry(
             "wall_speedup_ci95": (measurement.wall_speedup.low, measurement.wall_speedup.high),
             "lpips": measurement.quality.lpips.value,
             "lpips_ci95": (measurement.quality.lpips.low, measurement.quality.lpips.high),
-            "selection_lpips": option.lpips,
+            **_selection(quality, option),
             # What only comes nearest to a target is not timed for it: its kinds of steps tell how fast it is.
             "basis": "measured" if measurement.blocks else "predicted",
             "metrics": {name: GoldenMetric.of(metric) for name, metric in metrics.items()} or None,
         }
         if winner.rival is not None:
-            fewer = winner.rival.quality.lpips
-            figures["fewer_steps"] = FewerSteps(
-                winner.rival.candidate.cell.steps, winner.rival.speedup.value, fewer.value, (fewer.low, fewer.high)
-            )
+            figures |= _fewer_steps(quality, measurement, winner.rival)
     return GoldenEntry(
         status="unattainable" if reason else "met",
         reason=reason,
@@ -204,3 +224,22 @@ def golden_entry(
         environment=environment.id,
         **figures,
     )
+
+
+def _selection(quality: Deciding, option: Option) -> dict[str, Any]:
+    """What decided, and what it said of the samples that a winner was chosen on."""
+    if quality.is_lpips:
+        return {"selection_lpips": option.loss}
+    return {"quality": quality.name, "selection_quality": quality.metric.value_at(option.loss)}
+
+
+def _fewer_steps(quality: Deciding, measurement: Measurement, rival: Measurement) -> dict[str, Any]:
+    """The rival as golden has it, and whether it is worse by the metric that decided."""
+    lpips = rival.quality.lpips
+    fewer = FewerSteps(rival.candidate.cell.steps, rival.speedup.value, lpips.value, (lpips.low, lpips.high))
+    if quality.is_lpips:
+        return {"fewer_steps": fewer}
+    figures = metric_figures(rival.metrics[quality.name])
+    beats = quality.rule.cost(measurement) < quality.rule.cost(rival)
+    fewer = replace(fewer, quality=figures.value, quality_ci95=figures.ci95)
+    return {"fewer_steps": fewer, "beats_fewer_steps": beats}

@@ -35,7 +35,7 @@ class Figures:
         num_samples: images scored.
         environment: id of the environment.
         rounds_s: seconds of each timed run; none where it was not timed.
-        metrics: secondary metrics that were asked for, by name; of winners only.
+        metrics: metrics beside LPIPS, by name: those that were asked for of winners, and of all the one that decides.
     """
 
     candidate: Candidate
@@ -154,6 +154,7 @@ class Chosen:
         speedup: with its interval, from all that is known.
         lpips: its mean loss on the search's samples.
         barred: the bound on another metric that it does not surely keep, in words; empty where it is none.
+        decided_by: the metric that decides, and its value on those samples; None where that is LPIPS.
     """
 
     key: GoldenKey
@@ -161,6 +162,12 @@ class Chosen:
     speedup: Interval
     lpips: float
     barred: str = ""
+    decided_by: tuple[str, float] | None = None
+
+    @property
+    def loss_text(self) -> str:
+        """How much it lost, by the metric that decides, in words."""
+        return f"LPIPS {self.lpips:.3f}" if self.decided_by is None else "{} {:.3g}".format(*self.decided_by)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, without what it stands for."""
@@ -170,6 +177,7 @@ class Chosen:
             "speedup_ci95": ends(self.speedup),
             "lpips": self.lpips,
             **({"barred": self.barred} if self.barred else {}),
+            **({"quality": dict([self.decided_by])} if self.decided_by else {}),
         }
 
 

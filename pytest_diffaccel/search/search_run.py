@@ -115,13 +115,14 @@ class SearchRun:
                 first.
         """
         from pytest_diffaccel.search.cases import search_case
-        from pytest_diffaccel.search.outcome import figures_of
+        from pytest_diffaccel.search.outcome import deciding_figures, figures_of
         from pytest_diffaccel.search.results import Measured
 
         measurement, made_now = search_case(
             self.bench, candidate, within_budget=self.budget.limits, others_follow=others_follow
         )
-        return Measured(figures_of(measurement), stored=not made_now, news=self._news())
+        figures = figures_of(measurement, deciding_figures(self.bench, measurement))
+        return Measured(figures, stored=not made_now, news=self._news())
 
     def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> Winners:
         """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
@@ -163,7 +164,7 @@ class SearchRun:
         return Winners(
             cell=cell,
             accelerator=accelerator,
-            provisional=standing(cell, accelerator, chosen),
+            provisional=standing(self.bench, cell, accelerator, chosen) if chosen else (),
             explored=explored.evaluated,
             left=explored.left,
             failed=(*explored.failed, *failed),

@@ -1,4 +1,4 @@
-"""Secondary metrics of a search's winners and rivals, and which candidates bounds on them bar."""
+"""Metrics beside LPIPS, of a search's winners and rivals, the one that decides of all candidates; what bounds bar."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 class SecondaryMetrics:
-    """The metrics that a search was asked for beside the one that decides.
+    """The metrics that a search was asked for beside LPIPS, which all pictures get.
 
-    They are computed of pictures that are made anyway: the winners', which are kept, and the rivals'.
+    They are computed of pictures that are made anyway: the winners', which are kept, and the rivals'. Another metric
+    than LPIPS that decides is computed of all candidates' as they are made.
 
     Args:
         bench: the search's workbench.
@@ -50,6 +51,38 @@ class SecondaryMetrics:
         """Whether a winner's or rival's measurement lacks a metric that is wanted, or has that of other weights."""
         known = {name: metric.identity for name, metric in measurement.metrics.items()}
         return any(known.get(metric.name) != self._identities[metric.name] for metric in self._wanted)
+
+    def lacks_deciding(self, measurement: Measurement) -> bool:
+        """Whether a measurement lacks the metric that decides, or has that of other weights."""
+        name = self._bench.settings.quality.name
+        if name not in self._identities:
+            return False  # LPIPS, which all have
+        known = measurement.metrics.get(name)
+        return known is None or known.identity != self._identities[name]
+
+    def deciding(self, cell: Cell, images: Sequence[Image], start: int = 0) -> dict[str, MetricValues]:
+        """The metric that decides, of pictures of the search's samples from ``start`` on; nothing where it is LPIPS.
+
+        Raises:
+            MetricFault: when it fails, or gives what is no value for each picture.
+        """
+        quality = self._bench.settings.quality
+        if quality.is_lpips:
+            return {}
+        end = start + len(images)
+        references = self._bench.pictures.references(cell, "search").images[start:end]
+        prompts = [prompt for batch in self._bench.batches(cell, "search") for prompt in batch.prompts][start:end]
+        device = str(self._bench.pipelines.of(cell).device)
+        values = scores_of(quality.metric, images, references, prompts, device)
+        return {quality.name: MetricValues(self._identities[quality.name], values)}
+
+    def with_known(self, measurement: Measurement) -> Measurement:
+        """A candidate's measurement with what metrics said of the same pictures before: they decided other searches."""
+        place = measurement.environment, measurement.sampling
+        stored = self._bench.store.find(measurement.candidate.key, *place, self._bench.since)
+        if stored is None or not stored.metrics:
+            return measurement
+        return replace(measurement, metrics={**stored.metrics, **measurement.metrics})
 
     def completed(self, measurement: Measurement) -> Measurement | None:
         """A winner's measurement with all that is wanted, which is stored; None where that takes pictures that are

@@ -65,7 +65,7 @@ class Workbench:
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
-        secondary: the metrics that were asked for beside the one that decides.
+        secondary: the metrics that were asked for beside LPIPS.
     """
 
     def __init__(
@@ -132,11 +132,20 @@ class Workbench:
         stored = [
             measurement
             for sampling in samplings
-            for measurement in self.store.evaluations(environment, sampling, since=self.since)
+            for measurement in self.store.evaluations(environment, sampling, since=self.since, usable=self.is_usable)
             if measurement.candidate.key not in failed
         ]
         rounds = self.store.rounds(environment, self.since)
-        self._knowledge[cell.pipe] = Knowledge(self.registry, stored, rounds, self.settings.decide_by)
+        self._knowledge[cell.pipe] = Knowledge(
+            self.registry, stored, rounds, self.settings.decide_by, self.settings.quality
+        )
+
+    def is_usable(self, measurement: Measurement) -> bool:
+        """Whether a stored measurement says what the search decides by; winners get what they lack of their pictures.
+
+        A search by another metric has kept no pictures of what it measured.
+        """
+        return measurement.sampling.purpose != "search" or not self.secondary.lacks_deciding(measurement)
 
     def read_rounds(self, cell: Cell) -> None:
         """Know what other processes have added to the cell's environment's calibration."""

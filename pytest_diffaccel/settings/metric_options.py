@@ -1,51 +1,108 @@
-"""What ``--metrics`` and ``--bound`` name: metrics that are known, and bounds that mean something for them."""
+"""What ``--quality``, ``--metrics`` and ``--bound`` name: metrics that are known, and bounds that mean something for
+them.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from pytest_diffaccel.measure.bounds import MetricBound
+from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, LPIPS, Deciding
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.option_types import OptionError, number, positive
 from pytest_diffaccel.words import meant
 
-#: The metric that decides, and that every picture gets anyway.
-DECIDING = "lpips"
 _BOUND = re.compile(r"\s*(?P<metric>[^=\s]+)\s*=\s*(?P<change>[+-]?[\d.]+)\s*(?P<percent>%?)\s*")
 _EXAMPLE = "write a metric and the largest change, such as clip_score=-5%"
 
 
+def deciding_metric(name: str | None, worst: str | None, registry: MetricRegistry | None = None) -> Deciding:
+    """The metric that decides, and how bad a winner may be.
+
+    Args:
+        name: what ``--quality`` was given; None for LPIPS.
+        worst: what ``--max-quality-loss`` was given; None for what is as bad as LPIPS 0.25.
+        registry: the metrics known; None for the built-in ones.
+
+    Raises:
+        OptionError: naming the bad value and the valid ones.
+    """
+    known = registry or MetricRegistry()
+    metric = _metric("--quality", LPIPS if name is None else name, known)
+    if not metric.needs_references:
+        bound = MetricBound(metric.name, -0.05 if metric.higher_is_better else 0.05, metric.higher_is_better)
+        raise OptionError(
+            f"--quality: {metric.name} does not compare with the unaccelerated pictures, so it cannot decide: a black "
+            f"picture can outscore a good one; choose from {_deciders(known)}, and keep {metric.name} by a bound: "
+            f"--bound {bound}"
+        )
+    if not math.isfinite(metric.best):
+        end = "highest" if metric.higher_is_better else "lowest"
+        raise OptionError(
+            f"--quality: {metric.name} does not say what a picture scores that equals the unaccelerated one; give its "
+            f"class that value as {end}, or choose from {_deciders(known)}"
+        )
+    return Deciding(metric, metric.value_at(DEFAULT_MAX_LOSS) if worst is None else _worst(worst, metric))
+
+
+def _worst(text: str, metric: Metric) -> float:
+    if metric.name == LPIPS:
+        try:
+            return positive(text)
+        except ArgumentTypeError as error:
+            raise OptionError(f"--max-quality-loss: {error}") from error
+    value = number(text)
+    if not (math.isfinite(value) and metric.lowest <= value <= metric.highest and metric.loss(value) > 0):
+        worst = metric.lowest if metric.higher_is_better else metric.highest
+        end = f", at {'least' if metric.higher_is_better else 'most'} {worst:g}" if math.isfinite(worst) else ""
+        raise OptionError(
+            f"--max-quality-loss: {text!r} is no mean {metric.name} that a winner may be as bad as; write a number "
+            f"{'below' if metric.higher_is_better else 'above'} {metric.best:g}{end}"
+        )
+    return value
+
+
+def _deciders(known: MetricRegistry) -> str:
+    return ", ".join(metric.name for metric in known if metric.needs_references and math.isfinite(metric.best))
+
+
 def chosen_metrics(
-    names: Sequence[str] | None, bounds: Sequence[str] | None, samples: int, registry: MetricRegistry | None = None
+    names: Sequence[str] | None,
+    bounds: Sequence[str] | None,
+    samples: int,
+    registry: MetricRegistry | None = None,
+    quality: str = LPIPS,
 ) -> tuple[tuple[str, ...], tuple[MetricBound, ...]]:
-    """The metrics that are asked for, those of the bounds among them, and the bounds.
+    """The metrics that are asked for beside LPIPS, which every picture gets: also those of the bounds and what decides.
 
     Args:
         names: what ``--metrics`` was given, each a name or several with commas; None for nothing.
         bounds: what ``--bound`` was given; None for nothing.
         samples: pictures of a winner.
         registry: the metrics known; None for the built-in ones.
+        quality: the metric that decides.
 
     Returns:
-        Names in the registry's order, without the metric that decides; and bounds in the order of their metrics.
+        Names in the registry's order, and bounds in the order of their metrics.
 
     Raises:
         OptionError: naming the bad value and the valid ones.
     """
-    if not names and not bounds:
+    if not names and not bounds and quality == LPIPS:
         return (), ()
     known = registry or MetricRegistry()
     made: dict[str, MetricBound] = {}
     for text in bounds or ():
-        bound = _bound(text, known, samples)
+        bound = _bound(text, known, samples, quality)
         if bound.metric in made:
             raise OptionError(f"--bound: {bound.metric} is bounded twice: {made[bound.metric]} and {bound}; keep one")
         made[bound.metric] = bound
     asked = [part.strip() for text in names or () for part in text.split(",") if part.strip()]
-    chosen = {*(_metric("--metrics", name, known).name for name in asked), *made} - {DECIDING}
+    chosen = {*(_metric("--metrics", name, known).name for name in asked), *made, quality} - {LPIPS}
     ordered = [name for name in known.names if name in chosen]
     return tuple(ordered), tuple(made[name] for name in ordered if name in made)
 
@@ -57,7 +114,7 @@ def _metric(option: str, name: str, known: MetricRegistry) -> Metric:
     return known[name]
 
 
-def _bound(text: str, known: MetricRegistry, samples: int) -> MetricBound:
+def _bound(text: str, known: MetricRegistry, samples: int, quality: str) -> MetricBound:
     found = _BOUND.fullmatch(text)
     change = _change(found["change"], found["percent"]) if found else math.nan
     if found is None or not math.isfinite(change):
@@ -65,7 +122,7 @@ def _bound(text: str, known: MetricRegistry, samples: int) -> MetricBound:
     metric = _metric("--bound", found["metric"], known)
     bound = MetricBound(metric.name, change, metric.higher_is_better)
     if metric.needs_references:
-        instead = "--max-quality-loss bounds it" if metric.name == DECIDING else f"bound one of {_boundable(known)}"
+        instead = "--max-quality-loss bounds it" if metric.name == quality else f"bound one of {_boundable(known)}"
         raise OptionError(
             f"--bound: {metric.name} compares with the unaccelerated pictures, so it has no change from them; {instead}"
         )

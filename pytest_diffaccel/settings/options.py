@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Folder of the search's and the gate's cases in a project, and the package that has them wherever it is installed.
 BENCHES, INSTALLED_BENCHES = "benches", "pytest_diffaccel.benches"
-# LPIPS beyond which a picture counts as another one; unrelated pictures of the embedded pipelines lie near 0.5.
-DEFAULT_MAX_QUALITY_LOSS = 0.25
 #: Images scored per candidate, by model source; where it is none of these.
 DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
@@ -101,11 +99,14 @@ _MEASURING_OPTIONS = (
     ),
     option("--seed", type=int, default=0, metavar="N", help="seed of the first image (default: 0)"),
     option(
+        "--quality",
+        metavar="METRIC",
+        help="what decides: lpips (default), or another metric that compares with the unaccelerated pictures",
+    ),
+    option(
         "--max-quality-loss",
-        type=positive,
-        default=DEFAULT_MAX_QUALITY_LOSS,
-        metavar="LPIPS",
-        help=f"LPIPS above which a candidate cannot win (default: {DEFAULT_MAX_QUALITY_LOSS})",
+        metavar="VALUE",
+        help="the worst mean of the metric that decides with which a candidate can win (default: LPIPS 0.25)",
     ),
     option(
         "--metrics",

@@ -11,14 +11,15 @@ from pathlib import Path
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.bounds import MetricBound
+from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, Deciding
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
-from pytest_diffaccel.settings.metric_options import chosen_metrics
+from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric
 from pytest_diffaccel.settings.option_types import OptionError
-from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
 from pytest_diffaccel.words import meant
 
@@ -41,8 +42,9 @@ class Settings:
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
         prompts: evaluation prompts as ``FILE`` or ``FILE:COLUMN``, or None for the model source's own.
         seed: of the first image and of every random order.
-        max_quality_loss: LPIPS above which a candidate cannot win.
-        metrics: names of the metrics that winners and rivals get beside LPIPS, those of the bounds among them.
+        quality: the metric that decides, and how bad a winner may be.
+        metrics: names of the metrics that winners and rivals get beside LPIPS, those of the bounds and the one that
+            decides among them.
         bounds: on changes of metrics, which winners surely keep.
         decide_by: the clock whose speed-ups decide which targets are reached.
         case_timeout_s: seconds after which a case fails; None for no limit.
@@ -69,7 +71,7 @@ class Settings:
     models: str
     prompts: Path | None
     seed: int
-    max_quality_loss: float
+    quality: Deciding
     decide_by: SpeedClock
     case_timeout_s: float | None
     search_budget_s: float | None
@@ -91,7 +93,9 @@ class Settings:
         """What decisions hold under beside their samples, in words; nothing of what is so by default."""
         said = {
             "by device time": self.decide_by == "device",
-            f"of losses up to {self.max_quality_loss}": self.max_quality_loss != DEFAULT_MAX_QUALITY_LOSS,
+            f"by {self.quality.name}": not self.quality.is_lpips,
+            f"of losses up to {self.quality.worst}": self.quality.is_lpips and self.quality.worst != DEFAULT_MAX_LOSS,
+            f"from {self.quality.worst} on": not self.quality.is_lpips,
             "on the coarse grid": self.coarse,
             "of every point": self.exhaustive,
         }
@@ -123,7 +127,8 @@ class Settings:
         if options.models == ARCHITECTURE:
             raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
         samples = options.num_samples or DEFAULT_SAMPLES.get(options.models, DEFAULT_SAMPLES_OTHERWISE)
-        secondary, bounds = chosen_metrics(options.metrics, options.bound, samples, metrics)
+        quality = deciding_metric(options.quality, options.max_quality_loss, metrics)
+        secondary, bounds = chosen_metrics(options.metrics, options.bound, samples, metrics, quality.name)
         return cls(
             cells=tuple(chosen_cells(options)),
             accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
@@ -135,7 +140,7 @@ class Settings:
             models=options.models,
             prompts=Path(options.prompts) if options.prompts else None,
             seed=options.seed,
-            max_quality_loss=options.max_quality_loss,
+            quality=quality,
             decide_by=_decide_by(options),
             case_timeout_s=options.case_timeout,
             search_budget_s=_budget(options.search_budget, exhaustive=options.exhaustive),

@@ -30,8 +30,9 @@ class Metric(ABC):
         name: as options, records and reports spell it: ASCII letters, digits and ``_``, a letter first.
         unit: of its values, such as ``"dB"``; empty for a number without one.
         higher_is_better: whether more is better.
-        needs_references: whether it compares with the unaccelerated pictures. One that does not may bound a search,
-            but never chooses a winner: pictures without anything on them can outscore good ones.
+        needs_references: whether it compares with the unaccelerated pictures: then it may decide a search
+            (:meth:`loss`). One that does not may bound it, but never chooses a winner: pictures without anything on
+            them can outscore good ones.
         needs_prompts: whether it reads what the pictures were asked to show.
         weights: which weights it needs and where they come from, for people; empty: none.
         lowest: lower end of its range; minus infinity without one.
@@ -46,6 +47,36 @@ class Metric(ABC):
     weights: str = ""
     lowest: float = -math.inf
     highest: float = math.inf
+
+    @property
+    def best(self) -> float:
+        """Value of a picture that equals its reference: the better end of the range."""
+        return self.highest if self.higher_is_better else self.lowest
+
+    def loss(self, value: float) -> float:
+        """How much a picture lost, which a search that this metric decides minimises in the mean.
+
+        The search takes losses below 0.005 for none, and about 0.5 for those of unrelated pictures. This is the
+        distance to :attr:`best`, as a share of the range where that has two ends. A metric of another shape gives a
+        loss of its own, and :meth:`value_at` with it.
+
+        Args:
+            value: of the picture, within the range.
+
+        Returns:
+            At least 0: 0 at :attr:`best`, more for worse values.
+        """
+        return max(0.0, (self.best - value if self.higher_is_better else value - self.best) / self._span)
+
+    def value_at(self, loss: float) -> float:
+        """The value of a :meth:`loss`."""
+        far = loss * self._span
+        return self.best - far if self.higher_is_better else self.best + far
+
+    @property
+    def _span(self) -> float:
+        span = self.highest - self.lowest
+        return span if math.isfinite(span) else 1.0
 
     @property
     def identity(self) -> str:

@@ -27,6 +27,14 @@ class Psnr(Metric):
     lowest = 0.0
     highest = _CAP_DB
 
+    def loss(self, value: float) -> float:
+        """The root of the mean squared error, as a share of the pixels' range: decibels of it are no amounts."""
+        return 10 ** (-value / 20) if value < _CAP_DB else 0.0
+
+    def value_at(self, loss: float) -> float:
+        """The decibels of such a root."""
+        return min(_CAP_DB, -20 * math.log10(loss)) if loss > 0 else _CAP_DB
+
     def score(
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:

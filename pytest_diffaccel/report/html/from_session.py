@@ -45,7 +45,7 @@ def _material(settings: Settings, registry: Registry, changes: Sequence[Change],
     return Material(
         contents=contents,
         registry=registry,
-        max_loss=settings.max_quality_loss,
+        quality=settings.quality.rule,
         golden=Golden.read(settings.golden),
         images=ImageStore(WORK.images),
         logs=WORK.logs,

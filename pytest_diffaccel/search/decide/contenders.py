@@ -37,7 +37,7 @@ class Contenders:
 
     Attributes:
         options: those candidates; the samples of all begin with the same ones.
-        max_loss: largest LPIPS a winner may have.
+        max_loss: largest mean loss a winner may have.
         first: samples of a first evaluation; more are given in multiples of it.
         whole: samples of a whole evaluation; nobody gets more.
     """
@@ -57,7 +57,7 @@ class Contenders:
                 option.candidate.key: option.candidate
                 for option in self.options
                 if timing_may_show(option.speedup, target)
-                and option.lpips <= self.max_loss
+                and option.loss <= self.max_loss
                 and (best is None or self.may_beat(option, best))
             }
         return list(found.values())
@@ -87,12 +87,12 @@ class Contenders:
         common = len(differences)
         level = (fmean(option.losses[:common]) + fmean(other.losses[:common])) / 2
         margin = self._margin(differences, self._typical_difference * level)
-        return float(np.mean(differences)) - margin < -equal_within(other.lpips)
+        return float(np.mean(differences)) - margin < -equal_within(other.loss)
 
     def _may_cross_limit(self, option: Option) -> bool:
         """Whether a whole evaluation may show that its loss is on the other side of what is allowed."""
-        margin = self._margin(np.array(option.losses), _TYPICAL_SPREAD * option.lpips)
-        return abs(option.lpips - self.max_loss) < margin
+        margin = self._margin(np.array(option.losses), _TYPICAL_SPREAD * option.loss)
+        return abs(option.loss - self.max_loss) < margin
 
     def _margin(self, values: Array, typical: float) -> float:
         """How far the mean of some samples may lie to one side of that of all.

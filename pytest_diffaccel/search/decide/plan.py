@@ -22,6 +22,7 @@ from scipy.special import ndtr
 
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
+from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.select import Option, leader
 from pytest_diffaccel.search.predict.cost_model import CostModel
@@ -61,12 +62,13 @@ class Plan:
         accelerator: the group's accelerator.
         cell: the group's cell.
         costs: what is known of speed.
-        evaluated: LPIPS of each sample made, in prompt order, by candidate: all of the cell's, of any accelerator,
+        evaluated: the loss of each sample made, in prompt order, by candidate: all of the cell's, of any accelerator,
             since what a method loses alone tells what it loses with others.
-        max_loss: largest LPIPS a winner may have.
+        max_loss: largest mean loss a winner may have.
         first: samples of a first evaluation, on which losses are modelled; at least 1.
         barred: keys of evaluated candidates that cannot win within a bound on another metric: their losses tell of
             others, and they are out of the race.
+        quality: whose losses they are.
     """
 
     registry: Registry
@@ -77,6 +79,7 @@ class Plan:
     max_loss: float
     first: int
     barred: Container[str] = frozenset()
+    quality: Deciding = BY_LPIPS
 
     def advice(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Advice:
         """Whether ``candidate`` is worth a first evaluation, given all that is known now.
@@ -93,8 +96,9 @@ class Plan:
             return Advice(False, f"{said}: {_REACHES_NONE}")
         mean, sd = self._losses([candidate])
         gains = self._expected_gains([candidate])
-        loss, low, high = (loss_of(mean[0] + sign * _NORMAL_95 * sd[0]) for sign in (0, -1, 1))
-        said += f" at LPIPS {loss:.4f} [{low:.4f}, {high:.4f}]"
+        name, value = self.quality.rule.shown, self.quality.value_text
+        loss, *ends = (value(loss_of(mean[0] + sign * _NORMAL_95 * sd[0])) for sign in self._signs)
+        said += f" at {name} {loss} [{', '.join(ends)}]"
         if gains.max() < _NOTICEABLE_GAIN:
             return Advice(False, f"{said}; {self._why_not(speedup)}")
         place = int(gains[0].argmax())
@@ -104,6 +108,11 @@ class Plan:
         if better is not None:
             return Advice(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
         return Advice(True, f"{said}: could {could}")
+
+    @property
+    def _signs(self) -> tuple[int, int, int]:
+        """Of a loss and the ends of its interval, as values of the metric ascend."""
+        return (0, 1, -1) if self.quality.metric.higher_is_better else (0, -1, 1)
 
     def _teaches(self, candidate: Candidate) -> bool:
         """Whether it is one of the first points of a method alone: combinations lean on what those say.
@@ -248,7 +257,7 @@ class Plan:
 
     @cached_property
     def _allowed(self) -> list[Option]:
-        return [option for option in self.options if option.lpips <= self.max_loss]
+        return [option for option in self.options if option.loss <= self.max_loss]
 
     @cached_property
     def _reaches_all(self) -> bool:
@@ -283,7 +292,9 @@ class Plan:
             return f"{_REACHES_NONE}, and comes hardly nearer to it than others"
         reaching = [option for option in self.options if option.reaches(target)]
         if not reaching:
-            return f"no target below LPIPS {self.max_loss:g} is expected of it"
+            worst = self.quality.metric.value_at(self.max_loss)
+            side = "above" if self.quality.metric.higher_is_better else "below"
+            return f"no target {side} {self.quality.rule.shown} {worst:g} is expected of it"
         best = leader(reaching)
-        first = self._first_loss(best.candidate)
-        return f"{target:g}x is reached at {first:.4f} by {format_params(best.candidate.params)}"
+        first = self.quality.value_text(self._first_loss(best.candidate))
+        return f"{target:g}x is reached at {first} by {format_params(best.candidate.params)}"

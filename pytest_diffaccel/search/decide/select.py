@@ -33,7 +33,8 @@ class Option:
     Attributes:
         candidate: what it is.
         speedup: with its interval, from all that is known.
-        losses: LPIPS of each sample, at least one; the samples of all options begin with the same ones.
+        losses: of each sample, by the metric that decides, at least one; the samples of all options begin with the same
+            ones.
     """
 
     candidate: Candidate
@@ -41,7 +42,7 @@ class Option:
     losses: tuple[float, ...]
 
     @cached_property
-    def lpips(self) -> float:
+    def loss(self) -> float:
         """Mean loss."""
         return fmean(self.losses)
 
@@ -98,10 +99,10 @@ def choose(options: Sequence[Option], target: float, max_loss: float) -> Choice:
     Args:
         options: evaluated candidates of one cell and accelerator.
         target: required speed-up.
-        max_loss: largest LPIPS allowed.
+        max_loss: largest mean loss allowed.
     """
     fast = [option for option in options if option.reaches(target)]
-    good = [option for option in fast if option.lpips <= max_loss]
+    good = [option for option in fast if option.loss <= max_loss]
     if good:
         best = leader(good)
         ties = [option for option in good if option is best or _ties(option, best)]
@@ -118,7 +119,7 @@ def choose_within(options: Sequence[Option], target: float, max_loss: float, bar
     Args:
         options: evaluated candidates of one cell and accelerator.
         target: required speed-up.
-        max_loss: largest LPIPS allowed.
+        max_loss: largest mean loss allowed.
         barred: why options cannot win, by candidate key.
     """
     left = [option for option in options if option.candidate.key not in barred]
@@ -126,7 +127,7 @@ def choose_within(options: Sequence[Option], target: float, max_loss: float, bar
     out = [
         option
         for option in options
-        if option.candidate.key in barred and option.lpips <= max_loss and may_reach(option.speedup, target)
+        if option.candidate.key in barred and option.loss <= max_loss and may_reach(option.speedup, target)
     ]
     if choice.reason in (None, "undecided") or not out:
         return choice if left else choose(options, target, max_loss)
@@ -139,14 +140,14 @@ def choose_within(options: Sequence[Option], target: float, max_loss: float, bar
 def _reason(options: Sequence[Option], target: float, max_loss: float) -> Reason:
     """Why no option is surely fast enough with an allowed loss: what the evidence shows, else that it is undecided."""
     maybe = [option for option in options if may_reach(option.speedup, target)]
-    if any(option.lpips <= max_loss for option in maybe):
+    if any(option.loss <= max_loss for option in maybe):
         return "undecided"
     return "quality" if maybe else "speed"
 
 
 def _best_reached(options: Sequence[Option], max_loss: float) -> Option | None:
     """Of those of allowed loss (or of all) that are as fast as the fastest, as far as a search can tell, the leader."""
-    allowed = [option for option in options if option.lpips <= max_loss] or list(options)
+    allowed = [option for option in options if option.loss <= max_loss] or list(options)
     fastest = max((option.speedup.value for option in allowed), default=0.0)
     as_fast = [option for option in allowed if option.speedup.value >= fastest * (1 - SPEED_TOLERANCE)]
     return leader(as_fast) if as_fast else None
@@ -161,20 +162,20 @@ def leader(options: Sequence[Option]) -> Option:
     Raises:
         ValueError: without options.
     """
-    most = min(options, key=lambda option: (-len(option.losses), option.lpips, option.candidate.key))
+    most = min(options, key=lambda option: (-len(option.losses), option.loss, option.candidate.key))
 
     on_as_many = {count: fmean(most.losses[:count]) for count in {len(option.losses) for option in options}}
 
     def scaled(option: Option) -> float:
         seen = on_as_many[len(option.losses)]
-        return option.lpips * (most.lpips / seen if seen > 0 else 1.0)
+        return option.loss * (most.loss / seen if seen > 0 else 1.0)
 
     return min(options, key=lambda option: (scaled(option), option.candidate.key))
 
 
 def _ties(option: Option, best: Option) -> bool:
     difference, margin = option._paired(best)
-    return difference <= min(margin, equal_within(best.lpips))
+    return difference <= min(margin, equal_within(best.loss))
 
 
 def _faster_then_simpler(option: Option) -> tuple[float, int, str]:

@@ -13,6 +13,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate, MethodDidNotAct
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.measure.metrics.base import MetricFault
 from pytest_diffaccel.measure.time_limit import CaseTimeout, time_limit
 from pytest_diffaccel.records.contents import KeptKind
 from pytest_diffaccel.records.tables import StoreError
@@ -62,7 +63,7 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     bench.store.begin(candidate, environment, sampling, "case", session=bench.session, since=bench.since)
     try:
         with time_limit(bench.settings.case_timeout_s):
-            measurement = make()
+            measurement = bench.secondary.with_known(make())
     except (KeyboardInterrupt, SystemExit):
         bench.store.forget_failure(candidate, environment, sampling)  # it is the user's doing
         raise
@@ -94,6 +95,10 @@ def note_failure(bench: Workbench, candidate: Candidate, error: Exception) -> Ex
     if isinstance(error, Unavailable):
         bench.store.forget_failure(candidate, *place)
         raise error
+    if isinstance(error, MetricFault):
+        # What decides would fail of other candidates, too, and its fault is none of theirs.
+        bench.store.forget_failure(candidate, *place)
+        raise Unavailable(str(error)) from error
     if no_disk or (is_missing and not _is_of_methods(error)):
         with suppress(StoreError):
             bench.store.forget_failure(candidate, *place)

@@ -110,11 +110,13 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
                 images += generate.observed(*_arguments(batch), None)
         check_candidate(images)
         with bench.spent.on("scoring"):
-            added = references.score(images, had)
+            added, more = references.score(images, had), bench.secondary.deciding(cell, images, had)
+    known = measurement.metrics
     return replace(
         measurement,
         sampling=bench.sampling(cell, "search", num_samples),
         quality=pooled_quality(measurement.quality, added),
+        metrics={name: replace(metric, values=known[name].values + metric.values) for name, metric in more.items()},
     )
 
 
@@ -279,6 +281,7 @@ def _measurement(
         wall_speedup=wall,
         estimates_agree=speedup.overlaps(wall),
         quality=references.score(images),
+        metrics=bench.secondary.deciding(cell, images) if purpose == "search" else {},
         blocks=tuple(subject.blocks),
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,

@@ -38,7 +38,7 @@ def choices(bench: Workbench, cell: Cell, accelerator: str) -> list[Choice]:
     options = options_of(bench, cell, accelerator)
     if not options:
         _refuse_without_any(bench, cell, accelerator)
-    barred, max_loss = bench.secondary.bars(cell, accelerator), bench.settings.max_quality_loss
+    barred, max_loss = bench.secondary.bars(cell, accelerator), bench.settings.quality.max_loss
     return [choose_within(options, target, max_loss, barred) for target in TARGETS]
 
 
@@ -69,7 +69,7 @@ def final_choice(
         options: the group's.
         verified: keys of candidates.
         target: required speed-up.
-        max_loss: largest LPIPS allowed.
+        max_loss: largest mean loss allowed.
         barred: why options cannot win within the bounds, by candidate key.
     """
     best = choose_within(options, target, max_loss, barred)
@@ -113,7 +113,7 @@ def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement
     cases = GroupSearch(bench, cell, accelerator).cases
     grid = {candidate.key for candidate in cases if not bench.pipelines.misfit(candidate)}
     stored = bench.store.group(cell, accelerator, environment, sampling, bench.since)
-    measured = [measurement for measurement in stored if measurement.candidate.key in grid]
+    measured = [made for made in stored if made.candidate.key in grid and bench.is_usable(made)]
     failed = bench.failed(cell) & grid
     untried = len(grid - failed - {measurement.candidate.key for measurement in measured})
     if untried:

@@ -195,7 +195,7 @@ def _is_decided(speedup: Interval) -> bool:
 def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[str, Measurement]) -> list[Winner]:
     """The final choices: where the best of all is not verified, the best of those that are."""
     options = options_of(bench, cell, accelerator)
-    max_loss, barred = bench.settings.max_quality_loss, bench.secondary.bars(cell, accelerator)
+    max_loss, barred = bench.settings.quality.max_loss, bench.secondary.bars(cell, accelerator)
     chosen = [final_choice(options, verified, target, max_loss, barred) for target in TARGETS]
     return [_winner(bench, cell, choice, verified) for choice in chosen]
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from pytest_diffaccel.matrix import TARGETS, Candidate, format_params
 from pytest_diffaccel.measure.bottleneck import bottleneck
+from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.statistics import metric_figures
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -96,7 +97,7 @@ def rows_of(
     record: CellRecord,
     entries: Mapping[GoldenKey, GoldenEntry],
     prompts: Prompts,
-    max_loss: float,
+    quality: QualityRule,
 ) -> list[Row]:
     """Winners first, then what was measured by rising loss, then what failed or was skipped.
 
@@ -104,12 +105,12 @@ def rows_of(
         record: the cell.
         entries: the cell's winners, and what comes nearest to targets that none reaches.
         prompts: what was drawn.
-        max_loss: largest LPIPS that a winner may have.
+        quality: what decided.
     """
     speedups = record.speedups
-    measured = sorted(record.best_known.values(), key=lambda measurement: measurement.quality.lpips.value)
+    measured = sorted(record.best_known.values(), key=quality.cost)
     won = _won(entries)
-    frontier = {measurement.candidate.key for measurement in frontier_of(measured, speedups)}
+    frontier = {measurement.candidate.key for measurement in frontier_of(measured, speedups, quality)}
     rows = []
     for measurement in measured:
         key, params = measurement.candidate.key, format_params(measurement.candidate.params)
@@ -118,7 +119,7 @@ def rows_of(
         verdict: RowVerdict = "frontier" if key in frontier else "beaten"
         if own:
             verdict = "winner" if met else "nearest"
-        reason = _why_won(own, measurement) if own else _why_not(measurement, measured, speedups, max_loss)
+        reason = _why_won(own, measurement) if own else _why_not(measurement, measured, speedups, quality)
         if key in record.barred and not met:
             reason = f"{record.barred[key]}; {reason}" if own else record.barred[key]
         figures = _figures(measurement, speedups[key], prompts, verified=key in record.verified)
@@ -137,19 +138,21 @@ def _unmeasured(candidate: Candidate, verdict: RowVerdict, reason: str) -> Row:
     return Row(candidate.key, candidate.accelerator, format_params(candidate.params), verdict, reason, (), None)
 
 
-def frontier_of(measured: Sequence[Measurement], speedups: Mapping[str, Interval]) -> list[Measurement]:
+def frontier_of(
+    measured: Sequence[Measurement], speedups: Mapping[str, Interval], quality: QualityRule = BY_LPIPS.rule
+) -> list[Measurement]:
     """Those that no other is as fast as with less loss, by rising speed-up.
 
     The plain pipeline is one of the others: it loses nothing, so what is no faster than it is not among them.
     """
     fastest_first = sorted(
-        measured, key=lambda measurement: (-speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
+        measured, key=lambda measurement: (-speedups[measurement.candidate.key].value, quality.cost(measurement))
     )
     frontier: list[Measurement] = []
     least = math.inf
     for measurement in fastest_first:
-        if measurement.quality.lpips.value < least and speedups[measurement.candidate.key].value > 1:
-            least = measurement.quality.lpips.value
+        if quality.cost(measurement) < least and speedups[measurement.candidate.key].value > 1:
+            least = quality.cost(measurement)
             frontier.append(measurement)
     return frontier[::-1]
 
@@ -178,19 +181,22 @@ def _why_won(own: Sequence[tuple[float, GoldenEntry]], measurement: Measurement)
 
 
 def _why_not(
-    measurement: Measurement, measured: Sequence[Measurement], speedups: Mapping[str, Interval], max_loss: float
+    measurement: Measurement, measured: Sequence[Measurement], speedups: Mapping[str, Interval], quality: QualityRule
 ) -> str:
-    own, loss = speedups[measurement.candidate.key], measurement.quality.lpips.value
+    own, cost = speedups[measurement.candidate.key], quality.cost(measurement)
     if not may_reach(own, TARGETS[0]):
         return f"reaches no target (the lowest is {TARGETS[0]:g}x)"
-    if loss > max_loss:
-        return f"loses more than {max_loss:g}"
+    if quality.value(measurement) is None:
+        return f"another search measured it, without {quality.metric}, which decided"
+    if not quality.allows(measurement):
+        return f"loses more than {quality.worst:g}" if quality.metric == LPIPS else quality.too_bad
     for other in measured:
         faster = speedups[other.candidate.key].value >= own.value
-        if faster and other.quality.lpips.value < loss:
+        if faster and quality.cost(other) < cost:
+            has = "loses" if quality.metric == LPIPS else f"has {quality.metric}"
             return (
-                f"{other.candidate.accelerator} {format_params(other.candidate.params)} is as fast and loses "
-                f"{other.quality.lpips.value:.4f}"
+                f"{other.candidate.accelerator} {format_params(other.candidate.params)} is as fast and {has} "
+                f"{quality.figure(quality.value(other), 4)}"
             )
     return "on the frontier; at each target it reaches another record loses less, or is as good and faster"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pytest_diffaccel.matrix import Cell, format_params
+from pytest_diffaccel.measure.deciding import LPIPS, QualityRule
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -24,12 +25,14 @@ class Findings:
         record: what the store holds.
         entries: winners, and what comes nearest to targets that none reaches.
         rows: its candidates.
+        quality: what decided.
         changes: what its entries are to golden.
     """
 
     record: CellRecord
     entries: Mapping[GoldenKey, GoldenEntry]
     rows: tuple[Row, ...]
+    quality: QualityRule
     changes: tuple[Change, ...]
 
     @property
@@ -54,10 +57,17 @@ class Findings:
         for key, entry in sorted(self.entries.items(), key=lambda item: item[0].prompt_order):
             if entry.status == "met" and entry.lpips is not None:
                 known = best.get(key.target)
-                if known is None or known[1].lpips is None or entry.lpips < known[1].lpips:
+                if known is None or self._cost(entry) < self._cost(known[1]):
                     best[key.target] = key, entry
         shown = groupby(sorted(best), key=lambda target: (best[target][0].accelerator, best[target][1].params))
         return [(targets, *best[targets[0]]) for targets in (tuple(same) for _, same in shown)]
+
+    def _cost(self, entry: GoldenEntry) -> float:
+        """What sorts entries, the best first; those that what decided the cell does not know are last."""
+        if self.quality.metric == LPIPS:
+            return self.quality.cost_of(entry.lpips)
+        metric = (entry.metrics or {}).get(self.quality.metric)
+        return self.quality.cost_of(metric.value if metric else None)
 
     @property
     def has_metrics(self) -> bool:
@@ -97,8 +107,9 @@ def find(material: Material) -> list[Findings]:
         changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}
         entries = {**in_golden, **record.entries, **just_found}
-        rows = rows_of(record, entries, material.prompts, material.max_loss)
-        found.append(Findings(record, entries, tuple(rows), changes))
+        quality = record.quality or material.quality
+        rows = rows_of(record, entries, material.prompts, quality)
+        found.append(Findings(record, entries, tuple(rows), quality, changes))
     return found
 
 

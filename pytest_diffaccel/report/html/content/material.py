@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.records.contents import Contents
 from pytest_diffaccel.records.golden_file import Change, Golden
 from pytest_diffaccel.records.images import ImageStore
@@ -21,7 +22,7 @@ class Material:
     Attributes:
         contents: everything in the store.
         registry: the accelerators known.
-        max_loss: largest LPIPS that a winner may have.
+        quality: what decided, where the store does not say.
         golden: the golden database.
         images: the search's pictures.
         logs: folder of the search's logs, a file per cell.
@@ -33,7 +34,7 @@ class Material:
 
     contents: Contents
     registry: Registry
-    max_loss: float
+    quality: QualityRule
     golden: Golden
     images: ImageStore
     logs: Path
