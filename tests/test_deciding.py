@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from echo import NOTHING, Echo
 from searches import SearchFolder, SmallSearch, drive, open_run, without_scale
+from test_select import option
 from timings import SteadyClock
 
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import TARGETS
+from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, Deciding
-from pytest_diffaccel.measure.measurement import Measurement
+from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.lpips import Lpips
 from pytest_diffaccel.measure.metrics.psnr import Psnr
@@ -25,13 +28,22 @@ from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.metrics.ssim import Ssim
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
+from pytest_diffaccel.search.decide.select import Choice, choose
 from pytest_diffaccel.search.results import CellWinners
 from pytest_diffaccel.settings.metric_options import deciding_metric
 from pytest_diffaccel.settings.option_types import OptionError
+from pytest_diffaccel.settings.options import add_options
+from pytest_diffaccel.settings.search_settings import Settings
 
 POINTS = ((2, NOTHING), (3, NOTHING), (10, NOTHING))
 #: Four pictures in two batches; nothing beyond the grid.
 OPTIONS = ("--grid", "coarse")
+#: Captions that the embedded CLIP knows.
+KNOWN_PROMPTS = tuple(
+    f"{colour} {thing} on a {other} background"
+    for colour, other in (("red", "blue"), ("yellow", "green"))
+    for thing in ("apple", "ball", "cup", "star")
+)
 ODDITY = ("--quality", "oddity", "--max-quality-loss", "0.001")
 
 
@@ -281,3 +293,71 @@ def test_an_entry_names_what_decided_it_only_with_its_value() -> None:
     decided = GoldenEntry.from_json(entry + ', "quality": "ssim", "metrics": {"ssim": {"value": 0.9}}}')
     assert '"quality": "ssim"' in decided.to_json()
     assert GoldenEntry.from_json(entry + "}").difference(decided).startswith('quality "lpips" -> "ssim"')
+
+
+# --- DiffBench's rule -------------------------------------------------------------------------------------------
+
+
+def test_means_decide_by_diffbenchs_rule() -> None:
+    vague = option(2, 1.5, 0.01, margin=0.3)
+    slow = option(3, 1.499, 0.02, margin=0.0)
+    assert choose([vague, slow], 1.5, 0.25) == Choice(1.5, slow, None)  # within our tolerance, and sure
+    by_mean = [replace(each, by_mean=True) for each in (vague, slow)]
+    assert choose(by_mean, 1.5, 0.25) == Choice(1.5, by_mean[0], None)
+    # A mean is below its target, or it is not: nothing is undecided.
+    assert choose(by_mean, 1.6, 0.25).reason == "speed"
+    assert choose([vague], 1.6, 0.25).reason == "undecided"
+
+
+def test_a_mean_change_is_kept_or_broken() -> None:
+    bound = MetricBound("clip_score", -0.05, higher_is_better=True, by_mean=True)
+    assert bound.judge(Interval(-0.05, -0.2, 0.1)) == "kept"
+    assert bound.judge(Interval(-0.051, -0.2, 0.1)) == "broken"
+    assert bound.judge(None) == "open"
+    assert str(bound) == "clip_score=-5% in the mean"
+
+
+def test_the_rule_asks_for_ten_prompts_and_bounds_the_clip_score() -> None:
+    def settings(*given: str) -> Settings:
+        parser = pytest.Parser(_ispytest=True)
+        add_options(parser)
+        return Settings.from_options(parser.parse_known_args([*given]), ["Echo"])
+
+    by_rule = settings("--rule", "diffbench")
+    assert (by_rule.num_samples, by_rule.metrics, by_rule.by_mean) == (10, ("clip_score",), True)
+    assert by_rule.terms == ("by mean speed-ups", "with clip_score=-5% in the mean")
+    assert settings("--rule", "diffbench", "--num-samples", "6").num_samples == 6
+    for ours in ((), ("--rule", "ours"), ("--rule", "both")):
+        assert settings(*ours) == settings()
+    assert settings().terms == ()
+    with pytest.raises(OptionError, match="--bound: --rule diffbench bounds clip_score itself, to -5%; leave one out"):
+        settings("--rule", "diffbench", "--bound", "clip_score=-3%")
+    with pytest.raises(OptionError, match="--rule diffbench: the change of a single picture has no interval"):
+        settings("--rule", "diffbench", "--num-samples", "1")
+
+
+def test_a_search_by_diffbenchs_rule_records_what_meets_it(
+    small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_search.register(*POINTS)
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    (small_search.path / "prompts.txt").write_text("\n".join(KNOWN_PROMPTS), encoding="utf-8")
+    result = small_search.race(*OPTIONS, "--rule", "diffbench", "--clip-model", "embedded", "--prompts", "prompts.txt")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "diffaccel: DiffBench's rule decides: mean speedups, CLIP scores at most 5% lower",
+            "By DiffBench's rule: means decide, not intervals; CLIP score at most 5% lower.",
+        ]
+    )
+    entries = read_golden(small_search.golden)
+    assert {entry.rule for entry in entries.values()} == {"diffbench"}
+    met = {key: entry for key, entry in entries.items() if entry.status == "met"}
+    assert met
+    for key, entry in met.items():
+        assert entry.speedup is not None
+        assert entry.metrics is not None
+        assert entry.metrics["clip_score"].change is not None
+        assert entry.speedup >= key.target
+        assert entry.metrics["clip_score"].change >= -0.05

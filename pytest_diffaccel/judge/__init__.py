@@ -7,16 +7,15 @@ here. Calls are counted, times taken and images compared on this side. Importing
 
 from collections.abc import Collection
 
+from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_PROMPTS, OURS
+
+__all__ = ["DIFFBENCH", "DIFFBENCH_PROMPTS", "OURS", "STAGES", "STAGES_OF_RULE", "judged_stages"]
+
 # Here, as declaring the options of ``pytest codegen`` needs nothing else.
 #: In the order in which they are judged.
 STAGES = ("static", "runs", "speed", "quality")
-#: The two rules that may decide whether a script does what its task asks: this project's, and DiffBench's, whose
-#: measurement is a stage of this name.
-OURS, DIFFBENCH = "ours", "diffbench"
-#: The stages that must hold under each rule.
+#: The stages that must hold under each rule; DiffBench's measurement is a stage of its name.
 STAGES_OF_RULE = {OURS: STAGES, DIFFBENCH: ("static", "runs", DIFFBENCH)}
-#: How many prompts DiffBench's rule asks for.
-DIFFBENCH_PROMPTS = 10
 
 
 def judged_stages(stages: Collection[str], rules: Collection[str]) -> tuple[str, ...]:

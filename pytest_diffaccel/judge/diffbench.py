@@ -18,6 +18,7 @@ from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved
 from pytest_diffaccel.judge.live_speed import PairTimer, timed_images
 from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, scores_of
+from pytest_diffaccel.rules import DIFFBENCH_LOSS
 from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.judge.replay import Replay
 
-# By how much of the unaccelerated pictures' CLIP score that of a script's may be lower.
-_LARGEST_LOSS = 0.05
 # Of figures; beyond it a loss of exactly 5% would be more by rounding.
 _DECIMALS = 6
 
@@ -133,8 +132,8 @@ def verdict(figures: Mapping[str, Any], *, attainable: bool) -> StageResult:
     kept["clip_loss"] = loss
     clip = f"CLIP score {score:.2f}, {abs(loss):.1%} {'lower' if loss > 0 else 'higher'} than {plain:.2f} unaccelerated"
     misses = [f"{speedup:.4f}x in the mean is less than {target:g}x"] if speedup < target else []
-    if loss > _LARGEST_LOSS:
-        misses.append(f"{clip}: more than {_LARGEST_LOSS:.0%} is lost")
+    if loss > DIFFBENCH_LOSS:
+        misses.append(f"{clip}: more than {DIFFBENCH_LOSS:.0%} is lost")
     if misses:
         return StageResult(DIFFBENCH, "failed" if attainable else "xfailed", "; ".join(misses), kept)
     return StageResult(DIFFBENCH, "passed" if attainable else "xpassed", f"{speedup:.2f}x in the mean; {clip}", kept)

@@ -13,6 +13,8 @@ from pytest_diffaccel.measure.measurement import Interval, MetricFigures
 #: Whether a candidate surely keeps its bounds, surely breaks one, or neither.
 Kept: TypeAlias = Literal["kept", "broken", "open"]
 
+_DECIMALS = 6
+
 
 @dataclass(frozen=True)
 class MetricBound:
@@ -23,20 +25,26 @@ class MetricBound:
         change: that change, as a share of the unaccelerated pictures' mean: at most 0 where more is better, and the
             metric may fall so far; else at least 0.
         higher_is_better: whether more is better.
+        by_mean: whether the change itself is judged, without its interval.
     """
 
     metric: str
     change: float
     higher_is_better: bool
+    by_mean: bool = False
 
     def __str__(self) -> str:
         """As ``--bound`` spells it."""
-        return f"{self.metric}={100 * self.change:+.6g}%"
+        return f"{self.metric}={100 * self.change:+.6g}%{' in the mean' if self.by_mean else ''}"
 
     def judge(self, change: Interval | None) -> Kept:
         """Whether a change surely keeps within it; one that is not known does not."""
         if change is None:
             return "open"
+        if self.by_mean:
+            # Beyond these decimals a change of exactly the bound would be more by rounding.
+            value = round(change.value, _DECIMALS)
+            change = Interval(value, value, value)
         # Both as losses, which may be as large as the bound.
         low, high = (-change.high, -change.low) if self.higher_is_better else (change.low, change.high)
         most = -self.change if self.higher_is_better else self.change

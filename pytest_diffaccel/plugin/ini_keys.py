@@ -13,11 +13,11 @@ import pytest
 
 from pytest_diffaccel.plugin.judge_options import JUDGE_OPTIONS
 from pytest_diffaccel.settings.option_types import DeclaredOption
-from pytest_diffaccel.settings.options import SEARCH_OPTIONS
+from pytest_diffaccel.settings.options import RULE, SEARCH_OPTIONS
 from pytest_diffaccel.words import meant
 
 #: All options, of searches, gate and judge.
-OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
+OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *(own for own in JUDGE_OPTIONS if own is not RULE))
 _OF_ACTION = {"store_true": "bool", "append": "linelist"}
 _WRITTEN = {"bool": "true or false", "linelist": "a list of names", "string": "one value, as text in quotes"}
 

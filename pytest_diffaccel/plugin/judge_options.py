@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge import DIFFBENCH, DIFFBENCH_PROMPTS, OURS, STAGES
-from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, one_of, option
+from pytest_diffaccel.settings.option_types import OptionError, count, number, of_one_run, option
+from pytest_diffaccel.settings.options import BOTH, RULE
 from pytest_diffaccel.words import meant
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_TOLERANCE = 0.10
 # By value of ``--rule``; the first rule decides.
-_RULES = {OURS: (OURS,), DIFFBENCH: (DIFFBENCH,), "both": (OURS, DIFFBENCH)}
+_RULES = {OURS: (OURS,), DIFFBENCH: (DIFFBENCH,), BOTH: (OURS, DIFFBENCH)}
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,7 @@ JUDGE_OPTIONS = (
         metavar="SHARE",
         help=f"share of its target by which a speedup may miss it (default: {_DEFAULT_TOLERANCE})",
     ),
-    option(
-        "--rule",
-        type=one_of(*_RULES),
-        default=OURS,
-        metavar="NAME",
-        help="what decides: ours (default), diffbench (ten prompts, mean speedup, CLIP score at most 5%% lower), or "
-        "both, where ours decides",
-    ),
+    RULE,
     option(
         "--diffbench-prompts",
         type=_few,
@@ -184,9 +178,12 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare the options; what their values mean is :meth:`JudgeSettings.from_options`'s business."""
     group = parser.getgroup("diffusion acceleration: judging scripts (pytest codegen)")
     for declared in JUDGE_OPTIONS:
+        if declared is RULE:
+            continue  # searches have declared it
         group.addoption(*declared.names, dest=declared.dest, **declared.keywords)
 
 
 def is_given(options: Namespace) -> bool:
-    """Whether any of these options was given."""
-    return any(getattr(options, declared.dest) != declared.default for declared in JUDGE_OPTIONS)
+    """Whether any of these options was given, but for the one that searches have, too."""
+    own = (declared for declared in JUDGE_OPTIONS if declared is not RULE)
+    return any(getattr(options, declared.dest) != declared.default for declared in own)

@@ -31,6 +31,7 @@ from pytest_diffaccel.records.golden_parts import (
     rounded_to,
     significant,
 )
+from pytest_diffaccel.rules import OURS
 
 #: Fields of an entry by line of the file, so that a diff shows which part changed.
 _LINES = (
@@ -38,7 +39,7 @@ _LINES = (
     ("speedup", "speedup_ci95", "wall_speedup", "wall_speedup_ci95"),
     ("device_speedup", "device_speedup_ci95", "decided_by"),
     ("lpips", "lpips_ci95", "selection_lpips"),
-    ("quality", "selection_quality"),
+    ("quality", "selection_quality", "rule"),
     ("metrics",),
     ("fewer_steps", "beats_fewer_steps"),
     ("num_samples", "batch_size", "environment"),
@@ -57,6 +58,9 @@ _OPTIONAL = {
     "device_speedup_ci95",
     "metrics",
 }
+
+# Those that differ where they are not equal; figures have intervals.
+_COMPARED = ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by", "quality", "rule")
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -95,6 +99,7 @@ class GoldenEntry:
         metrics: metrics beside LPIPS by name; None where none was asked for.
         quality: the metric that decided, one of ``metrics`` where it is not LPIPS.
         selection_quality: what it said of the samples that the winner was chosen on, where it is not LPIPS.
+        rule: whether intervals decided, or means by DiffBench's rule.
     """
 
     status: Literal["met", "unattainable"]
@@ -120,6 +125,7 @@ class GoldenEntry:
     metrics: Mapping[str, GoldenMetric] | None = None
     quality: Annotated[str, Field(min_length=1)] = LPIPS
     selection_quality: float | None = None
+    rule: Literal["ours", "diffbench"] = "ours"
 
     def __post_init__(self) -> None:
         if self.quality != LPIPS and self.lpips is not None and self.quality not in (self.metrics or {}):
@@ -191,7 +197,7 @@ class GoldenEntry:
         fields["metrics"] = rounded.metrics and {name: metric.to_json() for name, metric in rounded.metrics.items()}
         fields["fewer_steps"] = rounded.fewer_steps and rounded.fewer_steps.to_json()
         fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
-        for name, usual in (("basis", "measured"), ("decided_by", "wall"), ("quality", LPIPS)):
+        for name, usual in (("basis", "measured"), ("decided_by", "wall"), ("quality", LPIPS), ("rule", OURS)):
             if fields[name] == usual:
                 del fields[name]
         lines = [", ".join(f'"{name}": {_dump(fields[name])}' for name in line if name in fields) for line in _LINES]
@@ -217,7 +223,7 @@ class GoldenEntry:
         """
         changes = [
             f"{name} {_dump(before)} -> {_dump(after)}"
-            for name in ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by", "quality")
+            for name in _COMPARED
             if (before := getattr(self, name)) != (after := getattr(other, name))
         ]
         changes += [

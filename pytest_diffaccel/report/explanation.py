@@ -21,6 +21,7 @@ from pytest_diffaccel.report.winners import (
     spaced_params,
     why_unattainable,
 )
+from pytest_diffaccel.rules import DIFFBENCH
 from pytest_diffaccel.search.predict.reach import reaches
 from pytest_diffaccel.words import counted
 
@@ -50,7 +51,12 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
     quality, known = found.quality, found.record.best_known
-    fast = [pair for pair in measured if reaches(pair[1].speedup, key.target)]
+    by_mean = entry is not None and entry.rule == DIFFBENCH
+    fast = [
+        pair
+        for pair in measured
+        if (pair[1].speedup.value >= key.target if by_mean else reaches(pair[1].speedup, key.target))
+    ]
     barred = found.record.barred
     fast.sort(key=lambda pair: quality.cost(known[pair[0].key]))
     lines += _contenders(entry, [pair for pair in fast if pair[0].key not in barred], found)

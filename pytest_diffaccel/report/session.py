@@ -121,6 +121,8 @@ class SessionReport:
             self._screen.tell(f"diffaccel: {used(settings.prompts, settings.num_samples)}")
         if not settings.quality.is_lpips:
             self._screen.tell(f"diffaccel: {settings.quality.name} decides; {settings.quality.rule.too_bad} cannot win")
+        if settings.by_mean:
+            self._screen.tell("diffaccel: DiffBench's rule decides: mean speedups, CLIP scores at most 5% lower")
         self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
 
     def case_began(self, name: str) -> None:

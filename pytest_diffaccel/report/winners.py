@@ -15,6 +15,7 @@ from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.table_text import table_lines
+from pytest_diffaccel.rules import DIFFBENCH
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Winners
 from pytest_diffaccel.words import lines as wrapped
@@ -67,6 +68,8 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
         notes.append("Fewer steps: LPIPS of the plain pipeline at as many steps as are as fast; !: it loses less.")
     if any(entry.quality != LPIPS for entry in entries):
         notes.append("Where another metric than LPIPS decided, !: by that.")
+    if any(entry.rule == DIFFBENCH for entry in entries):
+        notes.append("By DiffBench's rule: means decide, not intervals; CLIP score at most 5% lower.")
     if any(metric.change is not None for entry in entries for metric in (entry.metrics or {}).values()):
         notes.append("Other metrics, %: change from the unaccelerated pictures', paired by prompt.")
     if any(entry.device_speedup is not None for entry in entries):

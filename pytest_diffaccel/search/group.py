@@ -50,6 +50,7 @@ class GroupSearch:
             first=self.bench.first_samples,
             barred=self.bench.secondary.bars(self.cell, self.accelerator),
             quality=self.bench.settings.quality,
+            by_mean=self.bench.settings.by_mean,
         )
 
     def evaluate(self, candidate: Candidate) -> None:

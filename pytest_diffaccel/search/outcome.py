@@ -18,6 +18,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
+from pytest_diffaccel.rules import DIFFBENCH
 from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.null_control import scaled_environment
@@ -94,7 +95,8 @@ def _entry(bench: Workbench, winner: Winner, environment: Environment) -> Golden
     """What golden records of an outcome, with the secondary metrics that were asked for."""
     metrics = bench.secondary.figures(winner.measurement) if winner.measurement else {}
     speedups, quality = _speedups(bench, winner.choice.option), bench.settings.quality
-    return golden_entry(winner, environment, speedups, metrics, quality)
+    entry = golden_entry(winner, environment, speedups, metrics, quality)
+    return replace(entry, rule=DIFFBENCH) if bench.settings.by_mean else entry
 
 
 def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, LPIPS, Deciding
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+from pytest_diffaccel.rules import DIFFBENCH_LOSS, DIFFBENCH_METRIC
 from pytest_diffaccel.settings.option_types import OptionError, number, positive
 from pytest_diffaccel.words import meant
 
@@ -76,6 +77,8 @@ def chosen_metrics(
     samples: int,
     registry: MetricRegistry | None = None,
     quality: str = LPIPS,
+    *,
+    diffbench: bool = False,
 ) -> tuple[tuple[str, ...], tuple[MetricBound, ...]]:
     """The metrics that are asked for beside LPIPS, which every picture gets: also those of the bounds and what decides.
 
@@ -85,6 +88,7 @@ def chosen_metrics(
         samples: pictures of a winner.
         registry: the metrics known; None for the built-in ones.
         quality: the metric that decides.
+        diffbench: whether DiffBench's rule decides, which bounds a metric by itself.
 
     Returns:
         Names in the registry's order, and bounds in the order of their metrics.
@@ -92,7 +96,7 @@ def chosen_metrics(
     Raises:
         OptionError: naming the bad value and the valid ones.
     """
-    if not names and not bounds and quality == LPIPS:
+    if not names and not bounds and quality == LPIPS and not diffbench:
         return (), ()
     known = registry or MetricRegistry()
     made: dict[str, MetricBound] = {}
@@ -101,6 +105,11 @@ def chosen_metrics(
         if bound.metric in made:
             raise OptionError(f"--bound: {bound.metric} is bounded twice: {made[bound.metric]} and {bound}; keep one")
         made[bound.metric] = bound
+    if diffbench:
+        if DIFFBENCH_METRIC in made:
+            raise OptionError(f"--bound: --rule diffbench bounds {DIFFBENCH_METRIC} itself, to -5%; leave one out")
+        _refuse_single("--rule diffbench", samples)
+        made[DIFFBENCH_METRIC] = MetricBound(DIFFBENCH_METRIC, -DIFFBENCH_LOSS, higher_is_better=True, by_mean=True)
     asked = [part.strip() for text in names or () for part in text.split(",") if part.strip()]
     chosen = {*(_metric("--metrics", name, known).name for name in asked), *made, quality} - {LPIPS}
     ordered = [name for name in known.names if name in chosen]
@@ -135,9 +144,13 @@ def _bound(text: str, known: MetricRegistry, samples: int, quality: str) -> Metr
         )
     if change <= -1:
         raise OptionError(f"--bound: {text!r} bounds nothing: nothing is left after {100 * change:g}%; {_EXAMPLE}")
-    if samples < 2:
-        raise OptionError("--bound: the change of a single picture has no interval; give --num-samples 2 or more")
+    _refuse_single("--bound", samples)
     return bound
+
+
+def _refuse_single(option: str, samples: int) -> None:
+    if samples < 2:
+        raise OptionError(f"{option}: the change of a single picture has no interval; give --num-samples 2 or more")
 
 
 def _change(number: str, percent: str) -> float:

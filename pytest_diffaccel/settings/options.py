@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_diffaccel.rules import DIFFBENCH, OURS
 from pytest_diffaccel.settings.gate_options import GATE_OPTIONS
 from pytest_diffaccel.settings.option_types import DeclaredOption, count, duration, of_one_run, one_of, option, positive
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
@@ -75,6 +76,17 @@ _MATRIX_OPTIONS = (
         help="use GPUs: all, or --gpus=0,1; workers take turns",
     ),
 )
+#: Value of ``--rule``: ours decides, and scripts are judged by DiffBench's beside it.
+BOTH = "both"
+#: Searches and the judge have this option alike: to name it alone asks for neither.
+RULE = option(
+    "--rule",
+    type=one_of(OURS, DIFFBENCH, BOTH),
+    default=OURS,
+    metavar="NAME",
+    help="what decides, in searches and of scripts: ours (default), diffbench (ten prompts, mean speedup, CLIP score "
+    "at most 5%% lower), or both, where ours decides and scripts are judged by diffbench, too",
+)
 _MEASURING_OPTIONS = (
     option(
         "--num-samples",
@@ -120,6 +132,7 @@ _MEASURING_OPTIONS = (
         metavar="METRIC=CHANGE",
         help="how far a winner's metric may surely change from the unaccelerated pictures': clip_score=-5%%",
     ),
+    RULE,
     option(
         "--decide-by",
         type=one_of("wall", "device"),
@@ -198,5 +211,6 @@ def asks_for_search(options: Namespace, arguments: Sequence[str]) -> bool:
 
 
 def is_given(options: Namespace) -> bool:
-    """Whether any of these options was given: an unrelated pytest run pays for nothing else."""
-    return any(getattr(options, declared.dest) != declared.default for declared in SEARCH_OPTIONS)
+    """Whether any option that only searches have was given: an unrelated pytest run pays for nothing else."""
+    own = (declared for declared in SEARCH_OPTIONS if declared is not RULE)
+    return any(getattr(options, declared.dest) != declared.default for declared in own)

@@ -16,6 +16,7 @@ from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
+from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_PROMPTS
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric
 from pytest_diffaccel.settings.option_types import OptionError
@@ -46,6 +47,7 @@ class Settings:
         metrics: names of the metrics that winners and rivals get beside LPIPS, those of the bounds and the one that
             decides among them.
         bounds: on changes of metrics, which winners surely keep.
+        by_mean: whether DiffBench's rule decides: means, without their intervals.
         decide_by: the clock whose speed-ups decide which targets are reached.
         case_timeout_s: seconds after which a case fails; None for no limit.
         search_budget_s: seconds that the whole search may take; None for no limit.
@@ -87,11 +89,13 @@ class Settings:
     report: Path | None = None
     metrics: tuple[str, ...] = ()
     bounds: tuple[MetricBound, ...] = ()
+    by_mean: bool = False
 
     @property
     def terms(self) -> tuple[str, ...]:
         """What decisions hold under beside their samples, in words; nothing of what is so by default."""
         said = {
+            "by mean speed-ups": self.by_mean,
             "by device time": self.decide_by == "device",
             f"by {self.quality.name}": not self.quality.is_lpips,
             f"of losses up to {self.quality.worst}": self.quality.is_lpips and self.quality.worst != DEFAULT_MAX_LOSS,
@@ -126,9 +130,13 @@ class Settings:
         coarse = options.grid == "coarse"
         if options.models == ARCHITECTURE:
             raise OptionError(f"--models: {NO_QUALITY}; give 'embedded', 'hub' or a TOML file")
-        samples = options.num_samples or DEFAULT_SAMPLES.get(options.models, DEFAULT_SAMPLES_OTHERWISE)
+        by_mean = options.rule == DIFFBENCH
+        usual = DEFAULT_SAMPLES.get(options.models, DEFAULT_SAMPLES_OTHERWISE)
+        samples = options.num_samples or (DIFFBENCH_PROMPTS if by_mean else usual)
         quality = deciding_metric(options.quality, options.max_quality_loss, metrics)
-        secondary, bounds = chosen_metrics(options.metrics, options.bound, samples, metrics, quality.name)
+        secondary, bounds = chosen_metrics(
+            options.metrics, options.bound, samples, metrics, quality.name, diffbench=by_mean
+        )
         return cls(
             cells=tuple(chosen_cells(options)),
             accelerators=tuple(_choose("--search-targets", options.search_targets, accelerators)),
@@ -155,6 +163,7 @@ class Settings:
             report=_report(options.diffaccel_report, gate=options.gate),
             metrics=secondary,
             bounds=bounds,
+            by_mean=by_mean,
         )
 
 

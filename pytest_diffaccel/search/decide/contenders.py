@@ -18,7 +18,6 @@ import numpy as np
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.search.decide.select import Option, leader, one_sided_quantile
 from pytest_diffaccel.search.predict.loss_model import NO_LOSS, equal_within
-from pytest_diffaccel.search.predict.reach import timing_may_show
 from pytest_diffaccel.search.predict.regression import Array
 
 # A contender drops out when with this confidence it is not noticeably better than the leader.
@@ -56,7 +55,7 @@ class Contenders:
             found |= {
                 option.candidate.key: option.candidate
                 for option in self.options
-                if timing_may_show(option.speedup, target)
+                if option.timing_may_show(target)
                 and option.loss <= self.max_loss
                 and (best is None or self.may_beat(option, best))
             }

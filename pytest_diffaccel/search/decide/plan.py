@@ -69,6 +69,7 @@ class Plan:
         barred: keys of evaluated candidates that cannot win within a bound on another metric: their losses tell of
             others, and they are out of the race.
         quality: whose losses they are.
+        by_mean: whether speed-ups themselves must reach a target, whatever their intervals say.
     """
 
     registry: Registry
@@ -80,6 +81,7 @@ class Plan:
     first: int
     barred: Container[str] = frozenset()
     quality: Deciding = BY_LPIPS
+    by_mean: bool = False
 
     def advice(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> Advice:
         """Whether ``candidate`` is worth a first evaluation, given all that is known now.
@@ -223,7 +225,7 @@ class Plan:
         ahead = self._least - mean[:, None]
         far = ahead / sd[:, None]
         improvement = ahead * ndtr(far) + sd[:, None] * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
-        gains[:, :-1] = improvement * probabilities(speedups, TARGETS)
+        gains[:, :-1] = improvement * probabilities(speedups, TARGETS, by_mean=self.by_mean)
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
             gains[:, -1] = np.maximum(0.0, nearer) * ndtr((log_loss(self.max_loss) - mean) / sd)
@@ -282,7 +284,7 @@ class Plan:
         )
         speedups = self.costs.speedups(own)
         return [
-            Option(candidate, speedup, self.evaluated[candidate])
+            Option(candidate, speedup, self.evaluated[candidate], self.by_mean)
             for candidate, speedup in zip(own, speedups, strict=True)
         ]
 

@@ -16,7 +16,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bounds import Barring
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.predict.loss_model import equal_within
-from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, reaches
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, reaches, timing_may_show
 from pytest_diffaccel.search.predict.regression import Array
 
 #: No candidate may be fast enough; those that may be lose too much; or it is not known well enough if one is.
@@ -35,11 +35,13 @@ class Option:
         speedup: with its interval, from all that is known.
         losses: of each sample, by the metric that decides, at least one; the samples of all options begin with the same
             ones.
+        by_mean: whether the speed-up itself must reach a target, whatever its interval says.
     """
 
     candidate: Candidate
     speedup: Interval
     losses: tuple[float, ...]
+    by_mean: bool = False
 
     @cached_property
     def loss(self) -> float:
@@ -48,7 +50,15 @@ class Option:
 
     def reaches(self, target: float) -> bool:
         """Whether it is fast enough: the lower end of its interval, less the tolerance."""
-        return reaches(self.speedup, target)
+        return self.speedup.value >= target if self.by_mean else reaches(self.speedup, target)
+
+    def may_reach(self, target: float) -> bool:
+        """Whether it may be fast enough; a mean is, or is not."""
+        return self.reaches(target) if self.by_mean else may_reach(self.speedup, target)
+
+    def timing_may_show(self, target: float) -> bool:
+        """Whether it is open if it is fast enough, and timing has some chance to show that it is."""
+        return not self.by_mean and timing_may_show(self.speedup, target)
 
     def differences(self, other: Option) -> Array:
         """How much more it loses than ``other`` on each of the samples that both have, (common samples,)."""
@@ -127,7 +137,7 @@ def choose_within(options: Sequence[Option], target: float, max_loss: float, bar
     out = [
         option
         for option in options
-        if option.candidate.key in barred and option.loss <= max_loss and may_reach(option.speedup, target)
+        if option.candidate.key in barred and option.loss <= max_loss and option.may_reach(target)
     ]
     if choice.reason in (None, "undecided") or not out:
         return choice if left else choose(options, target, max_loss)
@@ -139,7 +149,7 @@ def choose_within(options: Sequence[Option], target: float, max_loss: float, bar
 
 def _reason(options: Sequence[Option], target: float, max_loss: float) -> Reason:
     """Why no option is surely fast enough with an allowed loss: what the evidence shows, else that it is undecided."""
-    maybe = [option for option in options if may_reach(option.speedup, target)]
+    maybe = [option for option in options if option.may_reach(target)]
     if any(option.loss <= max_loss for option in maybe):
         return "undecided"
     return "quality" if maybe else "speed"

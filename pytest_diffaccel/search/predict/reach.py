@@ -53,13 +53,13 @@ def timing_may_show(speedup: Interval, target: float) -> bool:
     return bool(ndtr((math.log(speedup.value) - needed) / sd) >= _SOME_CHANCE)
 
 
-def probabilities(speedups: Sequence[Interval], targets: Sequence[float]) -> Array:
+def probabilities(speedups: Sequence[Interval], targets: Sequence[float], *, by_mean: bool = False) -> Array:
     """That each speed-up will be found to reach each target, (speed-ups, targets); 1 where it may and too little is
-    known to say.
+    known to say. By the mean, a speed-up reaches a target that it is not below itself.
     """
     low, value, high = (np.log([[getattr(speedup, end)] for speedup in speedups]) for end in ("low", "value", "high"))
-    needed = np.log(np.array(targets) * (1 - SPEED_TOLERANCE))
+    needed = np.log(np.array(targets) * (1.0 if by_mean else 1 - SPEED_TOLERANCE))
     sd = np.maximum((high - low) / (2 * _NORMAL_95), _LEAST_SD)
     vague = np.array([[speedup.half_width_ratio > VAGUE_SPEEDUP] for speedup in speedups])
-    found: Array = np.where(vague, high >= needed, ndtr((value - needed) / sd - _NORMAL_95))
+    found: Array = np.where(vague, high >= needed, ndtr((value - needed) / sd - (0.0 if by_mean else _NORMAL_95)))
     return found
