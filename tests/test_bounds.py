@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from searches import SearchFolder, SmallSearch, drive, open_run, without_scale
 from test_select import option
 from timings import SteadyClock
 
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.measure.bounds import Barring, MetricBound, barring
@@ -23,6 +26,7 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement, MetricFi
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.statistics import metric_figures, relative_change
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
@@ -30,6 +34,7 @@ from pytest_diffaccel.report.next_steps import undecided_text
 from pytest_diffaccel.search.decide.select import Choice, choose, choose_within
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.results import CellWinners
+from pytest_diffaccel.search.search_run import SearchRun
 from pytest_diffaccel.settings.metric_options import chosen_metrics
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
@@ -442,3 +447,44 @@ def test_a_bound_asks_for_its_metric() -> None:
     assert [str(bound) for bound in bounds] == ["faith=-2.5%", "error=+5%"]
     with pytest.raises(OptionError, match=r"--metrics: there is no metric 'sim' \(did you mean ssim\?\)"):
         chosen_metrics(["sim"], None, 8, known())
+
+
+# --- a real one -------------------------------------------------------------------------------------------------
+
+
+def test_a_bound_on_the_clip_score_lets_another_win_of_real_pictures(
+    tmp_path: Path, everything_imported: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T-GATE on the embedded SD1.5, scored by the embedded CLIP: one setting moves pictures less, and the other surely
+    keeps more of their score. What the two take is the test's.
+    """
+    monkeypatch.chdir(tmp_path)
+    without_scale(monkeypatch)
+    clock = SteadyClock(monkeypatch)
+    clock.step_s |= dict.fromkeys(("T-Gate:gated", "T-Gate:gated-reuse"), 0.001)
+    moves_less, keeps_more = (
+        {"gate_step": 15, "sp_interval": sp_interval, "fi_interval": fi_interval, "warm_up": warm_up}
+        for sp_interval, fi_interval, warm_up in ((1, 5, 0), (3, 1, 2))
+    )
+    monkeypatch.setattr(TGate, "grid", lambda *_: (moves_less, keeps_more))
+
+    def search(*options: str) -> GoldenEntry:
+        parser = pytest.Parser(_ispytest=True)
+        add_options(parser)
+        cell = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
+        given = parser.parse_known_args([*cell, "--search-targets", "tgate", *options])
+        registry = default_registry()
+        (found,) = drive(SearchRun(Settings.from_options(given, registry.names), registry))
+        assert found.of_cell is not None
+        return next(decided.entry for decided in found.of_cell.decided if decided.key.target == 1.2)
+
+    by_lpips, bounded = search("--metrics", "clip_score"), search("--bound", "clip_score=-2.5%")
+    assert by_lpips.params == {"T-Gate": moves_less}
+    assert bounded.params == {"T-Gate": keeps_more}
+    (alone, _), (kept, _) = (
+        (entry.metrics or {})["clip_score"].change_ci95 or (0.0, 0.0) for entry in (by_lpips, bounded)
+    )
+    assert alone < -0.025 < kept
+    assert by_lpips.lpips is not None
+    assert bounded.lpips is not None
+    assert by_lpips.lpips < bounded.lpips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -131,9 +130,9 @@ def _chosen(
     if quality.is_lpips:
         return Chosen(key, option.candidate.params, option.speedup, option.loss, why)
     known = bench.known(key.cell).find(option.candidate)
-    lpips = known.quality.lpips.value if known else math.nan
+    assert known is not None  # or it would be no option
     decided_by = (quality.name, quality.metric.value_at(option.loss))
-    return Chosen(key, option.candidate.params, option.speedup, lpips, why, decided_by)
+    return Chosen(key, option.candidate.params, option.speedup, known.quality.lpips.value, why, decided_by)
 
 
 def _verified(bench: Workbench, measurement: Measurement) -> Verified:
