@@ -328,6 +328,15 @@ def test_a_budget_that_is_less_than_recording_takes_is_told(gate: MadeUp) -> Non
 
 
 @pytest.mark.parametrize(
+    ("asked", "said"),
+    [("90s", "90 s"), ("1min30s", "90 s"), ("2min", "2 min"), ("1h30min", "90 min"), ("2h", "2 h"), ("0.5s", "0.5 s")],
+)
+def test_a_gate_says_the_budget_that_was_asked_for(gate: MadeUp, asked: str, said: str) -> None:
+    result = gate.run(*GATE, "--gate-budget", asked)
+    result.stdout.fnmatch_lines([f"diffaccel gate: 2 cases of *, LPIPS increases of 5.0%; budget {said}"])
+
+
+@pytest.mark.parametrize(
     ("recorded", "status", "remedy"),
     [
         (20.0, "speed", "--gate-budget * or more: pictures take some of it"),

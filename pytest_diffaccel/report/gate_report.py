@@ -18,6 +18,7 @@ from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
+from pytest_diffaccel.settings.option_types import spelled
 from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.words import counted
 
@@ -66,7 +67,7 @@ class GateReport:
             )
             return
         gate = self._gate
-        doing = f"budget {duration(gate.budget_s)}"
+        doing = f"budget {spelled(gate.budget_s)}"
         doing = f"recording references, {doing}" if self._settings.update_golden else doing
         self._screen.tell(
             f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
@@ -96,7 +97,7 @@ class GateReport:
             return [] if self._results else [f"{_LEAST}; how long they take is told after the first case"]
         if least_s <= budget_s:
             return []
-        return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {duration(budget_s)}"]
+        return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {spelled(budget_s)}"]
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: show it, record its reference.

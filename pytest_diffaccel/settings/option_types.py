@@ -133,6 +133,14 @@ def duration(text: str) -> float:
     return total
 
 
+def spelled(seconds: float) -> str:
+    """A time to the second as it was asked for, in the largest unit of which it is a whole number: ``"90 s"``."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
 def number(text: str) -> float:
     """A number; NaN, which no range holds, for anything else."""
     try:
