@@ -123,6 +123,19 @@ def share(text: str) -> float:
     return value
 
 
+def metric_share(text: str) -> tuple[str, float]:
+    """A metric's name and a fraction of it as :func:`share` reads one: ``"psnr=3%"``; the name is empty in ``"3%"``."""
+    name, equals, part = (one.strip() for one in text.rpartition("="))
+    try:
+        if equals and not name:
+            raise ArgumentTypeError("no metric")
+        return name, share(part)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(
+            f"{text!r} must be a share between 0 and 100%, such as 5%, or a metric and one, such as psnr=3%"
+        ) from error
+
+
 def duration(text: str) -> float:
     """Seconds of ``"30min"``, ``"2h"``, ``"1h30min"``, ``"90s"``."""
     found = re.fullmatch(_DURATION, text.replace(" ", ""))
