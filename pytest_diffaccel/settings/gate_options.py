@@ -63,7 +63,7 @@ class GateSettings:
         slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
         host_slowdown: the same of what the host takes to launch a GPU's steps, where the GPU waits for that.
         host_fails: whether a case fails by the host alone.
-        quality: by metric, the smallest relative loss that matters, between 0 and 1; of the metric that decides always.
+        quality: by metric, the smallest relative loss that matters, between 0 and 1; of LPIPS always.
         budget_s: seconds that all cases may take together.
         strict: whether a case that cannot be decided fails.
     """

@@ -56,12 +56,10 @@ def chosen_metrics(
 def losses_that_matter(
     given: Sequence[tuple[str, float]] | None, registry: MetricRegistry | None = None
 ) -> dict[str, float]:
-    """The smallest relative loss that matters to the gate, by metric in the registry's order.
-
-    The metric that decides is always one of them.
+    """The smallest relative loss that matters to the gate, by metric in the registry's order; LPIPS is always one.
 
     Args:
-        given: what ``--gate-quality`` was given, by name, which is empty for the metric that decides; None for nothing.
+        given: what ``--gate-quality`` was given, by name, which is empty for LPIPS; None for nothing.
         registry: the metrics known; None for the built-in ones.
 
     Raises:
