@@ -1,5 +1,5 @@
-"""What ``--quality``, ``--metrics`` and ``--bound`` name: metrics that are known, and bounds that mean something for
-them.
+"""What ``--quality``, ``--metrics``, ``--bound`` and ``--gate-quality`` name: metrics that are known, and bounds that
+mean something for them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, LPIPS, Deciding
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.rules import DIFFBENCH_LOSS, DIFFBENCH_METRIC
+from pytest_diffaccel.settings.gate_options import DEFAULT_QUALITY
 from pytest_diffaccel.settings.option_types import OptionError, number, positive
 from pytest_diffaccel.words import meant
 
@@ -114,6 +115,32 @@ def chosen_metrics(
     chosen = {*(_metric("--metrics", name, known).name for name in asked), *made, quality} - {LPIPS}
     ordered = [name for name in known.names if name in chosen]
     return tuple(ordered), tuple(made[name] for name in ordered if name in made)
+
+
+def losses_that_matter(
+    given: Sequence[tuple[str, float]] | None, registry: MetricRegistry | None = None
+) -> dict[str, float]:
+    """The smallest relative loss that matters to the gate, by metric in the registry's order; LPIPS is always one.
+
+    Args:
+        given: what ``--gate-quality`` was given, by name, which is empty for LPIPS; None for nothing.
+        registry: the metrics known; None for the built-in ones.
+
+    Raises:
+        OptionError: naming the bad value and the valid ones.
+    """
+    if not given:
+        return {LPIPS: DEFAULT_QUALITY}
+    known = registry or MetricRegistry()
+    made: dict[str, float] = {}
+    for name, smallest in given:
+        metric = _metric("--gate-quality", name or LPIPS, known).name
+        if metric in made:
+            twice = f"{100 * made[metric]:g}% and {100 * smallest:g}%"
+            raise OptionError(f"--gate-quality: {metric} is given twice: {twice}; keep one")
+        made[metric] = smallest
+    made.setdefault(LPIPS, DEFAULT_QUALITY)
+    return {name: made[name] for name in known.names if name in made}
 
 
 def _metric(option: str, name: str, known: MetricRegistry) -> Metric:
