@@ -388,6 +388,16 @@ def test_a_metric_of_references_has_no_change() -> None:
     assert metric_figures(MetricValues("psnr", (30.0,))) == MetricFigures(30.0)
 
 
+def test_values_recorded_without_cost_and_direction_are_read(plain: tuple[SearchFolder, CellWinners]) -> None:
+    (made, *_) = stored_winners(plain[0]).values()
+    known = MetricValues("faith 1", (28.0,), (28.5,), higher_is_better=True, unit="%", seconds=1.5)
+    written = replace(made, metrics={"faith": known}).to_json()
+    assert Measurement.from_json(written).metrics == {"faith": known}
+    for field in ("higher_is_better", "unit", "seconds"):
+        del written["metrics"]["faith"][field]
+    assert Measurement.from_json(written).metrics == {"faith": MetricValues("faith 1", (28.0,), (28.5,))}
+
+
 # --- options ----------------------------------------------------------------------------------------------------
 
 
