@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -224,7 +225,10 @@ def test_a_metric_of_ones_own_is_recorded_wherever_figures_are(
     assert all(entry.metrics is not None for entry in read_golden(small_search.golden).values())
     junit = (small_search.path / "junit.xml").read_text(encoding="utf-8")
     assert 'name="brightness_change SD1.5-DDIM-20-Echo-echo' in junit
-    assert "other metrics [95%], change" in (small_search.path / "r.html").read_text(encoding="utf-8")
+    page = (small_search.path / "r.html").read_text(encoding="utf-8")
+    assert "other metrics [95%], change" in page
+    assert re.search(r"fewer plain steps took brightness \d+\.\d s\.", page)
+    assert "brightness (higher is better)" in page
     assert main(["export", "--store", str(small_search.store), "-o", "all.csv"]) == 0
     header = (small_search.path / "all.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {"metric_brightness", "metric_brightness_low", "metric_brightness_change_high"} <= set(header)
