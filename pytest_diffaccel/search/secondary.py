@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from pytest_diffaccel.measure.measurement import Measurement, MetricFigures, Met
 from pytest_diffaccel.measure.metrics.base import Metric, scores_of
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.statistics import metric_figures
+from pytest_diffaccel.search.news import METRIC
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,8 +75,7 @@ class SecondaryMetrics:
         references = self._bench.pictures.references(cell, "search").images[start:end]
         prompts = [prompt for batch in self._bench.batches(cell, "search") for prompt in batch.prompts][start:end]
         device = str(self._bench.pipelines.of(cell).device)
-        values = scores_of(quality.metric, images, references, prompts, device)
-        return {quality.name: MetricValues(self._identities[quality.name], values)}
+        return {quality.name: self._values(quality.metric, images, references, prompts, device)}
 
     def with_known(self, measurement: Measurement) -> Measurement:
         """A candidate's measurement with what metrics said of the same pictures before: they decided other searches."""
@@ -110,14 +111,29 @@ class SecondaryMetrics:
         prompts = [prompt for batch in self._bench.batches(cell, "winner") for prompt in batch.prompts]
         device = str(self._bench.pipelines.of(cell).device)
         found = {}
-        with self._bench.pipelines.lock.generating(), self._bench.spent.on("metrics"):
+        with self._bench.pipelines.lock.generating():
             for metric in self._wanted:
-                before = None
-                if not metric.needs_references:
-                    before = self._of_baseline(metric, cell, baseline, prompts, device)
-                values = scores_of(metric, images, baseline, prompts, device)
-                found[metric.name] = MetricValues(self._identities[metric.name], values, before)
+                began = time.monotonic()
+                with self._bench.spent.on(f"{METRIC}{metric.name}"):
+                    before = None
+                    if not metric.needs_references:
+                        before = self._of_baseline(metric, cell, baseline, prompts, device)
+                    made = self._values(metric, images, baseline, prompts, device)
+                seconds = round(time.monotonic() - began, 3)
+                found[metric.name] = replace(made, baseline=before, seconds=seconds)
         return found
+
+    def _values(
+        self, metric: Metric, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
+    ) -> MetricValues:
+        began = time.monotonic()
+        values = scores_of(metric, images, references, prompts, device)
+        return MetricValues(
+            *(self._identities[metric.name], values),
+            higher_is_better=metric.higher_is_better,
+            unit=metric.unit,
+            seconds=round(time.monotonic() - began, 3),
+        )
 
     def _of_baseline(
         self, metric: Metric, cell: Cell, baseline: Sequence[Image], prompts: Sequence[str], device: str

@@ -111,12 +111,11 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
         check_candidate(images)
         with bench.spent.on("scoring"):
             added, more = references.score(images, had), bench.secondary.deciding(cell, images, had)
-    known = measurement.metrics
     return replace(
         measurement,
         sampling=bench.sampling(cell, "search", num_samples),
         quality=pooled_quality(measurement.quality, added),
-        metrics={name: replace(metric, values=known[name].values + metric.values) for name, metric in more.items()},
+        metrics={name: measurement.metrics[name].and_more(metric) for name, metric in more.items()},
     )
 
 
