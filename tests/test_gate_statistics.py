@@ -253,6 +253,10 @@ def test_the_budget_keeps_a_first_look_for_every_later_winner() -> None:
     assert affordable(fast, [slow], 50, 1.5, 4) == 5
     assert affordable(slow, [], 50, 2.0, 4) == 6
     assert affordable(slow, [], 20, 2.0, 4) == 2
+    # So does what it takes beside timing, as far as that leaves the earlier one its own first look.
+    assert affordable(baseline, [fast, slow], 230, 2.0, 4, 20.0) == 5
+    assert affordable(fast, [slow], 120, 1.5, 4, 20.0) == 10
+    assert affordable(fast, [slow], 70, 1.5, 4, 60.0) == 5
 
 
 def test_loading_does_not_count_for_the_budget() -> None:
@@ -282,6 +286,7 @@ def test_recording_shares_the_budget_by_cost_and_takes_a_first_look_at_the_least
     assert recordable(fast, [slow], 140, 1.5, 4) == 10
     assert recordable(slow, [], 80, 2.0, 4) == 10
     assert recordable(slow, [], -5, 2.0, 4) == LOOKS[0]
+    assert recordable(fast, [slow], 160, 1.5, 4, 20.0) == 10
     made = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 10, recording=True)
     everything = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 1000, recording=True)
     assert made is not None
@@ -469,6 +474,27 @@ def test_what_a_run_can_show_is_said_before_it() -> None:
     assert noisy[-1] == ("  it takes: further references (--gate --update-golden): no budget is enough with these")
 
 
+def test_a_budget_is_named_for_the_device_where_none_is_enough_for_the_host() -> None:
+    """Seen on an H100 with references of one session: the host's noise hid that a larger budget would do."""
+    cases = _cases(2.0, 1.5)
+    host = Speed(0.6, 0.3, 30.0, 0.5, 1.0, figure_s=0.5)
+    session = replace(SESSION, figure_sd=0.003, figure_s=0.5, clock="device", host=host, beside_s=30.0)
+
+    def found(budget_s: float) -> list[Prospect]:
+        def reference(_case: GateCase, clock: Clock) -> Reference | None:
+            speed = session.by(clock.name)
+            return Reference.from_sessions([speed], clock.session_sd) if speed else None
+
+        known = {case.subject: [session] for case in cases}
+        return prospects(cases, known, reference, _settings(budget_s), WALL["cuda"])
+
+    *_, said = in_words(found(60.0), _settings(60.0))
+    budget = re.fullmatch(r"  it takes: --gate-budget (\w+) or more; by host time further references .*", said)
+    assert budget, said
+    enough = found(duration(budget[1]))
+    assert [one.is_shown for one in enough if one.clock == DEVICE] == [True, True]
+
+
 def test_the_budget_that_is_named_is_enough_for_all_winners_together() -> None:
     """Not each one's own time: with that of one of them, the others would still show nothing."""
     *_, said = _prospects(0.003, 30.0)
@@ -576,6 +602,40 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+def test_host_time_leaves_later_winners_their_pictures_and_their_device_time() -> None:
+    """Seconds as of full-size SD1.5 in batches of 1 on an H100, where a gate of a minute left its last winner none."""
+    now = [0.0]
+
+    class Slow(MadeUpTimer):
+        def block_s(self, clock: Clock) -> float:
+            now[0] += 0.7
+            return 0.45 if clock == HOST else 0.7
+
+        def until_certain(self, clock: Clock, *rest: object, **_options: object) -> tuple[Timed, float]:
+            plan = cast("Design", rest[0])
+            now[0] += plan.most * (1.35 if clock == HOST else 0.7)
+            return super().until_certain(clock)
+
+    _, first, last = _cases(2.0, 1.4)
+    timer = Slow()
+    judge = SpeedJudge(
+        first,
+        cast("CaseTimer", timer),
+        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        3,
+        (last,),
+        Budget(35, lambda: now[0]),
+        {DEVICE: KNOWN, HOST: replace(KNOWN, error=0.03)}.get,
+        recording=False,
+        later_beside_s=20.0,
+    )
+    by_device, by_host = judge.by_its_clocks(0.7)
+    assert timer.timed == [DEVICE]
+    assert by_device.finding.status == "ok"
+    assert "goes to the later winners" in by_host.finding.text
+    assert judge.budget.left_s > 20.0 + LOOKS[0] * 0.7 * last.cost / first.cost
 
 
 def test_whole_unaccelerated_runs_are_profiled_once_for_all_cases_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:

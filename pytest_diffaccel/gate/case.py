@@ -57,6 +57,7 @@ class Examination:
         settings: the gate's.
         cases: how many the whole run has.
         later: those that come after the one to be judged.
+        later_beside_s: what those take beside timing, seconds; 0 where no reference tells.
         budget: of the whole run.
         pictures: gives a cell's pictures.
         plain: what is known of a cell's unaccelerated runs.
@@ -70,6 +71,7 @@ class Examination:
     settings: GateSettings
     cases: int
     later: tuple[GateCase, ...]
+    later_beside_s: float
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
     plain: Callable[[GateCase], PlainRuns]
@@ -156,7 +158,15 @@ class Examination:
 
     def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> list[Judged]:
         plan = SpeedJudge(
-            case, timer, self.settings, self.cases, self.later, self.budget, self.reference, recording=self.recording
+            case,
+            timer,
+            self.settings,
+            self.cases,
+            self.later,
+            self.budget,
+            self.reference,
+            recording=self.recording,
+            later_beside_s=self.later_beside_s,
         )
         return list(plan.by_its_clocks(block_s))
 
