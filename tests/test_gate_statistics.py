@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,7 +30,14 @@ from pytest_diffaccel.gate.case_plan import (
 )
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, WALL, Clock
 from pytest_diffaccel.gate.figures import Figure, FirstSteps, fast_seconds, later_steps, steps_that_tell
-from pytest_diffaccel.gate.judged_losses import Losses, explain_by_pictures, hidden_loss, quality_finding, same_pictures
+from pytest_diffaccel.gate.judged_losses import (
+    Scores,
+    explain_by_pictures,
+    hidden_loss,
+    not_recorded,
+    quality_finding,
+    same_pictures,
+)
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
 from pytest_diffaccel.gate.prospects import Prospect, in_words, least_to_record_s, prospects
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
@@ -50,8 +58,10 @@ from pytest_diffaccel.gate.verdict import Finding, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.psnr import Psnr
 from pytest_diffaccel.measure.step_kinds import RunTimes
-from pytest_diffaccel.records.gate_sessions import GateSession, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed, add_sessions, read_references
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import duration
 
@@ -403,7 +413,7 @@ def test_sessions_that_differ_widen_what_a_session_is_expected_to_differ_by() ->
 def test_quality_needs_a_loss_that_matters_and_is_no_rounding(
     now: tuple[float, ...], control: tuple[float, ...], status: str
 ) -> None:
-    assert quality_finding(Losses(now, control, (0.02, 0.04)), 0.05, 1e-4).status == status
+    assert quality_finding(Scores(now, control, (0.02, 0.04)), 0.05, 1e-4).status == status
 
 
 def test_broken_pictures_are_other_pictures() -> None:
@@ -416,10 +426,10 @@ def test_broken_pictures_are_other_pictures() -> None:
 def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
     """However much rounding might do: it did nothing, since this is the reference's own build."""
     control = (0.09, 0.01)
-    assert quality_finding(Losses((0.02, 0.04), control, (0.02, 0.04)), 0.05, 1e-4).status == "ok"
-    assert quality_finding(Losses((0.02, 0.04), control, (0.03,)), 0.05, 1e-4).status == "ok"
-    assert quality_finding(Losses((0.02, 0.04), control, (0.0301,)), 0.05, 1e-4).status == "inconclusive"
-    assert quality_finding(Losses((0.04, 0.02), control, (0.02, 0.04)), 0.05, 1e-4).status == "inconclusive"
+    assert quality_finding(Scores((0.02, 0.04), control, (0.02, 0.04)), 0.05, 1e-4).status == "ok"
+    assert quality_finding(Scores((0.02, 0.04), control, (0.03,)), 0.05, 1e-4).status == "ok"
+    assert quality_finding(Scores((0.02, 0.04), control, (0.0301,)), 0.05, 1e-4).status == "inconclusive"
+    assert quality_finding(Scores((0.04, 0.02), control, (0.02, 0.04)), 0.05, 1e-4).status == "inconclusive"
 
 
 @pytest.mark.parametrize(("worse", "status"), [(1.0, "ok"), (1.12, "regressed")])
@@ -428,15 +438,81 @@ def test_samples_whose_losses_move_alike_tell_more_than_the_control(worse: float
     then = generator.uniform(0.02, 0.06, 8)
     now = then * worse + generator.normal(0, 1e-5, 8)
     control = now + generator.normal(0, 0.01, 8)
-    assert quality_finding(Losses(tuple(now), tuple(control), tuple(then)), 0.05, 1e-3).status == status
-    only_the_mean = Losses(tuple(now), tuple(control), (float(then.mean()),))
+    assert quality_finding(Scores(tuple(now), tuple(control), tuple(then)), 0.05, 1e-3).status == status
+    only_the_mean = Scores(tuple(now), tuple(control), (float(then.mean()),))
     assert quality_finding(only_the_mean, 0.05, 1e-3).status == "inconclusive"
 
 
+class Error(Metric):
+    """A made-up metric of which less is better, and which may be 0 or below."""
+
+    name = "error"
+    higher_is_better = False
+    needs_references = False
+
+    def score(
+        self, images: Sequence[Any], references: Sequence[Any], prompts: Sequence[str], device: str
+    ) -> list[float]:
+        raise AssertionError("nobody asks it")
+
+
+@pytest.mark.parametrize(
+    ("metric", "then", "now", "status", "change"),
+    [
+        (Psnr(), (30.0, 32.0), (30.0, 32.0), "ok", 0.0),
+        (Psnr(), (30.0, 32.0), (29.9, 31.9), "ok", -0.1 / 31),
+        (Psnr(), (30.0, 32.0), (28.0, 30.0), "regressed", -2 / 31),
+        (Psnr(), (30.0, 32.0), (33.0, 35.0), "improved", 3 / 31),
+        (Psnr(), (31.0,), (30.0001, 32.0001), "ok", 0.0),
+        (Psnr(), (31.0,), (28.0, 30.0), "regressed", -2 / 31),
+        (Error(), (-2.0, -4.0), (-1.0, -3.0), "regressed", 1 / 3),
+        (Error(), (-2.0, -4.0), (-3.0, -5.0), "improved", -1 / 3),
+        (Error(), (1.0, -1.0), (1.0, -1.0), "ok", 0.0),
+        (Error(), (1.0, -1.0), (3.0, -1.0), "inconclusive", None),
+    ],
+)
+def test_any_metric_is_judged_by_its_own_direction(
+    metric: Metric, then: tuple[float, ...], now: tuple[float, ...], status: str, change: float | None
+) -> None:
+    """The A/A control says that rounding does nothing."""
+    found = quality_finding(Scores(now, now, then, metric), 0.05, 1e-4)
+    assert (found.status, found.metric) == (status, metric.name)
+    assert found.change == (None if change is None else pytest.approx(change))
+    assert Verdict((found,)).describe().startswith(f"quality by {metric.name} {status}: ")
+    assert f"{metric.name} {np.mean(now):.6g}" in found.text
+
+
+def test_rounding_hides_the_loss_of_any_metric() -> None:
+    now, control = (28.0, 30.0), (32.0, 28.0)
+    assert quality_finding(Scores(now, control, (30.0, 32.0), Psnr()), 0.05, 1e-4).status == "inconclusive"
+    assert hidden_loss(Scores(now, control, now, Psnr()), 0.05).startswith(
+        "under another build rounding may hide a loss of psnr of "
+    )
+
+
+def test_why_a_metric_cannot_be_compared_is_said() -> None:
+    assert not_recorded("psnr", [], "psnr") == "the references hold no psnr"
+    assert not_recorded("psnr", ["psnr"], "psnr") == "the references hold that of other samples"
+    other = not_recorded("clip_score", ["clip_score (A)", "clip_score (B)"], "clip_score (C)")
+    assert other == "the references hold that of other weights: clip_score (B) -> clip_score (C)"
+
+
+def test_references_hold_what_other_metrics_said_where_they_were_asked(tmp_path: Path) -> None:
+    golden = tmp_path / "search_params.json"
+    samples = MetricSamples("clip_score (a CLIP, 0123456789ab)", (27.123456789123, 0.0))
+    asked = replace(SESSION, metrics={"clip_score": samples})
+    add_sessions(golden, {"plain": SESSION, "asked": asked})
+    text = (tmp_path / "gate.json").read_text(encoding="utf-8")
+    assert text.count("metrics") == 1
+    read = read_references(golden)
+    assert read["plain"] == (SESSION,)
+    assert read["asked"][0].metrics["clip_score"] == replace(samples, values=(27.123456789, 0.0))
+
+
 def test_what_rounding_will_hide_is_said_when_a_reference_is_recorded() -> None:
-    hidden = hidden_loss(Losses((0.02, 0.04), (0.021, 0.039), (0.03,)), 0.05)
+    hidden = hidden_loss(Scores((0.02, 0.04), (0.021, 0.039), (0.03,)), 0.05)
     assert re.search(r"may hide a loss of \d+% at 2 samples; .*--num-samples \d+ or more", hidden)
-    assert hidden_loss(Losses((0.02, 0.04), (0.02, 0.04), (0.03,)), 0.05) == ""
+    assert hidden_loss(Scores((0.02, 0.04), (0.02, 0.04), (0.03,)), 0.05) == ""
 
 
 def _found(figure_sd: float, figure_s: float, budget_s: float = 60.0, beside_s: float | None = None) -> list[Prospect]:
@@ -454,7 +530,7 @@ def _found(figure_sd: float, figure_s: float, budget_s: float = 60.0, beside_s: 
 
 
 def _settings(budget_s: float) -> GateSettings:
-    return GateSettings(0.03, 0.15, False, 0.05, budget_s, False)
+    return GateSettings(0.03, 0.15, False, {"lpips": 0.05}, budget_s, False)
 
 
 def _prospects(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> list[str]:
@@ -589,7 +665,7 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     judge = SpeedJudge(
         _cases(1.7)[1],
         cast("CaseTimer", timer),
-        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        GateSettings(0.03, 0.15, False, {"lpips": 0.05}, 60, False),
         2,
         (),
         Budget(60),
@@ -678,7 +754,7 @@ def test_a_profiler_that_fails_after_its_probe_leaves_the_wall_clock() -> None:
     judge = SpeedJudge(
         _cases(1.7)[1],
         cast("CaseTimer", timer),
-        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        GateSettings(0.03, 0.15, False, {"lpips": 0.05}, 60, False),
         2,
         (),
         Budget(60),

@@ -407,7 +407,7 @@ def test_help_explains_every_option(pytester: pytest.Pytester) -> None:
 
 def test_the_gate_has_defaults_and_spellings(settings: Any) -> None:
     assert settings().gate is None
-    assert settings("--gate").gate == GateSettings(0.03, 0.15, False, 0.05, 600.0, False)
+    assert settings("--gate").gate == GateSettings(0.03, 0.15, False, {"lpips": 0.05}, 600.0, False)
     for share in ("4%", "0.04"):
         assert settings("--gate", "--gate-slowdown", share, "--gate-quality", share).gate.slowdown == pytest.approx(
             0.04
@@ -416,11 +416,36 @@ def test_the_gate_has_defaults_and_spellings(settings: Any) -> None:
         assert settings("--gate", "--gate-budget", spelled).gate.budget_s == seconds
     with pytest.raises(OptionError, match="--gate-strict means nothing without --gate"):
         settings("--gate-strict")
+    with pytest.raises(OptionError, match="--gate-quality means nothing without --gate"):
+        settings("--gate-quality", "psnr=3%")
+
+
+def test_the_gate_judges_the_metrics_that_are_named_and_always_lpips(settings: Any) -> None:
+    def quality(*given: str) -> dict[str, float]:
+        options = [part for text in given for part in ("--gate-quality", text)]
+        found: dict[str, float] = settings("--gate", *options).gate.quality
+        return found
+
+    assert quality("10%") == quality("lpips=0.1") == quality(" lpips = 10%") == {"lpips": 0.1}
+    named = quality("clip_score=5%", "psnr=0.03")
+    assert list(named.items()) == [("lpips", 0.05), ("psnr", 0.03), ("clip_score", 0.05)]
+    with pytest.raises(OptionError, match=r"--gate-quality: there is no metric 'pnsr' \(did you mean psnr\?\); choose"):
+        quality("pnsr=3%")
+    with pytest.raises(OptionError, match="--gate-quality: lpips is given twice: 5% and 3%; keep one"):
+        quality("5%", "lpips=3%")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--gate-slowdown", "3"), ("--gate-quality", "x%"), ("--gate-budget", "0s"), ("--gate-budget", "1week")],
+    [
+        ("--gate-slowdown", "3"),
+        ("--gate-quality", "x%"),
+        ("--gate-quality", "psnr="),
+        ("--gate-quality", "psnr=-5%"),
+        ("--gate-quality", "=5%"),
+        ("--gate-budget", "0s"),
+        ("--gate-budget", "1week"),
+    ],
 )
 def test_a_bad_value_of_the_gate_is_refused(arguments: tuple[str, str]) -> None:
     with pytest.raises(pytest.UsageError, match="must be"):

@@ -24,6 +24,7 @@ from pytest_diffaccel.records.gate_sessions import read_references
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.gate_report import BROKE_OFF, NOTHING_MEASURED, REFUSED, REGRESSED
 
 DEEPCACHE = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
@@ -34,6 +35,19 @@ import faults
 faults.judge_quickly()
 """
 UNCHANGED: Mapping[str, float] = MappingProxyType({})
+#: Lines of a conftest.py: a metric of one's own.
+BRIGHTNESS = """
+from pytest_diffaccel.measure.metrics.base import Metric
+
+class Brightness(Metric):
+    name, higher_is_better, needs_references = "brightness", True, False
+
+    def score(self, images, references, prompts, device):
+        return [sum(image.convert("L").histogram()[128:]) / 1024 + 1.0 for image in images]
+
+def pytest_diffaccel_metrics(registry):
+    registry.register(Brightness())
+"""
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +89,15 @@ class Gate:
         for name in (".diffaccel", "golden"):
             shutil.copytree(folder / name, search.path / name)
         self.golden = search.golden
+
+    @property
+    def subject(self) -> str:
+        """The winner's among the references."""
+        return next(name for name in read_references(self.golden) if name.endswith(DEEPCACHE))
+
+    def add_to_conftest(self, text: str) -> None:
+        """More lines of the folder's conftest.py."""
+        self._search.add_to_conftest(text)
 
     def run(
         self,
@@ -139,6 +162,58 @@ def test_what_is_unchanged_passes_and_reports_its_figures(gate: Gate) -> None:
     assert own["params"]["cache_interval"] == 2
     assert own["extra_info"]["gate_status"] == winner["gate_status"]
     assert gate.golden.read_bytes() == golden
+
+
+def test_each_metric_that_is_named_is_judged_and_recorded(gate: Gate) -> None:
+    """A reference of today knows LPIPS alone; a metric is recorded when it is named, and judged from then on."""
+    gate.add_to_conftest(BRIGHTNESS)
+    named = [part for name in ("psnr", "clip_score", "brightness") for part in ("--gate-quality", f"{name}=2%")]
+    alone = ("-k", "DeepCache")
+    asked = (*alone, *named, "--clip-model", "embedded")
+    fix = f"record references while all is well: pytest benches --gate --update-golden {' '.join(named)}"
+    golden = gate.golden.read_text(encoding="utf-8")
+    with_metrics = {"psnr": GoldenMetric(60.0), "clip_score": GoldenMetric(60.0)}
+    known = {key: replace(entry, metrics=with_metrics) for key, entry in read_golden(gate.golden).items()}
+    gate.golden.write_text(dump_entries(known), encoding="utf-8")
+    result = gate.run(*asked)
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines(
+        [
+            f"diffaccel gate: neither references nor golden hold clip_score of 1 winner, brightness of 1 winner; {fix}",
+            "  quality ok: +0.0%: LPIPS * equal to the last digit",
+            "  quality by psnr regressed: -2*: psnr * dB instead of 60 dB (*",
+            "  quality by clip_score inconclusive: *; the references hold no clip_score",
+            f"  it takes: {fix}",
+        ]
+    )
+    gate.golden.write_text(golden, encoding="utf-8")
+    assert gate.run("--update-golden", *asked).ret == 0
+    before, after = read_references(gate.golden)[gate.subject]
+    assert before.metrics == {}
+    assert after.metrics.keys() == {"psnr", "clip_score", "brightness"}
+    assert after.metrics["clip_score"].identity.startswith("clip_score (embedded stand-in, not CLIP, ")
+    assert len(after.metrics["psnr"].values) == 1
+
+    moved = partial(faults.other_branch, 2)
+    result = gate.run("--junitxml", "junit.xml", "--diffaccel-log", "cases.jsonl", *asked, fault=moved)
+    assert result.ret == REGRESSED
+    result.stdout.fnmatch_lines(
+        [
+            f"regressed * {DEEPCACHE}: *quality by psnr -*%, *quality by brightness +0.0% *",
+            "  quality by psnr regressed: -*% [[]*: psnr * dB instead of * dB (*",
+            "  quality by clip_score ok: +0.0%: clip_score * equal to the last digit",
+            "gate: 1 regressed of 1",
+        ]
+    )
+    (case,) = ElementTree.parse(gate.path / "junit.xml").iter("testcase")
+    properties = {part.get("name"): part.get("value") for part in case.iter("property")}
+    assert properties["metric_psnr_status"] == "regressed"
+    assert float(properties["metric_psnr_change"] or 0) < -0.02
+    assert (properties["metric_brightness_change"], properties["quality_status"]) == ("0", "regressed")
+    assert float(properties["metric_psnr"] or 0) < after.metrics["psnr"].values[0]
+    (line,) = (gate.path / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+    findings = json.loads(line)["verdict"]["findings"]
+    assert [one["metric"] for one in findings] == ["", "psnr", "clip_score", "brightness", ""]
 
 
 def test_a_gpus_own_time_and_its_hosts_are_told_apart(gate: Gate) -> None:

@@ -519,6 +519,8 @@ def test_the_gates_step_summary_shows_what_is_not_ok() -> None:
     assert "| regressed | SD1.5-DDIM-20-DeepCache | speed regressed: -5%<br>note: no \\| more |" in text
     assert "| broke off | third | |" in text
     assert "another" not in text
+    duller = replace(result, verdict=Verdict((Finding("quality", "regressed", "-9%", metric="clip_score"),)))
+    assert "quality by clip\\_score regressed: -9%" in "\n".join(gate_summary([duller], [], 1, []))
 
 
 def test_the_step_summary_is_appended_where_a_workflow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

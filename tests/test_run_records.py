@@ -25,7 +25,7 @@ from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.plugin.case_results import put_result, result_of
 from pytest_diffaccel.records.environment import QualityScale
-from pytest_diffaccel.records.gate_sessions import GateSession, Speed
+from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.case_log import CaseLog, log_case
 from pytest_diffaccel.report.progress import EndedCase
@@ -76,6 +76,26 @@ def test_properties_are_plain() -> None:
     assert skipped == {"status": "skipped", **place, "candidate": FIGURES.candidate.key, "evidence": "too slow"}
 
 
+def test_properties_of_a_gate_name_the_metric() -> None:
+    by_lpips = Finding("quality", "ok", "LPIPS 0.02 instead of 0.02", 0.0, (0.0, 0.0))
+    by_psnr = Finding("quality", "regressed", "psnr 28 dB instead of 31 dB", -0.1, (-0.11, -0.09), "psnr")
+    verdict = Verdict((by_lpips, by_psnr), figures=(("lpips", 0.02), ("metric_psnr", 28.0)))
+    found = dict(plain_properties(GateVerdict(CELL, FIGURES.candidate, "a", (1.5,), verdict)))
+    assert found == {
+        "gate_status": "regressed",
+        "lpips": "0.02",
+        "metric_psnr": "28",
+        "quality_status": "ok",
+        "quality_text": by_lpips.text,
+        "quality_change": "0",
+        "quality_change_ci95": "[0, 0]",
+        "metric_psnr_status": "regressed",
+        "metric_psnr_text": by_psnr.text,
+        "metric_psnr_change": "-0.1",
+        "metric_psnr_change_ci95": "[-0.11, -0.09]",
+    }
+
+
 KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 OF_CELL = CellWinners(
     decided=(Decided(KEY, MET, "images/a"), Decided(replace(KEY, target=1.2), MET, None)),
@@ -86,8 +106,10 @@ OF_CELL = CellWinners(
     prompts=("red apple", "a ]]> <b>"),
 )
 NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55)})
-SESSION = GateSession(
-    0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment, host=Speed(0.3, 0.01, 5.0, 0.02, 1.0)
+SESSION = replace(
+    GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment),
+    host=Speed(0.3, 0.01, 5.0, 0.02, 1.0),
+    metrics={"psnr": MetricSamples("psnr", (31.5,))},
 )
 VERDICT = Verdict((Finding("speed", "regressed", "3% slower", 0.03, (0.02, 0.04)),), ("torch",), (), (("power", 0.9),))
 RESULTS = (
@@ -171,6 +193,7 @@ def test_other_tools_see_names_and_shapes_that_stay() -> None:
         place | gate,
     ]
     measured, _, finished, unfit, _, judged, _ = shown
+    assert judged["sessions"]["a"]["metrics"] == {"psnr": {"identity": "psnr", "values": (31.5,)}}
     assert (measured["cell"], measured["speedup_ci95"]) == ("SD1.5-DDIM-20", [1.2, 1.25])
     assert finished["golden"] == dict.fromkeys([str(KEY), str(replace(KEY, target=1.2))], MET.to_json())
     assert finished["pictures"] == {str(KEY): "images/a"}

@@ -32,6 +32,7 @@ from pytest_diffaccel.records.gate_sessions import GateSession, add_sessions, su
 from pytest_diffaccel.records.golden import dump_entries
 from pytest_diffaccel.records.golden_file import read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
@@ -325,6 +326,43 @@ def test_a_budget_that_is_less_than_recording_takes_is_told(gate: MadeUp) -> Non
     first.stdout.fnmatch_lines([f"{whatever}; how long they take is told after*", "ok *", here, "ok *", ends])
     gate.run(*GATE, "--update-golden", "--gate-budget", "30s").stdout.fnmatch_lines([here, "ok *", ends])
     gate.run(*GATE, "--update-golden", "--gate-budget", "2min").stdout.no_fnmatch_line(f"{whatever}*")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("90s", "90 s"), ("1min30s", "90 s"), ("2min", "2 min"), ("1h30min", "90 min"), ("2h", "2 h"), ("0.5s", "0.5 s")],
+)
+def test_a_gate_says_the_budget_that_was_asked_for(gate: MadeUp, asked: str, said: str) -> None:
+    result = gate.run(*GATE, "--gate-budget", asked)
+    result.stdout.fnmatch_lines([f"diffaccel gate: 2 cases of *, LPIPS increases of 5.0%; budget {said}"])
+
+
+def test_a_metric_that_references_lack_is_told_before_and_after(gate: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "SD1.5-DDIM-20-DeepCache-cache_interval=2,cache_branch_id=0"
+    session = GateSession(0.4, 0.002, 20.0, 0.005, 1.0, (0.1,), 0, "", MET.environment, figure_s=0.1)
+    add_sessions(gate.folder.golden, {subject(MET.environment, key): session})
+    lacking = Finding("quality", "inconclusive", "no psnr", metric="psnr", fix="record psnr")
+    verdict = Verdict((lacking,), (), (), (("speedup", 1.5),))
+    monkeypatch.setattr(GateRun, "_judge", lambda _, case: (verdict if case.candidate else OK, None))
+    result = gate.run(*GATE, "--gate-quality", "psnr=3%", "--gate-quality", "4%")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "diffaccel gate: 2 cases of *; slowdowns of 3.0%, LPIPS increases of 4.0%, psnr decreases of 3.0%; *",
+            "diffaccel gate: neither references nor golden hold psnr of 1 winner; record references while all is well: "
+            "pytest benches --gate --update-golden --gate-quality psnr=3%",
+            f"inconclusive {key}: quality by psnr inconclusive *",
+            "  quality by psnr inconclusive: no psnr",
+            "  it takes: record psnr",
+            "warning: 1 case could not be decided*",
+            "  it takes: record psnr",
+        ]
+    )
+    assert gate.run(*GATE, "--gate-quality", "psnr=3%", "--gate-strict").ret == gate_report.REGRESSED
+    known = replace(MET, metrics={"psnr": GoldenMetric(31.0)})
+    entries = {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): known}
+    gate.folder.golden.write_text(dump_entries(entries), encoding="utf-8")
+    gate.run(*GATE, "--gate-quality", "psnr=3%").stdout.no_fnmatch_line("*hold psnr*")
 
 
 @pytest.mark.parametrize(

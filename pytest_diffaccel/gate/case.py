@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.case_plan import Budget, GateCase, speed_share
 from pytest_diffaccel.gate.clocks import DEVICE, Clock
-from pytest_diffaccel.gate.judged_losses import explain_by_pictures, hidden_loss, quality_finding, same_pictures
+from pytest_diffaccel.gate.judged_losses import (
+    Scores,
+    explain_by_pictures,
+    hidden_loss,
+    not_recorded,
+    quality_finding,
+    same_pictures,
+)
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, no_time
-from pytest_diffaccel.gate.pictures import CellPictures, losses
-from pytest_diffaccel.gate.reference import Reference
+from pytest_diffaccel.gate.pictures import CellPictures, scores
+from pytest_diffaccel.gate.reference import Reference, how_to_record
 from pytest_diffaccel.gate.timing import CaseTimer, PlainRuns
 from pytest_diffaccel.gate.verdict import Finding
 from pytest_diffaccel.measure.degenerate import USUAL_CAUSES, DegeneratePictures
-from pytest_diffaccel.records.gate_sessions import GateSession, Speed
+from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.metric_options import DECIDING
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
 _PICTURES_TOLERANCE = 0.05
@@ -49,12 +58,30 @@ class Showing:
 
 
 @dataclass(frozen=True)
+class _Quality:
+    """What a case's pictures showed.
+
+    Attributes:
+        findings: at least one.
+        lpips: per sample; of a baseline, its pictures' fingerprint.
+        metrics: of a winner, what other metrics say, by name.
+        hidden: what rounding will hide, in words.
+    """
+
+    findings: tuple[Finding, ...]
+    lpips: tuple[float, ...]
+    metrics: Mapping[str, MetricSamples] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Examination:
     """What is needed to judge a case.
 
     Attributes:
         bench: the search's workbench.
         settings: the gate's.
+        metrics: those that winners are judged by, with their identities.
         cases: how many the whole run has.
         later: those that come after the one to be judged.
         later_beside_s: what those take beside timing, seconds; 0 where no reference tells.
@@ -69,6 +96,7 @@ class Examination:
 
     bench: Workbench
     settings: GateSettings
+    metrics: Mapping[str, tuple[Metric, str]]
     cases: int
     later: tuple[GateCase, ...]
     later_beside_s: float
@@ -85,6 +113,7 @@ class Examination:
 
         Raises:
             DegeneratePictures: when pictures, unaccelerated or the case's own, say nothing.
+            MetricFault: when a metric fails.
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         if self.budget.left_s <= 0 and not self.recording:
@@ -102,16 +131,18 @@ class Examination:
                 raise DegeneratePictures(f"the unaccelerated pipeline draws nothing: {pictures.fault}. {USUAL_CAUSES}")
             # What the unaccelerated pipeline does was counted when its pictures were drawn.
             batch_s = self._count(case, generate) if case.candidate else pictures.batch_s
-            quality, lpips, hidden = self._quality(case, generate, pictures)
+            quality = self._quality(case, generate, pictures)
             timer = CaseTimer(self.bench, case, baseline, generate, self.plain(case))
             speeds = self._speeds(case, timer, pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
-        figures = {name: float(np.mean(lpips)), **speeds[0].figures()}
+        figures = {name: float(np.mean(quality.lpips))}
+        figures |= {f"metric_{name}": float(np.mean(known.values)) for name, known in quality.metrics.items()}
+        figures |= speeds[0].figures()
         figures |= {f"host_{key}": value for speed in speeds[1:] for key, value in speed.figures().items()}
         return Showing(
-            (*quality, *(finding for speed in speeds for finding in speed.findings)),
-            (*filter(None, [hidden]), *(note for speed in speeds for note in speed.notes())),
-            self._session(case, speeds, lpips),
+            (*quality.findings, *(finding for speed in speeds for finding in speed.findings)),
+            (*quality.hidden, *(note for speed in speeds for note in speed.notes())),
+            self._session(case, speeds, quality),
             tuple(figures.items()),
             tuple(
                 run.total_s for speed in speeds[:1] if speed.timed for block in speed.timed.blocks for run in block.runs
@@ -127,34 +158,61 @@ class Examination:
             generate.counted(batch.prompts, batch.seeds)
         return time.monotonic() - began
 
-    def _quality(
-        self, case: GateCase, generate: Generate, pictures: CellPictures
-    ) -> tuple[tuple[Finding, ...], tuple[float, ...], str]:
-        """Findings, LPIPS by sample, and what rounding will hide; empty where nothing that matters."""
-        drawn = self._recorded_lpips(case, self.baseline_sessions)
-        changed = same_pictures(pictures.fingerprint, drawn, _PICTURES_TOLERANCE) if drawn else ""
+    def _quality(self, case: GateCase, generate: Generate, pictures: CellPictures) -> _Quality:
+        """Whether a case's pictures are as they were."""
+        drawn = self._recorded(self.baseline_sessions, case)
+        changed = same_pictures(pictures.fingerprint, drawn[-1].lpips, _PICTURES_TOLERANCE) if drawn else ""
         if case.candidate is None:
             finding = Finding("quality", "ok", "the same pictures as recorded")
             if changed:
                 finding = Finding("quality", "regressed", f"{changed}; are its weights whole?")
             elif not drawn:
                 finding = replace(finding, text="no pictures recorded to compare with")
-            return (finding,), pictures.fingerprint, ""
-        recorded = self._recorded_lpips(case, self.sessions) or (float(case.entry.lpips or 0.0),)
-        found = losses(self.bench, case, generate, pictures, recorded)
+            return _Quality((finding,), pictures.fingerprint)
+        then = [(metric, self._then(case, metric, identity)) for metric, identity in self.metrics.values()]
+        found = scores(self.bench, case, generate, pictures, then)
+        now = {one.metric.name: MetricSamples(self.metrics[one.metric.name][1], one.now) for one in found}
+        lpips = now.pop(DECIDING).values
         if changed:
             # Refused, not undecided: more time would not help, and a run of this case alone must not pass.
-            why = f"LPIPS cannot be compared with golden's: {changed}; see {case.cell}-baseline"
-            return (Finding("quality", "refused", why),), found.now, ""
-        finding = quality_finding(found, self.settings.quality, speed_share(self.cases))
-        hidden = hidden_loss(found, self.settings.quality) if self.recording else ""
-        return (explain_by_pictures(finding, are_known=bool(drawn)),), found.now, hidden
+            names = ", ".join(one.title for one in found)
+            why = f"{names} cannot be compared with golden's: {changed}; see {case.cell}-baseline"
+            return _Quality((Finding("quality", "refused", why),), lpips, now)
+        findings = tuple(self._finding(case, one, are_known=bool(drawn)) for one in found)
+        hidden = [hidden_loss(one, self.settings.quality[one.metric.name]) for one in found if self.recording]
+        return _Quality(findings, lpips, now, tuple(filter(None, hidden)))
 
-    def _recorded_lpips(self, case: GateCase, sessions: tuple[GateSession, ...]) -> tuple[float, ...]:
-        """Of the last of the sessions; none where that was of other samples than the case's."""
+    def _finding(self, case: GateCase, found: Scores, *, are_known: bool) -> Finding:
+        """Of one metric; ``are_known`` says whether the unaccelerated pictures are recorded."""
+        smallest = self.settings.quality[found.metric.name]
+        if not found.then:
+            others = [known.identity for one in self.sessions if (known := one.metrics.get(found.metric.name))]
+            why = not_recorded(found.title, others, self.metrics[found.metric.name][1])
+            text = f"{found.title} {found.shown(float(np.mean(found.now)))}; {why}"
+            if self.recording:
+                return Finding("quality", "ok", text, metric=found.subject)
+            return Finding("quality", "inconclusive", text, metric=found.subject, fix=how_to_record(self.settings))
+        share = speed_share(self.cases) / len(self.metrics)
+        return explain_by_pictures(quality_finding(found, smallest, share), are_known=are_known)
+
+    def _then(self, case: GateCase, metric: Metric, identity: str) -> tuple[float, ...]:
+        """What is recorded of a metric of a case: by sample, else golden's mean; none where neither is."""
+        sessions = self._recorded(self.sessions, case)
+        if metric.name == DECIDING:
+            return sessions[-1].lpips if sessions else (float(case.entry.lpips or 0.0),)
+        known = [found for one in sessions if (found := one.metrics.get(metric.name)) and found.identity == identity]
+        if known:
+            return known[-1].values
+        # Golden does not say which weights scored: only a metric without any can be compared with its mean.
+        mean = (case.entry.metrics or {}).get(metric.name) if identity == metric.name else None
+        return (mean.value,) if mean else ()
+
+    def _recorded(self, sessions: Sequence[GateSession], case: GateCase) -> list[GateSession]:
+        """Those of the sessions that were of the case's samples, if the last one was; oldest first."""
         sampling = self.bench.sampling(case.cell, "winner", case.entry.num_samples)
         same = (sampling.seed, sampling.prompts_digest)
-        return sessions[-1].lpips if sessions and (sessions[-1].seed, sessions[-1].prompts_digest) == same else ()
+        found = [one for one in sessions if (one.seed, one.prompts_digest) == same]
+        return found if found and found[-1] is sessions[-1] else []
 
     def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> list[Judged]:
         plan = SpeedJudge(
@@ -170,7 +228,7 @@ class Examination:
         )
         return list(plan.by_its_clocks(block_s))
 
-    def _session(self, case: GateCase, speeds: Sequence[Judged], lpips: tuple[float, ...]) -> GateSession | None:
+    def _session(self, case: GateCase, speeds: Sequence[Judged], quality: _Quality) -> GateSession | None:
         """To be recorded; None where nothing was timed."""
         main, *others = speeds
         if main.timed is None:
@@ -179,10 +237,11 @@ class Examination:
         host = next((Speed(**other.measured()) for other in others if other.is_reference), None)
         return GateSession(
             **main.measured(),
-            lpips=tuple(float(loss) for loss in lpips),
+            lpips=tuple(float(loss) for loss in quality.lpips),
             seed=sampling.seed,
             prompts_digest=sampling.prompts_digest,
             environment=self.bench.environment(case.cell).id,
             clock="device" if main.clock == DEVICE else "wall",
             host=host,
+            metrics=quality.metrics,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ from pytest_diffaccel.records.gate_sessions import GateSession, Speed, read_refe
 from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.metric_options import DECIDING
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.case import Examination, Showing
     from pytest_diffaccel.gate.pictures import CellPictures
     from pytest_diffaccel.gate.timing import PlainRuns
+    from pytest_diffaccel.measure.metrics.base import Metric
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 
 # Verdicts on what is not as it should be: no later run is to be compared with that.
 _NO_REFERENCE = ("regressed", "refused")
@@ -39,13 +43,19 @@ class GateRun:
         settings: what to judge and how; samples and batches are as golden was recorded.
         gate: the gate's own settings.
         cases: most informative first; none when golden has no winner in the chosen cells.
+        metrics: those known.
 
     Raises:
         ValueError: when the golden file or what lies beside it cannot be read, or its records have several batch sizes.
     """
 
     def __init__(
-        self, settings: Settings, gate: GateSettings, registry: Registry, session: SearchSession | None = None
+        self,
+        settings: Settings,
+        gate: GateSettings,
+        registry: Registry,
+        session: SearchSession | None = None,
+        metrics: MetricRegistry | None = None,
     ) -> None:
         self._golden = Golden.read(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
@@ -59,7 +69,8 @@ class GateRun:
                 "judged in one run: choose cells with --pipe --sched --steps"
             )
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
-        self._search = SearchRun(self.settings, registry, session)
+        self._search = SearchRun(self.settings, registry, session, metrics)
+        self.metrics = self._search.metrics
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
         self._plain: dict[tuple[Cell, int], PlainRuns] = {}
 
@@ -82,6 +93,19 @@ class GateRun:
         return least_to_record_s(self.cases, {**{name: known[-1] for name, known in self._sessions.items()}, **found})
 
     @cached_property
+    def without_metric(self) -> dict[str, int]:
+        """For how many winners neither golden nor references hold a metric that is to be judged, by its name."""
+        counts = Counter(
+            name
+            for case in self.cases
+            if case.candidate is not None
+            for name in self.gate.quality.keys() - {DECIDING}
+            if not any(name in session.metrics for session in self._sessions.get(case.subject, ()))
+            and (self.metrics[name].weights or name not in (case.entry.metrics or {}))
+        )
+        return {name: counts[name] for name in self.gate.quality if counts[name]}
+
+    @cached_property
     def prospects(self) -> list[Prospect]:
         """What this run will be able to show of each winner with a reference, by each of its clocks."""
         wall = wall_clock("cpu" if self.settings.gpus is None else "cuda")
@@ -96,6 +120,7 @@ class GateRun:
 
         Raises:
             CaseTimeout: after ``--case-timeout``.
+            MetricFault: when a metric cannot be computed here, or fails.
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         left_s = self._budget.left_s
@@ -140,15 +165,26 @@ class GateRun:
             return Verdict((Finding(subject, "regressed", str(error)),), compared.causes), None
         return Verdict(showing.findings, compared.causes, showing.notes, showing.figures), showing
 
+    @cached_property
+    def _judged_by(self) -> dict[str, tuple[Metric, str]]:
+        """The metrics that winners are judged by, ready to score, with identities, by name."""
+        metrics = [self.metrics[name] for name in self.gate.quality]
+        for metric in metrics:
+            metric.prepare("cpu")
+        return {metric.name: (metric, metric.identity) for metric in metrics}
+
     def _examination(self, case: GateCase) -> Examination:
         from pytest_diffaccel.gate.case import Examination
 
         bench = self._search.bench
         baseline = next(other for other in self.cases if other.cell == case.cell and other.candidate is None)
         later = tuple(self.cases[self.cases.index(case) + 1 :])
+        with self._budget.start():
+            metrics = self._judged_by
         return Examination(
             bench,
             self.gate,
+            metrics,
             len(self.cases),
             later,
             seconds_beside(later, self._sessions) or 0.0,

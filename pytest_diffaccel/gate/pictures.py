@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.gate.case_plan import GateCase
-from pytest_diffaccel.gate.judged_losses import Losses
+from pytest_diffaccel.gate.judged_losses import Scores
 from pytest_diffaccel.measure.degenerate import check_candidate, degenerate
+from pytest_diffaccel.measure.metrics.base import Metric, scores_of
 from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from pytest_diffaccel.search.null_control import OTHER_SEEDS, nudged_latents
-from pytest_diffaccel.search.workbench import Workbench
+from pytest_diffaccel.search.workbench import Batch, Workbench
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +57,7 @@ class CellPictures:
                 return cls(plain, [], (), 0.0, fault)
             with nudged_latents(generate.pipeline):
                 nudged = _images(bench, case, generate)
-            batch = bench.batches(case.cell, "winner", case.entry.num_samples)[0]
+            batch = _batches(bench, case)[0]
             began = time.monotonic()
             others = generate(batch.prompts, [seed + OTHER_SEEDS for seed in batch.seeds])
             batch_s = time.monotonic() - began
@@ -67,31 +68,47 @@ class CellPictures:
         return cls(plain, nudged, tuple(fingerprint), batch_s)
 
 
-def losses(
-    bench: Workbench, case: GateCase, generate: Generate, pictures: CellPictures, then: tuple[float, ...]
-) -> Losses:
-    """LPIPS of a winner's samples to the unaccelerated ones, with the A/A control.
+def scores(
+    bench: Workbench,
+    case: GateCase,
+    generate: Generate,
+    pictures: CellPictures,
+    then: Sequence[tuple[Metric, tuple[float, ...]]],
+) -> list[Scores]:
+    """What metrics say of a winner's samples and of the unaccelerated ones, with the A/A control.
 
     Args:
         bench: the workbench.
         case: a winner's.
         generate: with the winner's parameters.
         pictures: of its cell.
-        then: the reference's LPIPS.
+        then: the metrics, and the reference's values of each; none where it has none.
 
     Raises:
         DegeneratePictures: when the winner's pictures say nothing.
+        MetricFault: when a metric fails.
     """
-    distances = partial(lpips_distances, device=str(generate.pipeline.device))
+    device = str(generate.pipeline.device)
+    prompts = [prompt for batch in _batches(bench, case) for prompt in batch.prompts]
     with bench.pipelines.lock.generating():
         images = _images(bench, case, generate)
         check_candidate(images)
-        now = distances(images, pictures.plain)
         with nudged_latents(generate.pipeline):
-            control = distances(_images(bench, case, generate), pictures.nudged)
-    return Losses(tuple(now), tuple(control), then)
+            nudged = _images(bench, case, generate)
+        return [
+            Scores(
+                scores_of(metric, images, pictures.plain, prompts, device),
+                scores_of(metric, nudged, pictures.nudged, prompts, device),
+                recorded,
+                metric,
+            )
+            for metric, recorded in then
+        ]
 
 
 def _images(bench: Workbench, case: GateCase, generate: Generate) -> list[Image]:
-    batches = bench.batches(case.cell, "winner", case.entry.num_samples)
-    return [image for batch in batches for image in generate(batch.prompts, batch.seeds)]
+    return [image for batch in _batches(bench, case) for image in generate(batch.prompts, batch.seeds)]
+
+
+def _batches(bench: Workbench, case: GateCase) -> list[Batch]:
+    return bench.batches(case.cell, "winner", case.entry.num_samples)

@@ -11,6 +11,9 @@ import numpy as np
 from pytest_diffaccel.gate.sequential import Array, Estimate, lasting_sd
 from pytest_diffaccel.records.gate_sessions import Speed
 from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.metric_options import DECIDING
+from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.words import counted
 
 _NORMAL_95 = 1.96
@@ -112,3 +115,15 @@ def learnt_session_sd(subjects: Iterable[Sequence[Speed]], typical: float, lasti
         excess += float(((means - means.mean()) ** 2).sum()) - (1 - 1 / count) * own
         df += count - 1
     return math.sqrt((_PRIOR_DF * typical**2 + max(0.0, excess)) / (_PRIOR_DF + df))
+
+
+def record_command(settings: GateSettings, *options: str) -> str:
+    """What to type to record references of all that a gate judges."""
+    quality = (f"{name}={100 * smallest:g}%" for name, smallest in settings.quality.items() if name != DECIDING)
+    named = [part for text in quality for part in ("--gate-quality", text)]
+    return benches_command("--gate", "--update-golden", *options, *named)
+
+
+def how_to_record(settings: GateSettings) -> str:
+    """The same as advice where references lack something."""
+    return f"record references while all is well: {record_command(settings)}"

@@ -26,6 +26,8 @@ class Finding:
         text: figure, interval and reason, in words.
         change: relative change of the figure, 0.03 for 3% more; None where there is none.
         change_ci95: its 95% interval.
+        metric: of quality, the metric's name; empty where it is of none, and for LPIPS.
+        fix: what would decide it where its reference cannot, in words; else empty.
     """
 
     subject: str
@@ -33,6 +35,18 @@ class Finding:
     text: str
     change: float | None = None
     change_ci95: tuple[float, float] | None = None
+    metric: str = ""
+    fix: str = ""
+
+    @property
+    def title(self) -> str:
+        """The subject as people read it, with its metric: ``"speed"``, ``"quality"``, ``"quality by psnr"``."""
+        return f"{self.subject} by {self.metric}" if self.metric else self.subject
+
+    @property
+    def key(self) -> str:
+        """The same as names of properties begin: ``"speed"``, ``"quality"``, ``"metric_psnr"``."""
+        return f"metric_{self.metric}" if self.metric else self.subject
 
 
 @dataclass(frozen=True)
@@ -62,9 +76,10 @@ class Verdict:
 
     def describe(self) -> str:
         """Several lines for a failing case."""
-        lines = [f"{finding.subject} {finding.status}: {finding.text}" for finding in self.findings]
+        lines = [f"{finding.title} {finding.status}: {finding.text}" for finding in self.findings]
         if self.causes:
             lines.append("changed since golden was recorded (likely causes): " + "; ".join(self.causes))
+        lines += [f"it takes: {fix}" for fix in dict.fromkeys(finding.fix for finding in self.findings) if fix]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 

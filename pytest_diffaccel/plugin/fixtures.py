@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_diffaccel.gate.verdict import GateVerdict
     from pytest_diffaccel.matrix import Candidate, Group, Params
     from pytest_diffaccel.measure.measurement import Measurement
+    from pytest_diffaccel.measure.metrics.registry import MetricRegistry
     from pytest_diffaccel.search.results import Measured, Winners
     from pytest_diffaccel.search.search_run import SearchRun, SearchSession
     from pytest_diffaccel.settings.search_settings import Settings
@@ -47,7 +48,7 @@ def search_run(config: pytest.Config) -> SearchRun:
             settings = workers.with_gpu(Settings.from_options(config.option, registry.names, metrics), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session, metrics)
-            config.stash[_GATE] = _gate_of(settings, registry, session)
+            config.stash[_GATE] = _gate_of(settings, registry, session, metrics)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error
     return config.stash[_RUN]
@@ -58,12 +59,12 @@ def gate_run(config: pytest.Config) -> GateRun | None:
     return config.stash.get(_GATE, None)
 
 
-def _gate_of(settings: Settings, registry: Registry, session: SearchSession) -> GateRun | None:
+def _gate_of(settings: Settings, registry: Registry, session: SearchSession, metrics: MetricRegistry) -> GateRun | None:
     if settings.gate is None:
         return None
     from pytest_diffaccel.gate.gate_run import GateRun
 
-    return GateRun(settings, settings.gate, registry, session)
+    return GateRun(settings, settings.gate, registry, session, metrics)
 
 
 def is_searching(config: pytest.Config) -> bool:

@@ -19,7 +19,7 @@ from pytest_diffaccel.words import meant
 #: All options, of searches, gate and judge.
 OPTIONS: tuple[DeclaredOption, ...] = (*SEARCH_OPTIONS, *JUDGE_OPTIONS)
 _OF_ACTION = {"store_true": "bool", "append": "linelist"}
-_WRITTEN = {"bool": "true or false", "linelist": "a list of names", "string": "one value, as text in quotes"}
+_WRITTEN = {"bool": "true or false", "linelist": "a list of texts in quotes", "string": "one value, as text in quotes"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _read(config: pytest.Config, option: DeclaredOption, key: str) -> FromKey | 
     if raw is None or raw in ("", []):
         return None
     if _ini_type(option) == "linelist":
-        raw = [str(one) for one in raw]  # TOML has numbers, too
+        raw = [_converted(config, option, str(one), origin) for one in raw]  # TOML has numbers, too
     if _ini_type(option) != "string":
         return FromKey(option, raw, origin)
     if not isinstance(raw, str):

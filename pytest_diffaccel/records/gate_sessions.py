@@ -51,6 +51,19 @@ class Speed:
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
+class MetricSamples:
+    """What a metric beside LPIPS said of a winner's pictures.
+
+    Attributes:
+        identity: what two values must have in common to be compared (:attr:`.Metric.identity`).
+        values: of each sample, in order.
+    """
+
+    identity: str
+    values: tuple[float, ...]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class GateSession(Speed):
     """What one gate run measured of a subject: a winner, or a cell's baseline.
 
@@ -62,6 +75,7 @@ class GateSession(Speed):
         clock: what its speed was measured by: ``"wall"`` or, on a GPU, ``"device"``.
         host: its speed by the host's clock; None where the device alone decides, and on a CPU.
         beside_s: what the case took beside its figures (pictures, whole runs), seconds; None where it was not noted.
+        metrics: of a winner, other metrics than LPIPS that the gate was asked to judge, by name.
     """
 
     lpips: tuple[float, ...]
@@ -71,6 +85,7 @@ class GateSession(Speed):
     clock: Literal["wall", "device"] = "wall"
     host: Speed | None = None
     beside_s: Annotated[float, Field(ge=0)] | None = None
+    metrics: Mapping[str, MetricSamples] = field(default_factory=dict)
 
     def by(self, clock: ClockName) -> Speed | None:
         """What it measured by a clock; None where it did not."""
@@ -128,8 +143,18 @@ def _dump(known: Mapping[str, Sequence[GateSession]]) -> str:
 
 def _rounded(session: GateSession) -> dict[str, Any]:
     fields = _known(asdict(session))
-    fields["lpips"] = [round(value, _DIGITS) + 0.0 for value in session.lpips]
-    return fields
+    fields["lpips"] = _rounded_samples(session.lpips)
+    # Left out where there are none: files of those who ask for none stay as they are.
+    del fields["metrics"]
+    metrics = {
+        name: {"identity": known.identity, "values": _rounded_samples(known.values)}
+        for name, known in session.metrics.items()
+    }
+    return fields | ({"metrics": metrics} if metrics else {})
+
+
+def _rounded_samples(values: Sequence[float]) -> list[float]:
+    return [round(value, _DIGITS) + 0.0 for value in values]
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:

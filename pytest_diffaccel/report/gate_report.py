@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.gate.prospects import as_option, by_remedy, in_words, remedies
+from pytest_diffaccel.gate.reference import how_to_record, record_command
 from pytest_diffaccel.gate.sequential import LOOKS
 from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
 from pytest_diffaccel.measure.prompts import used
@@ -18,6 +19,8 @@ from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
+from pytest_diffaccel.settings.metric_options import DECIDING
+from pytest_diffaccel.settings.option_types import spelled
 from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.words import counted
 
@@ -66,11 +69,11 @@ class GateReport:
             )
             return
         gate = self._gate
-        doing = f"budget {duration(gate.budget_s)}"
+        doing = f"budget {spelled(gate.budget_s)}"
         doing = f"recording references, {doing}" if self._settings.update_golden else doing
         self._screen.tell(
             f"diffaccel gate: {counted(self._cases, 'case')} of {self._settings.golden}, models: "
-            f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, LPIPS increases of {gate.quality:.1%}; {doing}"
+            f"{self._settings.models}; slowdowns of {gate.slowdown:.1%}, {', '.join(self._losses())}; {doing}"
         )
         if self._settings.prompts is not None:
             samples = max(case.entry.num_samples for case in self._run.cases)
@@ -78,13 +81,23 @@ class GateReport:
         for line in self._what_recording_takes() if self._run.recording else self._what_can_be_shown():
             self._screen.tell(f"diffaccel gate: {line}")
 
+    def _losses(self) -> Iterator[str]:
+        """Which losses of quality matter, by metric."""
+        for name, smallest in self._gate.quality.items():
+            title = "LPIPS" if name == DECIDING else name
+            worse = "decreases" if self._run.metrics[name].higher_is_better else "increases"
+            yield f"{title} {worse} of {smallest:.1%}"
+
     def _what_can_be_shown(self) -> list[str]:
         without = len(self._run.without_reference)
         lines = [
             f"{counted(without, 'winner has', 'winners have')} no gate reference: small slowdowns hide in golden's "
-            f"intervals; {_record_references()}"
-        ]
-        return [*lines[: bool(without)], *in_words(self._run.prospects, self._gate)]
+            f"intervals; {how_to_record(self._gate)}"
+        ][: bool(without)]
+        lacking = [f"{name} of {counted(count, 'winner')}" for name, count in self._run.without_metric.items()]
+        if lacking:
+            lines.append(f"neither references nor golden hold {', '.join(lacking)}; {how_to_record(self._gate)}")
+        return [*lines, *in_words(self._run.prospects, self._gate)]
 
     def _what_recording_takes(self) -> list[str]:
         """What it takes at the least, once that is known, where the budget is less: at the start, else after a case."""
@@ -96,7 +109,7 @@ class GateReport:
             return [] if self._results else [f"{_LEAST}; how long they take is told after the first case"]
         if least_s <= budget_s:
             return []
-        return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {duration(budget_s)}"]
+        return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {spelled(budget_s)}"]
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: show it, record its reference.
@@ -230,7 +243,7 @@ class GateReport:
         elif counts.get("improved"):
             lines.append(f"next: golden is out of date where winners improved: {record}")
         if counts.get("regressed") and not changed:
-            references = benches_command("--gate", "--update-golden", "--fresh")
+            references = record_command(self._gate, "--fresh")
             lines.append(f"next: what is wanted as it is now is recorded by: {record}, then {references}")
         if self._settings.models == "embedded":
             lines.append("note: embedded pipelines are small stand-ins for the real models")
@@ -238,17 +251,15 @@ class GateReport:
 
     def _remedy(self, result: GateVerdict) -> str:
         """What would decide a case that is not; of its speed the same that the start of the run said."""
+        if fix := next((finding.fix for finding in result.verdict.findings if finding.fix), ""):
+            return fix
         if ("quality", "inconclusive") in {(finding.subject, finding.status) for finding in result.verdict.findings}:
             return "golden and references of more samples (--num-samples): no time tells a loss from rounding"
         if result.case in self._run.without_reference:
-            return _record_references()
+            return how_to_record(self._gate)
         return remedies(self._run.prospects).get(
             result.case, "a quieter machine or a longer --gate-budget: it was noisier here, or slower, than references"
         )
-
-
-def _record_references() -> str:
-    return f"record references while all is well: {benches_command('--gate', '--update-golden')}"
 
 
 def _pipeline_changed(result: GateVerdict) -> bool:
@@ -263,9 +274,9 @@ def _short(verdict: Verdict) -> str:
     parts = []
     for finding in sorted(verdict.findings, key=lambda finding: -_GRAVEST[finding.status]):
         if finding.change is None or finding.change_ci95 is None:
-            parts.append(f"{finding.subject} {finding.status}")
+            parts.append(f"{finding.title} {finding.status}")
             continue
         low, high = finding.change_ci95
-        parts.append(f"{finding.subject} {percent(finding.change)} [{percent(low)}, {percent(high)}]")
+        parts.append(f"{finding.title} {percent(finding.change)} [{percent(low)}, {percent(high)}]")
     parts += [f"power {value:.0%}" for name, value in verdict.figures if name == "power"]
     return ", ".join(parts)

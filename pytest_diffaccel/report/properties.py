@@ -23,8 +23,8 @@ def plain_properties(result: CaseResult) -> list[tuple[str, str]]:
     nothing: it failed or broke off. Speed-ups and LPIPS have six significant digits, intervals read ``[low, high]``.
     The case that verified a cell's groups also has ``METRIC CANDIDATE`` and ``METRIC_change CANDIDATE`` of each
     secondary metric of each winner, with its interval; changes are shares.
-    Of the gate, ``gate_status``, the verdict's figures, and status, text and change of each finding; nothing of a case
-    that broke off.
+    Of the gate, ``gate_status``, the verdict's figures, and status, text and change of each finding, of a metric other
+    than LPIPS as ``metric_NAME_status``, ...; nothing of a case that broke off.
     """
     if isinstance(result, GateVerdict):
         return list(_of_gate(result))
@@ -87,9 +87,9 @@ def _of_gate(result: GateVerdict) -> Iterator[tuple[str, str]]:
 
 
 def _of_finding(finding: Finding) -> Iterator[tuple[str, str]]:
-    yield f"{finding.subject}_status", finding.status
-    yield f"{finding.subject}_text", finding.text
+    yield f"{finding.key}_status", finding.status
+    yield f"{finding.key}_text", finding.text
     if finding.change is not None:
-        yield f"{finding.subject}_change", f"{finding.change:.6g}"
+        yield f"{finding.key}_change", f"{finding.change:.6g}"
     if finding.change_ci95 is not None:
-        yield f"{finding.subject}_change_ci95", _ends(finding.change_ci95)
+        yield f"{finding.key}_change_ci95", _ends(finding.change_ci95)

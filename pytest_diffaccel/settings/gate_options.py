@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_diffaccel.settings.option_types import DeclaredOption, OptionError, duration, of_one_run, option, share
+from pytest_diffaccel.settings.option_types import (
+    DeclaredOption,
+    OptionError,
+    duration,
+    metric_share,
+    of_one_run,
+    option,
+    share,
+)
+
+#: The smallest loss of LPIPS that matters unless another is given.
+DEFAULT_QUALITY = 0.05
 
 
 def _of_gate(name: str, **keywords: Any) -> DeclaredOption:
@@ -32,7 +44,11 @@ GATE_OPTIONS = (
     ),
     _of_gate("--gate-host-fails", action="store_true", help="fail a case whose host part became slower"),
     _of_gate(
-        "--gate-quality", type=share, default=0.05, metavar="SHARE", help="smallest LPIPS increase (default: 5%%)"
+        "--gate-quality",
+        action="append",
+        type=metric_share,
+        metavar="METRIC=SHARE",
+        help="smallest loss of a metric that matters, such as psnr=3%%; without a name, of LPIPS (default: lpips=5%%)",
     ),
     _of_gate("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
     _of_gate("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
@@ -47,7 +63,7 @@ class GateSettings:
         slowdown: the smallest loss of speed that matters, as a fraction of the speed-up, between 0 and 1.
         host_slowdown: the same of what the host takes to launch a GPU's steps, where the GPU waits for that.
         host_fails: whether a case fails by the host alone.
-        quality: the smallest relative increase of LPIPS that matters, between 0 and 1.
+        quality: by metric, the smallest relative loss that matters, between 0 and 1; of LPIPS always.
         budget_s: seconds that all cases may take together.
         strict: whether a case that cannot be decided fails.
     """
@@ -55,13 +71,17 @@ class GateSettings:
     slowdown: float
     host_slowdown: float
     host_fails: bool
-    quality: float
+    quality: Mapping[str, float]
     budget_s: float
     strict: bool
 
     @classmethod
-    def from_options(cls, options: Namespace) -> GateSettings | None:
+    def from_options(cls, options: Namespace, quality: Mapping[str, float]) -> GateSettings | None:
         """What was given; None without ``--gate``.
+
+        Args:
+            options: parsed ones.
+            quality: what they say of metrics.
 
         Raises:
             OptionError: when another of its options was given alone.
@@ -71,7 +91,7 @@ class GateSettings:
                 options.gate_slowdown,
                 options.gate_host_slowdown,
                 options.gate_host_fails,
-                options.gate_quality,
+                quality,
                 options.gate_budget,
                 options.gate_strict,
             )

@@ -1,4 +1,6 @@
-"""What ``--metrics`` and ``--bound`` name: metrics that are known, and bounds that mean something for them."""
+"""What ``--metrics``, ``--bound`` and ``--gate-quality`` name: metrics that are known, and bounds that mean something
+for them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
+from pytest_diffaccel.settings.gate_options import DEFAULT_QUALITY
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.words import meant
 
@@ -48,6 +51,32 @@ def chosen_metrics(
     chosen = {*(_metric("--metrics", name, known).name for name in asked), *made} - {DECIDING}
     ordered = [name for name in known.names if name in chosen]
     return tuple(ordered), tuple(made[name] for name in ordered if name in made)
+
+
+def losses_that_matter(
+    given: Sequence[tuple[str, float]] | None, registry: MetricRegistry | None = None
+) -> dict[str, float]:
+    """The smallest relative loss that matters to the gate, by metric in the registry's order; LPIPS is always one.
+
+    Args:
+        given: what ``--gate-quality`` was given, by name, which is empty for LPIPS; None for nothing.
+        registry: the metrics known; None for the built-in ones.
+
+    Raises:
+        OptionError: naming the bad value and the valid ones.
+    """
+    if not given:
+        return {DECIDING: DEFAULT_QUALITY}
+    known = registry or MetricRegistry()
+    made: dict[str, float] = {}
+    for name, smallest in given:
+        metric = _metric("--gate-quality", name or DECIDING, known).name
+        if metric in made:
+            twice = f"{100 * made[metric]:g}% and {100 * smallest:g}%"
+            raise OptionError(f"--gate-quality: {metric} is given twice: {twice}; keep one")
+        made[metric] = smallest
+    made.setdefault(DECIDING, DEFAULT_QUALITY)
+    return {name: made[name] for name in known.names if name in made}
 
 
 def _metric(option: str, name: str, known: MetricRegistry) -> Metric:

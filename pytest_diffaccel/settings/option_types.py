@@ -123,6 +123,19 @@ def share(text: str) -> float:
     return value
 
 
+def metric_share(text: str) -> tuple[str, float]:
+    """A metric's name and a fraction of it as :func:`share` reads one: ``"psnr=3%"``; the name is empty in ``"3%"``."""
+    name, equals, part = (one.strip() for one in text.rpartition("="))
+    try:
+        if equals and not name:
+            raise ArgumentTypeError("no metric")
+        return name, share(part)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(
+            f"{text!r} must be a share between 0 and 100%, such as 5%, or a metric and one, such as psnr=3%"
+        ) from error
+
+
 def duration(text: str) -> float:
     """Seconds of ``"30min"``, ``"2h"``, ``"1h30min"``, ``"90s"``."""
     found = re.fullmatch(_DURATION, text.replace(" ", ""))
@@ -131,6 +144,14 @@ def duration(text: str) -> float:
     if total <= 0:
         raise ArgumentTypeError(f"{text!r} must be a duration such as 30min, 2h, 1h30min or 90s")
     return total
+
+
+def spelled(seconds: float) -> str:
+    """A time to the second as it was asked for, in the largest unit of which it is a whole number: ``"90 s"``."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
 
 
 def number(text: str) -> float:

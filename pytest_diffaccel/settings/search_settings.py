@@ -16,7 +16,7 @@ from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
-from pytest_diffaccel.settings.metric_options import chosen_metrics
+from pytest_diffaccel.settings.metric_options import chosen_metrics, losses_that_matter
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import DEFAULT_MAX_QUALITY_LOSS, DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
 from pytest_diffaccel.settings.work_folder import WORK
@@ -146,7 +146,7 @@ class Settings:
             store=options.store or f"sqlite:///{WORK.store}",
             picture_grid=_picture_grid(options.picture_grid),
             gpus=None if options.gpus is None else named_gpus(options.gpus),
-            gate=GateSettings.from_options(options),
+            gate=GateSettings.from_options(options, losses_that_matter(options.gate_quality, metrics)),
             report=_report(options.diffaccel_report, gate=options.gate),
             metrics=secondary,
             bounds=bounds,
