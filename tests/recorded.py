@@ -13,7 +13,15 @@ from PIL import Image
 
 from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
-from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
+from pytest_diffaccel.measure.measurement import (
+    Block,
+    Interval,
+    Measurement,
+    MetricValues,
+    Quality,
+    RunTiming,
+    Sampling,
+)
 from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.prompts import digest
 from pytest_diffaccel.measure.statistics import wall_speedup
@@ -98,6 +106,17 @@ class RecordedSearch:
         logs.mkdir(exist_ok=True)
         (logs / f"{cell}.log").write_text(f"12:00 failed: test_search[{failed.key}] {HOSTILE}\n", encoding="utf-8")
 
+    def score(self, *intervals: int) -> None:
+        """CLIP scores of verified candidates with branch 0, which fall with the interval, and of three rivals."""
+        with Store.open(self.store) as store:
+            for one in [recorded.measurement for recorded in store.contents().measurements]:
+                interval = one.candidate.params.get("DeepCache", {}).get("cache_interval")
+                is_winner = one.sampling.purpose == "winner" and interval in intervals
+                if is_winner and one.candidate.params["DeepCache"]["cache_branch_id"] == 0:
+                    store.save(replace(one, metrics={"clip_score": clip_scores(0.5 * interval)}))
+                elif one.sampling.rival_of is not None and one.candidate.cell.steps in (5, 10, 15):
+                    store.save(replace(one, metrics={"clip_score": clip_scores(0.2 * (20 - one.candidate.cell.steps))}))
+
     def winners(self, cell: Cell, candidates: Sequence[Candidate], max_loss: float = 0.25) -> GroupWinners:
         """What a search chooses of candidates, all of which are verified, each by its own blocks."""
         described = environment(cell.pipe)
@@ -174,6 +193,13 @@ class RecordedSearch:
         if images.find(image_set(described.id, str(candidate.cell), sampling)) is None:
             images.save(image_set(described.id, str(candidate.cell), sampling), plain)
         images.save(image_set(described.id, candidate.key, sampling), moved)
+
+
+def clip_scores(loss: float) -> MetricValues:
+    """Those of four pictures that lose about so much, each of which took half a second."""
+    plain = (28.0, 30.0, 27.0, 31.0)
+    own = tuple(value - loss * factor for value, factor in zip(plain, (0.9, 1.1, 1.0, 1.0), strict=True))
+    return MetricValues("clip", own, plain, higher_is_better=True, seconds=2.0)
 
 
 def deepcache_grid() -> list[Params]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -224,7 +225,10 @@ def test_a_metric_of_ones_own_is_recorded_wherever_figures_are(
     assert all(entry.metrics is not None for entry in read_golden(small_search.golden).values())
     junit = (small_search.path / "junit.xml").read_text(encoding="utf-8")
     assert 'name="brightness_change SD1.5-DDIM-20-Echo-echo' in junit
-    assert "other metrics [95%], change" in (small_search.path / "r.html").read_text(encoding="utf-8")
+    page = (small_search.path / "r.html").read_text(encoding="utf-8")
+    assert "other metrics [95%], change" in page
+    assert re.search(r"fewer plain steps took brightness \d+\.\d s\.", page)
+    assert "brightness (higher is better)" in page
     assert main(["export", "--store", str(small_search.store), "-o", "all.csv"]) == 0
     header = (small_search.path / "all.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {"metric_brightness", "metric_brightness_low", "metric_brightness_change_high"} <= set(header)
@@ -386,6 +390,16 @@ def test_a_metric_of_references_has_no_change() -> None:
     assert (figures.value, figures.change) == (31.0, None)
     assert GoldenMetric.of(figures).to_json().keys() == {"value", "ci95"}
     assert metric_figures(MetricValues("psnr", (30.0,))) == MetricFigures(30.0)
+
+
+def test_values_recorded_without_cost_and_direction_are_read(plain: tuple[SearchFolder, CellWinners]) -> None:
+    (made, *_) = stored_winners(plain[0]).values()
+    known = MetricValues("faith 1", (28.0,), (28.5,), higher_is_better=True, unit="%", seconds=1.5)
+    written = replace(made, metrics={"faith": known}).to_json()
+    assert Measurement.from_json(written).metrics == {"faith": known}
+    for field in ("higher_is_better", "unit", "seconds"):
+        del written["metrics"]["faith"][field]
+    assert Measurement.from_json(written).metrics == {"faith": MetricValues("faith 1", (28.0,), (28.5,))}
 
 
 # --- options ----------------------------------------------------------------------------------------------------

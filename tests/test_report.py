@@ -247,6 +247,73 @@ def test_pointing_at_a_winner_shows_its_settings_and_pictures(report: Path, open
         tip.wait_for(state="hidden")
 
 
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of one with CLIP scores of its winners and of some rivals."""
+    search = RecordedSearch(tmp_path_factory.mktemp("scored"))
+    search.fill()
+    search.score(2, 3, 5)
+    return written(search)
+
+
+def figures_up(page: Any) -> list[float]:
+    """Figures beside the axis of quality, from the bottom up."""
+    texts = page.locator('#pareto-0 .plot.live svg .role-axis-label text[text-anchor="end"]').evaluate_all(
+        "all => all.map(text => [-text.getBoundingClientRect().top, text.textContent])"
+    )
+    return [float(figure.replace("\u2212", "-")) for _, figure in sorted(texts)]
+
+
+def test_the_reader_chooses_by_keyboard_what_quality_is_told_by(scored: Path, opened: Callable[..., Any]) -> None:
+    with opened(scored) as page:
+        plot = page.locator("#pareto-0 .plot.live svg")
+        page.locator("#pareto-0").scroll_into_view_if_needed()
+        plot.wait_for()
+        axis, said = page.get_by_label("Quality by"), page.locator(".axis output")
+        assert axis.locator("option").all_inner_texts() == [
+            *("LPIPS", "PSNR", "SSIM"),
+            *("clip_score", "change of clip_score"),
+        ]
+        assert axis.input_value() == "lpips"
+        assert "LPIPS to the unaccelerated picture (lower is better)" in plot.text_content()
+        assert said.inner_text() == ""
+        axis.focus()
+        for words in ("PSNR to the", "SSIM to the", "clip_score (", "change of clip_score"):
+            page.keyboard.press("ArrowDown")
+            plot.filter(has_text=words).wait_for()
+            assert "(higher is better)" in plot.text_content()
+            assert page.locator("#pareto-0 .plot.live").count() == 1
+            up = figures_up(page)
+            assert len(up) > 2
+            assert up == sorted(up)
+        assert page.locator("#pareto-0").get_attribute("aria-label").startswith("Speed-up against change of clip_score")
+        page.keyboard.press("Home")
+        plot.filter(has_text="LPIPS to the").wait_for()
+
+
+def test_candidates_that_lack_a_metric_are_said_and_stay_on_the_chart(scored: Path, opened: Callable[..., Any]) -> None:
+    with opened(scored) as page:
+        plot = page.locator("#pareto-0 .plot.live svg")
+        axis = page.get_by_label("Quality by")
+        axis.select_option("clip_score")
+        plot.filter(has_text="clip_score (higher is better)").wait_for()
+        assert "Without clip_score: 6 of 9 measured candidates." in page.locator(".axis output").inner_text()
+        page.locator("#pareto-0").scroll_into_view_if_needed()
+        # That a page was scrolled is told in its next frame, and hides what pointing shows.
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        ticks = plot.locator(".mark-rect.role-mark path")
+        assert ticks.count() == 6
+        ticks.first.hover(force=True)
+        tip = page.locator("#tip")
+        tip.wait_for()
+        assert "cache_interval=" in tip.inner_text()
+        assert "clip_score" not in tip.inner_text()
+        plot.locator('path[stroke="currentColor"][stroke-width="1.8"]').first.hover(force=True)
+        tip.filter(has_text="28 [").wait_for()
+        assert "clip_score" in tip.inner_text()
+        assert tip.locator("img").count() == 3
+
+
 def test_without_script_everything_is_there_to_read(report: Path, opened: Callable[..., Any]) -> None:
     with opened(report, java_script_enabled=False) as page:
         assert len(shown(page, 1)) == 11
@@ -254,6 +321,7 @@ def test_without_script_everything_is_there_to_read(report: Path, opened: Callab
         assert "unrelated pictures: 0.165 and more" in page.locator("#pareto-0 svg").text_content()
         assert page.locator("details.winner[open] img").count() > 0
         assert not page.locator(".filters").first.is_visible()
+        assert not page.locator(".axis").first.is_visible()
         assert "RuntimeError" in page.locator("#failures").inner_text()
 
 

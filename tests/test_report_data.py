@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from entries import MET
 from PIL import Image
-from recorded import CELL, HOSTILE, RecordedSearch, deepcache_grid, environment
+from recorded import CELL, HOSTILE, RecordedSearch, clip_scores, deepcache_grid, environment
 from searches import SMALL_OPTIONS, SmallSearch
 
 from pytest_diffaccel.cli.main import main
@@ -41,6 +41,7 @@ from pytest_diffaccel.report.html.content.data import row_data
 from pytest_diffaccel.report.html.content.findings import Findings, find
 from pytest_diffaccel.report.html.content.golden_part import categories, entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.html.content.scores import Axis, frontier_points
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
 
 KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
@@ -211,11 +212,82 @@ def test_the_plain_pipeline_is_on_the_frontier_and_what_is_slower_is_not(search:
 def test_a_chart_shows_the_plain_pipeline(search: RecordedSearch) -> None:
     search.fill()
     (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
-    assert part.pareto is not None
-    layers = [layer.get("data", {}).get("values", []) for layer in part.pareto.spec["layer"]]
+    layers = [layer.get("data", {}).get("values", []) for layer in part.pareto[0].chart.spec["layer"]]
     plain = [mark for values in layers for mark in values if (mark.get("speedup"), mark.get("lpips")) == (1.0, 0.0)]
     assert {"speedup": 1.0, "lpips": 0.0} in plain
     assert 20 in [mark.get("steps") for mark in plain]
+
+
+def test_a_cell_has_a_chart_by_each_metric_that_was_measured(search: RecordedSearch) -> None:
+    search.fill()
+    search.score(2, 3, 5)
+    (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
+    titles = {one.axis.words: one.axis.titled for one in part.pareto}
+    assert titles == {
+        "LPIPS": "LPIPS to the unaccelerated picture (lower is better)",
+        "PSNR": "PSNR to the unaccelerated picture, dB (higher is better)",
+        "SSIM": "SSIM to the unaccelerated picture (higher is better)",
+        "clip_score": "clip_score (higher is better)",
+        "change of clip_score": "change of clip_score from unaccelerated, % (higher is better)",
+    }
+    clip = part.pareto[3]
+    assert clip.axis.plain == 29.0
+    assert [row["quality"] for row in clip.chart.rows if row["quality"] is not None] == [28.0, 27.5, 26.5]
+    assert clip.note.startswith("Without clip_score: 6 of 9 measured candidates. Ticks at the bottom ")
+    assert clip.note.endswith(" and not drawn: 17 of 20 points of fewer plain steps.")
+    assert [bool(one.note) for one in part.pareto] == [False, True, False, True, True]
+    assert "rows" in clip.chart.spec["data"]["name"]
+    assert clip.chart.svg.startswith("<svg")
+
+
+def test_a_metrics_unit_is_text_whatever_it_says(search: RecordedSearch) -> None:
+    """And one whose direction was not recorded has an axis, but no frontier."""
+    search.fill()
+    odd = replace(clip_scores(1.0), unit='it\'s "odd"', higher_is_better=None)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        store.save(replace(next(iter(record.verified.values())), metrics={"faith": odd}))
+    (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
+    shown = next(one for one in part.pareto if one.axis.name == "faith")
+    assert shown.axis.titled == 'faith, it\'s "odd"'
+    assert shown.chart.svg.startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("higher", "plain", "expected"),
+    [
+        (True, 5.0, [(1.0, 5.0), (2.0, 4.0), (3.0, 1.0)]),
+        (True, 3.0, [(2.0, 4.0), (3.0, 1.0)]),  # the unaccelerated pipeline is as bad as one that is faster
+        (True, None, [(2.0, 4.0), (3.0, 1.0)]),
+        (False, 0.0, [(1.0, 0.0), (3.0, 1.0)]),
+        (None, 5.0, []),
+    ],
+)
+def test_the_frontier_is_on_the_better_side(
+    higher: bool | None, plain: float | None, expected: list[tuple[float, float]]
+) -> None:
+    axis = Axis("faith", "faith", "faith", higher, ".2f", plain=plain)
+    assert frontier_points(axis, [(0.9, 9.0), (1.5, 2.0), (2.0, 4.0), (2.5, 1.0), (3.0, 1.0)]) == expected
+
+
+def test_pictures_have_their_own_scores(search: RecordedSearch) -> None:
+    search.fill()
+    search.score(2, 3, 5)
+    (part,) = cell_parts(material(search), search.path / "report.html", lambda _: None)
+    worst = part.pictures[0].triples[0]
+    assert (worst.rank, worst.scores) == ("worst", ["clip_score 30 (unaccelerated 31)"])
+    assert f"LPIPS {worst.lpips:.4f}, clip_score 30 (unaccelerated 31) " in words(report(search))
+
+
+def test_what_each_metric_took_is_told(search: RecordedSearch) -> None:
+    search.fill()
+    search.score(2, 3, 5)
+    page = report(search)
+    assert "Computing metrics of winners and of fewer plain steps took clip_score 12.0 s." in words(page)
+    (cell,) = embedded_data(page)["cells"]
+    assert cell["scores"]["clip_score"][0][0] == 28.0
+    assert cell["scores"]["psnr"] == [[31.5]] * 9
+    assert {made["metrics"]["clip_score"]["seconds"] for made in cell["measurements"] if "metrics" in made} == {2.0}
 
 
 def test_bars_are_as_long_as_the_tables_speedups(findings: Findings) -> None:
@@ -461,7 +533,8 @@ def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSear
     with Store.open(search.store) as store:
         (record,) = cells_of(store.contents())
         winner, loser = next(iter(record.verified.values())), list(record.searched.values())[-1]
-        store.save(replace(winner, metrics={"clip_score": MetricValues("clip", (28.0, 29.0), (28.0, 29.0))}))
+        same = (28.0, 29.0, 28.0, 29.0)
+        store.save(replace(winner, metrics={"clip_score": MetricValues("clip", same, same)}))
         store.save_winners(replace(record.winners["DeepCache"], barred={loser.candidate.key: "breaks clip_score=-5%"}))
     (found,) = find(material(search))
     rows = {row.key: row for row in found.rows}
@@ -470,7 +543,7 @@ def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSear
     assert data["metrics"].endswith(", +0.0% [+0.0%, +0.0%]")
     (cell,) = embedded_data(report(search))["cells"]
     scored = [made["metrics"] for made in cell["measurements"] if "metrics" in made]
-    assert scored == [{"clip_score": {"values": [28.0, 29.0], "unaccelerated": [28.0, 29.0]}}]
+    assert scored == [{"clip_score": {"values": list(same), "unaccelerated": list(same)}}]
 
 
 # What GitHub shows

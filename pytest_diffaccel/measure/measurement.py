@@ -159,11 +159,18 @@ class MetricValues:
         identity: what two values must have in common to be compared (:attr:`.Metric.identity`).
         values: one per picture, in prompt order.
         baseline: the same of the unaccelerated pictures; None of a metric that compares with those itself.
+        higher_is_better: whether more is better; None where that was not recorded.
+        unit: of the values; empty for a number without one.
+        seconds: that computing them took, those of the unaccelerated pictures' included where they were computed for
+            it; None where that was not recorded.
     """
 
     identity: str
     values: tuple[float, ...]
     baseline: tuple[float, ...] | None = None
+    higher_is_better: bool | None = None
+    unit: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -294,8 +301,11 @@ class Measurement:
 
 
 def _metric_from_json(data: dict[str, Any]) -> MetricValues:
-    baseline = data["baseline"]
-    return MetricValues(data["identity"], tuple(data["values"]), None if baseline is None else tuple(baseline))
+    rest = dict(data)
+    baseline = rest.pop("baseline")
+    return MetricValues(
+        values=tuple(rest.pop("values")), baseline=None if baseline is None else tuple(baseline), **rest
+    )
 
 
 def _candidate_from_json(data: dict[str, Any]) -> Candidate:

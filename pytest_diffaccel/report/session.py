@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +84,7 @@ class SessionReport:
         self._asked: dict[str, str] = {}
         self._recorded: set[str] = set()
         self._barred: dict[str, str] = {}
-        self._metrics_s = 0.0
+        self._metrics_s: defaultdict[str, float] = defaultdict(float)
         self._unwritten = Unwritten(screen)
         self._cases = 0
         self._is_stopped = False
@@ -147,7 +147,8 @@ class SessionReport:
             self._progress.case_ended(case, result)
             self._tell_time(self._progress, result.news if isinstance(result, Measured | Winners) else News())
         if isinstance(result, Winners):
-            self._metrics_s += result.news.phases_s.get("metrics", 0.0)
+            for metric, seconds in result.news.metrics_s.items():
+                self._metrics_s[metric] += seconds
             self._take_winners(case, result)
         if self._progress:
             self._show(self._progress)
@@ -277,7 +278,8 @@ class SessionReport:
         ]
         self._write([*undecided_text(self._undecided, self._left, self._settings), *without])
         if self._metrics_s:
-            self._write(["", f"metrics: {', '.join(self._settings.metrics)} took {self._metrics_s:.1f} s"])
+            took = ", ".join(f"{metric} took {seconds:.1f} s" for metric, seconds in self._metrics_s.items())
+            self._write(["", f"metrics: {took}"])
         self._write(changes_text(list(self._changes.values()), self._settings.golden, width()))
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)

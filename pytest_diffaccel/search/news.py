@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+#: What the names of phases that computed a secondary metric begin with; the metric's follows.
+METRIC = "metric "
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -39,6 +42,12 @@ class News:
 
     phases_s: Mapping[str, float] = field(default_factory=dict)
     calibrated: Mapping[str, Calibration] = field(default_factory=dict)
+
+    @property
+    def metrics_s(self) -> dict[str, float]:
+        """What secondary metrics took, seconds, by metric."""
+        phases = self.phases_s.items()
+        return {name.removeprefix(METRIC): seconds for name, seconds in phases if name.startswith(METRIC)}
 
     def to_json(self) -> dict[str, Any]:
         """``phases_s``, and ``calibrated`` if there is any."""

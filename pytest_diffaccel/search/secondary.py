@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from pytest_diffaccel.measure.measurement import Measurement, MetricFigures, Met
 from pytest_diffaccel.measure.metrics.base import Metric, scores_of
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.measure.statistics import metric_figures
+from pytest_diffaccel.search.news import METRIC
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,13 +79,20 @@ class SecondaryMetrics:
         prompts = [prompt for batch in self._bench.batches(cell, "winner") for prompt in batch.prompts]
         device = str(self._bench.pipelines.of(cell).device)
         found = {}
-        with self._bench.pipelines.lock.generating(), self._bench.spent.on("metrics"):
+        with self._bench.pipelines.lock.generating():
             for metric in self._wanted:
-                before = None
-                if not metric.needs_references:
-                    before = self._of_baseline(metric, cell, baseline, prompts, device)
-                values = scores_of(metric, images, baseline, prompts, device)
-                found[metric.name] = MetricValues(self._identities[metric.name], values, before)
+                began = time.monotonic()
+                with self._bench.spent.on(f"{METRIC}{metric.name}"):
+                    before = None
+                    if not metric.needs_references:
+                        before = self._of_baseline(metric, cell, baseline, prompts, device)
+                    values = scores_of(metric, images, baseline, prompts, device)
+                found[metric.name] = MetricValues(
+                    *(self._identities[metric.name], values, before),
+                    higher_is_better=metric.higher_is_better,
+                    unit=metric.unit,
+                    seconds=round(time.monotonic() - began, 3),
+                )
         return found
 
     def _of_baseline(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.report.html.charts.gallery import Gallery, WinnerPictures
-from pytest_diffaccel.report.html.charts.pareto import pareto_chart
+from pytest_diffaccel.report.html.charts.pareto_axes import AxisChart, pareto_charts
 from pytest_diffaccel.report.html.charts.sensitivity import sensitivity_charts
 from pytest_diffaccel.report.html.charts.timing_charts import kind_costs_chart, samples_chart
 from pytest_diffaccel.report.html.charts.vega import Chart
-from pytest_diffaccel.report.html.content.candidate_rows import RECORDED, Row, RowFigures, frontier_of, target_words
+from pytest_diffaccel.report.html.content.candidate_rows import RECORDED
 from pytest_diffaccel.report.html.content.cells import CellRecord
-from pytest_diffaccel.report.html.content.data import chart_row, row_data
+from pytest_diffaccel.report.html.content.data import row_data
 from pytest_diffaccel.report.html.content.failures import FailurePart, failure_parts
 from pytest_diffaccel.report.html.content.findings import Findings, accelerators_of, find
 from pytest_diffaccel.report.html.content.material import Material
-
-# Speed-up and LPIPS of the unaccelerated pipeline.
-_PLAIN = (1.0, 0.0)
+from pytest_diffaccel.report.html.content.scores import metric_seconds
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,9 @@ class CellPart:
         number: the cell's place on the page, from 0.
         findings: what was found.
         data: its rows, by column.
-        pareto: what each candidate gains and costs; None where nothing was measured.
+        pareto: what each candidate gains and costs, by LPIPS and by each other metric; empty where nothing was
+            measured.
+        metric_seconds: what computing each secondary metric took, seconds.
         pictures: of its winners.
         sensitivity: a chart per accelerator.
         samples_chart: timed runs in order; None where nothing was timed.
@@ -43,7 +43,8 @@ class CellPart:
     number: int
     findings: Findings
     data: tuple[dict[str, Any], ...]
-    pareto: Chart | None
+    pareto: tuple[AxisChart, ...]
+    metric_seconds: Mapping[str, float]
     pictures: tuple[WinnerPictures, ...]
     sensitivity: tuple[Chart, ...]
     samples_chart: Chart | None
@@ -92,44 +93,11 @@ def _part(number: int, findings: Findings, accelerators: Sequence[str], gallery:
         number=number,
         findings=findings,
         data=data,
-        pareto=_pareto(number, findings, data, accelerators) if known else None,
+        pareto=tuple(pareto_charts(f"pareto-{number}", findings, data, accelerators)) if known else (),
+        metric_seconds=metric_seconds(findings.record),
         pictures=tuple(gallery.of(findings)),
         sensitivity=tuple(sensitivity_charts(f"sensitivity-{number}", known, findings.record.speedups, accelerators)),
         samples_chart=samples_chart(f"samples-{number}", timed, accelerators),
         kind_costs=kind_costs_chart(f"kinds-{number}", winners),
         failures=failure_parts(findings.record, logs),
     )
-
-
-def _pareto(number: int, findings: Findings, data: Sequence[dict[str, Any]], accelerators: Sequence[str]) -> Chart:
-    measured = [chart_row(row) for row in data if row["speedup"] is not None]
-    best = [
-        (findings.record.speedups[measurement.candidate.key].value, measurement.quality.lpips.value)
-        for measurement in frontier_of(list(findings.record.best_known.values()), findings.record.speedups)
-    ]
-    best = [_PLAIN, *best]
-    return pareto_chart(
-        f"pareto-{number}", findings.record, measured, best, _best_at_targets(findings.rows), accelerators
-    )
-
-
-def _best_at_targets(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of the winners of all accelerators at a target the one that loses least, with its targets as a label."""
-    best: dict[float, tuple[Row, RowFigures]] = {}
-    for row in rows:
-        figures = row.figures
-        for target in row.targets:
-            if figures and (target not in best or figures.lpips.value < best[target][1].lpips.value):
-                best[target] = row, figures
-    labels: dict[str, list[float]] = {}
-    for target, (row, _) in sorted(best.items()):
-        labels.setdefault(row.key, []).append(target)
-    shown = {row.key: figures for row, figures in best.values()}
-    return [
-        {
-            "speedup": round(shown[key].speedup.value, 4),
-            "lpips": round(shown[key].lpips.value, 5),
-            "text": target_words(targets),
-        }
-        for key, targets in labels.items()
-    ]

@@ -17,7 +17,7 @@ from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
 from pytest_diffaccel.report.html.charts.vega import CONFIG, NOT_DRAWN, can_draw, library
 from pytest_diffaccel.report.html.content.banner import Banner
 from pytest_diffaccel.report.html.content.candidate_rows import target_words
-from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded
+from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded, score_data
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.winners import interval_text, metrics_text, spaced_params
@@ -85,7 +85,7 @@ def _data(parts: Sequence[CellPart]) -> dict[str, Any]:
     return {
         "columns": COLUMNS,
         "cell_columns": CELL_COLUMNS,
-        "cells": [cell_data(part.record, part.data) for part in parts],
+        "cells": [cell_data(part.record, part.data, score_data(part.findings.rows)) for part in parts],
         "environments": {
             part.record.environment: part.record.described.to_json() for part in parts if part.record.described
         },

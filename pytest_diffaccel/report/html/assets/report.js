@@ -126,12 +126,22 @@
       }
     }
   }
+  // The rows of a cell with the scores that its chart is to show, but for LPIPS, which rows have.
+  function scored(cell, name) {
+    const scores = data.cells[cell].scores[name] || [];
+    return rowsOf(cell).map((row, place) => {
+      const [quality = null, quality_low = null, quality_high = null] = scores[place] || [];
+      return { ...row, quality, quality_low, quality_high };
+    });
+  }
+  const views = new WeakMap();
   async function draw(figure) {
-    const spec = JSON.parse(figure.querySelector(".spec").textContent);
+    const axis = document.querySelector('.axis select[data-for="' + figure.id + '"]');
+    const spec = JSON.parse(figure.querySelectorAll(".spec")[axis ? axis.selectedIndex : 0].textContent);
     const plot = figure.querySelector(".plot");
     const narrow = figure.clientWidth < 560;
     spec.config = config;
-    if (spec.data && spec.data.name === "rows") spec.datasets = { ...spec.datasets, rows: rowsOf(figure.closest("section").dataset.cell) };
+    if (spec.data && spec.data.name === "rows") spec.datasets = { ...spec.datasets, rows: scored(figure.closest("section").dataset.cell, axis && axis.value) };
     if (narrow) {
       narrowLegends(spec, 1);
       if (spec.facet) spec.columns = 1;
@@ -141,9 +151,17 @@
       if (bars) Object.assign(bars, { labelLimit: 175, labelFontSize: 10 });
     }
     const live = element("div", undefined, "plot live");
-    plot.after(live);
+    const before = figure.querySelector(".plot.live");
+    if (before) {
+      live.style.minHeight = before.offsetHeight + "px"; // what is below stays where it is
+      if (views.has(before)) views.get(before).finalize();
+      before.replaceWith(live);
+    } else plot.after(live);
     try {
-      await vegaEmbed(live, spec, { mode: "vega-lite", renderer: "svg", actions: false, tooltip, ast: false });
+      const view = await vegaEmbed(live, spec, { mode: "vega-lite", renderer: "svg", actions: false, tooltip, ast: false });
+      live.style.minHeight = "";
+      if (live.isConnected) views.set(live, view);
+      else view.finalize(); // another axis was chosen meanwhile
       plot.classList.add("drawn"); // for print
     } catch (error) {
       live.remove();
@@ -162,6 +180,19 @@
     { rootMargin: "300px" },
   );
   document.querySelectorAll(".chart").forEach((figure) => inSight.observe(figure));
+  // What quality is told by is the reader's choice.
+  for (const box of document.querySelectorAll(".axis")) {
+    const select = box.querySelector("select");
+    select.addEventListener("change", () => {
+      const figure = document.getElementById(select.dataset.for);
+      const { label, note } = select.selectedOptions[0].dataset;
+      figure.setAttribute("aria-label", label);
+      box.querySelector("output").textContent = note;
+      tip.hidden = true;
+      // Else it is drawn as chosen when it comes into sight.
+      if (figure.querySelector(".plot.live")) draw(figure);
+    });
+  }
   addEventListener("scroll", () => (tip.hidden = true), { passive: true });
   addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true));
 

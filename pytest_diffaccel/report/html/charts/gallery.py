@@ -19,6 +19,7 @@ from pytest_diffaccel.report.html.charts.heat_map import coloured, difference_ma
 from pytest_diffaccel.report.html.content.candidate_rows import RECORDED, Row
 from pytest_diffaccel.report.html.content.findings import Findings
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
+from pytest_diffaccel.report.html.content.scores import picture_scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +55,7 @@ class Triple:
         rank: ``"worst"``, ``"median"`` or ``"best"`` of the winner's prompts.
         prompt: what was drawn.
         lpips: its loss.
+        scores: what its secondary metrics say, in words each.
         baseline: of the unaccelerated pipeline.
         candidate: of the winner.
         difference: where they differ.
@@ -62,6 +64,7 @@ class Triple:
     rank: str
     prompt: str
     lpips: float
+    scores: Sequence[str]
     baseline: Picture
     candidate: Picture
     difference: Picture
@@ -127,6 +130,7 @@ class Gallery:
                 rank=rank,
                 prompt=self._prompts.of(measurement.sampling, place),
                 lpips=measurement.quality.lpips_per_sample[place],
+                scores=picture_scores(measurement, place),
                 baseline=Picture(self._thumbnail(pairs[place][0]), self._beside(files[place][0])),
                 candidate=Picture(self._thumbnail(pairs[place][1]), self._beside(files[place][1])),
                 difference=Picture(self._thumbnail(drawn[place]), self._beside_map(files[place][1], drawn[place])),

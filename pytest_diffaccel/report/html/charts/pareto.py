@@ -2,79 +2,91 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_diffaccel.report.html.charts.vega import Chart, Spec, accelerator_scales
 from pytest_diffaccel.report.html.content.cells import CellRecord
+from pytest_diffaccel.report.html.content.scores import LPIPS, Axis
 
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}
-_LPIPS = {"field": "lpips", "type": "quantitative", "title": "LPIPS to the unaccelerated picture (lower is better)"}
 # Labels of winners whose speed-ups differ by less than this factor would touch each other.
 _CLOSE = 1.12
 # Targets are among them: a candidate's place shows which it reaches.
 _TICKS = (0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 
 
+@dataclass(frozen=True)
+class Points:
+    """What a chart shows. Scores are in the field :func:`score_field`.
+
+    Attributes:
+        axis: what quality is told by.
+        rows: measured candidates, as :mod:`.data` has them; their scores are None where they lack the metric.
+        lacking: how many do.
+        rivals: the plain pipeline with fewer steps, by rising number of steps, after itself where it has a score:
+            ``speedup``, the score, ``low``, ``high`` and ``steps``.
+        frontier: (speed-up, score) of those that none beats, by rising speed-up.
+        best: the best winner of all accelerators at each target: ``speedup``, the score and ``text``.
+    """
+
+    axis: Axis
+    rows: Sequence[Mapping[str, Any]]
+    lacking: int
+    rivals: Sequence[Mapping[str, Any]]
+    frontier: Sequence[tuple[float, float]]
+    best: Sequence[Mapping[str, Any]]
+
+
+def score_field(axis: Axis) -> str:
+    """Where rows have their scores: of LPIPS in its column, else where the page's script puts what was chosen."""
+    return LPIPS if axis.name == LPIPS else "quality"
+
+
 def _text(name: str, digits: str, unit: str) -> Spec:
-    """A figure with its interval, in words."""
-    parts = [f"format(datum.{name}{end}, '{digits}')" for end in ("", "_low", "_high")]
-    return {"calculate": f"{parts[0]} + '{unit} [' + {parts[1]} + ', ' + {parts[2]} + ']'", "as": f"{name}_text"}
+    """A figure with its interval, if it has one, in words."""
+    value, low, high = (f"format(datum.{name}{end}, '{digits}')" for end in ("", "_low", "_high"))
+    interval = f"(datum.{name}_low == null ? '' : ' [' + {low} + ', ' + {high} + ']')"
+    # A unit is whatever a metric says: text, which an expression must not take for more.
+    return {"calculate": f"{value} + {json.dumps(unit)} + {interval}", "as": f"{name}_text"}
 
 
-_TRANSFORM = [{"filter": "datum.speedup != null"}, _text("speedup", ".2f", "x"), _text("lpips", ".4f", "")]
-_TOOLTIP = [
-    {"field": "accelerator"},
-    {"field": "params"},
-    {"field": "speedup_text", "title": "speed-up"},
-    {"field": "lpips_text", "title": "LPIPS"},
-    {"field": "verdict"},
-    {"field": "reason"},
-]
+def _tooltip(*scores: Spec) -> list[Spec]:
+    """What pointing at a candidate shows."""
+    first = [{"field": "accelerator"}, {"field": "params"}, {"field": "speedup_text", "title": "speed-up"}]
+    return [*first, *scores, {"field": "verdict"}, {"field": "reason"}]
 
 
-def pareto_chart(
-    name: str,
-    record: CellRecord,
-    rows: Sequence[Mapping[str, Any]],
-    frontier: Sequence[tuple[float, float]],
-    best: Sequence[Mapping[str, Any]],
-    accelerators: Sequence[str],
-) -> Chart:
-    """Speed-up against LPIPS.
+def pareto_chart(name: str, record: CellRecord, points: Points, accelerators: Sequence[str]) -> Chart:
+    """Speed-up against quality.
 
     Args:
         name: the chart's.
         record: the cell.
-        rows: its measured candidates, as :mod:`.data` has them.
-        frontier: (speed-up, LPIPS) of those that none beats, by rising speed-up; the plain pipeline first.
-        best: the best winner of all accelerators at each target: ``speedup``, ``lpips`` and ``text``.
+        points: what it shows.
         accelerators: names of all accelerators of the page.
     """
-    plain = {"speedup": 1.0, "lpips": 0.0, "low": 0.0, "high": 0.0, "steps": record.cell.steps}
-    rivals = [plain] + [
-        {
-            "speedup": round(rival.speedup.value, 4),
-            "lpips": round(rival.quality.lpips.value, 5),
-            "low": round(rival.quality.lpips.low, 5),
-            "high": round(rival.quality.lpips.high, 5),
-            "steps": rival.candidate.cell.steps,
-        }
-        for rival in record.rivals
-    ]
-    top = _top(record, rows, rivals)
+    axis, rows, frontier = points.axis, points.rows, points.frontier
+    field = score_field(axis)
+    least, most = _range(record, points)
     # Ratios are shown as ratios; losses by their root, so that small ones do not vanish beside the largest.
-    axis = {"values": list(_TICKS), "format": "~g", "labelOverlap": True}
-    x = {**_SPEEDUP, "scale": {"type": "log", "domain": _width(rows), "nice": False}, "axis": axis}
-    y = {**_LPIPS, "scale": {"type": "sqrt", "domain": [0, top], "nice": False}}
+    across = {"values": list(_TICKS), "format": "~g", "labelOverlap": True}
+    x = {**_SPEEDUP, "scale": {"type": "log", "domain": _width(rows), "nice": False}, "axis": across}
+    scale = {"type": "sqrt" if axis.name == LPIPS else "linear", "domain": [least, most], "nice": False, "zero": False}
+    y = {"field": field, "type": "quantitative", "title": axis.titled, "scale": scale, "axis": {"titleLimit": _HEIGHT}}
     colour, shape = accelerator_scales(accelerators)
+    has_score = [{"filter": f"datum.{field} != null"}]
+    tooltip = _tooltip({"field": f"{field}_text", "title": axis.words})
     layers = [
-        *_bands(record, top),
+        *(_bands(record, most) if axis.name == LPIPS else _level(axis, y)),
         *_intervals(x, y, colour),
-        _line([{"speedup": speedup, "lpips": lpips} for speedup, lpips in frontier], x, y, "step-before", []),
-        *_rivals(rivals, x, y),
+        _line([{"speedup": round(one[0], 4), field: round(one[1], 6)} for one in frontier], x, y, "step-before", []),
+        *_rivals(points, x, y),
         {
+            "transform": has_score,
             "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.8, "clip": True},
             "params": [{"name": "shown", "select": {"type": "point", "fields": ["accelerator"]}, "bind": "legend"}],
             "encoding": {
@@ -83,13 +95,22 @@ def pareto_chart(
                 "color": {"field": "accelerator", "scale": colour, "legend": _legend()},
                 "shape": {"field": "accelerator", "scale": shape, "legend": _legend()},
                 "opacity": {"condition": {"param": "shown", "value": 0.8}, "value": 0.08},
-                "tooltip": _TOOLTIP,
+                "tooltip": tooltip,
             },
         },
-        *_winners(best, x, y),
+        *(_ticks(field, x, colour) if points.lacking else []),
+        *_winners(points.best, x, y, tooltip),
     ]
-    label = f"Speed-up against LPIPS of {len(rows)} candidates of {record.cell}, all of them in the table below"
-    spec = {"width": "container", "height": _HEIGHT, "data": {"name": "rows"}, "transform": _TRANSFORM, "layer": layers}
+    label = (
+        f"Speed-up against {axis.words} of {len(rows) - points.lacking} candidates of {record.cell}, all of them in "
+        "the table below"
+    )
+    transform = [
+        {"filter": "datum.speedup != null"},
+        _text("speedup", ".2f", "x"),
+        _text(field, axis.digits, axis.unit),
+    ]
+    spec = {"width": "container", "height": _HEIGHT, "data": {"name": "rows"}, "transform": transform, "layer": layers}
     return Chart(name, label, spec, rows)
 
 
@@ -104,11 +125,17 @@ def _width(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [round(max(0.7, min(0.98, slowest)), 4), round(max(1.25, 1.06 * fastest), 4)]
 
 
-def _top(record: CellRecord, rows: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]]) -> float:
-    """A little above the largest loss, with the ceiling in sight; a few intervals may be cut."""
-    scale = record.described.scale if record.described else None
-    shown: list[float] = [row["lpips"] for row in (*rows, *rivals)]
-    return round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
+def _range(record: CellRecord, points: Points) -> tuple[float, float]:
+    """Where the axis begins and ends: a little beyond all scores; a few intervals may be cut."""
+    field = score_field(points.axis)
+    shown: list[float] = [row[field] for row in (*points.rows, *points.rivals) if row[field] is not None]
+    if points.axis.name == LPIPS:
+        scale = record.described.scale if record.described else None
+        # With the ceiling in sight.
+        return 0.0, round(1.08 * max([0.01, *shown, *([scale.unrelated] if scale else [])]), 4)
+    least, most = min(shown), max(shown)
+    beyond = 0.08 * (most - least) or 0.01 * abs(most) or 0.01
+    return round(least - beyond, 6), round(most + beyond, 6)
 
 
 def _bands(record: CellRecord, top: float) -> list[Spec]:
@@ -146,12 +173,49 @@ def _note(row: Mapping[str, Any], align: str, place: int | str) -> Spec:
     }
 
 
+def _level(axis: Axis, y: Spec) -> list[Spec]:
+    """Where the unaccelerated pipeline is, from side to side."""
+    if axis.plain is None:
+        return []
+    row = {"low": round(axis.plain, 6), "text": "unaccelerated"}
+    line = {"type": "rule", "strokeDash": [2, 3], "opacity": 0.6, "clip": True}
+    level = {"data": {"values": [row]}, "mark": line, "encoding": {"y": {**y, "field": "low"}}}
+    return [level, _note(row, "right", "width")]
+
+
+def _ticks(field: str, x: Spec, colour: Spec) -> list[Spec]:
+    """How fast those are that lack the metric, at the chart's bottom."""
+    return [
+        {
+            "transform": [{"filter": f"datum.{field} == null"}],
+            "mark": {
+                "type": "tick",
+                "orient": "vertical",
+                "bandSize": 14,
+                "thickness": 3,
+                "opacity": 0.6,
+                "clip": True,
+            },
+            "encoding": {
+                "x": x,
+                "y": {"value": _HEIGHT - 7},
+                "color": {"field": "accelerator", "scale": colour, "legend": _legend()},
+                "tooltip": _tooltip(),
+            },
+        }
+    ]
+
+
 def _intervals(x: Spec, y: Spec, colour: Spec) -> list[Spec]:
     mark = {"type": "rule", "opacity": 0.22, "clip": True}
     own = {"color": {"field": "accelerator", "scale": colour, "legend": _legend()}}
     across = {**own, "x": {**x, "field": "speedup_low"}, "x2": {"field": "speedup_high"}, "y": y}
-    along = {**own, "y": {**y, "field": "lpips_low"}, "y2": {"field": "lpips_high"}, "x": x}
-    return [{"mark": mark, "encoding": across}, {"mark": mark, "encoding": along}]
+    low, high = f"{y['field']}_low", f"{y['field']}_high"
+    along = {**own, "y": {**y, "field": low}, "y2": {"field": high}, "x": x}
+    return [
+        {"transform": [{"filter": f"datum.{y['field']} != null"}], "mark": mark, "encoding": across},
+        {"transform": [{"filter": f"datum.{low} != null"}], "mark": mark, "encoding": along},
+    ]
 
 
 def _line(values: Sequence[Mapping[str, Any]], x: Spec, y: Spec, interpolate: str, dash: Sequence[int]) -> Spec:
@@ -162,17 +226,18 @@ def _line(values: Sequence[Mapping[str, Any]], x: Spec, y: Spec, interpolate: st
     return {"data": {"values": list(values)}, "mark": mark, "encoding": {"x": x, "y": y, "order": order}}
 
 
-def _rivals(rivals: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
+def _rivals(points: Points, x: Spec, y: Spec) -> list[Spec]:
     tooltip = [
         {"field": "steps", "title": "unaccelerated, steps"},
         {"field": "speedup", "title": "speed-up"},
-        {"field": "lpips", "title": "LPIPS"},
+        {"field": y["field"], "title": points.axis.words, "format": points.axis.digits},
     ]
-    data = {"values": list(rivals)}
+    data = {"values": list(points.rivals)}
     return [
-        _line(rivals, x, y, "linear", (5, 4)),
+        _line(points.rivals, x, y, "linear", (5, 4)),
         {
             "data": data,
+            "transform": [{"filter": "datum.low != null"}],
             "mark": {"type": "rule", "opacity": 0.3, "clip": True},
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
         },
@@ -184,12 +249,12 @@ def _rivals(rivals: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]
     ]
 
 
-def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec) -> list[Spec]:
+def _winners(best: Sequence[Mapping[str, Any]], x: Spec, y: Spec, tooltip: Sequence[Spec]) -> list[Spec]:
     ring = {"type": "point", "filled": False, "size": 170, "stroke": "currentColor", "strokeWidth": 1.8, "clip": True}
     rings = {
-        "transform": [{"filter": "datum.verdict == 'winner'"}],
+        "transform": [{"filter": f"datum.verdict == 'winner' && datum.{y['field']} != null"}],
         "mark": ring,
-        "encoding": {"x": x, "y": y, "tooltip": _TOOLTIP},
+        "encoding": {"x": x, "y": y, "tooltip": list(tooltip)},
     }
     return [rings, *_labels(best, x, y)]
 

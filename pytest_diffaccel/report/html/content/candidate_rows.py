@@ -17,6 +17,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.html.content.cells import CellRecord
 from pytest_diffaccel.report.html.content.prompt_texts import Prompts
+from pytest_diffaccel.report.html.content.scores import Score, scores_of
 from pytest_diffaccel.report.winners import metric_text
 from pytest_diffaccel.search.predict.reach import may_reach
 
@@ -47,6 +48,7 @@ class RowFigures:
         verified: whether these are the figures of other prompts and seeds than it was chosen on.
         estimates_agree: whether the intervals of both speed-up estimates overlap.
         fired: how often each method acted in one generation, by counter.
+        scores: what each metric says, by the name of its axis.
         metrics: secondary metrics with their changes, in words; empty without any.
     """
 
@@ -65,6 +67,7 @@ class RowFigures:
     verified: bool
     estimates_agree: bool
     fired: Mapping[str, int]
+    scores: Mapping[str, Score]
     metrics: str = ""
 
 
@@ -218,6 +221,7 @@ def _figures(measurement: Measurement, speedup: Interval, prompts: Prompts, *, v
         metrics="; ".join(
             metric_text(name, GoldenMetric.of(metric_figures(metric))) for name, metric in measurement.metrics.items()
         ),
+        scores=scores_of(measurement),
     )
 
 

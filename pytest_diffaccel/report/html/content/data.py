@@ -10,6 +10,7 @@ from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures, target_words
 from pytest_diffaccel.report.html.content.cells import CellRecord
+from pytest_diffaccel.report.html.content.scores import LPIPS, Score
 
 #: Columns of a row.
 COLUMNS = (
@@ -41,17 +42,33 @@ def row_data(row: Row) -> dict[str, Any]:
 
 
 def chart_row(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a chart draws of a row; the page's script gives it all columns."""
+    """What a chart draws of a row; the page's script gives it all columns, and the scores of what the reader chose."""
     return {name: known[name] for name in _CHARTED}
 
 
-def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def score_data(rows: Sequence[Row]) -> dict[str, list[list[float | None] | None]]:
+    """By axis, but for LPIPS, which has columns: each row's mean with the ends of its interval, if it has one.
+
+    None for a row without; what is missing at the end is left out.
+    """
+    known = [row.figures.scores if row.figures else {} for row in rows]
+    names = dict.fromkeys(name for scores in known for name in scores if name != LPIPS)
+    return {name: _without_end([_score(scores.get(name)) for scores in known]) for name in names}
+
+
+def _score(score: Score | None) -> list[float | None] | None:
+    if score is None:
+        return None
+    return _without_end([_number(value) for value in (score.value, score.low, score.high)]) or None
+
+
+def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, Any]:
     """A cell: its rows, each a list in the columns' order without the nulls at its end, and what its measurements are
     made of.
 
     ``measurements`` holds the loss of each sample, its other metrics if it has any, and the seconds of each timed
     block's runs, the unaccelerated one's first, ``row`` being their row's place; those of ``fewer_steps`` belong to the
-    unaccelerated pipeline.
+    unaccelerated pipeline. ``scores`` is what :func:`score_data` makes of the rows.
     """
     cell = record.cell
     places = {(row["accelerator"], row["params"]): place for place, row in enumerate(rows)}
@@ -61,6 +78,7 @@ def cell_data(record: CellRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str
         "steps": cell.steps,
         "environment": record.environment,
         "rows": [_without_end([row[name] for name in COLUMNS]) for row in rows],
+        "scores": scores,
         "measurements": [
             {"row": places[measurement.candidate.accelerator, format_params(measurement.candidate.params)]}
             | _made_of(measurement)
@@ -85,6 +103,7 @@ def _made_of(measurement: Measurement) -> dict[str, Any]:
         made["metrics"] = {
             name: {"values": [_number(value) for value in metric.values]}
             | ({"unaccelerated": [_number(value) for value in metric.baseline]} if metric.baseline else {})
+            | ({"seconds": metric.seconds} if metric.seconds is not None else {})
             for name, metric in measurement.metrics.items()
         }
     if measurement.blocks:
