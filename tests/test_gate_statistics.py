@@ -16,9 +16,10 @@ import pytest
 from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate import timing
+from pytest_diffaccel.gate import pictures, timing
 from pytest_diffaccel.gate.case_plan import (
     Budget,
     GateCase,
@@ -35,6 +36,7 @@ from pytest_diffaccel.gate.judged_losses import (
     explain_by_pictures,
     hidden_loss,
     not_recorded,
+    pictures_moved,
     quality_finding,
     same_pictures,
 )
@@ -59,6 +61,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.lpips import Lpips
 from pytest_diffaccel.measure.metrics.psnr import Psnr
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed, add_sessions, read_references
@@ -417,10 +420,15 @@ def test_quality_needs_a_loss_that_matters_and_is_no_rounding(
 
 
 def test_broken_pictures_are_other_pictures() -> None:
-    assert not same_pictures([0.162, 0.16], [0.16, 0.16], 0.05)
-    assert "moved by 100%" in same_pictures([0.0, 0.0], [0.16, 0.16], 0.05)
-    assert same_pictures([0.1, 0.2], [0.2, 0.1], 0.05)
-    assert same_pictures([math.nan], [0.16], 0.05)
+    def said(now: list[float], then: list[float]) -> str:
+        return same_pictures(pictures_moved(now, then), 0.05)
+
+    assert not said([0.162, 0.16], [0.16, 0.16])
+    assert "moved by 100%" in said([0.0, 0.0], [0.16, 0.16])
+    assert said([0.1, 0.2], [0.2, 0.1])
+    assert said([math.nan], [0.16])
+    assert "say nothing" in said([0.1], [0.0])
+    assert pictures_moved([0.1], [0.1, 0.2]) == 0.0
 
 
 def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
@@ -430,6 +438,34 @@ def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
     assert quality_finding(Scores((0.02, 0.04), control, (0.03,)), 0.05, 1e-4).status == "ok"
     assert quality_finding(Scores((0.02, 0.04), control, (0.0301,)), 0.05, 1e-4).status == "inconclusive"
     assert quality_finding(Scores((0.04, 0.02), control, (0.02, 0.04)), 0.05, 1e-4).status == "inconclusive"
+
+
+@pytest.mark.parametrize(("then", "recording", "generations"), [(0.0, False, 1), (0.0, True, 2), (0.01, False, 2)])
+def test_the_control_is_left_out_where_nothing_was_rounded_otherwise(
+    monkeypatch: pytest.MonkeyPatch, then: float, recording: bool, generations: int
+) -> None:
+    """On the references' own build it would take as long as the samples, and decide nothing."""
+    plain = [Image.effect_noise((64, 64), 80.0).convert("RGB") for _ in range(2)]
+    made: list[str] = []
+
+    def generate(prompts: Sequence[str], _seeds: Sequence[int]) -> list[Image.Image]:
+        made.append(prompts[0])
+        return plain
+
+    bench: Any = SimpleNamespace(
+        pipelines=SimpleNamespace(lock=SimpleNamespace(generating=nullcontext)),
+        batches=lambda *_: [SimpleNamespace(prompts=("red apple", "blue bird"), seeds=(0, 1))],
+    )
+    generating: Any = generate
+    generating.pipeline = SimpleNamespace(device="cpu")
+    monkeypatch.setattr(pictures, "nudged_latents", nullcontext)
+    known = pictures.CellPictures(plain, lambda: plain, (), 0.0)
+    recorded = [(Lpips(), (then, then))]
+    (found,) = pictures.scores(bench, _cases(2.0)[1], generating, known, recorded, recording=recording)
+    assert len(made) == generations
+    assert found.now == (0.0, 0.0)
+    assert found.control == ((0.0, 0.0) if generations == 2 else ())
+    assert quality_finding(found, 0.05, 1e-4).status == ("improved" if then else "ok")
 
 
 @pytest.mark.parametrize(("worse", "status"), [(1.0, "ok"), (1.12, "regressed")])
