@@ -16,9 +16,10 @@ import pytest
 from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
 
-from pytest_diffaccel.gate import timing
+from pytest_diffaccel.gate import pictures, timing
 from pytest_diffaccel.gate.case_plan import (
     Budget,
     GateCase,
@@ -35,6 +36,7 @@ from pytest_diffaccel.gate.judged_losses import (
     explain_by_pictures,
     hidden_loss,
     not_recorded,
+    pictures_moved,
     quality_finding,
     same_pictures,
 )
@@ -59,6 +61,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.metrics.base import Metric
+from pytest_diffaccel.measure.metrics.lpips import Lpips
 from pytest_diffaccel.measure.metrics.psnr import Psnr
 from pytest_diffaccel.measure.step_kinds import RunTimes
 from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed, add_sessions, read_references
@@ -263,6 +266,10 @@ def test_the_budget_keeps_a_first_look_for_every_later_winner() -> None:
     assert affordable(fast, [slow], 50, 1.5, 4) == 5
     assert affordable(slow, [], 50, 2.0, 4) == 6
     assert affordable(slow, [], 20, 2.0, 4) == 2
+    # So does what it takes beside timing, as far as that leaves the earlier one its own first look.
+    assert affordable(baseline, [fast, slow], 230, 2.0, 4, 20.0) == 5
+    assert affordable(fast, [slow], 120, 1.5, 4, 20.0) == 10
+    assert affordable(fast, [slow], 70, 1.5, 4, 60.0) == 5
 
 
 def test_loading_does_not_count_for_the_budget() -> None:
@@ -292,6 +299,7 @@ def test_recording_shares_the_budget_by_cost_and_takes_a_first_look_at_the_least
     assert recordable(fast, [slow], 140, 1.5, 4) == 10
     assert recordable(slow, [], 80, 2.0, 4) == 10
     assert recordable(slow, [], -5, 2.0, 4) == LOOKS[0]
+    assert recordable(fast, [slow], 160, 1.5, 4, 20.0) == 10
     made = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 10, recording=True)
     everything = design(fast, KNOWN, WALL["cpu"], CASES, 0.03, 1000, recording=True)
     assert made is not None
@@ -412,10 +420,15 @@ def test_quality_needs_a_loss_that_matters_and_is_no_rounding(
 
 
 def test_broken_pictures_are_other_pictures() -> None:
-    assert not same_pictures([0.162, 0.16], [0.16, 0.16], 0.05)
-    assert "moved by 100%" in same_pictures([0.0, 0.0], [0.16, 0.16], 0.05)
-    assert same_pictures([0.1, 0.2], [0.2, 0.1], 0.05)
-    assert same_pictures([math.nan], [0.16], 0.05)
+    def said(now: list[float], then: list[float]) -> str:
+        return same_pictures(pictures_moved(now, then), 0.05)
+
+    assert not said([0.162, 0.16], [0.16, 0.16])
+    assert "moved by 100%" in said([0.0, 0.0], [0.16, 0.16])
+    assert said([0.1, 0.2], [0.2, 0.1])
+    assert said([math.nan], [0.16])
+    assert "say nothing" in said([0.1], [0.0])
+    assert pictures_moved([0.1], [0.1, 0.2]) == 0.0
 
 
 def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
@@ -425,6 +438,34 @@ def test_losses_that_are_equal_to_the_last_digit_decide_at_once() -> None:
     assert quality_finding(Scores((0.02, 0.04), control, (0.03,)), 0.05, 1e-4).status == "ok"
     assert quality_finding(Scores((0.02, 0.04), control, (0.0301,)), 0.05, 1e-4).status == "inconclusive"
     assert quality_finding(Scores((0.04, 0.02), control, (0.02, 0.04)), 0.05, 1e-4).status == "inconclusive"
+
+
+@pytest.mark.parametrize(("then", "recording", "generations"), [(0.0, False, 1), (0.0, True, 2), (0.01, False, 2)])
+def test_the_control_is_left_out_where_nothing_was_rounded_otherwise(
+    monkeypatch: pytest.MonkeyPatch, then: float, recording: bool, generations: int
+) -> None:
+    """On the references' own build it would take as long as the samples, and decide nothing."""
+    plain = [Image.effect_noise((64, 64), 80.0).convert("RGB") for _ in range(2)]
+    made: list[str] = []
+
+    def generate(prompts: Sequence[str], _seeds: Sequence[int]) -> list[Image.Image]:
+        made.append(prompts[0])
+        return plain
+
+    bench: Any = SimpleNamespace(
+        pipelines=SimpleNamespace(lock=SimpleNamespace(generating=nullcontext)),
+        batches=lambda *_: [SimpleNamespace(prompts=("red apple", "blue bird"), seeds=(0, 1))],
+    )
+    generating: Any = generate
+    generating.pipeline = SimpleNamespace(device="cpu")
+    monkeypatch.setattr(pictures, "nudged_latents", nullcontext)
+    known = pictures.CellPictures(plain, lambda: plain, (), 0.0)
+    recorded = [(Lpips(), (then, then))]
+    (found,) = pictures.scores(bench, _cases(2.0)[1], generating, known, recorded, recording=recording)
+    assert len(made) == generations
+    assert found.now == (0.0, 0.0)
+    assert found.control == ((0.0, 0.0) if generations == 2 else ())
+    assert quality_finding(found, 0.05, 1e-4).status == ("improved" if then else "ok")
 
 
 @pytest.mark.parametrize(("worse", "status"), [(1.0, "ok"), (1.12, "regressed")])
@@ -545,6 +586,27 @@ def test_what_a_run_can_show_is_said_before_it() -> None:
     assert noisy[-1] == ("  it takes: further references (--gate --update-golden): no budget is enough with these")
 
 
+def test_a_budget_is_named_for_the_device_where_none_is_enough_for_the_host() -> None:
+    """Seen on an H100 with references of one session: the host's noise hid that a larger budget would do."""
+    cases = _cases(2.0, 1.5)
+    host = Speed(0.6, 0.3, 30.0, 0.5, 1.0, figure_s=0.5)
+    session = replace(SESSION, figure_sd=0.003, figure_s=0.5, clock="device", host=host, beside_s=30.0)
+
+    def found(budget_s: float) -> list[Prospect]:
+        def reference(_case: GateCase, clock: Clock) -> Reference | None:
+            speed = session.by(clock.name)
+            return Reference.from_sessions([speed], clock.session_sd) if speed else None
+
+        known = {case.subject: [session] for case in cases}
+        return prospects(cases, known, reference, _settings(budget_s), WALL["cuda"])
+
+    *_, said = in_words(found(60.0), _settings(60.0))
+    budget = re.fullmatch(r"  it takes: --gate-budget (\w+) or more; by host time further references .*", said)
+    assert budget, said
+    enough = found(duration(budget[1]))
+    assert [one.is_shown for one in enough if one.clock == DEVICE] == [True, True]
+
+
 def test_the_budget_that_is_named_is_enough_for_all_winners_together() -> None:
     """Not each one's own time: with that of one of them, the others would still show nothing."""
     *_, said = _prospects(0.003, 30.0)
@@ -652,6 +714,40 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+def test_host_time_leaves_later_winners_their_pictures_and_their_device_time() -> None:
+    """Seconds as of full-size SD1.5 in batches of 1 on an H100, where a gate of a minute left its last winner none."""
+    now = [0.0]
+
+    class Slow(MadeUpTimer):
+        def block_s(self, clock: Clock) -> float:
+            now[0] += 0.7
+            return 0.45 if clock == HOST else 0.7
+
+        def until_certain(self, clock: Clock, *rest: object, **_options: object) -> tuple[Timed, float]:
+            plan = cast("Design", rest[0])
+            now[0] += plan.most * (1.35 if clock == HOST else 0.7)
+            return super().until_certain(clock)
+
+    _, first, last = _cases(2.0, 1.4)
+    timer = Slow()
+    judge = SpeedJudge(
+        first,
+        cast("CaseTimer", timer),
+        GateSettings(0.03, 0.15, False, 0.05, 60, False),
+        3,
+        (last,),
+        Budget(35, lambda: now[0]),
+        {DEVICE: KNOWN, HOST: replace(KNOWN, error=0.03)}.get,
+        recording=False,
+        later_beside_s=20.0,
+    )
+    by_device, by_host = judge.by_its_clocks(0.7)
+    assert timer.timed == [DEVICE]
+    assert by_device.finding.status == "ok"
+    assert "goes to the later winners" in by_host.finding.text
+    assert judge.budget.left_s > 20.0 + LOOKS[0] * 0.7 * last.cost / first.cost
 
 
 def test_whole_unaccelerated_runs_are_profiled_once_for_all_cases_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:

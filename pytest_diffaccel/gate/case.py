@@ -17,6 +17,7 @@ from pytest_diffaccel.gate.judged_losses import (
     explain_by_pictures,
     hidden_loss,
     not_recorded,
+    pictures_moved,
     quality_finding,
     same_pictures,
 )
@@ -34,6 +35,8 @@ from pytest_diffaccel.settings.gate_options import GateSettings
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
 _PICTURES_TOLERANCE = 0.05
+# By more than this they are told to have moved, which may be why a winner became worse.
+_SEEN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Examination:
         metrics: those that winners are judged by, with their identities.
         cases: how many the whole run has.
         later: those that come after the one to be judged.
+        later_beside_s: what those take beside timing, seconds; 0 where no reference tells.
         budget: of the whole run.
         pictures: gives a cell's pictures.
         plain: what is known of a cell's unaccelerated runs.
@@ -98,6 +102,7 @@ class Examination:
     metrics: Mapping[str, tuple[Metric, str]]
     cases: int
     later: tuple[GateCase, ...]
+    later_beside_s: float
     budget: Budget
     pictures: Callable[[GateCase], CellPictures]
     plain: Callable[[GateCase], PlainRuns]
@@ -159,16 +164,19 @@ class Examination:
     def _quality(self, case: GateCase, generate: Generate, pictures: CellPictures) -> _Quality:
         """Whether a case's pictures are as they were."""
         drawn = self._recorded(self.baseline_sessions, case)
-        changed = same_pictures(pictures.fingerprint, drawn[-1].lpips, _PICTURES_TOLERANCE) if drawn else ""
+        moved = pictures_moved(pictures.fingerprint, drawn[-1].lpips) if drawn else 0.0
+        changed = same_pictures(moved, _PICTURES_TOLERANCE)
         if case.candidate is None:
             finding = Finding("quality", "ok", "the same pictures as recorded")
+            if moved > _SEEN:
+                finding = replace(finding, text=f"the pictures moved by {moved:.1%}, no more than rounding may do")
             if changed:
                 finding = Finding("quality", "regressed", f"{changed}; are its weights whole?")
             elif not drawn:
                 finding = replace(finding, text="no pictures recorded to compare with")
             return _Quality((finding,), pictures.fingerprint)
         then = [(metric, self._then(case, metric, identity)) for metric, identity in self.metrics.values()]
-        found = scores(self.bench, case, generate, pictures, then)
+        found = scores(self.bench, case, generate, pictures, then, recording=self.recording)
         now = {one.metric.name: MetricSamples(self.metrics[one.metric.name][1], one.now) for one in found}
         lpips = now.pop(LPIPS).values
         if changed:
@@ -177,6 +185,11 @@ class Examination:
             why = f"{names} cannot be compared with golden's: {changed}; see {case.cell}-baseline"
             return _Quality((Finding("quality", "refused", why),), lpips, now)
         findings = tuple(self._finding(case, one, are_known=bool(drawn)) for one in found)
+        if moved > _SEEN:
+            also = f"; the unaccelerated pictures moved by {moved:.1%} too"
+            findings = tuple(
+                replace(one, text=f"{one.text}{also}") if one.status == "regressed" else one for one in findings
+            )
         hidden = [hidden_loss(one, self.settings.quality[one.metric.name]) for one in found if self.recording]
         return _Quality(findings, lpips, now, tuple(filter(None, hidden)))
 
@@ -214,7 +227,15 @@ class Examination:
 
     def _speeds(self, case: GateCase, timer: CaseTimer, block_s: float) -> list[Judged]:
         plan = SpeedJudge(
-            case, timer, self.settings, self.cases, self.later, self.budget, self.reference, recording=self.recording
+            case,
+            timer,
+            self.settings,
+            self.cases,
+            self.later,
+            self.budget,
+            self.reference,
+            recording=self.recording,
+            later_beside_s=self.later_beside_s,
         )
         return list(plan.by_its_clocks(block_s))
 

@@ -133,12 +133,14 @@ class Budget:
             self._start_s += self._now() - began_s
 
 
-def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int) -> int:
+def affordable(
+    case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int, later_beside_s: float = 0.0
+) -> int:
     """Figures of a case for which there is time.
 
-    Every later winner keeps its first look, as far as that leaves this one its own; what is left over by cases that are
-    soon certain goes to those that come then. A baseline against itself only shows that the measuring is sound, so it
-    gets what is left when every winner has enough for a verdict.
+    Every later winner keeps its pictures and its first look, as far as that leaves this one its own; what is left over
+    by cases that are soon certain goes to those that come then. A baseline against itself only shows that the measuring
+    is sound, so it gets what is left when every winner has enough for a verdict.
 
     Args:
         case: the case.
@@ -146,17 +148,20 @@ def affordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
         left_s: seconds left of the budget.
         block_s: of one of its blocks.
         blocks: of a figure.
+        later_beside_s: what those that come after it take beside timing, seconds.
     """
     figure_s = block_s * blocks
     kept = LOOKS[0] if case.candidate else _VERDICT_FIGURES
-    reserved_s = sum(kept * figure_s * other.cost / case.cost for other in later if other.candidate)
+    reserved_s = later_beside_s + sum(kept * figure_s * other.cost / case.cost for other in later if other.candidate)
     spare = int((left_s - reserved_s) / figure_s)
     if case.candidate is None or spare >= LOOKS[0]:
         return spare
     return min(LOOKS[0], int(left_s / figure_s))
 
 
-def recordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int) -> int:
+def recordable(
+    case: GateCase, later: Sequence[GateCase], left_s: float, block_s: float, blocks: int, later_beside_s: float = 0.0
+) -> int:
     """Figures that a case's reference is recorded from: its share of what is left, by cost; a first look at the least.
 
     Args:
@@ -165,9 +170,10 @@ def recordable(case: GateCase, later: Sequence[GateCase], left_s: float, block_s
         left_s: seconds left of the budget.
         block_s: of one of its blocks.
         blocks: of a figure.
+        later_beside_s: what those that come after it take beside timing, seconds.
     """
     shares = 1 + sum(other.cost / case.cost for other in later)
-    return max(LOOKS[0], int(left_s / shares / (block_s * blocks)))
+    return max(LOOKS[0], int((left_s - later_beside_s) / shares / (block_s * blocks)))
 
 
 def design(

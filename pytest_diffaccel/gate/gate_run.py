@@ -12,7 +12,7 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct, StepCoun
 from pytest_diffaccel.gate.case_plan import Budget, GateCase, gate_cases
 from pytest_diffaccel.gate.clocks import Clock, wall_clock
 from pytest_diffaccel.gate.environments import Comparison, refusal
-from pytest_diffaccel.gate.prospects import Prospect, least_to_record_s, prospects
+from pytest_diffaccel.gate.prospects import Prospect, least_to_record_s, prospects, seconds_beside
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
@@ -178,6 +178,7 @@ class GateRun:
 
         bench = self._search.bench
         baseline = next(other for other in self.cases if other.cell == case.cell and other.candidate is None)
+        later = tuple(self.cases[self.cases.index(case) + 1 :])
         with self._budget.start():
             metrics = self._judged_by
         return Examination(
@@ -185,7 +186,8 @@ class GateRun:
             self.gate,
             metrics,
             len(self.cases),
-            tuple(self.cases[self.cases.index(case) + 1 :]),
+            later,
+            seconds_beside(later, self._sessions) or 0.0,
             self._budget,
             self._cell_pictures,
             self._plain_runs,

@@ -41,7 +41,7 @@ class Scores:
 
     Attributes:
         now: of this run.
-        control: of this run, from start noise one unit in the last place larger.
+        control: of this run, from start noise one unit in the last place larger; none where all is equal to ``then``.
         then: the reference's; one per sample, their mean alone, or none where nothing is known.
         metric: which one.
     """
@@ -128,14 +128,13 @@ def quality_finding(scores: Scores, smallest: float, false_alarm_rate: float) ->
     found = Finding("quality", "ok", "", metric=scores.subject)
     if not math.isfinite(now):
         return replace(found, status="regressed", text=f"{scores.title} is {now}: the images are broken")
-    half = scores.half_width(0.05 / 2)
-    text = (
-        f"{scores.title} {scores.shown(now)} instead of {scores.shown(then)} (rounding +-{half:.4f}, "
-        f"{counted(len(scores.now), 'sample')})"
-    )
+    text = f"{scores.title} {scores.shown(now)} instead of {scores.shown(then)}"
+    samples = counted(len(scores.now), "sample")
     if scores.is_equal:
-        equal = f"{percent(0.0)}: {text}; equal to the last digit"
+        equal = f"{percent(0.0)}: {text} ({samples}); equal to the last digit"
         return replace(found, text=equal, change=0.0, change_ci95=(0.0, 0.0))
+    half = scores.half_width(0.05 / 2)
+    text += f" (rounding +-{half:.4f}, {samples})"
     if matters == 0:
         why = f"{text}; {smallest:.1%} of the recorded mean is nothing, so what matters is not known"
         fix = f"another metric (--gate-quality): the recorded {scores.title} is 0"
@@ -209,23 +208,31 @@ def explain_by_pictures(finding: Finding, *, are_known: bool) -> Finding:
     return replace(finding, status="ok", text=f"{finding.text}; {why}")
 
 
-def same_pictures(now: Sequence[float], then: Sequence[float], tolerance: float) -> str:
-    """Whether the unaccelerated pipeline still draws what it drew; in words when it does not.
+def pictures_moved(now: Sequence[float], then: Sequence[float]) -> float:
+    """By how much the unaccelerated pipeline draws otherwise than it drew: mean relative change, at least 0.
 
     Args:
         now: LPIPS of its pictures to things that do not change, in this run.
-        then: the recorded ones, in the same order.
-        tolerance: mean relative change that is put down to rounding.
+        then: the recorded ones, in the same order; 0 is returned where they are not as many.
     """
     if len(now) != len(then):
-        return ""
+        return 0.0
     before, after = np.array(then), np.array(now)
     scale = float(np.mean(before))
-    if scale <= 0:
-        return "the recorded pictures say nothing: record the reference again"
-    moved = float(np.mean(np.abs(after - before))) / scale
+    return float(np.mean(np.abs(after - before))) / scale if scale > 0 else math.inf
+
+
+def same_pictures(moved: float, tolerance: float) -> str:
+    """Whether the unaccelerated pipeline still draws what it drew; in words when it does not.
+
+    Args:
+        moved: of :func:`pictures_moved`.
+        tolerance: what of it is put down to rounding.
+    """
     if moved <= tolerance:
         return ""
+    if math.isinf(moved):
+        return "the recorded pictures say nothing: record the reference again"
     return (
         "the unaccelerated pipeline draws other pictures than were recorded: their LPIPS to grey and to other seeds "
         f"moved by {moved:.0%}"

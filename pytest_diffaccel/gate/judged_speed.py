@@ -113,6 +113,7 @@ class SpeedJudge:
         budget: of the whole run.
         reference: what the case is compared with, by clock; None where there is nothing.
         recording: whether a reference is recorded.
+        later_beside_s: what the later cases take beside timing, seconds; 0 where no reference tells.
     """
 
     case: GateCase
@@ -123,6 +124,7 @@ class SpeedJudge:
     budget: Budget
     reference: Callable[[Clock], Reference | None]
     recording: bool
+    later_beside_s: float = 0.0
 
     def by_its_clocks(self, block_s: float) -> Iterator[Judged]:
         """By the clock that decides; of a launch-bound winner by the host's, too.
@@ -151,8 +153,13 @@ class SpeedJudge:
         if not self.recording and not shows(case, self.reference(HOST), HOST, self._tests, LARGEST_ASKED, HOST.most):
             yield self._host_judged(Judged(HOST, Finding("speed", "inconclusive", _TOO_LITTLE_KNOWN), power=0.0))
             return
-        # Every later case keeps what this one's device time took.
-        kept_s = (began_s - self.budget.left_s) * sum(other.cost / case.cost for other in self.later)
+        # Every later case keeps its pictures, and what this one's device time took.
+        taken_s = began_s - self.budget.left_s
+        kept_s = self.later_beside_s + taken_s * sum(other.cost / case.cost for other in self.later)
+        if not self.recording and self.budget.left_s <= kept_s:
+            why = f"not timed: the rest of the budget of {self.budget.seconds:.0f} s goes to the later winners"
+            yield self._host_judged(Judged(HOST, Finding("speed", "inconclusive", why), power=0.0))
+            return
         yield self._host_judged(self._judged(HOST, timer.block_s(HOST), kept_s=kept_s))
 
     @property
@@ -172,7 +179,10 @@ class SpeedJudge:
         case, timer, reference = self.case, self.timer, self.reference(clock)
         slowdown = self.settings.host_slowdown if clock == HOST else self.settings.slowdown
         share = recordable if self.recording else affordable
-        figures = share(case, self.later, self.budget.left_s - kept_s, block_s, clock.blocks)
+        left_s = self.budget.left_s - kept_s
+        # By host time that is kept already, before this case's own first look.
+        beside_s = 0.0 if clock == HOST else self.later_beside_s
+        figures = share(case, self.later, left_s, block_s, clock.blocks, beside_s)
         plan = design(case, reference, clock, self._tests, slowdown, figures, recording=self.recording)
         if plan is None and case.candidate is None:
             why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"

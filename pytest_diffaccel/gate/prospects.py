@@ -69,7 +69,7 @@ def prospects(
     """
     winners = [case for case in cases if case.candidate is not None]
     all_cost = sum(case.cost for case in winners)
-    beside_s = _beside_s(cases, sessions)
+    beside_s = seconds_beside(cases, sessions)
     timing_s = max(0.0, settings.budget_s - (beside_s or 0.0))
     found = []
     for case in winners:
@@ -119,8 +119,16 @@ def _shows_what(
     return is_shown, shown, needed * figure_s if needed else math.inf
 
 
-def _beside_s(cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]]) -> float | None:
-    """What all cases take beside timing, as when their references were recorded; a case without one, as the others."""
+def seconds_beside(cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]]) -> float | None:
+    """What cases take beside timing, as when their references were recorded; a case without one, as the others.
+
+    Args:
+        cases: any of a run.
+        sessions: recorded, by subject.
+
+    Returns:
+        Seconds; None where no reference tells.
+    """
     recorded = [known[-1].beside_s for case in cases if (known := sessions.get(case.subject))]
     told = [seconds for seconds in recorded if seconds is not None]
     return sum(told) + (len(cases) - len(told)) * median(told) if told else None
@@ -149,21 +157,30 @@ def _shown(prospect: Prospect) -> str:
 def remedies(found: Sequence[Prospect]) -> dict[str, str]:
     """What would show what matters of each winner of which this run cannot, in words, by the winner's key.
 
-    One budget for all: at that, each one's share is enough for both of its clocks.
+    One budget for all: at that, each one's share is enough for those of its clocks that any budget is enough for.
     """
     needed_s: defaultdict[str, float] = defaultdict(float)
+    short: defaultdict[str, list[Prospect]] = defaultdict(list)
     for prospect in found:
-        needed_s[prospect.case.key] += prospect.needed_s / prospect.share
-    short = dict.fromkeys(prospect.case.key for prospect in found if not prospect.is_shown)
-    enough_s = max((needed_s[key] for key in short if math.isfinite(needed_s[key])), default=0.0)
+        if math.isfinite(prospect.needed_s):
+            needed_s[prospect.case.key] += prospect.needed_s / prospect.share
+        if not prospect.is_shown:
+            short[prospect.case.key].append(prospect)
+    reached = [key for key, missing in short.items() if any(math.isfinite(one.needed_s) for one in missing)]
     beside_s = next((prospect.beside_s for prospect in found), None)
-    more = "or more" if beside_s is not None else "or more: pictures take some of it"
-    return {
-        key: f"--gate-budget {as_option(enough_s + (beside_s or 0.0))} {more}"
-        if math.isfinite(needed_s[key])
-        else "further references (--gate --update-golden): no budget is enough with these"
-        for key in short
-    }
+    enough_s = max((needed_s[key] for key in reached), default=0.0) + (beside_s or 0.0)
+    budget = f"--gate-budget {as_option(enough_s)} or more"
+    if beside_s is None:
+        budget += ": pictures take some of it"
+    said = {}
+    for key, missing in short.items():
+        hopeless = [one.clock.name for one in missing if not math.isfinite(one.needed_s)]
+        further = "further references (--gate --update-golden): no budget is enough with these"
+        if key not in reached:
+            said[key] = further
+        else:
+            said[key] = f"{budget}; by {hopeless[0]} time {further}" if hopeless else budget
+    return said
 
 
 def by_remedy(said: Iterable[str]) -> list[str]:
