@@ -186,6 +186,15 @@ def test_each_metric_that_is_named_is_judged_and_recorded(gate: Gate) -> None:
             f"  it takes: {fix}",
         ]
     )
+    decided = {key: replace(entry, quality="psnr") for key, entry in known.items()}
+    gate.golden.write_text(dump_entries(decided), encoding="utf-8")
+    result = gate.run(*alone)
+    result.stdout.fnmatch_lines(["  quality by psnr regressed: -2*: psnr * dB instead of 60 dB (*"])
+    by_brightest = {"metrics": {"brightest": GoldenMetric(60.0)}, "quality": "brightest"}
+    unknown = {key: replace(entry, **by_brightest) for key, entry in decided.items()}
+    gate.golden.write_text(dump_entries(unknown), encoding="utf-8")
+    gate.run(*alone).stderr.fnmatch_lines(["*was decided by brightest, which is no metric here: register it*"])
+
     gate.golden.write_text(golden, encoding="utf-8")
     assert gate.run("--update-golden", *asked).ret == 0
     before, after = read_references(gate.golden)[gate.subject]

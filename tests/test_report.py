@@ -233,6 +233,7 @@ def test_pictures_lead_to_full_ones_beside_the_page(report: Path, opened: Callab
 def test_pointing_at_a_winner_shows_its_settings_and_pictures(report: Path, opened: Callable[..., Any]) -> None:
     with opened(report) as page:
         plot = page.locator("#pareto-0 .plot.live svg")
+        page.locator("#pareto-0").scroll_into_view_if_needed()  # scrolling hides what was pointed at
         plot.wait_for()
         # Winners are ringed: the only hollow symbols.
         ring = plot.locator('path[stroke="currentColor"][stroke-width="1.8"]').first

@@ -46,7 +46,8 @@ class GateRun:
         metrics: those known.
 
     Raises:
-        ValueError: when the golden file or what lies beside it cannot be read, or its records have several batch sizes.
+        ValueError: when the golden file or what lies beside it cannot be read, its records have several batch sizes, or
+            a metric decided them that is not known.
     """
 
     def __init__(
@@ -60,7 +61,6 @@ class GateRun:
         self._golden = Golden.read(settings.golden)
         # What is recorded afresh is wanted, however it differs from what was recorded before.
         self._sessions = {} if settings.update_golden and settings.fresh else read_references(settings.golden)
-        self.gate = gate
         self.cases = gate_cases(self._golden.entries, settings.cells, settings.accelerators, list(self._sessions))
         sizes = sorted({case.entry.batch_size for case in self.cases})
         if len(sizes) > 1:
@@ -71,8 +71,19 @@ class GateRun:
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
         self._search = SearchRun(self.settings, registry, session, metrics)
         self.metrics = self._search.metrics
+        self.gate = replace(gate, quality=self._judged_quality(gate.quality))
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
         self._plain: dict[tuple[Cell, int], PlainRuns] = {}
+
+    def _judged_quality(self, named: Mapping[str, float]) -> dict[str, float]:
+        """What is judged of pictures: what is named, and what decided golden, by as much as LPIPS."""
+        decided = sorted({case.entry.quality for case in self.cases if case.entry.quality})
+        if unknown := [name for name in decided if name not in self.metrics.names]:
+            raise ValueError(
+                f"{self.settings.golden} was decided by {', '.join(unknown)}, which is no metric here: register it "
+                "(docs/own_metric.md), or choose other cells"
+            )
+        return {**dict.fromkeys(decided, named[LPIPS]), **named}
 
     @property
     def recording(self) -> bool:
