@@ -31,7 +31,7 @@ def search(folder: Path, options: Sequence[str]) -> dict[GoldenKey, GoldenEntry]
     command = [sys.executable, "-m", "pytest", str(ROOT / "benches"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     began = time.monotonic()
     # This clone's package, whatever is installed.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     command += ["--golden", str(golden), *options]
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=sys.stderr)
     print(f"searched in {time.monotonic() - began:.0f} s", file=sys.stderr)
