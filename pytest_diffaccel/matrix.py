@@ -69,12 +69,20 @@ class Candidate:
     Attributes:
         cell: where it is measured.
         accelerator: the accelerator's name, for example ``"DeepCache and ToMe"``.
-        params: its parameters by method; never changed after construction.
+        params: its parameters by method, NumPy's numbers as Python's; never changed after construction.
     """
 
     cell: Cell
     accelerator: str
     params: Params
+
+    def __post_init__(self) -> None:
+        if any(hasattr(value, "item") for point in self.params.values() for value in point.values()):
+            plain = {
+                method: {name: value.item() if hasattr(value, "item") else value for name, value in point.items()}
+                for method, point in self.params.items()
+            }
+            object.__setattr__(self, "params", plain)
 
     @cached_property
     def key(self) -> str:

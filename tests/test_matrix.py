@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
@@ -156,3 +158,11 @@ print(json.dumps([candidate.key for candidate in found]))
     ]
     assert outputs[0] == outputs[1]
     assert json.loads(outputs[0]) == [candidate.key for candidate in whole_matrix(coarse=True)]
+
+
+def test_a_grid_may_be_of_numpys_numbers() -> None:
+    """As a method's author writes np.arange and np.linspace; records of them are plain JSON."""
+    point: dict[str, Any] = {"interval": np.int64(3), "ratio": np.float32(0.5), "name": 2}
+    made = Candidate(CELLS[0], "Mine", {"Mine": point})
+    assert json.dumps(made.params) == '{"Mine": {"interval": 3, "ratio": 0.5, "name": 2}}'
+    assert made == Candidate(CELLS[0], "Mine", {"Mine": {"interval": 3, "ratio": 0.5, "name": 2}})
