@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 #: Blocks of the transformer.
 DOUBLE_BLOCKS, SINGLE_BLOCKS = 2, 3
-#: Height and width of pictures to draw with it: 4 x 4 packed latents. Its own size is 256, as 128 latents are 1024.
+#: Height and width of pictures to draw with it: 2 x 2 tokens of packed latents. Its own size is 1024.
 SIDE = 32
 #: Tokens that its text encoders read, CLIP and T5.
 CLIP_TOKENS, T5_TOKENS = 16, 24

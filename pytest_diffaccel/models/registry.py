@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_diffaccel.models import entries, own_pipes
 from pytest_diffaccel.models.entries import Kind
-from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.pipes import BUILT_IN, PipeRegistry, PipeSpec, known, make_known
 from pytest_diffaccel.words import meant
 
 if sys.version_info >= (3, 11):
@@ -89,9 +89,10 @@ class ModelSpec:
 
     @classmethod
     def from_architecture(cls, pipe: str) -> ModelSpec:
-        """The full-size pipe with random weights, and the embedded stand-in's tokenizers."""
+        """The full-size pipe with random weights, and an embedded stand-in's tokenizers: its own where it has one."""
         description = f"architecture only: {pipe}'s shapes, random weights; speed, no quality"
-        return cls(pipe, "architecture", cls.from_embedded(pipe).location, description)
+        tokenizers = cls.from_embedded(pipe if known()[pipe].embedded_folder else BUILT_IN[0].name)
+        return cls(pipe, "architecture", tokenizers.location, description)
 
     @classmethod
     def from_toml(cls, pipe: str, entry: object, base: Path) -> ModelSpec:
@@ -126,7 +127,7 @@ class ModelSpec:
             config=entries.place("config", table.get("config"), base),
             vae=entries.place("vae", table.get("vae"), base),
             dtype=entries.dtype(table.get("dtype")),
-            image_size=entries.image_size(table.get("height"), table.get("width")),
+            image_size=entries.image_size(table.get("height"), table.get("width"), family.side_unit),
             guidance_scale=entries.guidance_scale(table.get("guidance_scale", family.guidance_scale)),
             own=own,
         )
@@ -170,7 +171,7 @@ class ModelSource:
         if text == "hub":
             return cls(text, tuple(ModelSpec.from_hub(pipe.name) for pipe in known() if pipe.hub_id))
         if text == ARCHITECTURE:
-            shaped = [pipe.name for pipe in known() if pipe.architecture and pipe.embedded_folder]
+            shaped = [pipe.name for pipe in known() if pipe.architecture]
             return cls(text, tuple(ModelSpec.from_architecture(pipe) for pipe in shaped))
         return cls._from_file(text)
 

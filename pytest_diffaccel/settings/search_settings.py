@@ -13,7 +13,7 @@ from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
+from pytest_diffaccel.models.schedulers import classes_like, misplaced, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics
@@ -201,6 +201,8 @@ def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
             f"{', '.join(SCHEDULERS)} or a class of diffusers such as EulerDiscreteScheduler"
         )
     chosen = dict.fromkeys(filter(None, named.values()))
+    if reason := next(filter(None, (misplaced(name, pipe.schedulers[0]) for name in chosen)), ""):
+        raise OptionError(f"--sched, {pipe.name}: {reason}")
     return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)
 
 
