@@ -18,8 +18,8 @@ DOUBLE_BLOCKS, SINGLE_BLOCKS = 2, 3
 SIDE = 32
 #: Tokens that its text encoders read, CLIP and T5.
 CLIP_TOKENS, T5_TOKENS = 16, 24
-_LATENT_CHANNELS = 4
-_WIDTH = 32
+#: Channels of its VAE's latents, and of its text encoders.
+LATENT_CHANNELS, WIDTH = 4, 32
 _HEADS = 2
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -37,14 +37,14 @@ def tiny_flux(*, guidance_embeds: bool = True, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         parts = {
             "transformer": _transformer(guidance_embeds=guidance_embeds),
-            "vae": _vae(),
+            "vae": small_vae(),
             "text_encoder": CLIPTextModel(_clip_config()),
-            "text_encoder_2": T5EncoderModel(_t5_config()),
+            "text_encoder_2": t5_encoder(),
         }
     pipeline = FluxPipeline(
         **{name: part.eval() for name, part in parts.items()},
         tokenizer=_clip_tokenizer(),
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -59,31 +59,28 @@ def save_tiny_flux(folder: Path, **options: Any) -> Path:
 
 def _transformer(*, guidance_embeds: bool) -> FluxTransformer2DModel:
     model = FluxTransformer2DModel(
-        in_channels=4 * _LATENT_CHANNELS,  # a pack of 2 x 2
+        in_channels=4 * LATENT_CHANNELS,  # a pack of 2 x 2
         num_layers=DOUBLE_BLOCKS,
         num_single_layers=SINGLE_BLOCKS,
-        attention_head_dim=_WIDTH // _HEADS,
+        attention_head_dim=WIDTH // _HEADS,
         num_attention_heads=_HEADS,
-        joint_attention_dim=_WIDTH,
-        pooled_projection_dim=_WIDTH,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
-    # As torch makes them, weights are so small that no text and no block would show in what it gives.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.0)
-    return model
+    return louder(model)
 
 
-def _vae() -> AutoencoderKL:
+def small_vae() -> AutoencoderKL:
+    """A pixel for 8 x 8 of the image's, of random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8,) * 4,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=_LATENT_CHANNELS,
+        latent_channels=LATENT_CHANNELS,
         scaling_factor=0.3611,
         shift_factor=0.1159,
         use_quant_conv=False,
@@ -103,27 +100,38 @@ def _clip_config() -> CLIPTextConfig:
     return CLIPTextConfig(
         **ends,
         vocab_size=words,
-        hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
         num_hidden_layers=2,
         num_attention_heads=_HEADS,
         max_position_embeddings=CLIP_TOKENS,
     )
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
+    """Of letters, of which it gives :data:`T5_TOKENS` at most."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [(letter, -3.0) for letter in _LETTERS]
     return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=T5_TOKENS)
 
 
-def _t5_config() -> T5Config:
-    return T5Config(
+def t5_encoder() -> T5EncoderModel:
+    """Of random weights, for :func:`t5_tokenizer`."""
+    config = T5Config(
         vocab_size=len(_LETTERS) + 4,
-        d_model=_WIDTH,
-        d_kv=_WIDTH // _HEADS,
-        d_ff=2 * _WIDTH,
+        d_model=WIDTH,
+        d_kv=WIDTH // _HEADS,
+        d_ff=2 * WIDTH,
         num_layers=2,
         num_heads=_HEADS,
         feed_forward_proj="gated-gelu",
     )
+    return T5EncoderModel(config)
+
+
+def louder(model: Any) -> Any:
+    """The model with weights twice as large: as torch makes them, no text and no block would show in what it gives."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return model

@@ -1,0 +1,177 @@
+"""Pipes of one's own whose denoiser is a transformer: what a class entry of a models file makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from searches import SmallSearch
+from tiny_transformers import MADE, save_tiny
+
+from pytest_diffaccel import accelerate, load_pipeline
+from pytest_diffaccel.accelerators.acceleration import StepCountError
+from pytest_diffaccel.accelerators.base import InvalidParams
+from pytest_diffaccel.accelerators.calls import UnsupportedPipeline, guidance_scale_of, is_guided
+from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.models.registry import ModelSource, know_pipes
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
+
+SIZE = {"height": 32, "width": 32}
+STEPS = 3
+PROMPTS, SEEDS = ["red apple", "a blue pear"], [0, 1]
+#: Denoiser calls of a step with guidance, and the scale that each class takes by itself.
+CALLS = {"CogView4Pipeline": 2, "PixArtSigmaPipeline": 1, "QwenImagePipeline": 2}
+SCALES = {"CogView4Pipeline": 5.0, "PixArtSigmaPipeline": 4.5, "QwenImagePipeline": 4.0}
+FLOW = "FlowMatchEulerDiscreteScheduler"
+SCHEDULERS = {"CogView4Pipeline": FLOW, "PixArtSigmaPipeline": "DDIMScheduler", "QwenImagePipeline": FLOW}
+each_class = pytest.mark.parametrize("name", sorted(MADE))
+
+
+@pytest.fixture(autouse=True)
+def only_built_in_pipes() -> Iterator[None]:
+    """What a test knew is none of the next test's business."""
+    yield
+    make_known(PipeRegistry())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("transformers")
+    return {name: save_tiny(name, place / name) for name in MADE}
+
+
+def entry(name: str, folder: Path) -> str:
+    return f'[mine]\nclass = "{name}"\npath = "{folder}"\nheight = 32\nwidth = 32\nsteps = [4]\n'
+
+
+@pytest.fixture
+def load(folders: dict[str, Path], tmp_path: Path) -> Any:
+    """Loads the pipeline of a class as a models file's entry, and makes it known."""
+
+    def loaded(name: str) -> Any:
+        models = tmp_path / "models.toml"
+        models.write_text(entry(name, folders[name]), encoding="utf-8")
+        know_pipes(PipeRegistry(), str(models))
+        return load_pipeline("mine", models=str(models), device="cpu")
+
+    return loaded
+
+
+def drawn(pipeline: Any, prompts: list[str] = PROMPTS, **options: Any) -> list[bytes]:
+    with accelerate(pipeline, {}, steps=STEPS, **SIZE, **options) as generate:
+        return [image.tobytes() for image in generate(prompts, SEEDS)]
+
+
+@each_class
+def test_its_baseline_is_generated_and_timed(name: str, load: Any) -> None:
+    pipeline = load(name)
+    assert (type(pipeline).__name__, type(pipeline.scheduler).__name__) == (name, SCHEDULERS[name])
+    with accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate:
+        before = [image.tobytes() for image in generate(PROMPTS, SEEDS)]
+        _, run = timed(generate, PROMPTS, SEEDS)
+    assert generate.fired["denoiser_calls"] == CALLS[name] * STEPS
+    assert (len(run.step_s), run.kinds) == (STEPS, ("plain",) * STEPS)
+    assert drawn(pipeline) == before
+    assert drawn(pipeline, ["a green dog", "a white cat"]) != before
+
+
+@each_class
+def test_guidance_is_on_and_off_as_the_scale_says(name: str, load: Any) -> None:
+    pipeline = load(name)
+    assert guidance_scale_of(pipeline, None) == SCALES[name]
+    assert is_guided(pipeline, None)
+    assert not is_guided(pipeline, 1.0)
+    with accelerate(pipeline, {}, steps=STEPS, guidance_scale=1.0, **SIZE) as generate:
+        generate(PROMPTS, SEEDS)
+    assert generate.fired["denoiser_calls"] == STEPS
+    assert drawn(pipeline) == drawn(pipeline, guidance_scale=SCALES[name]) != drawn(pipeline, guidance_scale=1.0)
+
+
+def test_qwen_images_scale_is_the_one_that_guides(load: Any) -> None:
+    """Its call has two: ``guidance_scale`` is for models that take it as an input."""
+    pipeline = load("QwenImagePipeline")
+    noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    images = pipeline(
+        PROMPTS, [" ", " "], true_cfg_scale=2.0, num_inference_steps=STEPS, generator=noise, **SIZE
+    ).images
+    assert drawn(pipeline, guidance_scale=2.0) == [image.tobytes() for image in images]
+
+
+@each_class
+def test_methods_for_unets_say_why_they_do_not_apply(name: str, load: Any) -> None:
+    pipeline = load(name)
+    denoiser = type(pipeline.transformer).__name__
+    for params, words in (
+        ({"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}, f"{denoiser} has no down and up blocks"),
+        (
+            {"T-Gate": {"gate_step": 2, "sp_interval": 1, "fi_interval": 1, "warm_up": 0}},
+            f"tgate's functions are used for Stable Diffusion and SDXL, not for a {name}",
+        ),
+        ({"ToMe": {"ratio": 0.5, "max_downsample": 1}}, f"no transformer block in a {denoiser} to merge tokens in"),
+    ):
+        with pytest.raises(InvalidParams, match=words), accelerate(pipeline, params, steps=STEPS, **SIZE):
+            pass
+
+
+@each_class
+def test_an_entry_by_hub_id_says_enough(name: str, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(f'[mine]\nclass = "{name}"\nid = "owner/name"\n', encoding="utf-8")
+    pipe = ModelSource.from_option(str(tmp_path / "models.toml")).spec("mine").family
+    assert pipe.with_weights == ("text_encoder", "transformer", "vae")
+    assert (pipe.schedulers[0] == FLOW) is (SCHEDULERS[name] == FLOW)
+
+
+def test_a_class_that_is_not_known_is_read_from_its_folder(tmp_path: Path) -> None:
+    index = '{"transformer": ["diffusers", "A"], "vae": ["diffusers", "B"], "scheduler": ["diffusers", "%s"]}'
+    (tmp_path / "model_index.json").write_text(index % FLOW, encoding="utf-8")
+    (tmp_path / "models.toml").write_text('[mine]\nclass = "LuminaPipeline"\npath = "."\n', encoding="utf-8")
+    pipe = ModelSource.from_option(str(tmp_path / "models.toml")).spec("mine").family
+    assert (pipe.denoiser, pipe.schedulers) == ("transformer", (FLOW,))
+
+
+def test_a_class_whose_calls_tell_of_no_step_is_refused() -> None:
+    class Silent:
+        transformer = torch.nn.Identity()
+
+        def __call__(self, prompt: str, guidance_scale: float = 4.0, **more: Any) -> None: ...
+
+    registry = PipeRegistry()
+    registry.register(PipeSpec("mine", "Silent", denoiser="transformer"))
+    make_known(registry)
+    with (
+        pytest.raises(UnsupportedPipeline, match=r"Silent cannot be .* takes no callback_on_step_end, by which steps"),
+        accelerate(Silent(), {}, steps=1),
+    ):
+        pass
+
+
+def test_more_calls_than_guidance_takes_are_an_error(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load("PixArtSigmaPipeline")
+    once = pipeline.transformer.forward
+
+    def thrice(*args: Any, **options: Any) -> Any:
+        for _ in range(2):
+            monkeypatch.undo()
+            pipeline.transformer(*args, **options)
+            monkeypatch.setattr(pipeline.transformer, "forward", thrice)
+        return once(*args, **options)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", thrice)
+    with (
+        pytest.raises(StepCountError, match=f"{3 * STEPS} denoiser calls for {STEPS} steps"),
+        accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate,
+    ):
+        generate(PROMPTS, SEEDS)
+
+
+@pytest.mark.parametrize("name", ["CogView4Pipeline", "PixArtSigmaPipeline"])
+def test_a_search_says_what_does_not_apply(name: str, folders: dict[str, Path], small_search: SmallSearch) -> None:
+    (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
+    few = ("--num-samples", "1", "--batch-size", "1", "--grid", "coarse", "--search-targets", "ToMe")
+    result = small_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", "--pipe", "mine", *few)
+    assert result.ret == 0, result.outlines
+    scheduler = known()["mine"].schedulers[0]
+    result.stdout.fnmatch_lines([f"*mine-{scheduler}-4 ToMe: this model takes none of its * candidates; *"])
