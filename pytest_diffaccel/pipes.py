@@ -310,6 +310,7 @@ BUILT_IN = (
         lone_denoiser_files=True,
         left_out={"feature_extractor": None, "image_encoder": None},
         architecture=FLUX1,
+        full_size_step_s=0.199,  # published for 1024 x 1024 pixels: 28 steps in 5.58 s
     ),
 )
 _registry = PipeRegistry()

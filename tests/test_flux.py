@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from searches import TESTS, SmallSearch
 from tiny_flux import CLIP_TOKENS, SIDE, T5_TOKENS, save_tiny_flux, tiny_flux
 
-from pytest_diffaccel import accelerate, load_pipeline
+from pytest_diffaccel import accelerate, generate_script, load_pipeline
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import is_guided, own_size
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task
+from pytest_diffaccel.judge.resolving import pipe_of
 from pytest_diffaccel.matrix import PIPES, Cell
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.models.architecture import build_pipeline, models
@@ -290,6 +291,18 @@ def test_sentences_name_it(pipe: str, scheduler: str) -> None:
 def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
     with pytest.raises(SentenceError):
         parse_task(f"Generate a {pipe} pipeline using FlowMatchEuler with 28 steps, accelerated by ToMe 1.5x")
+
+
+def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets ToMe"):
+        generate_script("FLUX.1, flow match euler, 28 steps, ToMe, 1.5x", tmp_path / "none.json")
+
+
+def test_hub_ids_in_scripts_stand_for_it() -> None:
+    assert pipe_of("black-forest-labs/FLUX.1-dev") == pipe_of("flux1-schnell.safetensors") == "FLUX.1"
+    for other in ("black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.1-Kontext-dev"):
+        with pytest.raises(OSError, match="none of the model sources"):
+            pipe_of(other)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
