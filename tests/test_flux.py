@@ -25,7 +25,7 @@ from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.models.architecture import build_pipeline, models
 from pytest_diffaccel.models.registry import ModelSource, ModelSpec
 from pytest_diffaccel.models.schedulers import set_scheduler
-from pytest_diffaccel.models.weights import weight_files
+from pytest_diffaccel.models.weights import check_presence, weight_files
 from pytest_diffaccel.pipe_shapes import FLUX1, FluxArchitecture
 from pytest_diffaccel.pipes import known
 from pytest_diffaccel.records.golden_file import read_golden
@@ -369,6 +369,16 @@ def test_a_single_file_is_its_transformer_and_the_rest_is_its_configs(folder: Pa
         load(spec)
 
 
+def test_what_a_single_file_lacks_is_looked_for_before_anything_is_loaded(folder: Path, tmp_path: Path) -> None:
+    spec = spec_of("file", tmp_path / "tuned.safetensors", config=str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"no file .*tuned\.safetensors"):
+        check_presence(spec)
+    save_file({"x": torch.zeros(1)}, tmp_path / "tuned.safetensors")
+    with pytest.raises(FileNotFoundError, match="nowhere is no diffusers folder"):
+        check_presence(spec)
+    check_presence(replace(spec, config=str(folder)))
+
+
 def test_a_vae_of_other_latents_is_refused(folder: Path, tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
@@ -485,6 +495,20 @@ def test_a_search_finds_and_records_winners_of_a_method_that_does(flux_search: S
     assert {(key.cell, key.accelerator) for key in golden} == {(Cell("FLUX.1", SCHEDULER, 8), "Hold")}
     assert f"('FLUX.1', '{SCHEDULER}', 8, 'Hold', 1.5)" in flux_search.golden.read_text(encoding="utf-8")
     assert any(entry.params for entry in golden.values())
+    gate = ("--steps", "8", "--search-targets", "Hold", "--gate", "--gate-budget", "1s", "-v")
+    gated = flux_search.pytester.runpytest_inprocess(*OPTIONS, *gate)
+    assert gated.ret == 0, gated.outlines
+    gated.stdout.fnmatch_lines_random(
+        [f"*test_gate[[]FLUX.1-{SCHEDULER}-8-{case}] PASSED*" for case in ("base*", "Hold*")]
+    )
+
+
+def test_without_weights_it_says_where_they_are(small_search: SmallSearch) -> None:
+    result = small_search.pytester.runpytest_inprocess("benches", "--pipe", "FLUX.1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: *'embedded' has no entry for FLUX.1; its public weights are those of --models hub"]
+    )
 
 
 def test_a_case_of_ones_own_takes_its_scheduler_by_itself(flux_search: SmallSearch) -> None:
