@@ -108,6 +108,8 @@ class PipeSpec:
             raise ValueError(
                 f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
             )
+        if isinstance(self.side_unit, bool) or not isinstance(self.side_unit, int) or self.side_unit < 1:
+            raise ValueError(f"{self.name}: side_unit={self.side_unit!r}; give a whole number of pixels, at least 1")
         if self.built_like not in (None, "SD", "SDXL"):
             raise ValueError(f'{self.name}: built_like={self.built_like!r}; write "SD", "SDXL" or None')
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:

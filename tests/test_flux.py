@@ -369,6 +369,23 @@ def test_a_single_file_is_its_transformer_and_the_rest_is_its_configs(folder: Pa
         load(spec)
 
 
+def test_a_single_file_of_schnell_is_none_of_dev(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What embeds the guidance would be missing; in the published format, whose widths diffusers takes for granted."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    loader = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(loader, "checkpoint_mapping_fn", lambda checkpoint, **_: checkpoint)
+    save_file(tiny_flux(guidance_embeds=False).transformer.state_dict(), tmp_path / "schnell.safetensors")
+    with pytest.raises(ValueError, match=r"schnell\.safetensors cannot be read .* lacks tensors of the transformer"):
+        load(spec_of("file", tmp_path / "schnell.safetensors", config=str(folder)))
+
+
+def test_a_models_file_of_it_alone_says_how_it_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text('"FLUX.1" = "owner/flux"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no entry for SD1\.5; search what it has: --pipe FLUX\.1$"):
+        ModelSource.from_option(str(tmp_path / "models.toml")).spec("SD1.5")
+
+
 def test_what_a_single_file_lacks_is_looked_for_before_anything_is_loaded(folder: Path, tmp_path: Path) -> None:
     spec = spec_of("file", tmp_path / "tuned.safetensors", config=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"no file .*tuned\.safetensors"):

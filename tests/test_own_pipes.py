@@ -298,6 +298,7 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
         ({"text_encoders": ("../unet",)}, "mine: '../unet' is no name of a class or component"),
         ({"pipeline_class": ""}, "mine: '' is no name of a class or component; write one of diffusers' own, such as"),
         ({"built_like": "sd"}, 'mine: built_like=\'sd\'; write "SD", "SDXL" or None'),
+        ({"side_unit": 0}, "mine: side_unit=0; give a whole number of pixels, at least 1"),
         ({"guidance_scale": -1.0}, "mine: guidance_scale=-1.0; give a number of at least 0"),
         ({"steps": ()}, "steps=(); give whole numbers from 1 to 1000"),
         ({"schedulers": ("",)}, "schedulers=('',); name at least one"),

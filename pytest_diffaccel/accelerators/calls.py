@@ -70,8 +70,8 @@ def guidance_scale_of(pipeline: Any, given: float | None) -> float:
     """The guidance scale of a call: the given one, or for None what the pipeline takes when its call names none."""
     if given is not None:
         return given
-    defaults = _defaults(pipeline)
-    return float(defaults["true_cfg_scale" if _is_guided_apart(pipeline) else "guidance_scale"] or 1)
+    usual = _defaults(pipeline).get("true_cfg_scale" if _is_guided_apart(pipeline) else "guidance_scale")
+    return 1.0 if usual is None else float(usual)
 
 
 def guidance_options(pipeline: Any, guidance_scale: float | None, images: int) -> dict[str, Any]:

@@ -183,6 +183,8 @@ def _from_denoiser_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     its_class = getattr(diffusers, str(read_json(folder / name / "config.json").get("_class_name")), None)
     try:
         denoiser = its_class.from_single_file(str(path), config=str(folder), subfolder=name, dtype=dtype)  # type: ignore[union-attr]
+    except NotImplementedError as error:  # of a tensor without numbers
+        raise ValueError(_misfit(path, rest.location, spec.pipe, f"it lacks tensors of the {name}")) from error
     except Exception as error:  # of many classes, none of which names the file
         raise ValueError(_misfit(path, rest.location, spec.pipe, str(error).partition("\n")[0])) from error
     return _from_folder(rest, dtype, {name: denoiser.eval()})

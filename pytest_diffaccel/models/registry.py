@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_diffaccel.models import entries, own_pipes
 from pytest_diffaccel.models.entries import Kind
-from pytest_diffaccel.pipes import BUILT_IN, PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
 from pytest_diffaccel.words import meant
 
 if sys.version_info >= (3, 11):
@@ -31,6 +31,7 @@ NO_QUALITY = (
 )
 _NO_FILES = ("embedded", "hub", ARCHITECTURE)
 
+_WITH_TOKENIZERS = "SDXL"  # of CLIP, for pipes of random weights without a stand-in
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
 _LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
 
@@ -91,7 +92,7 @@ class ModelSpec:
     def from_architecture(cls, pipe: str) -> ModelSpec:
         """The full-size pipe with random weights, and an embedded stand-in's tokenizers: its own where it has one."""
         description = f"architecture only: {pipe}'s shapes, random weights; speed, no quality"
-        tokenizers = cls.from_embedded(pipe if known()[pipe].embedded_folder else BUILT_IN[0].name)
+        tokenizers = cls.from_embedded(pipe if known()[pipe].embedded_folder else _WITH_TOKENIZERS)
         return cls(pipe, "architecture", tokenizers.location, description)
 
     @classmethod
@@ -206,11 +207,10 @@ class ModelSource:
         raise ValueError(f"models {self.name!r} has no entry for {pipe}; {self._other_weights(pipe)}")
 
     def _other_weights(self, pipe: str) -> str:
-        own = [spec.pipe for spec in self.specs if spec.own]
-        if own:
-            return f"search what it has: --pipe {own[0]}"
+        # What is searched where it is named, and only there.
+        others = [spec.pipe for spec in self.specs if not spec.family.is_in_matrix]
         if self.name not in _NO_FILES:
-            return _LINE
+            return f"search what it has: --pipe {others[0]}" if others else _LINE
         if known()[pipe].hub_id:
             return "its public weights are those of --models hub"
         return f'give a models file (--models) with a line "{pipe}" = "path/to/folder"'

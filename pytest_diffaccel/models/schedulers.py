@@ -250,7 +250,7 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     if not 1 <= steps <= limit:
         raise ValueError(f"{steps} steps; {name} takes 1 to {limit}")
     # Which shift, the pipeline reckons from its images' size: another moves timesteps, and lets none meet another.
-    shifted = {"mu": scheduler.config.base_shift} if scheduler.config.get("use_dynamic_shifting") else {}
+    shifted = {"mu": scheduler.config.get("base_shift", 0.5)} if scheduler.config.get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(steps, **shifted)
     timesteps = scheduler.timesteps.tolist()
     if repeated := sorted({step for step in timesteps if timesteps.count(step) > 1}):

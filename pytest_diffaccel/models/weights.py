@@ -48,7 +48,7 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
 def beside_denoiser(spec: ModelSpec) -> ModelSpec:
     """The pipeline that the components come from which a single file of the denoiser alone lacks."""
     place = settings_place(spec)
-    return replace(spec, kind="directory" if Path(place).is_absolute() else "hub", location=place, config=None)
+    return replace(spec, kind="directory" if Path(place).is_absolute() else "hub", location=place, config=place)
 
 
 def folder_files(folder: Path, pipe: PipeSpec) -> dict[str, list[Path]]:
