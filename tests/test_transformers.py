@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from searches import SmallSearch
+from searches import TESTS, SmallSearch
 from tiny_transformers import MADE, save_tiny
 
 from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.accelerators.acceleration import StepCountError
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline, guidance_scale_of, is_guided
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.records.golden_file import read_golden
 
 SIZE = {"height": 32, "width": 32}
 STEPS = 3
@@ -27,6 +29,35 @@ CALLS = {"CogView4Pipeline": 2, "PixArtSigmaPipeline": 1, "QwenImagePipeline": 2
 SCALES = {"CogView4Pipeline": 5.0, "PixArtSigmaPipeline": 4.5, "QwenImagePipeline": 4.0}
 FLOW = "FlowMatchEulerDiscreteScheduler"
 SCHEDULERS = {"CogView4Pipeline": FLOW, "PixArtSigmaPipeline": "DDIMScheduler", "QwenImagePipeline": FLOW}
+# A method that leaves out the last blocks, in both of a step's calls.
+SHORT = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from echo import spend_little
+from pytest_diffaccel.accelerators.base import Method, points
+
+spend_little()
+
+class Short(Method):
+    name, param_names = "Short", ("blocks_left",)
+
+    def grid(self, cell, size):
+        return points(self.param_names, [(1,)])
+
+    def check(self, point, steps):
+        self.check_names(point)
+
+    def kinds(self, point, steps, restarts):
+        return ["short"] * steps
+
+    def apply(self, pipeline, call, params):
+        blocks = pipeline.transformer.transformer_blocks
+        pipeline.transformer.transformer_blocks = blocks[: params[self.name]["blocks_left"]]
+        return call
+
+def pytest_diffaccel_accelerators(registry):
+    registry.register(Short())
+"""
 each_class = pytest.mark.parametrize("name", sorted(MADE))
 
 
@@ -165,6 +196,21 @@ def test_more_calls_than_guidance_takes_are_an_error(load: Any, monkeypatch: pyt
         accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate,
     ):
         generate(PROMPTS, SEEDS)
+
+
+@each_class
+def test_a_method_that_applies_is_searched_and_recorded(
+    name: str, folders: dict[str, Path], small_search: SmallSearch
+) -> None:
+    (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
+    (small_search.path / "conftest.py").write_text(SHORT, encoding="utf-8")
+    few = ("--num-samples", "2", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive")
+    scheduler = "DDIM" if SCHEDULERS[name] != FLOW else FLOW
+    options = ("--models", "models.toml", "--pipe", "mine", "--sched", scheduler, "--search-targets", "Short", *few)
+    result = small_search.pytester.runpytest_inprocess("benches", *options)
+    assert result.ret == 0, result.outlines
+    recorded = {(key.cell, key.accelerator) for key in read_golden(small_search.golden)}
+    assert recorded == {(Cell("mine", scheduler, 4), "Short")}
 
 
 @pytest.mark.parametrize("name", ["CogView4Pipeline", "PixArtSigmaPipeline"])
