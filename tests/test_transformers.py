@@ -148,6 +148,21 @@ def test_methods_for_unets_say_why_they_do_not_apply(name: str, load: Any) -> No
 
 
 @each_class
+def test_a_method_that_applies_is_searched_and_recorded(
+    name: str, folders: dict[str, Path], small_search: SmallSearch
+) -> None:
+    (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
+    (small_search.path / "conftest.py").write_text(SHORT, encoding="utf-8")
+    few = ("--num-samples", "2", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive")
+    scheduler = "DDIM" if SCHEDULERS[name] != FLOW else FLOW
+    options = ("--models", "models.toml", "--pipe", "mine", "--sched", scheduler, "--search-targets", "Short", *few)
+    result = small_search.pytester.runpytest_inprocess("benches", *options)
+    assert result.ret == 0, result.outlines
+    recorded = {(key.cell, key.accelerator) for key in read_golden(small_search.golden)}
+    assert recorded == {(Cell("mine", scheduler, 4), "Short")}
+
+
+@each_class
 def test_an_entry_by_hub_id_says_enough(name: str, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(f'[mine]\nclass = "{name}"\nid = "owner/name"\n', encoding="utf-8")
     pipe = ModelSource.from_option(str(tmp_path / "models.toml")).spec("mine").family
@@ -196,21 +211,6 @@ def test_more_calls_than_guidance_takes_are_an_error(load: Any, monkeypatch: pyt
         accelerate(pipeline, {}, steps=STEPS, **SIZE) as generate,
     ):
         generate(PROMPTS, SEEDS)
-
-
-@each_class
-def test_a_method_that_applies_is_searched_and_recorded(
-    name: str, folders: dict[str, Path], small_search: SmallSearch
-) -> None:
-    (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
-    (small_search.path / "conftest.py").write_text(SHORT, encoding="utf-8")
-    few = ("--num-samples", "2", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive")
-    scheduler = "DDIM" if SCHEDULERS[name] != FLOW else FLOW
-    options = ("--models", "models.toml", "--pipe", "mine", "--sched", scheduler, "--search-targets", "Short", *few)
-    result = small_search.pytester.runpytest_inprocess("benches", *options)
-    assert result.ret == 0, result.outlines
-    recorded = {(key.cell, key.accelerator) for key in read_golden(small_search.golden)}
-    assert recorded == {(Cell("mine", scheduler, 4), "Short")}
 
 
 @pytest.mark.parametrize("name", ["CogView4Pipeline", "PixArtSigmaPipeline"])
