@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recorded import environment as recorded_environment
 from searches import TESTS, SmallSearch
 from tiny_transformers import MADE, save_tiny
 
@@ -15,10 +18,15 @@ from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.accelerators.acceleration import StepCountError
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline, guidance_scale_of, is_guided
+from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.codegen.lookup import Answer
+from pytest_diffaccel.codegen.script import render
+from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.models.registry import ModelSource, know_pipes
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
+from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
 
 SIZE = {"height": 32, "width": 32}
@@ -32,6 +40,8 @@ SCHEDULERS = {"CogView4Pipeline": FLOW, "PixArtSigmaPipeline": "DDIMScheduler", 
 # A method that leaves out the last blocks, in both of a step's calls.
 SHORT = f"""
 import sys
+from pathlib import Path
+
 sys.path.insert(0, {str(TESTS)!r})
 from echo import spend_little
 from pytest_diffaccel.accelerators.base import Method, points
@@ -40,6 +50,7 @@ spend_little()
 
 class Short(Method):
     name, param_names = "Short", ("blocks_left",)
+    template = Path(__file__).with_name("short.py.j2")
 
     def grid(self, cell, size):
         return points(self.param_names, [(1,)])
@@ -57,6 +68,17 @@ class Short(Method):
 
 def pytest_diffaccel_accelerators(registry):
     registry.register(Short())
+"""
+SHORT_SCRIPT = """
+{% set constant = "SHORT" %}
+{% set meaning = "Of the transformer's blocks, so many are left." %}
+{% macro apply() %}
+    blocks = pipeline.transformer.transformer_blocks
+    pipeline.transformer.transformer_blocks = blocks[: SHORT["blocks_left"]]
+{% endmacro %}
+{% macro undo() %}
+        pipeline.transformer.transformer_blocks = blocks
+{% endmacro %}
 """
 each_class = pytest.mark.parametrize("name", sorted(MADE))
 
@@ -160,6 +182,44 @@ def test_a_method_that_applies_is_searched_and_recorded(
     assert result.ret == 0, result.outlines
     recorded = {(key.cell, key.accelerator) for key in read_golden(small_search.golden)}
     assert recorded == {(Cell("mine", scheduler, 4), "Short")}
+
+
+def test_a_script_is_guided_as_the_search_was(load: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Qwen-Image's scale is ``true_cfg_scale``; a script by the usual argument would leave guidance out."""
+    pipeline = load("QwenImagePipeline")
+    for name, text in (("short.py.j2", SHORT_SCRIPT), ("conftest.py", SHORT)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    registry = default_registry()
+    runpy.run_path(str(tmp_path / "conftest.py"))["pytest_diffaccel_accelerators"](registry)
+    cell, params = Cell("mine", FLOW, STEPS), {"Short": {"blocks_left": 1}}
+    task = Task(cell, "Short", 1.5, tuple(registry.names))
+    environment = replace(recorded_environment("mine"), guidance_scale=SCALES["QwenImagePipeline"])
+    entry = GoldenEntry(
+        status="met",
+        params=params,
+        speedup=1.7,
+        speedup_ci95=(1.6, 1.8),
+        wall_speedup=1.7,
+        wall_speedup_ci95=(1.6, 1.8),
+        lpips=0.1,
+        lpips_ci95=(0.05, 0.15),
+        num_samples=2,
+        batch_size=1,
+        environment=environment.id,
+    )
+    path = tmp_path / "script.py"
+    answer = Answer(task, task.key, entry, environment, registry.for_params(params), attained=True)
+    path.write_text(render(answer), encoding="utf-8")
+    script = runpy.run_path(str(path))
+    made = script["build_pipeline"](str(folders["QwenImagePipeline"]), "cpu", torch.float32)
+    for one in (made, pipeline):
+        one.default_sample_size = 4  # of 8 x 8 pixels each
+        one.set_progress_bar_config(disable=True)
+    with accelerate(pipeline, params, steps=STEPS, registry=registry) as generate:
+        expected = [image.tobytes() for image in generate(PROMPTS, SEEDS)]
+    assert [image.tobytes() for image in script["generate"](made, PROMPTS, SEEDS)] == expected
+    assert generate.fired["denoiser_calls"] == 2 * STEPS
+    assert script["compare"](made, PROMPTS[:1], SEEDS[:1]) > 0
 
 
 @each_class

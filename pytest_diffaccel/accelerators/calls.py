@@ -62,7 +62,7 @@ def _defaults_of(kind: Any) -> Mapping[str, Any]:
     A subclass may hand on whatever it is given: what counts is the nearest class that says more.
     """
     calls = [inspect.signature(vars(base)["__call__"]).parameters for base in kind.__mro__ if "__call__" in vars(base)]
-    call = next((call for call in calls if "guidance_scale" in call), calls[0])
+    call = next((call for call in calls if "guidance_scale" in call), calls[0] if calls else {})
     return {name: parameter.default for name, parameter in call.items()}
 
 
@@ -168,11 +168,19 @@ def _check_size(pipeline: Any, height: int | None, width: int | None) -> None:
             )
 
 
+def guides_apart(kind: Any) -> bool:
+    """Whether a pipeline class guides by the argument ``true_cfg_scale`` and a negative prompt, as Qwen-Image's does.
+
+    Its ``guidance_scale`` is then for models that take it as an input, and has no default.
+    """
+    defaults = _defaults_of(kind)
+    return "true_cfg_scale" in defaults and defaults.get("guidance_scale", 0) is None
+
+
 def _is_guided_apart(pipeline: Any) -> bool:
-    """Whether classifier-free guidance goes by the argument ``true_cfg_scale``, as in Qwen-Image."""
-    defaults = _defaults(pipeline)
-    is_else_unguided = "true_cfg_scale" in defaults and defaults.get("guidance_scale", 0) is None
-    return is_else_unguided and not getattr(denoiser_of(pipeline).config, "guidance_embeds", False)
+    """Whether its model is not one of those."""
+    kind: Any = type(pipeline)
+    return guides_apart(kind) and not getattr(denoiser_of(pipeline).config, "guidance_embeds", False)
 
 
 def _without_guidance(pipeline: Any) -> str:
