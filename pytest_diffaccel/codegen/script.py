@@ -130,13 +130,13 @@ def _context(answer: Answer) -> dict[str, Any]:
         "environment": answer.environment,
         "shortfall": shortfall(answer),
         "pipe": pipe,
+        "guides_apart": _guides_apart(pipe),
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
         "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
-        "guides_apart": _guides_apart(pipe),
     }
 
 
