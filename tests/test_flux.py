@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from searches import TESTS, SmallSearch
+from timings import SteadyClock
 from tiny_flux import CLIP_TOKENS, SIDE, T5_TOKENS, save_tiny_flux, tiny_flux
 
 from pytest_diffaccel import accelerate, generate_script, load_pipeline
@@ -503,7 +504,10 @@ def test_a_search_of_methods_that_do_not_apply_says_so_and_measures_nothing(flux
     assert flux_search.stored() == []
 
 
-def test_a_search_finds_and_records_winners_of_a_method_that_does(flux_search: SmallSearch) -> None:
+def test_a_search_finds_and_records_winners_of_a_method_that_does(
+    flux_search: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SteadyClock(monkeypatch).step_s["Hold:echo"] = 0.001
     (flux_search.path / "conftest.py").write_text(HOLD, encoding="utf-8")
     few = ("--steps", "8", "--search-targets", "Hold", "--blocks", "1", "--max-quality-loss", "10")
     result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few, "--exhaustive")

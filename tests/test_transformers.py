@@ -12,6 +12,7 @@ import pytest
 import torch
 from recorded import environment as recorded_environment
 from searches import TESTS, SmallSearch
+from timings import SteadyClock
 from tiny_transformers import MADE, save_tiny
 
 from pytest_diffaccel import accelerate, load_pipeline
@@ -171,8 +172,9 @@ def test_methods_for_unets_say_why_they_do_not_apply(name: str, load: Any) -> No
 
 @each_class
 def test_a_method_that_applies_is_searched_and_recorded(
-    name: str, folders: dict[str, Path], small_search: SmallSearch
+    name: str, folders: dict[str, Path], small_search: SmallSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    SteadyClock(monkeypatch).step_s["Short:short"] = 0.005
     (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
     (small_search.path / "conftest.py").write_text(SHORT, encoding="utf-8")
     few = ("--num-samples", "2", "--batch-size", "1", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive")
