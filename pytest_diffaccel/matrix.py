@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from pytest_diffaccel.pipes import BUILT_IN, PipeSpec
 
 #: The matrix of 27 cells that is searched where none are named.
-PIPES = tuple(spec.name for spec in BUILT_IN)
+PIPES = tuple(spec.name for spec in BUILT_IN if spec.is_in_matrix)
 SCHEDULERS = PipeSpec.schedulers
 STEPS = PipeSpec.steps
 TARGETS = (1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 4.0)

@@ -52,6 +52,25 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class FluxArchitecture:
+    """The shapes of a FLUX.1, as diffusers and transformers configure them.
+
+    Attributes:
+        transformer: of a ``FluxTransformer2DModel``; it draws 1024 pixels a side where nobody says otherwise.
+        vae: of an ``AutoencoderKL``, of whose latents 2 x 2 are packed into one token.
+        text: of a ``CLIPTextModel``.
+        text_2: of a ``T5EncoderModel``.
+        scheduler: of a ``FlowMatchEulerDiscreteScheduler``.
+    """
+
+    transformer: Config
+    vae: Config
+    text: Config
+    text_2: Config
+    scheduler: Config
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The shapes of one pipe, as diffusers and transformers configure them.
 
@@ -146,4 +165,52 @@ SDXL = Architecture(
     vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
     text=_CLIP_L,
     text_2=_OPENCLIP_BIG_G,
+)
+#: FLUX.1-dev. Blocks, widths and the VAE's factors are those of ``src/flux/util.py`` in black-forest-labs/flux too, and
+#: the text encoders those of openai/clip-vit-large-patch14 and google/t5-v1_1-xxl. FLUX.1-schnell has the same shapes
+#: without ``guidance_embeds``, and a scheduler without shifts.
+FLUX1 = FluxArchitecture(
+    transformer={
+        "patch_size": 1,
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+        "axes_dims_rope": (16, 56, 56),
+    },
+    vae={
+        **_VAE,
+        "latent_channels": 16,
+        "sample_size": 1024,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "force_upcast": True,
+    },
+    text=_CLIP_L,
+    text_2={
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    },
+    scheduler={
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    },
 )

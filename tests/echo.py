@@ -15,6 +15,7 @@ from typing import Any
 
 from pytest_diffaccel.accelerators.base import GridSize, PipelineCall, check_integer, points
 from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.pipes import denoiser_of
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_method"
 
@@ -63,7 +64,8 @@ class Echo(_example().Echo):  # type: ignore[misc]
         mishap = params[self.name][self.param_names[1]]
         if mishap != SILENCE:
             call = super().apply(pipeline, call, params)
-        answer, calls = pipeline.unet.forward, 0
+        denoiser = denoiser_of(pipeline)
+        answer, calls = denoiser.forward, 0
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -73,7 +75,7 @@ class Echo(_example().Echo):  # type: ignore[misc]
             found = answer(*args, **kwargs)
             return tuple(part * math.nan for part in found) if mishap == OVERFLOW and calls > 2 else found
 
-        pipeline.unet.forward = forward
+        denoiser.forward = forward
         return call
 
 

@@ -23,6 +23,7 @@ class LocalHub:
         repositories: folder by repository, ``"owner/name"``.
         asked: path of every request, in order.
         cut: names of files of which only the first half is sent.
+        gated: repositories that give their files to nobody: none has accepted their licence.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,6 +31,7 @@ class LocalHub:
         self.repositories: dict[str, Path] = {}
         self.asked: list[str] = []
         self.cut: set[str] = set()
+        self.gated: set[str] = set()
 
     @property
     def downloaded(self) -> set[str]:
@@ -76,6 +78,8 @@ def local_hub() -> Iterator[LocalHub]:
                 siblings = [{"rfilename": one["path"]} for one in _files(folder)]
                 info = {"id": name, "sha": COMMIT, "private": False, "siblings": siblings, "tags": [], "downloads": 0}
                 self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            elif name in hub.gated:
+                self._send(403, b"", {"X-Error-Code": "GatedRepo"})
             else:
                 self._send_file(folder, path.split("/", 5)[-1], with_content=with_content)
 

@@ -846,7 +846,9 @@ def test_tgate_does_not_apply_without_cross_attention(
 
 def test_tgate_applies_to_the_pipelines_that_the_package_has_functions_for() -> None:
     other = type("FluxPipeline", (), {})()
-    assert TGate().applies_to(other) == "tgate has functions for Stable Diffusion and SDXL only, not for a FluxPipeline"
+    assert (
+        TGate().applies_to(other) == "tgate's functions are used for Stable Diffusion and SDXL, not for a FluxPipeline"
+    )
 
 
 def test_deepcache_does_not_apply_without_skip_connections(
@@ -870,7 +872,7 @@ def test_another_pipeline_is_refused_by_the_name_of_its_class(pipeline_of: GetPi
         )
     else:
         pipeline = None if name == "NoneType" else type(name, (), {})()
-    words = f"^{name} cannot be accelerated here: supported are StableDiffusionPipeline and StableDiffusionXLPipeline"
+    words = f"^{name} cannot be accelerated here: supported are FluxPipeline, StableDiffusionPipeline, StableDiff"
     with pytest.raises(UnsupportedPipeline, match=words), accelerate(pipeline, DEEPCACHE, steps=2):
         pass
 

@@ -21,8 +21,9 @@ from safetensors.numpy import load_file, save_file
 from searches import SmallSearch, embedded_folder
 from single_files import write_single_file, write_vae_file
 from small_clip import make_clip
+from tiny_flux import save_tiny_flux, tiny_flux
 
-from pytest_diffaccel import load_pipeline
+from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.clip import DEFAULT_HUB_ID, ClipSource, load_clip
 from pytest_diffaccel.models.hub import cached_folder, fetch_command
@@ -239,6 +240,45 @@ def test_the_hub_gives_what_is_loaded_and_nothing_else(copied: Path, hub: LocalH
     hub.asked.clear()
     load_pipeline("SD1.5", models="hub", device="cpu")
     assert hub.asked == [], "a search must not change its weights half way because the repository did"
+
+
+def test_the_hub_gives_flux_in_shards(hub: LocalHub, tmp_path: Path) -> None:
+    repository = known()["FLUX.1"].hub_id
+    flux, size = tiny_flux(), {"height": 32, "width": 32}
+    flux.save_pretrained(tmp_path / "flux", max_shard_size="50KB")
+    assert len(list((tmp_path / "flux" / "transformer").glob("*-of-*.safetensors"))) > 1
+    (tmp_path / "flux" / "flux1-dev.safetensors").write_bytes(b"of no use here")
+    hub.repositories[repository] = tmp_path / "flux"
+    pipeline: Any = load_pipeline("FLUX.1", models="hub", device="cpu")
+    drawn = []
+    for one in (pipeline, flux):
+        with accelerate(one, {}, steps=2, **size) as generate:
+            drawn.append(generate(["red apple"], [0])[0].tobytes())
+    assert drawn[0] == drawn[1]
+    assert "flux1-dev.safetensors" not in hub.downloaded
+    shards = weight_files(ModelSource.from_option("hub").spec("FLUX.1"))["transformer"]
+    wanted = shlex.split(fetch_command(repository))
+    assert all(any(fnmatch(f"transformer/{shard.name}", pattern) for pattern in wanted) for shard in shards)
+
+
+@pytest.mark.parametrize("repository", [known()["FLUX.1"].hub_id, "someone/gated"])
+def test_a_gated_repository_says_what_to_do(repository: str, hub: LocalHub, tmp_path: Path) -> None:
+    hub.repositories[repository] = save_tiny_flux(tmp_path / "flux")
+    hub.gated.add(repository)
+    with pytest.raises(FileNotFoundError) as error:
+        load("FLUX.1", "hub", repository)
+    for words in (f"accept its licence at https://huggingface.co/{repository}", "`hf auth login`", "hf download"):
+        assert words in str(error.value)
+
+
+def test_flux_is_gated_also_where_there_is_no_network(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for pipe, is_gated in (("FLUX.1", True), ("SDXL", False)):
+        with pytest.raises(FileNotFoundError, match="cannot be downloaded") as error:
+            load_pipeline(pipe, models="hub", device="cpu")
+        assert ("accept its licence" in str(error.value)) is is_gated
 
 
 @pytest.mark.parametrize("repository", ["someone/halves", known()["SD1.5"].hub_id])

@@ -59,7 +59,7 @@ def test_schedulers_that_call_the_denoiser_oftener_are_refused(pipeline_of: Any,
         images(pipeline_of("SD1.5", scheduler), {})
 
 
-@pytest.mark.parametrize("name", ["Euler", "FlowMatchEulerDiscreteScheduler", "StableDiffusionPipeline"])
+@pytest.mark.parametrize("name", ["Euler", "FlowMatchHeunDiscreteScheduler", "StableDiffusionPipeline"])
 def test_what_is_no_scheduler_of_stable_diffusion_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"no scheduler '{name}'; valid: DDIM, .*EulerDiscreteScheduler"):
         check_scheduler(name)

@@ -172,7 +172,10 @@ def test_a_models_file_may_give_weights_to_pipes_of_conftest(
     assert "MODEL" not in text
     Path("models.toml").write_text('Nobody = "./weights"', encoding="utf-8")
     assert main(["generate", "SD1.5-mine, DDIM, 20 steps, DeepCache, 1.5x", "--models", "models.toml"]) == 2
-    assert "models 'models.toml': no pipe 'Nobody'; valid: SD1.5, SD2.1, SDXL, SD1.5-mine" in capsys.readouterr().err
+    assert (
+        "models 'models.toml': no pipe 'Nobody'; valid: SD1.5, SD2.1, SDXL, FLUX.1, SD1.5-mine"
+        in capsys.readouterr().err
+    )
 
 
 def test_conftest_files_are_not_needed_for_the_built_in_methods(

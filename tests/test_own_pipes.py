@@ -157,7 +157,7 @@ def test_the_example_of_a_hook_is_searched_and_recorded(small_search: SmallSearc
     ("arguments", "said"),
     [
         ((), "models 'models.toml' has no entry for *; search what it has: --pipe my-sd"),
-        (("--pipe", "my-sdxl"), "--pipe: 'my-sdxl' is unknown*; choose from SD1.5; SD2.1; SDXL; all; my-sd"),
+        (("--pipe", "my-sdxl"), "--pipe: 'my-sdxl' is unknown*; choose from SD1.5; SD2.1; SDXL; all; FLUX.1; my-sd"),
     ],
 )
 def test_a_search_says_which_pipes_there_are(own_search: SmallSearch, arguments: tuple[str, ...], said: str) -> None:
@@ -278,7 +278,7 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
     lacking = ("text_encoder_3", "tokenizer_3", "unet")
     index = {name: ["a", "B"] for name in parts} | {name: [None, None] for name in lacking}
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    pipe = read(tmp_path, '[mine]\nclass = "FluxPipeline"\npath = "."').spec("mine").family
+    pipe = read(tmp_path, '[mine]\nclass = "StableDiffusion3Pipeline"\npath = "."').spec("mine").family
     assert pipe.with_weights == ("text_encoder", "text_encoder_2", "transformer", "vae")
     assert pipe.without_weights == ("tokenizer", "tokenizer_2", "scheduler")
 
@@ -298,6 +298,7 @@ def test_the_folder_says_which_components_a_class_has_that_is_not_known(tmp_path
         ({"text_encoders": ("../unet",)}, "mine: '../unet' is no name of a class or component"),
         ({"pipeline_class": ""}, "mine: '' is no name of a class or component; write one of diffusers' own, such as"),
         ({"built_like": "sd"}, 'mine: built_like=\'sd\'; write "SD", "SDXL" or None'),
+        ({"side_unit": 0}, "mine: side_unit=0; give a whole number of pixels, at least 1"),
         ({"guidance_scale": -1.0}, "mine: guidance_scale=-1.0; give a number of at least 0"),
         ({"steps": ()}, "steps=(); give whole numbers from 1 to 1000"),
         ({"schedulers": ("",)}, "schedulers=('',); name at least one"),

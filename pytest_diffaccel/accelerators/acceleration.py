@@ -8,10 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
-from pytest_diffaccel.accelerators.calls import check_call, check_class, is_guided
+from pytest_diffaccel.accelerators.calls import (
+    calls_per_step,
+    check_call,
+    check_class,
+    guidance_options,
+    is_guided,
+    step_callback,
+    text_options,
+)
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
-from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, step_end_callback
+from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, OncePerStep, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Params, format_params
@@ -26,7 +34,7 @@ class MethodDidNotAct(RuntimeError):
 
 
 class StepCountError(RuntimeError):
-    """The denoiser was not called once per step."""
+    """The denoiser was not called once per step, nor twice where guidance is a second call."""
 
 
 class UnknownCounter(ValueError):
@@ -112,7 +120,7 @@ class Generate:
         fired = counters.counts
         if silent := sorted(name for name in expected if not fired[name]):
             raise MethodDidNotAct(f"{self._what} had no effect: {', '.join(silent)} stayed 0")
-        if fired[DENOISER_CALLS] != self.steps:
+        if fired[DENOISER_CALLS] not in {count * self.steps for count in calls_per_step(self.pipeline, runs)}:
             raise StepCountError(f"{fired[DENOISER_CALLS]} denoiser calls for {self.steps} steps")
         for method in unproved:
             self._prove(method, outputs, prompts, seeds)
@@ -192,9 +200,10 @@ class Generate:
                 stack.enter_context(attached(pipeline))
             if observer:
                 denoiser = denoiser_of(pipeline)
-                hook = denoiser.register_forward_pre_hook(lambda _module, _args: observer.denoiser_called())
+                steps = OncePerStep(observer)
+                hook = denoiser.register_forward_pre_hook(lambda _module, _args: steps.denoiser_called())
                 stack.callback(hook.remove)
-                options["callback_on_step_end"] = step_end_callback(observer)
+                options[step_callback(pipeline)] = step_end_callback(steps)
                 observer.started()
             images: list[Image] = call(**options).images
             if observer:
@@ -209,9 +218,10 @@ class Generate:
             "prompt": list(prompts),
             "num_inference_steps": self.steps,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "guidance_scale": self.guidance_scale,
             "height": self.height,
             "width": self.width,
+            **guidance_options(self.pipeline, self.guidance_scale, len(prompts)),
+            **text_options(self.pipeline),
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -237,13 +247,14 @@ def accelerate(
 
     Args:
         pipeline: of the class of a pipe that is known (:mod:`pytest_diffaccel.pipes`), or of a subclass: a
-            ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``.
+            ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or ``FluxPipeline``.
         params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``;
             ``{}`` generates the baseline, the same way.
         steps: denoising steps, at least 1.
-        guidance_scale: classifier-free guidance; None for the pipeline's own default. T-GATE needs more than 1.
-        height: image height in pixels, a multiple of 8; None for the pipeline's own default.
-        width: image width in pixels, a multiple of 8; None for the pipeline's own default.
+        guidance_scale: classifier-free guidance, or an input of the denoiser where it was trained for that, as
+            FLUX.1's; None for the pipeline's own default. T-GATE needs more than 1.
+        height: image height in pixels, a multiple of 8, or of 16 for FLUX.1; None for the pipeline's own default.
+        width: image width in pixels, likewise.
         registry: the methods known; None for the built-in ones.
 
     Yields:

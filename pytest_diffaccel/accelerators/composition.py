@@ -73,12 +73,12 @@ class Accelerator:
             if reason := method.misfit(params[method.name], pipeline, height, width):
                 raise InvalidParams(f"{method.name}: {reason}")
 
-    def check_guidance(self, guidance_scale: float, *, takes_scale: bool) -> None:
+    def check_guidance(self, guidance_scale: float, *, without: str) -> None:
         """Refuse a call without classifier-free guidance where a method needs it.
 
         Args:
             guidance_scale: of the call; up to 1 there is no guidance.
-            takes_scale: whether the denoiser takes the scale as an input; then there is none at all.
+            without: why the pipeline has none at all, whatever the scale; empty where it has.
 
         Raises:
             InvalidParams: naming the method, and the scale or the setting that is the reason.
@@ -86,11 +86,8 @@ class Accelerator:
         needing = [method.name for method in self.methods if method.needs_guidance]
         if not needing:
             return
-        if takes_scale:
-            raise InvalidParams(
-                f"{needing[0]} needs classifier-free guidance, but this UNet takes guidance_scale as an input "
-                f"(time_cond_proj_dim); leave {needing[0]} out"
-            )
+        if without:
+            raise InvalidParams(f"{needing[0]} needs classifier-free guidance, but {without}; leave {needing[0]} out")
         if guidance_scale <= 1:
             raise InvalidParams(
                 f"{needing[0]} needs classifier-free guidance, but guidance_scale={guidance_scale:g} gives none; "

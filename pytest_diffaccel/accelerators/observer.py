@@ -48,11 +48,31 @@ class FirstStepsOnly:
         """Nothing: who wanted the first steps tells of their end."""
 
 
-def step_end_callback(observer: Observer) -> Any:
-    """What a pipeline's call takes as ``callback_on_step_end``."""
+class OncePerStep:
+    """Tells an observer of the first denoiser call of each step: guidance may be a second one."""
 
-    def on_step_end(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._within = False
+        self.started, self.ended = observer.started, observer.ended
+
+    def denoiser_called(self) -> None:
+        """Tell of the call, if it is a step's first."""
+        if not self._within:
+            self._within = True
+            self._observer.denoiser_called()
+
+    def step_ended(self) -> None:
+        """Tell of the step's end."""
+        self._within = False
+        self._observer.step_ended()
+
+
+def step_end_callback(observer: Observer) -> Any:
+    """What a pipeline's call takes as ``callback_on_step_end``, and older ones as ``callback``."""
+
+    def on_step_end(*told: Any) -> Any:
         observer.step_ended()
-        return tensors
+        return told[-1]  # the tensors that a step may change
 
     return on_step_end

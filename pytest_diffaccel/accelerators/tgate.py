@@ -114,7 +114,7 @@ class TGate(Method):
     def applies_to(self, pipeline: Any) -> str:
         """The package has pipeline functions of its own, and reuses the output of cross-attention."""
         if not _built_like(pipeline):
-            return f"tgate has functions for Stable Diffusion and SDXL only, not for a {type(pipeline).__name__}"
+            return f"tgate's functions are used for Stable Diffusion and SDXL, not for a {type(pipeline).__name__}"
         if all(getattr(block, "attn2", None) is None for block in transformer_blocks(denoiser_of(pipeline))):
             return "this denoiser has no cross-attention, whose output it reuses"
         return ""

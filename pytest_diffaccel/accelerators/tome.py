@@ -80,7 +80,9 @@ class ToMe(Method):
         """``tomesd`` merges in the transformer blocks that it finds, and says nothing where it finds none."""
         if set(_levels(denoiser_of(pipeline))) & set(DOWNSAMPLES):
             return ""
-        return "tomesd finds no transformer block in this UNet to merge tokens in"
+        denoiser = denoiser_of(pipeline)
+        what = "this UNet" if hasattr(denoiser, "down_blocks") else f"a {type(denoiser).__name__}"
+        return f"tomesd finds no transformer block in {what} to merge tokens in"
 
     def misfit(self, point: Point, pipeline: Any, height: int, width: int) -> str:
         """At ``max_downsample`` the UNet must have tokens to merge, of which it makes some for images of this size."""

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def test_search(diffaccel_candidate: Candidate, diffaccel_search: Any) -> None:
     """Measure one candidate: its speed beside the baseline, its quality on the same prompts and seeds."""
     result = diffaccel_search.measure(diffaccel_candidate)
-    assert result.figures.fired["denoiser_calls"] == diffaccel_candidate.cell.steps
+    steps = diffaccel_candidate.cell.steps
+    assert result.figures.fired["denoiser_calls"] in (steps, 2 * steps)  # guidance may be a second one
 
 
 def test_winners(diffaccel_group: Group, diffaccel_search: Any) -> None:

@@ -32,6 +32,7 @@ _SCHEDULER_SPELLINGS = {
     # Without the pluses it is an older method. The diffusers class of both runs DPM-Solver++ unless told otherwise.
     "DPM-Solver++": r"dpm[ -]?(?:solver[ -]?)?(?:\+\+|pp)|dpm[ -]?solver[ -]?multistep(?:[ -]?scheduler)?",
     "UniPCMultistepScheduler": r"uni[ -]?pc(?:[ -]?multistep)?(?:[ -]?scheduler)?",
+    "FlowMatchEulerDiscreteScheduler": r"flow[ -]?match(?:ing)?[ -]?euler(?:[ -]?discrete)?(?:[ -]?scheduler)?",
 }
 # A diffusers scheduler's class name.
 _SCHEDULER_CLASS = rf"{_BEGIN}[a-z][a-z0-9]{{2,60}}scheduler{_END}"

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.accelerators.calls import guides_apart
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
@@ -26,7 +27,7 @@ from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.entries import DTYPES
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES, taken_settings
-from pytest_diffaccel.pipes import described
+from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, described
 from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.settings.work_folder import GOLDEN
 
@@ -129,6 +130,7 @@ def _context(answer: Answer) -> dict[str, Any]:
         "environment": answer.environment,
         "shortfall": shortfall(answer),
         "pipe": pipe,
+        "guides_apart": _guides_apart(pipe),
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
@@ -136,6 +138,16 @@ def _context(answer: Answer) -> dict[str, Any]:
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
     }
+
+
+def _guides_apart(pipe: PipeSpec) -> bool:
+    """Whether calls of a pipe are guided by another argument: as its class says, if it is none of the built-in ones."""
+    if any(pipe.pipeline_class == spec.pipeline_class for spec in BUILT_IN):
+        return False
+    import diffusers
+
+    kind = getattr(diffusers, pipe.pipeline_class, None)
+    return kind is not None and guides_apart(kind)
 
 
 def shortfall(answer: Answer) -> str:

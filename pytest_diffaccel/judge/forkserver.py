@@ -93,7 +93,8 @@ class ForkServer:
         from pytest_diffaccel.models.loading import default_dtype, load_pipeline
 
         # As the judge's own is on its device, though this waits on the CPU: start noise differs by number type.
-        dtype = self._source.spec(pipe).dtype or default_dtype(self._device)
+        spec = self._source.spec(pipe)
+        dtype = spec.dtype or default_dtype(self._device, spec.family)
         with _errors_only():
             return load_pipeline(pipe, models=self._source, device="cpu", dtype=dtype)
 

@@ -61,7 +61,7 @@ class Referee:
         for name in {spec.pipeline_class for spec in BUILT_IN}:
             cls: Any = getattr(diffusers, name)
             cls.__call__ = self._watched(cls.__call__, gated=False)
-        for like, cached in product({spec.built_like for spec in BUILT_IN}, ("", "DeepCache")):
+        for like, cached in product({spec.built_like for spec in BUILT_IN if spec.built_like}, ("", "DeepCache")):
             module = inspect.getmodule(getattr(tgate, f"Tgate{like}{cached}Loader"))
             vars(module)["tgate"] = self._watched(vars(module)["tgate"], gated=True)
 

@@ -24,7 +24,6 @@ _PLACES: Mapping[str, str] = {
     "vae": "the directory, .safetensors file or hub id of a VAE",
 }
 _PICKLED_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-_PIXEL_UNIT = 8  # diffusers refuses a height or width that is no multiple of it
 
 
 def table_of(entry: object, base: Path, *, is_known: bool) -> Mapping[str, object]:
@@ -86,18 +85,18 @@ def dtype(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def image_size(height: object, width: object) -> tuple[int, int] | None:
-    """Height and width in pixels; None where neither is written."""
+def image_size(height: object, width: object, unit: int) -> tuple[int, int] | None:
+    """Height and width in pixels, multiples of ``unit``; None where neither is written."""
     if height is None and width is None:
         return None
     # diffusers drops a size of which it is told one side only.
-    if not (_is_side(height) and _is_side(width)):
-        raise ValueError(f"height = {height!r}, width = {width!r}; give both, in pixels, as multiples of {_PIXEL_UNIT}")
+    if not (_is_side(height, unit) and _is_side(width, unit)):
+        raise ValueError(f"height = {height!r}, width = {width!r}; give both, in pixels, as multiples of {unit}")
     return height, width
 
 
-def _is_side(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % _PIXEL_UNIT == 0
+def _is_side(value: object, unit: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % unit == 0
 
 
 def guidance_scale(value: object) -> float | None:

@@ -16,7 +16,8 @@ from pytest_diffaccel.pipes import BUILT_IN
 # What a pipeline is loaded from; repositories also hold pickled and single-file copies of the same weights.
 _SETTINGS = ("*.json", "*/*.txt")
 _WANTED = (*_SETTINGS, "*/model.safetensors", "*/diffusion_pytorch_model.safetensors")
-# Of a repository that is not known: shards, and copies of less precision where there may be nothing else.
+_IN_WHOLE_FILES = [spec.hub_id for spec in BUILT_IN if spec.is_in_matrix]
+# Of any other repository: shards, and copies of less precision where there may be nothing else.
 _WANTED_OF_OTHERS = (*_SETTINGS, "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors")
 _FULL = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 _UNWANTED = "safety_checker/*"
@@ -31,7 +32,7 @@ _Source: TypeAlias = Callable[[str, bool], Path]
 
 def fetch_command(repository: str) -> str:
     """The shell command that puts a pipeline's ``repository`` into the local cache."""
-    wanted = _WANTED if repository in [spec.hub_id for spec in BUILT_IN] else _WANTED_OF_OTHERS
+    wanted = _WANTED if repository in _IN_WHOLE_FILES else _WANTED_OF_OTHERS
     return f'hf download {repository} {_included(wanted)} --exclude "{_UNWANTED}"'
 
 
@@ -117,14 +118,27 @@ def _cached(repository: str, source: _Source, command: str) -> Path:
 
 
 def _fetched(repository: str, source: _Source, command: str) -> Path:
+    from huggingface_hub.errors import GatedRepoError
+
     try:
         return source(repository, False)
     except Exception as error:  # which class a dead network raises differs between versions of the hub client
         reason = shorten(str(error), _REASON_LENGTH, placeholder=" ...")
+        gated = isinstance(error, GatedRepoError) or any(
+            spec.is_gated for spec in BUILT_IN if spec.hub_id == repository
+        )
         raise FileNotFoundError(
             f"{repository} is not complete in the local cache and cannot be downloaded ({reason}). "
-            f"Where there is a network, run: {command}"
+            f"{_access(repository) if gated else ''}Where there is a network, run: {command}"
         ) from error
+
+
+def _access(repository: str) -> str:
+    """How one gets at a repository that gives its files only to who has accepted its licence."""
+    return (
+        f"It is gated: accept its licence at https://huggingface.co/{repository}, signed in, then run `hf auth login` "
+        "(or set HF_TOKEN). "
+    )
 
 
 def _index(repository: str, cache_only: bool) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -17,6 +18,7 @@ from pytest_diffaccel.models.schedulers import check_markers, check_scheduler, r
 from pytest_diffaccel.models.settings_files import LEFT_OUT, read_json, refuse_code
 from pytest_diffaccel.models.vae import check_latents, load_vae
 from pytest_diffaccel.models.weights import (
+    beside_denoiser,
     check_folder,
     check_index,
     check_settings,
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     import torch
 
     # From their own modules: for type checkers, the names of the diffusers package are empty stand-ins.
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
+    Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline | FluxPipeline
 
 __all__ = ["load_pipeline", "weight_files"]
 
@@ -43,7 +46,7 @@ __all__ = ["load_pipeline", "weight_files"]
 def load_pipeline(
     pipe: str,
     *,
-    scheduler: str = "DDIM",
+    scheduler: str | None = None,
     models: str | ModelSource = "embedded",
     device: str | None = None,
     dtype: str | None = None,
@@ -51,19 +54,21 @@ def load_pipeline(
     """Load a pipeline, ready to generate.
 
     Args:
-        pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"``, or the name of one of your own, registered or described by
-            ``models``.
-        scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a diffusers scheduler's class name.
+        pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"``, ``"FLUX.1"``, or the name of one of your own, registered or
+            described by ``models``.
+        scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or a diffusers scheduler's class name;
+            None: the first of the pipe's, which is ``"DDIM"``, or ``"FlowMatchEulerDiscreteScheduler"`` for FLUX.1.
         models: where weights come from: ``"embedded"`` (small stand-ins that this package carries),
             ``"hub"``, ``"architecture"`` (full size, random weights), the path of a TOML file, or a
             :class:`~pytest_diffaccel.models.registry.ModelSource`.
         device: a torch device such as ``"cpu"`` or ``"cuda:1"``; None: CUDA where there is any, else the CPU.
-        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the model source's, else float16 on
-            CUDA and float32 elsewhere.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: the model source's, else float32, and on CUDA
+            float16 for UNets and bfloat16 for transformers.
 
     Returns:
-        A :class:`diffusers.StableDiffusionPipeline`, for SDXL a :class:`diffusers.StableDiffusionXLPipeline`, for a
-        pipe of your own what it names; in evaluation mode, with its progress bar off.
+        A :class:`diffusers.StableDiffusionPipeline`, for SDXL a :class:`diffusers.StableDiffusionXLPipeline`, for
+        FLUX.1 a :class:`diffusers.FluxPipeline`, for a pipe of your own what it names; in evaluation mode, with its
+        progress bar off.
 
     Raises:
         ValueError: for an unknown name, a device that is not there, weights of another architecture, a
@@ -71,11 +76,12 @@ def load_pipeline(
         FileNotFoundError: for missing weights; the message names the fix, for hub ids the command that
             fetches them.
     """
-    check_scheduler(scheduler)
+    if scheduler is not None:
+        check_scheduler(scheduler)
     source = models if isinstance(models, ModelSource) else ModelSource.from_option(models)
     spec = source.spec(pipe)
     target = _device(device)
-    number_type = _dtype(dtype or spec.dtype, target)
+    number_type = _dtype(dtype or spec.dtype or default_dtype(target.type, spec.family))
     with no_progress_bars():
         if spec.kind == "architecture":
             pipeline = build_pipeline(spec.family, Path(spec.location), target, number_type)
@@ -83,10 +89,10 @@ def load_pipeline(
             load = _from_file if spec.kind == "file" else _from_folder
             pipeline = load(spec, number_type)
     if spec.vae is not None:
-        check_latents(pipeline.vae, denoiser_of(pipeline), spec.vae)
+        check_latents(pipeline, denoiser_of(pipeline), spec.vae)
     pipeline.to(target)
     pipeline.set_progress_bar_config(disable=True)
-    set_scheduler(pipeline, scheduler)
+    set_scheduler(pipeline, scheduler or spec.family.schedulers[0])
     _warn_once(pipeline)
     return cast("Pipeline", pipeline)
 
@@ -120,7 +126,8 @@ def _lack(folder: Path, pipe: PipeSpec) -> str:
     return ""
 
 
-def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
+def _from_folder(spec: ModelSpec, dtype: torch.dtype, given: Mapping[str, Any] | None = None) -> Any:
+    """The pipeline in a diffusers folder, with components that are ``given`` in place of its own."""
     folder = _folder(spec)
     try:
         check_folder(folder, spec.family, own=spec.kind != "hub")
@@ -130,7 +137,7 @@ def _from_folder(spec: ModelSpec, dtype: torch.dtype) -> Any:
         command = f"{fetch_command(spec.location)} --force-download"
         raise type(error)(f"{error}. Fetch all of {spec.location} again: {command}") from error
     named = read_json(folder / "model_index.json")
-    options = {name: None for name in LEFT_OUT if name in named} | _options(spec, dtype)
+    options = {name: None for name in LEFT_OUT if name in named} | _options(spec, dtype) | dict(given or {})
     with loadable(folder, spec.family.with_weights) as place:
         return _pipeline_class(spec.family).from_pretrained(str(place), dtype=dtype, use_safetensors=True, **options)
 
@@ -139,6 +146,8 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     path = Path(spec.location)
     tensors = check_single_file(path, spec.family)
     check_markers(tensors, path)
+    if spec.family.lone_denoiser_files:
+        return _from_denoiser_file(spec, dtype)
     config = settings_place(spec)
     if Path(config).is_absolute():
         check_index(Path(config), spec.family)
@@ -164,6 +173,23 @@ def _from_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
     return pipeline
 
 
+def _from_denoiser_file(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """The pipeline whose settings are named, with the denoiser of a single file in place of its own."""
+    import diffusers
+
+    path, rest, name = Path(spec.location), beside_denoiser(spec), spec.family.denoiser
+    folder = _folder(rest)
+    check_folder(folder, spec.family, own=rest.kind != "hub")
+    its_class = getattr(diffusers, str(read_json(folder / name / "config.json").get("_class_name")), None)
+    try:
+        denoiser = its_class.from_single_file(str(path), config=str(folder), subfolder=name, dtype=dtype)  # type: ignore[union-attr]
+    except NotImplementedError as error:  # of a tensor without numbers
+        raise ValueError(_misfit(path, rest.location, spec.pipe, f"it lacks tensors of the {name}")) from error
+    except Exception as error:  # of many classes, none of which names the file
+        raise ValueError(_misfit(path, rest.location, spec.pipe, str(error).partition("\n")[0])) from error
+    return _from_folder(rest, dtype, {name: denoiser.eval()})
+
+
 def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
     """Tokenizers that know no words, or no length: what transformers makes of a folder without their files.
 
@@ -174,7 +200,7 @@ def _unfit_tokenizers(pipeline: Any, pipe: PipeSpec) -> str:
         return bool(
             tokenizer is None
             or len(tokenizer) <= len(tokenizer.all_special_tokens)
-            or tokenizer.model_max_length > encoder.config.max_position_embeddings
+            or tokenizer.model_max_length > getattr(encoder.config, "max_position_embeddings", math.inf)
             or max(tokenizer.get_vocab().values()) >= encoder.config.vocab_size
         )
 
@@ -229,15 +255,14 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def default_dtype(device_type: str) -> str:
+def default_dtype(device_type: str, pipe: PipeSpec) -> str:
     """What weights are loaded as, on a type of device, when neither the caller nor the model source says."""
-    return "float16" if device_type == "cuda" else "float32"
+    return pipe.gpu_dtype if device_type == "cuda" else "float32"
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype:
     import torch
 
-    name = name or default_dtype(device.type)
     if name not in DTYPES:
         raise ValueError(f"no dtype {name!r}; valid: {', '.join(DTYPES)}")
     chosen: torch.dtype = getattr(torch, name)

@@ -6,12 +6,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_diffaccel.models.schedulers import FLOW_SCHEDULERS, is_flow_matching
 from pytest_diffaccel.models.settings_files import read_json
 from pytest_diffaccel.pipe_shapes import Topology
 from pytest_diffaccel.pipes import BUILT_IN, PipeSpec, is_step_count
 
 #: Keys of such an entry beside those of any other.
 OWN_KEYS = ("class", "steps", "schedulers")
+
+# What pipes of one class have in common.
+_SHARED = (
+    *("built_like", "denoiser", "text_encoders", "tokenizers", "schedulers", "steps", "side_unit"),
+    *("lone_denoiser_files", "left_out", "left_out_in_scripts"),
+)
+_FLOW = {"schedulers": FLOW_SCHEDULERS}
+# Classes that are known to work, and to be none of the built-in pipes'; a folder says the same of itself.
+_OF_CLASSES: Mapping[str, Mapping[str, Any]] = {
+    "CogView4Pipeline": {"denoiser": "transformer", "side_unit": 16, **_FLOW},
+    "PixArtSigmaPipeline": {"denoiser": "transformer"},
+    "QwenImagePipeline": {"denoiser": "transformer", "side_unit": 16, **_FLOW},
+}
 
 
 def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> PipeSpec:
@@ -30,21 +44,20 @@ def own_pipe(name: str, table: Mapping[str, object], folder: Path | None) -> Pip
         raise ValueError(
             f'class = {its_class!r}; name a pipeline class of diffusers, such as "StableDiffusionPipeline"'
         )
-    schedulers = _listed(
-        table, "schedulers", _is_name, PipeSpec.schedulers, 'names, such as ["EulerDiscreteScheduler"]'
-    )
-    steps = _listed(table, "steps", is_step_count, PipeSpec.steps, "whole numbers from 1 to 1000, such as [20, 30]")
     written = str(table.get("path", table.get("id")))
-    components = _as_in_class(its_class) or (_as_in_folder(folder) if folder else {})
-    denoiser = components.get("denoiser", PipeSpec.denoiser)
+    known = _as_in_class(its_class) or (_as_in_folder(folder) if folder else {})
+    denoiser = known.get("denoiser", PipeSpec.denoiser)
+    schedulers, steps = known.get("schedulers", PipeSpec.schedulers), known.get("steps", PipeSpec.steps)
+    told = {
+        "schedulers": _listed(table, "schedulers", _is_name, schedulers, 'names, such as ["EulerDiscreteScheduler"]'),
+        "steps": _listed(table, "steps", is_step_count, steps, "whole numbers from 1 to 1000, such as [20, 30]"),
+    }
     return PipeSpec(
         name,
         its_class,
-        schedulers=schedulers,
-        steps=steps,
         weights="" if written.endswith(".safetensors") else written,
         topology=Topology.from_config(_settings(folder / denoiser / "config.json") if folder else {}),
-        **components,
+        **{**known, **told},
     )
 
 
@@ -66,19 +79,20 @@ def _listed(
 
 def _as_in_class(its_class: str) -> dict[str, Any]:
     like = next((pipe for pipe in BUILT_IN if pipe.pipeline_class == its_class), None)
-    shared = ("built_like", "denoiser", "text_encoders", "tokenizers", "left_out", "left_out_in_scripts")
-    return {name: getattr(like, name) for name in shared} if like else {}
+    return {name: getattr(like, name) for name in _SHARED} if like else dict(_OF_CLASSES.get(its_class, {}))
 
 
 def _as_in_folder(folder: Path) -> dict[str, Any]:
     """The components that a ``model_index.json`` names; none where it cannot be read: checks of the folder say why."""
     index = _settings(folder / "model_index.json")
-    names = [name for name, value in index.items() if isinstance(value, list) and None not in value]
+    names = [name for name, value in index.items() if isinstance(value, list) and value and None not in value]
     found = {
         "text_encoders": tuple(sorted(name for name in names if name.startswith("text_encoder"))),
         "tokenizers": tuple(sorted(name for name in names if name.startswith("tokenizer"))),
         "denoiser": next((name for name in ("unet", "transformer") if name in names), ""),
     }
+    if "scheduler" in names and is_flow_matching(str(index["scheduler"][-1])):
+        found["schedulers"] = FLOW_SCHEDULERS
     return {name: value for name, value in found.items() if value}
 
 

@@ -31,6 +31,7 @@ NO_QUALITY = (
 )
 _NO_FILES = ("embedded", "hub", ARCHITECTURE)
 
+_WITH_TOKENIZERS = "SDXL"  # of CLIP, for pipes of random weights without a stand-in
 _EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
 _LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
 
@@ -89,9 +90,10 @@ class ModelSpec:
 
     @classmethod
     def from_architecture(cls, pipe: str) -> ModelSpec:
-        """The full-size pipe with random weights, and the embedded stand-in's tokenizers."""
+        """The full-size pipe with random weights, and an embedded stand-in's tokenizers: its own where it has one."""
         description = f"architecture only: {pipe}'s shapes, random weights; speed, no quality"
-        return cls(pipe, "architecture", cls.from_embedded(pipe).location, description)
+        tokenizers = cls.from_embedded(pipe if known()[pipe].embedded_folder else _WITH_TOKENIZERS)
+        return cls(pipe, "architecture", tokenizers.location, description)
 
     @classmethod
     def from_toml(cls, pipe: str, entry: object, base: Path) -> ModelSpec:
@@ -126,7 +128,7 @@ class ModelSpec:
             config=entries.place("config", table.get("config"), base),
             vae=entries.place("vae", table.get("vae"), base),
             dtype=entries.dtype(table.get("dtype")),
-            image_size=entries.image_size(table.get("height"), table.get("width")),
+            image_size=entries.image_size(table.get("height"), table.get("width"), family.side_unit),
             guidance_scale=entries.guidance_scale(table.get("guidance_scale", family.guidance_scale)),
             own=own,
         )
@@ -170,7 +172,7 @@ class ModelSource:
         if text == "hub":
             return cls(text, tuple(ModelSpec.from_hub(pipe.name) for pipe in known() if pipe.hub_id))
         if text == ARCHITECTURE:
-            shaped = [pipe.name for pipe in known() if pipe.architecture and pipe.embedded_folder]
+            shaped = [pipe.name for pipe in known() if pipe.architecture]
             return cls(text, tuple(ModelSpec.from_architecture(pipe) for pipe in shaped))
         return cls._from_file(text)
 
@@ -205,11 +207,10 @@ class ModelSource:
         raise ValueError(f"models {self.name!r} has no entry for {pipe}; {self._other_weights(pipe)}")
 
     def _other_weights(self, pipe: str) -> str:
-        own = [spec.pipe for spec in self.specs if spec.own]
-        if own:
-            return f"search what it has: --pipe {own[0]}"
+        # What is searched where it is named, and only there.
+        others = [spec.pipe for spec in self.specs if not spec.family.is_in_matrix]
         if self.name not in _NO_FILES:
-            return _LINE
+            return f"search what it has: --pipe {others[0]}" if others else _LINE
         if known()[pipe].hub_id:
             return "its public weights are those of --models hub"
         return f'give a models file (--models) with a line "{pipe}" = "path/to/folder"'

@@ -16,6 +16,9 @@ SCHEDULER_CLASSES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "UniPCMultistepScheduler": ("UniPCMultistepScheduler", {}),
 }
 
+#: What models trained for flow matching take; none of the others do.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+
 #: What pipelines in latent space need where the settings that they were saved with leave it open: as Stable Diffusion
 #: was published. diffusers' classes have other defaults, for pixels: DDIM would clip latents to -1 to 1.
 LATENT_SETTINGS: Mapping[str, bool | int] = {
@@ -39,6 +42,9 @@ _ALIASES = {
     "dpmsolver++": "DPM-Solver++",
     "dpmsolvermultistepscheduler": "DPM-Solver++",
     "unipc": "UniPCMultistepScheduler",
+    "flowmatcheuler": "FlowMatchEulerDiscreteScheduler",
+    "flowmatcheulerdiscrete": "FlowMatchEulerDiscreteScheduler",
+    "flowmatcheulerdiscretescheduler": "FlowMatchEulerDiscreteScheduler",
 }
 # Tensors by which single files say how their weights were trained, and what follows for schedulers.
 _V_PREDICTION, _ZERO_SNR = "v_pred", "ztsnr"
@@ -53,7 +59,7 @@ def named_scheduler(text: str) -> str | None:
 
     Args:
         text: a key of :data:`SCHEDULER_CLASSES`, another spelling of one, or the class name of a diffusers scheduler
-            that takes the noise schedule of Stable Diffusion.
+            that takes the noise schedule of Stable Diffusion, or is one of :data:`FLOW_SCHEDULERS`.
     """
     spellings = {name.lower(): name for name in SCHEDULER_CLASSES} | _ALIASES
     plain = text.lower()
@@ -79,8 +85,8 @@ def check_scheduler(name: str) -> None:
     """Refuse an unknown scheduler before anything is loaded.
 
     Args:
-        name: a key of :data:`SCHEDULER_CLASSES`, or the class name of a diffusers scheduler that takes the noise
-            schedule of Stable Diffusion, for example ``"EulerDiscreteScheduler"``.
+        name: a key of :data:`SCHEDULER_CLASSES`, one of :data:`FLOW_SCHEDULERS`, or the class name of a diffusers
+            scheduler that takes the noise schedule of Stable Diffusion, for example ``"EulerDiscreteScheduler"``.
 
     Raises:
         ValueError: listing the valid names.
@@ -102,11 +108,34 @@ def _class_of(name: str) -> Any:
 
 
 def _compatible() -> dict[str, Any]:
-    """What diffusers itself calls exchangeable; a class whose own dependencies are missing is not among them."""
+    """What diffusers itself calls exchangeable; a class whose own dependencies are missing is not among them.
+
+    And those for flow matching, of which it knows no others.
+    """
     import diffusers
 
-    classes = diffusers.DDIMScheduler._get_compatibles()
+    classes = [*diffusers.DDIMScheduler._get_compatibles(), *(getattr(diffusers, name) for name in FLOW_SCHEDULERS)]
     return {kind.__name__: kind for kind in classes if issubclass(kind, diffusers.SchedulerMixin)}
+
+
+def is_flow_matching(name: str) -> bool:
+    """Whether a scheduler, by its name, is for models that were trained for flow matching: they predict velocities."""
+    return name.startswith("FlowMatch")
+
+
+def misplaced(name: str, usual: str) -> str:
+    """Why a scheduler is none for a model, and which is; empty where it is one.
+
+    Args:
+        name: of the scheduler.
+        usual: name or class of one that the model was made for.
+    """
+    if is_flow_matching(name) == is_flow_matching(usual):
+        return ""
+    if is_flow_matching(usual):
+        return f"{name} is for a noise schedule, and this model was trained for flow matching: {FLOW_SCHEDULERS[0]}"
+    known = ", ".join(SCHEDULER_CLASSES)
+    return f"{name} is for models trained for flow matching, and this one was trained for a noise schedule: {known}"
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
@@ -121,10 +150,12 @@ def set_scheduler(pipeline: Any, name: str) -> None:
         name: as :func:`check_scheduler` takes it, spelt exactly.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or one that is not for such models as the pipeline's.
     """
     scheduler_class = _class_of(name)
     original = original_settings(pipeline)
+    if reason := misplaced(name, original["_class_name"]):
+        raise ValueError(f"{type(pipeline).__name__}: {reason}")
     setattr(pipeline, _ORIGINAL, original)
     taken = inspect.signature(scheduler_class.__init__).parameters
     open_ones = {key: value for key, value in open_settings(original).items() if key in taken}
@@ -218,7 +249,9 @@ def check_timesteps(pipeline: Any, steps: int) -> None:
     name, limit = type(scheduler).__name__, scheduler.config.num_train_timesteps
     if not 1 <= steps <= limit:
         raise ValueError(f"{steps} steps; {name} takes 1 to {limit}")
-    scheduler.set_timesteps(steps)
+    # Which shift, the pipeline reckons from its images' size: another moves timesteps, and lets none meet another.
+    shifted = {"mu": scheduler.config.get("base_shift", 0.5)} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(steps, **shifted)
     timesteps = scheduler.timesteps.tolist()
     if repeated := sorted({step for step in timesteps if timesteps.count(step) > 1}):
         raise UnfollowedTimesteps(

@@ -10,7 +10,7 @@ _LIBRARIES = ("diffusers", "transformers")
 # transformers writes a length of no bounds as a number of 31 digits.
 _UNBOUNDED = 1_000_000
 # CLIP's, which text encoders have whose settings name none.
-_TOKENS, _LENGTH = 49408, 77
+_CLIP, _TOKENS, _LENGTH = "clip", 49408, 77
 #: Components of no use here, which are never loaded.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -57,7 +57,10 @@ def _check_tokenizer(folder: Path) -> None:
     encoder = _present(folder.with_name(folder.name.replace("tokenizer", "text_encoder")) / "config.json")
     expected = read_json(encoder)
     expected = expected.get("text_config") or expected  # of a model of texts and pictures
-    for name, default, needed in (("vocab_size", _TOKENS, largest + 1), ("max_position_embeddings", _LENGTH, length)):
+    is_clip = str(expected.get("model_type", _CLIP)).startswith(_CLIP)
+    # Others have places without bounds, as T5, or far more than pipelines read.
+    places = [("max_position_embeddings", _LENGTH, length)] if is_clip else []
+    for name, default, needed in [("vocab_size", _TOKENS, largest + 1), *places]:
         size = expected.get(name, default)
         if not isinstance(size, int) or size < needed:
             what = f"gives tokens up to {largest}" if name == "vocab_size" else f"has model_max_length {length}"

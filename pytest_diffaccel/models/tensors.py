@@ -15,7 +15,14 @@ _Shapes: TypeAlias = dict[str, tuple[int, ...]]
 # diffusers renames these as it loads old VAEs; a text model's prefix comes and goes with transformers' versions.
 _RENAMED = "mid_block.attentions."
 _PREFIX = "text_model."
-_CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
+# T5 reads its words' vectors by a second name, under which few files have them.
+_ALIAS = "encoder.embed_tokens.weight"
+_OF_DIFFUSERS = ("UNet2DConditionModel", "FluxTransformer2DModel", "AutoencoderKL")
+_TEXT_CONFIGS = {
+    "CLIPTextModel": "CLIPTextConfig",
+    "CLIPTextModelWithProjection": "CLIPTextConfig",
+    "T5EncoderModel": "T5Config",
+}
 
 
 def file_digest(path: Path) -> str:
@@ -86,11 +93,12 @@ def _expected(config: dict[str, Any]) -> _Shapes:
     import transformers
 
     name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-    if name not in _CLASSES or "quantization_config" in config:
+    if name not in (*_OF_DIFFUSERS, *_TEXT_CONFIGS) or "quantization_config" in config:
         return {}
     with torch.device("meta"):
         if "_class_name" in config:
             component = getattr(diffusers, name).from_config(config)
         else:
-            component = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
-    return {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in component.state_dict().items()}
+            component = getattr(transformers, name)(getattr(transformers, _TEXT_CONFIGS[name])(**config))
+    shapes = {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in component.state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if name != _ALIAS}

@@ -64,13 +64,19 @@ def load_vae(location: str, settings: str, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def check_latents(vae: Any, denoiser: Any, location: str) -> None:
+def check_latents(pipeline: Any, denoiser: Any, location: str) -> None:
     """Refuse a VAE whose latents are not those of the denoiser.
+
+    Args:
+        pipeline: with the VAE; one that packs latents makes one token of 2 x 2.
+        denoiser: of the pipeline.
+        location: of the VAE, as the models file says it.
 
     Raises:
         ValueError: naming both numbers of channels.
     """
-    channels, expected = vae.config.latent_channels, denoiser.config.in_channels
+    packed = 4 if hasattr(pipeline, "_pack_latents") else 1
+    channels, expected = pipeline.vae.config.latent_channels, denoiser.config.in_channels // packed
     if channels != expected:
         raise ValueError(
             f"vae {location} has {channels} latent channels and the denoiser {expected}; "

@@ -5,6 +5,7 @@ Everything here reads file headers and JSON only: a wrong folder is refused befo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_diffaccel.models.copies import component_files
@@ -26,8 +27,8 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
     """The files that a pipe's weights are read from, for fingerprints; nothing is downloaded.
 
     Returns:
-        Sorted paths by component (``"unet"``, ``"vae"``, ...); for a single file ``{"pipeline": [path]}``, and
-        ``"vae"`` where another takes its place.
+        Sorted paths by component (``"unet"``, ``"vae"``, ...); for a single file ``{"pipeline": [path]}``, or the
+        denoiser's with those of the components beside it; ``"vae"`` where another takes its place.
 
     Raises:
         FileNotFoundError: if a component has no weights, naming what is missing and the fix.
@@ -35,11 +36,19 @@ def weight_files(spec: ModelSpec) -> dict[str, list[Path]]:
     """
     if spec.kind == "architecture":
         raise ValueError(f"{spec.description}: it has no weight files")
-    if spec.kind == "file":
+    if spec.kind == "file" and spec.family.lone_denoiser_files:
+        files = {**weight_files(beside_denoiser(spec)), spec.family.denoiser: [_existing_file(Path(spec.location))]}
+    elif spec.kind == "file":
         files = {"pipeline": [_existing_file(Path(spec.location))]}
     else:
         files = folder_files(cached_folder(spec.location) if spec.kind == "hub" else Path(spec.location), spec.family)
     return files if spec.vae is None else {**files, "vae": vae_files(spec.vae)}
+
+
+def beside_denoiser(spec: ModelSpec) -> ModelSpec:
+    """The pipeline that the components come from which a single file of the denoiser alone lacks."""
+    place = settings_place(spec)
+    return replace(spec, kind="directory" if Path(place).is_absolute() else "hub", location=place, config=place)
 
 
 def folder_files(folder: Path, pipe: PipeSpec) -> dict[str, list[Path]]:
@@ -158,6 +167,10 @@ def check_presence(spec: ModelSpec) -> None:
         ValueError: if a file is not readable, or the folder is no pipeline's.
     """
     settings = Path(settings_place(spec))
+    if spec.kind == "file" and spec.family.lone_denoiser_files:
+        _existing_file(Path(spec.location))
+        check_presence(beside_denoiser(spec))
+        return
     if spec.kind == "file":
         _existing_file(Path(spec.location))
         if settings.is_absolute():

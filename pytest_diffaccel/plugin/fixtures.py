@@ -217,17 +217,17 @@ class OwnCases:
         self._item = item
 
     def __call__(
-        self, pipe: str, params: Params, *, scheduler: str = "DDIM", steps: int = 20, blocks: int = 3
+        self, pipe: str, params: Params, *, scheduler: str | None = None, steps: int = 20, blocks: int = 3
     ) -> Measurement:
         """Measure ``params`` against the unaccelerated pipeline (:func:`.measure_own`).
 
         Model source, samples, batch size, prompts, seed and GPUs are those of pytest's options. Nothing is stored.
 
         Args:
-            pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"`` or the name of one of your own.
+            pipe: ``"SD1.5"``, ``"SD2.1"``, ``"SDXL"``, ``"FLUX.1"`` or the name of one of your own.
             params: parameters by method, for example ``{"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}``.
             scheduler: ``"DDIM"``, ``"DPM-Solver++"``, ``"UniPCMultistepScheduler"`` or any diffusers scheduler by
-                class name that calls the denoiser once per step.
+                class name that calls the denoiser once per step; None: the first of the pipe's, such as ``"DDIM"``.
             steps: denoising steps of both, at least 1.
             blocks: timed blocks, at least 1; more of them make the interval of the speed-up narrower.
 
@@ -242,9 +242,11 @@ class OwnCases:
         Pictures that say nothing, accelerated or not, fail the test in words.
         """
         from pytest_diffaccel.matrix import Cell
+        from pytest_diffaccel.pipes import described
         from pytest_diffaccel.search.evaluate.own_case import measure_own
 
         with _refusals_in_words():
+            scheduler = scheduler or described(pipe).schedulers[0]
             made = measure_own(self._run.bench, Cell(pipe, scheduler, steps), params, blocks)
         key, speedup, lpips = made.candidate.key, made.speedup, made.quality.lpips
         self._item.user_properties += [

@@ -97,9 +97,10 @@ class GroupSearch:
         """Evaluate whatever else may win, and tell the contenders apart, until the group's time is up.
 
         What an earlier run finished is not begun again: the winners' own blocks would tell a little more each time.
+        Nothing is measured where the model can take none of the group's cases.
         """
         explored = Explored(0, 0)
-        if self._state in (None, "reopened"):
+        if self._state in (None, "reopened") and any(map(self._is_taken, self.cases)):
             ensure_calibrated(self.bench, self.cell)
             explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
             if not explored.left:

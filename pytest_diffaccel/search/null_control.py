@@ -78,8 +78,10 @@ def nudged_latents(pipeline: Any) -> Iterator[None]:
     prepare = pipeline.prepare_latents
 
     def nudged(*args: Any, **kwargs: Any) -> Any:
-        latents = prepare(*args, **kwargs)
-        return torch.nextafter(latents, torch.full_like(latents, torch.inf))
+        made = prepare(*args, **kwargs)
+        latents, *others = made if isinstance(made, tuple) else (made,)  # beside places of packed ones
+        larger = torch.nextafter(latents, torch.full_like(latents, torch.inf))
+        return (larger, *others) if others else larger
 
     pipeline.prepare_latents = nudged
     try:

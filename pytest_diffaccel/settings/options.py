@@ -25,7 +25,7 @@ DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
 
 _MATRIX_OPTIONS = (
-    option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default), or one of your own"),
+    option("--pipe", action="append", metavar="NAME", help="SD1.5, SD2.1, SDXL or all (default), FLUX.1, or your own"),
     option(
         "--sched",
         action="append",

@@ -14,7 +14,7 @@ from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, Deciding
 from pytest_diffaccel.measure.measurement import SpeedClock
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.models.schedulers import classes_like, named_scheduler
+from pytest_diffaccel.models.schedulers import classes_like, misplaced, named_scheduler
 from pytest_diffaccel.pipes import PipeSpec, is_step_count, known
 from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_PROMPTS
 from pytest_diffaccel.settings.gate_options import GateSettings
@@ -215,6 +215,8 @@ def _cells_of(pipe: PipeSpec, options: Namespace) -> list[Cell]:
             f"{', '.join(SCHEDULERS)} or a class of diffusers such as EulerDiscreteScheduler"
         )
     chosen = dict.fromkeys(filter(None, named.values()))
+    if reason := next(filter(None, (misplaced(name, pipe.schedulers[0]) for name in chosen)), ""):
+        raise OptionError(f"--sched, {pipe.name}: {reason}")
     return cells([pipe.name], chosen, sorted({int(count) for count in steps}) if options.steps else pipe.steps)
 
 
