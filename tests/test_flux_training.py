@@ -22,12 +22,11 @@ from training.clip_judging import Clip
 from training.conditioning import tokenize
 from training.flux import FluxTask, exact_conditions, levels, unguided
 from training.flux_architecture import FLUX, FluxSpec, build_flux_scheduler, build_transformer, shift_of
-from training.flux_judging import FluxJudged, named_right
+from training.flux_judging import FluxJudged, made_of, named_right
 from training.flux_parts import (
     MADE_FILE,
     FluxParts,
     embedded_vae,
-    load_flux,
     new_flux_parts,
     take_weights,
     to_flux_pipeline,
@@ -35,6 +34,7 @@ from training.flux_parts import (
 from training.flux_report import BEGIN, END, LEAST_STEPS, Made, write_section
 from training.loop import Run, train
 from training.objects import OBJECTS
+from training.parts import load_pipeline
 from training.schedule import Budget
 from training.source import EMBEDDED
 from training.stepper import Stepper
@@ -273,10 +273,12 @@ def test_finished_weights_can_be_trained_further(folder: Path, tmp_path: Path) -
     new = task.model.state_dict()
     parts = narrow_parts(tmp_path)
     take_weights(parts, folder)
-    trained = load_flux(folder).transformer.state_dict()
+    trained = load_pipeline(folder).transformer.state_dict()
     for name, value in parts.transformer.state_dict().items():
         assert torch.equal(value, trained[name]), name
     assert not all(torch.equal(value, new[f"transformer.{name}"]) for name, value in trained.items())
+    with pytest.raises(FileNotFoundError, match="no pipeline in"):
+        take_weights(parts, tmp_path / "nowhere")
 
 
 def test_training_and_sampling_ask_the_transformer_the_same(tmp_path: Path) -> None:
@@ -343,8 +345,21 @@ def test_untrained_weights_are_not_written_of(folder: Path, tmp_path: Path, monk
     with pytest.raises(FileNotFoundError, match=r"train FLUX\.1's stand-in first"):
         judge.main(["--pipe", "flux1", "--flux", str(tmp_path)])
     assert not page.exists()
+    with pytest.raises(SystemExit):
+        judge.main(["--pipe", "flux1", "--part", "speed"])
 
 
 def test_the_pages_marks_are_there() -> None:
     text = judge.README.read_text(encoding="utf-8")
     assert text.index(BEGIN) < text.index(END)
+
+
+@pytest.mark.skipif(not (EMBEDDED / FLUX.name).exists(), reason="not trained yet")
+def test_the_shipped_stand_in_is_trained_judged_and_keeps_its_limit() -> None:
+    shipped = EMBEDDED / FLUX.name
+    assert sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file()) <= 16_000_000
+    made_of(shipped).check()
+    assert "Not trained yet" not in judge.README.read_text(encoding="utf-8")
+    transformer = load_pipeline(shipped).transformer
+    assert all(bool(weight.isfinite().all()) for weight in transformer.parameters())
+    assert len(transformer.single_transformer_blocks) == FLUX.single_blocks

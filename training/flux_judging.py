@@ -18,10 +18,11 @@ from pytest_diffaccel.measure.metrics.lpips import lpips_distances
 from training.captions import COLOUR_NAMES, Scene, caption, held_out_scenes, sample_prompts
 from training.clip_judging import Clip, generated_held_out, rendered_held_out
 from training.figures import held_out_grid, save_grid, seeds_grid
-from training.flux_parts import MADE_FILE, load_flux
+from training.flux_parts import MADE_FILE
 from training.flux_report import GUIDANCE, Made
 from training.judging import Judged, Pictures, check_held_out, reference, spread
 from training.objects import OBJECTS
+from training.parts import load_pipeline
 
 STEPS, FINER = 28, 50
 SCALES = (1.0, 2.0, 3.5, 5.0)  # of guidance
@@ -42,7 +43,7 @@ class FluxJudged(Judged):
     @classmethod
     def load(cls, folder: Path, device: str) -> FluxJudged:
         """The pipeline of a folder, on a device."""
-        pipeline = load_flux(folder).to(device)
+        pipeline = load_pipeline(folder).to(device)
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline)
 

@@ -20,7 +20,7 @@ from training.architectures import build_vae, text_config
 from training.captions import all_captions, sample_prompts
 from training.flux_architecture import FluxSpec, build_flux_scheduler, build_t5, build_transformer
 from training.flux_report import Made
-from training.parts import half_copy, load_as_float32, name_text_weights, swap
+from training.parts import half_copy, load_as_float32, load_pipeline, name_text_weights, swap
 from training.t5_tokenizer import load_t5_tokenizer, write_t5_tokenizer
 from training.tokenizer import load_tokenizer, write_tokenizer
 
@@ -71,7 +71,7 @@ def new_flux_parts(spec: FluxSpec, seed: int, folder: Path, vae: AutoencoderKL) 
 
 def take_weights(parts: FluxParts, folder: Path) -> None:
     """Put the trained weights of a finished folder into the parts."""
-    trained = load_flux(folder)
+    trained = load_pipeline(folder)
     for name in ("transformer", "text_encoder", "text_encoder_2"):
         model: nn.Module = getattr(parts, name)
         model.load_state_dict(getattr(trained, name).state_dict())
@@ -89,12 +89,6 @@ def to_flux_pipeline(parts: FluxParts) -> FluxPipeline:
         tokenizer_2=parts.tokenizer_2,
         transformer=parts.transformer,
     )
-
-
-def load_flux(folder: Path) -> FluxPipeline:
-    """The pipeline of a folder in float32, from this disk alone."""
-    pipeline: FluxPipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return pipeline
 
 
 def save_flux(parts: FluxParts, folder: Path, card: str, made: Made) -> None:

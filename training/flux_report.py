@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from training.captions import COLOUR_NAMES, held_out_scenes, training_scenes
+from training.cards import device_in_words
 from training.flux_architecture import FluxSpec
 from training.objects import OBJECTS
 from training.source import PACKAGE
@@ -42,7 +42,6 @@ class Made:
         cls, counters: Counters, batch: int, pictures: int, seed: int, device: torch.device, parameters: int
     ) -> Made:
         """Of a training that is as far as ``counters``, in this process."""
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU ({platform.machine()})"
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
         return cls(
             counters.step,
@@ -51,7 +50,7 @@ class Made:
             batch,
             pictures,
             seed,
-            where,
+            device_in_words(device.type),
             versions,
             parameters,
         )

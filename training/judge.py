@@ -145,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     is_flux = options.pipe == FLUX.name
+    if is_flux and options.part not in ("quality", "all"):
+        parser.error(f"--part {options.part}: {FLUX.name} is judged by its quality only")
     options.guidance = options.guidance or (FLUX_GUIDANCE if is_flux else GUIDANCE)
     results = {"Quality": {FLUX.name: judge_flux_folder(options)}} if is_flux else judge_pipes(options)
     sampling = f"FlowMatchEuler, {STEPS} steps" if is_flux else "DDIM, 20 steps"

@@ -104,7 +104,13 @@ def to_pipeline(parts: Parts) -> DiffusionPipeline:
 
 
 def load_pipeline(folder: Path) -> DiffusionPipeline:
-    """The pipeline of a folder in float32, from this disk alone."""
+    """The pipeline of a folder in float32, from this disk alone.
+
+    Raises:
+        FileNotFoundError: when none is there.
+    """
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(f"no pipeline in {folder}: name the folder that holds it (its own name is the pipe's)")
     return DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
