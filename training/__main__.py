@@ -1,4 +1,6 @@
-"""``python -m training --pipe sd15``: make an embedded pipeline from nothing; with ``--stage clip`` the CLIP."""
+"""``python -m training --pipe sd15``: make an embedded pipeline from nothing; with ``--stage clip`` the CLIP, with
+``--stage flux`` FLUX.1's stand-in.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +9,28 @@ import os
 from pathlib import Path
 
 from training.schedule import Budget
-from training.source import CACHE
+from training.source import CACHE, EMBEDDED
 
 PIPES = ("sd15", "sd21", "sdxl")
 STAGES = (
     "vae, decoder (trains a finished VAE's decoder further), unet, or all of these (skips a finished VAE); "
-    "clip (scores pictures of the finished pipelines)"
+    "clip (scores pictures of the finished pipelines); flux (FLUX.1's stand-in, on the shipped VAE)"
 )
-EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel/models/embedded"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--pipe", choices=[*PIPES, "all"], default="all")
-    parser.add_argument("--stage", choices=["vae", "decoder", "unet", "clip", "all"], default="all", help=STAGES)
+    parser.add_argument(
+        "--stage", choices=["vae", "decoder", "unet", "clip", "flux", "all"], default="all", help=STAGES
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
-    parser.add_argument("--minutes", type=float, help="training time of a UNet (default: 120 on a CPU, 6 on a GPU)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="training time of a UNet (default: 120 on a CPU, 6 on a GPU) or of FLUX.1's stand-in (600 and 6)",
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps of each stage, instead of or beside its minutes")
     parser.add_argument(
         "--vae-minutes",
@@ -35,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, help="rendered, a size (default: 16000 on a CPU, 64000 on a GPU)")
     parser.add_argument("--generated", type=int, default=1344, help="the pipelines' own pictures, for the CLIP")
     parser.add_argument("--peak-rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks of FLUX.1's stand-in first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
     parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
@@ -58,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from training.architectures import PIPES as SPECS
-    from training.stages import Settings, make_clip, make_unet, make_vae, sharpen_decoder
+    from training.stages import Settings, make_clip, make_flux, make_unet, make_vae, sharpen_decoder
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = device.type == "cuda"
@@ -73,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch=options.batch or (256 if on_gpu else 48),
         peak_rate=options.peak_rate,
         save_every_s=options.save_every,
+        compiled=options.compile,
     )
     if options.stage == "vae" or (options.stage == "all" and not settings.vae_folder.exists()):
         make_vae(settings, stage_budget(options.vae_minutes, options.steps, 3 if on_gpu else 60))
@@ -84,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
             make_unet(settings, SPECS[name], budget, options.start)
     if options.stage == "clip":
         make_clip(settings, stage_budget(options.clip_minutes, options.steps, 5 if on_gpu else 30))
+    if options.stage == "flux":
+        make_flux(settings, stage_budget(options.minutes, options.steps, 6 if on_gpu else 600), options.start)
 
 
 if __name__ == "__main__":

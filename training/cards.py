@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import CLIPConfig
 
 from training.architectures import PipeSpec
@@ -89,8 +90,8 @@ def topology_rows(spec: PipeSpec) -> str:
 
 
 def device_in_words(device: str) -> str:
-    """What a card says of the device of a training: ``"cuda"`` or ``"cpu"``."""
-    return "one NVIDIA H200 GPU" if device == "cuda" else "a CPU"
+    """What a card says of the device of a training in this process: ``"cuda"`` or ``"cpu"``."""
+    return f"one {torch.cuda.get_device_name()} GPU" if device == "cuda" else "a CPU"
 
 
 def model_card(spec: PipeSpec, seed: int, device: str, counters: Counters) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from training.architectures import TextEncoder
 from training.captions import COLOUR_NAMES, WORDINGS, Scene, caption
@@ -25,14 +25,14 @@ class Conditioning:
     pooled: Tensor | None
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer | T5Tokenizer, texts: list[str]) -> Tensor:
     """Token ids ``[n, 24]``, padded and cut as the pipelines do it."""
     encoded = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt")
     ids: Tensor = encoded.input_ids
     return ids
 
 
-def caption_table(tokenizer: CLIPTokenizer) -> Tensor:
+def caption_table(tokenizer: CLIPTokenizer | T5Tokenizer) -> Tensor:
     """Token ids ``[objects, colours, wordings, 24]`` of all captions."""
     texts = [
         caption(Scene(thing, colour), wording)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,12 +19,18 @@ from training.captions import sample_prompts
 from training.cards import GUIDANCE
 from training.clip_judging import Clip, generated_held_out, judge_clip, rendered_held_out
 from training.figures import acceleration_grid, held_out_grid, seeds_grid
+from training.flux_architecture import FLUX
+from training.flux_judging import STEPS, FluxJudged, judge_flux, made_of
+from training.flux_report import GUIDANCE as FLUX_GUIDANCE
+from training.flux_report import write_section
 from training.judging import BATCH, Judged, acceleration_ladder, check_held_out, fastest_s, moved_by, spread
+from training.source import EMBEDDED
 
 Figures: TypeAlias = dict[str, float]
 
 FIGURES = Path(__file__).parent / "figures"
-CLIP = Path(__file__).parents[1] / "pytest_diffaccel/models/embedded/clip_standin"
+README = Path(__file__).parent / "README.md"
+CLIP = EMBEDDED / "clip_standin"
 SEEDS = 2  # of each held-out prompt, for the CLIP
 NAMES = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
 # SDXL's first block has no attention, so there is nothing to merge at full resolution.
@@ -93,20 +100,20 @@ def table(title: str, columns: dict[str, Figures]) -> Table:
     return result
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Judge and print."""
-    parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
-    parser.add_argument("--pipe", choices=[*NAMES, "all"], default="all")
-    parser.add_argument("--part", choices=["quality", "speed", "clip", "all"], default="all")
-    parser.add_argument("--clip", type=Path, default=CLIP, help="folder of the CLIP under judgement")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of every setting; the fastest counts")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the picture grids")
-    parser.add_argument("--no-figures", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+def judge_flux_folder(options: argparse.Namespace) -> Figures:
+    """FLUX.1's stand-in in a folder; with ``--readme`` its figures are also written where all can read them."""
+    made = made_of(options.flux)
+    if options.readme:
+        made.check()
+    judged = replace(FluxJudged.load(options.flux, options.device), guidance=options.guidance)
+    figures = judge_flux(judged, Clip.load(options.clip), None if options.no_figures else options.figures)
+    if options.readme:
+        write_section(README, made, figures)
+    return figures
+
+
+def judge_pipes(options: argparse.Namespace) -> dict[str, dict[str, Figures]]:
+    """The Stable Diffusion stand-ins, by part and pipe."""
     pipes = list(NAMES) if options.pipe == "all" else [options.pipe]
     figures = None if options.no_figures else options.figures
     judged = {pipe: Judged(load_pipeline(NAMES[pipe], device="cpu"), options.guidance) for pipe in pipes}
@@ -117,8 +124,34 @@ def main(arguments: list[str] | None = None) -> None:
         results["Quality"] = {pipe: judge_quality(pipe, judged[pipe], figures) for pipe in pipes}
     if options.part in ("clip", "all"):
         results["CLIP"] = judge_clip_of(options.clip, judged)
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Judge and print."""
+    parser = argparse.ArgumentParser(prog="python -m training.judge", description=__doc__)
+    parser.add_argument("--pipe", choices=[*NAMES, "all", FLUX.name], default="all")
+    parser.add_argument("--part", choices=["quality", "speed", "clip", "all"], default="all")
+    parser.add_argument("--clip", type=Path, default=CLIP, help="folder of the CLIP under judgement")
+    parser.add_argument("--flux", type=Path, default=EMBEDDED / FLUX.name, help="folder of FLUX.1's stand-in")
+    parser.add_argument("--device", default="cpu", help="of FLUX.1's stand-in; the others are judged on a CPU")
+    parser.add_argument("--readme", action="store_true", help="also write flux1's figures to training/README.md")
+    parser.add_argument("--guidance", type=float, help=f"default: {GUIDANCE}, of flux1 {FLUX_GUIDANCE}")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of every setting; the fastest counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the picture grids")
+    parser.add_argument("--no-figures", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    is_flux = options.pipe == FLUX.name
+    if is_flux and options.part not in ("quality", "all"):
+        parser.error(f"--part {options.part}: {FLUX.name} is judged by its quality only")
+    options.guidance = options.guidance or (FLUX_GUIDANCE if is_flux else GUIDANCE)
+    results = {"Quality": {FLUX.name: judge_flux_folder(options)}} if is_flux else judge_pipes(options)
+    sampling = f"FlowMatchEuler, {STEPS} steps" if is_flux else "DDIM, 20 steps"
     for title, columns in results.items():
-        Console(width=120).print(table(f"{title} (DDIM, 20 steps, guidance {options.guidance})", columns))
+        Console(width=120).print(table(f"{title} ({sampling}, guidance {options.guidance})", columns))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -20,6 +20,7 @@ from training.render import Layout, draw
 from training.source import fetch_sprites
 
 STEPS = 20
+FINER = 25  # steps, to tell how far more of them move a picture
 BATCH = 4  # pictures per call, of the timing and of everything else
 NEARER_THAN = 0.95  # share of the other prompts' references that the own one must beat
 FULL_GATE = {"sp_interval": 1, "fi_interval": 1, "warm_up": 0}
@@ -40,6 +41,8 @@ class Judged:
 
     pipeline: Any
     guidance: float = GUIDANCE
+    steps: int = STEPS
+    finer: int = FINER
 
     @property
     def pixels(self) -> int:
@@ -51,10 +54,11 @@ class Judged:
         prompts: Sequence[str],
         seeds: Sequence[int],
         params: Params | None = None,
-        steps: int = STEPS,
+        steps: int | None = None,
     ) -> Pictures:
         """One picture per prompt, in batches of four."""
         pictures: Pictures = []
+        steps = steps or self.steps
         with accelerate(self.pipeline, params or {}, steps=steps, guidance_scale=self.guidance) as generate:
             for start in range(0, len(prompts), BATCH):
                 pictures += generate(prompts[start : start + BATCH], seeds[start : start + BATCH])
@@ -98,7 +102,7 @@ def check_held_out(judged: Judged, first_seed: int) -> HeldOut:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean LPIPS over prompts: between two seeds, between two prompts, and between 20 and 25 steps of a seed."""
+    """Mean LPIPS over prompts: between two seeds, between two prompts, and between two numbers of steps of a seed."""
 
     seeds: float
     prompts: float
@@ -106,10 +110,10 @@ class Spread:
 
 
 def spread(judged: Judged, prompts: Sequence[str], seeds: Sequence[int]) -> Spread:
-    """Measure how far pictures of one prompt lie apart, and how far five more steps move them."""
+    """Measure how far pictures of one prompt lie apart, and how far more steps move them."""
     base = judged.generate(prompts, seeds)
     others = judged.generate(prompts, [seed + 1000 for seed in seeds])
-    finer = judged.generate(prompts, seeds, steps=25)
+    finer = judged.generate(prompts, seeds, steps=judged.finer)
     rolled = base[1:] + base[:1]
     means = [statistics.fmean(lpips_distances(base, pictures)) for pictures in (others, rolled, finer)]
     return Spread(*means)

@@ -104,7 +104,13 @@ def to_pipeline(parts: Parts) -> DiffusionPipeline:
 
 
 def load_pipeline(folder: Path) -> DiffusionPipeline:
-    """The pipeline of a folder in float32, from this disk alone."""
+    """The pipeline of a folder in float32, from this disk alone.
+
+    Raises:
+        FileNotFoundError: when none is there.
+    """
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(f"no pipeline in {folder}: name the folder that holds it (its own name is the pipe's)")
     return DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
@@ -128,7 +134,7 @@ def save_folder(parts: Parts, folder: Path, card: str) -> None:
     )
     to_pipeline(halved).save_pretrained(temporary, safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2")[: len(parts.texts)]:
-        _name_text_weights(temporary / name)
+        name_text_weights(temporary / name)
     for name in ("tokenizer", "tokenizer_2")[: len(parts.texts)]:
         shutil.rmtree(temporary / name)
         write_tokenizer(temporary / name, all_captions())
@@ -137,7 +143,7 @@ def save_folder(parts: Parts, folder: Path, card: str) -> None:
     swap(temporary, folder)
 
 
-def _name_text_weights(folder: Path) -> None:
+def name_text_weights(folder: Path) -> None:
     """Make a text encoder's folder readable by every transformers, and its fp16 weights load as float32.
 
     transformers 5 writes CLIPTextModel without the prefix ``text_model.`` and reads both ways; older ones would find
@@ -148,10 +154,10 @@ def _name_text_weights(folder: Path) -> None:
     prefixed = ("text_model.", "text_projection.")
     weights = {name if name.startswith(prefixed) else f"text_model.{name}": w for name, w in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
-    _load_as_float32(folder)
+    load_as_float32(folder)
 
 
-def _load_as_float32(folder: Path) -> None:
+def load_as_float32(folder: Path) -> None:
     """Name float32 in a configuration, and in those within it, as the type that its fp16 weights are loaded in."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -166,7 +172,7 @@ def save_clip(model: CLIPModel, folder: Path, card: str) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     half_copy(model).save_pretrained(temporary, safe_serialization=True)
-    _load_as_float32(temporary)
+    load_as_float32(temporary)
     write_tokenizer(temporary, all_captions())
     (temporary / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8")
     (temporary / "README.md").write_text(card, encoding="utf-8")

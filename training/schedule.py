@@ -25,6 +25,12 @@ class Budget:
         by_time = elapsed_s / (60 * self.minutes) if self.minutes else 0.0
         return min(max(by_steps, by_time), 1.0)
 
+    def left_s(self, step: int, elapsed_s: float, step_s: float) -> float:
+        """Seconds of training until the end, where a step takes ``step_s``; whichever of the two ends comes first."""
+        by_steps = (self.steps - step) * step_s if self.steps else math.inf
+        by_time = 60 * self.minutes - elapsed_s if self.minutes else math.inf
+        return max(min(by_steps, by_time), 0.0)
+
 
 def learning_rate(peak: float, step: int, fraction: float) -> float:
     """Linear warm-up over the first steps, under a cosine over the budget that ends at a hundredth of the peak."""

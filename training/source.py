@@ -12,6 +12,7 @@ from training.objects import OBJECTS
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 ARCHIVE = "lobehub-fluent-emoji-3d-1.1.0.tgz"  # the name npm gives it
 CACHE = Path(__file__).parent / ".cache"  # ignored by git
+EMBEDDED = Path(__file__).parents[1] / "pytest_diffaccel/models/embedded"  # where the finished folders are shipped
 
 
 def fetch_archive(cache: Path) -> Path:

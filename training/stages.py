@@ -1,5 +1,5 @@
-"""The stages of making one pipeline: the shared VAE, cached latents, the UNet with its text encoders, the folder; and
-that of making the CLIP, from rendered pictures and those of the finished pipelines.
+"""The stages of making one pipeline: the shared VAE, cached latents, the UNet with its text encoders, the folder; those
+of making the CLIP, from rendered pictures and those of the finished pipelines, and FLUX.1's stand-in.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from training.architectures import CLIP_PIXELS, PIPES, PipeSpec, build_vae
 from training.captions import held_out_scenes, training_scenes
 from training.cards import clip_card, model_card
 from training.clip import ClipTask, ScenePool
+from training.flux import FluxTask
+from training.flux_architecture import FLUX, FluxSpec
+from training.flux_parts import embedded_vae, new_flux_parts, save_flux, take_weights
+from training.flux_report import Made, flux_card
 from training.generated import chunks
 from training.loop import Run, train
 from training.parts import Parts, load_pipeline, new_clip, new_parts, save_clip, save_folder, swap
 from training.render import Batch, render, resized
 from training.schedule import Budget
-from training.source import fetch_sprites
+from training.source import EMBEDDED, fetch_sprites
 from training.state import Counters
 from training.unet import LatentPool, UnetTask
 from training.vae import DecoderTask, VaeTask, encode, psnr_db, unit_gain, whiten
@@ -39,6 +43,7 @@ class Settings:
     """What the command line settles; checkpoints, latents and VAE lie under ``work``, finished folders in ``out``.
 
     ``pictures`` of each size are rendered; ``generated`` ones are drawn by the finished pipelines, for the CLIP.
+    ``compiled``: whether the blocks of FLUX.1's stand-in are.
     """
 
     device: torch.device
@@ -51,6 +56,7 @@ class Settings:
     batch: int
     peak_rate: float
     save_every_s: float
+    compiled: bool = False
 
     def run(self, name: str, budget: Budget) -> Run:
         """The run of one stage."""
@@ -124,13 +130,18 @@ def load_vae(folder: Path, spec: PipeSpec) -> AutoencoderKL:
     return vae
 
 
-def cached_latents(settings: Settings, spec: PipeSpec, vae: AutoencoderKL) -> LatentPool:
-    """The latents of the rendered training pictures in half precision, from the work folder after the first time."""
-    file = settings.work / f"latents-{spec.pixels}{'-framed' if spec.is_xl else ''}-{settings.pictures}.safetensors"
+def cached_latents(
+    settings: Settings, vae: AutoencoderKL, pixels: int, framed: bool = False, prefix: str = ""
+) -> LatentPool:
+    """The latents of the rendered training pictures in half precision, from the work folder after the first time.
+
+    ``prefix`` of the file's name tells latents of another VAE.
+    """
+    file = settings.work / f"{prefix}latents-{pixels}{'-framed' if framed else ''}-{settings.pictures}.safetensors"
     if file.exists():
         return LatentPool(**load_file(file))
     batch = render(
-        settings.pictures, fetch_sprites(), training_scenes(), spec.pixels, settings.seed, settings.workers, spec.is_xl
+        settings.pictures, fetch_sprites(), training_scenes(), pixels, settings.seed, settings.workers, framed
     )
     move(vae, settings.device)
     tensors = {
@@ -164,7 +175,7 @@ def make_unet(settings: Settings, spec: PipeSpec, budget: Budget, start: Path | 
     """Train the UNet and the text encoders of one pipeline; at every checkpoint its folder is written too."""
     settings.work.mkdir(parents=True, exist_ok=True)
     parts = initial_parts(settings, spec, start)
-    pool = cached_latents(settings, spec, parts.vae).to(settings.device)
+    pool = cached_latents(settings, parts.vae, spec.pixels, spec.is_xl).to(settings.device)
     task = UnetTask(parts, pool, settings.batch, settings.seed)
     task.model.to(settings.device)
 
@@ -218,3 +229,24 @@ def make_clip(settings: Settings, budget: Budget) -> None:
         save_clip(model, settings.out / CLIP_NAME, card)
 
     train(task, settings.run("clip", budget), save)
+
+
+def make_flux(settings: Settings, budget: Budget, start: Path | None, spec: FluxSpec = FLUX) -> None:
+    """Train FLUX.1's stand-in on the latents of the embedded VAE; at every checkpoint its folder is written too."""
+    settings.work.mkdir(parents=True, exist_ok=True)
+    vae = embedded_vae(EMBEDDED / "sd15" / "vae", spec.pixels)
+    parts = new_flux_parts(spec, settings.seed, settings.work / f"{spec.name}-tokenizers", vae)
+    if start is not None:
+        take_weights(parts, start / spec.name)
+    pool = cached_latents(settings, vae, spec.pixels, prefix=f"{spec.name}-").to(settings.device)
+    task = FluxTask(parts, pool, settings.batch, settings.seed)
+    move(task.model, settings.device)
+    if settings.compiled:
+        parts.transformer.compile_repeated_blocks(fullgraph=True)
+    trained = sum(parameter.numel() for parameter in task.model.parameters())
+
+    def save(counters: Counters) -> None:
+        made = Made.now(counters, settings.batch, settings.pictures, settings.seed, settings.device, trained)
+        save_flux(parts, settings.out / spec.name, flux_card(spec, made), made)
+
+    train(task, settings.run(spec.name, budget), save)
