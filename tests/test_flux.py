@@ -493,15 +493,11 @@ def flux_search(small_search: SmallSearch, folder: Path) -> SmallSearch:
 OPTIONS = ("benches", "--models", "models.toml", "--pipe", "flux", "--num-samples", "1", "--batch-size", "1")
 
 
-def test_a_search_of_methods_that_do_not_apply_says_so_and_measures_nothing(flux_search: SmallSearch) -> None:
-    few = ("--steps", "4", "--grid", "coarse", "-rs")
-    for name in REASONS:
-        result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few, "--search-targets", name)
-        assert result.ret == 0, result.outlines
-        assert result.parseoutcomes().keys() <= {"skipped", "passed", "warnings"}
-        result.stdout.fnmatch_lines([f"*{name}: {REASONS[name].replace('[', '[[]')}; leave it out*"])
-        result.stdout.fnmatch_lines([f"*{name}*this model takes none of its * candidates; the first: {name}: *"])
-    assert flux_search.stored() == []
+def test_a_search_of_methods_for_unets_is_refused(flux_search: SmallSearch) -> None:
+    result = flux_search.pytester.runpytest_inprocess(*OPTIONS, "--search-targets", "deepcache,deepcache and tome")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    words = "is for a pipe whose denoiser is a transformer; those that are: *Echo"
+    result.stderr.fnmatch_lines([f"*FLUX.1: none of the chosen accelerators (DeepCache; DeepCache and ToMe) {words}"])
 
 
 def test_a_search_finds_and_records_winners_of_a_method_that_does(

@@ -278,8 +278,8 @@ def test_more_calls_than_guidance_takes_are_an_error(load: Any, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["CogView4Pipeline", "PixArtSigmaPipeline"])
 def test_a_search_says_what_does_not_apply(name: str, folders: dict[str, Path], small_search: SmallSearch) -> None:
     (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
-    few = ("--num-samples", "1", "--batch-size", "1", "--grid", "coarse", "--search-targets", "ToMe")
+    few = ("--num-samples", "1", "--batch-size", "1", "--grid", "coarse", "--search-targets", "Echo")
     result = small_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", "--pipe", "mine", *few)
     assert result.ret == 0, result.outlines
     scheduler = known()["mine"].schedulers[0]
-    result.stdout.fnmatch_lines([f"*mine-{scheduler}-4 ToMe: this model takes none of its * candidates; *"])
+    result.stdout.fnmatch_lines([f"*mine-{scheduler}-4 Echo: this model takes none of its * candidates; *"])
