@@ -11,6 +11,8 @@ from typing import Any
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
 from pytest_diffaccel.accelerators.deepcache import DeepCache
+from pytest_diffaccel.accelerators.magcache import MagCache
+from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import Cell, Params
@@ -281,11 +283,16 @@ def _check_counters(method: Method) -> None:
 
 
 def default_registry() -> Registry:
-    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order."""
+    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order; then TaylorSeer, MagCache.
+
+    A transformer takes one of diffusers' caches at a time, so there are no combinations of those.
+    """
     registry = Registry()
     for method in (DeepCache(), TGate(), ToMe()):
         registry.register(method)
     registry.combine("DeepCache", "ToMe")
     registry.combine("DeepCache", "T-Gate")
     registry.combine("DeepCache", "T-Gate", "ToMe")
+    registry.register(TaylorSeer())
+    registry.register(MagCache())
     return registry
