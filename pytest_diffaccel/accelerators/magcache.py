@@ -62,8 +62,8 @@ _SPACE = (
 )
 # Above any sum that the ratios come to.
 _HIGHEST_THRESHOLD = 100
-# How much keeping the residual may cost, and skipping all blocks save.
-_FEATURES: Mapping[str, Mapping[str, float]] = {"computed": {"keeping": 0.05}, "skipped": {"skipped": 1.0}}
+# How much keeping the residual may cost, and skipping all blocks save: more than anything else does.
+_FEATURES: Mapping[str, Mapping[str, float]] = {"computed": {"keeping": 0.05}, "skipped": {"skipped": 2.0}}
 
 
 class MagCache(Method):
