@@ -296,7 +296,13 @@ def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
 
 
 def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets ToMe"):
+    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"):
+        generate_script("FLUX.1, flow match euler, 28 steps, MagCache, 1.5x", tmp_path / "none.json")
+
+
+def test_a_task_that_no_search_can_record_says_so(tmp_path: Path) -> None:
+    words = r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache$"
+    with pytest.raises(ValueError, match=words):
         generate_script("FLUX.1, flow match euler, 28 steps, ToMe, 1.5x", tmp_path / "none.json")
 
 
