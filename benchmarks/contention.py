@@ -103,7 +103,7 @@ def time_runs(rounds: int) -> dict[tuple[str, bool], list[float]]:
 
     pipeline = load_pipeline("SD1.5", device="cpu")
     runs = {"": Candidate(_CELL, "", {})}
-    for accelerator in default_registry():
+    for accelerator in default_registry().suiting(_CELL.pipe):
         grid = accelerator.grid(_CELL, coarse=True)
         runs |= {(one := Candidate(_CELL, accelerator.name, params)).key: one for params in (grid[0], grid[-1])}
     seconds: dict[tuple[str, bool], list[float]] = {}

@@ -152,7 +152,7 @@ def best(chooser: Chooser, entries: Mapping[GoldenKey, GoldenEntry]) -> list[dic
     """
     rows = []
     for pipe in PIPES:
-        for accelerator in REGISTRY.names:
+        for accelerator in (one.name for one in REGISTRY.suiting(pipe)):
             row: dict[str, Any] = {"pipe": pipe, "accelerator": accelerator}
             verified = [
                 (device.value, wall.value, str(one.cell), json.dumps(one.params))
@@ -197,7 +197,12 @@ def main() -> None:
         rows, summary = comparison(chooser)
         show("verified winners: predicted against measured", rows, summary, as_json=arguments.json)
     else:
-        found = dict(pair for cell in all_cells() for name in REGISTRY.names for pair in chooser.entries(cell, name))
+        found = dict(
+            pair
+            for cell in all_cells()
+            for one in REGISTRY.suiting(cell.pipe)
+            for pair in chooser.entries(cell, one.name)
+        )
         known = {one.id: one for one in chooser.records.environments.values()}
         changes = merge(arguments.golden, found, update=True, environments=known)
         print(f"{arguments.golden}: {len(found)} entries, {sum(one.kind != 'unchanged' for one in changes)} changed")

@@ -77,7 +77,7 @@ def _corners(space: Sequence[Point]) -> list[Point]:
 
 def candidates(cell: Cell, registry: Registry) -> list[Candidate]:
     """Every recorded point of a cell."""
-    return [Candidate(cell, one.name, params) for one in registry for params in points(cell, one)]
+    return [Candidate(cell, one.name, params) for one in registry.suiting(cell.pipe) for params in points(cell, one)]
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

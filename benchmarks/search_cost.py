@@ -90,7 +90,7 @@ def optuna_order(name: str) -> Callable[[Table, int], list[Candidate]]:
     def order(table: Table, seed: int) -> list[Candidate]:
         optuna = needed("optuna")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        queues = [_asked(optuna, name, table, table.group(one), seed) for one in REGISTRY]
+        queues = [_asked(optuna, name, table, table.group(one), seed) for one in REGISTRY.suiting(table.cell.pipe)]
         longest = max(map(len, queues))
         return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
 

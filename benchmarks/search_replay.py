@@ -75,7 +75,7 @@ class Table:
 def named(table: Table, evaluated: Sequence[Candidate]) -> dict[Goal, Candidate | None]:
     """The winners among candidates evaluated in full, with all speed-ups known."""
     winners: dict[Goal, Candidate | None] = {}
-    for accelerator in REGISTRY:
+    for accelerator in REGISTRY.suiting(table.cell.pipe):
         own = [one for one in evaluated if one.accelerator == accelerator.name]
         winners |= chosen(accelerator, [Option(one, table.speedups[one], table.points[one].losses) for one in own])
     return winners
@@ -150,7 +150,7 @@ class Replay:
         """
         grid = [
             Candidate(self.table.cell, accelerator.name, params)
-            for accelerator in REGISTRY
+            for accelerator in REGISTRY.suiting(self.table.cell.pipe)
             for params in accelerator.grid(self.table.cell, coarse=False)
         ]
         open_ones = [one for one in grid if one in self.table.points]
@@ -198,8 +198,8 @@ class Replay:
         """All groups, as the cases and the winners' cases of a search go about them."""
         winners: dict[Goal, Candidate | None] = {}
         self.calibrate()
-        for self.accelerator in REGISTRY:
-            self._plan = None
+        for accelerator in REGISTRY.suiting(self.table.cell.pipe):
+            self.accelerator, self._plan = accelerator, None
             group = self.table.group(self.accelerator)
             points = self.accelerator.grid(self.table.cell, coarse=False)
             grid = [one for one in group if one.params in points]

@@ -105,8 +105,11 @@ class Grid(Protocol):
     def name(self) -> str:
         """The accelerator's name as tasks and golden keys spell it."""
 
+    def suits(self, pipe: str) -> bool:
+        """Whether it is for a pipe's kind of denoiser."""
+
     def grid(self, cell: Cell, *, coarse: bool) -> Sequence[Params]:
-        """All valid parameter points for ``cell``, in a fixed order."""
+        """All valid parameter points for ``cell``, in a fixed order; none for a pipe that it does not suit."""
 
 
 def slug(accelerator: str) -> str:
@@ -115,7 +118,7 @@ def slug(accelerator: str) -> str:
 
 
 def format_params(params: Params) -> str:
-    """``"cache_interval=3,cache_branch_id=0"``: parameters of all methods in order; names are unique across methods."""
+    """``"cache_interval=3,cache_branch_id=0"``: parameters of all methods in order, which share no names."""
     return ",".join(f"{name}={value}" for point in params.values() for name, value in point.items())
 
 
@@ -126,8 +129,8 @@ def cells(pipes: Iterable[str], schedulers: Iterable[str], steps: Iterable[int])
 
 
 def groups(cells: Sequence[Cell], accelerators: Sequence[Grid]) -> list[Group]:
-    """All groups, cell first."""
-    return [Group(cell, accelerator.name) for cell in cells for accelerator in accelerators]
+    """All groups, cell first: of each cell those of the accelerators that suit its pipe."""
+    return [Group(cell, one.name) for cell in cells for one in accelerators if one.suits(cell.pipe)]
 
 
 def candidates(cells: Sequence[Cell], accelerators: Sequence[Grid], *, coarse: bool = False) -> Iterator[Candidate]:

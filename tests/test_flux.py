@@ -19,6 +19,7 @@ from tiny_flux import CLIP_TOKENS, SIDE, T5_TOKENS, save_tiny_flux, tiny_flux
 from pytest_diffaccel import accelerate, generate_script, load_pipeline
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import is_guided, own_size
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task
 from pytest_diffaccel.judge.resolving import pipe_of
 from pytest_diffaccel.matrix import PIPES, Cell
@@ -295,7 +296,13 @@ def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
 
 
 def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets ToMe"):
+    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"):
+        generate_script("FLUX.1, flow match euler, 28 steps, MagCache, 1.5x", tmp_path / "none.json")
+
+
+def test_a_task_that_no_search_can_record_says_so(tmp_path: Path) -> None:
+    words = r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache$"
+    with pytest.raises(ValueError, match=words):
         generate_script("FLUX.1, flow match euler, 28 steps, ToMe, 1.5x", tmp_path / "none.json")
 
 
@@ -493,15 +500,28 @@ def flux_search(small_search: SmallSearch, folder: Path) -> SmallSearch:
 OPTIONS = ("benches", "--models", "models.toml", "--pipe", "flux", "--num-samples", "1", "--batch-size", "1")
 
 
-def test_a_search_of_methods_that_do_not_apply_says_so_and_measures_nothing(flux_search: SmallSearch) -> None:
-    few = ("--steps", "4", "--grid", "coarse", "-rs")
-    for name in REASONS:
-        result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few, "--search-targets", name)
-        assert result.ret == 0, result.outlines
-        assert result.parseoutcomes().keys() <= {"skipped", "passed", "warnings"}
-        result.stdout.fnmatch_lines([f"*{name}: {REASONS[name].replace('[', '[[]')}; leave it out*"])
-        result.stdout.fnmatch_lines([f"*{name}*this model takes none of its * candidates; the first: {name}: *"])
-    assert flux_search.stored() == []
+def test_a_search_of_methods_for_unets_is_refused(flux_search: SmallSearch) -> None:
+    result = flux_search.pytester.runpytest_inprocess(*OPTIONS, "--search-targets", "deepcache,deepcache and tome")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    words = "is for a pipe whose denoiser is a transformer; those that are: TaylorSeer; MagCache; Echo"
+    result.stderr.fnmatch_lines([f"*FLUX.1: none of the chosen accelerators (DeepCache; DeepCache and ToMe) {words}"])
+
+
+def test_a_search_finds_records_and_writes_what_makes_a_transformer_faster(
+    flux_search: SmallSearch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the plan: both groups are calibrated, raced and verified."""
+    SteadyClock(monkeypatch).step_s |= {"TaylorSeer:predicted@1": 0.008, "MagCache:skipped": 0.001}
+    few = ("--steps", "8", "--grid", "coarse", "--max-quality-loss", "10")
+    result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few)
+    assert result.ret == 0, result.outlines
+    golden = read_golden(flux_search.golden)
+    met = {(key.accelerator, key.target) for key, entry in golden.items() if entry.status == "met"}
+    assert met >= {("TaylorSeer", 1.2), ("MagCache", 1.5)}
+    assert {accelerator for accelerator, _ in met} == {"TaylorSeer", "MagCache"}
+    capsys.readouterr()
+    assert main(["generate", "FLUX.1, flow match euler, 8 steps, MagCache, 1.5x", "--models", "models.toml"]) == 0
+    assert "MAGCACHE = {" in capsys.readouterr().out
 
 
 def test_a_search_finds_and_records_winners_of_a_method_that_does(

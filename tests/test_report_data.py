@@ -20,6 +20,7 @@ from PIL import Image
 from recorded import CELL, HOSTILE, RecordedSearch, clip_scores, deepcache_grid, environment
 from searches import SMALL_OPTIONS, SmallSearch
 
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -416,6 +417,18 @@ def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearc
     page = report(search, "--steps", "25", "--sched", "ddim")
     assert [cell["steps"] for cell in embedded_data(page)["cells"]] == [25]
     assert "pytest benches --pipe SD1.5 --sched ddim --steps 25 --search-targets DeepCache --store " in words(page)
+
+
+def test_the_command_names_no_accelerators_where_all_that_suit_the_pipe_were_searched(search: RecordedSearch) -> None:
+    """Those of transformers are none of Stable Diffusion's."""
+    search.fill(grid=deepcache_grid()[:1])
+    described = environment(CELL.pipe)
+    with Store.open(search.store) as store:
+        for accelerator in default_registry().suiting(CELL.pipe)[1:]:
+            params = accelerator.grid(CELL, coarse=True)[0]
+            made = search.measurement(Candidate(CELL, "DeepCache", deepcache_grid()[0]), described, "search")
+            store.save(replace(made, candidate=Candidate(CELL, accelerator.name, params), blocks=()))
+    assert "pytest benches --pipe SD1.5 --sched DDIM --steps 20 --store " in words(report(search))
 
 
 @pytest.mark.parametrize(

@@ -275,11 +275,29 @@ def test_more_calls_than_guidance_takes_are_an_error(load: Any, monkeypatch: pyt
         generate(PROMPTS, SEEDS)
 
 
+@pytest.mark.parametrize(("guidance_scale", "calls"), [(4.0, 2), (1.0, 1)])
+def test_a_cache_follows_both_calls_of_a_step(load: Any, guidance_scale: float, calls: int) -> None:
+    """Both are computed or predicted, each from what is its own."""
+    pipeline, steps = load("QwenImagePipeline"), 6
+    before = drawn(pipeline)
+    params = {"TaylorSeer": {"cache_interval": 3, "disable_cache_before_step": 2, "max_order": 1}}
+    with accelerate(pipeline, params, steps=steps, guidance_scale=guidance_scale, **SIZE) as generate:
+        first = [image.tobytes() for image in generate(PROMPTS, SEEDS)]
+        _, run = timed(generate, PROMPTS, SEEDS)
+        assert [image.tobytes() for image in generate(PROMPTS, SEEDS)] == first
+    predicted = run.kinds.count("TaylorSeer:predicted@1")
+    assert (len(run.kinds), predicted) == (steps, 3)
+    blocks = len(pipeline.transformer.transformer_blocks)
+    assert generate.fired["denoiser_calls"] == calls * steps
+    assert generate.fired["predicted_attention"] == calls * blocks * predicted
+    assert drawn(pipeline) == before
+
+
 @pytest.mark.parametrize("name", ["CogView4Pipeline", "PixArtSigmaPipeline"])
 def test_a_search_says_what_does_not_apply(name: str, folders: dict[str, Path], small_search: SmallSearch) -> None:
     (small_search.path / "models.toml").write_text(entry(name, folders[name]), encoding="utf-8")
-    few = ("--num-samples", "1", "--batch-size", "1", "--grid", "coarse", "--search-targets", "ToMe")
+    few = ("--num-samples", "1", "--batch-size", "1", "--grid", "coarse", "--search-targets", "MagCache")
     result = small_search.pytester.runpytest_inprocess("benches", "--models", "models.toml", "--pipe", "mine", *few)
     assert result.ret == 0, result.outlines
     scheduler = known()["mine"].schedulers[0]
-    result.stdout.fnmatch_lines([f"*mine-{scheduler}-4 ToMe: this model takes none of its * candidates; *"])
+    result.stdout.fnmatch_lines([f"*mine-{scheduler}-4 MagCache: this model takes none of its * candidates; *"])

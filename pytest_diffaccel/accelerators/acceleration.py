@@ -275,4 +275,4 @@ def accelerate(
     accelerator = known.for_params(params)
     check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)
-    yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width, known.methods)
+    yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width, known.methods_for(pipeline))

@@ -29,6 +29,8 @@ class Method(ABC):
     Attributes:
         name: as golden parameters spell it.
         param_names: its parameters, in the order they are printed.
+        denoiser: the component that a pipe's steps must call for it to be searched there, ``"unet"`` or
+            ``"transformer"``; empty: any.
         counted: its counters, which :meth:`watch` moves. Of a method without any, every first generation is repeated
             without it, up to the first denoiser call that gives something else: there must be one.
         template: the Jinja2 file of its block in generated scripts; None: it has none, and no script is generated.
@@ -38,6 +40,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     param_names: ClassVar[tuple[str, ...]]
+    denoiser: ClassVar[str] = ""
     counted: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[Path | None] = None
     drives: ClassVar[tuple[str, ...]] = ()

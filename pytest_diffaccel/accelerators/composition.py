@@ -11,9 +11,12 @@ from typing import Any
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
 from pytest_diffaccel.accelerators.deepcache import DeepCache
+from pytest_diffaccel.accelerators.magcache import MagCache
+from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import Cell, Params
+from pytest_diffaccel.pipes import described
 
 #: Kind of a step of the unaccelerated pipeline.
 PLAIN = "plain"
@@ -38,8 +41,14 @@ class Accelerator:
             return f"{', '.join(names[:-1])}, and {names[-1]}"
         return " and ".join(names)
 
+    def suits(self, pipe: str) -> bool:
+        """Whether its methods are for a pipe's kind of denoiser: on another there is nothing to search."""
+        return all(method.denoiser in ("", described(pipe).denoiser) for method in self.methods)
+
     def grid(self, cell: Cell, *, coarse: bool) -> list[Params]:
-        """All points: a method's own grid, or the product of coarser ones."""
+        """All points: a method's own grid, or the product of coarser ones; none for a pipe that it does not suit."""
+        if not self.suits(cell.pipe):
+            return []
         sizes: Sequence[GridSize] = ("coarse", "coarse pair", "coarse triple") if coarse else ("full", "pair", "triple")
         size = sizes[min(len(self.methods), len(sizes)) - 1]
         grids = [method.grid(cell, size) for method in self.methods]
@@ -145,8 +154,9 @@ class Registry:
         """Add a method, and the accelerator that is this method alone.
 
         Raises:
-            ValueError: when a method of this name, or one of its parameter names, is known already, a name is none, or
-                when what it counts and the names of it do not go together, or another method has such a name.
+            ValueError: when a method of this name is known already, or one of its parameter names for the same kind of
+                denoiser, a name is none, or when what it counts and the names of it do not go together, or another
+                method has such a name.
         """
         _check_names(method)
         _check_counters(method)
@@ -154,7 +164,7 @@ class Registry:
             shared = sorted(set(method.counted) & set(other.counted))
             if shared and not _is_related(method, other):
                 raise ValueError(f"{method.name}: {other.name} counts {', '.join(shared)} too; take another name")
-        taken = {name for other in self._methods.values() for name in other.param_names}
+        taken = {name for other in self._methods.values() if _may_meet(method, other) for name in other.param_names}
         clash = method.name in self._methods or taken & set(method.param_names)
         if clash:
             raise ValueError(f"{method.name}: a method of this name, or one with its parameter names, is registered")
@@ -165,14 +175,17 @@ class Registry:
         """Add the accelerator that applies the named methods together.
 
         Raises:
-            ValueError: when a name is unknown, there are not two different ones, or they are combined already, in
-                whatever order.
+            ValueError: when a name is unknown, there are not two different ones, they are for different kinds of
+                denoisers, or they are combined already, in whatever order.
         """
         unknown = [name for name in names if name not in self._methods]
         if unknown:
             raise ValueError(f"cannot combine unknown methods {unknown}; known: {', '.join(self._methods)}")
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"cannot combine {' with '.join(names) or 'nothing'}: name two methods or more, each once")
+        kinds = {self._methods[name].denoiser for name in names} - {""}
+        if len(kinds) > 1:
+            raise ValueError(f"cannot combine {' with '.join(names)}: they are for a {' and a '.join(sorted(kinds))}")
         return self._add(Accelerator(tuple(self._methods[name] for name in names)))
 
     def _add(self, accelerator: Accelerator) -> Accelerator:
@@ -210,6 +223,14 @@ class Registry:
         wanted = set(names)
         return [accelerator for name, accelerator in self._accelerators.items() if name in wanted]
 
+    def suiting(self, pipe: str) -> list[Accelerator]:
+        """The accelerators that are for a pipe's kind of denoiser, in order of registration."""
+        return [accelerator for accelerator in self if accelerator.suits(pipe)]
+
+    def methods_for(self, pipeline: Any) -> tuple[Method, ...]:
+        """The methods that are for a pipeline's kind of denoiser, in order of registration."""
+        return tuple(method for method in self.methods if not method.denoiser or hasattr(pipeline, method.denoiser))
+
     def for_params(self, params: Mapping[str, Any]) -> Accelerator:
         """The accelerator that ``params`` asks for: its methods, none for ``{}``.
 
@@ -222,6 +243,11 @@ class Registry:
         # As it was combined, whatever the order: by this, its name and its kinds of steps are known.
         combined = self._combined.get(frozenset(params))
         return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def _may_meet(method: Method, other: Method) -> bool:
+    """Whether there are pipelines that both are for."""
+    return method.denoiser == other.denoiser or "" in (method.denoiser, other.denoiser)
 
 
 def _is_related(method: Method, other: Method) -> bool:
@@ -257,11 +283,16 @@ def _check_counters(method: Method) -> None:
 
 
 def default_registry() -> Registry:
-    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order."""
+    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order; then TaylorSeer, MagCache.
+
+    A transformer takes one of diffusers' caches at a time, so there are no combinations of those.
+    """
     registry = Registry()
     for method in (DeepCache(), TGate(), ToMe()):
         registry.register(method)
     registry.combine("DeepCache", "ToMe")
     registry.combine("DeepCache", "T-Gate")
     registry.combine("DeepCache", "T-Gate", "ToMe")
+    registry.register(TaylorSeer())
+    registry.register(MagCache())
     return registry

@@ -53,6 +53,7 @@ class DeepCache(Method):
 
     name = "DeepCache"
     param_names = ("cache_interval", "cache_branch_id")
+    denoiser = "unet"
     #: Denoiser calls in which the deepest block did not run.
     counted = ("cached_steps",)
     template = Path(__file__).with_suffix(".py.j2")

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Where diffusers keeps the hooks of a module, its caches among them.
+_HOOKS = "_diffusers_hook"
+
+
 class _Contents:
     """What many dictionaries hold, kept in a few long lists.
 
@@ -43,15 +47,20 @@ class _Contents:
 class _ModuleStates:
     """Class and attributes of many modules, and the content of those attributes that are dictionaries.
 
-    Libraries change the dictionaries in place: hooks, buffers, caches.
+    Libraries change the dictionaries in place: hooks, buffers, caches. So does diffusers its own registry of a module's
+    hooks, whose attributes are a dictionary and lists.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
         self._classes = list(map(type, modules))
         self._attributes = _Contents(list(map(vars, modules)))
-        self._containers = [value for value in self._attributes.values if isinstance(value, dict)]
+        registries = [vars(value) for value in map(_hooks_of, modules) if value is not None]
+        inside = list(chain.from_iterable(registry.values() for registry in registries))
+        held = [value for value in (*self._attributes.values, *inside) if isinstance(value, dict)]
+        self._containers = [*held, *registries]
         self._items = _Contents(self._containers)
+        self._lists = [(value, tuple(value)) for value in inside if isinstance(value, list)]
 
     def restore(self) -> None:
         for module, cls in zip(self._modules, self._classes, strict=True):
@@ -59,6 +68,12 @@ class _ModuleStates:
                 module.__class__ = cls
         self._attributes.restore(list(map(vars, self._modules)))
         self._items.restore(self._containers)
+        for value, items in self._lists:
+            value[:] = items
+
+
+def _hooks_of(module: nn.Module) -> Any:
+    return vars(module).get(_HOOKS)
 
 
 @contextmanager

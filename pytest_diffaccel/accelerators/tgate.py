@@ -63,6 +63,7 @@ class TGate(Method):
 
     name = "T-Gate"
     param_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+    denoiser = "unet"
     #: Denoiser calls on less than the full batch; attention calls whose projections did not run.
     counted = ("gated_calls", "reused_attention")
     template = Path(__file__).with_suffix(".py.j2")

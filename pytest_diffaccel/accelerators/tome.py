@@ -52,6 +52,7 @@ class ToMe(Method):
 
     name = "ToMe"
     param_names = ("ratio", "max_downsample")
+    denoiser = "unet"
     #: Tokens of self-attention inputs that were merged away, summed over blocks and calls.
     counted = ("merged_tokens",)
     template = Path(__file__).with_suffix(".py.j2")

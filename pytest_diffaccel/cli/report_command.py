@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytest_diffaccel.settings.option_types import positive
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.records.contents import Contents
     from pytest_diffaccel.report.html.content.material import Material
 
@@ -108,7 +109,7 @@ def material_of(parsed: argparse.Namespace) -> Material:
         images=ImageStore(work.images),
         logs=work.logs,
         prompts=Prompts(parsed.prompts),
-        command=_command(parsed, contents, registry.names),
+        command=_command(parsed, contents, registry),
         wanted=_wanted(parsed, contents),
     )
 
@@ -152,20 +153,22 @@ def _wanted(parsed: argparse.Namespace, contents: Contents) -> Callable[[Cell], 
     return lambda cell: cell in chosen
 
 
-def _command(parsed: argparse.Namespace, contents: Contents, accelerators: Collection[str]) -> str:
+def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry) -> str:
     """What searches again: the cells that were chosen, else those in the store, with the accelerators that it knows.
 
     Args:
         parsed: the command line.
         contents: the store's.
-        accelerators: those that a search without ``--search-targets`` tries.
+        registry: the accelerators known; a search without ``--search-targets`` tries those that suit its pipes.
     """
     wanted = _wanted(parsed, contents)
     measured = (record.measurement.candidate for record in contents.measurements)
     # Without an accelerator are rivals, in cells of fewer steps.
     found = [candidate for candidate in measured if candidate.accelerator and wanted(candidate.cell)]
+    pipes = {candidate.cell.pipe for candidate in found}
+    accelerators = {accelerator.name for pipe in pipes for accelerator in registry.suiting(pipe)}
     options = (
-        ("pipe", parsed.pipe, {candidate.cell.pipe for candidate in found}, PIPES),
+        ("pipe", parsed.pipe, pipes, PIPES),
         ("sched", parsed.sched, {candidate.cell.scheduler for candidate in found}, SCHEDULERS),
         ("steps", parsed.steps, {str(candidate.cell.steps) for candidate in found}, map(str, STEPS)),
         ("search-targets", None, {candidate.accelerator for candidate in found}, accelerators),

@@ -79,7 +79,7 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
     methods = registry or default_registry()
     choice = _choose(task, records, methods)
     if choice is None:
-        raise NoRecord(task, _refusal(task, records))
+        raise NoRecord(task, _unsuited(task, methods) or _refusal(task, records))
     key, attained = choice
     entry = records.entries[key]
     accelerator = _accelerator(task, key, entry.params, methods)
@@ -228,6 +228,17 @@ def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry)
     except ValueError as error:
         raise ValueError(f"golden record {key}: {error}") from error
     return accelerator
+
+
+def _unsuited(task: Task, registry: Registry) -> str:
+    """Why no search can record a task: its accelerator is not for its pipe's kind of denoiser; empty where it is."""
+    pipe, suiting = task.cell.pipe, [accelerator.name for accelerator in registry.suiting(task.cell.pipe)]
+    if task.accelerator in suiting or task.accelerator not in registry.names:
+        return ""
+    return (
+        f"{task.accelerator} is not for {pipe}, whose denoiser is a {described(pipe).denoiser}; "
+        f"those that are: {'; '.join(suiting) or 'none that is known'}"
+    )
 
 
 def _refusal(task: Task, records: Golden) -> str:

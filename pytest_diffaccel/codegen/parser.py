@@ -40,6 +40,8 @@ _METHOD_SPELLINGS = {
     "DeepCache": r"deep[ -]?cache",
     "T-Gate": r"t[ -]?gate",
     "ToMe": r"to-?me|token[ -]merging",
+    "TaylorSeer": r"taylor[ -]?seer",
+    "MagCache": r"mag[ -]?cache",
 }
 # No part of a longer number, a negative one, or one with a comma in it.
 _NUMBER_BEGIN = r"(?<![\w.-])(?<!\d,)"

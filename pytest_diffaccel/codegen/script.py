@@ -137,6 +137,7 @@ def _context(answer: Answer) -> dict[str, Any]:
         "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
+        "line_length": LINE_LENGTH,
     }
 
 
@@ -227,10 +228,20 @@ def _requirement(library: str, versions: Mapping[str, str]) -> str:
 
 
 def _in_import_order(lines: Iterable[str]) -> list[str]:
-    """Import statements as isort sorts them: ``import`` before ``from``, then by module."""
-    return sorted(
-        (line for line in lines if line), key=lambda line: (line.startswith("from "), line.split()[1].lower())
-    )
+    """Import statements as isort sorts them: ``import`` before ``from``, then by module, of which each stands once."""
+    modules: dict[str, set[str]] = {}
+    for line in filter(None, lines):
+        start, _, names = line.partition(" import ")
+        modules.setdefault(start, set()).update(filter(None, names.split(", ")))
+    order = sorted(modules, key=lambda start: (start.startswith("from "), start.split()[1].lower()))
+    return [_import(start, sorted(modules[start])) for start in order]
+
+
+def _import(start: str, names: Sequence[str]) -> str:
+    line = f"{start} import {', '.join(names)}" if names else start
+    if len(line) <= LINE_LENGTH:
+        return line
+    return "\n".join([f"{start} import (", *(f"    {name}," for name in names), ")"])
 
 
 def _settings(point: Mapping[str, Number]) -> str:

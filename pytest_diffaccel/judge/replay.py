@@ -111,7 +111,7 @@ class Replay:
         """
         pipeline, accelerator = self.pipeline(task), self._registry.for_params(params)
         accelerator.check_pipeline(params, pipeline, arguments.height, arguments.width)
-        counters = FiredCounters(self._registry.methods, full_batch=2 * arguments.images)
+        counters = FiredCounters(self._registry.methods_for(pipeline), full_batch=2 * arguments.images)
         with (
             self._applied(pipeline, arguments, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,

@@ -16,6 +16,7 @@ from pytest_diffaccel.measure.prompt_files import read_prompt_file
 from pytest_diffaccel.measure.threads import wait_passively
 from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.weights import check_presence
+from pytest_diffaccel.pipes import described
 from pytest_diffaccel.search.budget import SearchBudget
 from pytest_diffaccel.search.news import News
 
@@ -56,7 +57,8 @@ class SearchRun:
         metrics: the metrics of pictures known.
 
     Raises:
-        ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model.
+        ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model, or a kind of
+            denoiser that no chosen accelerator is for.
         FileNotFoundError: when the prompts file is missing, or a file of a chosen pipe's folder; offline, also one of
             its repository in the local cache.
     """
@@ -73,6 +75,7 @@ class SearchRun:
         self.registry = registry
         self.source = ModelSource.from_option(settings.models)
         for pipe in {cell.pipe for cell in settings.cells}:
+            self._check_suited(pipe)
             check_presence(self.source.spec(pipe))
         if settings.prompts is not None:
             read_prompt_file(settings.prompts)
@@ -81,6 +84,15 @@ class SearchRun:
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
+
+    def _check_suited(self, pipe: str) -> None:
+        chosen = self.settings.accelerators
+        if not any(accelerator.suits(pipe) for accelerator in self._accelerators):
+            instead = "; ".join(accelerator.name for accelerator in self.registry.suiting(pipe)) or "none that is known"
+            raise ValueError(
+                f"{pipe}: none of the chosen accelerators ({'; '.join(chosen)}) is for a pipe whose denoiser is a "
+                f"{described(pipe).denoiser}; those that are: {instead}"
+            )
 
     @cached_property
     def bench(self) -> Workbench:

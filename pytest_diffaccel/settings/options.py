@@ -38,7 +38,7 @@ _MATRIX_OPTIONS = (
         "--search_targets",
         action="append",
         metavar="NAME",
-        help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', ... or all (default)",
+        help="accelerators to search: deepcache, tgate, tome, 'deepcache and tome', taylorseer, ... or all (default)",
     ),
     option(
         "--grid",
