@@ -16,6 +16,7 @@ from pytest_diffaccel.words import counted
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
     from pytest_diffaccel.codegen.batch import RenderedTasks
+    from pytest_diffaccel.codegen.lookup import Answer
     from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.records.golden_file import Golden
 
@@ -85,10 +86,20 @@ def asked_task(sentence: str, models: str) -> tuple[Task, Registry]:
 
 def _generate_one(parsed: argparse.Namespace, task: Task, records: Golden, registry: Registry) -> int:
     from pytest_diffaccel.codegen.lookup import find
-    from pytest_diffaccel.codegen.script import render, shortfall
+    from pytest_diffaccel.codegen.script import render
 
     answer = find(task, records, registry)
-    text, key = render(answer), answer.key
+    text = render(answer)
+    say_notes(answer)
+    put(text, parsed.output, f"the script for: {answer.task.sentence}")
+    return 0
+
+
+def say_notes(answer: Answer) -> None:
+    """Say on standard error what somebody who asked for a task's record should know of the one that answers it."""
+    from pytest_diffaccel.codegen.script import shortfall
+
+    key = answer.key
     if key != answer.task.key:
         holds = ", which are known to hold" if answer.attained else ""
         _say(
@@ -99,13 +110,16 @@ def _generate_one(parsed: argparse.Namespace, task: Task, records: Golden, regis
         _say(f"note: {answer.task.sentence}: {shortfall(answer)}")
     if "stand-in" in answer.environment.model_source:
         _say("note: found on a small stand-in; search the model that you are going to use before you rely on it")
-    if parsed.output is None:
+
+
+def put(text: str, output: Path | None, what: str) -> None:
+    """Write a text to standard output, or to a file, of which it is said what it is."""
+    if output is None:
         sys.stdout.write(text)
-    else:
-        parsed.output.parent.mkdir(parents=True, exist_ok=True)
-        parsed.output.write_text(text, encoding="utf-8", newline="\n")
-        print_lines(f"{parsed.output}: the script for: {answer.task.sentence}")
-    return 0
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8", newline="\n")
+    print_lines(f"{output}: {what}")
 
 
 def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:

@@ -39,7 +39,7 @@ DEFAULT_PROMPT = "red apple on a blue background"
 #: Within ruff's default line length, so that a script is well formed whatever project it is copied into.
 LINE_LENGTH = 88
 
-_BASE = "base.py.j2"
+_BASE, _CACHE = "base.py.j2", "cache.py.j2"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
@@ -83,17 +83,35 @@ def render(answer: Answer) -> str:
         applied=[parts[name] for name in applied if name not in driven],
         libraries=[_requirement(library, answer.environment.versions) for library in libraries],
     )
-    if any(name not in default_registry().method_names for name in parts):
-        _check_own(text, list(parts.values()))
+    _check_own(text, list(parts.values()))
+    return text
+
+
+def render_cache(answer: Answer) -> str:
+    """The lines that put a winner's cache on ``pipe``, a pipeline of diffusers; empty where diffusers has none for it.
+
+    Raises:
+        NoScriptPart: (a ``ValueError``) when a method brings no template, or one that cannot be used.
+        ValueError: when a description in the environment holds what has no place in a comment.
+    """
+    templates, context = _templates(), _context(answer)
+    parts = [ScriptPart.of(method, templates, context) for method in answer.accelerator.methods]
+    # A denoiser takes one of diffusers' caches at a time.
+    if len(parts) != 1 or not parts[0].cache_config:
+        return ""
+    text = templates.get_template(_CACHE).render(**context, method=parts[0])
+    _check_own(text, parts)
     return text
 
 
 def _check_own(text: str, parts: Sequence[ScriptPart]) -> None:
-    """Refuse a script that parts of the user's own made into something else.
+    """Refuse a text that parts of the user's own made into something else.
 
     Raises:
         NoScriptPart: when it is no Python, or a constant has the name of something else in it.
     """
+    if all(part.name in default_registry().method_names for part in parts):
+        return
     own = f"the templates of {', '.join(part.name for part in parts)} together"
     try:
         lines = ast.parse(text).body
@@ -252,9 +270,13 @@ def _interval(value: float, ends: tuple[float, float], style: str) -> str:
     return f"{style % value} ({style % ends[0]} to {style % ends[1]})"
 
 
-def _filled(text: str, indent: str = "") -> str:
-    """Each line of ``text`` as a paragraph of at most :data:`LINE_LENGTH`, its further lines after ``indent``."""
+def _filled(text: str, indent: str = "", first: str = "") -> str:
+    """Each line of ``text`` as a paragraph of at most :data:`LINE_LENGTH` after ``first``, others after ``indent``."""
     wrapper = textwrap.TextWrapper(
-        LINE_LENGTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        LINE_LENGTH,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return "\n".join(wrapper.fill(line) for line in text.splitlines())

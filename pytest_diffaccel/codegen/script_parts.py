@@ -35,6 +35,8 @@ class ScriptPart:
         standard_import: a line that imports from the standard library; empty for none.
         call: what is called in place of the pipeline; empty for the pipeline.
         draws: what it draws at random with torch's generator, which is seeded then; empty for nothing.
+        cache_config: the lines that make ``config``, which is all that ``enable_cache`` of diffusers' denoisers takes;
+            empty where diffusers has no cache for it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ScriptPart:
     standard_import: str = ""
     call: str = ""
     draws: str = ""
+    cache_config: str = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):
