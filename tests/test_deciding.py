@@ -288,6 +288,8 @@ def test_an_entry_names_what_decided_it_only_with_its_value() -> None:
     assert GoldenEntry.from_json(entry + "}").quality == "lpips"
     with pytest.raises(ValueError, match="quality is ssim, of which metrics has no value"):
         GoldenEntry.from_json(entry + ', "quality": "ssim"}')
+    with pytest.raises(ValueError, match="String should match pattern"):
+        GoldenEntry.from_json(entry + r', "quality": "a\n\"b", "metrics": {"a\n\"b": {"value": 0.9}}}')
     with pytest.raises(ValueError, match="selection_quality without quality"):
         GoldenEntry.from_json(entry + ', "selection_quality": 0.9}')
     decided = GoldenEntry.from_json(entry + ', "quality": "ssim", "metrics": {"ssim": {"value": 0.9}}}')

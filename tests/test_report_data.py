@@ -360,6 +360,12 @@ def test_a_golden_record_is_told_by_both_clocks() -> None:
     assert entry_words(waiting).startswith("1.67x (GPU 2.10x), LPIPS")
 
 
+def test_a_golden_record_is_told_with_what_decided_it() -> None:
+    decided = replace(MET, quality="psnr", metrics={"psnr": GoldenMetric(20.1626)}, rule="diffbench")
+    assert entry_words(decided).endswith("cache_branch_id=0; decided by psnr 20.16; by DiffBench's rule")
+    assert entry_words(MET).endswith("cache_branch_id=0")
+
+
 def test_what_is_new_removed_or_unchanged() -> None:
     assert categories(Change(KEY, "new", None, MET)) == ["new"]
     assert categories(Change(KEY, "pruned", MET, None)) == ["removed"]
