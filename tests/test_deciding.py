@@ -241,6 +241,7 @@ def known() -> MetricRegistry:
         ("endless", None, "--quality: endless does not say what a picture scores that equals the unaccelerated one; "),
         ("endless", None, "give its class that value as highest, or choose from lpips, "),
         ("sim", None, "--quality: there is no metric 'sim' (did you mean ssim?); choose from lpips, "),
+        ("PSNR", None, "--quality: there is no metric 'PSNR' (did you mean psnr?); choose from lpips, "),
         (None, "0", "--max-quality-loss: '0' must be a number above 0"),
         (
             "ssim",
@@ -273,6 +274,13 @@ def test_losses_are_none_for_equal_pictures_and_grow_with_worse_ones(metric: Met
     values = [metric.value_at(loss) for loss in losses]
     assert values == sorted(values, reverse=metric.higher_is_better)
     assert [metric.loss(value) for value in values] == pytest.approx(losses)
+
+
+def test_an_expected_value_stays_within_the_metrics_range() -> None:
+    assert Deciding(Ssim(), 0.5).value_text(0.1) == "0.8"
+    assert Deciding(Ssim(), 0.5).value_text(2.3) == "-1"
+    assert Deciding(Psnr(), 12.0).value_text(1.5) == "0"
+    assert BY_LPIPS.value_text(2.3) == "2.3000"
 
 
 def test_lpips_is_its_own_loss() -> None:

@@ -23,6 +23,7 @@ from searches import SMALL_OPTIONS, SmallSearch
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Block, Interval, MetricValues, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -550,6 +551,20 @@ def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSear
     (cell,) = embedded_data(report(search))["cells"]
     scored = [made["metrics"] for made in cell["measurements"] if "metrics" in made]
     assert scored == [{"clip_score": {"values": list(same), "unaccelerated": list(same)}}]
+
+
+def test_the_page_says_what_decided(search: RecordedSearch) -> None:
+    search.fill()
+    rule = "By DiffBench's rule: mean speed-ups decide"
+    assert rule not in words(report(search))
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        won = record.winners["DeepCache"]
+        entries = {target: replace(entry, rule="diffbench") for target, entry in won.entries.items()}
+        store.save_winners(replace(won, entries=entries, quality=QualityRule("psnr", 12.0, higher_is_better=True)))
+    text = words(report(search))
+    assert rule in text
+    assert "the plain pipeline with so many steps is as fast and loses less by psnr." in text
 
 
 # What GitHub shows

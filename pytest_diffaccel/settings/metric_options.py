@@ -145,7 +145,7 @@ def losses_that_matter(
 
 def _metric(option: str, name: str, known: MetricRegistry) -> Metric:
     if name not in known:
-        near = meant(name, {other: other for other in known.names})
+        near = meant(name.lower(), {other.lower(): other for other in known.names})
         raise OptionError(f"{option}: there is no metric {name!r}{near}; choose from {', '.join(known.names)}")
     return known[name]
 

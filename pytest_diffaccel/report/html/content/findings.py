@@ -15,6 +15,7 @@ from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, rows_of
 from pytest_diffaccel.report.html.content.cells import CellRecord, cells_of
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.rules import DIFFBENCH
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Findings:
             return self.quality.cost_of(entry.lpips)
         metric = (entry.metrics or {}).get(self.quality.metric)
         return self.quality.cost_of(metric.value if metric else None)
+
+    @property
+    def by_diffbench(self) -> bool:
+        """Whether DiffBench's rule decided any entry."""
+        return any(entry.rule == DIFFBENCH for entry in self.entries.values())
 
     @property
     def has_metrics(self) -> bool:
