@@ -158,6 +158,21 @@ def test_what_lacks_the_metric_that_decided_is_not_called_too_bad(
     assert line.endswith(" of them were measured without ssim, by another search")
 
 
+def test_contenders_are_told_by_what_decided_their_own_group(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another accelerator of the cell was searched since, by another metric."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    key = "SD1.5, DDIM, 20 steps, DeepCache, 1.5x"
+    before = explained(search, key, capsys)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        rule = QualityRule("psnr", 12.0, higher_is_better=True)
+        store.save_winners(replace(record.winners["DeepCache"], accelerator="ToMe", entries={}, quality=rule))
+    assert "  contender: " in before
+    assert explained(search, key, capsys) == before
+
+
 def test_a_record_of_another_environment_is_said_to_be_one(
     search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -567,6 +567,15 @@ def test_the_page_says_what_decided(search: RecordedSearch) -> None:
     assert "the plain pipeline with so many steps is as fast and loses less by psnr." in text
 
 
+def test_an_earlier_search_by_lpips_is_told_by_lpips(search: RecordedSearch) -> None:
+    """Whatever decides the search that is under way: it has not chosen anything yet."""
+    search.fill()
+    by_psnr = QualityRule("psnr", 12.0, higher_is_better=True)
+    (found,) = find(replace(material(search), quality=by_psnr))
+    assert found.quality.metric == "lpips"
+    assert found.rows == find(material(search))[0].rows
+
+
 # What GitHub shows
 
 

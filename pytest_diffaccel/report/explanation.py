@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pytest_diffaccel.matrix import format_params
 from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures
-from pytest_diffaccel.report.html.content.findings import Findings
+from pytest_diffaccel.report.html.content.findings import Findings, decided_by
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.winners import (
     figures,
@@ -47,6 +48,8 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     rows = [row for row in found.rows if row.accelerator == key.accelerator]
     if not rows:
         raise ValueError(f"the store holds no candidate of {key.cell} {key.accelerator}")
+    if (won := found.record.winners.get(key.accelerator)) is not None:
+        found = replace(found, quality=decided_by([won], material.quality))  # another may have decided other groups
     measured = [(row, row.figures) for row in rows if row.figures is not None]
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)

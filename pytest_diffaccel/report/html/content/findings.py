@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from pytest_diffaccel.matrix import Cell, format_params
-from pytest_diffaccel.measure.deciding import LPIPS, QualityRule
+from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, QualityRule
+from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -98,6 +99,21 @@ class Findings:
         return Counter(row.verdict for row in self.rows)
 
 
+def decided_by(winners: Collection[GroupWinners], otherwise: QualityRule) -> QualityRule:
+    """What decided the newest of some groups' winners.
+
+    Args:
+        winners: of the groups.
+        otherwise: what decides where there are none; if that is LPIPS, with the worst that LPIPS allows.
+    """
+    newest = max(winners, key=lambda won: won.created_at, default=None)
+    if newest is None:
+        return otherwise
+    # Whose session did not come so far: what is told is an earlier search's.
+    by_lpips = otherwise if otherwise.metric == LPIPS else BY_LPIPS.rule
+    return newest.quality or by_lpips
+
+
 def find(material: Material) -> list[Findings]:
     """The findings of every wanted cell that the store knows, in order."""
     records = cells_of(material.contents)
@@ -113,7 +129,7 @@ def find(material: Material) -> list[Findings]:
         changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}
         entries = {**in_golden, **record.entries, **just_found}
-        quality = record.quality or material.quality
+        quality = decided_by(record.winners.values(), material.quality)
         rows = rows_of(record, entries, material.prompts, quality)
         found.append(Findings(record, entries, tuple(rows), quality, changes))
     return found
