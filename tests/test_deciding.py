@@ -30,7 +30,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.search.decide.select import Choice, choose
 from pytest_diffaccel.search.results import CellWinners
-from pytest_diffaccel.settings.metric_options import deciding_metric
+from pytest_diffaccel.settings.metric_options import deciding_metric, deciding_options
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -281,6 +281,20 @@ def test_an_expected_value_stays_within_the_metrics_range() -> None:
     assert Deciding(Ssim(), 0.5).value_text(2.3) == "-1"
     assert Deciding(Psnr(), 12.0).value_text(1.5) == "0"
     assert BY_LPIPS.value_text(2.3) == "2.3000"
+
+
+@pytest.mark.parametrize(
+    ("qualities", "rules", "options"),
+    [
+        ({"lpips"}, {"ours"}, []),
+        ({"psnr"}, {"ours"}, ["--quality", "psnr"]),
+        ({"psnr"}, {"diffbench"}, ["--quality", "psnr", "--rule", "diffbench"]),
+        ({"psnr", "lpips"}, {"ours", "diffbench"}, []),
+        ((), (), []),
+    ],
+)
+def test_commands_repeat_what_decided(qualities: set[str], rules: set[str], options: list[str]) -> None:
+    assert deciding_options(qualities, rules) == options
 
 
 def test_lpips_is_its_own_loss() -> None:

@@ -21,7 +21,7 @@ from searches import embedded_folder
 
 import pytest_diffaccel
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.codegen.lookup import NoRecord, find
+from pytest_diffaccel.codegen.lookup import NoRecord, find, update_command
 from pytest_diffaccel.codegen.script import generate_script, literal, plain, render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
@@ -288,6 +288,16 @@ def test_docstring_names_the_metric_that_decided(records: Golden) -> None:
     }
     assert "Chosen by" not in said["lpips"]
     assert "Chosen by psnr, not by LPIPS: 20.16 on the same images" in said["psnr"]
+
+
+def test_what_is_to_be_run_again_decides_as_the_record_was() -> None:
+    """Else it would let others win, by LPIPS."""
+    decided = entry("DeepCache", "SD1.5", quality="psnr", metrics={"psnr": GoldenMetric(20.1626)}, rule="diffbench")
+    records = records_of((20, 1.5, decided))
+    assert "--quality" not in update_command(task(), records_of((20, 1.5, entry("DeepCache", "SD1.5"))))
+    assert " --update-golden --quality psnr --rule diffbench -k " in update_command(task(), records)
+    with pytest.raises(ValueError, match=r"run: .* --update-golden --quality psnr --rule diffbench"):
+        find(task(), replace(records, environments={}))
 
 
 @each_accelerator

@@ -556,7 +556,9 @@ def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSear
 def test_the_page_says_what_decided(search: RecordedSearch) -> None:
     search.fill()
     rule = "By DiffBench's rule: mean speed-ups decide"
-    assert rule not in words(report(search))
+    before = words(report(search))
+    assert rule not in before
+    assert "--quality" not in before
     with Store.open(search.store) as store:
         (record,) = cells_of(store.contents())
         won = record.winners["DeepCache"]
@@ -565,6 +567,8 @@ def test_the_page_says_what_decided(search: RecordedSearch) -> None:
     text = words(report(search))
     assert rule in text
     assert "the plain pipeline with so many steps is as fast and loses less by psnr." in text
+    # Else the command that the page gives would let others win.
+    assert "--search-targets DeepCache --quality psnr --rule diffbench --max-quality-loss 12.0 --store " in text
 
 
 def test_an_earlier_search_by_lpips_is_told_by_lpips(search: RecordedSearch) -> None:
