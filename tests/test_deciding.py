@@ -30,7 +30,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.search.decide.select import Choice, choose
 from pytest_diffaccel.search.results import CellWinners
-from pytest_diffaccel.settings.metric_options import deciding_metric
+from pytest_diffaccel.settings.metric_options import deciding_metric, deciding_options
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -241,6 +241,7 @@ def known() -> MetricRegistry:
         ("endless", None, "--quality: endless does not say what a picture scores that equals the unaccelerated one; "),
         ("endless", None, "give its class that value as highest, or choose from lpips, "),
         ("sim", None, "--quality: there is no metric 'sim' (did you mean ssim?); choose from lpips, "),
+        ("PSNR", None, "--quality: there is no metric 'PSNR' (did you mean psnr?); choose from lpips, "),
         (None, "0", "--max-quality-loss: '0' must be a number above 0"),
         (
             "ssim",
@@ -275,6 +276,27 @@ def test_losses_are_none_for_equal_pictures_and_grow_with_worse_ones(metric: Met
     assert [metric.loss(value) for value in values] == pytest.approx(losses)
 
 
+def test_an_expected_value_stays_within_the_metrics_range() -> None:
+    assert Deciding(Ssim(), 0.5).value_text(0.1) == "0.8"
+    assert Deciding(Ssim(), 0.5).value_text(2.3) == "-1"
+    assert Deciding(Psnr(), 12.0).value_text(1.5) == "0"
+    assert BY_LPIPS.value_text(2.3) == "2.3000"
+
+
+@pytest.mark.parametrize(
+    ("qualities", "rules", "options"),
+    [
+        ({"lpips"}, {"ours"}, []),
+        ({"psnr"}, {"ours"}, ["--quality", "psnr"]),
+        ({"psnr"}, {"diffbench"}, ["--quality", "psnr", "--rule", "diffbench"]),
+        ({"psnr", "lpips"}, {"ours", "diffbench"}, []),
+        ((), (), []),
+    ],
+)
+def test_commands_repeat_what_decided(qualities: set[str], rules: set[str], options: list[str]) -> None:
+    assert deciding_options(qualities, rules) == options
+
+
 def test_lpips_is_its_own_loss() -> None:
     by_default = Deciding(Lpips(), 0.25)
     assert by_default.name == LPIPS
@@ -288,6 +310,8 @@ def test_an_entry_names_what_decided_it_only_with_its_value() -> None:
     assert GoldenEntry.from_json(entry + "}").quality == "lpips"
     with pytest.raises(ValueError, match="quality is ssim, of which metrics has no value"):
         GoldenEntry.from_json(entry + ', "quality": "ssim"}')
+    with pytest.raises(ValueError, match="String should match pattern"):
+        GoldenEntry.from_json(entry + r', "quality": "a\n\"b", "metrics": {"a\n\"b": {"value": 0.9}}}')
     with pytest.raises(ValueError, match="selection_quality without quality"):
         GoldenEntry.from_json(entry + ', "selection_quality": 0.9}')
     decided = GoldenEntry.from_json(entry + ', "quality": "ssim", "metrics": {"ssim": {"value": 0.9}}}')

@@ -26,6 +26,7 @@ from pytest_diffaccel.judge.scores import Scores
 from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.measure.metrics.base import Metric, MetricFault
 from pytest_diffaccel.records.golden_file import Golden
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEATS = Path(__file__).resolve().parent / "cheats"
@@ -192,6 +193,19 @@ def test_pictures_that_say_nothing_never_pass(drawn: Callable[[int], Image.Image
     images = Mock(images=lambda _task, _arguments, _params, seeds: [drawn(seed % 8).resize((64, 64)) for seed in seeds])
     found = QualityJudge(images, 0).judge(Call([], 1).claim, answer, PROMPTS)
     assert (found.outcome, found.detail.startswith("its settings draw nothing: ")) == ("failed", True)
+
+
+def test_our_judge_says_where_another_metric_chose_what_it_judges_by_lpips() -> None:
+    golden = Golden.read(ROOT / "golden" / "search_params.json")
+    answer = find(TASK, golden)
+    decided = replace(answer.entry, quality="psnr", metrics={"psnr": GoldenMetric(20.16)}, beats_fewer_steps=None)
+    images = Mock(images=lambda _task, _arguments, _params, seeds: [noise(seed).resize((64, 64)) for seed in seeds])
+    for entry, said in (
+        (answer.entry, ")"),
+        (replace(decided, fewer_steps=None), "; psnr decided the record, not LPIPS"),
+    ):
+        found = QualityJudge(images, 0).judge(Call([], 1).claim, replace(answer, entry=entry), PROMPTS)
+        assert (found.outcome, found.detail.endswith(said)) == ("passed", True)
 
 
 def test_what_cannot_be_scored_is_not_judged() -> None:

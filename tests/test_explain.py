@@ -11,6 +11,7 @@ from recorded import CELL, HOSTILE, RecordedSearch, environment
 
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -127,6 +128,49 @@ def test_figures_name_their_source_and_what_golden_says_instead(
     assert last.endswith("; an earlier search's record, which stays until a search with --update-golden finds another")
     assert main(["show", "--golden", str(search.golden)]) == 0
     assert f"of golden ({search.golden}), which keeps what was first recorded" in capsys.readouterr().out
+
+
+def test_what_another_metric_decided_in_golden_is_said(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    key = GoldenKey(CELL, "DeepCache", 1.5)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+    decided = {"quality": "psnr", "metrics": {"psnr": GoldenMetric(20.1626)}, "selection_lpips": None}
+    found = replace(record.entries[key], fewer_steps=None, beats_fewer_steps=None, rule="diffbench", **decided)
+    write_golden(search.golden.resolve(), {key: found}, {found.environment: environment()})
+    assert "; decided by psnr 20.16; by DiffBench's rule; " in explained(search, str(key), capsys).splitlines()[-1]
+
+
+def test_what_lacks_the_metric_that_decided_is_not_called_too_bad(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of this store has SSIM: a search by it lets others' measurements lie."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    rule = QualityRule("ssim", 0.5, higher_is_better=True)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        store.save_winners(replace(record.winners["DeepCache"], quality=rule))
+    said = explained(search, "SD1.5, DDIM, 20 steps, DeepCache, 1.5x", capsys)
+    (line,) = [line for line in said.splitlines() if line.startswith("surely fast enough: ")]
+    assert "cannot win" not in line
+    assert line.endswith(" of them were measured without ssim, by another search")
+
+
+def test_contenders_are_told_by_what_decided_their_own_group(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another accelerator of the cell was searched since, by another metric."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    key = "SD1.5, DDIM, 20 steps, DeepCache, 1.5x"
+    before = explained(search, key, capsys)
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        rule = QualityRule("psnr", 12.0, higher_is_better=True)
+        store.save_winners(replace(record.winners["DeepCache"], accelerator="ToMe", entries={}, quality=rule))
+    assert "  contender: " in before
+    assert explained(search, key, capsys) == before
 
 
 def test_a_record_of_another_environment_is_said_to_be_one(

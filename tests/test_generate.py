@@ -21,7 +21,7 @@ from searches import embedded_folder
 
 import pytest_diffaccel
 from pytest_diffaccel.cli.main import main
-from pytest_diffaccel.codegen.lookup import NoRecord, find
+from pytest_diffaccel.codegen.lookup import NoRecord, find, update_command
 from pytest_diffaccel.codegen.script import generate_script, literal, plain, render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
@@ -29,6 +29,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Golden, merge
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDANCE_SCALE = 4.0
@@ -276,6 +277,27 @@ def test_a_script_imports_only_what_it_uses(records: Golden, accelerator: str) -
     if "DeepCache and T-Gate" in accelerator or accelerator.count(",") == 2:
         wanted.remove("DeepCache")  # driven through T-GATE's loader
     assert others == {"torch", "diffusers"} | wanted
+
+
+def test_docstring_names_the_metric_that_decided(records: Golden) -> None:
+    key = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
+    decided = replace(records.entries[key], quality="psnr", metrics={"psnr": GoldenMetric(20.1626)})
+    said = {
+        name: ast.get_docstring(ast.parse(generate_script(Task(key.cell, "DeepCache", 1.5), golden))) or ""
+        for name, golden in (("lpips", records), ("psnr", replace(records, entries={**records.entries, key: decided})))
+    }
+    assert "Chosen by" not in said["lpips"]
+    assert "Chosen by psnr, not by LPIPS: 20.16 on the same images" in said["psnr"]
+
+
+def test_what_is_to_be_run_again_decides_as_the_record_was() -> None:
+    """Else it would let others win, by LPIPS."""
+    decided = entry("DeepCache", "SD1.5", quality="psnr", metrics={"psnr": GoldenMetric(20.1626)}, rule="diffbench")
+    records = records_of((20, 1.5, decided))
+    assert "--quality" not in update_command(task(), records_of((20, 1.5, entry("DeepCache", "SD1.5"))))
+    assert " --update-golden --quality psnr --rule diffbench -k " in update_command(task(), records)
+    with pytest.raises(ValueError, match=r"run: .* --update-golden --quality psnr --rule diffbench"):
+        find(task(), replace(records, environments={}))
 
 
 @each_accelerator

@@ -19,6 +19,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories, golden_changes, merged
 from pytest_diffaccel.records.golden_file import Golden, read_environments, read_golden, write_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.records.golden_parts import GoldenMetric
 
 ELSEWHERE = replace(ENVIRONMENT, device="another CPU (2 cores)")
 MEASURED = replace(MET, environment=ENVIRONMENT.id)
@@ -115,6 +116,23 @@ def test_diff_sorts_changes_into_categories(tmp_path: Path, capsys: pytest.Captu
         f"moved 1 from environment {ENVIRONMENT.id} to {ELSEWHERE.id}: device a CPU (4 cores) -> another CPU (2 cores)"
     )
     assert lines[-2:] == [moved, "5 keys differ, 1 says the same"]
+
+
+def test_diff_names_what_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a record that differs in that alone would look the same."""
+    by_psnr = replace(MEASURED, quality="psnr", metrics={"psnr": GoldenMetric(20.1626, (4.58, 35.74))})
+    by_mean = replace(by_psnr, rule="diffbench")
+    before = write(tmp_path / "a" / "golden.json", {key(1.5): by_psnr, key(2.0): by_psnr}, ENVIRONMENT)
+    after = write(tmp_path / "b" / "golden.json", {key(1.5): MEASURED, key(2.0): by_mean}, ENVIRONMENT)
+    assert main(["golden", "diff", str(before), str(after)]) == 1
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    point = "cache_interval=2, cache_branch_id=0"
+    assert lines[2].endswith(f" {point} (decided by psnr 20.16)")
+    assert lines[3] == f"-> {point} (decided by LPIPS)"
+    assert f"-> {point} (decided by psnr 20.16; by DiffBench's rule)" in " ".join(lines)
+    # Worse and better are by LPIPS, which all records have.
+    assert main(["compare", str(before), str(after)]) == 0
+    assert "worse and better are by LPIPS; psnr decided some of these records" in capsys.readouterr().out
 
 
 def test_diff_of_equal_files_is_silent_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

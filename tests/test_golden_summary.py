@@ -13,7 +13,7 @@ from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.golden_file import merge
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.records.golden_parts import FewerSteps
+from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 
 
 def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
@@ -31,6 +31,16 @@ def test_a_row_tells_how_often_a_target_is_met_and_at_what_loss(
     assert re.split(r"  +", lines[0]) == headings
     assert re.split(r"  +", lines[1]) == ["DeepCache", "1.5x", "2", "1", "1.68x", "0.031", "0 of 1"]
     assert lines[2] == "3 keys of 3 cells"
+
+
+def test_it_says_what_another_metric_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = tmp_path / "golden.json"
+    by_psnr = replace(MET, quality="psnr", metrics={"psnr": GoldenMetric(20.16)})
+    keys = [GoldenKey(Cell("SD1.5", "DDIM", steps), "DeepCache", 1.5) for steps in (20, 25, 50)]
+    merge(golden, dict(zip(keys, (MET, by_psnr, by_psnr), strict=True)), update=False)
+    assert main(["show", "--summary", "--golden", str(golden)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["3 keys of 3 cells", "2 of them decided by psnr, not by LPIPS"]
 
 
 def test_a_narrow_terminal_has_accelerators_above_their_rows(

@@ -11,6 +11,8 @@ from entries import ENVIRONMENT
 from found import PARAMS, chosen, measured
 
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.deciding import BY_LPIPS, QualityRule
+from pytest_diffaccel.measure.measurement import MetricFigures
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
@@ -189,6 +191,20 @@ def test_nothing_is_told_before_the_calibration() -> None:
     progress.case_ended(EndedCase("SD1.5-DDIM-20-DeepCache-0", "skipped", 15.6, ""), RESULT)
     assert progress.left() is None
     assert progress.line().startswith("SD1.5-DDIM-20 DeepCache 1/58; to be verified")
+
+
+def test_what_is_too_bad_to_win_is_not_told_as_found() -> None:
+    by_psnr = QualityRule("psnr", 20.0, higher_is_better=True)
+    for quality, values, said in (
+        (BY_LPIPS.rule, {4.5: 0.26, 1.3: 0.012}, "LPIPS 0.012 at 1.2x"),
+        (by_psnr, {4.5: 19.9, 1.3: 30.0}, "psnr 30 at 1.2x"),
+    ):
+        progress = Progress(58, TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True), quality=quality)
+        for speedup, value in values.items():
+            found = measured(Candidate(CELL, "DeepCache", PARAMS), speedup, value)
+            figures = replace(found.figures, metrics={"psnr": MetricFigures(value)})
+            progress.case_ended(EndedCase(str(speedup), "passed", 1.0, ""), replace(found, figures=figures))
+        assert progress.line().endswith(f"; to be verified: {said}")
 
 
 def test_the_line_says_when_winners_are_chosen_and_verified() -> None:

@@ -24,6 +24,7 @@ from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Block, Interval, MetricValues, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -361,6 +362,12 @@ def test_a_golden_record_is_told_by_both_clocks() -> None:
     assert entry_words(waiting).startswith("1.67x (GPU 2.10x), LPIPS")
 
 
+def test_a_golden_record_is_told_with_what_decided_it() -> None:
+    decided = replace(MET, quality="psnr", metrics={"psnr": GoldenMetric(20.1626)}, rule="diffbench")
+    assert entry_words(decided).endswith("cache_branch_id=0; decided by psnr 20.16; by DiffBench's rule")
+    assert entry_words(MET).endswith("cache_branch_id=0")
+
+
 def test_what_is_new_removed_or_unchanged() -> None:
     assert categories(Change(KEY, "new", None, MET)) == ["new"]
     assert categories(Change(KEY, "pruned", MET, None)) == ["removed"]
@@ -557,6 +564,33 @@ def test_what_a_bound_barred_and_metrics_are_among_the_rows(search: RecordedSear
     (cell,) = embedded_data(report(search))["cells"]
     scored = [made["metrics"] for made in cell["measurements"] if "metrics" in made]
     assert scored == [{"clip_score": {"values": list(same), "unaccelerated": list(same)}}]
+
+
+def test_the_page_says_what_decided(search: RecordedSearch) -> None:
+    search.fill()
+    rule = "By DiffBench's rule: mean speed-ups decide"
+    before = words(report(search))
+    assert rule not in before
+    assert "--quality" not in before
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        won = record.winners["DeepCache"]
+        entries = {target: replace(entry, rule="diffbench") for target, entry in won.entries.items()}
+        store.save_winners(replace(won, entries=entries, quality=QualityRule("psnr", 12.0, higher_is_better=True)))
+    text = words(report(search))
+    assert rule in text
+    assert "the plain pipeline with so many steps is as fast and loses less by psnr." in text
+    # Else the command that the page gives would let others win.
+    assert "--search-targets DeepCache --quality psnr --rule diffbench --max-quality-loss 12.0 --store " in text
+
+
+def test_an_earlier_search_by_lpips_is_told_by_lpips(search: RecordedSearch) -> None:
+    """Whatever decides the search that is under way: it has not chosen anything yet."""
+    search.fill()
+    by_psnr = QualityRule("psnr", 12.0, higher_is_better=True)
+    (found,) = find(replace(material(search), quality=by_psnr))
+    assert found.quality.metric == "lpips"
+    assert found.rows == find(material(search))[0].rows
 
 
 # What GitHub shows

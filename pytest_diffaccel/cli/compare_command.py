@@ -46,6 +46,8 @@ def _compare(parsed: argparse.Namespace) -> int:
     counts = Counter(", ".join(subject.verdicts) or "same" for subject in comparison.compared)
     said = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
     print_lines(f"{len(comparison.compared)} compared: {said}")
+    if deciders := comparison.other_deciders:
+        print_lines(f"worse and better are by LPIPS; {' and '.join(deciders)} decided some of these records")
     if comparison.only_before or comparison.only_after:
         print_lines(f"not compared: {comparison.only_before} only in A, {comparison.only_after} only in B")
     return 1 if parsed.fail_on and regressed else 0

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Registry
-    from pytest_diffaccel.records.contents import Contents
+    from pytest_diffaccel.records.contents import Contents, GroupWinners
     from pytest_diffaccel.report.html.content.material import Material
 
 _SQLITE = "sqlite:///"
@@ -177,9 +177,24 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
     for name, given, known, default in options:
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
+    words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
     words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
     return shlex.join(words)
+
+
+def _deciding_options(winners: Sequence[GroupWinners]) -> list[str]:
+    """What decided in another way than usual, where all groups were decided alike: without it, others would win."""
+    from pytest_diffaccel.measure.deciding import LPIPS
+    from pytest_diffaccel.settings.metric_options import deciding_options
+
+    rules = {won.quality for won in winners}
+    worst = [rule.worst for rule in rules if rule is not None and len(rules) == 1]
+    options = deciding_options(
+        {LPIPS if rule is None else rule.metric for rule in rules},
+        {entry.rule for won in winners for entry in won.entries.values()},
+    )
+    return [*options, *(part for value in worst for part in ("--max-quality-loss", str(value)))]
 
 
 def _say(doing: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
+from pytest_diffaccel.settings.metric_options import deciding_options
 from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.settings.work_folder import GOLDEN
 
@@ -85,9 +86,10 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
     accelerator = _accelerator(task, key, entry.params, methods)
     environment = records.environment_of(entry)
     if environment is None:
+        command = record_command([task], records.path, "--update-golden", *_as_decided([entry]))
         raise ValueError(
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
-            f"restore it from git, or run: {record_command([task], records.path, '--update-golden')}"
+            f"restore it from git, or run: {command}"
         )
     return Answer(task, key, entry, environment, accelerator, attained)
 
@@ -119,10 +121,26 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
     return benches_command(*options, *more)
 
 
-def update_command(task: Task) -> str:
-    """The search that measures a task's winner again; its expression picks the group's candidates and its winners."""
+def update_command(task: Task, records: Golden | None = None) -> str:
+    """The search that measures a task's winner again; its expression picks the group's candidates and its winners.
+
+    Args:
+        task: the task.
+        records: what decided them decides again.
+    """
     group = Group(task.cell, task.accelerator).name
-    return shlex.join(["pytest", "--update-golden", "-k", f"{group}- or {group}]"])
+    options = _as_decided(_of_group(task, records.entries)) if records else []
+    return shlex.join(["pytest", "--update-golden", *options, "-k", f"{group}- or {group}]"])
+
+
+def _of_group(task: Task, entries: _Entries) -> list[GoldenEntry]:
+    same = replace(task.key, target=1.0)
+    return [entry for key, entry in entries.items() if replace(key, target=1.0) == same]
+
+
+def _as_decided(entries: Collection[GoldenEntry]) -> list[str]:
+    """Options with which a search decides as golden's records were."""
+    return deciding_options({entry.quality for entry in entries}, {entry.rule for entry in entries})
 
 
 def _choose(task: Task, records: Golden, registry: Registry) -> _Choice | None:
@@ -246,8 +264,7 @@ def _refusal(task: Task, records: Golden) -> str:
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     if task.target > max(TARGETS):
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")
-    same = replace(task.key, target=1.0)
-    group = [entry for key, entry in records.entries.items() if replace(key, target=1.0) == same]
+    group = _of_group(task, records.entries)
     fastest = max(((entry.speedup, entry.speedup_ci95) for entry in group if entry.speedup_ci95), default=None)
     if fastest is not None:
         speedup, (low, high) = fastest
@@ -257,5 +274,5 @@ def _refusal(task: Task, records: Golden) -> str:
         )
     # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
     is_rewritten = task.key in records.entries or (group and task.target not in TARGETS)
-    more = ("--update-golden",) if is_rewritten else ()
+    more = ("--update-golden", *_as_decided(group)) if is_rewritten else ()
     return " ".join([*said, f"Run: {record_command([task], records.path, *more)}"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.judge.claim import MOST_IMAGES
 from pytest_diffaccel.judge.script_verdict import StageResult
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.prompts import select
 from pytest_diffaccel.measure.statistics import loss_interval
 
@@ -62,10 +63,11 @@ class QualityJudge:
             return StageResult("quality", "failed", f"its settings draw nothing: {complaint}")
         lpips, bound = loss_interval(distances), entry.lpips_ci95[1]
         measured = f"LPIPS {lpips.value:.4f} (95% interval {lpips.low:.4f} to {lpips.high:.4f})"
+        note = "" if entry.quality == LPIPS else f"; {entry.quality} decided the record, not LPIPS"
         figures = {"lpips": round(lpips.value, 6), "bound": bound, "recorded": entry.lpips, "samples": len(distances)}
         if lpips.value > bound and lpips.low > entry.lpips:
-            return StageResult("quality", "failed", f"{measured} is above the record's {bound:.4f}", figures)
-        return StageResult("quality", "passed", measured, figures)
+            return StageResult("quality", "failed", f"{measured} is above the record's {bound:.4f}{note}", figures)
+        return StageResult("quality", "passed", f"{measured}{note}", figures)
 
     def _baseline(self, task: Task, arguments: Arguments, seeds: Sequence[int]) -> list[Image]:
         key = (task.cell, repr(arguments), tuple(seeds))

@@ -83,7 +83,9 @@ def barring(bounds: Iterable[MetricBound], figures: Mapping[str, MetricFigures])
 
 def change_text(figures: MetricFigures | None) -> str:
     """A change in words, ``-3.1% [-4.0%, -2.2%]``, to a tenth of a percent."""
-    if figures is None or figures.change is None:
+    if figures is None:
         return "its change is not known"
+    if figures.change is None:
+        return "its change is not known, as the unaccelerated pictures' mean may be 0"
     change = figures.change
     return f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"

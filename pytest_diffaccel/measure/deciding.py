@@ -127,8 +127,12 @@ class Deciding:
         return tuple(map(self.metric.loss, self.rule.values(measurement)))
 
     def value_text(self, loss: float) -> str:
-        """The metric's value at a mean loss: LPIPS to four decimals, others to four digits."""
-        return self.rule.figure(loss if self.is_lpips else self.metric.value_at(loss), 4)
+        """The metric's value at a mean loss: LPIPS to four decimals, others to four digits.
+
+        What is expected of a candidate may lose more than any picture can; then it is the worst value there is.
+        """
+        value = loss if self.is_lpips else self.metric.value_at(loss)
+        return self.rule.figure(min(max(value, self.metric.lowest), self.metric.highest), 4)
 
 
 #: What decides by default.

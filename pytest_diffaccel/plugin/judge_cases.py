@@ -277,4 +277,5 @@ class JudgeReporting:
         for verdict in verdicts.values():
             speed = verdict.of("speed")
             if speed is not None and speed.outcome == "xpassed":
-                yield f"{verdict.prompt_id}: {speed.detail}; run: {update_command(settings.tasks[verdict.prompt_id])}"
+                command = update_command(settings.tasks[verdict.prompt_id], settings.records)
+                yield f"{verdict.prompt_id}: {speed.detail}; run: {command}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.export_rows import Row
 from pytest_diffaccel.records.golden_file import Golden
@@ -20,11 +21,13 @@ class ComparedFigures:
         speedup: with its interval.
         lpips: with its interval.
         noise_floor: LPIPS below which a difference is none; 0 where it is not known.
+        decided_by: the metric that decided, as far as a golden record says so.
     """
 
     speedup: Interval
     lpips: Interval
     noise_floor: float
+    decided_by: str = LPIPS
 
 
 #: By candidate, or golden key, and sampling, in words.
@@ -99,6 +102,11 @@ class ComparedSets:
     only_before: int
     only_after: int
 
+    @property
+    def other_deciders(self) -> list[str]:
+        """Metrics than LPIPS, by which all are compared, that decided records, in alphabetical order."""
+        return sorted({one.decided_by for both in self.compared for one in (both.before, both.after)} - {LPIPS})
+
 
 def compare(before: Subjects, after: Subjects) -> ComparedSets:
     """Match two sets, in the first one's order.
@@ -135,7 +143,7 @@ def subjects_of_golden(golden: Golden) -> dict[tuple[str, str], ComparedFigures]
         floor = environment.scale.noise_floor if environment and environment.scale else 0.0
         if entry.speedup and entry.speedup_ci95 and entry.lpips is not None and entry.lpips_ci95:
             speedup, lpips = Interval(entry.speedup, *entry.speedup_ci95), Interval(entry.lpips, *entry.lpips_ci95)
-            found[str(key), f"{entry.num_samples} samples"] = ComparedFigures(speedup, lpips, floor)
+            found[str(key), f"{entry.num_samples} samples"] = ComparedFigures(speedup, lpips, floor, entry.quality)
     return found
 
 

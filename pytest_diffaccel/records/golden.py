@@ -123,7 +123,7 @@ class GoldenEntry:
     device_speedup_ci95: Range | None = None
     decided_by: SpeedClock = "wall"
     metrics: Mapping[str, GoldenMetric] | None = None
-    quality: Annotated[str, Field(min_length=1)] = LPIPS
+    quality: Annotated[str, Field(pattern=r"\A[A-Za-z][A-Za-z0-9_]*\z")] = LPIPS
     selection_quality: float | None = None
     rule: Literal["ours", "diffbench"] = "ours"
 
@@ -170,6 +170,14 @@ class GoldenEntry:
             (self.wall_speedup, self.wall_speedup_ci95),
             (self.lpips, self.lpips_ci95),
         )
+
+    @property
+    def deciding_value(self) -> float | None:
+        """The mean of the metric that decided; None where nothing was measured."""
+        if self.quality == LPIPS:
+            return self.lpips
+        metric = (self.metrics or {}).get(self.quality)
+        return metric.value if metric else None
 
     def rounded(self) -> GoldenEntry:
         """The entry as the file keeps it: speed-ups to 4 decimals, LPIPS to 6."""

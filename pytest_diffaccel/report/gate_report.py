@@ -20,6 +20,7 @@ from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.step_summary import gate_summary, write_step_summary
 from pytest_diffaccel.search.results import Broken
+from pytest_diffaccel.settings.metric_options import deciding_options
 from pytest_diffaccel.settings.option_types import spelled
 from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.words import counted
@@ -232,7 +233,9 @@ class GateReport:
                 "be stands above. A host that takes longer to launch accelerated steps: Python or a library "
                 "(--gate-host-fails fails such cases)"
             )
-        record = benches_command("--update-golden", "--fresh")
+        entries = [case.entry for case in self._run.cases]
+        decided = deciding_options({entry.quality for entry in entries}, {entry.rule for entry in entries})
+        record = benches_command("--update-golden", "--fresh", *decided)
         changed = list(dict.fromkeys(str(result.cell) for result in self._results if _pipeline_changed(result)))
         if changed:
             # Golden made now would hold the winners of what may be broken.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import median
 
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.table_text import table_lines
@@ -17,8 +19,8 @@ _HEADINGS = ("target", "met", "unattainable", "median speedup", "median LPIPS", 
 def summary_table(entries: Mapping[GoldenKey, GoldenEntry], width: int) -> list[str]:
     """A row per accelerator and target, as lines.
 
-    The medians are of the cells in which the target is met; a winner "beats fewer steps" when its LPIPS is below that
-    of the unaccelerated pipeline at the step count that is as fast.
+    The medians are of the cells in which the target is met; a winner "beats fewer steps" when it loses less than
+    the unaccelerated pipeline at the step count that is as fast, by the metric that decided.
 
     Args:
         entries: winners and unattainable targets of any number of cells.
@@ -36,7 +38,9 @@ def summary_table(entries: Mapping[GoldenKey, GoldenEntry], width: int) -> list[
         for accelerator, of_one in groupby(zip(rows, figures, strict=True), key=lambda both: both[0][0]):
             lines += [accelerator, *(f"  {line}" for _, line in of_one)]
     cells = {key.cell for key in entries}
-    return [*lines, f"{counted(len(entries), 'key')} of {counted(len(cells), 'cell')}"]
+    lines.append(f"{counted(len(entries), 'key')} of {counted(len(cells), 'cell')}")
+    deciders = Counter(entry.quality for entry in entries.values() if entry.quality != LPIPS)
+    return lines + [f"{count} of them decided by {name}, not by LPIPS" for name, count in sorted(deciders.items())]
 
 
 def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

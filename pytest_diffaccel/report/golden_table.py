@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.table_text import table_lines
+from pytest_diffaccel.report.winners import spaced_params, terms_text
 
 # Wide enough for a change of figures and of parameters on one line each.
 _WIDTH = 150
@@ -73,10 +74,14 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
 
 
 def _params(entries: Sequence[GoldenEntry]) -> str:
+    """Both settings, with what decided where that is not the same, or not what decides by default."""
     said = []
     for entry in entries:
-        why = "" if entry.reason is None else f" (unattainable: {entry.reason})"
-        said.append(format_params(entry.params).replace(",", ", ") + why)
+        notes = [] if entry.reason is None else [f"unattainable: {entry.reason}"]
+        notes += terms_text(entry)
+        if entry.quality == LPIPS and any(other.quality != LPIPS for other in entries):
+            notes.append("decided by LPIPS")
+        said.append(spaced_params(entry.params) + (f" ({'; '.join(notes)})" if notes else ""))
     return _arrow(said)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.images import is_damaged
+from pytest_diffaccel.report.winners import quality_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +66,7 @@ def write_picture_grid(
     columns = [("baseline", folders[shown[0]].baseline)]
     for key in shown:
         entry = entries[key]
-        columns.append((f"{key.accelerator}\n{entry.speedup:.2f}x  LPIPS {entry.lpips:.3f}", folders[key].winner))
+        columns.append((f"{key.accelerator}\n{entry.speedup:.2f}x  {quality_text(entry)}", folders[key].winner))
     path.parent.mkdir(parents=True, exist_ok=True)
     _compose(columns, folders[shown[0]].prompts).save(path)
     return True

@@ -130,8 +130,19 @@ def said_of(entry: GoldenEntry) -> str:
         return params
     if entry.speedup is None or entry.lpips is None:
         return "unattainable: nothing could be measured"
-    best = f"{entry.speedup:.2f}x at LPIPS {entry.lpips:.3f}, by {params}"
+    best = f"{entry.speedup:.2f}x at {quality_text(entry)}, by {params}"
     return f"{why_unattainable(entry)}; best reached: {best}"
+
+
+def quality_text(entry: GoldenEntry) -> str:
+    """What decided, with its mean: ``LPIPS 0.031`` or ``psnr 20.16``, of an entry with figures."""
+    return f"LPIPS {entry.lpips:.3f}" if entry.quality == LPIPS else f"{entry.quality} {entry.deciding_value:.4g}"
+
+
+def terms_text(entry: GoldenEntry) -> list[str]:
+    """What decided an entry in another way than usual: another metric than LPIPS, DiffBench's rule."""
+    terms = [f"decided by {quality_text(entry)}"] if entry.quality != LPIPS and entry.lpips is not None else []
+    return terms + (["by DiffBench's rule"] if entry.rule == DIFFBENCH else [])
 
 
 def metrics_text(entry: GoldenEntry) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pytest_diffaccel.measure.bounds import MetricBound
 from pytest_diffaccel.measure.deciding import DEFAULT_MAX_LOSS, LPIPS, Deciding
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
-from pytest_diffaccel.rules import DIFFBENCH_LOSS, DIFFBENCH_METRIC
+from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_LOSS, DIFFBENCH_METRIC
 from pytest_diffaccel.settings.gate_options import DEFAULT_QUALITY
 from pytest_diffaccel.settings.option_types import OptionError, number, positive
 from pytest_diffaccel.words import meant
@@ -117,6 +117,18 @@ def chosen_metrics(
     return tuple(ordered), tuple(made[name] for name in ordered if name in made)
 
 
+def deciding_options(qualities: Collection[str], rules: Collection[str]) -> list[str]:
+    """The options of a search that decides as records were decided; none where that is as usual, or differs.
+
+    Args:
+        qualities: the metrics that decided them.
+        rules: the rules that did.
+    """
+    metrics = {*qualities} - {LPIPS} if len({*qualities}) == 1 else ()
+    by_rule = ["--rule", DIFFBENCH] if {*rules} == {DIFFBENCH} else []
+    return [*(part for name in metrics for part in ("--quality", name)), *by_rule]
+
+
 def losses_that_matter(
     given: Sequence[tuple[str, float]] | None, registry: MetricRegistry | None = None
 ) -> dict[str, float]:
@@ -145,7 +157,7 @@ def losses_that_matter(
 
 def _metric(option: str, name: str, known: MetricRegistry) -> Metric:
     if name not in known:
-        near = meant(name, {other: other for other in known.names})
+        near = meant(name.lower(), {other.lower(): other for other in known.names})
         raise OptionError(f"{option}: there is no metric {name!r}{near}; choose from {', '.join(known.names)}")
     return known[name]
 

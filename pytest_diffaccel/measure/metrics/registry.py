@@ -55,7 +55,7 @@ class MetricRegistry:
             ValueError: when there is none, naming those that there are.
         """
         if name not in self._metrics:
-            near = meant(name, {known: known for known in self._metrics})
+            near = meant(name.lower(), {known.lower(): known for known in self._metrics})
             raise ValueError(f"no metric {name!r}{near}; valid: {', '.join(self._metrics)}")
         return self._metrics[name]
 

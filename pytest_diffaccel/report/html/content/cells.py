@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TypeAlias
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
 from pytest_diffaccel.records.contents import (
     Attempt,
@@ -81,12 +80,6 @@ class CellRecord:
     def barred(self) -> dict[str, str]:
         """Why verified candidates could not win within bounds on other metrics, in words, by key."""
         return {key: why for own in self.winners.values() for key, why in own.barred.items()}
-
-    @property
-    def quality(self) -> QualityRule | None:
-        """What decided the newest search of the cell; None where that is LPIPS."""
-        newest = max(self.winners.values(), key=lambda own: own.created_at, default=None)
-        return newest.quality if newest else None
 
     @property
     def entries(self) -> dict[GoldenKey, GoldenEntry]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from pytest_diffaccel.matrix import Cell, format_params
-from pytest_diffaccel.measure.deciding import LPIPS, QualityRule
+from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, QualityRule
+from pytest_diffaccel.records.contents import GroupWinners
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, differences_from
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.html.content.candidate_rows import Row, rows_of
 from pytest_diffaccel.report.html.content.cells import CellRecord, cells_of
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.rules import DIFFBENCH
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Findings:
         return self.quality.cost_of(metric.value if metric else None)
 
     @property
+    def by_diffbench(self) -> bool:
+        """Whether DiffBench's rule decided any entry."""
+        return any(entry.rule == DIFFBENCH for entry in self.entries.values())
+
+    @property
     def has_metrics(self) -> bool:
         """Whether any entry has secondary metrics."""
         return any(entry.metrics for entry in self.entries.values())
@@ -92,6 +99,21 @@ class Findings:
         return Counter(row.verdict for row in self.rows)
 
 
+def decided_by(winners: Collection[GroupWinners], otherwise: QualityRule) -> QualityRule:
+    """What decided the newest of some groups' winners.
+
+    Args:
+        winners: of the groups.
+        otherwise: what decides where there are none; if that is LPIPS, with the worst that LPIPS allows.
+    """
+    newest = max(winners, key=lambda won: won.created_at, default=None)
+    if newest is None:
+        return otherwise
+    # Whose session did not come so far: what is told is an earlier search's.
+    by_lpips = otherwise if otherwise.metric == LPIPS else BY_LPIPS.rule
+    return newest.quality or by_lpips
+
+
 def find(material: Material) -> list[Findings]:
     """The findings of every wanted cell that the store knows, in order."""
     records = cells_of(material.contents)
@@ -107,7 +129,7 @@ def find(material: Material) -> list[Findings]:
         changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}
         entries = {**in_golden, **record.entries, **just_found}
-        quality = record.quality or material.quality
+        quality = decided_by(record.winners.values(), material.quality)
         rows = rows_of(record, entries, material.prompts, quality)
         found.append(Findings(record, entries, tuple(rows), quality, changes))
     return found

@@ -10,6 +10,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.html.content.findings import Findings
 from pytest_diffaccel.report.html.content.material import Material
+from pytest_diffaccel.report.winners import terms_text
 
 #: In the order in which a page lists them.
 CATEGORIES = (
@@ -84,7 +85,7 @@ def entry_words(entry: GoldenEntry | None) -> str:
         return f"{status}nothing"
     gpu = "" if entry.device_speedup is None else f" (GPU {entry.device_speedup:.2f}x)"
     params = format_params(entry.params).replace(",", ", ")
-    return f"{status}{entry.speedup:.2f}x{gpu}, LPIPS {entry.lpips:.4f}, {params}"
+    return "; ".join([f"{status}{entry.speedup:.2f}x{gpu}, LPIPS {entry.lpips:.4f}, {params}", *terms_text(entry)])
 
 
 def categories(change: Change) -> list[str]:
