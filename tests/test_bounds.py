@@ -437,7 +437,10 @@ def known() -> MetricRegistry:
         (["faith=5%"], "--bound: 'faith=5%' bounds the wrong side: more of faith is better, so write faith=-5% "),
         (["error=-5%"], "--bound: 'error=-5%' bounds the wrong side: less of error is better, so write error=+5% "),
         (["fiath=-5%"], "--bound: there is no metric 'fiath' (did you mean faith?); choose from lpips, "),
-        (["psnr=-5%"], "--bound: psnr compares with the unaccelerated pictures, so it has no change from them; bound "),
+        (
+            ["psnr=-5%"],
+            "so it has no change from them; let it decide, --quality psnr --max-quality-loss VALUE, or bound ",
+        ),
         (["lpips=+5%"], "so it has no change from them; --max-quality-loss bounds it"),
         (["faith"], "--bound: 'faith' is no bound; write a metric and the largest change, such as clip_score=-5%"),
         (["faith=-5..%"], "--bound: 'faith=-5..%' is no bound"),

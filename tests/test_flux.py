@@ -296,14 +296,37 @@ def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
 
 
 def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"--pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"):
+    """With the weights: there is no stand-in of it, so without them the search would be refused."""
+    command = rf"--models hub --pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"
+    with pytest.raises(ValueError, match=command):
         generate_script("FLUX.1, flow match euler, 28 steps, MagCache, 1.5x", tmp_path / "none.json")
 
 
-def test_a_task_that_no_search_can_record_says_so(tmp_path: Path) -> None:
-    words = r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache$"
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        (
+            "FLUX.1, flow match euler, 28 steps, ToMe, 1.5x",
+            r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache$",
+        ),
+        (
+            "FLUX.1, DDIM, 28 steps, TaylorSeer, 1.5x",
+            rf"^FLUX\.1: DDIM is for a noise schedule, and this model was trained for flow matching: {SCHEDULER}$",
+        ),
+        (
+            "SD1.5, flow match euler, 20 steps, DeepCache, 1.5x",
+            rf"^SD1\.5: {SCHEDULER} is for models trained for flow matching, and this one was trained for a noise ",
+        ),
+    ],
+)
+def test_a_task_that_no_search_can_record_says_so(tmp_path: Path, sentence: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        generate_script("FLUX.1, flow match euler, 28 steps, ToMe, 1.5x", tmp_path / "none.json")
+        generate_script(sentence, tmp_path / "none.json")
+
+
+def test_a_sentence_without_a_scheduler_is_told_its_own() -> None:
+    with pytest.raises(SentenceError, match=rf"no scheduler.*\n.*; for FLUX\.1: {SCHEDULER}\. Accelerators: "):
+        parse_task("FLUX.1, 28 steps, 1.5x")
 
 
 def test_hub_ids_in_scripts_stand_for_it() -> None:

@@ -170,7 +170,8 @@ def test_each_metric_that_is_named_is_judged_and_recorded(gate: Gate) -> None:
     named = [part for name in ("psnr", "clip_score", "brightness") for part in ("--gate-quality", f"{name}=2%")]
     alone = ("-k", "DeepCache")
     asked = (*alone, *named, "--clip-model", "embedded")
-    fix = f"record references while all is well: pytest benches --gate --update-golden {' '.join(named)}"
+    record = "record references while all is well: pytest benches --gate --update-golden"
+    fix = f"{record} {' '.join(named)} --models models.toml --clip-model embedded"
     golden = gate.golden.read_text(encoding="utf-8")
     with_metrics = {"psnr": GoldenMetric(60.0), "clip_score": GoldenMetric(60.0)}
     known = {key: replace(entry, metrics=with_metrics) for key, entry in read_golden(gate.golden).items()}

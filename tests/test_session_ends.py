@@ -350,7 +350,7 @@ def test_a_metric_that_references_lack_is_told_before_and_after(gate: MadeUp, mo
         [
             "diffaccel gate: 2 cases of *; slowdowns of 3.0%, LPIPS increases of 4.0%, psnr decreases of 3.0%; *",
             "diffaccel gate: neither references nor golden hold psnr of 1 winner; record references while all is well: "
-            "pytest benches --gate --update-golden --gate-quality psnr=3%",
+            "pytest benches --gate --update-golden --gate-quality psnr=3% --models models.toml",
             f"inconclusive {key}: quality by psnr inconclusive *",
             "  quality by psnr inconclusive: no psnr",
             "  it takes: record psnr",
@@ -365,13 +365,24 @@ def test_a_metric_that_references_lack_is_told_before_and_after(gate: MadeUp, mo
     gate.run(*GATE, "--gate-quality", "psnr=3%").stdout.no_fnmatch_line("*hold psnr*")
 
 
+def test_what_records_references_names_the_golden_file_that_is_judged(gate: MadeUp) -> None:
+    """Without it references would be recorded of other winners, and the gate would ask for them again."""
+    write_golden(gate.folder.path / "mine.json", {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
+    record = "record references while all is well: pytest benches --gate --update-golden --models models.toml"
+    mine = gate.run(*GATE, "--golden", "mine.json")
+    mine.stdout.fnmatch_lines([f"diffaccel gate: 1 winner has no gate reference: *; {record} --golden mine.json"])
+    gate.run(*GATE).stdout.fnmatch_lines([f"diffaccel gate: 1 winner has no gate reference: *; {record}"])
+    nothing = gate.run(*GATE, "--golden", "other.json")
+    nothing.stdout.fnmatch_lines(["*holds no winner *; record some: *--steps 20 --models * --golden other.json"])
+
+
 @pytest.mark.parametrize(
     ("recorded", "status", "remedy"),
     [
         (20.0, "speed", "--gate-budget * or more: pictures take some of it"),
         (0.1, "speed", "a quieter machine or a longer --gate-budget: *"),
         (20.0, "quality", "golden and references of more samples (--num-samples): *"),
-        (None, "speed", "record references while all is well: pytest benches --gate --update-golden"),
+        (None, "speed", "record references while all is well: pytest benches --gate --update-golden --models *"),
     ],
 )
 def test_the_end_of_a_gate_advises_what_its_start_does(

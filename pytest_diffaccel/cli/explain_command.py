@@ -23,13 +23,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _explain(parsed: argparse.Namespace) -> int:
+    from pytest_diffaccel.codegen.lookup import record_command
+    from pytest_diffaccel.codegen.tasks import Task
     from pytest_diffaccel.report.explanation import explain
     from pytest_diffaccel.report.html.content.findings import find
 
     key, material = _key(parsed.key), material_of(parsed)
     found = [one for one in find(material) if one.cell == key.cell]
     if not found:
-        raise ValueError(f"the store holds nothing of {key.cell}; search it first")
+        task = Task(key.cell, key.accelerator, key.target, (key.accelerator,))
+        command = record_command([task], material.golden.path)
+        raise ValueError(f"the store holds nothing of {key.cell}; search it first: {command}")
     print_lines("\n".join(explain(key, found[0], material, parsed.store or str(WORK.store))))
     return 0
 

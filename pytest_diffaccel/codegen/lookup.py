@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Group, Params
-from pytest_diffaccel.pipes import described
+from pytest_diffaccel.models.schedulers import misplaced
+from pytest_diffaccel.pipes import PipeSpec, described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
@@ -103,8 +104,8 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         more: further options.
     """
     chosen = list(tasks)
-    files = {described(task.cell.pipe).models_file for task in chosen}
-    options = [part for file in sorted(files - {""}) for part in ("--models", file)]
+    sources = {_weights_of(described(task.cell.pipe)) for task in chosen}
+    options = [part for source in sorted(sources - {""}) for part in ("--models", source)]
     known: Sequence[Any]
     values: set[Any]
     for option, known, values in (
@@ -119,6 +120,11 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
     if golden != GOLDEN:
         options += ["--golden", str(golden)]
     return benches_command(*options, *more)
+
+
+def _weights_of(pipe: PipeSpec) -> str:
+    """Which ``--models`` has a pipe; empty: that of no option."""
+    return pipe.models_file or ("hub" if pipe.hub_id and not pipe.embedded_folder else "")
 
 
 def update_command(task: Task, records: Golden | None = None) -> str:
@@ -249,7 +255,9 @@ def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry)
 
 
 def _unsuited(task: Task, registry: Registry) -> str:
-    """Why no search can record a task: its accelerator is not for its pipe's kind of denoiser; empty where it is."""
+    """Why no search can record a task: its scheduler or its accelerator is not for its pipe; empty where both are."""
+    if reason := misplaced(task.cell.scheduler, described(task.cell.pipe).schedulers[0]):
+        return f"{task.cell.pipe}: {reason}"
     pipe, suiting = task.cell.pipe, [accelerator.name for accelerator in registry.suiting(task.cell.pipe)]
     if task.accelerator in suiting or task.accelerator not in registry.names:
         return ""

@@ -212,11 +212,13 @@ def _strangers(rest: str) -> list[str]:
 
 
 def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:
+    own = {pipe.name: pipe.schedulers for pipe in known() if not set(pipe.schedulers) <= set(SCHEDULERS)}
+    others = "".join(f"; for {name}: {', '.join(schedulers)}" for name, schedulers in own.items())
     example = Task(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5).sentence
     return (
         f"this sentence is no task: {'; '.join(problems)}.\n"
         f"Known pipes: {', '.join(pipe.name for pipe in known())}. Schedulers: {', '.join(SCHEDULERS)}, "
-        "or a class of diffusers such as EulerDiscreteScheduler. "
+        f"or a class of diffusers such as EulerDiscreteScheduler{others}. "
         f"Accelerators: {'; '.join(accelerators)}. Steps are written as in '20 steps' or '20步', "
         f"a speedup as in '1.5x speedup' or '1.5倍'.\nFor example: {example}"
     )

@@ -63,7 +63,8 @@ class GateReport:
         self._screen.begin()
         if not cases:
             cell = self._settings.cells[0]
-            command = benches_command("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
+            chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
+            command = benches_command(*chosen, *self._gate.place)
             self._screen.write_line(
                 f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
                 f"some: {command}"
@@ -235,7 +236,7 @@ class GateReport:
             )
         entries = [case.entry for case in self._run.cases]
         decided = deciding_options({entry.quality for entry in entries}, {entry.rule for entry in entries})
-        record = benches_command("--update-golden", "--fresh", *decided)
+        record = benches_command("--update-golden", "--fresh", *decided, *self._gate.place)
         changed = list(dict.fromkeys(str(result.cell) for result in self._results if _pipeline_changed(result)))
         if changed:
             # Golden made now would hold the winners of what may be broken.

@@ -48,9 +48,16 @@ GATE_OPTIONS = (
         action="append",
         type=metric_share,
         metavar="METRIC=SHARE",
-        help="smallest loss of a metric that matters, such as psnr=3%%; without a name, of LPIPS (default: lpips=5%%)",
+        help="smallest loss of a metric that matters, as a share of what is recorded, such as psnr=3%%; without a "
+        "name, of LPIPS (default: lpips=5%%)",
     ),
-    _of_gate("--gate-budget", type=duration, default=600.0, metavar="TIME", help="of all cases (default: 10min)"),
+    _of_gate(
+        "--gate-budget",
+        type=duration,
+        default=600.0,
+        metavar="TIME",
+        help="time of all cases together (default: 10min)",
+    ),
     _of_gate("--gate-strict", action="store_true", help="fail a case that cannot be decided"),
 )
 
@@ -66,6 +73,8 @@ class GateSettings:
         quality: by metric, the smallest relative loss that matters, between 0 and 1; of LPIPS always.
         budget_s: seconds that all cases may take together.
         strict: whether a case that cannot be decided fails.
+        place: options, as given, that say whose winners are judged, with which weights and prompts: a command that
+            records for this gate repeats them.
     """
 
     slowdown: float
@@ -74,14 +83,18 @@ class GateSettings:
     quality: Mapping[str, float]
     budget_s: float
     strict: bool
+    place: tuple[str, ...] = ()
 
     @classmethod
-    def from_options(cls, options: Namespace, quality: Mapping[str, float]) -> GateSettings | None:
+    def from_options(
+        cls, options: Namespace, quality: Mapping[str, float], place: tuple[str, ...] = ()
+    ) -> GateSettings | None:
         """What was given; None without ``--gate``.
 
         Args:
             options: parsed ones.
             quality: what they say of metrics.
+            place: those of them that are repeated where a command is advised.
 
         Raises:
             OptionError: when another of its options was given alone.
@@ -94,6 +107,7 @@ class GateSettings:
                 quality,
                 options.gate_budget,
                 options.gate_strict,
+                place,
             )
         alone = [declared.names[0] for declared in GATE_OPTIONS if getattr(options, declared.dest) != declared.default]
         if alone:

@@ -170,7 +170,8 @@ def _bound(text: str, known: MetricRegistry, samples: int, quality: str) -> Metr
     metric = _metric("--bound", found["metric"], known)
     bound = MetricBound(metric.name, change, metric.higher_is_better)
     if metric.needs_references:
-        instead = "--max-quality-loss bounds it" if metric.name == quality else f"bound one of {_boundable(known)}"
+        decide = f"let it decide, --quality {metric.name} --max-quality-loss VALUE, or bound {_boundable(known)}"
+        instead = "--max-quality-loss bounds it" if metric.name == quality else decide
         raise OptionError(
             f"--bound: {metric.name} compares with the unaccelerated pictures, so it has no change from them; {instead}"
         )

@@ -30,7 +30,7 @@ _MATRIX_OPTIONS = (
         "--sched",
         action="append",
         metavar="NAME",
-        help="DDIM, DPM-Solver++, UniPC, all (default) or a diffusers class",
+        help="DDIM, DPM-Solver++, UniPC, all (default: those of the pipe) or a diffusers class",
     ),
     option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default), or any other number"),
     option(
@@ -113,12 +113,13 @@ _MEASURING_OPTIONS = (
     option(
         "--quality",
         metavar="METRIC",
-        help="what decides: lpips (default), or another metric that compares with the unaccelerated pictures",
+        help="what decides: lpips (default), psnr, ssim or another that compares with the unaccelerated pictures",
     ),
     option(
         "--max-quality-loss",
         metavar="VALUE",
-        help="the worst mean of the metric that decides with which a candidate can win (default: LPIPS 0.25)",
+        help="the worst mean of the metric that decides with which a candidate can win, such as 25 (dB) with "
+        "--quality psnr (default: LPIPS 0.25)",
     ),
     option(
         "--metrics",
@@ -162,7 +163,7 @@ _RECORD_OPTIONS = (
         file_pattern=".*",
         default=str(GOLDEN),
         metavar="FILE",
-        help="golden database of winners",
+        help=f"golden database of winners (default: {GOLDEN})",
     ),
     of_one_run("--update-golden", action="store_true", help="rewrite golden records that differ"),
     of_one_run("--golden-new-only", action="store_true", help="record new keys only, never rewrite one"),

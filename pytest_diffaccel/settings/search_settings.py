@@ -20,7 +20,7 @@ from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_PROMPTS
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric, losses_that_matter
 from pytest_diffaccel.settings.option_types import OptionError
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, SEARCH_OPTIONS
 from pytest_diffaccel.settings.work_folder import WORK
 from pytest_diffaccel.words import meant
 
@@ -159,12 +159,20 @@ class Settings:
             store=options.store or f"sqlite:///{WORK.store}",
             picture_grid=_picture_grid(options.picture_grid),
             gpus=None if options.gpus is None else named_gpus(options.gpus),
-            gate=GateSettings.from_options(options, losses_that_matter(options.gate_quality, metrics)),
+            gate=GateSettings.from_options(options, losses_that_matter(options.gate_quality, metrics), _place(options)),
             report=_report(options.diffaccel_report, gate=options.gate),
             metrics=secondary,
             bounds=bounds,
             by_mean=by_mean,
         )
+
+
+def _place(options: Namespace) -> tuple[str, ...]:
+    """What was given of the options by which a gate finds its winners, their weights, prompts and scores."""
+    named = ("--golden", "--models", "--clip-model", "--prompts")
+    found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in named)
+    given = ((declared.names[0], getattr(options, declared.dest), declared.default) for declared in found)
+    return tuple(part for name, value, default in given if value != default for part in (name, str(value)))
 
 
 def _decide_by(options: Namespace) -> SpeedClock:
