@@ -20,8 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# Some load once in a process, torch with its parts among them; pytester forgets what a run within it brought in.
+import diffusers.pipelines.pipeline_utils  # noqa: F401
 import pytest
-import vl_convert  # noqa: F401 -- loads once in a process; pytester forgets what a run within this process brought in
+import torch._dynamo  # noqa: F401
+import vl_convert  # noqa: F401
 from filelock import FileLock
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
 from standins import stand_ins

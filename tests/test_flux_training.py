@@ -340,6 +340,8 @@ def test_figures_are_written_between_the_marks_and_again(tmp_path: Path) -> None
 def test_untrained_weights_are_not_written_of(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "README.md"
     monkeypatch.setattr(judge, "README", page)
+    # Else later tests of this process would compute on as many, and draw other last digits.
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     with pytest.raises(ValueError, match=f"2 steps of training are too few to write of: {LEAST_STEPS} at least"):
         judge.main(["--pipe", "flux1", "--flux", str(folder), "--readme"])
     with pytest.raises(FileNotFoundError, match=r"train FLUX\.1's stand-in first"):

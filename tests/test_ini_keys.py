@@ -197,7 +197,7 @@ def test_files_lie_where_the_configuration_lies(pytester: pytest.Pytester, monke
         ("exhaustive", "maybe", ".*'maybe'.*; write true or false"),
         ("ratio_tolerance", "1", "'1' must be a share from 0 to below 1"),
         ("pipe", "SD3", "'SD3' is unknown; choose from SD1.5; SD2.1; SDXL; all; FLUX.1"),
-        ("search_targets", "tome\n  magic", "'magic' is unknown; choose from"),
+        ("search_targets", "tome\n  tricks", "'tricks' is unknown; choose from"),
         ("models", "architecture", ".*; give 'embedded', 'hub' or a TOML file"),
         ("search_budget", "1h\ndiffaccel_exhaustive = true", ".* leave one of the two out"),
         ("decide_by", "device", "device: a GPU's own time needs --gpus"),

@@ -331,7 +331,7 @@ def test_all_advice_asks_whether_the_folder_is_there() -> None:
         (("--golden-update",), "*unrecognized argument: --golden-update (did you mean --update-golden[?])"),
         (("--model=hub",), "*unrecognized argument: --model=hub (did you mean --models[?])"),
         (("--nothing-like-it",), "*unrecognized arguments: --nothing-like-it*"),
-        (("--search-targets", "tome,magic"), "*'magic' is unknown; choose from DeepCache; T-Gate; ToMe; DeepCache *"),
+        (("--search-targets", "tome,tricks"), "*'tricks' is unknown; choose from DeepCache; T-Gate; ToMe; DeepCache *"),
         (("--num-samples", "0"), "*--num*samples*'0' must be a whole number of at least 1*"),
         (("--num_samples", "many"), "*'many' must be a whole number of at least 1*"),
         (("--batch-size", "-4"), "*'-4' must be a whole number of at least 1*"),
