@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.report.html.charts.vega import Chart, Spec, accelerator_scales
 from pytest_diffaccel.report.html.content.cells import CellRecord
-from pytest_diffaccel.report.html.content.scores import LPIPS, Axis
+from pytest_diffaccel.report.html.content.scores import Axis
 
 _HEIGHT = 420
 _SPEEDUP = {"field": "speedup", "type": "quantitative", "title": "speed-up (times as fast as unaccelerated)"}

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.report.html.content.candidate_rows import Row, RowFigures, target_words
 from pytest_diffaccel.report.html.content.cells import CellRecord
-from pytest_diffaccel.report.html.content.scores import LPIPS, Score
+from pytest_diffaccel.report.html.content.scores import Score
 
 #: Columns of a row.
 COLUMNS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Measurement, MetricValues
 from pytest_diffaccel.measure.metrics.lpips import Lpips
 from pytest_diffaccel.measure.metrics.psnr import Psnr
@@ -12,7 +13,7 @@ from pytest_diffaccel.measure.metrics.ssim import Ssim
 from pytest_diffaccel.measure.statistics import metric_figures
 from pytest_diffaccel.report.html.content.cells import CellRecord
 
-LPIPS, PSNR, SSIM = Lpips().name, Psnr.name, Ssim.name
+PSNR, SSIM = Psnr.name, Ssim.name
 
 
 @dataclass(frozen=True)
