@@ -356,7 +356,6 @@ def test_the_pages_marks_are_there() -> None:
     assert text.index(BEGIN) < text.index(END)
 
 
-@pytest.mark.skipif(not (EMBEDDED / FLUX.name).exists(), reason="not trained yet")
 def test_the_shipped_stand_in_is_trained_judged_and_keeps_its_limit() -> None:
     shipped = EMBEDDED / FLUX.name
     assert sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file()) <= 16_000_000

@@ -166,7 +166,7 @@ def section(made: Made, figures: Mapping[str, float]) -> str:
     rows = {
         "parameters, millions": f"{made.parameters / 1e6:.2f}",
         "steps": f"{made.steps:,}",
-        "samples seen": f"{made.samples:,} of {made.pictures:,} pictures, {made.batch} a step",
+        "samples seen": f"{made.samples:,} of {made.pictures:,} pictures, {made.batch} per step",
         "minutes of training": f"{made.minutes:.1f}",
         "pictures/s": f"{made.samples / (60 * made.minutes):,.0f}",
         "made with": f"{made.device}, {made.versions}, seed {made.seed}",

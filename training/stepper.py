@@ -62,6 +62,8 @@ class Stepper:
         self.task, self.device = task, device
         on_gpu = device.type == "cuda"
         torch.backends.cudnn.benchmark = on_gpu  # shapes never change, so the search for the fastest pays
+        # Its backward fails on an H100 (torch 2.11, CUDA 13.0) with heads of 48 channels; flash attention does them.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.weights = {f"model.{name}": value for name, value in task.model.named_parameters()}
         self.parameters = list(self.weights.values())
         # A tensor, because a captured graph would keep a number for ever.
