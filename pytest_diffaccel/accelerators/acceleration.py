@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.base import InvalidParams, Method
+from pytest_diffaccel.accelerators.base import Foresight, InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import (
     calls_per_step,
     check_call,
@@ -55,6 +55,7 @@ class Generate:
         width: image width in pixels; None for the pipeline's own default.
         watched: all methods whose counters are counted, applied or not.
         fired: what the methods did in the last counted generation, by counter.
+        decided: the kinds of the steps of the last generation, where the pictures decide them.
     """
 
     pipeline: Any
@@ -66,11 +67,16 @@ class Generate:
     width: int | None = None
     watched: Sequence[Method] = ()
     fired: dict[str, int] = field(default_factory=dict)
+    decided: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kind of each denoiser call, in order."""
-        return self.accelerator.kinds(self.params, self.steps)
+        """The kind of each step, in order.
+
+        Where the pictures decide, those of the last generation, as many as it made; before the first, as if each step
+        after the first reused what it can.
+        """
+        return self.decided or self.accelerator.kinds(self.params, self.steps)
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """One image per prompt, in one batch.
@@ -172,6 +178,21 @@ class Generate:
             self._generate(prompts, seeds, FirstStepsOnly(observer, steps))
         observer.ended()
 
+    def foreseen(self, prompts: Sequence[str], seeds: Sequence[int]) -> Foresight:
+        """What the method, which decides by the picture, would decide for these pictures with any parameters.
+
+        Takes one generation in which nothing is reused.
+
+        Args:
+            prompts: as for a call.
+            seeds: as for a call.
+        """
+        (method,) = self.accelerator.methods
+        foresight = method.foresight()
+        computing = replace(self, params={method.name: method.extremes[0]})
+        computing._generate(prompts, seeds, None, [foresight.watching])
+        return foresight
+
     def _generate(
         self,
         prompts: Sequence[str],
@@ -195,6 +216,9 @@ class Generate:
         ):
             torch.manual_seed(seeds[0])
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
+            if deciding := self.accelerator.deciding:
+                decisions = deciding.decisions(denoiser_of(pipeline))
+                stack.callback(lambda: setattr(self, "decided", self.accelerator.decided_kinds(decisions())))
             options = self._options(prompts, seeds)
             for attached in watching:
                 stack.enter_context(attached(pipeline))

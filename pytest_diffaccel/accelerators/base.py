@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pytest_diffaccel.accelerators.counters import Tally
 from pytest_diffaccel.matrix import Cell, Params, Point
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
 GridSize: TypeAlias = Literal["full", "pair", "triple", "coarse", "coarse pair", "coarse triple"]
 #: What generates images: a diffusers pipeline's ``__call__`` or what a method replaces it with.
 PipelineCall: TypeAlias = Callable[..., Any]
+#: Kinds of a deciding method's steps: where guidance is a second call, one of the two may reuse and the other not.
+COMPUTED, HALF_REUSED, REUSED = "computed", "half reused", "reused"
 
 
 class InvalidParams(ValueError):
     """Parameters that no run could use: unknown, missing or out of range. The message names the fix."""
+
+
+class Foresight(Protocol):
+    """What an unaccelerated generation told of a deciding method's decisions in accelerated ones."""
+
+    def watching(self, pipeline: Any) -> AbstractContextManager[None]:
+        """Look on while the pipeline, with the method applied so that it reuses nothing, generates."""
+
+    def decisions(self, point: Point) -> Sequence[Sequence[bool]]:
+        """Whether each denoiser call with ``point`` would reuse something, by step."""
 
 
 class Method(ABC):
@@ -36,6 +49,9 @@ class Method(ABC):
         template: the Jinja2 file of its block in generated scripts; None: it has none, and no script is generated.
         drives: other methods that this one must apply itself when combined with them.
         needs_guidance: whether it works with classifier-free guidance only.
+        extremes: of a *deciding* method, which looks at the picture in each denoiser call and then decides whether to
+            reuse something: a point with which it never does, and one with which it does as soon as it can. Empty for
+            all others, whose parameters alone say what a call does.
     """
 
     name: ClassVar[str]
@@ -45,6 +61,7 @@ class Method(ABC):
     template: ClassVar[Path | None] = None
     drives: ClassVar[tuple[str, ...]] = ()
     needs_guidance: ClassVar[bool] = False
+    extremes: ClassVar[tuple[Point, ...]] = ()
 
     @abstractmethod
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
@@ -114,11 +131,32 @@ class Method(ABC):
     def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
         """The kind of each of ``steps`` denoiser calls; calls of one kind cost the same.
 
+        A deciding method names :data:`COMPUTED` and :data:`REUSED`, and reuses as soon as it can, unless it never does.
+
         Args:
             point: the method's parameters.
             steps: denoising steps of the run.
             restarts: steps at which another method makes this one begin anew.
         """
+
+    def decisions(self, denoiser: Any) -> Callable[[], Sequence[Sequence[bool]]]:
+        """Of a deciding method: what tells, after a generation, whether each denoiser call reused something, by step.
+
+        Args:
+            denoiser: the pipeline's, with the method applied.
+
+        Raises:
+            NotImplementedError: for a method that decides nothing.
+        """
+        raise NotImplementedError(f"{self.name} decides nothing by the picture")
+
+    def foresight(self) -> Foresight:
+        """Of a deciding method: what foresees its decisions, once it has looked on.
+
+        Raises:
+            NotImplementedError: for a method that decides nothing.
+        """
+        raise NotImplementedError(f"{self.name} decides nothing by the picture")
 
     def features(self, kind: str) -> Mapping[str, float]:
         """What the logarithm of the cost of a step of ``kind`` is linear in, about 0 to 1 each.

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall
+from pytest_diffaccel.accelerators.base import (
+    COMPUTED,
+    HALF_REUSED,
+    REUSED,
+    GridSize,
+    InvalidParams,
+    Method,
+    PipelineCall,
+)
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
 from pytest_diffaccel.accelerators.deepcache import DeepCache
+from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache
 from pytest_diffaccel.accelerators.magcache import MagCache
 from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.accelerators.tgate import TGate
@@ -122,6 +132,32 @@ class Accelerator:
             parts.append([f"{method.name}:{kind}" for kind in kinds])
         return tuple("|".join(kinds) for kinds in zip(*parts, strict=True))
 
+    @property
+    def deciding(self) -> Method | None:
+        """The method that decides by the picture what a call reuses, which is alone then; None where none does."""
+        return next((method for method in self.methods if method.extremes), None)
+
+    @property
+    def extremes(self) -> list[Params]:
+        """Parameters of the deciding method with which it never reuses, and with which it does as soon as it can."""
+        return [{method.name: point} for method in self.methods for point in method.extremes]
+
+    def decided_kinds(self, decisions: Sequence[Sequence[bool]]) -> tuple[str, ...]:
+        """The kind of each step, by whether each of its denoiser calls reused something: of the deciding method."""
+        kinds = [REUSED if all(step) else HALF_REUSED if any(step) else COMPUTED for step in decisions]
+        return tuple(f"{self.name}:{kind}" for kind in kinds)
+
+    def between(self, computed_and_reused: Mapping[str, int]) -> dict[str, int]:
+        """Arithmetic of a step of which one of two calls is computed and the other reuses, from that of both kinds.
+
+        Args:
+            computed_and_reused: by kind; of a method that does not decide, any.
+        """
+        full, half, least = self.decided_kinds([[False], [False, True], [True]])
+        if full not in computed_and_reused or least not in computed_and_reused:
+            return {}
+        return {half: (computed_and_reused[full] + computed_and_reused[least]) // 2}
+
     def counters(self, params: Params, steps: int) -> frozenset[str]:
         """The counters that must not stay zero in a run of these parameters."""
         return frozenset().union(*(method.counters(params[method.name], steps) for method in self.methods))
@@ -154,9 +190,8 @@ class Registry:
         """Add a method, and the accelerator that is this method alone.
 
         Raises:
-            ValueError: when a method of this name is known already, or one of its parameter names for the same kind of
-                denoiser, a name is none, or when what it counts and the names of it do not go together, or another
-                method has such a name.
+            ValueError: when a method of this name is known already, a name is none, or when what it counts and the
+                names of it do not go together, or another method has such a name.
         """
         _check_names(method)
         _check_counters(method)
@@ -164,10 +199,8 @@ class Registry:
             shared = sorted(set(method.counted) & set(other.counted))
             if shared and not _is_related(method, other):
                 raise ValueError(f"{method.name}: {other.name} counts {', '.join(shared)} too; take another name")
-        taken = {name for other in self._methods.values() if _may_meet(method, other) for name in other.param_names}
-        clash = method.name in self._methods or taken & set(method.param_names)
-        if clash:
-            raise ValueError(f"{method.name}: a method of this name, or one with its parameter names, is registered")
+        if method.name in self._methods:
+            raise ValueError(f"{method.name}: a method of this name is registered")
         self._methods[method.name] = method
         return self._add(Accelerator((method,)))
 
@@ -176,7 +209,8 @@ class Registry:
 
         Raises:
             ValueError: when a name is unknown, there are not two different ones, they are for different kinds of
-                denoisers, or they are combined already, in whatever order.
+                denoisers, two have a parameter of one name, one decides by the picture, or they are combined already,
+                in whatever order.
         """
         unknown = [name for name in names if name not in self._methods]
         if unknown:
@@ -186,6 +220,14 @@ class Registry:
         kinds = {self._methods[name].denoiser for name in names} - {""}
         if len(kinds) > 1:
             raise ValueError(f"cannot combine {' with '.join(names)}: they are for a {' and a '.join(sorted(kinds))}")
+        params = Counter(param for name in names for param in self._methods[name].param_names)
+        if twice := [param for param, count in params.items() if count > 1]:
+            raise ValueError(f"cannot combine {' with '.join(names)}: more than one has a parameter {twice[0]}")
+        if deciding := [name for name in names if self._methods[name].extremes]:
+            raise ValueError(
+                f"cannot combine {' with '.join(names)}: {deciding[0]} decides by the picture what a step reuses, and "
+                "what a step costs would depend on it in each of the others"
+            )
         return self._add(Accelerator(tuple(self._methods[name] for name in names)))
 
     def _add(self, accelerator: Accelerator) -> Accelerator:
@@ -245,11 +287,6 @@ class Registry:
         return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
 
 
-def _may_meet(method: Method, other: Method) -> bool:
-    """Whether there are pipelines that both are for."""
-    return method.denoiser == other.denoiser or "" in (method.denoiser, other.denoiser)
-
-
 def _is_related(method: Method, other: Method) -> bool:
     """Whether one inherits from the other, or both from a third: then a counter of one name is the same."""
     return bool({*type(method).__mro__} & {*type(other).__mro__} - {*Method.__mro__})
@@ -283,7 +320,7 @@ def _check_counters(method: Method) -> None:
 
 
 def default_registry() -> Registry:
-    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order; then TaylorSeer, MagCache.
+    """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order; then transformers' caches.
 
     A transformer takes one of diffusers' caches at a time, so there are no combinations of those.
     """
@@ -295,4 +332,5 @@ def default_registry() -> Registry:
     registry.combine("DeepCache", "T-Gate", "ToMe")
     registry.register(TaylorSeer())
     registry.register(MagCache())
+    registry.register(FirstBlockCache())
     return registry

@@ -36,6 +36,15 @@ def cache_that_is_on(pipeline: Any) -> str:
     return "" if config is None else f"the denoiser has a {type(config).__name__} already; call its `disable_cache()`"
 
 
+def transformer_blocks_of(denoiser: Any) -> Iterator[Any]:
+    """The blocks that diffusers' caches go by, in the order in which a call comes to them."""
+    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+
+    for name, blocks in denoiser.named_children():
+        if name in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS:
+            yield from blocks
+
+
 def watch_idle(module: nn.Module, tally: Tally, counter: str) -> Iterator[RemovableHandle]:
     """Count the calls of a module in which none of its parts runs, since a cache answers for it.
 

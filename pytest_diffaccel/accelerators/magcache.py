@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.base import GridSize, InvalidParams, Method, PipelineCall, check_integer, points
 from pytest_diffaccel.accelerators.counters import Tally
-from pytest_diffaccel.accelerators.diffusers_caches import cache_that_is_on, watch_idle, why_no_caches
+from pytest_diffaccel.accelerators.diffusers_caches import (
+    cache_that_is_on,
+    transformer_blocks_of,
+    watch_idle,
+    why_no_caches,
+)
 from pytest_diffaccel.matrix import Cell, Params, Point
 from pytest_diffaccel.pipes import denoiser_of
 
@@ -117,7 +122,7 @@ class MagCache(Method):
 
     def watch(self, denoiser: Any, tally: Tally) -> Iterator[RemovableHandle]:
         """Every call of a block counts, and the first of its parts to run takes it back."""
-        for block in _blocks(denoiser):
+        for block in transformer_blocks_of(denoiser):
             yield from watch_idle(block, tally, "skipped_blocks")
 
     def counters(self, point: Point, steps: int) -> frozenset[str]:
@@ -177,15 +182,6 @@ def _ratios_in(steps: int) -> list[float]:
         return [_RATIOS[-1]]
     scale = _single((len(_RATIOS) - 1) / (steps - 1))
     return [_RATIOS[round(_single(step * scale))] for step in range(steps)]
-
-
-def _blocks(denoiser: Any) -> Iterator[Any]:
-    """The blocks that diffusers' cache goes by."""
-    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS
-
-    for name, blocks in denoiser.named_children():
-        if name in _ALL_TRANSFORMER_BLOCK_IDENTIFIERS:
-            yield from blocks
 
 
 def _single(value: float) -> float:

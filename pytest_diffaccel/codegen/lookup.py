@@ -230,6 +230,8 @@ def _kept_share(key: GoldenKey, params: Params, steps: int, registry: Registry) 
     that half the run lay behind is another setting when a third does.
     """
     accelerator = registry.for_params(params)
+    if accelerator.deciding is not None:
+        return 0.0  # what the pictures decide there is not known
     here = Counter(accelerator.kinds(params, key.cell.steps))
     there = Counter(accelerator.kinds(params, steps))
     growth = steps / key.cell.steps

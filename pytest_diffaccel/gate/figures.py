@@ -67,17 +67,19 @@ class FirstSteps:
     """What the first steps of a run belong to.
 
     Attributes:
-        kinds: of all steps of a whole run.
+        kinds: of all steps of a whole run; None: these are whole runs, each with the kinds that its pictures decided.
         fixed_s: what surrounds its steps, at least 0.
         later: what all steps of a whole run take, as a multiple of what the first ones let expect.
     """
 
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...] | None
     fixed_s: float = 0.0
     later: float = 1.0
 
     def run_seconds(self, runs: Sequence[RunTiming]) -> float:
         """A whole run by the first steps of some."""
+        if self.kinds is None:
+            return self.fixed_s + self.later * fmean(_steps_seconds([run], run.kinds) for run in runs)
         return self.fixed_s + self.later * _steps_seconds(runs, self.kinds)
 
 
@@ -120,8 +122,12 @@ def _steps_seconds(runs: Sequence[RunTiming], kinds: Sequence[str]) -> float:
 def fast_seconds(times: RunTimes) -> Array:
     """What a run costs by its fast steps and fast runs, seconds, (...): its fixed part and its steps' kinds.
 
-    A kind's cost is the mean over the faster half of the runs of the low quantile of its step times there.
+    A kind's cost is the mean over the faster half of the runs of the low quantile of its step times there. Where the
+    pictures decide the kinds, it is the faster runs as they are.
     """
+    if times.is_mixed:
+        # A kind may be in few of the runs.
+        return faster_mean(times.run_seconds().mean(axis=-1))
     seconds = faster_mean(times.fixed_s.mean(axis=-1))
     for kind, steps in times.step_s.items():
         seconds = seconds + times.counts[kind] * faster_mean(low_quantile(steps).mean(axis=-1))

@@ -156,7 +156,7 @@ class CaseTimer:
             return Figure.from_first_steps(
                 blocks,
                 FirstSteps(self.baseline.kinds, use.baseline_fixed_s),
-                FirstSteps(self.generate.kinds, use.fixed_s, use.later),
+                FirstSteps(None if _decides(self.generate) else self.generate.kinds, use.fixed_s, use.later),
             )
 
         with self.bench.pipelines.lock.timing():
@@ -184,12 +184,15 @@ class CaseTimer:
         batches = self._batches()
 
         def one(index: int) -> RunTiming:
-            batch, steps = batches[index % len(batches)], steps_that_tell(generate.kinds)
+            batch = batches[index % len(batches)]
+            # What the first steps cost tells nothing of the later ones' kinds where the pictures decide these.
+            steps = generate.steps if _decides(generate) else steps_that_tell(generate.kinds)
             if clock == DEVICE:
                 return busy_steps(generate, batch.prompts, batch.seeds, steps, kernels)
             if clock == HOST:
                 # As many launches as with all, and little for the GPU to do, which the host must not wait for.
-                return launched_steps(generate, batch.prompts[:1], batch.seeds[:1], steps)
+                images = len(batch.seeds) if _decides(generate) else 1
+                return launched_steps(generate, batch.prompts[:images], batch.seeds[:images], steps)
             return timed_run(generate, batch.prompts, batch.seeds)[1]
 
         return one
@@ -203,3 +206,8 @@ class CaseTimer:
 def _least_fixed_s(runs: Sequence[RunTiming]) -> float:
     """What surrounds the steps of a run takes, seconds: other processes only ever add to it."""
     return max(0.0, min(run.fixed_s for run in runs))
+
+
+def _decides(generate: Generate) -> bool:
+    """Whether the pictures decide what a step reuses."""
+    return generate.accelerator.deciding is not None

@@ -61,7 +61,8 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
         blocks: its timed blocks.
         flops: floating-point operations of a step by kind, the unaccelerated pipeline's kinds included.
     """
-    if not blocks or not flops.keys() >= {*blocks[0].baseline.kinds, *blocks[0].runs[0].kinds}:
+    runs = [run for block in blocks for run in (block.baseline, *block.runs)]
+    if not blocks or not flops.keys() >= {kind for run in runs for kind in run.kinds}:
         return None
     baseline = RunTimes.of([(block.baseline,) for block in blocks])
     candidate = RunTimes.of([block.runs for block in blocks])
@@ -75,5 +76,5 @@ def bottleneck(blocks: Sequence[Block], flops: Mapping[str, int]) -> Bottleneck 
     )
 
 
-def _flops(times: RunTimes, flops: Mapping[str, int]) -> int:
+def _flops(times: RunTimes, flops: Mapping[str, int]) -> float:
     return sum(count * flops[kind] for kind, count in times.counts.items())

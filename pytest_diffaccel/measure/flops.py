@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
         seed: of its start noise.
         known: kinds that need not be counted; without others, nothing is generated.
     """
+    if generate.accelerator.deciding:
+        # Whatever this picture decides: one that reuses as soon as it can shows both kinds.
+        generate = replace(generate, params=generate.accelerator.extremes[1], decided=())
     # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
     places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
     if not places:
@@ -78,4 +82,5 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
     with torch.compiler.set_stance("force_eager"), ExitStack() as counting:
         clock = FlopClock(counter, set(places.values()), counting)
         generate.observed([prompt], [seed], clock)
-    return {kind: clock.counts[place] for kind, place in places.items()}
+    counts = {kind: clock.counts[place] for kind, place in places.items()}
+    return counts | generate.accelerator.between(counts)

@@ -46,7 +46,7 @@ class RunTiming:
     Attributes:
         total_s: wall time of the call, seconds.
         step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one per step, in order.
-        kinds: the kind of each step, as the accelerator predicts it; as long as ``step_s``.
+        kinds: the kind of each step, as parameters say or pictures decided; as long as ``step_s``.
     """
 
     total_s: float
@@ -257,6 +257,8 @@ class Measurement:
         flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
             counted for winners on GPUs only.
         metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
+        decided: where the pictures decide what a step reuses, the kind of each step of each batch's generation, in
+            their order.
     """
 
     candidate: Candidate
@@ -271,12 +273,14 @@ class Measurement:
     peak_memory_mb: float = 0.0
     flops: dict[str, int] = field(default_factory=dict)
     metrics: Mapping[str, MetricValues] = field(default_factory=dict)
+    decided: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, all fields but an empty ``metrics``; :meth:`from_json` reads it back equal."""
+        """Plain JSON types, all fields but empty ``metrics`` and ``decided``; :meth:`from_json` reads it back equal."""
         fields = asdict(self)
-        if not self.metrics:
-            del fields["metrics"]
+        for name in ("metrics", "decided"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     @classmethod
@@ -301,6 +305,7 @@ class Measurement:
             ),
             blocks=tuple(_block_from_json(block) for block in rest.pop("blocks")),
             metrics={name: _metric_from_json(values) for name, values in rest.pop("metrics", {}).items()},
+            decided=tuple(tuple(kinds) for kinds in rest.pop("decided", ())),
             **rest,
         )
 

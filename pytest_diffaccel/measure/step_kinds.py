@@ -34,20 +34,30 @@ class RunTimes:
 
     Attributes:
         fixed_s: what is not a step, seconds, (..., n, runs of a block).
-        step_s: step times by kind, seconds, (..., n, runs of a block, steps of the kind).
-        counts: by kind, how many steps of a run are of it.
+        step_s: step times by kind, seconds, (..., n, runs of a block, steps of the kind); NaN where a step of the run
+            is of another kind, if the runs do not all have the same kinds.
+        counts: by kind, how many steps of a run are of it; their mean, if not all have the same kinds.
     """
 
     fixed_s: Array
     step_s: Mapping[str, Array]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
     @classmethod
     def of(cls, blocks: Sequence[Sequence[RunTiming]]) -> RunTimes:
-        """The runs of each block, as many in each and all with the same kinds of steps."""
+        """The runs of each block, as many in each and all of as many steps.
+
+        They have the same kinds of steps, unless the pictures decide them (:attr:`.Generate.decided`).
+        """
         fixed = np.array([[run.fixed_s for run in runs] for runs in blocks])
         steps = np.array([[run.step_s for run in runs] for runs in blocks])
-        return cls.from_steps(fixed, steps, blocks[0][0].kinds)
+        kinds = blocks[0][0].kinds
+        if all(run.kinds == kinds for runs in blocks for run in runs):
+            return cls.from_steps(fixed, steps, kinds)
+        names = np.array([[run.kinds for run in runs] for runs in blocks])
+        by_kind = {str(kind): np.where(names == kind, steps, np.nan) for kind in np.unique(names)}
+        counts = {kind: float((names == kind).sum(axis=-1).mean()) for kind in by_kind}
+        return cls(fixed, by_kind, counts)
 
     @classmethod
     def from_steps(cls, fixed_s: Array, step_s: Array, kinds: Sequence[str]) -> RunTimes:
@@ -63,28 +73,40 @@ class RunTimes:
         return cls(fixed_s, by_kind, {kind: kinds.count(kind) for kind in by_kind})
 
     @cached_property
+    def is_mixed(self) -> bool:
+        """Whether not all runs have the same kinds of steps."""
+        return any(bool(np.isnan(times).any()) for times in self.step_s.values())
+
+    @cached_property
     def _relative(self) -> dict[str, Array]:
         """Steps by kind as multiples of the median of their kind in their run, the run's furthest winsorised."""
         relative = {kind: times / _middle_of(times) for kind, times in self.step_s.items()}
         every = np.sort(np.concatenate(list(relative.values()), axis=-1), axis=-1)
-        cut = round(WINSORISED * every.shape[-1])
-        low, high = every[..., cut, None], every[..., -1 - cut, None]
+        # NaN comes last, and stands for as many steps in each run.
+        steps = every.shape[-1] // len(relative) if self.is_mixed else every.shape[-1]
+        cut = round(WINSORISED * steps)
+        low, high = every[..., cut, None], every[..., steps - 1 - cut, None]
         return {kind: np.clip(times, low, high) for kind, times in relative.items()}
 
     @cached_property
     def kind_s(self) -> dict[str, Array]:
         """What a step of each kind cost in each run, seconds, (..., n, runs of a block): the winsorised mean."""
-        return {
-            kind: (_middle_of(self.step_s[kind]) * relative).mean(axis=-1) for kind, relative in self._relative.items()
-        }
+        return {kind: _mean(_middle_of(self.step_s[kind]) * relative) for kind, relative in self._relative.items()}
 
     def run_seconds(self) -> Array:
         """What each run took by its kinds' costs and its fixed part, seconds, (..., n, runs of a block)."""
-        return self.fixed_s + sum(self.counts[kind] * cost for kind, cost in self.kind_s.items())
+        if not self.is_mixed:
+            return self.fixed_s + sum(self.counts[kind] * cost for kind, cost in self.kind_s.items())
+        of_kinds = [
+            np.count_nonzero(~np.isnan(self.step_s[kind]), axis=-1) * cost for kind, cost in self.kind_s.items()
+        ]
+        seconds: Array = self.fixed_s + np.nansum(of_kinds, axis=0)
+        return seconds
 
     def step_variance(self) -> Array:
         """Variance of a step within its run, as a share of its kind's cost squared: mean of all runs, (...)."""
-        variance: Array = np.concatenate(list(self._relative.values()), axis=-1).var(axis=-1).mean(axis=(-1, -2))
+        relative = np.concatenate(list(self._relative.values()), axis=-1)
+        variance: Array = (np.nanvar if self.is_mixed else np.var)(relative, axis=-1).mean(axis=(-1, -2))
         return variance
 
     def costs(self) -> dict[str, Array]:
@@ -102,13 +124,30 @@ class RunTimes:
 
 
 def _middle_of(times: Array) -> Array:
-    found: Array = np.median(times, axis=-1, keepdims=True)
-    return found
+    if not np.isnan(times).any():
+        found: Array = np.median(times, axis=-1, keepdims=True)
+        return found
+    ordered = np.sort(times, axis=-1)
+    known = np.count_nonzero(~np.isnan(ordered), axis=-1)[..., None]
+    # Without any, all of them are NaN.
+    low, high = (np.take_along_axis(ordered, place, axis=-1) for place in ((known - 1) // 2, known // 2))
+    return (low + high) / 2
+
+
+def _mean(values: Array) -> Array:
+    """Mean along the last axis of what is there; NaN of nothing."""
+    there = ~np.isnan(values)
+    if there.all():
+        mean: Array = values.mean(axis=-1)
+        return mean
+    count = np.count_nonzero(there, axis=-1)
+    return np.where(count, np.where(there, values, 0.0).sum(axis=-1) / np.maximum(count, 1), np.nan)
 
 
 def _of_blocks(values: Array) -> Array:
-    """Trimmed mean of blocks, (..., n, runs of a block) to (...)."""
-    mean: Array = middle(values.mean(axis=-1)).mean(axis=-1)
+    """Trimmed mean of blocks, (..., n, runs of a block) to (...); of those that have what is meant."""
+    means = _mean(values)
+    mean: Array = middle(means if means.ndim > 1 else means[~np.isnan(means)]).mean(axis=-1)
     return mean
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
+from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
 from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
 
 
 class Knowledge:
@@ -20,6 +23,7 @@ class Knowledge:
         rounds: of the calibration, by either clock, in their order.
         decide_by: the clock whose speed-ups decide.
         quality: the metric that decides, which all measurements of the search have.
+        foresights: of methods that decide by the picture, by group.
     """
 
     def __init__(
@@ -29,12 +33,14 @@ class Knowledge:
         rounds: Iterable[Round] = (),
         decide_by: SpeedClock = "wall",
         quality: Deciding = BY_LPIPS,
+        foresights: Mapping[Group, Sequence[Foresight]] | None = None,
     ) -> None:
         self._registry = registry
         self._decide_by = decide_by
         self._quality = quality
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._rounds = list(rounds)
+        self._foresights = foresights or {}
         self._costs: dict[SpeedClock, CostModel] = {}
         for measurement in measurements:
             self.add(measurement)
@@ -47,6 +53,10 @@ class Knowledge:
     def rounds(self, clock: SpeedClock = "wall") -> list[Round]:
         """The calibration's rounds by a clock, in their order."""
         return [made for made in self._rounds if made.clock == clock]
+
+    def forget_costs(self) -> None:
+        """Something else that speed-ups are predicted from is known now."""
+        self._costs.clear()
 
     def replace_rounds(self, rounds: Sequence[Round]) -> None:
         """Know these rounds, of either clock, in place of those known."""
@@ -93,8 +103,16 @@ class Knowledge:
         if clock not in self._costs:
             short = [(candidate, (block,)) for made in self.rounds(clock) for candidate, block in made.blocks]
             timed = self._timed() if clock == "wall" else []
-            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short], clock)
+            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short], clock, self.step_counts)
         return self._costs[clock]
+
+    @property
+    def step_counts(self) -> StepCounts:
+        """How many steps of a candidate are of which kind, by what its runs decided, else by what was foreseen."""
+        decided: defaultdict[Candidate, list[Sequence[str]]] = defaultdict(list)
+        for measurement in self._measurements.values():
+            decided[measurement.candidate] += measurement.decided or decided_in(measurement.blocks)
+        return StepCounts(self._registry, self._foresights, decided)
 
     def _timed(self) -> list[tuple[Candidate, Sequence[Block]]]:
         """The measurements' blocks.

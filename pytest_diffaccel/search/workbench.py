@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
@@ -98,6 +99,7 @@ class Workbench:
         self.since = self.began_at if settings.fresh else 0.0
         self._environments: dict[str, Environment] = {}
         self._knowledge: dict[str, Knowledge] = {}
+        self._foresights: dict[Group, Sequence[Foresight]] = {}
         self._group: Group | None = None
 
     @property
@@ -137,8 +139,18 @@ class Workbench:
         ]
         rounds = self.store.rounds(environment, self.since)
         self._knowledge[cell.pipe] = Knowledge(
-            self.registry, stored, rounds, self.settings.decide_by, self.settings.quality
+            self.registry, stored, rounds, self.settings.decide_by, self.settings.quality, self._foresights
         )
+
+    def foresee(self, cell: Cell, accelerator: Accelerator) -> None:
+        """Foresee what a method that decides by the picture decides in a cell, by the first samples, once."""
+        group = Group(cell, accelerator.name)
+        if group in self._foresights:
+            return
+        batches = self.batches(cell, "search", self.first_samples)
+        with self.generating(cell, accelerator.extremes[0], "foreseeing") as generate:
+            self._foresights[group] = [generate.foreseen(batch.prompts, batch.seeds) for batch in batches]
+        self.known(cell).forget_costs()
 
     def is_usable(self, measurement: Measurement) -> bool:
         """Whether a stored measurement says what the search decides by; winners get what they lack of their pictures.

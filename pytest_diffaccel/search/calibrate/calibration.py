@@ -18,6 +18,7 @@ from statistics import fmean, median
 from filelock import Timeout
 
 from pytest_diffaccel import matrix
+from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import why_no_device_time
 from pytest_diffaccel.measure.measurement import Interval
@@ -82,6 +83,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     with suppress(Timeout), lock_between_processes(folder / f"{environment}-scale.lock").write_lock(blocking=False):
         scaled_environment(bench, cell)
     began, candidates = time.monotonic(), candidates_of(bench, cell)
+    _foresee(bench, cell, candidates)
     made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
     if not candidates or not bench.known(cell).rounds():
         return None
@@ -98,6 +100,22 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         steps=cell.steps,
         accelerated_share=fmean(1 / speedup.value for speedup in speedups),
     )
+
+
+def _foresee(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> None:
+    """Foresee what methods decide by the picture, in each of the pipe's cells that are searched.
+
+    Where that fails, their speed-ups stay vague, and their candidates show what is wrong.
+    """
+    for accelerator in bench.registry.select({candidate.accelerator for candidate in candidates}):
+        for searched in bench.settings.cells if accelerator.deciding else ():
+            if searched.pipe == cell.pipe:
+                try:
+                    bench.foresee(searched, accelerator)
+                except Exception as error:
+                    _LOG.warning("what %s decides in %s cannot be foreseen: %s", accelerator.name, searched, error)
+                    if is_cuda_broken():
+                        raise CudaBroken(f"this process can use its GPU no more ({error})") from error
 
 
 def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], most_s: float) -> int:

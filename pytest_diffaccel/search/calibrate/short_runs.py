@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.matrix import Candidate
+from pytest_diffaccel.search.predict.step_counts import StepCounts
 
 # Denoiser steps of a short run. In 8 steps T-GATE's reuse before the gate shows, which it does not in 6; kinds that
 # come in no such run are looked for in longer ones.
@@ -24,23 +24,27 @@ class ShortRuns:
     Attributes:
         registry: the methods known.
         runs: candidates whose cells have few steps, shortest first.
+        counts: how many steps of a candidate are of which kind.
     """
 
     registry: Registry
     runs: tuple[Candidate, ...]
+    counts: StepCounts
 
     @classmethod
-    def of(cls, registry: Registry, candidates: Sequence[Candidate]) -> ShortRuns:
+    def of(cls, registry: Registry, candidates: Sequence[Candidate], known: StepCounts | None = None) -> ShortRuns:
         """The methods' own grids at few steps, and at more of them as long as a kind is in none.
 
         Kinds that the full grids lack are looked for in the coarse ones, then in the candidates' own parameters: they
-        may be of the space beyond all grids.
+        may be of the space beyond all grids. Methods that decide by the picture show their kinds at their extremes.
 
         Args:
             registry: the methods known.
             candidates: what is to be told of; of one pipe, at least one.
+            known: what is known of the candidates' steps; None: what their parameters say.
         """
-        missing = {kind for candidate in candidates for kind in _counts(registry, candidate)}
+        counts = known or StepCounts(registry)
+        missing = {kind for candidate in candidates for kind in counts.of(candidate).by_kind}
         accelerators = registry.select({candidate.accelerator for candidate in candidates})
         runs: dict[str, Candidate] = {}
         for steps in (*_STEPS, *sorted({candidate.cell.steps for candidate in candidates})):
@@ -49,7 +53,7 @@ class ShortRuns:
                 [
                     Candidate(cell, accelerator.name, params)
                     for accelerator in accelerators
-                    for params in accelerator.grid(cell, coarse=size)
+                    for params in accelerator.extremes or accelerator.grid(cell, coarse=size)
                 ]
                 for size in (False, True)
             )
@@ -58,12 +62,12 @@ class ShortRuns:
                 coarse,
                 [replace(candidate, cell=cell) for candidate in candidates if candidate.cell.steps >= steps],
             ):
-                useful = [run for run in made if _is_valid(registry, run) and missing & _counts(registry, run).keys()]
+                useful = [run for run in made if _is_valid(registry, run) and missing & counts.of(run).by_kind.keys()]
                 runs |= {run.key: run for run in useful}
-                missing -= {kind for run in useful for kind in _counts(registry, run)}
+                missing -= {kind for run in useful for kind in counts.of(run).by_kind}
             if not missing:
                 break
-        return cls(registry, tuple(runs.values()))
+        return cls(registry, tuple(runs.values()), counts)
 
     def without(self, keys: set[str]) -> ShortRuns:
         """The same less the runs of these keys: those that do not work."""
@@ -76,7 +80,7 @@ class ShortRuns:
 
         A kind counts by its share of the candidate's steps, and by the logarithm of how often the run makes it.
         """
-        wanted = _counts(self.registry, candidate)
+        wanted = self.counts.of(candidate).by_kind
         best, most = None, 0.0
         for run, counts in self._counted:
             if run.accelerator == candidate.accelerator:
@@ -86,13 +90,8 @@ class ShortRuns:
         return best
 
     @cached_property
-    def _counted(self) -> list[tuple[Candidate, Counter[str]]]:
-        return [(run, _counts(self.registry, run)) for run in self.runs]
-
-
-def _counts(registry: Registry, candidate: Candidate) -> Counter[str]:
-    accelerator: Accelerator = registry.for_params(candidate.params)
-    return Counter(accelerator.kinds(candidate.params, candidate.cell.steps))
+    def _counted(self) -> list[tuple[Candidate, Mapping[str, float]]]:
+        return [(run, self.counts.of(run).by_kind) for run in self.runs]
 
 
 def _is_valid(registry: Registry, candidate: Candidate) -> bool:

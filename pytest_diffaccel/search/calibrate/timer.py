@@ -79,7 +79,8 @@ class Timer:
         """
         if not candidates:
             return 0
-        short, made = ShortRuns.of(self._bench.registry, candidates), 0
+        known = self._bench.known(self._cell)
+        short, made = ShortRuns.of(self._bench.registry, candidates, known.step_counts), 0
         short = short.without(self._misfits(short.runs))
         with self._bench.spent.on("short runs"):
             while True:

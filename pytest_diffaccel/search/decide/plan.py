@@ -92,6 +92,8 @@ class Plan:
         """
         (speedup,) = self.costs.speedups([candidate])
         said = f"predicted {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+        if reason := self.needless(candidate):
+            return Advice(False, f"{said}: {reason}")
         if not self._fast_enough(speedup):
             if self._teaches(candidate):
                 return Advice(True, f"{said}; shows what the method loses where it does little")
@@ -128,8 +130,31 @@ class Plan:
 
     @property
     def _landmarks(self) -> list[Candidate]:
-        grid = self.accelerator.grid(self.cell, coarse=False)
-        return [Candidate(self.cell, self.accelerator.name, grid[place]) for place in (0, len(grid) // 2, -1)]
+        rows = self.accelerator.grid(self.cell, coarse=False)
+        grid = self.distinct([Candidate(self.cell, self.accelerator.name, params) for params in rows])
+        return [grid[place] for place in (0, len(grid) // 2, -1)] if grid else []
+
+    def needless(self, candidate: Candidate) -> str:
+        """Why a candidate needs no pictures, by what these would decide, as a clause; empty where it may need some."""
+        counts = self.costs.counts
+        own = counts.decisions(candidate)
+        if not own:
+            return ""
+        if not counts.reused_share(candidate):
+            return "reuses nothing in the first pictures"
+        alike = [known for known in self.evaluated if known != candidate and counts.decisions(known) == own]
+        return f"decides in the first pictures as {format_params(alike[0].params)} does" if alike else ""
+
+    def distinct(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that may need pictures; of several whose pictures would decide alike, the first."""
+        seen: set[tuple[tuple[str, ...], ...]] = set()
+        left = []
+        for candidate in candidates:
+            decisions = self.costs.counts.decisions(candidate)
+            if decisions not in seen and not self.needless(candidate):
+                left.append(candidate)
+            seen |= {decisions} - {()}
+        return left
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """The one most worth evaluating next; None when none is.
@@ -191,7 +216,7 @@ class Plan:
     @cached_property
     def _model(self) -> LossModel:
         first = {candidate: self._first_loss(candidate) for candidate in self.evaluated}
-        return LossModel(self.registry, self.cell, first, self.first)
+        return LossModel(self.registry, self.cell, first, self.first, self.costs.counts)
 
     def _losses(self, candidates: Sequence[Candidate]) -> tuple[Array, Array]:
         return self._model.predict(self.accelerator, [candidate.params for candidate in candidates])

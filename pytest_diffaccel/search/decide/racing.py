@@ -93,6 +93,7 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
     known = track.plan()
     evaluated = in_vain = 0
     failed: list[str] = []
+    candidates = known.distinct(candidates)
     gentlest = known.gentlest(candidates)
     if gentlest is not None and not time_is_up() and _evaluates(track, gentlest, failed):
         evaluated, known = 1, track.plan()

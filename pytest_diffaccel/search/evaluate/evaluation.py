@@ -45,6 +45,13 @@ class _Subject:
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     flops: dict[str, int] = field(default_factory=dict)
+    decided: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def keep(self, place: int, images: list[Image]) -> None:
+        """Of a batch, with what the pictures decided."""
+        self.images[place] = images
+        if self.generate.decided:
+            self.decided[place] = self.generate.decided
 
 
 def measure(
@@ -104,10 +111,12 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     cell = candidate.cell
     references = bench.pictures.references(cell, "search")
     images: list[Image] = []
+    decided = list(measurement.decided)
     with bench.pipelines.lock.generating(), bench.pipelines.generating(cell, candidate.params) as generate:
         for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
             with bench.spent.on("pictures"):
                 images += generate.observed(*_arguments(batch), None)
+            decided += [generate.decided] if generate.decided else []
         check_candidate(images)
         with bench.spent.on("scoring"):
             added, more = references.score(images, had), bench.secondary.deciding(cell, images, had)
@@ -116,6 +125,7 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
         sampling=bench.sampling(cell, "search", num_samples),
         quality=pooled_quality(measurement.quality, added),
         metrics={name: measurement.metrics[name].and_more(metric) for name, metric in more.items()},
+        decided=tuple(decided),
     )
 
 
@@ -205,7 +215,7 @@ def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
 
     reset_peak_memory(device)
     with bench.spent.on("pictures"):
-        subject.images[0] = subject.generate.counted(*_arguments(batch), made=made)
+        subject.keep(0, subject.generate.counted(*_arguments(batch), made=made))
     subject.fired = dict(subject.generate.fired)
     bench.pipelines.warm_kinds |= set(subject.generate.kinds)
 
@@ -214,11 +224,13 @@ def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subje
     """Arithmetic of all kinds of steps, of which those counted before are not counted again."""
     known = bench.known(subjects[0].candidate.cell).flops
     for generate in (baseline, *(subject.generate for subject in subjects)):
-        if not known.keys() >= set(generate.kinds):
+        if not known.keys() >= {*generate.kinds, *generate.accelerator.kinds(generate.params, generate.steps)}:
             with bench.pipelines.lock.generating(), bench.spent.on("counting arithmetic"):
                 known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
     for subject in subjects:
-        subject.flops = {kind: known[kind] for kind in dict.fromkeys((*baseline.kinds, *subject.generate.kinds))}
+        decided = (kind for kinds in subject.decided.values() for kind in kinds)
+        kinds = dict.fromkeys((*baseline.kinds, *subject.generate.kinds, *decided))
+        subject.flops = {kind: known[kind] for kind in kinds}
 
 
 def _arguments(batch: Batch) -> tuple[Sequence[str], Sequence[int]]:
@@ -247,7 +259,8 @@ def _runs(subject: _Subject, batches: Sequence[Batch]) -> TimedRun:
     def one(_index: int) -> RunTiming:
         again = len(subject.blocks) % full
         place = next((place for place in range(full) if place not in subject.images), again)
-        subject.images[place], timing = timed(subject.generate, *_arguments(batches[place]))
+        images, timing = timed(subject.generate, *_arguments(batches[place]))
+        subject.keep(place, images)
         return timing
 
     return one
@@ -257,7 +270,7 @@ def _make_missing_images(bench: Workbench, subject: _Subject, batches: Sequence[
     for place, batch in enumerate(batches):
         if place not in subject.images:
             with bench.pipelines.lock.generating(), bench.spent.on("pictures"):
-                subject.images[place] = subject.generate.observed(*_arguments(batch), None)
+                subject.keep(place, subject.generate.observed(*_arguments(batch), None))
 
 
 def _measurement(
@@ -285,4 +298,5 @@ def _measurement(
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,
         flops=subject.flops,
+        decided=tuple(subject.decided[place] for place in sorted(subject.decided)),
     )

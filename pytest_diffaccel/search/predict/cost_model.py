@@ -10,7 +10,6 @@ that were never timed are predicted, with an interval that says how well.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import combinations
@@ -22,6 +21,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval, SpeedClock
 from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts
 from pytest_diffaccel.search.predict.regression import Array, Regression
+from pytest_diffaccel.search.predict.step_counts import StepCounts
 
 # Standard deviations of the logarithm of a kind's cost. What a method's feature may do to it, before anything is
 # timed: from a tenth of it to all of it.
@@ -42,12 +42,14 @@ class CostModel:
 
     Attributes:
         registry: the methods, whose features kinds have.
+        counts: how many steps of a candidate are of which kind.
         kinds: cost of every kind that was timed, by kind.
         fixed: cost of what is not a step, by accelerator; ``""`` is the baseline.
     """
 
-    def __init__(self, registry: Registry, costs: KindCosts) -> None:
+    def __init__(self, registry: Registry, costs: KindCosts, counts: StepCounts | None = None) -> None:
         self.registry = registry
+        self.counts = counts or StepCounts(registry)
         self.kinds = costs.kinds
         self.fixed = costs.fixed
         self._errors = costs.covariance
@@ -56,7 +58,11 @@ class CostModel:
 
     @classmethod
     def fit(
-        cls, registry: Registry, timed: Iterable[tuple[Candidate, Sequence[Block]]], clock: SpeedClock = "wall"
+        cls,
+        registry: Registry,
+        timed: Iterable[tuple[Candidate, Sequence[Block]]],
+        clock: SpeedClock = "wall",
+        counts: StepCounts | None = None,
     ) -> CostModel:
         """Learn from timed blocks.
 
@@ -64,11 +70,15 @@ class CostModel:
             registry: the methods known.
             timed: blocks of one environment; candidates of any of its cells and accelerators.
             clock: that timed them.
+            counts: how many steps of a candidate are of which kind; None: what its parameters say.
         """
-        return cls(registry, KindCosts.from_blocks(timed, clock))
+        return cls(registry, KindCosts.from_blocks(timed, clock), counts)
 
     def speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
-        """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known."""
+        """Predicted speed-up of each candidate with its 95% interval; very wide where nothing is known.
+
+        Where pictures decide how many steps are reused, the interval holds how far that may be off.
+        """
         new = [candidate for candidate in candidates if candidate not in self._predicted]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
@@ -127,14 +137,14 @@ class CostModel:
         return self._regression.predict(self._covariance(kinds, list(self.kinds)), own)
 
     def _speedups(self, candidates: Sequence[Candidate]) -> list[Interval]:
-        calls = [_calls(self.registry, candidate) for candidate in candidates]
-        kinds = sorted({kind for row in calls for kind in row})
-        counts = np.array([[row[kind] for kind in kinds] for row in calls], dtype=float)
+        calls = [self.counts.of(candidate) for candidate in candidates]
+        kinds = sorted({kind for row in calls for kind in row.by_kind})
+        counts = np.array([[row.by_kind.get(kind, 0) for kind in kinds] for row in calls], dtype=float)
         log_costs, covariance = self._log_costs(kinds)
         parts = counts * np.exp(log_costs)
         baseline_fixed = self.fixed.get(BASELINE, Cost(0.0, _UNKNOWN_FIXED_SD**2, 0))
         found = []
-        for candidate, steps in zip(candidates, parts, strict=True):
+        for candidate, steps, own in zip(candidates, parts, calls, strict=True):
             fixed = self._fixed(candidate.accelerator)
             baseline_s = math.exp(baseline_fixed.log_ratio) + candidate.cell.steps
             total = float(steps.sum()) + math.exp(fixed.log_ratio)
@@ -144,6 +154,8 @@ class CostModel:
                 float(shares @ covariance @ shares)
                 + (math.exp(fixed.log_ratio) / total) ** 2 * fixed.variance
                 + (math.exp(baseline_fixed.log_ratio) / baseline_s) ** 2 * baseline_fixed.variance
+                # As if a plain step were saved or not: so much are those that are reused cheaper, at most.
+                + (own.sd * candidate.cell.steps / total) ** 2
             )
             half = _NORMAL_95 * self.widening * math.sqrt(max(0.0, variance))
             speedup = baseline_s / total
@@ -160,9 +172,3 @@ class CostModel:
 @lru_cache(maxsize=1 << 16)
 def _features(registry: Registry, kind: str) -> dict[str, Mapping[str, float]]:
     return registry.features(kind)
-
-
-@lru_cache(maxsize=1 << 16)
-def _calls(registry: Registry, candidate: Candidate) -> Counter[str]:
-    """How many of a candidate's steps are of each kind."""
-    return Counter(registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps))

@@ -18,6 +18,7 @@ from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 from pytest_diffaccel.search.predict.regression import Array, Regression, bells
+from pytest_diffaccel.search.predict.step_counts import StepCounts
 
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
@@ -58,9 +59,12 @@ def loss_of(log: float) -> float:
 class _MethodLoss:
     """Log loss of one method over its own points."""
 
-    def __init__(self, method: Method, cell: Cell, points: Sequence[Point], losses: Sequence[float]) -> None:
+    def __init__(
+        self, method: Method, cell: Cell, points: Sequence[Point], losses: Sequence[float], counts: StepCounts
+    ) -> None:
         self._method = method
         self._cell = cell
+        self._counts = counts
         self._level = float(np.mean(losses)) if losses else _UNKNOWN_LOG_LOSS
         self._known = self._places(points)
         self._values = np.array(losses) - self._level
@@ -80,7 +84,12 @@ class _MethodLoss:
         return mean + self._level, variance
 
     def _places(self, points: Sequence[Point]) -> Array:
-        return np.array([_coordinates(self._method, self._cell, point) for point in points], dtype=float)
+        return np.array([self._place(point) for point in points], dtype=float)
+
+    def _place(self, point: Point) -> tuple[float, ...]:
+        """Where pictures decide, points that reuse as much lose as much: a threshold that changes nothing is none."""
+        share = self._counts.reused_share(Candidate(self._cell, self._method.name, {self._method.name: point}))
+        return _coordinates(self._method, self._cell, point) if share is None else (share,)
 
     @staticmethod
     def _covariance(one: Array, other: Array) -> Array:
@@ -96,9 +105,17 @@ class LossModel:
         cell: the cell.
         evaluated: mean losses seen on those samples, by candidate, of any accelerator of the cell.
         samples: how many samples that is, at least 1.
+        counts: how many steps of a candidate are of which kind; None: what its parameters say.
     """
 
-    def __init__(self, registry: Registry, cell: Cell, evaluated: Mapping[Candidate, float], samples: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        cell: Cell,
+        evaluated: Mapping[Candidate, float],
+        samples: int,
+        counts: StepCounts | None = None,
+    ) -> None:
         self._cell = cell
         self._evaluated = evaluated
         self._noise = _TOGETHER_NOISE_SD**2 + _SAMPLE_SD**2 / samples
@@ -112,7 +129,11 @@ class LossModel:
                 }
                 points = [candidate.params[method.name] for candidate in own]
                 self._methods[method.name] = _MethodLoss(
-                    method, cell, points, [log_loss(loss) for loss in own.values()]
+                    method,
+                    cell,
+                    points,
+                    [log_loss(loss) for loss in own.values()],
+                    counts or StepCounts(registry),
                 )
 
     def predict(self, accelerator: Accelerator, rows: Sequence[Params]) -> tuple[Array, Array]:

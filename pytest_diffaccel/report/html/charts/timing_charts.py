@@ -148,7 +148,9 @@ def _bar(
                 "params": params,
                 "place": place,
                 "kind": kind.replace("|", " and "),
-                "short": kind if kind == _OUTSIDE else f"{count} × {_METHOD.sub('', kind).replace('|', ' · ')}",
+                "short": kind
+                if kind == _OUTSIDE
+                else f"{round(count, 1):g} × {_METHOD.sub('', kind).replace('|', ' · ')}",
                 "steps": None if kind == _OUTSIDE else count,
                 "start": round(start, 4),
                 "end": round(end, 4),
