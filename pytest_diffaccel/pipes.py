@@ -53,7 +53,12 @@ class PipeSpec:
             what is installed (the watermark).
         left_out_in_scripts: those of them that scripts need, as Python writes arguments.
         architecture: its shapes, for random weights; None: it cannot be had without weights.
+        sized_by_vae: whether its weights' own size is their VAE's ``sample_size``, in pixels, of which its class takes no
+            notice; scripts and the stand-in draw it.
+        text_length: tokens to which a call of its class fills texts up where it is told nothing; None: it cannot be told.
+            Read of the built-in pipes alone: other classes say so themselves.
         embedded_folder: of its stand-in in this package; empty: there is none.
+        embedded_guidance: guidance scale at which the stand-in was judged (training/README.md).
         embedded_step_s: a step of the stand-in for one picture, seconds on 2 CPU cores (training/README.md).
         full_size_step_s: the same of published weights at their own size, on an NVIDIA H200
             (benchmarks/data/nvidia-h200.jsonl). Of these two only ratios between pipes are used.
@@ -84,7 +89,10 @@ class PipeSpec:
     left_out: Mapping[str, Any] = field(default_factory=dict, hash=False)
     left_out_in_scripts: str = ""
     architecture: Architecture | FluxArchitecture | None = field(default=None, hash=False)
+    sized_by_vae: bool = False
+    text_length: int | None = None
     embedded_folder: str = ""
+    embedded_guidance: float = 5.0
     embedded_step_s: float = 0.024
     full_size_step_s: float = 0.0077
 
@@ -312,6 +320,11 @@ BUILT_IN = (
         lone_denoiser_files=True,
         left_out={"feature_extractor": None, "image_encoder": None},
         architecture=FLUX1,
+        sized_by_vae=True,
+        text_length=512,
+        embedded_folder="flux1",
+        embedded_guidance=3.5,
+        embedded_step_s=0.027,
         full_size_step_s=0.199,  # published for 1024 x 1024 pixels: 28 steps in 5.58 s
     ),
 )

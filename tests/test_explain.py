@@ -92,7 +92,7 @@ def _is_of(entry: GoldenEntry, key: str) -> bool:
             "SDXL, DDIM, 20 steps, DeepCache, 2x",
             "pytest benches --pipe SDXL --sched DDIM --steps 20 --search-targets DeepCache\n",
         ),
-        ("FLUX.1, flow match euler, 28 steps, MagCache, 2x", "--models hub --pipe FLUX.1 --sched FlowMatchEuler"),
+        ("FLUX.1, flow match euler, 28 steps, MagCache, 2x", "pytest benches --pipe FLUX.1 --sched FlowMatchEuler"),
         ("SD1.5, DDIM, 20 steps, ToMe, 2x", "the store holds no candidate of SD1.5-DDIM-20 ToMe"),
         ("SD1.5, DDIM, 20 steps", "speed"),
     ],

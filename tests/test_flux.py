@@ -297,7 +297,7 @@ def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
 
 def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
     """With the weights: there is no stand-in of it, so without them the search would be refused."""
-    command = rf"--models hub --pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"
+    command = rf"pytest benches --pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"
     with pytest.raises(ValueError, match=command):
         generate_script("FLUX.1, flow match euler, 28 steps, MagCache, 1.5x", tmp_path / "none.json")
 
@@ -564,14 +564,6 @@ def test_a_search_finds_and_records_winners_of_a_method_that_does(
     assert gated.ret == 0, gated.outlines
     gated.stdout.fnmatch_lines_random(
         [f"*test_gate[[]FLUX.1-{SCHEDULER}-8-{case}] PASSED*" for case in ("base*", "Hold*")]
-    )
-
-
-def test_without_weights_it_says_where_they_are(small_search: SmallSearch) -> None:
-    result = small_search.pytester.runpytest_inprocess("benches", "--pipe", "FLUX.1")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(
-        ["ERROR: *'embedded' has no entry for FLUX.1; its public weights are those of --models hub"]
     )
 
 

@@ -89,10 +89,16 @@ def guidance_options(pipeline: Any, guidance_scale: float | None, images: int) -
     return {"true_cfg_scale": scale, "negative_prompt": [" "] * images if scale > 1 else None}
 
 
+def usual_text_length(kind: Any) -> int | None:
+    """To how many tokens a call of a pipeline class fills texts up where it is told nothing; None: it cannot be told."""
+    usual = _defaults_of(kind).get("max_sequence_length")
+    return usual if isinstance(usual, int) else None
+
+
 def text_options(pipeline: Any) -> dict[str, Any]:
     """What a pipeline's call takes so that no text is filled up beyond what the last of its tokenizers was made for."""
-    usual = _defaults(pipeline).get("max_sequence_length")
-    if not isinstance(usual, int):
+    usual = usual_text_length(type(pipeline))
+    if usual is None:
         return {}
     length = getattr(pipeline, families_of(pipeline)[0].tokenizers[-1]).model_max_length
     return {"max_sequence_length": length} if length < usual else {}

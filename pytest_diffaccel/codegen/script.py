@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.calls import guides_apart
+from pytest_diffaccel.accelerators.calls import guides_apart, usual_text_length
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
@@ -148,7 +148,7 @@ def _context(answer: Answer) -> dict[str, Any]:
         "environment": answer.environment,
         "shortfall": shortfall(answer),
         "pipe": pipe,
-        "guides_apart": _guides_apart(pipe),
+        **_of_class(pipe),
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
@@ -159,14 +159,19 @@ def _context(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _guides_apart(pipe: PipeSpec) -> bool:
-    """Whether calls of a pipe are guided by another argument: as its class says, if it is none of the built-in ones."""
-    if any(pipe.pipeline_class == spec.pipeline_class for spec in BUILT_IN):
-        return False
+def _of_class(pipe: PipeSpec) -> dict[str, Any]:
+    """What its pipeline class says of a pipe's calls: whether another argument guides them, how long their texts are."""
+    # Of the built-in ones it is known, and nothing heavy is imported.
+    for spec in BUILT_IN:
+        if spec.pipeline_class == pipe.pipeline_class:
+            return {"guides_apart": False, "text_length": spec.text_length}
     import diffusers
 
     kind = getattr(diffusers, pipe.pipeline_class, None)
-    return kind is not None and guides_apart(kind)
+    return {
+        "guides_apart": kind is not None and guides_apart(kind),
+        "text_length": None if kind is None else usual_text_length(kind),
+    }
 
 
 def shortfall(answer: Answer) -> str:

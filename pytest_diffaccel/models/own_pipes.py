@@ -17,7 +17,7 @@ OWN_KEYS = ("class", "steps", "schedulers")
 # What pipes of one class have in common.
 _SHARED = (
     *("built_like", "denoiser", "text_encoders", "tokenizers", "schedulers", "steps", "side_unit"),
-    *("lone_denoiser_files", "left_out", "left_out_in_scripts"),
+    *("lone_denoiser_files", "left_out", "left_out_in_scripts", "sized_by_vae"),
 )
 _FLOW = {"schedulers": FLOW_SCHEDULERS}
 # Classes that are known to work, and to be none of the built-in pipes'; a folder says the same of itself.

@@ -14,6 +14,7 @@ from typing import Any
 
 from pytest_diffaccel.models import entries, own_pipes
 from pytest_diffaccel.models.entries import Kind
+from pytest_diffaccel.models.settings_files import read_json
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, known, make_known
 from pytest_diffaccel.words import meant
 
@@ -32,7 +33,6 @@ NO_QUALITY = (
 _NO_FILES = ("embedded", "hub", ARCHITECTURE)
 
 _WITH_TOKENIZERS = "SDXL"  # of CLIP, for pipes of random weights without a stand-in
-_EMBEDDED_GUIDANCE = 5.0  # what the embedded pipelines were judged at: GUIDANCE in training/cards.py
 _LINE = 'write a line per pipe into it, such as "SD1.5" = "path/to/folder"'
 
 
@@ -77,9 +77,17 @@ class ModelSpec:
     @classmethod
     def from_embedded(cls, pipe: str) -> ModelSpec:
         """The trained stand-in that this package carries."""
-        folder = files("pytest_diffaccel.models") / "embedded" / known()[pipe].embedded_folder
-        description = f"embedded stand-in, not {pipe}"
-        return cls(pipe, "embedded", str(folder), description, guidance_scale=_EMBEDDED_GUIDANCE)
+        family = known()[pipe]
+        folder = files("pytest_diffaccel.models") / "embedded" / family.embedded_folder
+        side = read_json(Path(str(folder)) / "vae" / "config.json")["sample_size"] if family.sized_by_vae else None
+        return cls(
+            pipe,
+            "embedded",
+            str(folder),
+            f"embedded stand-in, not {pipe}",
+            image_size=side and (side, side),
+            guidance_scale=family.embedded_guidance,
+        )
 
     @classmethod
     def from_hub(cls, pipe: str) -> ModelSpec:
