@@ -40,7 +40,7 @@ class Knowledge:
         self._quality = quality
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._rounds = list(rounds)
-        self._foresights = foresights or {}
+        self._foresights = {} if foresights is None else foresights
         self._costs: dict[SpeedClock, CostModel] = {}
         for measurement in measurements:
             self.add(measurement)

@@ -21,7 +21,7 @@ from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval, SpeedClock
 from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts
 from pytest_diffaccel.search.predict.regression import Array, Regression
-from pytest_diffaccel.search.predict.step_counts import StepCounts
+from pytest_diffaccel.search.predict.step_counts import Counts, StepCounts
 
 # Standard deviations of the logarithm of a kind's cost. What a method's feature may do to it, before anything is
 # timed: from a tenth of it to all of it.
@@ -141,6 +141,7 @@ class CostModel:
         kinds = sorted({kind for row in calls for kind in row.by_kind})
         counts = np.array([[row.by_kind.get(kind, 0) for kind in kinds] for row in calls], dtype=float)
         log_costs, covariance = self._log_costs(kinds)
+        costs = dict(zip(kinds, np.exp(log_costs).tolist(), strict=True))
         parts = counts * np.exp(log_costs)
         baseline_fixed = self.fixed.get(BASELINE, Cost(0.0, _UNKNOWN_FIXED_SD**2, 0))
         found = []
@@ -154,8 +155,8 @@ class CostModel:
                 float(shares @ covariance @ shares)
                 + (math.exp(fixed.log_ratio) / total) ** 2 * fixed.variance
                 + (math.exp(baseline_fixed.log_ratio) / baseline_s) ** 2 * baseline_fixed.variance
-                # As if a plain step were saved or not: so much are those that are reused cheaper, at most.
-                + (own.sd * candidate.cell.steps / total) ** 2
+                # So much is at stake in each step of which it is not known whether it is reused.
+                + (own.sd * own.steps * _saved(own, costs) / total) ** 2
             )
             half = _NORMAL_95 * self.widening * math.sqrt(max(0.0, variance))
             speedup = baseline_s / total
@@ -167,6 +168,12 @@ class CostModel:
             return self.fixed[accelerator]
         known = [cost.log_ratio for cost in self.fixed.values()]
         return Cost(max(known, default=0.0), _UNKNOWN_FIXED_SD**2, 0)
+
+
+def _saved(counts: Counts, costs: Mapping[str, float]) -> float:
+    """By how much the dearest of a candidate's kinds of steps costs more than the cheapest, in plain steps."""
+    own = [costs[kind] for kind in counts.by_kind]
+    return max(own) - min(own)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -20,7 +20,7 @@ from pytest_diffaccel.measure.measurement import Block
 
 # Standard deviation of the share of steps that a batch reuses, about that of all prompts; and of what is foreseen
 # instead of run: accelerated residuals are not quite the unaccelerated ones.
-_BATCH_SD, _FORESEEN_SD = 0.03, 0.03
+_BATCH_SD, _FORESEEN_SD = 0.02, 0.02
 # The former counts as so many batches beside those seen.
 _PRIOR_BATCHES = 2
 
