@@ -125,7 +125,7 @@ class FirstBlockCache(Method):
             made.append((hook.state_manager.context.name, not computes))
             return computes
 
-        hook._should_compute_remaining_blocks = recorded
+        hook._should_compute_remaining_blocks = _uncompiled(recorded)
         return lambda: _by_step(made)
 
     def foresight(self) -> Distances:
@@ -167,7 +167,7 @@ class Distances:
             computes: bool = decide(residual)
             return computes
 
-        hook._should_compute_remaining_blocks = measured
+        hook._should_compute_remaining_blocks = _uncompiled(measured)
         yield
 
     def decisions(self, point: Point) -> Sequence[Sequence[bool]]:
@@ -198,6 +198,14 @@ _FEATURES: Mapping[str, Mapping[str, float]] = {
     HALF_REUSED: {"half": 1.0},
     REUSED: {"reused": 2.0},
 }
+
+
+def _uncompiled(decide: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
+    """As the hook's own decision, which compiled blocks call as it is: it keeps what it is given."""
+    import torch
+
+    as_it_is: Callable[[Tensor], bool] = torch.compiler.disable(decide)
+    return as_it_is
 
 
 def _head_hook(denoiser: Any) -> Any:
