@@ -296,7 +296,6 @@ def test_sentences_of_its_relatives_are_not_misread(pipe: str) -> None:
 
 
 def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
-    """With the weights: there is no stand-in of it, so without them the search would be refused."""
     command = rf"pytest benches --pipe FLUX\.1 --sched {SCHEDULER} --steps 28 --search-targets MagCache"
     with pytest.raises(ValueError, match=command):
         generate_script("FLUX.1, flow match euler, 28 steps, MagCache, 1.5x", tmp_path / "none.json")

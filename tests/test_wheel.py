@@ -15,8 +15,8 @@ import pytest
 wheel_builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Much more would not be taken by a registry without asking.
-MOST_BYTES = 60e6
+#: Of which each of the four pipelines is some 15; PyPI takes 100 without asking.
+MOST_BYTES = 70e6
 OWN_TEST = """
 def test_mine(diffaccel):
     result = diffaccel("SD1.5", {"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}, steps=6, blocks=1)

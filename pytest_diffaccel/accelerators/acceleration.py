@@ -15,7 +15,7 @@ from pytest_diffaccel.accelerators.calls import (
     guidance_options,
     is_guided,
     step_callback,
-    text_options,
+    text_length,
 )
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
@@ -245,7 +245,7 @@ class Generate:
             "height": self.height,
             "width": self.width,
             **guidance_options(self.pipeline, self.guidance_scale, len(prompts)),
-            **text_options(self.pipeline),
+            "max_sequence_length": text_length(self.pipeline),
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -90,18 +90,17 @@ def guidance_options(pipeline: Any, guidance_scale: float | None, images: int) -
 
 
 def usual_text_length(kind: Any) -> int | None:
-    """To how many tokens a call of a pipeline class fills texts up where it is told nothing; None: it cannot be told."""
+    """Tokens to which a call of a pipeline class fills texts up where it is told nothing; None: it cannot be told."""
     usual = _defaults_of(kind).get("max_sequence_length")
     return usual if isinstance(usual, int) else None
 
 
-def text_options(pipeline: Any) -> dict[str, Any]:
-    """What a pipeline's call takes so that no text is filled up beyond what the last of its tokenizers was made for."""
+def text_length(pipeline: Any) -> int | None:
+    """Tokens to which a call here does: no more than the last of the pipeline's tokenizers was made for."""
     usual = usual_text_length(type(pipeline))
     if usual is None:
-        return {}
-    length = getattr(pipeline, families_of(pipeline)[0].tokenizers[-1]).model_max_length
-    return {"max_sequence_length": length} if length < usual else {}
+        return None
+    return min(usual, int(getattr(pipeline, families_of(pipeline)[0].tokenizers[-1]).model_max_length))
 
 
 def calls_per_step(pipeline: Any, runs: int) -> tuple[int, ...]:

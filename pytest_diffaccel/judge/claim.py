@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.base import Method
+from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
@@ -50,6 +51,7 @@ class Arguments:
     guidance_rescale: float = 0.0
     eta: float = 0.0
     clip_skip: int | None = None
+    max_sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.images > MOST_IMAGES:
@@ -148,13 +150,14 @@ class Claim:
     def mismatches(self, expected: Expected, registry: Registry) -> list[str]:
         """How the call differs from what the task asks for, a sentence each; empty when it does not."""
         task = expected.task
-        scheduler = SCHEDULER_CLASSES[task.cell.scheduler][0]
+        scheduler = SCHEDULER_CLASSES.get(task.cell.scheduler, (task.cell.scheduler, {}))[0]
         asked: tuple[tuple[str, object, object], ...] = (
             ("weights", self.pipe or "unknown", task.cell.pipe),
             ("scheduler", self.scheduler, scheduler),
             ("num_inference_steps", self.arguments.num_inference_steps, task.cell.steps),
             ("accelerators", sorted(self.methods), sorted(task.methods)),
             ("image size", (self.arguments.height, self.arguments.width), expected.image_size),
+            ("max_sequence_length", self.arguments.max_sequence_length, expected.text_length),
         )
         said = [f"{name}: {_words(found)}, not {_words(wanted)}" for name, found, wanted in asked if found != wanted]
         if self.scheduler == scheduler:
@@ -184,12 +187,22 @@ class Expected:
         image_size: height and width of the model source's images, pixels.
         scheduler_config: settings of the scheduler that the judge gives its own pipeline.
         guidance_scale: the model source's, or its pipeline's own default.
+        text_length: tokens that texts are filled up to; None: pipelines of this class are not told.
     """
 
     task: Task
     image_size: tuple[int, int]
     scheduler_config: Mapping[str, Setting]
     guidance_scale: float
+    text_length: int | None = None
+
+
+def cached_method(config_class: str) -> Method | None:
+    """The built-in method that one of diffusers' caches is for, by the class of its config."""
+    named = {
+        f"{method.name}{end}": method for method in default_registry().methods for end in ("Config", "CacheConfig")
+    }
+    return named.get(config_class)
 
 
 def plain_settings(config: Mapping[str, Any]) -> dict[str, Setting]:

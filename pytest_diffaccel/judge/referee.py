@@ -13,15 +13,16 @@ from functools import wraps
 from itertools import product
 from typing import Any
 
+from pytest_diffaccel.accelerators.calls import text_length
 from pytest_diffaccel.judge.channel import Channel
-from pytest_diffaccel.judge.claim import plain_settings
+from pytest_diffaccel.judge.claim import cached_method, plain_settings
 from pytest_diffaccel.judge.resolving import PIPE
 from pytest_diffaccel.pipes import BUILT_IN, denoiser_of
 
 #: Arguments of a pipeline's call that the judge repeats, where they are plain values.
 REPEATED = (
     *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "num_images_per_prompt", "num_inference_steps"),
-    *("guidance_scale", "guidance_rescale", "height", "width", "eta", "clip_skip"),
+    *("guidance_scale", "guidance_rescale", "height", "width", "eta", "clip_skip", "max_sequence_length"),
 )
 # Arguments that say where the start noise comes from, which is the judge's, and how images are handed over.
 _REPLACED = ("generator", "latents", "output_type", "return_dict")
@@ -94,6 +95,7 @@ class Referee:
         gated: bool,
     ) -> Any:
         self._take_source_size(arguments)
+        _take_source_length(pipeline, arguments, signature)
         claim = _claim(pipeline, arguments, signature, gated=gated)
         self.channel.send({"event": "call", **claim})
         result: Any = None
@@ -113,6 +115,13 @@ class Referee:
         for name, own, source in zip(("height", "width"), self.own_size, self.source_size, strict=True):
             if arguments.get(name) in (None, own):
                 arguments[name] = source
+
+
+def _take_source_length(pipeline: Any, arguments: dict[str, Any], signature: inspect.Signature) -> None:
+    """A script that lets texts be as long as its model's may be gets the source's."""
+    name = "max_sequence_length"
+    if name in signature.parameters and arguments[name] == signature.parameters[name].default:
+        arguments[name] = text_length(pipeline)
 
 
 def _claim(pipeline: Any, arguments: Mapping[str, Any], signature: inspect.Signature, *, gated: bool) -> dict[str, Any]:
@@ -166,6 +175,13 @@ def _methods(
         settings = denoiser._tome_info["args"]
         methods["ToMe"] = {name: settings[name] for name in ("ratio", "max_downsample")}
         oddities += [f"ToMe with {name}" for name, value in _TOME_DEFAULTS.items() if settings[name] != value]
+    if config := getattr(denoiser, "_cache_config", None):
+        # What else it says, apart from its parameters, shows in the images.
+        kind = type(config).__name__
+        if method := cached_method(kind):
+            methods[method.name] = {name: getattr(config, name) for name in method.param_names}
+        else:
+            oddities.append(f"a {kind}")
     return methods, oddities
 
 
@@ -197,6 +213,8 @@ def _forget(pipeline: Any) -> None:
         helper.cached_output, helper.start_timestep, helper.cur_timestep = {}, None, 0
     if hasattr(denoiser, "_tome_info"):
         denoiser._tome_info["args"]["generator"] = None
+    if getattr(denoiser, "_cache_config", None):
+        denoiser._reset_stateful_cache()
     for module in denoiser.modules():
         if type(module).__name__ == "Attention":
             for patch in ("forward", "cache"):  # T-GATE's, put on anew by each of its runs

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
+from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size, text_length
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
@@ -79,7 +79,7 @@ class Replay:
         pipeline, spec = self.pipeline(task), self._source.spec(task.cell.pipe)
         size = spec.image_size or own_size(pipeline)
         scale = guidance_scale_of(pipeline, spec.guidance_scale)
-        return Expected(task, size, plain_settings(pipeline.scheduler.config), scale)
+        return Expected(task, size, plain_settings(pipeline.scheduler.config), scale, text_length(pipeline))
 
     def prompts(self, task: Task, count: int) -> list[str]:
         """Evaluation prompts of the task's pipe, drawn at random; different ones where there are so many."""

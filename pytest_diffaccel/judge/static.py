@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.judge.claim import cached_method
 from pytest_diffaccel.judge.script_verdict import StageResult
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES
 from pytest_diffaccel.pipes import described
@@ -108,7 +109,8 @@ def _strings(tree: ast.AST) -> Iterator[str]:
 
 
 def _methods(tree: ast.AST, task: Task) -> Iterator[str]:
-    found = set()
+    configs = {name for name in _names(tree) if name.endswith("Config")}
+    found = {method.name for name in configs if (method := cached_method(name))}
     for node in ast.walk(tree):
         modules = []
         if isinstance(node, ast.Import):
