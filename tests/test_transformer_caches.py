@@ -57,16 +57,29 @@ def magcache(threshold: float, skips: int, retention: float) -> Params:
     return {"MagCache": {"threshold": threshold, "max_skip_steps": skips, "retention_ratio": retention}}
 
 
-#: Both save the third step, and compute the fourth or the sixth anew.
-ACTING = {"TaylorSeer": taylorseer(3, 2), "MagCache": magcache(0.24, 3, 0.2)}
+def first_block(threshold: float) -> Params:
+    return {"FirstBlockCache": {"threshold": threshold}}
+
+
+#: All save the third step, and the first two compute the fourth or the sixth anew.
+ACTING = {
+    "TaylorSeer": taylorseer(3, 2),
+    "MagCache": magcache(0.24, 3, 0.2),
+    "FirstBlockCache": first_block(100),
+}
 #: How many of the steps are predicted or skipped.
 SAVED = {"TaylorSeer": 4, "MagCache": 5}
-COUNTERS = {"TaylorSeer": "predicted_attention", "MagCache": "skipped_blocks"}
+COUNTERS = {
+    "TaylorSeer": "predicted_attention",
+    "MagCache": "skipped_blocks",
+    "FirstBlockCache": "reused_calls",
+}
 IDENTITIES = {
     "TaylorSeer, interval": taylorseer(1, 3),
     "TaylorSeer, begins late": taylorseer(4, STEPS),
     "MagCache, no skips": magcache(0.24, 0, 0.2),
     "MagCache, all retained": magcache(0.24, 3, 1),
+    "FirstBlockCache, no distance": first_block(0),
 }
 each_method = pytest.mark.parametrize("method", ACTING)
 
@@ -224,7 +237,8 @@ def test_what_taylorseer_computes_is_what_kinds_predict(flux: Any, params: Param
         *generate.kinds
     ]
     predicted = sum("predicted" in kind for kind in generate.kinds)
-    assert generate.fired == {"denoiser_calls": 10, "predicted_attention": BLOCKS * predicted, "skipped_blocks": 0}
+    none = dict.fromkeys(COUNTERS.values(), 0)
+    assert generate.fired == {"denoiser_calls": 10, **none, "predicted_attention": BLOCKS * predicted}
     counters = TaylorSeer().counters(params["TaylorSeer"], 10)
     assert counters == ({"predicted_attention"} if predicted else set())
 
@@ -248,7 +262,9 @@ def test_what_magcache_computes_is_what_kinds_predict(flux: Any, params: Params)
     names = {BLOCKS: "computed", 0: "skipped"}
     assert [f"MagCache:{names[len(step)]}" for step in computed] == [*generate.kinds]
     skipped = generate.kinds.count("MagCache:skipped")
-    assert generate.fired == {"denoiser_calls": 10, "predicted_attention": 0, "skipped_blocks": BLOCKS * skipped}
+    # Of a skipped step, the last block is not computed either.
+    counted = {"predicted_attention": 0, "skipped_blocks": BLOCKS * skipped, "reused_calls": skipped}
+    assert generate.fired == {"denoiser_calls": 10, **counted}
     assert MagCache().counters(params["MagCache"], 10) == ({"skipped_blocks"} if skipped else set())
 
 
@@ -296,7 +312,8 @@ def test_fused_projections_are_counted_too(flux: Any) -> None:
         for method, params in ACTING.items():
             with accelerate(flux, params, steps=STEPS, **SIZE) as generate:
                 generate(PROMPTS[:1], SEEDS[:1])
-            assert generate.fired[COUNTERS[method]] == BLOCKS * SAVED[method]
+            saved = BLOCKS * SAVED[method] if method in SAVED else STEPS - 1
+            assert generate.fired[COUNTERS[method]] == saved
 
 
 def _nothing(self: Any, predict: Any) -> Any:
@@ -511,6 +528,9 @@ def test_a_second_call_a_step_that_nobody_knows_of_is_refused(flux: Any, method:
         (magcache(float("inf"), 3, 0.2), "MagCache: threshold=inf must be a number from 0"),
         (magcache(True, 3, 0.2), "MagCache: threshold=True must be a number from 0"),
         (magcache(0.1, -1, 0.2), "MagCache: max_skip_steps=-1 must be a whole number from 0"),
+        (first_block(-0.1), "FirstBlockCache: threshold=-0.1 must be a number from 0 to 100"),
+        (first_block(float("nan")), "FirstBlockCache: threshold=nan must be a number from 0"),
+        (first_block(True), "FirstBlockCache: threshold=True must be a number from 0"),
         (magcache(0.1, 1, 1.1), "MagCache: retention_ratio=1.1 must be a number from 0 to 1"),
         ({"DeepCache": {"cache_interval": 2, "cache_branch_id": 0}}, "DeepCache: FluxTransformer2DModel has no down"),
     ],
@@ -551,7 +571,7 @@ def test_methods_are_watched_only_on_their_kind_of_denoiser(flux: Any, pipeline_
 
 @pytest.mark.parametrize("steps", [4, 20, 28, 50])
 @pytest.mark.parametrize("coarse", [False, True], ids=["full", "coarse"])
-@each_method
+@pytest.mark.parametrize("method", [*SAVED])
 def test_grids_are_sorted_valid_and_without_repetitions(method: str, coarse: bool, steps: int) -> None:
     (accelerator,) = default_registry().select([method])
     cell = Cell("FLUX.1", CELL.scheduler, steps)
@@ -578,7 +598,7 @@ def test_sizes_of_grids() -> None:
         grids = [len(accelerator.grid(CELL, coarse=coarse)) for coarse in (False, True)]
         return *grids, len(accelerator.methods[0].space(CELL))
 
-    assert (sizes("TaylorSeer"), sizes("MagCache")) == ((48, 6, 324), (27, 6, 324))
+    assert [sizes(name) for name in ACTING] == [(48, 6, 324), (27, 6, 324), (7, 3, 46)]
 
 
 @pytest.mark.parametrize("method", [TaylorSeer(), MagCache()], ids=lambda method: method.name)

@@ -153,7 +153,7 @@ class Plan:
             decisions = self.costs.counts.decisions(candidate)
             if decisions not in seen and not self.needless(candidate):
                 left.append(candidate)
-            seen |= {decisions} - {()}
+                seen |= {decisions} - {()}
         return left
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate | None:
