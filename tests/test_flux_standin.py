@@ -7,6 +7,7 @@ import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,13 +144,13 @@ def test_a_broken_magcache_would_be_seen(
 def test_a_broken_first_block_cache_would_be_seen(
     broken: str, mild_lpips: Callable[[str], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = FBCHeadBlockHook.new_forward
+    whole, first = FBCHeadBlockHook.new_forward, (SimpleNamespace(), SimpleNamespace())
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state = self.state_manager.get_state()
         kept = state.tail_block_residuals
         if kept is not None:
-            state.tail_block_residuals = tuple(BROKEN_RESIDUALS[broken](self, residual) for residual in kept)
+            state.tail_block_residuals = tuple(map(BROKEN_RESIDUALS[broken], first, kept))
         found = whole(self, *args, **kwargs)
         state.tail_block_residuals = kept
         return found
@@ -276,8 +277,8 @@ def test_a_cheat_is_caught(name: str, answer: Callable[[str], Answer], judge: Ju
     script = render(found)
     assert honest in script
     verdict = judge.judge("flux", found.task, script.replace(honest, cheat).encode(), found)
-    assert [result.stage for result in verdict.failures] == ["runs"], verdict
-    assert said in verdict.failures[0].detail
+    assert verdict.failures[-1].stage == "runs", verdict
+    assert said in verdict.failures[-1].detail
 
 
 # --- searching --------------------------------------------------------------------------------------------------
