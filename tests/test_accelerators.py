@@ -990,7 +990,7 @@ def test_registry_knows_the_six_accelerators_in_order() -> None:
     assert registry.names[: len(SETTINGS)] == list(SETTINGS)
 
 
-def test_names_and_parameters_of_methods_are_unique() -> None:
+def test_names_of_methods_are_unique_and_those_of_parameters_in_a_combination() -> None:
     registry = default_registry()
     registry.register(Echo([(2, 0)]))
     with pytest.raises(ValueError, match="Echo: a method of this name"):
@@ -1000,9 +1000,11 @@ def test_names_and_parameters_of_methods_are_unique() -> None:
         name = "Cuckoo"
         param_names = ("ratio", "mishap")
 
-    with pytest.raises(ValueError, match="parameter names"):
-        registry.register(Cuckoo([(2, 0)]))
-    assert registry.names == [*default_registry().names, "Echo"]
+    registry.register(Cuckoo([(2, 0)]))
+    for names in (("Cuckoo", "Echo"), ("DeepCache", "Cuckoo", "ToMe")):
+        with pytest.raises(ValueError, match=f"cannot combine {' with '.join(names)}: more than one has a parameter"):
+            registry.combine(*names)
+    assert registry.names == [*default_registry().names, "Echo", "Cuckoo"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 from entries import ENVIRONMENT, MET
 from searches import SmallSearch, embedded_folder
 from test_accelerators import same
+from test_deciding import measurements
 from test_generate import ROOT, findings
 from test_transformer_caches import BROKEN_RESIDUALS, BROKEN_SERIES, break_residuals, break_series
 from timings import SteadyClock
@@ -295,3 +296,20 @@ def test_a_search_needs_nothing_but_its_name(small_search: SmallSearch, monkeypa
     (environment,) = golden.environments.values()
     assert (environment.image_size, environment.guidance_scale) == ((SIDE, SIDE), GUIDANCE)
     assert any(entry.status == "met" for entry in golden.entries.values())
+
+
+def test_thresholds_that_decide_alike_are_searched_once(
+    small_search: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SteadyClock(monkeypatch).step_s["FirstBlockCache:reused"] = 0.001
+    few = ("--steps", "8", "--search-targets", "FirstBlockCache", "--num-samples", "2", "--batch-size", "1")
+    result = small_search.pytester.runpytest_inprocess("benches", "--pipe", "flux", *few, "-rs")
+    assert result.ret == 0, result.outlines
+    result.stdout.fnmatch_lines(["*predicted *: reuses nothing in the first pictures*"])
+    golden = Golden.read(small_search.golden)
+    met = {entry.params["FirstBlockCache"]["threshold"] for entry in golden.entries.values() if entry.status == "met"}
+    assert len(met) > 1
+    found = [one for one in measurements(small_search) if one.sampling.purpose == "search"]
+    assert all(len(kinds) == 8 for one in found for kinds in one.decided)
+    decided = [one.decided[:2] for one in found]
+    assert len(set(decided)) == len(decided) > 2
