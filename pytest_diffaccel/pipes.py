@@ -53,9 +53,9 @@ class PipeSpec:
             what is installed (the watermark).
         left_out_in_scripts: those of them that scripts need, as Python writes arguments.
         architecture: its shapes, for random weights; None: it cannot be had without weights.
-        sized_by_vae: whether its weights' own size is their VAE's ``sample_size``, in pixels, of which its class takes no
-            notice; scripts and the stand-in draw it.
-        text_length: tokens to which a call of its class fills texts up where it is told nothing; None: it cannot be told.
+        sized_by_vae: whether its weights' own size is their VAE's ``sample_size``, in pixels, of which its class takes
+            no notice; scripts and the stand-in draw it.
+        text_length: tokens to which a call of its class fills texts up where it is told nothing; None: none is told.
             Read of the built-in pipes alone: other classes say so themselves.
         embedded_folder: of its stand-in in this package; empty: there is none.
         embedded_guidance: guidance scale at which the stand-in was judged (training/README.md).

@@ -160,7 +160,7 @@ def _context(answer: Answer) -> dict[str, Any]:
 
 
 def _of_class(pipe: PipeSpec) -> dict[str, Any]:
-    """What its pipeline class says of a pipe's calls: whether another argument guides them, how long their texts are."""
+    """What its pipeline class says of a pipe's calls: whether another argument guides them, how long texts are."""
     # Of the built-in ones it is known, and nothing heavy is imported.
     for spec in BUILT_IN:
         if spec.pipeline_class == pipe.pipeline_class:
