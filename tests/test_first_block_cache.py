@@ -30,6 +30,7 @@ from pytest_diffaccel.measure.step_kinds import RunTimes, step_kind_speedup
 from pytest_diffaccel.pipes import PipeRegistry, PipeSpec, make_known
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.loss_model import loss_of
 from pytest_diffaccel.search.predict.step_counts import StepCounts
 
 NAME = "FirstBlockCache"
@@ -254,6 +255,26 @@ def test_a_threshold_that_reuses_nothing_is_never_evaluated() -> None:
     assert not advice.evaluate
     assert "reuses nothing in the first pictures" in advice.evidence
     assert candidate(0.04) not in plan({}).distinct([candidate(0.04), candidate(0.4)])
+
+
+def test_nor_is_one_that_reuses_in_later_batches_only() -> None:
+    """The first generation shows that a method acts, and would refuse it."""
+
+    class Later(Told):
+        def decisions(self, point: Any) -> list[list[bool]]:
+            return super().decisions({"threshold": max(0.0, point["threshold"] - 0.2)})
+
+    for foresights, words in (([Later(), Told()], "reuses nothing in the first pictures"), ([Told(), Later()], "")):
+        counts = StepCounts(REGISTRY, {GROUP: foresights})  # type: ignore[dict-item]
+        assert plan({}, counts).needless(candidate(0.2)) == words
+
+
+def test_what_reuses_nothing_is_known_to_lose_nothing() -> None:
+    """Else, when dear thresholds were looked at first, nobody would look at mild ones."""
+    known = plan({candidate(0.7): (0.1, 0.1), candidate(0.9): (0.3, 0.3)})
+    mild, dear = known.losses_of(known.accelerator, [params(0.1), params(0.8)])
+    assert loss_of(mild) < 0.02 < 0.1 < loss_of(dear) < 0.3
+    assert known.advice(candidate(0.3)).evaluate
 
 
 def test_a_threshold_that_decides_as_another_is_evaluated_once() -> None:

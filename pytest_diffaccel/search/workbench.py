@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2
+# Of which it is foreseen what they decide: how far prompts differ shows in some, and each takes a generation.
+_FORESEEN_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ class Workbench:
         )
 
     def foresee(self, cell: Cell, accelerator: Accelerator) -> None:
-        """Foresee what a method that decides by the picture decides in a cell, by the first samples, once."""
+        """Foresee what a method that decides by the picture decides in a cell, by its first batches, once."""
         group = Group(cell, accelerator.name)
         if group in self._foresights:
             return
-        batches = self.batches(cell, "search", self.first_samples)
+        batches = self.batches(cell, "search")[:_FORESEEN_BATCHES]
         with self.generating(cell, accelerator.extremes[0], "foreseeing") as generate:
             self._foresights[group] = [generate.foreseen(batch.prompts, batch.seeds) for batch in batches]
         self.known(cell).forget_costs()

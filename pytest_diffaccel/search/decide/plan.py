@@ -140,7 +140,7 @@ class Plan:
         own = counts.decisions(candidate)
         if not own:
             return ""
-        if not counts.reused_share(candidate):
+        if not counts.acts(candidate):
             return "reuses nothing in the first pictures"
         alike = [known for known in self.evaluated if known != candidate and counts.decisions(known) == own]
         return f"decides in the first pictures as {format_params(alike[0].params)} does" if alike else ""

@@ -68,6 +68,10 @@ class _MethodLoss:
         self._level = float(np.mean(losses)) if losses else _UNKNOWN_LOG_LOSS
         self._known = self._places(points)
         self._values = np.array(losses) - self._level
+        if method.extremes and points:
+            # What reuses nothing loses nothing: without this, nobody would look where little is reused.
+            self._known = np.vstack([self._known, np.zeros((1, self._known.shape[1]))])
+            self._values = np.append(self._values, log_loss(0.0) - self._level)
 
     @cached_property
     def _regression(self) -> Regression:

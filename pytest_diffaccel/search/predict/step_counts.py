@@ -18,11 +18,11 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Group
 from pytest_diffaccel.measure.measurement import Block
 
-# Standard deviation of the share of steps that a batch reuses, about that of all prompts; and of what is foreseen
-# instead of run: accelerated residuals are not quite the unaccelerated ones.
-_BATCH_SD, _FORESEEN_SD = 0.02, 0.02
-# The former counts as so many batches beside those seen.
-_PRIOR_BATCHES = 2
+# Standard deviation of the share of steps that a batch reuses, about that of all prompts; it counts as so many batches
+# beside those seen.
+_BATCH_SD, _PRIOR_BATCHES = 0.02, 2
+# By how many steps what is foreseen is off (standard deviation): accelerated residuals are others, by a little.
+_FORESEEN_STEPS = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class StepCounts:
         counts = self.of(candidate)
         return 1 - counts.by_kind.get(_computed(accelerator), 0.0) / counts.steps
 
+    def acts(self, candidate: Candidate) -> bool:
+        """Whether it is known to reuse anything in the first batch; where parameters say what a step does, it does."""
+        decisions = self.decisions(candidate)
+        computed = _computed(self.registry.for_params(candidate.params))
+        return not decisions or any(kind != computed for kind in decisions[0])
+
     def decisions(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
         """The kinds of steps of the first batches, where pictures decide: as they were decided, else as foreseen.
 
@@ -95,7 +101,7 @@ class StepCounts:
         if batches := self.decided.get(candidate):
             return _mean_counts(accelerator, batches, 0.0)
         if foreseen := self.decisions(candidate):
-            return _mean_counts(accelerator, foreseen, _FORESEEN_SD)
+            return _mean_counts(accelerator, foreseen, _FORESEEN_STEPS / candidate.cell.steps)
         return replace(nominal, sd=1.0)
 
 
