@@ -186,8 +186,12 @@ def test_a_size_that_would_be_drawn_as_another_is_refused(pipeline: Any, size: d
         pass
 
 
-def test_its_own_size_is_that_of_its_class(pipeline: Any) -> None:
-    assert own_size(pipeline) == (1024, 1024) == known()["FLUX.1"].image_size
+def test_its_own_size_is_that_of_its_weights(pipeline: Any) -> None:
+    """As scripts draw it; its class alone would draw 128 latents."""
+    assert own_size(pipeline) == (SIDE, SIDE) == (pipeline.vae.config.sample_size,) * 2
+    assert pipeline.default_sample_size * pipeline.vae_scale_factor == 1024 == known()["FLUX.1"].image_size[0]
+    with accelerate(pipeline, {}, steps=1) as generate:
+        assert {image.size for image in generate(PROMPTS, SEEDS)} == {(SIDE, SIDE)}
 
 
 def test_any_number_of_steps_can_be_followed(pipeline: Any) -> None:
@@ -306,7 +310,7 @@ def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
     [
         (
             "FLUX.1, flow match euler, 28 steps, ToMe, 1.5x",
-            r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache$",
+            r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache; FirstBlockCache$",
         ),
         (
             "FLUX.1, DDIM, 28 steps, TaylorSeer, 1.5x",
@@ -525,14 +529,14 @@ OPTIONS = ("benches", "--models", "models.toml", "--pipe", "flux", "--num-sample
 def test_a_search_of_methods_for_unets_is_refused(flux_search: SmallSearch) -> None:
     result = flux_search.pytester.runpytest_inprocess(*OPTIONS, "--search-targets", "deepcache,deepcache and tome")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    words = "is for a pipe whose denoiser is a transformer; those that are: TaylorSeer; MagCache; Echo"
+    words = "is for a pipe whose denoiser is a transformer; those that are: TaylorSeer; MagCache; FirstBlockCache; Echo"
     result.stderr.fnmatch_lines([f"*FLUX.1: none of the chosen accelerators (DeepCache; DeepCache and ToMe) {words}"])
 
 
 def test_a_search_finds_records_and_writes_what_makes_a_transformer_faster(
     flux_search: SmallSearch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the plan: both groups are calibrated, raced and verified."""
+    """By the plan: two groups are calibrated, raced and verified; with these weights no threshold of the third acts."""
     SteadyClock(monkeypatch).step_s |= {"TaylorSeer:predicted@1": 0.008, "MagCache:skipped": 0.001}
     few = ("--steps", "8", "--grid", "coarse", "--max-quality-loss", "10")
     result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few)
@@ -541,6 +545,8 @@ def test_a_search_finds_records_and_writes_what_makes_a_transformer_faster(
     met = {(key.accelerator, key.target) for key, entry in golden.items() if entry.status == "met"}
     assert met >= {("TaylorSeer", 1.2), ("MagCache", 1.5)}
     assert {accelerator for accelerator, _ in met} == {"TaylorSeer", "MagCache"}
+    words = "none of its 3 candidates acts; the first reuses nothing in the first pictures"
+    result.stdout.fnmatch_lines([f"*FLUX.1-{SCHEDULER}-8 FirstBlockCache: {words}"])
     capsys.readouterr()
     assert main(["generate", "FLUX.1, flow match euler, 8 steps, MagCache, 1.5x", "--models", "models.toml"]) == 0
     assert "MAGCACHE = {" in capsys.readouterr().out

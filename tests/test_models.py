@@ -21,6 +21,7 @@ from pytest_diffaccel.models.schedulers import check_timesteps, set_scheduler
 from pytest_diffaccel.models.weights import check_single_file, weight_files
 from pytest_diffaccel.pipes import known
 
+STAND_INS = (*PIPES, "FLUX.1")
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -175,12 +176,11 @@ def test_embedded_pipelines_are_real_ones(pipe: str) -> None:
     assert (images == generate(pipeline)).all()
 
 
-@pytest.mark.parametrize("pipe", PIPES)
+@pytest.mark.parametrize("pipe", STAND_INS)
 def test_weight_files_name_each_component(pipe: str) -> None:
     folder = embedded(pipe)
     files = weight_files(ModelSpec.from_embedded(pipe))
-    expected = {"text_encoder", "unet", "vae"} | ({"text_encoder_2"} if pipe == "SDXL" else set())
-    assert set(files) == expected
+    assert set(files) == set(known()[pipe].with_weights)
     assert all(path.is_file() and path.parent == folder / name for name in files for path in files[name])
 
 
@@ -378,12 +378,13 @@ def test_repeated_timesteps_are_refused() -> None:
 # --- what is shipped -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pipe", PIPES)
-def test_embedded_folders_ship_settings_and_captions(pipe: str) -> None:
+@pytest.mark.parametrize("pipe", STAND_INS)
+def test_embedded_folders_ship_settings_captions_and_a_card(pipe: str) -> None:
     folder = embedded(pipe)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    assert index["_class_name"].startswith("StableDiffusion")
+    assert index["_class_name"] == known()[pipe].pipeline_class
     assert (folder / "prompts.txt").is_file()
+    assert "license: apache-2.0" in (folder / "README.md").read_text(encoding="utf-8")
     assert not list(folder.rglob("*.bin"))
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_diffaccel.pipes import known
+
 wheel_builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +47,8 @@ def test_it_holds_all_that_is_needed_and_is_small(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert carried <= names
+    stand_ins = {pipe.embedded_folder for pipe in known() if pipe.embedded_folder}
+    assert {name.split("/")[3] for name in names if name.endswith("/model_index.json")} == stand_ins
     assert {name.split("/")[0] for name in names} == {"pytest_diffaccel", metadata.split("/")[0]}
     assert {name.rpartition("/licenses/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert fields["License-Expression"] == "Apache-2.0 AND BSD-2-Clause AND BSD-3-Clause AND MIT"

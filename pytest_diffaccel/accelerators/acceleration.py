@@ -16,6 +16,7 @@ from pytest_diffaccel.accelerators.calls import (
     is_guided,
     step_callback,
     text_length,
+    weights_size,
 )
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
@@ -51,8 +52,8 @@ class Generate:
         params: their parameters.
         steps: denoising steps.
         guidance_scale: None for the pipeline's own default.
-        height: image height in pixels; None for the pipeline's own default.
-        width: image width in pixels; None for the pipeline's own default.
+        height: image height in pixels; None for the pipeline's own (:func:`.calls.own_size`).
+        width: image width in pixels; None for the pipeline's own.
         watched: all methods whose counters are counted, applied or not.
         fired: what the methods did in the last counted generation, by counter.
         decided: the kinds of the steps of the last generation, where the pictures decide them.
@@ -237,13 +238,14 @@ class Generate:
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         import torch
 
+        own_height, own_width = weights_size(self.pipeline) or (None, None)
         # Noise is drawn on the CPU: the same seed starts from the same latents on every device.
         options = {
             "prompt": list(prompts),
             "num_inference_steps": self.steps,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "height": self.height,
-            "width": self.width,
+            "height": self.height or own_height,
+            "width": self.width or own_width,
             **guidance_options(self.pipeline, self.guidance_scale, len(prompts)),
             "max_sequence_length": text_length(self.pipeline),
         }

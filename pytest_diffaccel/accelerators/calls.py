@@ -123,8 +123,19 @@ def is_guided(pipeline: Any, guidance_scale: float | None) -> bool:
     return guidance_scale_of(pipeline, guidance_scale) > 1 and not _without_guidance(pipeline)
 
 
+def weights_size(pipeline: Any) -> tuple[int, int] | None:
+    """Height and width, in pixels, that a pipeline's weights name and its class takes no notice of; None: none."""
+    families = families_of(pipeline)
+    if not families or not families[0].sized_by_vae:
+        return None
+    side = int(pipeline.vae.config.sample_size)
+    return side, side
+
+
 def own_size(pipeline: Any) -> tuple[int, int]:
-    """Height and width, in pixels, of what a pipeline draws when its call names no size."""
+    """Height and width, in pixels, of what is drawn here where no size is named."""
+    if size := weights_size(pipeline):
+        return size
     side = getattr(denoiser_of(pipeline).config, "sample_size", None) or pipeline.default_sample_size
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor

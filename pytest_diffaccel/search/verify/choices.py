@@ -102,9 +102,13 @@ def _refuse_without_any(bench: Workbench, cell: Cell, accelerator: str) -> None:
             f"all that was tried failed ({counted(len(failed), 'candidate')}), so nothing is recorded; "
             f"the first: {failed[0].candidate.key}: {failed[0].message}"
         )
-    misfits = [bench.pipelines.misfit(candidate) for candidate in GroupSearch(bench, cell, accelerator).cases]
+    group = GroupSearch(bench, cell, accelerator)
+    misfits = [bench.pipelines.misfit(candidate) for candidate in group.cases]
     if misfits and all(misfits):
         raise NothingFits(f"this model takes none of its {counted(len(misfits), 'candidate')}; the first: {misfits[0]}")
+    needless = [group.plan().needless(candidate) for candidate in group.grid]
+    if needless and all(needless):
+        raise NothingFits(f"none of its {counted(len(needless), 'candidate')} acts; the first {needless[0]}")
 
 
 def _in_grid(bench: Workbench, cell: Cell, accelerator: str) -> list[Measurement]:
