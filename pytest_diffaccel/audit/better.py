@@ -63,7 +63,9 @@ def in_golden(
         if (theirs := _cost(quality, _value(entry, quality))) is not None
     ]
     as_fast, as_good, in_mean = [], [], []
-    for record, their_speedup, theirs in rated if cost is not None else ():
+    for record, their_speedup, theirs in rated:
+        if cost is None:  # golden's may have it, and the preset's pictures are too few for an interval
+            continue
         if their_speedup.value >= speedup.value and theirs.value < cost.value:
             in_mean.append((record, theirs.value))
             as_fast += [(record, theirs.value)] if theirs.high < cost.low else []
@@ -94,7 +96,7 @@ def _value(entry: GoldenEntry, quality: QualityRule) -> Interval | None:
     if quality.metric == LPIPS:
         return _interval(entry.lpips, entry.lpips_ci95)
     metric = (entry.metrics or {}).get(quality.metric)
-    return metric and _interval(metric.value, metric.ci95)
+    return _interval(metric.value, metric.ci95) if metric else None
 
 
 def _interval(value: float | None, ends: tuple[float, float] | None) -> Interval | None:

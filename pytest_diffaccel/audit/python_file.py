@@ -56,13 +56,10 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
     stored = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and _is_changed(node))
     stored.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
     found = {}
-    for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if _is_annotated(node) else []
-        value = getattr(node, "value", None)
-        if len(targets) == 1 and isinstance(targets[0], ast.Name) and stored[targets[0].id] == 1 and value is not None:
-            given = _given(value, {})
-            if given.is_literal:
-                found[targets[0].id] = given.value
+    for name, value in _assignments(tree):
+        given = _given(value, {})
+        if stored[name] == 1 and given.is_literal:
+            found[name] = given.value
     return found
 
 
@@ -70,8 +67,17 @@ def _is_changed(node: ast.Name) -> bool:
     return isinstance(node.ctx, ast.Store | ast.Del)
 
 
-def _is_annotated(node: ast.AST) -> bool:
-    return isinstance(node, ast.AnnAssign)
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """Each ``name = value``, also with an annotation."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+        elif isinstance(node, ast.AnnAssign):
+            target = node.target
+        else:
+            continue
+        if isinstance(target, ast.Name) and node.value is not None:
+            yield target.id, node.value
 
 
 def _called(node: ast.Call) -> tuple[str, list[ast.expr]]:
