@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,8 @@ def audit(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str
         said = capsys.readouterr()
         assert status == 0, said.err
         assert "measuring preset.py beside the unaccelerated pipeline" in " ".join(said.err.split())
-        # What is to be typed stays on one line.
-        assert max(len(line) for line in said.out.splitlines() if "diffaccel " not in line) <= 80
+        # What is to be typed stays on a line of its own.
+        assert max(len(line) for line in said.out.splitlines() if not line.startswith("    diffaccel ")) <= 80
         return said.out
 
     return printed
@@ -136,7 +137,7 @@ def test_what_golden_has_that_is_better_is_shown_with_its_script(
     assert "golden, faster                    2.40x [2.39, 2.41]" in said
     assert "    DeepCache: cache_interval=5, cache_branch_id=0\n" in said
     assert "recorded elsewhere" not in said
-    command = words(said).partition("loses no more and is surely faster; its script: ")[2]
+    command = said.partition("loses no more and is surely faster; its script:\n")[2].splitlines()[0]
     capsys.readouterr()
     assert main(shlex.split(command)[1:]) == 0
     assert 'DEEPCACHE = {"cache_interval": 5, "cache_branch_id": 0}' in capsys.readouterr().out
@@ -194,6 +195,19 @@ def test_what_cannot_be_audited_is_refused(
     said = capsys.readouterr()
     assert message in words(said.err)
     assert not said.out
+
+
+def test_a_preset_is_not_run_where_it_has_the_name_of_a_library(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m pytest_diffaccel`` looks for modules in the present folder first."""
+    monkeypatch.syspath_prepend("")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tomesd"]:
+        monkeypatch.delitem(sys.modules, name)
+    (folder / "tomesd.py").write_text("tomesd.apply_patch(pipe, 0.5, 2)", encoding="utf-8")
+    assert main(["audit", "tomesd.py", *OPTIONS]) == 0
+    assert "ToMe (line 1): ratio=0.5, max_downsample=2" in capsys.readouterr().out
+    assert sys.path[0] == ""
 
 
 def test_a_preset_of_diffusers_is_measured_on_flux(

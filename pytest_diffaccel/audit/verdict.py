@@ -81,7 +81,9 @@ def audit_lines(audit: Audit, width: int) -> list[str]:
         f"{counted(len(blocks), 'block')} of runs"
     )
     said = [line for remark in audit.remarks for line in lines(remark, width)]
-    said += [line for sentence in _sentences(audit) for line in lines(sentence, width)]
+    for sentence in _sentences(audit):
+        words, _, command = sentence.partition("\n")
+        said += [*lines(words, width), *([_INDENT + command] if command else [])]  # what is to be typed stays whole
     return [*lines(title, width), *_table(audit, width), *said]
 
 
@@ -137,13 +139,14 @@ def _better(found: InGolden) -> Iterator[tuple[str, GoldenKey, GoldenEntry]]:
 
 
 def _sentences(audit: Audit) -> Iterator[str]:
+    """What is to be said below the table; a command stands on a line of its own, the second."""
     yield from _of_itself(audit)
     better = list(_better(audit.found))
     if not better:
         yield from _nothing_better(audit)
     for name, key, _ in better:
         asked = f"{key.cell.pipe}, {key.cell.scheduler}, {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"
-        yield f"{name}: {_WHY[name]}; its script: {_command(asked, audit)}"
+        yield f"{name}: {_WHY[name]}; its script:\n{_command(asked, audit)}"
     for environment in sorted({entry.environment for _, _, entry in better} - {audit.environment.id}):
         yield _elsewhere(audit, environment)
 
@@ -174,15 +177,15 @@ def _nothing_better(audit: Audit) -> Iterator[str]:
         none = f"None of golden's {counted(found.winners, 'winner')} of this cell"
         yield (
             f"{none} ({path}) is as fast and surely loses less by {by}, or as good and surely faster. Search further, "
-            f"beside golden: {audit.search}"
+            f"beside golden:\n{audit.search}"
         )
     elif found.elsewhere:
         yield (
             f"golden ({path}) has {counted(found.elsewhere, 'winner')} of this cell, of other weights or pictures, "
-            f"whose losses say nothing of these. Search with yours, beside golden: {audit.search}"
+            f"whose losses say nothing of these. Search with yours, beside golden:\n{audit.search}"
         )
     else:
-        yield f"golden ({path}) has no winner of this cell: what would be better is not known. Search: {audit.search}"
+        yield f"golden ({path}) has no winner of this cell: what would be better is not known. Search:\n{audit.search}"
 
 
 def _command(asked: str, audit: Audit) -> str:

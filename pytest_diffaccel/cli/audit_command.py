@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +72,8 @@ def _audit(parsed: argparse.Namespace) -> int:
     remarks = [*preset.remarks, *check_preset(preset, cell, registry)]
     try:
         _say(run.settings, cell, preset)
-        measurement = _measured(run, cell, preset, parsed.blocks)
+        with _importing_nothing_from(preset.path.parent):
+            measurement = _measured(run, cell, preset, parsed.blocks)
         environment, quality = run.bench.environment(cell), run.settings.quality.rule
     finally:
         run.close()
@@ -133,6 +136,17 @@ def _on_gpu(settings: Settings) -> Settings:
     chosen = devices.choose_gpus(settings.gpus)[0]
     devices.use_gpu(chosen)
     return replace(settings, gpu=chosen)
+
+
+@contextmanager
+def _importing_nothing_from(folder: Path) -> Iterator[None]:
+    """Find no modules in a preset's folder: under ``python -m`` a preset called ``tgate.py`` would be run as T-GATE."""
+    path = list(sys.path)
+    sys.path[:] = [place for place in path if Path(place).resolve() != folder.resolve()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def _say(settings: Settings, cell: Cell, preset: Preset) -> None:
