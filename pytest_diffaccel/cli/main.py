@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pytest_diffaccel.cli import (
+    audit_command,
     compare_command,
     explain_command,
     export_command,
@@ -38,6 +39,7 @@ def _parser_and_commands() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
         generate_command,
         report_command,
         explain_command,
+        audit_command,
         init_command,
     ):
         of_command.add_command(commands)

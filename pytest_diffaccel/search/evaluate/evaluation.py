@@ -129,7 +129,9 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     )
 
 
-def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[Measurement]:
+def measure_together(
+    bench: Workbench, candidates: Sequence[Candidate], least_blocks: int = _LEAST_TIMED
+) -> list[Measurement]:
     """Measure the winners of one cell in shared blocks, on the winners' samples, which the timed runs make.
 
     Each block holds an unaccelerated run and a few candidates, drawn anew for every block: one that held all of them
@@ -138,6 +140,7 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
     Args:
         bench: the search's workbench.
         candidates: at least one, all of the same cell.
+        least_blocks: timed runs of each at the least; there are as many as full batches, if those are more.
 
     Returns:
         One measurement per candidate, in their order. Nothing is stored.
@@ -155,7 +158,7 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
                     _count(bench, subject, batches[0])
         with bench.pipelines.timing(), bench.spent.on("verification"):
             _warm_up(bench, cell, baseline)
-            _time_together(bench, baseline, subjects, batches)
+            _time_together(bench, baseline, subjects, batches, least_blocks)
         if bench.settings.gpus is not None:  # a CPU computes and launches by itself: nothing waits for anything there
             _count_flops(bench, baseline, subjects, batches[0])
         for subject in subjects:
@@ -166,14 +169,14 @@ def measure_together(bench: Workbench, candidates: Sequence[Candidate]) -> list[
 
 
 def _time_together(
-    bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batches: Sequence[Batch]
+    bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batches: Sequence[Batch], least_blocks: int
 ) -> None:
-    """Blocks until every subject has made all full batches in timed runs, and at least two of them."""
+    """Blocks until every subject has made all full batches in timed runs, and at least so many of them."""
     unaccelerated = _Subject(Candidate(subjects[0].candidate.cell, "", {}), baseline)
     device = baseline.pipeline.device
     watch = watch_machine(device, computing_threads(device))
     keys = [subject.candidate.key for subject in subjects]
-    rounds, most_s = max(_LEAST_TIMED, _full_batches(batches)), bench.settings.case_timeout_s
+    rounds, most_s = max(least_blocks, _full_batches(batches)), bench.settings.case_timeout_s
     for turn in range(rounds):
         waiting = list(subjects)
         random.Random(order_seed(bench.settings.seed, keys, turn)).shuffle(waiting)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.measure.time_limit import time_limit
-from pytest_diffaccel.search.evaluate.evaluation import measure
+from pytest_diffaccel.search.evaluate.evaluation import measure, measure_together
 
 if TYPE_CHECKING:
     from pytest_diffaccel.search.workbench import Workbench
@@ -32,6 +33,31 @@ def measure_own(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Me
         DegeneratePictures: when its pictures say nothing.
         CaseTimeout: after ``--case-timeout``.
     """
+    candidate = _candidate(bench, cell, params, blocks)
+    with time_limit(bench.settings.case_timeout_s):
+        return measure(bench, candidate, blocks)
+
+
+def measure_on_held_out(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Measurement:
+    """The same on the winners' samples, which golden's losses are of, with all metrics that were asked for.
+
+    Args:
+        bench: gives pipeline, prompts, number of samples, batch size and metrics.
+        cell: as of :func:`measure_own`.
+        params: as of :func:`measure_own`.
+        blocks: timed blocks at the least; there are as many as full batches, if those are more.
+
+    Raises:
+        MetricFault: when a metric cannot be computed; the rest as :func:`measure_own`, less its limit, which is on a
+            block here.
+    """
+    candidate = _candidate(bench, cell, params, blocks)
+    (made,) = measure_together(bench, [candidate], blocks)
+    images = bench.pictures.winner(candidate)
+    return made if images is None else replace(made, metrics=bench.secondary.of(cell, images))
+
+
+def _candidate(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Candidate:
     if not params:
         raise ValueError('params is empty; name a method, such as {"ToMe": {"ratio": 0.5, "max_downsample": 1}}')
     if blocks < 1:
@@ -39,6 +65,4 @@ def measure_own(bench: Workbench, cell: Cell, params: Params, blocks: int) -> Me
     bench.source.spec(cell.pipe)
     accelerator = bench.registry.for_params(params)
     accelerator.check(params, cell.steps)
-    candidate = Candidate(cell, accelerator.name, params)
-    with time_limit(bench.settings.case_timeout_s):
-        return measure(bench, candidate, blocks)
+    return Candidate(cell, accelerator.name, params)

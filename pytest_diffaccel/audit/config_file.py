@@ -1,0 +1,74 @@
+"""A preset in YAML or JSON: a config as cache-dit loads it, or parameters by method as golden has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, FoundCall, Given, KnownCall, PresetError
+
+# As cache-dit 1.5.3 reads a file: its section on caches, or the whole file where there is none of its sections.
+_CACHE = "cache_config"
+_SECTIONS = (_CACHE, "parallelism_config", "quantize_config", "attention_backend")
+_TYPE, _DEFAULT_TYPE = "cache_type", "DBCache"
+
+
+def read_config(text: str, registry: Registry, *, is_json: bool) -> tuple[list[FoundCall], list[str]]:
+    """The method that a config sets, or those whose parameters it holds, and remarks on what is left out.
+
+    Args:
+        text: the file's.
+        registry: the methods known.
+        is_json: whether it is JSON; else YAML.
+
+    Raises:
+        PresetError: for what is neither, and for a cache that is not known here.
+    """
+    data = _parsed(text, is_json=is_json)
+    if data.keys() <= registry.method_names:
+        return [_own(name, point) for name, point in data.items()], []
+    sections = [name for name in _SECTIONS if name in data]
+    remarks = [f"{name} is left out" for name in sections if name != _CACHE]
+    if sections:
+        remarks += [f"{name} is left out" for name in data if name not in _SECTIONS]
+    settings = data.get(_CACHE) if sections else data
+    if not isinstance(settings, dict) or not settings:
+        raise PresetError(f"there is no {_CACHE}: nothing to measure")
+    return [_of_cache_dit(settings, f"in {_CACHE}" if sections else "")], remarks
+
+
+def _parsed(text: str, *, is_json: bool) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = json.loads(text) if is_json else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PresetError(f"no {'JSON' if is_json else 'YAML'}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not data or not all(isinstance(name, str) for name in data):
+        raise PresetError(
+            "no settings by name; write a config as cache-dit loads it, or parameters by method: "
+            "DeepCache: {cache_interval: 3, cache_branch_id: 0}"
+        )
+    return data
+
+
+def _own(name: str, point: Any) -> FoundCall:
+    if not isinstance(point, dict):
+        raise PresetError(f"{name}: {point!r} are no parameters by name")
+    return FoundCall(name, KnownCall(name, point), "", {})
+
+
+def _of_cache_dit(settings: Mapping[str, Any], place: str) -> FoundCall:
+    kind = settings.get(_TYPE, _DEFAULT_TYPE)
+    name = f"{kind}Config"
+    if name not in KNOWN_CALLS:
+        said = ", ".join(f"{setting}={value!r}" for setting, value in settings.items() if setting != _TYPE)
+        methods = ", ".join(dict.fromkeys(call.method for call in KNOWN_CALLS.values()))
+        raise PresetError(
+            f"{kind}{' of cache-dit' if kind == _DEFAULT_TYPE else ''} ({said}) is no method that is known here, so "
+            f"nothing of it can be measured; presets can be of {methods}"
+        )
+    given = {setting: Given(repr(value), value, is_literal=True) for setting, value in settings.items()}
+    return FoundCall(name, KNOWN_CALLS[name], place, {name: one for name, one in given.items() if name != _TYPE})

@@ -1,0 +1,130 @@
+"""By which calls tools are told a method's parameters: a line per call, all that reading presets knows of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Configs that are none of those below, and yet say how a pipeline is made faster.
+CACHE_CONFIG = re.compile(r"\w*(?:Cache|Broadcast|Prune|LayerSkip|Calibrator)Config")
+
+
+@dataclass(frozen=True)
+class KnownCall:
+    """A call that sets a method's parameters.
+
+    Attributes:
+        method: as it is registered here.
+        params: its parameters, which tools name as they are named here, with what the tool takes where none is given.
+        order: the call's arguments by position; empty for what is no setting, such as the pipeline.
+        others: further settings, with what the tool takes where none is given, as Python writes it.
+        here: those of the others that are always something else here.
+        steps: the setting that is the number of steps; empty where there is none.
+        default_steps: how many the tool takes where none are given; None where it asks nobody.
+        is_generating: whether the call makes pictures: its further arguments are no settings of the method.
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    order: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
+    here: Mapping[str, str] = field(default_factory=dict)
+    steps: str = ""
+    default_steps: int | None = None
+    is_generating: bool = False
+
+
+_TAYLORSEER_OTHERS = {
+    "disable_cache_after_step": "None",
+    "taylor_factors_dtype": "torch.bfloat16",
+    "skip_predict_identifiers": "None",
+    "cache_identifiers": "None",
+    "use_lite_mode": "False",
+}
+_TOME_OTHERS = {
+    "sx": "2",
+    "sy": "2",
+    "use_rand": "True",
+    "merge_attn": "True",
+    "merge_crossattn": "False",
+    "merge_mlp": "False",
+}
+_DEEPCACHE = ("cache_interval", "cache_branch_id")
+# T-GATE 1.0.0 takes them where pictures are made; its README gives them to the loader, too.
+_TGATE = {"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
+_TGATE_LOADER = KnownCall("T-Gate", _TGATE, ("",), steps="num_inference_steps")
+_DEEPCACHE_LOADER = KnownCall("DeepCache", {"cache_interval": 3, "cache_branch_id": 0}, ("", *_DEEPCACHE))
+
+#: By the last part of its name: diffusers 0.42, DeepCache 0.1.1, tgate 1.0.0, tomesd 0.1.3. What cache-dit's files name
+#: is looked up as the config's class: ``cache_type: DBCache`` as ``DBCacheConfig``.
+KNOWN_CALLS: Mapping[str, KnownCall] = {
+    "set_params": KnownCall(
+        "DeepCache", {"cache_interval": 1, "cache_branch_id": 0}, (*_DEEPCACHE, "skip_mode"), {"skip_mode": "'uniform'"}
+    ),
+    "TgateSDDeepCacheLoader": _DEEPCACHE_LOADER,
+    "TgateSDXLDeepCacheLoader": _DEEPCACHE_LOADER,
+    "TgateSDLoader": _TGATE_LOADER,
+    "TgateSDXLLoader": _TGATE_LOADER,
+    "tgate": KnownCall("T-Gate", _TGATE, steps="num_inference_steps", is_generating=True),
+    "apply_patch": KnownCall(
+        "ToMe", {"ratio": 0.5, "max_downsample": 1}, ("", "ratio", "max_downsample", *_TOME_OTHERS), _TOME_OTHERS
+    ),
+    "TaylorSeerCacheConfig": KnownCall(
+        "TaylorSeer",
+        {"cache_interval": 5, "disable_cache_before_step": 3, "max_order": 1},
+        (
+            *("cache_interval", "disable_cache_before_step", "disable_cache_after_step", "max_order"),
+            *("taylor_factors_dtype", "skip_predict_identifiers", "cache_identifiers", "use_lite_mode"),
+        ),
+        _TAYLORSEER_OTHERS,
+        {"taylor_factors_dtype": "torch.float32"},
+    ),
+    "MagCacheConfig": KnownCall(
+        "MagCache",
+        {"threshold": 0.06, "max_skip_steps": 3, "retention_ratio": 0.2},
+        ("threshold", "max_skip_steps", "retention_ratio", "num_inference_steps", "mag_ratios", "calibrate"),
+        {"mag_ratios": "None", "calibrate": "False"},
+        {"mag_ratios": "FLUX_MAG_RATIOS"},
+        steps="num_inference_steps",
+        default_steps=28,
+    ),
+    "FirstBlockCacheConfig": KnownCall("FirstBlockCache", {"threshold": 0.05}, ("threshold",)),
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a preset gives for a setting.
+
+    Attributes:
+        text: as it stands there.
+        value: what that is; None where it is no literal.
+        is_literal: whether it is one: a number, a text, a list of them.
+    """
+
+    text: str
+    value: Any = None
+    is_literal: bool = False
+
+
+@dataclass(frozen=True)
+class FoundCall:
+    """A call that a preset holds.
+
+    Attributes:
+        name: of the call.
+        call: what is known of it.
+        place: where it stands, for people: ``"line 4"``.
+        settings: what it is given, by name.
+    """
+
+    name: str
+    call: KnownCall
+    place: str
+    settings: Mapping[str, Given]
+
+
+class PresetError(ValueError):
+    """A file is no preset that can be measured. The message says what it holds and where."""
