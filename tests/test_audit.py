@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -228,6 +229,17 @@ def test_a_preset_of_diffusers_is_measured_on_flux(
     assert "FLUX.1 FlowMatchEulerDiscreteScheduler 8 steps" in said
     assert "MagCache (line 1): threshold=0.24, max_skip_steps=3, retention_ratio=0.2" in said
     assert "2 blocks of runs" in said
+
+
+def test_of_a_preset_whose_steps_the_pictures_decide_it_is_said_how_many_are_reused(
+    folder: Path, everything_imported: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.py").write_text("pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.6))\n")
+    few = ("--steps", "6", "--num-samples", "2", "--batch-size", "1", "--blocks", "2")
+    assert main(["audit", "mine.py", "--pipe", "flux", *few]) == 0
+    said = capsys.readouterr().out
+    assert "FirstBlockCache (line 1): threshold=0.6" in said
+    assert re.search(r"reuses [2-5]( to [2-5])? of the 6 steps in these pictures", said)
 
 
 # --- what is better -------------------------------------------------------------------------------------------------

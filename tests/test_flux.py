@@ -310,7 +310,8 @@ def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
     [
         (
             "FLUX.1, flow match euler, 28 steps, ToMe, 1.5x",
-            r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache; FirstBlockCache$",
+            r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache; "
+            r"FirstBlockCache$",
         ),
         (
             "FLUX.1, DDIM, 28 steps, TaylorSeer, 1.5x",

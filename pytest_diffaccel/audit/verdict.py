@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.audit.better import InGolden, value_of
 from pytest_diffaccel.audit.preset import Preset
 from pytest_diffaccel.matrix import Cell, format_params
@@ -118,9 +119,18 @@ def _own_lines(audit: Audit) -> list[str]:
         place = audit.preset.places[method]
         at = f" ({place})" if place else ""
         said.append(f"{method}{at}: {format_params({method: point}).replace(',', ', ')}")
+    if audit.measurement.decided:
+        said.append(f"reuses {_reused(audit.measurement)} of the {counted(audit.cell.steps, 'step')} in these pictures")
     known = audit.measurement.metrics
     metrics = [metric_text(name, GoldenMetric.of(metric_figures(metric))) for name, metric in known.items()]
     return said + (["; ".join(metrics)] if metrics else [])
+
+
+def _reused(made: Measurement) -> str:
+    """How many steps the pictures of each batch let reuse something, in numbers."""
+    computed = default_registry().for_params(made.candidate.params).decided_kinds([[False]])
+    counts = [sum(kind not in computed for kind in kinds) for kinds in made.decided]
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _metrics_of(entry: GoldenEntry) -> list[str]:
