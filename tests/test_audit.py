@@ -232,9 +232,14 @@ def test_a_preset_of_diffusers_is_measured_on_flux(
 
 
 def test_of_a_preset_whose_steps_the_pictures_decide_it_is_said_how_many_are_reused(
-    folder: Path, everything_imported: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    everything_imported: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (folder / "mine.py").write_text("pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.6))\n")
+    SteadyClock(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.6))\n")
     few = ("--steps", "6", "--num-samples", "2", "--batch-size", "1", "--blocks", "2")
     assert main(["audit", "mine.py", "--pipe", "flux", *few]) == 0
     said = capsys.readouterr().out
