@@ -282,6 +282,25 @@ def test_a_cheat_is_caught(name: str, answer: Callable[[str], Answer], judge: Ju
     assert said in verdict.failures[-1].detail
 
 
+def test_tasks_in_words_are_judged(
+    answer: Callable[[str], Answer], pytester: pytest.Pytester, everything_imported: None, tmp_path: Path
+) -> None:
+    """Of any pipe, each by its name; one of the 1134 by its id."""
+    name = f"{answer('MagCache').task.cell}-MagCache-1.5x"
+    scripts = pytester.mkdir("codegen").joinpath("test_scripts.py")
+    scripts.write_text((ROOT / "codegen" / "test_scripts.py").read_text(encoding="utf-8"), encoding="utf-8")
+    asked = ("--task", f"FLUX.1, flow match euler, {STEPS} steps, MagCache, 1.5x", "--stages", "static,runs")
+    few = ("--golden", str(tmp_path / "MagCache.json"), "--scores", "scores.json", "-v", "-p", "no:cacheprovider")
+    done = pytester.runpytest_inprocess("codegen", *asked, "--task", "SD1.5, DDIM, 20 steps, DeepCache, 1.5x", *few)
+    assert done.ret == 0, done.outlines
+    done.stdout.fnmatch_lines_random([f"*test_script[[]{name}] PASSED*", "*test_script[[]193] SKIPPED*"])
+    scores = json.loads((pytester.path / "scores.json").read_text(encoding="utf-8"))
+    assert [script["prompt_id"] for script in scores["scripts"]] == [name]
+    refused = pytester.runpytest_inprocess("codegen", *asked, "--ids", "192", *few)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*--task and --ids: both name what to judge; give one of them"])
+
+
 # --- searching --------------------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,11 @@ class Task:
         """``"192"`` to ``"1325"``; None for a task that is not one of the 1134."""
         return _ids().get(self)
 
+    @property
+    def name(self) -> str:
+        """The id of one of the 1134, else what it is of: ``"SD1.5-DDIM-12-DeepCache-1.5x"``."""
+        return self.prompt_id or f"{self.cell}-{slug(self.accelerator)}-{self.target:g}x"
+
 
 @cache
 def all_tasks() -> Mapping[str, Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Scores:
     @classmethod
     def of(cls, verdicts: Sequence[ScriptVerdict]) -> Scores:
         """Count verdicts."""
-        ordered = tuple(sorted(verdicts, key=lambda verdict: int(verdict.prompt_id)))
+        ordered = tuple(sorted(verdicts, key=lambda verdict: _place(verdict.prompt_id)))
         stages = {}
         for stage in (*STAGES, DIFFBENCH):
             results = [result for verdict in ordered if (result := verdict.of(stage)) is not None]
@@ -163,6 +164,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     text = StringIO()
     Console(file=text, width=_WIDTH).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def _place(prompt_id: str) -> tuple[int, str]:
+    """The 1134 tasks by number; behind them others by name."""
+    return (int(prompt_id), "") if prompt_id.isdecimal() else (sys.maxsize, prompt_id)
 
 
 def _share(pass_rate: float | None) -> str:

@@ -263,11 +263,12 @@ class JudgeReporting:
         """What is kept of a session that was stopped, and what goes on."""
         from pytest_diffaccel.codegen.tasks import ids_text
 
-        left = ids_text(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded))
+        open_ids = settings.tasks.keys() - verdicts.keys() - set(self._unrecorded)
+        left = ids_text(open_ids) if all(map(str.isdecimal, open_ids)) else ""
         kept = f"their verdicts are in {settings.scores}" if settings.scores else "only --scores FILE keeps verdicts"
         other = " and another --scores" if settings.scores else ""
         goes_on = (
-            f"--ids {left}{other} judges the others" if len(left) <= _LONGEST_IDS else "the same command judges all"
+            f"--ids {left}{other} judges the others" if 0 < len(left) <= _LONGEST_IDS else "the same command judges all"
         )
         yield f"stopped after {len(verdicts)} of {counted(len(settings.tasks), 'task')}: {kept}; {goes_on}"
 

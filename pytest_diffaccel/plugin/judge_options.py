@@ -67,7 +67,6 @@ class JudgeSettings:
             OptionError: naming the bad value and the valid ones.
             ValueError: for bad ids or a broken golden file.
         """
-        from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
         from pytest_diffaccel.plugin.registered import clip_of
         from pytest_diffaccel.records.golden_file import Golden
 
@@ -75,9 +74,9 @@ class JudgeSettings:
         if code is not None and not code.is_dir():
             raise OptionError(f"--code: {options.code!r} is no folder; give one with scripts such as 192.py")
         records = Golden.read(Path(options.golden))
-        tasks = dict(all_tasks() if options.ids is None else tasks_of_ids(options.ids))
+        tasks = _asked(options)
         asked = len(tasks)
-        if code is not None and options.ids is None:
+        if code is not None and options.ids is None and not options.task:
             tasks = {prompt_id: task for prompt_id, task in tasks.items() if os.path.lexists(code / f"{prompt_id}.py")}
             if not tasks:
                 raise OptionError(f"--code: {options.code!r} holds no script of a task, such as 192.py")
@@ -107,6 +106,20 @@ class JudgeSettings:
             return find(self.tasks[prompt_id], self.records).attained
         except ValueError:
             return None
+
+
+def _asked(options: Namespace) -> dict[str, Task]:
+    """The tasks that are named, by id or in words; all 1134 where none is."""
+    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.codegen.parser import parse_task
+    from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
+
+    if not options.task:
+        return dict(all_tasks() if options.ids is None else tasks_of_ids(options.ids))
+    if options.ids is not None:
+        raise OptionError("--task and --ids: both name what to judge; give one of them")
+    tasks = [parse_task(sentence, default_registry().names) for sentence in options.task]
+    return {task.name: task for task in tasks}
 
 
 def _sample(tasks: Mapping[str, Task], count: int, seed: int, records: Golden | None) -> dict[str, Task]:
@@ -152,6 +165,12 @@ def _few(text: str) -> int:
 #: Every option of ``pytest codegen``.
 JUDGE_OPTIONS = (
     of_one_run("--ids", metavar="LIST", help="judge these tasks only, such as 192-200,310"),
+    of_one_run(
+        "--task",
+        action="append",
+        metavar="SENTENCE",
+        help='judge this task, of any pipe, such as "FLUX.1, flow match euler, 28 steps, MagCache, 2x"; repeatable',
+    ),
     of_one_run("--sample", type=count, metavar="N", help="judge N tasks, drawn by --seed"),
     of_one_run("--code", metavar="DIR", help="judge the scripts of this folder (192.py, ...) instead of golden's"),
     of_one_run("--scores", metavar="FILE", help="write pass rates and every verdict as JSON"),
