@@ -18,9 +18,9 @@ from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Group
 from pytest_diffaccel.measure.measurement import Block
 
-# Standard deviation of the share of steps that a batch reuses, about that of all prompts; it counts as so many batches
-# beside those seen.
-_BATCH_SD, _PRIOR_BATCHES = 0.02, 2
+# Standard deviation of the share of steps that a batch reuses, about that of all prompts (FLUX.1's stand-in, batches of
+# four: 0.011 over all thresholds); it counts as so many batches beside those seen.
+_BATCH_SD, _PRIOR_BATCHES = 0.012, 2
 # By how many steps what is foreseen is off (standard deviation): accelerated residuals are others, by a little.
 _FORESEEN_STEPS = 0.3
 
@@ -83,13 +83,17 @@ class StepCounts:
 
         Empty where parameters decide, and where nothing is foreseen.
         """
+        foreseen = self._foreseen(candidate)
+        decided = [tuple(kinds) for kinds in self.decided.get(candidate, ())]
+        return (*decided[: len(foreseen)], *foreseen[len(decided) :])
+
+    def _foreseen(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
+        """The kinds of steps of the first batches as foreseen."""
         accelerator = self.registry.for_params(candidate.params)
-        told = self.foresights.get(candidate.group, ())
-        if accelerator.deciding is None or not told:
+        if accelerator.deciding is None:
             return ()
-        if batches := self.decided.get(candidate):
-            return tuple(tuple(kinds) for kinds in batches[: len(told)])
         point = candidate.params[accelerator.deciding.name]
+        told = self.foresights.get(candidate.group, ())
         return tuple(accelerator.decided_kinds(foresight.decisions(point)) for foresight in told)
 
     def _count(self, candidate: Candidate) -> Counts:
@@ -98,11 +102,13 @@ class StepCounts:
         method = accelerator.deciding
         if method is None or candidate.params[method.name] in method.extremes:
             return nominal
-        if batches := self.decided.get(candidate):
-            return _mean_counts(accelerator, batches, 0.0)
-        if foreseen := self.decisions(candidate):
-            return _mean_counts(accelerator, foreseen, _FORESEEN_STEPS / candidate.cell.steps)
-        return replace(nominal, sd=1.0)
+        decided, foreseen = self.decided.get(candidate, ()), self._foreseen(candidate)
+        # What runs decided comes first; of the batches that they did not make, what is foreseen.
+        batches = [*decided, *foreseen[len(decided) :]]
+        if not batches:
+            return replace(nominal, sd=1.0)
+        share_foreseen = 1 - len(decided) / len(batches)
+        return _mean_counts(accelerator, batches, share_foreseen * _FORESEEN_STEPS / candidate.cell.steps)
 
 
 @lru_cache(maxsize=1 << 16)
