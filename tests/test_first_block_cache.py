@@ -19,7 +19,7 @@ from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache, _by_step
+from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache, by_step
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.gate.figures import FirstSteps, fast_seconds
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
@@ -81,7 +81,7 @@ def test_in_many_steps_all_is_decided_as_foreseen(generating: Callable[..., Any]
     with generating(0.2, 28) as generate:
         generate(PROMPTS, SEEDS)
         foreseen = generate.foreseen(PROMPTS, SEEDS).decisions({"threshold": 0.2})
-    assert generate.accelerator.decided_kinds(foreseen) == generate.kinds
+    assert generate.accelerator.decided_kinds(params(0.2), foreseen) == generate.kinds
     assert 15 < generate.kinds.count(REUSED) < 24
 
 
@@ -171,13 +171,13 @@ def _is_divided(told: Any, threshold: float) -> bool:
     return any(len(set(step)) == 2 for step in told.decisions({"threshold": threshold}))
 
 
-def test_decisions_are_told_by_step() -> None:
+def test_decisions_are_toldby_step() -> None:
     calls = [("cond", False), ("uncond", False), ("cond", True), ("uncond", False), ("cond", True), ("uncond", True)]
-    steps = _by_step(calls)
+    steps = by_step(calls)
     assert steps == [[False, False], [True, False], [True, True]]
     (accelerator,) = REGISTRY.select([NAME])
-    assert accelerator.decided_kinds(steps) == (COMPUTED, HALF, REUSED)
-    assert _by_step([("cond", False), ("cond", True)]) == [[False], [True]]
+    assert accelerator.decided_kinds(params(0.2), steps) == (COMPUTED, HALF, REUSED)
+    assert by_step([("cond", False), ("cond", True)]) == [[False], [True]]
 
 
 # --- counting, predicting, deciding what to evaluate ----------------------------------------------------------------

@@ -219,7 +219,9 @@ class Generate:
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             if deciding := self.accelerator.deciding:
                 decisions = deciding.decisions(denoiser_of(pipeline))
-                stack.callback(lambda: setattr(self, "decided", self.accelerator.decided_kinds(decisions())))
+                stack.callback(
+                    lambda: setattr(self, "decided", self.accelerator.decided_kinds(self.params, decisions()))
+                )
             options = self._options(prompts, seeds)
             for attached in watching:
                 stack.enter_context(attached(pipeline))

@@ -50,8 +50,9 @@ class Method(ABC):
         drives: other methods that this one must apply itself when combined with them.
         needs_guidance: whether it works with classifier-free guidance only.
         extremes: of a *deciding* method, which looks at the picture in each denoiser call and then decides whether to
-            reuse something: a point with which it never does, and one with which it does as soon as it can. Empty for
-            all others, whose parameters alone say what a call does.
+            reuse something: a point with which it never does, and those with which it does as soon as it can, whatever
+            the picture, which together show every kind of step that its grid has. Empty for all others, whose
+            parameters alone say what a call does.
     """
 
     name: ClassVar[str]
@@ -131,13 +132,25 @@ class Method(ABC):
     def kinds(self, point: Point, steps: int, restarts: frozenset[int]) -> list[str]:
         """The kind of each of ``steps`` denoiser calls; calls of one kind cost the same.
 
-        A deciding method names :data:`COMPUTED` and :data:`REUSED`, and reuses as soon as it can, unless it never does.
+        A deciding method names :data:`COMPUTED` and :data:`REUSED`, or what :meth:`decided_kind` makes of them, and
+        reuses as soon as it can, unless it never does.
 
         Args:
             point: the method's parameters.
             steps: denoising steps of the run.
             restarts: steps at which another method makes this one begin anew.
         """
+
+    def decided_kind(self, point: Point, kind: str) -> str:
+        """Of a deciding method: the kind that a step is with ``point``, where it is computed, half reused or reused.
+
+        ``kind`` itself, where all points save as much in a step.
+        """
+        return kind
+
+    def soonest(self, point: Point) -> Point:
+        """Of a deciding method: what reuses as soon as it can, in steps of the kinds that ``point`` has."""
+        return self.extremes[-1]
 
     def decisions(self, denoiser: Any) -> Callable[[], Sequence[Sequence[bool]]]:
         """Of a deciding method: what tells, after a generation, whether each denoiser call reused something, by step.
@@ -180,6 +193,18 @@ class Method(ABC):
             (point[name] - low) / (high - low) if high > low else 0.0
             for name, (low, high) in zip(self.param_names, ranges, strict=True)
         )
+
+    def decided_coordinates(self, point: Point, cell: Cell, share: float) -> tuple[float, ...]:
+        """Of a deciding method: :meth:`coordinates` of ``point`` where a share of the steps is reused, all 0 at 0.
+
+        The share alone, if a method does not say otherwise: points that reuse as much lose as much.
+
+        Args:
+            point: all of :attr:`param_names`.
+            cell: where it lies.
+            share: of the steps, 0 to 1.
+        """
+        return (share,)
 
     def restarts(self, point: Point, steps: int) -> frozenset[int]:
         """Steps at which this method, combined with those it drives, makes them begin anew."""

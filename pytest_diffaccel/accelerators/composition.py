@@ -139,21 +139,30 @@ class Accelerator:
 
     @property
     def extremes(self) -> list[Params]:
-        """Parameters of the deciding method with which it never reuses, and with which it does as soon as it can."""
+        """Parameters of the deciding method with which it never reuses, then those with which it does at once."""
         return [{method.name: point} for method in self.methods for point in method.extremes]
 
-    def decided_kinds(self, decisions: Sequence[Sequence[bool]]) -> tuple[str, ...]:
-        """The kind of each step, by whether each of its denoiser calls reused something: of the deciding method."""
-        kinds = [REUSED if all(step) else HALF_REUSED if any(step) else COMPUTED for step in decisions]
-        return tuple(f"{self.name}:{kind}" for kind in kinds)
+    def decided_kinds(self, params: Params, decisions: Sequence[Sequence[bool]]) -> tuple[str, ...]:
+        """The kind of each step, by whether each of its denoiser calls reused something: of the deciding method.
 
-    def between(self, computed_and_reused: Mapping[str, int]) -> dict[str, int]:
+        Args:
+            params: with which it decided.
+            decisions: by step.
+        """
+        (method,) = self.methods
+        kinds = [REUSED if all(step) else HALF_REUSED if any(step) else COMPUTED for step in decisions]
+        return tuple(f"{self.name}:{method.decided_kind(params[self.name], kind)}" for kind in kinds)
+
+    def between(self, params: Params, computed_and_reused: Mapping[str, int]) -> dict[str, int]:
         """Arithmetic of a step of which one of two calls is computed and the other reuses, from that of both kinds.
 
         Args:
+            params: of the run.
             computed_and_reused: by kind; of a method that does not decide, any.
         """
-        full, half, least = self.decided_kinds([[False], [False, True], [True]])
+        if self.deciding is None:
+            return {}
+        full, half, least = self.decided_kinds(params, [[False], [False, True], [True]])
         if full not in computed_and_reused or least not in computed_and_reused:
             return {}
         return {half: (computed_and_reused[full] + computed_and_reused[least]) // 2}

@@ -125,8 +125,8 @@ class FirstBlockCache(Method):
             made.append((hook.state_manager.context.name, not computes))
             return computes
 
-        hook._should_compute_remaining_blocks = _uncompiled(recorded)
-        return lambda: _by_step(made)
+        hook._should_compute_remaining_blocks = uncompiled(recorded)
+        return lambda: by_step(made)
 
     def foresight(self) -> Distances:
         """Decisions by the residuals of unaccelerated calls, of which accelerated ones differ little."""
@@ -167,7 +167,7 @@ class Distances:
             computes: bool = decide(residual)
             return computes
 
-        hook._should_compute_remaining_blocks = _uncompiled(measured)
+        hook._should_compute_remaining_blocks = uncompiled(measured)
         yield
 
     def decisions(self, point: Point) -> Sequence[Sequence[bool]]:
@@ -179,10 +179,10 @@ class Distances:
             if not reuses:
                 last[purpose] = len(apart)
             made.append((purpose, reuses))
-        return _by_step(made)
+        return by_step(made)
 
 
-def _by_step(calls: Iterable[tuple[str, bool]]) -> Sequence[Sequence[bool]]:
+def by_step(calls: Iterable[tuple[str, bool]]) -> Sequence[Sequence[bool]]:
     """Decisions by step, from what each call was for: a step has one of each."""
     steps: list[dict[str, bool]] = []
     for purpose, reuses in calls:
@@ -200,8 +200,8 @@ _FEATURES: Mapping[str, Mapping[str, float]] = {
 }
 
 
-def _uncompiled(decide: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
-    """As the hook's own decision, which compiled blocks call as it is: it keeps what it is given."""
+def uncompiled(decide: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
+    """As the cache's own decision, which compiled blocks call as it is: it keeps what it is given."""
     import torch
 
     as_it_is: Callable[[Tensor], bool] = torch.compiler.disable(decide)

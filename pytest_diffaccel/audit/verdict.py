@@ -128,7 +128,8 @@ def _own_lines(audit: Audit) -> list[str]:
 
 def _reused(made: Measurement) -> str:
     """How many steps the pictures of each batch let reuse something, in numbers."""
-    computed = default_registry().for_params(made.candidate.params).decided_kinds([[False]])
+    params = made.candidate.params
+    computed = default_registry().for_params(params).decided_kinds(params, [[False]])
     counts = [sum(kind not in computed for kind in kinds) for kinds in made.decided]
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 

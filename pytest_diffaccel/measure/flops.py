@@ -63,9 +63,11 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
         seed: of its start noise.
         known: kinds that need not be counted; without others, nothing is generated.
     """
-    if generate.accelerator.deciding:
+    params = generate.params
+    if method := generate.accelerator.deciding:
         # Whatever this picture decides: one that reuses as soon as it can shows both kinds.
-        generate = replace(generate, params=generate.accelerator.extremes[1], decided=())
+        soonest = method.soonest(params[method.name])
+        generate = replace(generate, params={method.name: soonest}, decided=())
     # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
     places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
     if not places:
@@ -83,4 +85,4 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
         clock = FlopClock(counter, set(places.values()), counting)
         generate.observed([prompt], [seed], clock)
     counts = {kind: clock.counts[place] for kind, place in places.items()}
-    return counts | generate.accelerator.between(counts)
+    return counts | generate.accelerator.between(params, counts)

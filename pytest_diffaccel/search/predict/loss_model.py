@@ -91,9 +91,11 @@ class _MethodLoss:
         return np.array([self._place(point) for point in points], dtype=float)
 
     def _place(self, point: Point) -> tuple[float, ...]:
-        """Where pictures decide, points that reuse as much lose as much: a threshold that changes nothing is none."""
+        """Where pictures decide, by the share that is reused: a threshold that changes nothing is none."""
         share = self._counts.reused_share(Candidate(self._cell, self._method.name, {self._method.name: point}))
-        return _coordinates(self._method, self._cell, point) if share is None else (share,)
+        if share is None:
+            return _coordinates(self._method, self._cell, point)
+        return self._method.decided_coordinates(point, self._cell, share)
 
     @staticmethod
     def _covariance(one: Array, other: Array) -> Array:

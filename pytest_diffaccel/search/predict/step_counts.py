@@ -15,7 +15,7 @@ from statistics import fmean, variance
 
 from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.composition import Accelerator, Registry
-from pytest_diffaccel.matrix import Candidate, Group
+from pytest_diffaccel.matrix import Candidate, Group, Params
 from pytest_diffaccel.measure.measurement import Block
 
 # Standard deviation of the share of steps that a batch reuses, about that of all prompts (FLUX.1's stand-in, batches of
@@ -70,13 +70,15 @@ class StepCounts:
         if accelerator.deciding is None:
             return None
         counts = self.of(candidate)
-        return 1 - counts.by_kind.get(_computed(accelerator), 0.0) / counts.steps
+        return 1 - counts.by_kind.get(_computed(accelerator, candidate.params), 0.0) / counts.steps
 
     def acts(self, candidate: Candidate) -> bool:
         """Whether it is known to reuse anything in the first batch; where parameters say what a step does, it does."""
         decisions = self.decisions(candidate)
-        computed = _computed(self.registry.for_params(candidate.params))
-        return not decisions or any(kind != computed for kind in decisions[0])
+        if not decisions:
+            return True
+        computed = _computed(self.registry.for_params(candidate.params), candidate.params)
+        return any(kind != computed for kind in decisions[0])
 
     def decisions(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
         """The kinds of steps of the first batches, where pictures decide: as they were decided, else as foreseen.
@@ -94,7 +96,7 @@ class StepCounts:
             return ()
         point = candidate.params[accelerator.deciding.name]
         told = self.foresights.get(candidate.group, ())
-        return tuple(accelerator.decided_kinds(foresight.decisions(point)) for foresight in told)
+        return tuple(accelerator.decided_kinds(candidate.params, foresight.decisions(point)) for foresight in told)
 
     def _count(self, candidate: Candidate) -> Counts:
         accelerator = self.registry.for_params(candidate.params)
@@ -108,7 +110,8 @@ class StepCounts:
         if not batches:
             return replace(nominal, sd=1.0)
         share_foreseen = 1 - len(decided) / len(batches)
-        return _mean_counts(accelerator, batches, share_foreseen * _FORESEEN_STEPS / candidate.cell.steps)
+        computed = _computed(accelerator, candidate.params)
+        return _mean_counts(computed, batches, share_foreseen * _FORESEEN_STEPS / candidate.cell.steps)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -117,20 +120,20 @@ def _by_params(registry: Registry, candidate: Candidate) -> Counter[str]:
     return Counter(registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps))
 
 
-def _mean_counts(accelerator: Accelerator, batches: Iterable[Sequence[str]], foreseen_sd: float) -> Counts:
+def _mean_counts(computed_kind: str, batches: Iterable[Sequence[str]], foreseen_sd: float) -> Counts:
     """Of several batches' runs, which may be of different numbers of steps only where they were ended early."""
     counted = [Counter(kinds) for kinds in batches]
     number = len(counted)
     by_kind = {kind: fmean(one[kind] for one in counted) for kind in sorted({kind for one in counted for kind in one})}
-    computed = [one[_computed(accelerator)] / one.total() for one in counted]
+    computed = [one[computed_kind] / one.total() for one in counted]
     seen = variance(computed) if number > 1 else 0.0
     of_batches = (_PRIOR_BATCHES * _BATCH_SD**2 + (number - 1) * seen) / (_PRIOR_BATCHES + number - 1)
     return Counts(by_kind, math.sqrt(of_batches / number + foreseen_sd**2))
 
 
-def _computed(accelerator: Accelerator) -> str:
+def _computed(accelerator: Accelerator, params: Params) -> str:
     """The kind of its steps in which nothing is reused."""
-    (kind,) = accelerator.decided_kinds([[False]])
+    (kind,) = accelerator.decided_kinds(params, [[False]])
     return kind
 
 
