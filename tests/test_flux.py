@@ -311,7 +311,7 @@ def test_a_task_without_a_record_says_what_to_search(tmp_path: Path) -> None:
         (
             "FLUX.1, flow match euler, 28 steps, ToMe, 1.5x",
             r"^ToMe is not for FLUX\.1, whose denoiser is a transformer; those that are: TaylorSeer; MagCache; "
-            r"FirstBlockCache$",
+            r"FirstBlockCache; DBCache$",
         ),
         (
             "FLUX.1, DDIM, 28 steps, TaylorSeer, 1.5x",
@@ -530,7 +530,8 @@ OPTIONS = ("benches", "--models", "models.toml", "--pipe", "flux", "--num-sample
 def test_a_search_of_methods_for_unets_is_refused(flux_search: SmallSearch) -> None:
     result = flux_search.pytester.runpytest_inprocess(*OPTIONS, "--search-targets", "deepcache,deepcache and tome")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    words = "is for a pipe whose denoiser is a transformer; those that are: TaylorSeer; MagCache; FirstBlockCache; Echo"
+    own = "TaylorSeer; MagCache; FirstBlockCache; DBCache; Echo"
+    words = f"is for a pipe whose denoiser is a transformer; those that are: {own}"
     result.stderr.fnmatch_lines([f"*FLUX.1: none of the chosen accelerators (DeepCache; DeepCache and ToMe) {words}"])
 
 

@@ -136,7 +136,10 @@ def test_a_sentence_that_is_no_task_names_the_accelerators_of_conftest_too(
     assert main(["generate", "SD1.5, DDIM, 20 steps, Echo and DeepCache, 1.5x"]) == 2
     said = capsys.readouterr().err
     assert "no known accelerator is made of Echo and DeepCache" in said
-    assert "DeepCache, T-Gate, and ToMe; TaylorSeer; MagCache; FirstBlockCache; Echo; Echo and ToMe. Steps" in said
+    assert (
+        "DeepCache, T-Gate, and ToMe; TaylorSeer; MagCache; FirstBlockCache; DBCache; Echo; Echo and ToMe. Steps"
+        in said
+    )
 
 
 def test_pipes_of_conftest_are_known_to_the_command_too(

@@ -117,7 +117,7 @@ def test_python_is_read_as_tools_take_it(
             "\n\nPyramidAttentionBroadcastConfig(2)",
             "line 3: PyramidAttentionBroadcastConfig is no config that is known",
         ),
-        ("cache_dit.enable_cache(pipe, DBCacheConfig())", "line 1: DBCacheConfig is no config that is known here"),
+        ("cache_dit.enable_cache(pipe, DBPruneConfig())", "line 1: DBPruneConfig is no config that is known here"),
         ("helper.set_params(3", "line 1: no Python: '(' was never closed: 'helper.set_params(3'"),
         (
             "helper.set_params(3)\nhelper.set_params(5)",
@@ -183,12 +183,59 @@ def test_parameters_by_method_are_read_as_golden_has_them(suffix: str, tmp_path:
     assert preset(tmp_path, json.dumps(TAYLORSEER), suffix).remarks == ()
 
 
-@pytest.mark.parametrize("text", [CACHE_DIT, "Fn_compute_blocks: 1\nresidual_diff_threshold: 0.12\n"])
-def test_a_cache_of_cache_dit_that_is_not_known_is_refused_with_its_settings(text: str, tmp_path: Path) -> None:
-    if "DBCacheConfig" in KNOWN_CALLS:
-        pytest.skip("DBCache is known by now")
-    with pytest.raises(PresetError, match=r"preset\.yaml: DBCache of cache-dit \(.*Fn_compute_blocks=1.*\) is no"):
-        preset(tmp_path, text, ".yaml")
+def dbcache(first: int, warmup: int, limit: int, threshold: float, order: int) -> Params:
+    names = ("Fn_compute_blocks", "max_warmup_steps", "max_continuous_cached_steps", "residual_diff_threshold")
+    return {"DBCache": {**dict(zip(names, (first, warmup, limit, threshold), strict=True)), "taylorseer_order": order}}
+
+
+@pytest.mark.parametrize(
+    ("text", "order", "remarks"),
+    [
+        (CACHE_DIT, 0, ["parallelism_config is left out"]),
+        ("Fn_compute_blocks: 1\nresidual_diff_threshold: 0.12\n", 0, []),
+        # Without being turned on, its order says nothing.
+        ("Fn_compute_blocks: 1\nresidual_diff_threshold: 0.12\ntaylorseer_order: 1", 0, []),
+        (
+            "{Fn_compute_blocks: 1, residual_diff_threshold: 0.12, enable_taylorseer: true}",
+            1,
+            ["enable_encoder_taylorseer=False: measured with True"],
+        ),
+        (
+            "{Fn_compute_blocks: 1, residual_diff_threshold: 0.12, enable_taylorseer: true, taylorseer_order: 1,"
+            " enable_encoder_taylorseer: true, Bn_compute_blocks: 2, enable_dmd: false}",
+            1,
+            [
+                "Bn_compute_blocks=2: measured with 0",
+                "enable_dmd=False: DBCache has no such setting here; measured without",
+            ],
+        ),
+    ],
+)
+def test_dbcache_is_read_as_cache_dit_reads_it(text: str, order: int, remarks: list[str], tmp_path: Path) -> None:
+    read = preset(tmp_path, text, ".yaml")
+    assert read.params == dbcache(1, 8, -1, 0.12, order)
+    place = "in cache_config: " if "cache_config" in text else ""
+    assert [remark.removeprefix(place) for remark in read.remarks] == remarks
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        ("cache_dit.enable_cache(pipe)\nDBCacheConfig()", dbcache(8, 8, -1, 0.08, 0)),
+        (
+            "config = cache_dit.DBCacheConfig(Fn_compute_blocks=4, num_inference_steps=28)\n"
+            "enable_cache(pipe, config, TaylorSeerCalibratorConfig())",
+            dbcache(4, 8, -1, 0.08, 1),
+        ),
+        (
+            "series = TaylorSeerCalibratorConfig(taylorseer_order=1)\n"
+            "enable_cache(pipe, DBCacheConfig(max_warmup_steps=4, max_continuous_cached_steps=2), series)",
+            dbcache(8, 4, 2, 0.08, 1),
+        ),
+    ],
+)
+def test_dbcaches_two_configs_are_read_together(text: str, params: Params, tmp_path: Path) -> None:
+    assert preset(tmp_path, text).params == params
 
 
 def test_a_line_of_the_table_lets_a_cache_of_cache_dit_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ COUNTERS = {
     "TaylorSeer": "predicted_attention",
     "MagCache": "skipped_blocks",
     "FirstBlockCache": "reused_calls",
+    "DBCache": "cached_calls",
 }
 IDENTITIES = {
     "TaylorSeer, interval": taylorseer(1, 3),
@@ -263,8 +264,8 @@ def test_what_magcache_computes_is_what_kinds_predict(flux: Any, params: Params)
     assert [f"MagCache:{names[len(step)]}" for step in computed] == [*generate.kinds]
     skipped = generate.kinds.count("MagCache:skipped")
     # Of a skipped step, the last block is not computed either.
-    counted = {"predicted_attention": 0, "skipped_blocks": BLOCKS * skipped, "reused_calls": skipped}
-    assert generate.fired == {"denoiser_calls": 10, **counted}
+    counted = {"skipped_blocks": BLOCKS * skipped, "reused_calls": skipped}
+    assert generate.fired == {"denoiser_calls": 10, **dict.fromkeys(COUNTERS.values(), 0), **counted}
     assert MagCache().counters(params["MagCache"], 10) == ({"skipped_blocks"} if skipped else set())
 
 
@@ -551,8 +552,8 @@ def test_accelerators_are_those_of_the_pipes_kind_of_denoiser() -> None:
         assert [accelerator.name for accelerator in registry.suiting(pipe)] == unets
         assert [group.accelerator for group in groups([cell], list(registry))] == unets
         assert {one.accelerator for one in candidates([cell], list(registry))} == set(unets)
-    assert [group.accelerator for group in groups([CELL], list(registry))] == [*ACTING]
-    assert {one.accelerator for one in candidates([CELL], list(registry))} == set(ACTING)
+    assert [group.accelerator for group in groups([CELL], list(registry))] == [*COUNTERS]
+    assert {one.accelerator for one in candidates([CELL], list(registry))} == set(COUNTERS)
 
 
 def test_methods_of_different_denoisers_are_not_combined() -> None:

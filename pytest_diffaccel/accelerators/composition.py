@@ -19,6 +19,7 @@ from pytest_diffaccel.accelerators.base import (
     PipelineCall,
 )
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS
+from pytest_diffaccel.accelerators.dbcache import DBCache
 from pytest_diffaccel.accelerators.deepcache import DeepCache
 from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache
 from pytest_diffaccel.accelerators.magcache import MagCache
@@ -331,7 +332,8 @@ def _check_counters(method: Method) -> None:
 def default_registry() -> Registry:
     """DeepCache, T-GATE, ToMe and the three combinations of the tasks, in the tasks' order; then transformers' caches.
 
-    A transformer takes one of diffusers' caches at a time, so there are no combinations of those.
+    A transformer takes one cache at a time, so there are no combinations of those. All are known everywhere, DBCache
+    also where cache-dit is not installed: records of it are read there, and scripts made of them.
     """
     registry = Registry()
     for method in (DeepCache(), TGate(), ToMe()):
@@ -342,4 +344,5 @@ def default_registry() -> Registry:
     registry.register(TaylorSeer())
     registry.register(MagCache())
     registry.register(FirstBlockCache())
+    registry.register(DBCache())
     return registry

@@ -70,5 +70,16 @@ def _of_cache_dit(settings: Mapping[str, Any], place: str) -> FoundCall:
             f"{kind}{' of cache-dit' if kind == _DEFAULT_TYPE else ''} ({said}) is no method that is known here, so "
             f"nothing of it can be measured; presets can be of {methods}"
         )
+    if kind == _DEFAULT_TYPE:
+        settings = _with_series(settings)
     given = {setting: Given(repr(value), value, is_literal=True) for setting, value in settings.items()}
     return FoundCall(name, KNOWN_CALLS[name], place, {name: one for name, one in given.items() if name != _TYPE})
+
+
+def _with_series(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """DBCache's settings, in which order 0 means no series: a file turns it on apart, and for one of two streams."""
+    taken = dict(settings)
+    is_on, order = taken.pop("enable_taylorseer", False), taken.pop("taylorseer_order", 1)
+    if not is_on:
+        return {**taken, "taylorseer_order": 0}
+    return {"enable_encoder_taylorseer": False, **taken, "taylorseer_order": order}

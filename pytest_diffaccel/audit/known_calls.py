@@ -57,8 +57,34 @@ _TGATE = {"gate_step": 10, "sp_interval": 5, "fi_interval": 1, "warm_up": 2}
 _TGATE_LOADER = KnownCall("T-Gate", _TGATE, ("",), steps="num_inference_steps")
 _DEEPCACHE_LOADER = KnownCall("DeepCache", {"cache_interval": 3, "cache_branch_id": 0}, ("", *_DEEPCACHE))
 
-#: By the last part of its name: diffusers 0.42, DeepCache 0.1.1, tgate 1.0.0, tomesd 0.1.3. What cache-dit's files name
-#: is looked up as the config's class: ``cache_type: DBCache`` as ``DBCacheConfig``.
+# What cache-dit takes where nothing is given. A file of it has the terms of a series beside the rest of the config.
+_DBCACHE = {
+    "Fn_compute_blocks": 8,
+    "max_warmup_steps": 8,
+    "max_continuous_cached_steps": -1,
+    "residual_diff_threshold": 0.08,
+    "taylorseer_order": 0,
+}
+_DBCACHE_OTHERS = {
+    "Bn_compute_blocks": "0",
+    "max_accumulated_residual_diff_threshold": "None",
+    "warmup_interval": "1",
+    "max_cached_steps": "-1",
+    "cfg_compute_first": "False",
+    "cfg_diff_compute_separate": "True",
+    "steps_computation_mask": "None",
+    "force_refresh_step_hint": "None",
+    "enable_encoder_taylorseer": "True",
+}
+_SERIES_OTHERS = {
+    "enable_calibrator": "True",
+    "enable_encoder_calibrator": "True",
+    "calibrator_cache_type": "'residual'",
+}
+
+#: By the last part of its name: diffusers 0.42, DeepCache 0.1.1, tgate 1.0.0, tomesd 0.1.3, cache-dit 1.5.3. What
+#: cache-dit's files name is looked up as the config's class: ``cache_type: DBCache`` as ``DBCacheConfig``. Of a method
+#: with several calls, what the one with the most parameters takes where nothing is given is taken first.
 KNOWN_CALLS: Mapping[str, KnownCall] = {
     "set_params": KnownCall(
         "DeepCache", {"cache_interval": 1, "cache_branch_id": 0}, (*_DEEPCACHE, "skip_mode"), {"skip_mode": "'uniform'"}
@@ -91,6 +117,8 @@ KNOWN_CALLS: Mapping[str, KnownCall] = {
         default_steps=28,
     ),
     "FirstBlockCacheConfig": KnownCall("FirstBlockCache", {"threshold": 0.05}, ("threshold",)),
+    "DBCacheConfig": KnownCall("DBCache", _DBCACHE, others=_DBCACHE_OTHERS, steps="num_inference_steps"),
+    "TaylorSeerCalibratorConfig": KnownCall("DBCache", {"taylorseer_order": 1}, others=_SERIES_OTHERS),
 }
 
 

@@ -76,7 +76,7 @@ def _preset(path: Path, found: Sequence[FoundCall], remarks: Sequence[str], regi
     said = [*remarks]
     points: dict[str, dict[str, Any]] = {}
     for method, calls in by_method.items():
-        points[method] = {**calls[-1].call.params, **_given(calls)}
+        points[method] = {**_defaults(calls), **_given(calls)}
         said += _remarks(calls)
     steps = {_steps(one) for one in found} - {None}
     accelerator = registry.for_params(points)
@@ -103,6 +103,12 @@ def _refuse_several_caches(by_method: Mapping[str, Sequence[FoundCall]], registr
     if len(caches) > 1 and accelerator.name not in registry.names:
         said = " and ".join(f"{_at(by_method[name][0])}{name}" for name in caches)
         raise PresetError(f"{said}: a transformer takes one cache at a time; audit each in a file of its own")
+
+
+def _defaults(calls: Sequence[FoundCall]) -> dict[str, Any]:
+    """What several calls for one method take together where they are given nothing."""
+    most_first = sorted(calls, key=lambda one: -len(one.call.params))
+    return {name: value for one in most_first for name, value in one.call.params.items()}
 
 
 def _given(calls: Sequence[FoundCall]) -> dict[str, Any]:

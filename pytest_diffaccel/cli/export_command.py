@@ -29,7 +29,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     export.add_argument("key", nargs="?", metavar="KEY", help=f"with --as, a winner: {_EXAMPLE}, or a key of golden")
     export.add_argument(
-        "--as", dest="tool", type=one_of("diffusers"), metavar="TOOL", help="diffusers: its cache's config, in Python"
+        "--as",
+        dest="tool",
+        type=one_of("diffusers", "cache-dit"),
+        metavar="TOOL",
+        help="diffusers or cache-dit: its cache's config, in Python",
     )
     export.add_argument("--golden", type=Path, metavar="FILE", help=f"of a winner; default: {GOLDEN}")
     export.add_argument("--models", metavar="FILE", help="of a winner: models file that describes a pipe of your own")
@@ -47,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _export(parsed: argparse.Namespace) -> int:
     is_winner = parsed.key is not None
     if is_winner and parsed.tool is None:
-        raise ValueError(f"{parsed.key!r} is one winner; say which tool is to take it: --as diffusers")
+        raise ValueError(f"{parsed.key!r} is one winner; say which tool is to take it: --as diffusers or cache-dit")
     if parsed.tool is not None and not is_winner:
         raise ValueError(f"--as {parsed.tool} is for one winner; name it, for example: {_EXAMPLE}")
     foreign = ("store", "format") if is_winner else ("golden", "models")
@@ -59,19 +63,23 @@ def _export(parsed: argparse.Namespace) -> int:
 
 def _export_winner(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.codegen.lookup import find
-    from pytest_diffaccel.codegen.script import render_cache
+    from pytest_diffaccel.codegen.script import TOOLS, render_cache
     from pytest_diffaccel.records.golden_file import Golden
 
     task, registry = asked_task(_sentence(parsed.key), parsed.models or "embedded")
     answer = find(task, Golden.read(parsed.golden or GOLDEN), registry)
-    text = render_cache(answer)
+    text = render_cache(answer, parsed.tool)
     if not text:
+        if other := next((tool for tool in TOOLS if tool != parsed.tool and render_cache(answer, tool)), ""):
+            raise ValueError(f"{task.accelerator} is a cache of {other}, not of {parsed.tool}: --as {other}")
         given = [("--golden", parsed.golden), ("--models", parsed.models)]
         places = [word for name, place in given if place is not None for word in (name, str(place))]
         command = shlex.join(["diffaccel", "generate", task.sentence, *places])
-        raise ValueError(f"diffusers has no cache for {task.accelerator}; a script has all that it takes: {command}")
+        raise ValueError(
+            f"{parsed.tool} has no cache for {task.accelerator}; a script has all that it takes: {command}"
+        )
     say_notes(answer)
-    put(text, parsed.output, f"the cache for diffusers, of: {task.sentence}")
+    put(text, parsed.output, f"the cache for {parsed.tool}, of: {task.sentence}")
     return 0
 
 

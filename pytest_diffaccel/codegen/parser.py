@@ -42,6 +42,7 @@ _METHOD_SPELLINGS = {
     "ToMe": r"to-?me|token[ -]merging",
     "TaylorSeer": r"taylor[ -]?seer",
     "MagCache": r"mag[ -]?cache",
+    "DBCache": r"db[ -]?cache|dual[ -]?block[ -]?cache",
     "FirstBlockCache": r"first[ -]?block[ -]?cache|fb[ -]?cache",
 }
 # No part of a longer number, a negative one, or one with a comma in it.

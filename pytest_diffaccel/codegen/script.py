@@ -41,6 +41,8 @@ LINE_LENGTH = 88
 
 _BASE, _CACHE = "base.py.j2", "cache.py.j2"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+#: Which take a winner's cache alone.
+TOOLS = ("diffusers", "cache-dit")
 _VERSION = re.compile(r"\d+(\.\w+)*", re.ASCII)
 
 
@@ -87,8 +89,12 @@ def render(answer: Answer) -> str:
     return text
 
 
-def render_cache(answer: Answer) -> str:
-    """The lines that put a winner's cache on ``pipe``, a pipeline of diffusers; empty where diffusers has none for it.
+def render_cache(answer: Answer, tool: str = TOOLS[0]) -> str:
+    """The lines that put a winner's cache on ``pipe``, a pipeline of diffusers; empty where the tool has none for it.
+
+    Args:
+        answer: to a task.
+        tool: whose cache it is to be, one of :data:`TOOLS`.
 
     Raises:
         NoScriptPart: (a ``ValueError``) when a method brings no template, or one that cannot be used.
@@ -96,10 +102,10 @@ def render_cache(answer: Answer) -> str:
     """
     templates, context = _templates(), _context(answer)
     parts = [ScriptPart.of(method, templates, context) for method in answer.accelerator.methods]
-    # A denoiser takes one of diffusers' caches at a time.
-    if len(parts) != 1 or not parts[0].cache_config:
+    # A denoiser takes one cache at a time.
+    if len(parts) != 1 or not (parts[0].cache_dit if tool == "cache-dit" else parts[0].cache_config):
         return ""
-    text = templates.get_template(_CACHE).render(**context, method=parts[0])
+    text = templates.get_template(_CACHE).render(**context, method=parts[0], tool=tool)
     _check_own(text, parts)
     return text
 
@@ -201,6 +207,7 @@ def _templates() -> Environment:
     )
     templates.filters |= {
         "literal": literal,
+        "assigned": _assigned,
         "plain": plain,
         "settings": _settings,
         "interval": _interval,
@@ -227,6 +234,14 @@ def literal(value: object) -> str:
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return repr(value)
     raise ValueError(f"{value!r} has no place in a script")
+
+
+def _assigned(value: Mapping[str, object], name: str) -> str:
+    """The lines that give a name a dict: one, or one per item where that is too long."""
+    line = f"{name} = {literal(value)}"
+    if len(line) <= LINE_LENGTH:
+        return line
+    return "\n".join([f"{name} = {{", *(f"    {literal(key)}: {literal(item)}," for key, item in value.items()), "}"])
 
 
 def plain(text: str) -> str:

@@ -37,6 +37,8 @@ class ScriptPart:
         draws: what it draws at random with torch's generator, which is seeded then; empty for nothing.
         cache_config: the lines that make ``config``, which is all that ``enable_cache`` of diffusers' denoisers takes;
             empty where diffusers has no cache for it.
+        cache_dit: the lines that enable it on ``pipe`` with cache-dit; empty where that is none of its caches.
+        settings: the lines that give the constant its value, where that is not all parameters.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ScriptPart:
     call: str = ""
     draws: str = ""
     cache_config: str = ""
+    cache_dit: str = ""
+    settings: str = ""
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -26,8 +26,9 @@ from pytest_diffaccel.models.tensors import file_digest
 if TYPE_CHECKING:
     import torch
 
-#: Distributions whose version can change a speed or an image.
+#: Distributions whose version can change a speed or an image; of pipelines with a transformer, cache-dit's too.
 LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd", "lpips")
+_OF_TRANSFORMERS = ("cache-dit",)
 ID_DIGITS = 12
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
@@ -77,7 +78,7 @@ class Environment:
         device: the GPU's model name, or the CPU's with the number of cores this process may use.
         driver: the NVIDIA driver's version; empty without one.
         threads: CPU threads torch computes with.
-        versions: version of Python and of each installed library of :data:`LIBRARIES`, by name.
+        versions: version of Python and of each installed library that matters, by name.
         dtype: of the denoiser, for example ``"float16"``.
         image_size: (height, width) in pixels.
         batch_size: images per call.
@@ -177,7 +178,7 @@ def describe_environment(
         device=device_name(device),
         driver=_driver_version() if device.type == "cuda" else "",
         threads=torch.get_num_threads(),
-        versions=_versions(),
+        versions=_versions(LIBRARIES + (_OF_TRANSFORMERS if "transformer" in weights else ())),
         dtype=str(dtype).removeprefix("torch."),
         image_size=image_size,
         batch_size=batch_size,
@@ -227,9 +228,9 @@ def _weights_identity(source: WeightSource) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
