@@ -40,6 +40,8 @@ from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.script import render, render_cache
 from pytest_diffaccel.codegen.tasks import Task
+from pytest_diffaccel.judge.confine.limits import Limits
+from pytest_diffaccel.judge.judge import Judge, Rules
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params, Point
 from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.quality import References
@@ -587,7 +589,7 @@ def test_steps_are_counted_by_what_reuses() -> None:
     assert counts.decisions(first) == counts.decisions(Candidate(CELL, "DBCache", params(1, 3, 6, 0.2)))
 
 
-# --- scripts and exports ----------------------------------------------------------------------------------
+# --- scripts, exports and the judge ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -674,6 +676,52 @@ def test_each_tool_is_told_of_its_own_caches(
     key, golden = str(GoldenKey(CELL, "DBCache", 1.5)), str(tmp_path / "golden.json")
     assert main(["export", key, "--as", "diffusers", "--golden", golden]) == 2
     assert "DBCache is a cache of cache-dit, not of diffusers: --as cache-dit" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    lock = tmp_path_factory.mktemp("judge") / "timing.lock"
+    judge = Judge(Rules(lock=lock, stages=("static", "runs"), limits=Limits(seconds=60.0)))
+    yield judge
+    judge.close()
+
+
+@needs_cache_dit
+@each_setting
+def test_a_script_passes_the_judge(answer: Callable[[Params], Answer], setting: Params, judge: Judge) -> None:
+    found = answer(setting)
+    verdict = judge.judge("flux", found.task, render(found).encode(), found)
+    assert verdict.passed, verdict.failures
+    runs = verdict.of("runs")
+    assert runs is not None
+    assert runs.figures["params"] == setting
+
+
+#: What is written in place of what in a script, and what the judge says of it.
+CHEATS = {
+    "no cache": ("cache_dit.enable_cache(pipeline, config)", "pass", "accelerators: none, not DBCache"),
+    "never reuses": ("(**DBCACHE)", "(**{**DBCACHE, 'residual_diff_threshold': 0.0001})", "cached_calls stayed 0"),
+    "reuses unseen": (
+        "    with accelerated(pipeline) as call:\n",
+        "    with accelerated(pipeline) as call:\n"
+        "        manager = pipeline.transformer._context_manager\n"
+        "        manager.can_cache = lambda *_, **__: manager.get_current_step() > 0\n",
+        "not those of its settings",
+    ),
+    "last blocks too": ("(**DBCACHE)", "(**DBCACHE, Bn_compute_blocks=2)", "not those of its settings"),
+}
+
+
+@needs_cache_dit
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_caught(name: str, answer: Callable[[Params], Answer], judge: Judge) -> None:
+    found = answer(ACTING)
+    honest, cheat, said = CHEATS[name]
+    script = render(found)
+    assert honest in script
+    verdict = judge.judge("flux", found.task, script.replace(honest, cheat).encode(), found)
+    assert not verdict.passed
+    assert said in " ".join(result.detail for result in verdict.failures)
 
 
 # --- searching -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sys
 import traceback
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,9 @@ from pytest_diffaccel.pipes import BUILT_IN
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# What scripts import; loaded once, here.
+# What scripts import; loaded once, here, the optional ones where they are installed.
 _LIBRARIES = ("diffusers", "transformers", "DeepCache", "tgate", "tomesd", "PIL.Image", "psutil")
+_OPTIONAL = ("cache_dit", "cache_dit.ray")
 # diffusers imports these when they are first asked for.
 _CLASSES = (
     *dict.fromkeys(spec.pipeline_class for spec in BUILT_IN),
@@ -63,7 +65,7 @@ class ForkServer:
 
         _die_with_parent()
         torch.set_num_threads(1)  # threads do not survive a fork
-        for name in _LIBRARIES:
+        for name in (*_LIBRARIES, *(name for name in _OPTIONAL if find_spec(name.partition(".")[0]))):
             importlib.import_module(name)
         for name in _CLASSES:
             getattr(sys.modules["diffusers"], name)

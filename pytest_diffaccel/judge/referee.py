@@ -29,6 +29,8 @@ _REPLACED = ("generator", "latents", "output_type", "return_dict")
 # Functions that watch a run; whether they change it shows in the images, which the judge makes without them.
 _WATCHING = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps")
 _GATE_SETTINGS = ("gate_step", "sp_interval", "fi_interval", "warm_up")
+# Of a series of DBCache, which stands in a config of its own.
+_ORDER = "taylorseer_order"
 _TOME_DEFAULTS = {
     "sx": 2,
     "sy": 2,
@@ -182,7 +184,27 @@ def _methods(
             methods[method.name] = {name: getattr(config, name) for name in method.param_names}
         else:
             oddities.append(f"a {kind}")
+    if context := _cache_dit_context(denoiser):
+        _add_cache_dit(context, methods, oddities)
     return methods, oddities
+
+
+def _add_cache_dit(context: Any, methods: dict[str, dict[str, Any]], oddities: list[str]) -> None:
+    """What a context of cache-dit, which decides, was told."""
+    config, series = context.cache_config, context.calibrator_config
+    kind = type(config).__name__
+    order = getattr(series, _ORDER, None) if series else 0
+    if (method := cached_method(kind)) and isinstance(order, int):
+        given = {**vars(config), _ORDER: order}
+        methods[method.name] = {name: given[name] for name in method.param_names}
+    else:
+        oddities.append(f"a {kind} with {type(series).__name__}")
+
+
+def _cache_dit_context(denoiser: Any) -> Any:
+    """What cache-dit decides by in the call that is under way; None where it is off."""
+    manager = getattr(denoiser, "_context_manager", None)
+    return manager and manager.get_context()
 
 
 def _deepcache_helper(denoiser: Any) -> Any:
@@ -215,6 +237,8 @@ def _forget(pipeline: Any) -> None:
         denoiser._tome_info["args"]["generator"] = None
     if getattr(denoiser, "_cache_config", None):
         denoiser._reset_stateful_cache()
+    if context := _cache_dit_context(denoiser):
+        denoiser._context_manager.reset_context(context, *context._init_args, **context._init_kwargs)
     for module in denoiser.modules():
         if type(module).__name__ == "Attention":
             for patch in ("forward", "cache"):  # T-GATE's, put on anew by each of its runs
