@@ -432,7 +432,7 @@ def test_a_registered_accelerator_is_among_the_valid_ones(small_search: SmallSea
     result = small_search.run("--search-targets", "magic")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["*'magic' is unknown (did you mean MagCache?); choose from DeepCache; *; MagCache; Echo; all"]
+        ["*'magic' is unknown (did you mean MagCache?); choose from DeepCache; *; FirstBlockCache; DBCache; Echo; all"]
     )
 
 
