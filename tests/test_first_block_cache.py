@@ -19,8 +19,7 @@ from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.accelerators.base import Method
 from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.accelerators.decisions import by_step
-from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache
+from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache, by_step
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.gate.figures import FirstSteps, fast_seconds
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
@@ -172,7 +171,7 @@ def _is_divided(told: Any, threshold: float) -> bool:
     return any(len(set(step)) == 2 for step in told.decisions({"threshold": threshold}))
 
 
-def test_decisions_are_told_by_step() -> None:
+def test_decisions_are_toldby_step() -> None:
     calls = [("cond", False), ("uncond", False), ("cond", True), ("uncond", False), ("cond", True), ("uncond", True)]
     steps = by_step(calls)
     assert steps == [[False, False], [True, False], [True, True]]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from pytest_diffaccel.audit.given import Given
-from pytest_diffaccel.audit.masks import with_mask_as_here
 
 #: Configs that are none of those below, and yet say how a pipeline is made faster.
 CACHE_CONFIG = re.compile(r"\w*(?:Cache|Broadcast|Prune|LayerSkip|Calibrator)Config")
@@ -26,10 +23,7 @@ class KnownCall:
         here: those of the others that are always something else here.
         steps: the setting that is the number of steps; empty where there is none.
         default_steps: how many the tool takes where none are given; None where it asks nobody.
-        learnt: those of the others that are what the method learns of a pipe (:meth:`.Method.learns`), where it must.
         is_generating: whether the call makes pictures: its further arguments are no settings of the method.
-        as_here: what makes of its settings those that are named here, where that is more than names; it may refuse
-            them.
     """
 
     method: str
@@ -39,9 +33,7 @@ class KnownCall:
     here: Mapping[str, str] = field(default_factory=dict)
     steps: str = ""
     default_steps: int | None = None
-    learnt: tuple[str, ...] = ()
     is_generating: bool = False
-    as_here: Callable[[Mapping[str, Given]], Mapping[str, Given]] = dict
 
 
 _TAYLORSEER_OTHERS = {
@@ -72,7 +64,6 @@ _DBCACHE = {
     "max_continuous_cached_steps": -1,
     "residual_diff_threshold": 0.08,
     "taylorseer_order": 0,
-    "steps_mask": 0,
 }
 _DBCACHE_OTHERS = {
     "Bn_compute_blocks": "0",
@@ -81,6 +72,7 @@ _DBCACHE_OTHERS = {
     "max_cached_steps": "-1",
     "cfg_compute_first": "False",
     "cfg_diff_compute_separate": "True",
+    "steps_computation_mask": "None",
     "force_refresh_step_hint": "None",
     "enable_encoder_taylorseer": "True",
 }
@@ -123,14 +115,26 @@ KNOWN_CALLS: Mapping[str, KnownCall] = {
         {"mag_ratios": "FLUX_MAG_RATIOS"},
         steps="num_inference_steps",
         default_steps=28,
-        learnt=("mag_ratios",),
     ),
     "FirstBlockCacheConfig": KnownCall("FirstBlockCache", {"threshold": 0.05}, ("threshold",)),
-    "DBCacheConfig": KnownCall(
-        "DBCache", _DBCACHE, others=_DBCACHE_OTHERS, steps="num_inference_steps", as_here=with_mask_as_here
-    ),
+    "DBCacheConfig": KnownCall("DBCache", _DBCACHE, others=_DBCACHE_OTHERS, steps="num_inference_steps"),
     "TaylorSeerCalibratorConfig": KnownCall("DBCache", {"taylorseer_order": 1}, others=_SERIES_OTHERS),
 }
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a preset gives for a setting.
+
+    Attributes:
+        text: as it stands there.
+        value: what that is; None where it is no literal.
+        is_literal: whether it is one: a number, a text, a list of them.
+    """
+
+    text: str
+    value: Any = None
+    is_literal: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,3 +152,7 @@ class FoundCall:
     call: KnownCall
     place: str
     settings: Mapping[str, Given]
+
+
+class PresetError(ValueError):
+    """A file is no preset that can be measured. The message says what it holds and where."""

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter
 
-from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.models.tensors import file_digest
 
@@ -33,9 +32,7 @@ _OF_TRANSFORMERS = ("cache-dit",)
 ID_DIGITS = 12
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
-_OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt")
-# What was found out in an environment, and is no part of what it is.
-_FOUND_OUT = ("scale", "learnt")
+_OPTIONAL = ("scale", "settings", "scheduler_defaults")
 # What a part of a field of several parts is called in a difference.
 _NOUNS: Mapping[str, str] = {
     "weights": " weights",
@@ -44,8 +41,6 @@ _NOUNS: Mapping[str, str] = {
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 
-#: What methods have learnt: by method, scheduler and number of steps.
-Learnt: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Lesson]]]
 #: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
 WeightSource: TypeAlias = str | Path | Sequence[Path]
 
@@ -94,8 +89,6 @@ class Environment:
             program recorded none.
         scheduler_defaults: settings that the model's own scheduler leaves open, as they were set for it
             (:func:`~pytest_diffaccel.models.schedulers.open_settings`).
-        learnt: what methods have learnt of the pipe (:meth:`.Method.learns`), as far as any had to; no part of the
-            identity.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -114,40 +107,18 @@ class Environment:
     scale: QualityScale | None = field(default=None, compare=False)
     settings: Mapping[str, str] = field(default_factory=dict)
     scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
-    learnt: Learnt = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON; the same in every process."""
         # 5 == 5.0 makes equal environments, so it must not make two ids.
         identity = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
-        for name in _FOUND_OUT:
-            identity.pop(name, None)
+        identity.pop("scale", None)
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
     def __hash__(self) -> int:
         return hash(self.id)
-
-    def lessons(self, cell: Cell) -> dict[str, Lesson]:
-        """What methods have learnt of a cell, by method."""
-        place = cell.scheduler, str(cell.steps)
-        found = {method: rows.get(place[0], {}).get(place[1]) for method, rows in self.learnt.items()}
-        return {method: lesson for method, lesson in found.items() if lesson is not None}
-
-    def having_learnt(self, cell: Cell, lessons: Mapping[str, Lesson]) -> Environment:
-        """The same, with what methods have learnt of a cell; what is known of it stays."""
-        new = {method: {cell.scheduler: {str(cell.steps): lesson}} for method, lesson in lessons.items()}
-        return self.knowing_also(replace(self, scale=None, learnt=new))
-
-    def knowing_also(self, other: Environment) -> Environment:
-        """The same, with what an equal environment tells beside what is known here."""
-        learnt: dict[str, dict[str, dict[str, Lesson]]] = {}
-        for told in (other.learnt, self.learnt):
-            for method, by_scheduler in told.items():
-                for scheduler, by_steps in by_scheduler.items():
-                    learnt.setdefault(method, {}).setdefault(scheduler, {}).update(by_steps)
-        return replace(self, scale=self.scale or other.scale, learnt=learnt)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""
@@ -203,9 +174,9 @@ def describe_environment(
     return Environment(
         pipe=pipe,
         model_source=model_source,
-        weights={name: weights_identity(source) for name, source in weights.items()},
+        weights={name: _weights_identity(source) for name, source in weights.items()},
         device=device_name(device),
-        driver=driver_version() if device.type == "cuda" else "",
+        driver=_driver_version() if device.type == "cuda" else "",
         threads=torch.get_num_threads(),
         versions=_versions(LIBRARIES + (_OF_TRANSFORMERS if "transformer" in weights else ())),
         dtype=str(dtype).removeprefix("torch."),
@@ -244,12 +215,7 @@ def _words(value: object) -> str:
     return text[:ID_DIGITS] if _SHA256.fullmatch(text) else text
 
 
-def weights_identity(source: WeightSource) -> str:
-    """Of a component: SHA-256 of its weight files (64 hex digits), or the revision of a hub model as it is.
-
-    Raises:
-        FileNotFoundError: when a file is missing, or a folder holds none.
-    """
+def _weights_identity(source: WeightSource) -> str:
     if isinstance(source, str):
         return source
     files = [source] if isinstance(source, Path) else sorted(source)
@@ -260,11 +226,6 @@ def weights_identity(source: WeightSource) -> str:
     digests = [file_digest(file) for file in files]
     # Content alone: the same weights in another folder are the same weights.
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def installed_versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """Version of Python and of each installed library that can change a speed or an image, and of ``more``."""
-    return _versions((*LIBRARIES, *_OF_TRANSFORMERS, *more))
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -283,12 +244,8 @@ def device_name(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    return cpu_name() if device.type == "cpu" else f"{device.type} of {cpu_name()}"
-
-
-def cpu_name() -> str:
-    """The CPU's model name, with the number of cores that this process may use."""
-    return f"{_cpu_name()} ({cores()} cores)"
+    name = f"{_cpu_name()} ({cores()} cores)"
+    return name if device.type == "cpu" else f"{device.type} of {name}"
 
 
 @cache
@@ -300,7 +257,7 @@ def _cpu_name() -> str:
 
 
 @cache
-def driver_version() -> str:
+def _driver_version() -> str:
     """The NVIDIA driver's version; empty where there is none to ask (ROCm)."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
