@@ -8,15 +8,16 @@ on a CPU core, the full grid of 358 about a quarter of an hour.
 It is as quick as such a script can be made: pictures stay in memory, nothing is counted, checked or watched, LPIPS is
 computed in batches, and the embedded pipelines run on one thread, as in a search. Of several GPUs it uses the first. A
 point's speed-up is the quotient of two wall times, each taken once, and the winner of a target is the point of least
-loss whose speed-up reaches it.
+loss whose speed-up reaches it. Standard error is told every half minute how far it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,6 +39,7 @@ from pytest_diffaccel.models.schedulers import set_scheduler
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
+from pytest_diffaccel.report.progress import duration
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 # What a script imports at its top: else the first point of an accelerator would be timed with its import.
 _LIBRARIES = ("DeepCache", "tgate", "tomesd")
 _SECONDS_DECIMALS, _RATIO_DECIMALS, _LOSS_DECIMALS = 5, 5, 6
+# Between two lines that say how far the loop is.
+_NEWS_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,27 @@ def loop(scene: Scene, grid: Iterable[Candidate]) -> Iterator[Timed]:
         yield Timed(candidate, seconds, baseline_s / seconds, scene.losses(images, references))
 
 
+def told(
+    timed: Iterable[Timed], cell: Cell, number: int, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Timed]:
+    """The same points of a cell, while standard error is told how many of ``number`` are done and what is left.
+
+    Args:
+        timed: the points, made when they are asked for.
+        cell: their cell.
+        number: how many there are.
+        clock: seconds.
+    """
+    began = said = clock()
+    for done, one in enumerate(timed, 1):
+        yield one
+        now = clock()
+        if now - said >= _NEWS_S and done < number:
+            left = (now - began) / done * (number - done)
+            print(f"{cell}: {done} of {number} points, about {duration(left)} left", file=sys.stderr, flush=True)
+            said = now
+
+
 def winners(timed: Iterable[Timed], max_loss: float) -> dict[GoldenKey, Candidate | None]:
     """For each target, the point of least loss that reaches it; None where none of allowed loss does.
 
@@ -225,7 +250,8 @@ def main() -> None:
     device = ""
     for scene in scenes(settings):
         device = device_name(scene.pipeline.device)
-        timed += loop(scene, points(settings, scene.cell))
+        grid = points(settings, scene.cell)
+        timed += told(loop(scene, grid), scene.cell, len(grid))
     result = {
         "device": device,
         "points": [one.to_json() for one in timed],

@@ -14,6 +14,7 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)
 import importlib
 import pkgutil
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache
@@ -26,6 +27,8 @@ import pytest
 import torch._dynamo  # noqa: F401
 import vl_convert  # noqa: F401
 from filelock import FileLock
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
 from standins import stand_ins
 from timings import SteadyClock
@@ -36,6 +39,35 @@ from pytest_diffaccel.matrix import PIPES
 __all__ = ["stand_ins"]
 
 pytest_plugins = ["pytester"]
+
+# The same test takes many times as long on some days, which is no fault of what it tests.
+hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("patient")
+
+
+# The file whose tests take longest altogether.
+_LONGEST = "test_accelerators.py"
+_MINUTES = float(os.environ.get("DIFFACCEL_TEST_MINUTES", "inf"))
+_ENDS_AT = time.monotonic() + 60 * _MINUTES
+_TOO_LATE = f"the session's {_MINUTES:g} minutes are over"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick ones first: a session that has to end by a time comes to more of them."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, item.path.name == _LONGEST))
+
+
+def pytest_runtest_setup() -> None:
+    """Skip what the session has no time for."""
+    if time.monotonic() > _ENDS_AT:
+        pytest.skip(_TOO_LATE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was left out: who reads that tests passed must not think that all did."""
+    late = sum(_TOO_LATE in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if late:
+        terminalreporter.write_line(f"{late} tests were not run: {_TOO_LATE}", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def race(whole: dict[int, tuple[float, ...]]) -> list[Option]:
             seen[number] = samples
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([0.01, 0.02, 0.03, 0.05, 0.1]), min_size=1, max_size=6))
 def test_the_race_ends_and_its_leader_is_not_noticeably_worse_than_the_best(levels: list[float]) -> None:
     whole = {number: losses(level, number) for number, level in enumerate(levels)}

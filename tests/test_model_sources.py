@@ -338,7 +338,7 @@ def test_the_command_that_it_names_fetches_it(hub: LocalHub, tmp_path: Path) -> 
     hub.repositories[known()["SDXL"].hub_id] = embedded_folder("SDXL")
     command = [str(Path(sys.executable).with_name("hf")), *shlex.split(fetch_command(known()["SDXL"].hub_id))[1:]]
     run = subprocess.run(
-        command, env=environment_of(hub, tmp_path), capture_output=True, text=True, check=False, timeout=100
+        command, env=environment_of(hub, tmp_path), capture_output=True, text=True, check=False, timeout=900
     )
     assert run.returncode == 0, run.stdout + run.stderr
     hub.repositories.clear()

@@ -198,7 +198,7 @@ def single(name: str) -> Accelerator:
     return REGISTRY.select([name])[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sets(st.sampled_from(range(len(GRID))), min_size=3, max_size=30))
 def test_the_loss_model_knows_what_it_has_seen(places: set[int]) -> None:
     seen = {GRID[place]: float(np.mean(true_losses(GRID[place]))) for place in places}

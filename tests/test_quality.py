@@ -94,7 +94,7 @@ def test_psnr_is_that_of_scikit_image() -> None:
     assert score([other], [one]).psnr_db == pytest.approx(13.907602942188186, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), width=st.integers(7, 60), height=st.integers(7, 60), noise=st.integers(1, 256))
 def test_ssim_is_that_of_its_definition_window_by_window(seed: int, width: int, height: int, noise: int) -> None:
     """Wang et al., IEEE TIP 2004, equation 13, with windows of 7 pixels and unbiased variances."""
@@ -164,7 +164,7 @@ def test_interval_of_the_loss_is_that_of_its_samples_and_never_negative() -> Non
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_scores_lie_in_their_ranges(one: int, other: int) -> None:
     quality = score([picture(one, 32)], [picture(other, 32)])
     assert 0 <= quality.lpips.value <= 2
@@ -219,7 +219,7 @@ def sides_through_the_network() -> Iterator[list[int]]:
 MANY = [picture(seed, 32) for seed in range(20)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shift=st.integers(1, 19), spans=st.lists(st.tuples(st.integers(0, 19), st.integers(1, 20)), min_size=1, max_size=4)
 )

@@ -76,7 +76,7 @@ def state(pipeline: Any, modules: list[nn.Module]) -> list[Any]:
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(sorted(CHANGES))), max_size=12), fails=st.booleans()
 )

@@ -134,7 +134,7 @@ def config(pytester: pytest.Pytester) -> pytest.Config:
     return pytester.parseconfig("--tx=1*popen")
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     workers=st.integers(1, 5),
@@ -190,7 +190,7 @@ def test_winners_do_not_wait_behind_other_winners_while_a_worker_is_free(config:
     assert max(ended for _, ended, _ in host.runs.values()) == 4.0 + 1.0 + 1.0 + WINNERS_S
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8),
     workers=st.integers(1, 6),

@@ -48,7 +48,7 @@ def close(left: Interval, right: Interval) -> bool:
 
 @each_estimate
 @given(measured=blocks(), factor=st.floats(1e-3, 1e3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_faster_machine_changes_nothing(estimate: Estimate, measured: list[Block], factor: float) -> None:
     on_another = [Block(scaled(block.baseline, factor), (scaled(block.runs[0], factor),)) for block in measured]
     assert close(estimate(on_another), estimate(measured))
@@ -56,7 +56,7 @@ def test_a_faster_machine_changes_nothing(estimate: Estimate, measured: list[Blo
 
 @each_estimate
 @given(measured=blocks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_exchanging_baseline_and_candidate_inverts_the_ratio(estimate: Estimate, measured: list[Block]) -> None:
     exchanged = estimate([Block(block.runs[0], (block.baseline,)) for block in measured])
     assert close(exchanged, Interval(*(1 / end for end in _ends(estimate(measured)))))
@@ -68,7 +68,7 @@ def _ends(interval: Interval) -> tuple[float, float, float]:
 
 @each_estimate
 @given(measured=blocks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_interval_holds_the_estimate(estimate: Estimate, measured: list[Block]) -> None:
     interval = estimate(measured)
     assert 0 < interval.low < interval.value < interval.high < math.inf
@@ -87,7 +87,7 @@ def test_more_blocks_narrow_the_interval(estimate: Estimate) -> None:
 
 @each_estimate
 @given(measured=blocks(least=2), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_of_blocks_does_not_move_the_estimate(estimate: Estimate, measured: list[Block], seed: int) -> None:
     shuffled = [measured[place] for place in np.random.default_rng(seed).permutation(len(measured))]
     assert estimate(shuffled).value == pytest.approx(estimate(measured).value)
@@ -101,7 +101,7 @@ def test_the_same_blocks_give_the_same_interval(estimate: Estimate) -> None:
 
 @each_estimate
 @given(count=st.integers(1, 8))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_without_noise_the_estimate_is_the_truth(estimate: Estimate, count: int) -> None:
     interval = estimate([Block(run(BASELINE), (run(CANDIDATE),))] * count)
     assert interval.value == pytest.approx(speedup_of(CANDIDATE))

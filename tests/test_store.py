@@ -122,7 +122,7 @@ def postgresql_server() -> Iterator[str]:
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     import psycopg
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while True:
         try:
             psycopg.connect(url.replace("+psycopg", "")).close()
@@ -210,7 +210,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(finite, finite, finite, st.lists(finite, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_floats_survive_exactly(
     tmp_path_factory: pytest.TempPathFactory, value: float, low: float, total: float, steps: list[float]
 ) -> None:
@@ -426,7 +426,7 @@ def test_workers_that_open_an_old_store_at_once_all_can(old_store: str) -> None:
     )
     command = [sys.executable, "-c", code, old_store]
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    errors = [worker.communicate(timeout=600)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 4, errors
     with Store.open(old_store) as store:
         assert [one.kind for one in store.contents().failures] == ["crash", "error"]
@@ -616,7 +616,7 @@ def test_a_session_shows_that_it_lives(
 ) -> None:
     monkeypatch.setattr(presence, "_BEAT_S", 0.01)
     session_in("one").begin(is_told_of_folder=True)
-    later, deadline = time.time(), time.monotonic() + 30
+    later, deadline = time.time(), time.monotonic() + 300
     while not store.sessions(since=later):
         assert time.monotonic() < deadline, "no sign of life"
         time.sleep(0.01)
@@ -740,7 +740,7 @@ def test_threads_share_a_store(store: Store) -> None:
 
 def test_processes_create_and_write_a_store_together(url: str) -> None:
     writers = [start_writer(url, first, first + 40) for first in (0, 20, 40, 60)]  # half of each is another's too
-    errors = [writer.communicate(timeout=60)[1] for writer in writers]
+    errors = [writer.communicate(timeout=600)[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0, 0, 0], errors
     with Store.open(url) as store:
         assert intervals(store) == set(range(100))

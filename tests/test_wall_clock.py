@@ -301,6 +301,13 @@ def test_options_mean_what_they_mean_in_a_search() -> None:
         settings("--sched", "Euler")
 
 
+def test_the_loop_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = iter([0.0, 20.0, 40.0, 60.0, 80.0])
+    four = [Timed(Candidate(CELL, "ToMe", {}), 1.0, 1.0, (0.1,)) for _ in range(4)]
+    assert list(plain_loop.told(four, CELL, 4, lambda: next(ticks))) == four
+    assert capsys.readouterr().err == f"{CELL}: 2 of 4 points, about 40 s left\n"
+
+
 def test_the_loop_and_the_table_run_on_a_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
