@@ -19,7 +19,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from entries import ENVIRONMENT, MET
-from searches import SmallSearch, embedded_folder
+from searches import SmallSearch, embedded_folder, without_scale
 from test_accelerators import Accident, accident_at, same, untouched
 from test_deciding import measurements
 from test_generate import ROOT, findings
@@ -32,8 +32,11 @@ from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators import dbcache
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.accelerators.base import COMPUTED, HALF_REUSED, REUSED, InvalidParams
-from pytest_diffaccel.accelerators.composition import default_registry
-from pytest_diffaccel.accelerators.dbcache import BlockDistances, DBCache
+from pytest_diffaccel.accelerators.block_distances import BlockDistances
+from pytest_diffaccel.accelerators.cache_dit_patches import class_restored, purpose_of
+from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.dbcache import DBCache
+from pytest_diffaccel.accelerators.dbcache_steps import MASK_POLICIES, has_masks, mask_number, steps_mask
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.audit.preset import read_preset
 from pytest_diffaccel.cli.main import main
@@ -62,8 +65,8 @@ METHOD = DBCache()
 BLOCKS = 12  # of the stand-in
 
 
-def point(first: int, warmup: int, limit: int, threshold: float, order: int = 0) -> Point:
-    return dict(zip(METHOD.param_names, (first, warmup, limit, threshold, order), strict=True))
+def point(first: int, warmup: int, limit: int, threshold: float, order: int = 0, mask: int = 0) -> Point:
+    return dict(zip(METHOD.param_names, (first, warmup, limit, threshold, order, mask), strict=True))
 
 
 def params(*values: Any) -> Params:
@@ -73,7 +76,8 @@ def params(*values: Any) -> Params:
 #: Reuses, with the stand-in.
 ACTING = params(1, 2, 3, 0.5)
 SERIES = params(4, 3, 2, 0.5, 1)
-each_setting = pytest.mark.parametrize("setting", [ACTING, SERIES], ids=["no series", "series"])
+MASKED = params(4, 0, -1, 1, 1, 3)
+each_setting = pytest.mark.parametrize("setting", [ACTING, SERIES, MASKED], ids=["no series", "series", "mask"])
 
 
 @pytest.fixture
@@ -245,6 +249,29 @@ def test_a_subclass_and_its_class_are_as_they_were(flux: Any) -> None:
 
 
 @needs_cache_dit
+def test_masks_are_those_of_cache_dit() -> None:
+    import cache_dit
+
+    for steps in range(1, 121):
+        for number, policy in enumerate(MASK_POLICIES, 1):
+            if not has_masks(steps):
+                with pytest.raises(AssertionError):
+                    cache_dit.steps_mask(total_steps=steps, mask_policy=policy)
+                continue
+            mask = cache_dit.steps_mask(total_steps=steps, mask_policy=policy)
+            assert list(steps_mask(number, steps)) == mask, (steps, policy)
+            assert mask_number(mask) == (1 if steps in (4, 6) else number)
+            assert not mask_number([*mask[:-1], 0])
+
+
+def told_to_cache_dit(one: Point, steps: int) -> dict[str, Any]:
+    """A mask beside its own defaults of what means nothing then."""
+    if number := int(one["steps_mask"]):
+        return {"steps_computation_mask": list(steps_mask(number, steps)), "steps_computation_policy": "static"}
+    return {name: value for name, value in one.items() if name not in ("taylorseer_order", "steps_mask")}
+
+
+@needs_cache_dit
 @pytest.mark.parametrize("calls_per_step", [1, 2])
 def test_decisions_are_those_of_cache_dit(calls_per_step: int) -> None:
     """Its own manager, asked with made-up residuals, against what is foreseen from the distances between them."""
@@ -255,17 +282,18 @@ def test_decisions_are_those_of_cache_dit(calls_per_step: int) -> None:
     drift = torch.randn(14, calls_per_step, 2, 5, generator=generator).mul(0.15).cumsum(0)
     residuals = list((1 + drift).flatten(0, 1))
     seen = set()
-    for values in product((1,), (0, 2, 4), (-1, 0, 1, 2, 4), (0, 0.1, 0.2, 0.35, 1)):
+    unmasked = product((1,), (0, 2, 4), (-1, 0, 1, 2, 4), (0, 0.1, 0.2, 0.35, 1), (0,))
+    masked = [(1, 0, -1, 1, 0, number) for number in (1, 2, 3, 4)]
+    for values in (*unmasked, *masked):
         one = point(*values)
         told = BlockDistances()
-        settings = {name: value for name, value in one.items() if name != "taylorseer_order"}
         manager = CachedContextManager("test", persistent_context=True)
-        config = DBCacheConfig(**settings, enable_separate_cfg=calls_per_step == 2)
+        config = DBCacheConfig(**told_to_cache_dit(one, 14), enable_separate_cfg=calls_per_step == 2)
         manager.set_context("blocks", cache_config=config)
         decided: list[bool] = []
         for residual in residuals:
             manager.mark_step_begin()
-            purpose = dbcache._purpose(manager)
+            purpose = purpose_of(manager)
             earlier = [before for before, (other, _) in zip(residuals, told._calls, strict=False) if other == purpose]
             told._calls.append((purpose, {1: [((a - residual).abs().mean() / a.abs().mean()).item() for a in earlier]}))
             decided.append(manager.can_cache(residual, prefix="Fn"))
@@ -276,13 +304,21 @@ def test_decisions_are_those_of_cache_dit(calls_per_step: int) -> None:
         foreseen = told.decisions(one)
         assert {len(step) for step in foreseen} == {calls_per_step}
         assert [call for step in foreseen for call in step] == decided, one
+        if one["steps_mask"]:
+            assert not METHOD.decides(one)
+            assert [[REUSED in kind] * calls_per_step for kind in METHOD.kinds(one, 14, frozenset())] == foreseen
         seen.add(tuple(decided))
     assert len(seen) > 20
 
 
 @needs_cache_dit
 @pytest.mark.parametrize(
-    "values", [(1, 2, 3, 0.5), (4, 3, 2, 0.4, 1), (8, 2, -1, 1), (8, 1, 1, 0.6, 1), (11, 4, 2, 1)], ids=str
+    "values",
+    [
+        *((1, 2, 3, 0.5), (4, 3, 2, 0.4, 1), (8, 2, -1, 1), (8, 1, 1, 0.6, 1), (11, 4, 2, 1)),
+        *((first, 0, -1, 1, order, mask) for first, order, mask in ((1, 0, 1), (4, 1, 2), (8, 0, 3), (1, 1, 4))),
+    ],
+    ids=str,
 )
 def test_what_is_decided_is_what_runs(flux: Any, values: Any) -> None:
     ran: list[set[int]] = []
@@ -358,9 +394,13 @@ def test_arithmetic_of_its_kinds_is_counted(flux: Any) -> None:
 
 # --- right, not only acting ------------------------------------------------------------------------------------------
 
-# Of 20 steps 6 and 9 are reused; measured: an LPIPS of 0.0002 and 0.0003, and of 0.16 for another seed.
-MILD = {"no series": params(1, 8, 1, 0.16), "series": params(1, 6, 2, 0.16, 1)}
-NEAR = {"no series": 0.0007, "series": 0.0006}
+# Of 20 steps 6, 9 and 5 are reused; measured: an LPIPS of 0.0002, 0.0003 and 0.0002, and of 0.16 for another seed.
+MILD = {
+    "no series": params(1, 8, 1, 0.16),
+    "series": params(1, 6, 2, 0.16, 1),
+    "mask": params(1, 0, -1, 1, 1, 1),
+}
+NEAR = {"no series": 0.0007, "series": 0.0006, "mask": 0.0005}
 
 
 def mild_lpips(pipeline: Any, name: str) -> float:
@@ -462,6 +502,27 @@ def test_each_of_a_steps_calls_decides_for_itself(qwen: Any, scale: float, calls
 
 
 @needs_cache_dit
+@pytest.mark.parametrize(("scale", "calls"), [(4.0, 2), (1.0, 1)])
+@pytest.mark.parametrize("mask", [1, 2, 3, 4])
+def test_a_mask_is_that_of_steps_with_and_without_guidance(qwen: Any, scale: float, calls: int, mask: int) -> None:
+    size = {"height": 32, "width": 32, "guidance_scale": scale}
+    setting = params(1, 0, -1, 1, 0, mask)
+    with accelerate(qwen, params(1, 2, 2, 0), steps=8, **size) as generate:
+        told = generate.foreseen(PROMPTS, SEEDS)
+    with accelerate(qwen, setting, steps=8, **size) as generate:
+        nominal = generate.kinds
+        generate.observed(PROMPTS, SEEDS, None)
+        assert (
+            generate.decided
+            == nominal
+            == generate.accelerator.decided_kinds(setting, told.decisions(setting["DBCache"]))
+        )
+        generate(PROMPTS, SEEDS)
+        assert generate.fired["denoiser_calls"] == 8 * calls
+        assert generate.fired["cached_calls"] == calls * steps_mask(mask, 8).count(0)
+
+
+@needs_cache_dit
 @pytest.mark.parametrize(
     ("name", "transformer", "reason"),
     [
@@ -508,7 +569,7 @@ def test_a_second_cache_is_refused(flux: Any) -> None:
         with untouched(flux), pytest.raises(InvalidParams, match=words):
             generated(flux, ACTING)
     words = "DBCache: cache-dit is on already; call `cache_dit.disable_cache` with the pipeline"
-    with restored(flux), dbcache._class_restored(type(flux)):
+    with restored(flux), class_restored(type(flux)):
         cache_dit.enable_cache(flux)
         with untouched(flux), pytest.raises(InvalidParams, match=words):
             generated(flux, ACTING)
@@ -525,11 +586,26 @@ def test_a_second_cache_is_refused(flux: Any) -> None:
         ((1, 4, 3, float("nan")), "residual_diff_threshold=nan must be a number from 0 to 1"),
         ((1, 4, 3, True), "residual_diff_threshold=True must be a number from 0 to 1"),
         ((1, 4, 3, 0.1, 2), "taylorseer_order=2 must be a whole number from 0 to 1"),
+        ((1, 0, -1, 1, 0, 5), "steps_mask=5 must be a whole number from 0 to 4"),
+        ((1, 0, -1, 1, 0, True), "steps_mask=True must be a whole number from 0 to 4"),
+        ((1, 8, -1, 1, 0, 3), "max_warmup_steps=8 must be 0 with steps_mask=3, which alone says what is reused"),
+        ((1, 0, 2, 1, 0, 3), "max_continuous_cached_steps=2 must be -1 with steps_mask=3"),
+        ((1, 0, -1, 0.1, 0, 3), "residual_diff_threshold=0.1 must be 1 with steps_mask=3"),
     ],
 )
 def test_bad_parameters_are_refused_with_value_and_range(values: Any, words: str) -> None:
     with pytest.raises(InvalidParams, match=f"DBCache: {words}"):
         METHOD.check(point(*values), STEPS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7])
+def test_steps_without_masks_are_refused(steps: int) -> None:
+    words = (
+        f"DBCache: steps_mask=3 is none of {steps} steps: cache-dit has masks of 4, of 6, and from 8 steps on; take 0"
+    )
+    with pytest.raises(InvalidParams, match=words):
+        METHOD.check(MASKED["DBCache"], steps)
+    assert not any(one["steps_mask"] for one in METHOD.space(replace(CELL, steps=steps)))
 
 
 @needs_cache_dit
@@ -551,6 +627,9 @@ def test_grids_are_sorted_valid_and_without_repetitions(steps: int, size: Any) -
     grid = METHOD.grid(cell, size)
     rows = [tuple(one.values()) for one in grid]
     assert rows == sorted(set(rows))
+    assert not any(one["steps_mask"] for one in grid)
+    space = [tuple(one.values()) for one in METHOD.space(cell)]
+    assert space == sorted(set(space))
     for one in (*grid, *METHOD.space(cell)[::7]):
         METHOD.check(one, steps)
         assert METHOD.counters(one, steps)
@@ -569,6 +648,32 @@ def test_extremes_show_every_kind_of_the_grid() -> None:
     assert {kind for one in soon for kind in METHOD.kinds(one, 8, frozenset())} == wanted
     for one in METHOD.grid(CELL, "coarse"):
         assert set(METHOD.kinds(one, 8, frozenset())) == set(METHOD.kinds(METHOD.soonest(one), 8, frozenset()))
+
+
+@pytest.mark.parametrize(("steps", "masks"), [(4, 1), (5, 0), (6, 1), (8, 4), (28, 4)])
+def test_the_space_has_each_mask_once_per_first_blocks_and_order(steps: int, masks: int) -> None:
+    cell = replace(CELL, steps=steps)
+    masked = [one for one in METHOD.space(cell) if one["steps_mask"]]
+    assert len(masked) == 6 * masks
+    assert len({(one["Fn_compute_blocks"], one["taylorseer_order"], one["steps_mask"]) for one in masked}) == 6 * masks
+    for one in masked:
+        METHOD.check(one, steps)
+        assert METHOD.counters(one, steps)
+        assert not any(METHOD.decided_coordinates(one, cell, 0.0))
+        assert all(0 <= place <= 1 for place in METHOD.decided_coordinates(one, cell, 0.5))
+        assert set(METHOD.kinds(one, steps, frozenset())) == set(METHOD.kinds(METHOD.soonest(one), 8, frozenset()))
+
+
+def test_steps_of_a_mask_are_known_before_anything_is_drawn() -> None:
+    """And after it, no prompt makes them others."""
+    registry = default_registry()
+    masked = Candidate(CELL, "DBCache", MASKED)
+    by_kind = {"DBCache:computed@1": 6, "DBCache:reused@1@4": 4}
+    assert steps_mask(3, STEPS).count(0) == 4
+    for counts in (StepCounts(registry), StepCounts(registry, decided={masked: [["DBCache:computed@1"] * STEPS]})):
+        assert (counts.of(masked).by_kind, counts.of(masked).sd) == (by_kind, 0.0)
+        assert counts.reused_share(masked) == pytest.approx(0.4)
+    assert StepCounts(registry).of(replace(masked, params=SERIES)).sd == 1
 
 
 def test_steps_are_counted_by_what_reuses() -> None:
@@ -656,7 +761,7 @@ def test_exported_lines_draw_what_accelerate_draws(
     assert main(["export", key, "--as", "cache-dit", "--golden", golden]) == 0
     lines = capsys.readouterr().out
     before = plain(flux)
-    with unchanged(flux), restored(flux), dbcache._class_restored(type(flux)):
+    with unchanged(flux), restored(flux), class_restored(type(flux)):
         exec(compile(lines, "exported", "exec"), {"pipe": flux})
         drawn = plain(flux)
         assert same(plain(flux), drawn)
@@ -708,6 +813,17 @@ CHEATS = {
         "        manager.can_cache = lambda *_, **__: manager.get_current_step() > 0\n",
         "not those of its settings",
     ),
+    "a mask of its own": (
+        "steps_computation_mask=mask",
+        "steps_computation_mask=[1, *[0] * 9]",
+        "with a mask that is none",
+    ),
+    "a mask of more steps": (
+        "total_steps=STEPS",
+        "total_steps=28",
+        "with a mask that is none of cache-dit's own of 10",
+    ),
+    "a mask that pictures change": ('"static"', '"dynamic"', "with a mask that is none of cache-dit's own of 10 steps"),
     "last blocks too": ("(**DBCACHE)", "(**DBCACHE, Bn_compute_blocks=2)", "not those of its settings"),
 }
 
@@ -715,8 +831,8 @@ CHEATS = {
 @needs_cache_dit
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_caught(name: str, answer: Callable[[Params], Answer], judge: Judge) -> None:
-    found = answer(ACTING)
     honest, cheat, said = CHEATS[name]
+    found = answer(MASKED if "mask" in name else ACTING)
     script = render(found)
     assert honest in script
     verdict = judge.judge("flux", found.task, script.replace(honest, cheat).encode(), found)
@@ -743,3 +859,37 @@ def test_a_search_finds_what_to_reuse(small_search: SmallSearch, monkeypatch: py
     assert len(set(decided)) == len(decided) > 1
     assert all(environment.versions["cache-dit"] for environment in golden.environments.values())
     assert np.isfinite([entry.lpips for entry in golden.entries.values() if entry.lpips is not None]).all()
+
+
+class Few(DBCache):
+    """Two cases that reuse next to nothing, and beyond them masks."""
+
+    name = "Few"
+
+    def grid(self, cell: Cell, size: Any) -> list[Point]:
+        return [point(4, 4, 1, 0.02), point(4, 4, 1, 0.03)]
+
+    def space(self, cell: Cell) -> list[Point]:
+        return [one for one in super().space(cell) if one["steps_mask"]][::5]
+
+    @staticmethod
+    def pytest_diffaccel_accelerators(registry: Registry) -> None:
+        """As a conftest registers it."""
+        registry.register(Few())
+
+
+@needs_cache_dit
+def test_a_search_finds_a_mask_beyond_its_cases(small_search: SmallSearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_scale(monkeypatch)
+    clock = SteadyClock(monkeypatch)
+    clock.step_s |= {f"Few:reused@{order}@{first}": 0.0005 * first for order in (0, 1) for first in (1, 4, 8)}
+    few = ("--pipe", "flux", "--steps", "8", "--num-samples", "1", "--batch-size", "1", "--search-targets", "Few")
+    result = small_search.pytester.runpytest_inprocess("benches", *few, "--max-quality-loss", "10", plugins=[Few()])
+    assert result.ret == 0, result.outlines
+    entries = Golden.read(small_search.golden).entries.values()
+    assert any(entry.status == "met" and entry.params["Few"]["steps_mask"] for entry in entries)
+    masked = [one for one in measurements(small_search) if one.candidate.params["Few"]["steps_mask"]]
+    assert masked
+    for one in masked:
+        point = one.candidate.params["Few"]
+        assert set(one.decided) == {tuple(f"Few:{kind}" for kind in Few().kinds(point, 8, frozenset()))}

@@ -11,9 +11,11 @@ from entries import ENVIRONMENT, MET
 from test_transformer_caches import magcache, taylorseer
 
 from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.dbcache import DBCache
 from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.audit import config_file
-from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, KnownCall, PresetError
+from pytest_diffaccel.audit.given import PresetError
+from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, KnownCall
 from pytest_diffaccel.audit.preset import Preset, check_preset, read_preset
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.lookup import find
@@ -183,9 +185,8 @@ def test_parameters_by_method_are_read_as_golden_has_them(suffix: str, tmp_path:
     assert preset(tmp_path, json.dumps(TAYLORSEER), suffix).remarks == ()
 
 
-def dbcache(first: int, warmup: int, limit: int, threshold: float, order: int) -> Params:
-    names = ("Fn_compute_blocks", "max_warmup_steps", "max_continuous_cached_steps", "residual_diff_threshold")
-    return {"DBCache": {**dict(zip(names, (first, warmup, limit, threshold), strict=True)), "taylorseer_order": order}}
+def dbcache(first: int, warmup: int, limit: int, threshold: float, order: int, mask: int = 0) -> Params:
+    return {"DBCache": dict(zip(DBCache.param_names, (first, warmup, limit, threshold, order, mask), strict=True))}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,94 @@ def test_dbcache_is_read_as_cache_dit_reads_it(text: str, order: int, remarks: l
 )
 def test_dbcaches_two_configs_are_read_together(text: str, params: Params, tmp_path: Path) -> None:
     assert preset(tmp_path, text).params == params
+
+
+SLOW = "[1, 1, 1, 1, 1, 0, 1, 1]"
+STATIC = "steps_computation_policy='static'"
+MASKED = "DBCacheConfig(Fn_compute_blocks=4, steps_computation_policy='static', steps_computation_mask="
+MASKED_FILE = "cache_config: {Fn_compute_blocks: 4, steps_computation_policy: static, steps_computation_mask: "
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "order", "mask", "steps"),
+    [
+        (f"{MASKED}{SLOW})", ".py", 0, 1, 8),
+        (
+            "N = 28\nmask = cache_dit.steps_mask(total_steps=N, mask_policy='fast')\n"
+            f"{MASKED}mask, max_warmup_steps=4)\nTaylorSeerCalibratorConfig()",
+            *(".py", 1, 3, 28),
+        ),
+        # What cache-dit takes where no mask is named.
+        (f"{MASKED}steps_mask(total_steps=20), num_inference_steps=20)", ".py", 0, 2, 20),
+        # Of four steps all four masks are one.
+        (f"{MASKED}steps_mask(total_steps=4, mask_policy='ultra'))", ".py", 0, 1, 4),
+        (f"{MASKED_FILE}{SLOW}, num_inference_steps: 8}}", ".yaml", 0, 1, 8),
+        (f"{MASKED_FILE}ultra, num_inference_steps: 50}}", ".yaml", 0, 4, 50),
+    ],
+)
+def test_a_mask_of_cache_dit_is_read(text: str, suffix: str, order: int, mask: int, steps: int, tmp_path: Path) -> None:
+    """Beside it, warm-up, limit and threshold mean nothing, whatever they are."""
+    read = preset(tmp_path, text, suffix)
+    assert read.params == dbcache(4, 0, -1, 1, order, mask)
+    assert (read.steps, read.remarks) == (steps, ())
+    assert not check_preset(read, replace(FLUX, steps=steps), default_registry())
+
+
+def test_without_a_mask_its_policy_says_nothing(tmp_path: Path) -> None:
+    read = preset(tmp_path, f"DBCacheConfig(steps_computation_mask=None, {STATIC})")
+    assert (read.params, read.remarks) == (dbcache(8, 8, -1, 0.08, 0), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            f"steps_computation_mask=[1, 0] * 4, {STATIC}",
+            "steps_computation_mask=[1, 0] * 4 cannot be read without run",
+        ),
+        (
+            f"steps_computation_mask=steps_mask([4], [4]), {STATIC}",
+            "steps_mask([4], [4]) cannot be read without running",
+        ),
+        (
+            f"steps_computation_mask=steps_mask(total_steps=5), {STATIC}",
+            "steps_mask(total_steps=5) cannot be read with",
+        ),
+        (
+            f"steps_computation_mask=steps_mask(total_steps=10**9), {STATIC}",
+            "cannot be read without running it; write a",
+        ),
+        (
+            f"steps_computation_mask={SLOW}",
+            f"={SLOW}: steps_computation_policy is left at its default, so the pictures",
+        ),
+        (
+            f"steps_computation_mask={SLOW}, steps_computation_policy='dynamic'",
+            "steps_computation_policy is 'dynamic', so",
+        ),
+        (
+            f"steps_computation_mask=[1, 0, 1, 0, 1, 0, 1, 0], {STATIC}",
+            "is none of cache-dit's own masks of 8 steps (slow",
+        ),
+        (
+            f"steps_computation_mask={SLOW}, num_inference_steps=9, {STATIC}",
+            "is a mask of 8 steps, and num_inference_ste",
+        ),
+    ],
+)
+def test_another_mask_is_refused_in_words(given: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PresetError) as refused:
+        preset(tmp_path, f"\nDBCacheConfig({given})")
+    assert message in str(refused.value)
+    assert "preset.py: line 2: steps_computation_mask=" in str(refused.value)
+
+
+def test_a_mask_of_other_steps_is_measured_as_that_of_the_cells(tmp_path: Path) -> None:
+    read = preset(tmp_path, f"DBCacheConfig(steps_computation_mask={SLOW}, {STATIC})")
+    said = check_preset(read, replace(FLUX, steps=20), default_registry())
+    assert said == ["the preset is for 8 steps; measured with 20"]
+    with pytest.raises(PresetError, match=r"line 1: DBCache: steps_mask=1 is none of 5 steps"):
+        check_preset(read, replace(FLUX, steps=5), default_registry())
 
 
 def test_a_line_of_the_table_lets_a_cache_of_cache_dit_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,13 @@ class Method(ABC):
         """
         return kind
 
+    def decides(self, point: Point) -> bool:
+        """Whether the picture decides what ``point`` reuses: of a deciding method, all but its :attr:`extremes`.
+
+        Of other points :meth:`kinds` are what runs, whatever the picture.
+        """
+        return bool(self.extremes) and point not in self.extremes
+
     def soonest(self, point: Point) -> Point:
         """Of a deciding method: what reuses as soon as it can, in steps of the kinds that ``point`` has."""
         return self.extremes[-1]

@@ -9,7 +9,7 @@ the whole batch, as a share of the mean absolute residual there), what the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from pytest_diffaccel.accelerators.base import (
     points,
 )
 from pytest_diffaccel.accelerators.counters import Tally
+from pytest_diffaccel.accelerators.decisions import foreseen, recorded, uncompiled
 from pytest_diffaccel.accelerators.diffusers_caches import (
     cache_that_is_on,
     transformer_blocks_of,
@@ -116,17 +117,12 @@ class FirstBlockCache(Method):
 
     def decisions(self, denoiser: Any) -> Callable[[], Sequence[Sequence[bool]]]:
         """What the cache's hook on the first block decides."""
-        made: list[tuple[str, bool]] = []
         hook = _head_hook(denoiser)
-        decide = hook._should_compute_remaining_blocks
 
-        def recorded(residual: Tensor) -> bool:
-            computes: bool = decide(residual)
-            made.append((hook.state_manager.context.name, not computes))
-            return computes
+        def told(computes: bool) -> tuple[str, bool]:
+            return hook.state_manager.context.name, not computes
 
-        hook._should_compute_remaining_blocks = uncompiled(recorded)
-        return lambda: by_step(made)
+        return recorded(hook, "_should_compute_remaining_blocks", told)
 
     def foresight(self) -> Distances:
         """Decisions by the residuals of unaccelerated calls, of which accelerated ones differ little."""
@@ -172,24 +168,7 @@ class Distances:
 
     def decisions(self, point: Point) -> Sequence[Sequence[bool]]:
         """A call would reuse where its distance to the last that computes is at most the threshold."""
-        last: dict[str, int] = {}
-        made = []
-        for purpose, apart in self._calls:
-            reuses = purpose in last and apart[last[purpose]] <= point["threshold"]
-            if not reuses:
-                last[purpose] = len(apart)
-            made.append((purpose, reuses))
-        return by_step(made)
-
-
-def by_step(calls: Iterable[tuple[str, bool]]) -> Sequence[Sequence[bool]]:
-    """Decisions by step, from what each call was for: a step has one of each."""
-    steps: list[dict[str, bool]] = []
-    for purpose, reuses in calls:
-        if not steps or purpose in steps[-1]:
-            steps.append({})
-        steps[-1][purpose] = reuses
-    return [list(step.values()) for step in steps]
+        return foreseen(self._calls, lambda apart, last: apart[last] <= point["threshold"])
 
 
 # How much keeping residuals may cost, and reusing them save: more than anything else does.
@@ -198,14 +177,6 @@ _FEATURES: Mapping[str, Mapping[str, float]] = {
     HALF_REUSED: {"half": 1.0},
     REUSED: {"reused": 2.0},
 }
-
-
-def uncompiled(decide: Callable[[Tensor], bool]) -> Callable[[Tensor], bool]:
-    """As the cache's own decision, which compiled blocks call as it is: it keeps what it is given."""
-    import torch
-
-    as_it_is: Callable[[Tensor], bool] = torch.compiler.disable(decide)
-    return as_it_is
 
 
 def _head_hook(denoiser: Any) -> Any:

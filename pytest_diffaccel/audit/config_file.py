@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_diffaccel.accelerators.composition import Registry
-from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, FoundCall, Given, KnownCall, PresetError
+from pytest_diffaccel.audit.given import Given, PresetError
+from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, FoundCall, KnownCall
+from pytest_diffaccel.audit.masks import MASK, made_mask
 
 # As cache-dit 1.5.3 reads a file: its section on caches, or the whole file where there is none of its sections.
 _CACHE = "cache_config"
@@ -71,7 +73,7 @@ def _of_cache_dit(settings: Mapping[str, Any], place: str) -> FoundCall:
             f"nothing of it can be measured; presets can be of {methods}"
         )
     if kind == _DEFAULT_TYPE:
-        settings = _with_series(settings)
+        settings = _with_mask(_with_series(settings))
     given = {setting: Given(repr(value), value, is_literal=True) for setting, value in settings.items()}
     return FoundCall(name, KNOWN_CALLS[name], place, {name: one for name, one in given.items() if name != _TYPE})
 
@@ -83,3 +85,10 @@ def _with_series(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not is_on:
         return {**taken, "taylorseer_order": 0}
     return {"enable_encoder_taylorseer": False, **taken, "taylorseer_order": order}
+
+
+def _with_mask(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """DBCache's settings, of whose mask a file may give the name."""
+    name = settings.get(MASK)
+    mask = made_mask(settings.get("num_inference_steps"), name) if isinstance(name, str) else None
+    return settings if mask is None else {**settings, MASK: mask}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pytest_diffaccel.audit.given import Given
+from pytest_diffaccel.audit.masks import with_mask_as_here
 
 #: Configs that are none of those below, and yet say how a pipeline is made faster.
 CACHE_CONFIG = re.compile(r"\w*(?:Cache|Broadcast|Prune|LayerSkip|Calibrator)Config")
@@ -24,6 +27,8 @@ class KnownCall:
         steps: the setting that is the number of steps; empty where there is none.
         default_steps: how many the tool takes where none are given; None where it asks nobody.
         is_generating: whether the call makes pictures: its further arguments are no settings of the method.
+        as_here: what makes of its settings those that are named here, where that is more than names; it may refuse
+            them.
     """
 
     method: str
@@ -34,6 +39,7 @@ class KnownCall:
     steps: str = ""
     default_steps: int | None = None
     is_generating: bool = False
+    as_here: Callable[[Mapping[str, Given]], Mapping[str, Given]] = dict
 
 
 _TAYLORSEER_OTHERS = {
@@ -64,6 +70,7 @@ _DBCACHE = {
     "max_continuous_cached_steps": -1,
     "residual_diff_threshold": 0.08,
     "taylorseer_order": 0,
+    "steps_mask": 0,
 }
 _DBCACHE_OTHERS = {
     "Bn_compute_blocks": "0",
@@ -72,7 +79,6 @@ _DBCACHE_OTHERS = {
     "max_cached_steps": "-1",
     "cfg_compute_first": "False",
     "cfg_diff_compute_separate": "True",
-    "steps_computation_mask": "None",
     "force_refresh_step_hint": "None",
     "enable_encoder_taylorseer": "True",
 }
@@ -117,24 +123,11 @@ KNOWN_CALLS: Mapping[str, KnownCall] = {
         default_steps=28,
     ),
     "FirstBlockCacheConfig": KnownCall("FirstBlockCache", {"threshold": 0.05}, ("threshold",)),
-    "DBCacheConfig": KnownCall("DBCache", _DBCACHE, others=_DBCACHE_OTHERS, steps="num_inference_steps"),
+    "DBCacheConfig": KnownCall(
+        "DBCache", _DBCACHE, others=_DBCACHE_OTHERS, steps="num_inference_steps", as_here=with_mask_as_here
+    ),
     "TaylorSeerCalibratorConfig": KnownCall("DBCache", {"taylorseer_order": 1}, others=_SERIES_OTHERS),
 }
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a preset gives for a setting.
-
-    Attributes:
-        text: as it stands there.
-        value: what that is; None where it is no literal.
-        is_literal: whether it is one: a number, a text, a list of them.
-    """
-
-    text: str
-    value: Any = None
-    is_literal: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,3 @@ class FoundCall:
     call: KnownCall
     place: str
     settings: Mapping[str, Given]
-
-
-class PresetError(ValueError):
-    """A file is no preset that can be measured. The message says what it holds and where."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Registry
 from pytest_diffaccel.audit.config_file import read_config
-from pytest_diffaccel.audit.known_calls import FoundCall, PresetError
+from pytest_diffaccel.audit.given import PresetError
+from pytest_diffaccel.audit.known_calls import FoundCall
 from pytest_diffaccel.audit.python_file import known_calls, read_python
 from pytest_diffaccel.matrix import Cell, Params
 from pytest_diffaccel.pipes import described
@@ -58,11 +59,19 @@ def read_preset(path: Path, registry: Registry) -> Preset:
         text = path.read_text(encoding="utf-8-sig")
         is_json = _CONFIGS.get(path.suffix.lower())
         found, remarks = read_python(text) if is_json is None else read_config(text, registry, is_json=is_json)
-        return _preset(path, found, remarks, registry)
+        return _preset(path, [_as_here(one) for one in found], remarks, registry)
     except UnicodeDecodeError as error:
         raise PresetError(f"{path}: no text in UTF-8") from error
     except PresetError as error:
         raise PresetError(f"{path}: {error}") from error
+
+
+def _as_here(one: FoundCall) -> FoundCall:
+    """A call with its settings as they are named here."""
+    try:
+        return replace(one, settings=one.call.as_here(one.settings))
+    except PresetError as error:
+        raise PresetError(f"{_at(one)}{error}") from error
 
 
 def _preset(path: Path, found: Sequence[FoundCall], remarks: Sequence[str], registry: Registry) -> Preset:

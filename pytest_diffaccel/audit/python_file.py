@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_diffaccel.audit.known_calls import CACHE_CONFIG, KNOWN_CALLS, FoundCall, Given, KnownCall, PresetError
+from pytest_diffaccel.audit.given import Given, PresetError
+from pytest_diffaccel.audit.known_calls import CACHE_CONFIG, KNOWN_CALLS, FoundCall, KnownCall
+from pytest_diffaccel.audit.masks import MAKES_MASK, made_mask
 
 _PARTIAL = "partial"
 
@@ -16,7 +18,8 @@ _PARTIAL = "partial"
 def read_python(text: str) -> tuple[list[FoundCall], list[str]]:
     """The known calls of a Python file or snippet, in its order, and remarks on configs that are left out.
 
-    A setting is a literal, or a name that is given one literal and nothing else, anywhere in the file.
+    A setting is a literal, or a name that is given one literal and nothing else, anywhere in the file. A mask of
+    cache-dit that is made of literals is one, too.
 
     Raises:
         PresetError: naming the line, for what is no Python, another cache's config, and a parameter that is no literal.
@@ -55,9 +58,9 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
     """What names stand for that are given one literal, and nothing else."""
     stored = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and _is_changed(node))
     stored.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in _assignments(tree):
-        given = _given(value, {})
+        given = _given(value, found if isinstance(value, ast.Call) else {})
         if stored[name] == 1 and given.is_literal:
             found[name] = given.value
     return found
@@ -137,7 +140,18 @@ def _given(node: ast.expr, literals: Mapping[str, Any]) -> Given:
     text = ast.unparse(node)
     if isinstance(node, ast.Name) and node.id in literals:
         return Given(repr(literals[node.id]), literals[node.id], is_literal=True)
+    if isinstance(node, ast.Call) and _last_part(node.func) == MAKES_MASK:
+        mask = _made_mask(node, literals)
+        return Given(text, mask, is_literal=mask is not None)
     try:
         return Given(text, ast.literal_eval(node), is_literal=True)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return Given(text)
+
+
+def _made_mask(node: ast.Call, literals: Mapping[str, Any]) -> list[int] | None:
+    """What a call that makes a mask gives; None where that is not known from its name and literals."""
+    given = {keyword.arg: _given(keyword.value, literals).value for keyword in node.keywords}
+    if node.args or given.keys() - {"total_steps", "mask_policy"}:
+        return None
+    return made_mask(given.get("total_steps"), given.get("mask_policy", "medium"))

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from pytest_diffaccel.accelerators.calls import text_length
+from pytest_diffaccel.accelerators.dbcache_steps import BESIDE_A_MASK, mask_number
 from pytest_diffaccel.judge.channel import Channel
 from pytest_diffaccel.judge.claim import cached_method, plain_settings
 from pytest_diffaccel.judge.resolving import PIPE
@@ -185,20 +186,33 @@ def _methods(
         else:
             oddities.append(f"a {kind}")
     if context := _cache_dit_context(denoiser):
-        _add_cache_dit(context, methods, oddities)
+        _add_cache_dit(context, int(arguments["num_inference_steps"]), methods, oddities)
     return methods, oddities
 
 
-def _add_cache_dit(context: Any, methods: dict[str, dict[str, Any]], oddities: list[str]) -> None:
+def _add_cache_dit(context: Any, steps: int, methods: dict[str, dict[str, Any]], oddities: list[str]) -> None:
     """What a context of cache-dit, which decides, was told."""
     config, series = context.cache_config, context.calibrator_config
     kind = type(config).__name__
     order = getattr(series, _ORDER, None) if series else 0
     if (method := cached_method(kind)) and isinstance(order, int):
-        given = {**vars(config), _ORDER: order}
+        number = _mask_number(config, steps)
+        if number is None:
+            oddities.append(f"a {kind} with a mask that is none of cache-dit's own of {steps} steps, static")
+        beside = BESIDE_A_MASK if number else {}
+        given = {**vars(config), _ORDER: order, "steps_mask": number or 0, **beside}
         methods[method.name] = {name: given[name] for name in method.param_names}
     else:
         oddities.append(f"a {kind} with {type(series).__name__}")
+
+
+def _mask_number(config: Any, steps: int) -> int | None:
+    """Which mask alone decides; 0: there is none, None: it is another, or the pictures decide, too."""
+    if config.steps_computation_mask is None:
+        return 0
+    mask = list(config.steps_computation_mask)
+    is_alone = len(mask) == steps and config.steps_computation_policy == "static"
+    return (mask_number(mask) if is_alone else 0) or None
 
 
 def _cache_dit_context(denoiser: Any) -> Any:

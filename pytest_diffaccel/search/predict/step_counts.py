@@ -102,7 +102,7 @@ class StepCounts:
         accelerator = self.registry.for_params(candidate.params)
         nominal = Counts(_by_params(self.registry, candidate))
         method = accelerator.deciding
-        if method is None or candidate.params[method.name] in method.extremes:
+        if method is None or not method.decides(candidate.params[method.name]):
             return nominal
         decided, foreseen = self.decided.get(candidate, ()), self._foreseen(candidate)
         # What runs decided comes first; of the batches that they did not make, what is foreseen.
