@@ -25,6 +25,8 @@ Number: TypeAlias = int | float
 Params: TypeAlias = Mapping[str, Mapping[str, Number]]
 #: One point of a method's own grid.
 Point: TypeAlias = Mapping[str, Number]
+#: What a method learns of a pipe in a cell before it is applied there, in numbers: what they mean is its own matter.
+Lesson: TypeAlias = tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _is_divided(told: Any, threshold: float) -> bool:
     return any(len(set(step)) == 2 for step in told.decisions({"threshold": threshold}))
 
 
-def test_decisions_are_toldby_step() -> None:
+def test_decisions_are_told_by_step() -> None:
     calls = [("cond", False), ("uncond", False), ("cond", True), ("uncond", False), ("cond", True), ("uncond", True)]
     steps = by_step(calls)
     assert steps == [[False, False], [True, False], [True, True]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
 from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, OncePerStep, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.restoration import restored
-from pytest_diffaccel.matrix import Params, format_params
-from pytest_diffaccel.pipes import denoiser_of
+from pytest_diffaccel.matrix import Lesson, Params, format_params
+from pytest_diffaccel.pipes import denoiser_of, families_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -194,6 +194,29 @@ class Generate:
         computing._generate(prompts, seeds, None, [foresight.watching])
         return foresight
 
+    def learn(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Lesson]:
+        """What methods must know of this pipeline before they are applied, by method: ``accelerate``'s ``learnt``.
+
+        It holds with this scheduler and this number of steps. Takes an unaccelerated generation for each method that
+        applies here and learns; most learn nothing.
+
+        Args:
+            prompts: as for a call; what is learnt hardly depends on them.
+            seeds: as for a call.
+
+        Raises:
+            ValueError: when what a method saw is nothing that it could use.
+        """
+        pipe = families_of(self.pipeline)[0]
+        learning = [one for one in self.watched if one.learns(pipe) and not one.applies_to(self.pipeline)]
+        return {method.name: self.learnt(method, prompts, seeds) for method in learning}
+
+    def learnt(self, method: Method, prompts: Sequence[str], seeds: Sequence[int]) -> Lesson:
+        """The same of one method, which applies here."""
+        learning = method.learning()
+        replace(self, accelerator=Accelerator(()), params={})._generate(prompts, seeds, None, [learning.watching])
+        return learning.lesson(self.steps)
+
     def _generate(
         self,
         prompts: Sequence[str],
@@ -264,6 +287,7 @@ def accelerate(
     height: int | None = None,
     width: int | None = None,
     registry: Registry | None = None,
+    learnt: Mapping[str, Sequence[float]] | None = None,
 ) -> Iterator[Generate]:
     """Generate images with accelerator parameters.
 
@@ -284,6 +308,8 @@ def accelerate(
         height: image height in pixels, a multiple of 8, or of 16 for FLUX.1; None for the pipeline's own default.
         width: image width in pixels, likewise.
         registry: the methods known; None for the built-in ones.
+        learnt: by method, what it must know of the pipeline, as :meth:`Generate.learn` gives it with the same scheduler
+            and steps: MagCache needs it on all pipelines but FLUX.1's.
 
     Yields:
         :class:`Generate`, to be called with prompts and seeds.
@@ -291,7 +317,7 @@ def accelerate(
     Raises:
         UnsupportedPipeline: (a ``TypeError``) for anything else than such a pipeline.
         InvalidParams: for unknown methods or parameters, values out of range, guidance or a size that a method
-            cannot work with, or steps below 1.
+            cannot work with, a method that has not learnt what it must, or steps below 1.
         ValueError: when the scheduler repeats a timestep at this number of steps.
     """
     from pytest_diffaccel.models.schedulers import check_timesteps
@@ -299,7 +325,7 @@ def accelerate(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     check_class(pipeline)
-    known = registry or default_registry()
+    known = (registry or default_registry()).taught({name: tuple(row) for name, row in (learnt or {}).items()})
     accelerator = known.for_params(params)
     check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pytest_diffaccel.accelerators.counters import Tally
-from pytest_diffaccel.matrix import Cell, Params, Point
+from pytest_diffaccel.matrix import Cell, Lesson, Params, Point
+from pytest_diffaccel.pipes import PipeSpec
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -36,6 +38,20 @@ class Foresight(Protocol):
         """Whether each denoiser call with ``point`` would reuse something, by step."""
 
 
+class Learning(Protocol):
+    """What a method learns of a pipeline from an unaccelerated generation."""
+
+    def watching(self, pipeline: Any) -> AbstractContextManager[None]:
+        """Look on while the pipeline generates, and change nothing of what it draws."""
+
+    def lesson(self, steps: int) -> Lesson:
+        """What was seen in ``steps`` denoising steps: finite numbers.
+
+        Raises:
+            ValueError: when that is nothing that the method could use.
+        """
+
+
 class Method(ABC):
     """One acceleration method; ``docs/own_method.md`` shows how one is written.
 
@@ -53,6 +69,7 @@ class Method(ABC):
             reuse something: a point with which it never does, and those with which it does as soon as it can, whatever
             the picture, which together show every kind of step that its grid has. Empty for all others, whose
             parameters alone say what a call does.
+        lesson: what the method has learnt of the pipe in the cell that it is used in (:meth:`taught`); None: nothing.
     """
 
     name: ClassVar[str]
@@ -63,6 +80,7 @@ class Method(ABC):
     drives: ClassVar[tuple[str, ...]] = ()
     needs_guidance: ClassVar[bool] = False
     extremes: ClassVar[tuple[Point, ...]] = ()
+    lesson: Lesson | None = None
 
     @abstractmethod
     def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
@@ -177,6 +195,32 @@ class Method(ABC):
             NotImplementedError: for a method that decides nothing.
         """
         raise NotImplementedError(f"{self.name} decides nothing by the picture")
+
+    def learns(self, pipe: PipeSpec) -> str:
+        """What the method must have learnt of a pipe before it is applied, as a clause; empty where nothing.
+
+        ``"how its residuals grow from step to step"``. It is learnt once per environment, scheduler and number of
+        steps, and kept with the environment. Until then, :meth:`grid` gives all points that could differ; the grid of a
+        method that has its :attr:`lesson` is a part of that. A method that does not say otherwise learns nothing.
+
+        Args:
+            pipe: the pipe, as it is known before anything is loaded.
+        """
+        return ""
+
+    def learning(self) -> Learning:
+        """Of a method that learns: what looks on.
+
+        Raises:
+            NotImplementedError: for a method that learns nothing.
+        """
+        raise NotImplementedError(f"{self.name} learns nothing")
+
+    def taught(self, lesson: Lesson) -> Method:
+        """The same method, with what it has learnt as its :attr:`lesson`."""
+        made = copy(self)
+        made.lesson = lesson
+        return made
 
     def features(self, kind: str) -> Mapping[str, float]:
         """What the logarithm of the cost of a step of ``kind`` is linear in, about 0 to 1 each.

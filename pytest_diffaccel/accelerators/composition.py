@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 from pytest_diffaccel.accelerators.base import (
     COMPUTED,
@@ -26,12 +26,14 @@ from pytest_diffaccel.accelerators.magcache import MagCache
 from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
-from pytest_diffaccel.matrix import Cell, Params
-from pytest_diffaccel.pipes import described
+from pytest_diffaccel.matrix import Cell, Lesson, Params
+from pytest_diffaccel.pipes import described, families_of
 
 #: Kind of a step of the unaccelerated pipeline.
 PLAIN = "plain"
 _NAME = r"[^\W_](?:[\w .-]{0,62}\w)?"
+#: What of some methods, by their names, is learnt in a cell, by method.
+Lessons: TypeAlias = Callable[[Cell, Collection[str]], Mapping[str, Lesson]]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ class Accelerator:
     @property
     def name(self) -> str:
         """``"DeepCache"``, ``"DeepCache and ToMe"``, ``"DeepCache, T-Gate, and ToMe"``."""
-        names = [method.name for method in self.methods]
+        names = self.method_names
         if len(names) > 2:
             return f"{', '.join(names[:-1])}, and {names[-1]}"
         return " and ".join(names)
+
+    @property
+    def method_names(self) -> list[str]:
+        """Names of its methods."""
+        return [method.name for method in self.methods]
 
     def suits(self, pipe: str) -> bool:
         """Whether its methods are for a pipe's kind of denoiser: on another there is nothing to search."""
@@ -63,8 +70,7 @@ class Accelerator:
         sizes: Sequence[GridSize] = ("coarse", "coarse pair", "coarse triple") if coarse else ("full", "pair", "triple")
         size = sizes[min(len(self.methods), len(sizes)) - 1]
         grids = [method.grid(cell, size) for method in self.methods]
-        names = [method.name for method in self.methods]
-        return [dict(zip(names, row, strict=True)) for row in product(*grids)]
+        return [dict(zip(self.method_names, row, strict=True)) for row in product(*grids)]
 
     def check(self, params: Params, steps: int) -> None:
         """Refuse parameters that mean nothing, whatever the pipeline.
@@ -90,6 +96,7 @@ class Accelerator:
         for method in self.methods:
             if reason := method.applies_to(pipeline):
                 raise InvalidParams(f"{method.name}: {reason}; leave it out")
+            _check_taught(method, pipeline)
             if reason := method.misfit(params[method.name], pipeline, height, width):
                 raise InvalidParams(f"{method.name}: {reason}")
 
@@ -177,9 +184,14 @@ class Accelerator:
         return Accelerator(tuple(other for other in self.methods if other is not method))
 
     def apply(self, pipeline: Any, call: PipelineCall, params: Params) -> PipelineCall:
-        """Apply every method, a driven one by its driver; returns what generates. Nothing is undone here."""
+        """Apply every method, a driven one by its driver; returns what generates. Nothing is undone here.
+
+        Raises:
+            InvalidParams: when a method has not learnt what it must know of the pipeline.
+        """
         # A driver installs the call that knows how to run those it drives, so it goes last.
         for method in sorted(self.methods, key=lambda method: bool(method.drives)):
+            _check_taught(method, pipeline)
             if not self._drivers(method):
                 call = method.apply(pipeline, call, params)
         return call
@@ -195,6 +207,8 @@ class Registry:
         self._methods: dict[str, Method] = {}
         self._accelerators: dict[str, Accelerator] = {}
         self._combined: dict[frozenset[str], Accelerator] = {}
+        self._lessons: Lessons = lambda _cell, _names: {}
+        self._taught: dict[tuple[tuple[str, Lesson], ...], Registry] = {}
 
     def register(self, method: Method) -> Accelerator:
         """Add a method, and the accelerator that is this method alone.
@@ -241,11 +255,57 @@ class Registry:
         return self._add(Accelerator(tuple(self._methods[name] for name in names)))
 
     def _add(self, accelerator: Accelerator) -> Accelerator:
-        together = frozenset(method.name for method in accelerator.methods)
+        together = frozenset(accelerator.method_names)
         if known := self._combined.get(together):
             raise ValueError(f"{accelerator.name}: {known.name} is registered already; leave it out")
         self._accelerators[accelerator.name] = self._combined[together] = accelerator
         return accelerator
+
+    def learning(self, lessons: Lessons) -> Registry:
+        """The same methods, which learn from ``lessons`` what they must know where they are used (:meth:`at`)."""
+        made = self._with(self._methods)
+        made._lessons = lessons
+        return made
+
+    def lessons(self, cell: Cell, methods: Collection[str]) -> Mapping[str, Lesson]:
+        """What methods of these names have learnt of a cell, by method."""
+        return self._lessons(cell, methods)
+
+    def at(self, cell: Cell, methods: Collection[str]) -> Registry:
+        """The same, with the methods of these names as they are in a cell: with what they have learnt of it.
+
+        Equal lessons give the same registry. All others are as they were.
+        """
+        return self.taught(self._lessons(cell, methods))
+
+    def taught(self, lessons: Mapping[str, Lesson]) -> Registry:
+        """The same, with methods that have learnt ``lessons``, by their names.
+
+        Raises:
+            InvalidParams: for an unknown method.
+        """
+        if not lessons:
+            return self
+        self._check_known(lessons)
+        known = tuple(sorted((name, tuple(lesson)) for name, lesson in lessons.items()))
+        if known not in self._taught:
+            changed = {name: self._methods[name].taught(lesson) for name, lesson in known}
+            self._taught[known] = self._with({**self._methods, **changed})
+        return self._taught[known]
+
+    def _with(self, methods: Mapping[str, Method]) -> Registry:
+        """The same accelerators of these methods."""
+        made = Registry()
+        made._methods = dict(methods)
+        for name, accelerator in self._accelerators.items():
+            own = Accelerator(tuple(methods[method] for method in accelerator.method_names))
+            made._accelerators[name] = made._combined[frozenset(accelerator.method_names)] = own
+        return made
+
+    def _check_known(self, methods: Iterable[str]) -> None:
+        unknown = sorted(set(methods) - set(self._methods))
+        if unknown:
+            raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
 
     def features(self, kind: str) -> dict[str, Mapping[str, float]]:
         """The features of a step's kind by method, as :meth:`Accelerator.kinds` names kinds; ``{}`` for a plain one."""
@@ -275,6 +335,11 @@ class Registry:
         wanted = set(names)
         return [accelerator for name, accelerator in self._accelerators.items() if name in wanted]
 
+    def select_at(self, cell: Cell, names: Collection[str]) -> list[Accelerator]:
+        """The same, with their methods as they are in a cell (:meth:`at`)."""
+        methods = {method for accelerator in self.select(names) for method in accelerator.method_names}
+        return self.at(cell, methods).select(names)
+
     def suiting(self, pipe: str) -> list[Accelerator]:
         """The accelerators that are for a pipe's kind of denoiser, in order of registration."""
         return [accelerator for accelerator in self if accelerator.suits(pipe)]
@@ -289,12 +354,22 @@ class Registry:
         Raises:
             InvalidParams: for an unknown method.
         """
-        unknown = sorted(set(params) - set(self._methods))
-        if unknown:
-            raise InvalidParams(f"unknown method {', '.join(unknown)}; known: {', '.join(self._methods)}")
+        self._check_known(params)
         # As it was combined, whatever the order: by this, its name and its kinds of steps are known.
         combined = self._combined.get(frozenset(params))
         return combined or Accelerator(tuple(method for name, method in self._methods.items() if name in params))
+
+
+def _check_taught(method: Method, pipeline: Any) -> None:
+    """Refuse a method that has not learnt what it must know of a pipeline: it would do something, silently wrong."""
+    families = families_of(pipeline)
+    lacking = method.learns(families[0]) if families and method.lesson is None else ""
+    if lacking:
+        raise InvalidParams(
+            f"{method.name}: of a {type(pipeline).__name__} it is not known {lacking}; give what a search has learnt, "
+            "which golden/environments.json keeps, or what an unaccelerated generation tells: accelerate(..., "
+            "learnt=generate.learn(prompts, seeds)), with the `generate` of accelerate(pipeline, {}, ...)"
+        )
 
 
 def _is_related(method: Method, other: Method) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 _Distances = TypeVar("_Distances")
+_Said = TypeVar("_Said")
 _Decide = TypeVar("_Decide", bound=Callable[..., Any])
 
 
@@ -53,13 +54,13 @@ def foreseen(
     return by_step(made)
 
 
-def by_step(calls: Iterable[tuple[str, bool]]) -> Sequence[Sequence[bool]]:
-    """Decisions by step, from what each call was for: a step has one of each."""
-    steps: list[dict[str, bool]] = []
-    for purpose, reuses in calls:
+def by_step(calls: Iterable[tuple[str, _Said]]) -> Sequence[Sequence[_Said]]:
+    """What is said of calls by step, from what each call was for: a step has one of each."""
+    steps: list[dict[str, _Said]] = []
+    for purpose, said in calls:
         if not steps or purpose in steps[-1]:
             steps.append({})
-        steps[-1][purpose] = reuses
+        steps[-1][purpose] = said
     return [list(step.values()) for step in steps]
 
 

@@ -45,6 +45,23 @@ def transformer_blocks_of(denoiser: Any) -> Iterator[Any]:
             yield from blocks
 
 
+def why_no_blocks(pipeline: Any) -> str:
+    """Why diffusers' caches find no blocks to go by in the denoiser, as a clause; empty where they do."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+    from diffusers.utils.torch_utils import unwrap_module
+
+    denoiser = denoiser_of(pipeline)
+    kinds = {type(unwrap_module(block)): None for block in transformer_blocks_of(denoiser)}
+    if not kinds:
+        return f"diffusers finds no blocks in a {type(denoiser).__name__}"
+    for kind in kinds:
+        try:
+            TransformerBlockRegistry.get(kind)
+        except ValueError:
+            return f"diffusers does not know what a {kind.__name__} takes and gives"
+    return ""
+
+
 def watch_idle(module: nn.Module, tally: Tally, counter: str) -> Iterator[RemovableHandle]:
     """Count the calls of a module in which none of its parts runs, since a cache answers for it.
 

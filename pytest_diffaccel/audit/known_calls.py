@@ -26,6 +26,7 @@ class KnownCall:
         here: those of the others that are always something else here.
         steps: the setting that is the number of steps; empty where there is none.
         default_steps: how many the tool takes where none are given; None where it asks nobody.
+        learnt: those of the others that are what the method learns of a pipe (:meth:`.Method.learns`), where it must.
         is_generating: whether the call makes pictures: its further arguments are no settings of the method.
         as_here: what makes of its settings those that are named here, where that is more than names; it may refuse
             them.
@@ -38,6 +39,7 @@ class KnownCall:
     here: Mapping[str, str] = field(default_factory=dict)
     steps: str = ""
     default_steps: int | None = None
+    learnt: tuple[str, ...] = ()
     is_generating: bool = False
     as_here: Callable[[Mapping[str, Given]], Mapping[str, Given]] = dict
 
@@ -121,6 +123,7 @@ KNOWN_CALLS: Mapping[str, KnownCall] = {
         {"mag_ratios": "FLUX_MAG_RATIOS"},
         steps="num_inference_steps",
         default_steps=28,
+        learnt=("mag_ratios",),
     ),
     "FirstBlockCacheConfig": KnownCall("FirstBlockCache", {"threshold": 0.05}, ("threshold",)),
     "DBCacheConfig": KnownCall(

@@ -14,7 +14,7 @@ from pytest_diffaccel.audit.given import PresetError
 from pytest_diffaccel.audit.known_calls import FoundCall
 from pytest_diffaccel.audit.python_file import known_calls, read_python
 from pytest_diffaccel.matrix import Cell, Params
-from pytest_diffaccel.pipes import described
+from pytest_diffaccel.pipes import PipeSpec, described
 from pytest_diffaccel.words import counted
 
 # Nobody's preset is as large; a parser of Python takes memory by a hundred times a file's size.
@@ -42,12 +42,13 @@ class Preset:
     remarks: tuple[str, ...]
 
 
-def read_preset(path: Path, registry: Registry) -> Preset:
+def read_preset(path: Path, registry: Registry, pipe: PipeSpec | None = None) -> Preset:
     """Read a preset: Python by its syntax tree alone, or YAML or JSON by the file's suffix.
 
     Args:
         path: the file.
         registry: the methods known.
+        pipe: where it is to be measured; None: where no method must learn anything.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -59,7 +60,7 @@ def read_preset(path: Path, registry: Registry) -> Preset:
         text = path.read_text(encoding="utf-8-sig")
         is_json = _CONFIGS.get(path.suffix.lower())
         found, remarks = read_python(text) if is_json is None else read_config(text, registry, is_json=is_json)
-        return _preset(path, [_as_here(one) for one in found], remarks, registry)
+        return _preset(path, [_as_here(one) for one in found], remarks, registry, pipe)
     except UnicodeDecodeError as error:
         raise PresetError(f"{path}: no text in UTF-8") from error
     except PresetError as error:
@@ -74,7 +75,9 @@ def _as_here(one: FoundCall) -> FoundCall:
         raise PresetError(f"{_at(one)}{error}") from error
 
 
-def _preset(path: Path, found: Sequence[FoundCall], remarks: Sequence[str], registry: Registry) -> Preset:
+def _preset(
+    path: Path, found: Sequence[FoundCall], remarks: Sequence[str], registry: Registry, pipe: PipeSpec | None
+) -> Preset:
     if not found:
         raise PresetError(f"no settings of a method that is known here; {known_calls()}")
     by_method: dict[str, list[FoundCall]] = {}
@@ -86,9 +89,11 @@ def _preset(path: Path, found: Sequence[FoundCall], remarks: Sequence[str], regi
     points: dict[str, dict[str, Any]] = {}
     for method, calls in by_method.items():
         points[method] = {**_defaults(calls), **_given(calls)}
-        said += _remarks(calls)
     steps = {_steps(one) for one in found} - {None}
     accelerator = registry.for_params(points)
+    learning = [method.name for method in accelerator.methods if pipe and method.learns(pipe)]
+    for method, calls in by_method.items():
+        said += _remarks(calls, learns=method in learning)
     return Preset(
         path=path,
         params={method.name: points[method.name] for method in accelerator.methods},
@@ -155,15 +160,22 @@ def _steps(one: FoundCall) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def _remarks(calls: Sequence[FoundCall]) -> Iterator[str]:
-    """What of the calls is measured otherwise than it says, or not at all."""
+def _remarks(calls: Sequence[FoundCall], *, learns: bool) -> Iterator[str]:
+    """What of the calls is measured otherwise than it says, or not at all.
+
+    Args:
+        calls: for one method.
+        learns: whether the method learns something of the pipe, whatever they say of that.
+    """
     for one in calls:
         call = one.call
         for name, default in call.others.items():
             given = one.settings.get(name)
             text, here = given.text if given else default, call.here.get(name, default)
-            if _last(text) != _last(here):
-                source = "" if given else ", which it is where none is given"
+            source = "" if given else ", which it is where none is given"
+            if learns and name in call.learnt:
+                yield f"{_at(one)}{name}={text}{source}: measured with what {call.method} learns of the pipe here"
+            elif _last(text) != _last(here):
                 yield f"{_at(one)}{name}={text}{source}: measured with {here}"
         unknown = [name for name in one.settings if name not in (*call.params, *call.others, call.steps)]
         if unknown and not call.is_generating:
@@ -205,7 +217,8 @@ def check_preset(preset: Preset, cell: Cell, registry: Registry) -> list[str]:
         except InvalidParams as error:
             wrong.append(f"{at}{error}")
             continue
-        if method.counted and not method.counters(point, cell.steps):
+        is_known = method.lesson is not None or not method.learns(described(cell.pipe))
+        if is_known and method.counted and not method.counters(point, cell.steps):
             remarks.append(f"{at}{method.name} acts in no step of {cell.steps} with these settings")
     if wrong:
         raise PresetError(f"{preset.path}: with {counted(cell.steps, 'step')}: {'; '.join(wrong)}")

@@ -63,10 +63,12 @@ def _audit(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.audit.better import in_golden
     from pytest_diffaccel.audit.preset import check_preset, read_preset
     from pytest_diffaccel.audit.verdict import Audit, audit_lines
+    from pytest_diffaccel.pipes import known
     from pytest_diffaccel.records.golden_file import Golden
 
     registry = _registry(parsed)
-    preset = read_preset(parsed.preset, registry)
+    pipe = next((pipe for pipe in known() if pipe.is_spelled(parsed.pipe)), None)
+    preset = read_preset(parsed.preset, registry, pipe)
     run, cell = _opened(parsed, preset, registry)
     golden = Golden.read(run.settings.golden)  # before anything is measured: it may be broken
     remarks = [*preset.remarks, *check_preset(preset, cell, registry)]

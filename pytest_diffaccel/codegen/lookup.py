@@ -92,7 +92,7 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
             f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
             f"restore it from git, or run: {command}"
         )
-    return Answer(task, key, entry, environment, accelerator, attained)
+    return Answer(task, key, entry, environment, _taught(accelerator, key, environment, records, methods), attained)
 
 
 def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
@@ -230,8 +230,9 @@ def _kept_share(key: GoldenKey, params: Params, steps: int, registry: Registry) 
     that half the run lay behind is another setting when a third does.
     """
     accelerator = registry.for_params(params)
-    if accelerator.deciding is not None:
-        return 0.0  # what the pictures decide there is not known
+    pipe = described(key.cell.pipe)
+    if accelerator.deciding is not None or any(method.learns(pipe) for method in accelerator.methods):
+        return 0.0  # what the pictures decide there, or what was learnt here means there, is not known
     here = Counter(accelerator.kinds(params, key.cell.steps))
     there = Counter(accelerator.kinds(params, steps))
     growth = steps / key.cell.steps
@@ -254,6 +255,28 @@ def _accelerator(task: Task, key: GoldenKey, params: Params, registry: Registry)
     except ValueError as error:
         raise ValueError(f"golden record {key}: {error}") from error
     return accelerator
+
+
+def _taught(
+    accelerator: Accelerator, key: GoldenKey, environment: Environment, records: Golden, registry: Registry
+) -> Accelerator:
+    """The accelerator of a record as it was where that was measured: with what its methods had learnt there.
+
+    Raises:
+        ValueError: when the environment does not tell what they must know.
+    """
+    lessons, pipe = environment.lessons(key.cell), described(key.cell.pipe)
+    for method in accelerator.methods:
+        if (what := method.learns(pipe)) and method.name not in lessons:
+            entry = records.entries[key]
+            again = Task(key.cell, key.accelerator, key.target, tuple(registry.names))
+            command = record_command([again], records.path, "--update-golden", *_as_decided([entry]))
+            raise ValueError(
+                f"{records.path.with_name(ENVIRONMENTS_NAME)} does not tell {what} in environment {environment.id}, "
+                f"which {method.name} must know for {key}; restore it from git, or run: {command}"
+            )
+    own = {name: lesson for name, lesson in lessons.items() if name in accelerator.method_names}
+    return registry.taught(own).for_params(dict.fromkeys(accelerator.method_names))
 
 
 def _unsuited(task: Task, registry: Registry) -> str:

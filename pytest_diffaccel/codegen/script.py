@@ -236,12 +236,14 @@ def literal(value: object) -> str:
     raise ValueError(f"{value!r} has no place in a script")
 
 
-def _assigned(value: Mapping[str, object], name: str) -> str:
-    """The lines that give a name a dict: one, or one per item where that is too long."""
+def _assigned(value: Mapping[str, object] | Sequence[object], name: str) -> str:
+    """The lines that give a name a dict or a list: one, or one per item where that is too long."""
     line = f"{name} = {literal(value)}"
     if len(line) <= LINE_LENGTH:
         return line
-    return "\n".join([f"{name} = {{", *(f"    {literal(key)}: {literal(item)}," for key, item in value.items()), "}"])
+    if isinstance(value, Mapping):
+        return "\n".join([f"{name} = {{", *(f"    {literal(key)}: {literal(one)}," for key, one in value.items()), "}"])
+    return "\n".join([f"{name} = [", *(f"    {literal(one)}," for one in value), "]"])
 
 
 def plain(text: str) -> str:

@@ -86,7 +86,7 @@ class ScriptPart:
                 f"settings through accelerate(), or give {type(method).__name__} a `template` (docs/own_method.md)"
             )
         try:
-            module = _template(templates, Path(method.template)).make_module(dict(context))
+            module = _template(templates, Path(method.template)).make_module({**context, "lesson": method.lesson})
             found = {field.name: getattr(module, field.name) for field in fields(cls) if hasattr(module, field.name)}
             missing = [field.name for field in fields(cls)[1:] if field.default is MISSING and field.name not in found]
             if missing:

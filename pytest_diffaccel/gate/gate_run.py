@@ -18,10 +18,12 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.time_limit import time_limit
+from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed, read_references
-from pytest_diffaccel.records.golden_file import Golden
+from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
 from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.gate_options import GateSettings
+from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ class GateRun:
                 "judged in one run: choose cells with --pipe --sched --steps"
             )
         self.settings = replace(settings, batch_size=sizes[0] if sizes else settings.batch_size)
-        self._search = SearchRun(self.settings, registry, session, metrics)
+        self._registry = registry
+        # What winners are is what golden's methods had learnt, whatever this environment would tell them.
+        self._search = SearchRun(self.settings, registry.learning(self._golden.lessons), session, metrics)
         self.metrics = self._search.metrics
         self.gate = replace(gate, quality=self._judged_quality(gate.quality))
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
@@ -165,8 +169,8 @@ class GateRun:
         golden = self._golden.environment_of(case.entry)
         with self._budget.start():
             compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
-        if compared.refused:
-            text = refusal(compared, self.settings.golden, case.cell)
+        text = refusal(compared, self.settings.golden, case.cell) if compared.refused else self._unlearnt(case)
+        if text:
             return Verdict((Finding("environment", "refused", text),)), None
         try:
             showing = self._examination(case).examine(case)
@@ -175,6 +179,22 @@ class GateRun:
             subject = "quality" if isinstance(error, DegeneratePictures) else "function"
             return Verdict((Finding(subject, "regressed", str(error)),), compared.causes), None
         return Verdict(showing.findings, compared.causes, showing.notes, showing.figures), showing
+
+    def _unlearnt(self, case: GateCase) -> str:
+        """Why golden does not say all that a case is, in words: what its methods had learnt; empty where it does."""
+        params, pipe = case.candidate.params if case.candidate else {}, described(case.cell.pipe)
+        learning = [method for method in self._registry.methods if method.name in params and method.learns(pipe)]
+        try:
+            known = self._golden.lessons(case.cell, [method.name for method in learning])
+        except ValueError as error:
+            return str(error)
+        lacking = [f"{method.learns(pipe)} ({method.name})" for method in learning if method.name not in known]
+        if not lacking:
+            return ""
+        return (
+            f"{self.settings.golden.with_name(ENVIRONMENTS_NAME)} does not tell {', '.join(lacking)} in {case.cell}; "
+            f"restore it from git, or record anew: {_record_anew(case.cell)}"
+        )
 
     @cached_property
     def _judged_by(self) -> dict[str, tuple[Metric, str]]:
@@ -240,6 +260,11 @@ class GateRun:
     def close(self) -> None:
         """Free what the run holds."""
         self._search.close()
+
+
+def _record_anew(cell: Cell) -> str:
+    chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
+    return benches_command(*chosen, "--update-golden")
 
 
 def _by(clock: Clock, sessions: Sequence[GateSession]) -> list[Speed]:

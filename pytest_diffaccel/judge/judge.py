@@ -23,6 +23,7 @@ from pytest_diffaccel.judge.script_verdict import ScriptVerdict, StageResult
 from pytest_diffaccel.judge.static import judge_source
 from pytest_diffaccel.judge.trial import Court, Trial
 from pytest_diffaccel.judge.workplace import Workplace
+from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.measure.metrics.clip_score import ClipScore
 from pytest_diffaccel.measure.prompts import default_prompts
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
@@ -86,6 +87,7 @@ class Judge:
         self.rules = rules
         self.source = ModelSource.from_option(rules.models)
         self.missing: Sequence[str] = ()
+        self._lessons: dict[Cell, Mapping[str, Lesson]] = {}
 
     def judge(self, prompt_id: str, task: Task, script: bytes, answer: Answer | None) -> ScriptVerdict:
         """Judge one script.
@@ -100,6 +102,8 @@ class Judge:
             RuntimeError: when scripts cannot be run at all; a failure of the judge, not of the script.
         """
         asked = self.rules.judged
+        if answer is not None:
+            self._lessons[task.cell] = answer.environment.lessons(answer.key.cell)
         found = {stage: StageResult(stage, "skipped", why) for stage, why in self._not_judged(answer).items()}
         if "static" in asked:
             found["static"] = judge_source(script, task)
@@ -206,7 +210,10 @@ class Judge:
 
         if self._is_embedded:
             use_one_thread()
-        return Replay(self.source, default_registry(), self._device)
+        registry = default_registry().learning(
+            lambda cell, names: {name: told for name, told in self._lessons.get(cell, {}).items() if name in names}
+        )
+        return Replay(self.source, registry, self._device)
 
     @cached_property
     def _workplace(self) -> Workplace:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size, text_length
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.accelerators.counters import FiredCounters
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.codegen.tasks import Task
@@ -48,7 +48,7 @@ class Replay:
 
     Args:
         source: where weights come from, the same as for scripts.
-        registry: the methods known.
+        registry: the methods known, which have what they must know of a task's cell.
         device: torch device; None: CUDA where there is any, else the CPU.
     """
 
@@ -97,7 +97,7 @@ class Replay:
             seeds: of the start noise, one per image.
         """
         pipeline = self.pipeline(task)
-        with self._applied(pipeline, arguments, params, seeds) as run:
+        with self._applied(pipeline, arguments, self._accelerator(task, params), params, seeds) as run:
             images: list[Image] = run()
         return images
 
@@ -109,11 +109,11 @@ class Replay:
         Raises:
             InvalidParams: when the pipeline cannot take the parameters.
         """
-        pipeline, accelerator = self.pipeline(task), self._registry.for_params(params)
+        pipeline, accelerator = self.pipeline(task), self._accelerator(task, params)
         accelerator.check_pipeline(params, pipeline, arguments.height, arguments.width)
         counters = FiredCounters(self._registry.methods_for(pipeline), full_batch=2 * arguments.images)
         with (
-            self._applied(pipeline, arguments, params, seeds) as run,
+            self._applied(pipeline, arguments, accelerator, params, seeds) as run,
             _counting_steps(pipeline.scheduler) as steps,
             counters.attached(pipeline),
         ):
@@ -122,15 +122,21 @@ class Replay:
         silent = tuple(sorted(name for name in expected if not counters.counts[name]))
         return images, Counts(len(steps), counters.counts, silent)
 
+    def _accelerator(self, task: Task, params: Params) -> Accelerator:
+        return self._registry.at(task.cell, params).for_params(params)
+
+    @staticmethod
     @contextmanager
-    def _applied(self, pipeline: Any, arguments: Arguments, params: Params, seeds: Sequence[int]) -> Iterator[Any]:
+    def _applied(
+        pipeline: Any, arguments: Arguments, accelerator: Accelerator, params: Params, seeds: Sequence[int]
+    ) -> Iterator[Any]:
         import torch
 
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         with restored(pipeline), torch.random.fork_rng(devices):
             torch.manual_seed(seeds[0])
-            call = self._registry.for_params(params).apply(pipeline, pipeline.__call__, params)
+            call = accelerator.apply(pipeline, pipeline.__call__, params)
             yield lambda: call(**arguments.options, generator=generators).images
 
 

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter
 
+from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.models.tensors import file_digest
 
@@ -32,7 +33,9 @@ _OF_TRANSFORMERS = ("cache-dit",)
 ID_DIGITS = 12
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
-_OPTIONAL = ("scale", "settings", "scheduler_defaults")
+_OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt")
+# What was found out in an environment, and is no part of what it is.
+_FOUND_OUT = ("scale", "learnt")
 # What a part of a field of several parts is called in a difference.
 _NOUNS: Mapping[str, str] = {
     "weights": " weights",
@@ -41,6 +44,8 @@ _NOUNS: Mapping[str, str] = {
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 
+#: What methods have learnt: by method, scheduler and number of steps.
+Learnt: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Lesson]]]
 #: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
 WeightSource: TypeAlias = str | Path | Sequence[Path]
 
@@ -89,6 +94,8 @@ class Environment:
             program recorded none.
         scheduler_defaults: settings that the model's own scheduler leaves open, as they were set for it
             (:func:`~pytest_diffaccel.models.schedulers.open_settings`).
+        learnt: what methods have learnt of the pipe (:meth:`.Method.learns`), as far as any had to; no part of the
+            identity.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -107,18 +114,40 @@ class Environment:
     scale: QualityScale | None = field(default=None, compare=False)
     settings: Mapping[str, str] = field(default_factory=dict)
     scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
+    learnt: Learnt = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON; the same in every process."""
         # 5 == 5.0 makes equal environments, so it must not make two ids.
         identity = {**self.to_json(), "guidance_scale": float(self.guidance_scale)}
-        identity.pop("scale", None)
+        for name in _FOUND_OUT:
+            identity.pop(name, None)
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def lessons(self, cell: Cell) -> dict[str, Lesson]:
+        """What methods have learnt of a cell, by method."""
+        place = cell.scheduler, str(cell.steps)
+        found = {method: rows.get(place[0], {}).get(place[1]) for method, rows in self.learnt.items()}
+        return {method: lesson for method, lesson in found.items() if lesson is not None}
+
+    def having_learnt(self, cell: Cell, lessons: Mapping[str, Lesson]) -> Environment:
+        """The same, with what methods have learnt of a cell; what is known of it stays."""
+        new = {method: {cell.scheduler: {str(cell.steps): lesson}} for method, lesson in lessons.items()}
+        return self.knowing_also(replace(self, scale=None, learnt=new))
+
+    def knowing_also(self, other: Environment) -> Environment:
+        """The same, with what an equal environment tells beside what is known here."""
+        learnt: dict[str, dict[str, dict[str, Lesson]]] = {}
+        for told in (other.learnt, self.learnt):
+            for method, by_scheduler in told.items():
+                for scheduler, by_steps in by_scheduler.items():
+                    learnt.setdefault(method, {}).setdefault(scheduler, {}).update(by_steps)
+        return replace(self, scale=self.scale or other.scale, learnt=learnt)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""

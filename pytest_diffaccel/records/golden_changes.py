@@ -90,9 +90,9 @@ def merged(databases: Sequence[Golden], prefer: Prefer | None = None) -> Merged:
         kept = () if prefer == "last" else unequal
         entries.update({key: entry for key, entry in database.entries.items() if key not in kept})
         for name, environment in database.environments.items():
-            # Equal otherwise, or the id were another: one that tells its scale says more than one that does not.
-            if name not in environments or environments[name].scale is None:
-                environments[name] = environment
+            # Equal otherwise, or the id were another: each may tell what was found out in it.
+            earlier = environments.get(name)
+            environments[name] = earlier.knowing_also(environment) if earlier else environment
     ordered = tuple(sorted(conflicts, key=lambda key: key.prompt_order))
     if ordered and prefer is None:
         named = ", ".join(map(str, ordered[:_NAMED_CONFLICTS]))

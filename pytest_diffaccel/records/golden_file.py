@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -108,6 +109,24 @@ class Golden:
             )
         return cls.read(path)
 
+    def lessons(self, cell: Cell, methods: Collection[str]) -> dict[str, Lesson]:
+        """What methods of these names had learnt where a cell's records were measured, by method (:data:`.Lessons`).
+
+        Raises:
+            ValueError: when two records of a method have it from environments that tell it differently.
+        """
+        found: dict[str, Lesson] = {}
+        for key, entry in self.entries.items():
+            environment = self.environment_of(entry) if key.cell == cell else None
+            told = environment.lessons(cell) if environment else {}
+            for method in (name for name in told if name in methods and name in entry.params):
+                if found.setdefault(method, told[method]) != told[method]:
+                    raise ValueError(
+                        f"{self.path} has records of {method} in {cell} of several environments, in which it had "
+                        "learnt different things: record all of them anew with --update-golden"
+                    )
+        return found
+
     def environment_of(self, entry: GoldenEntry) -> Environment | None:
         """Where an entry was measured; None where its environment is not spelled out."""
         return self.environments.get(entry.environment)
@@ -179,13 +198,13 @@ def _add_environments(
     """Spell out what entries name; before they are written: a kill in between leaves one unused, not one unknown."""
     known = read_environments(path)
     named = {entry.environment for entry in entries.values()}
-    added = {
-        name: environment
+    spelled = {
+        name: known[name].knowing_also(environment) if name in known else environment
         for name, environment in environments.items()
-        if name in named and (name not in known or known[name].scale is None is not environment.scale)
+        if name in named
     }
-    if added:
-        write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **added}))
+    if any(name not in known or known[name].to_json() != one.to_json() for name, one in spelled.items()):
+        write_text(path.with_name(ENVIRONMENTS_NAME), _dump_environments({**known, **spelled}))
 
 
 def _changes(

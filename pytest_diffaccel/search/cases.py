@@ -42,6 +42,10 @@ def search_case(
     if misfit:
         raise NotWorthwhile(misfit)
     group = GroupSearch(bench, candidate.cell, candidate.accelerator)
+    if group.leaves_out(candidate):
+        raise NotWorthwhile(
+            f"does nothing in this cell, or the same as another case: that is what {candidate.accelerator} learnt here"
+        )
     if not bench.settings.exhaustive:
         if within_budget:
             raise NotWorthwhile("left to the winners' case, which evaluates the most promising first (--search-budget)")

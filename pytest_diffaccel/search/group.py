@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.composition import Accelerator, Registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.time_limit import time_limit
@@ -41,7 +41,7 @@ class GroupSearch:
         """The group as far as it is known now."""
         known = self.bench.known(self.cell)
         return Plan(
-            registry=self.bench.registry,
+            registry=self._registry,
             accelerator=self._accelerator,
             cell=self.cell,
             costs=known.costs,
@@ -158,9 +158,13 @@ class GroupSearch:
 
     @property
     def cases(self) -> list[Candidate]:
-        """The group's cases."""
+        """The group's cases, less those that methods leave out with what they have learnt of the pipe."""
         rows = self._accelerator.grid(self.cell, coarse=self.bench.settings.coarse)
         return [Candidate(self.cell, self.accelerator, params) for params in rows]
+
+    def leaves_out(self, candidate: Candidate) -> bool:
+        """Whether methods leave out what was collected as a case, now that they have learnt something of the pipe."""
+        return self._registry is not self.bench.registry and candidate not in self.cases
 
     @property
     def grid(self) -> list[Candidate]:
@@ -189,5 +193,11 @@ class GroupSearch:
 
     @property
     def _accelerator(self) -> Accelerator:
-        (known,) = self.bench.registry.select([self.accelerator])
+        (known,) = self._registry.select([self.accelerator])
         return known
+
+    @property
+    def _registry(self) -> Registry:
+        """The methods, the group's as they are in its cell."""
+        (known,) = self.bench.registry.select([self.accelerator])
+        return self.bench.registry.at(self.cell, known.method_names)

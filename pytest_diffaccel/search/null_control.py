@@ -30,7 +30,7 @@ def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
     """The cell's environment with the scale of its losses, which one process measures for all."""
     environment = bench.environment(cell)
     if environment.scale is None:
-        environment = bench.store.environments().get(environment.id, environment)
+        environment = bench.reread_environment(cell)
         if environment.scale is None:
             environment = replace(environment, scale=measure_scale(bench, cell))
         bench.keep_environment(environment)

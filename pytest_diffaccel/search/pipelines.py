@@ -116,7 +116,8 @@ class Pipelines:
 
     def _misfit_of(self, candidate: Candidate) -> str:
         cell, params = candidate.cell, candidate.params
-        accelerator, options = self._registry.for_params(params), self._source.spec(cell.pipe).call_options
+        accelerator = self._registry.at(cell, params).for_params(params)
+        options = self._source.spec(cell.pipe).call_options
         try:
             check_call(self._of_pipe(cell.pipe), accelerator, params, steps=cell.steps, **options)
         except InvalidParams as error:
@@ -157,6 +158,7 @@ class Pipelines:
     def generating(self, cell: Cell, params: Params) -> Iterator[Generate]:
         """Generate in ``cell`` with ``params`` (``{}``: the baseline) and the model source's own call options."""
         options = self._source.spec(cell.pipe).call_options
+        registry = self._registry.at(cell, params)
         pipeline = self.of(cell)
-        with accelerate(pipeline, params, steps=cell.steps, registry=self._registry, **options) as generate:
+        with accelerate(pipeline, params, steps=cell.steps, registry=registry, **options) as generate:
             yield generate

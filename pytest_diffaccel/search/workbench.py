@@ -30,6 +30,7 @@ from pytest_diffaccel.records.environment import Environment, describe_environme
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
+from pytest_diffaccel.search.lessons import Lessons
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.secondary import SecondaryMetrics
 from pytest_diffaccel.search.spent import Spent
@@ -60,7 +61,8 @@ class Workbench:
 
     Attributes:
         settings: the search's settings.
-        registry: the methods known.
+        registry: the methods known, which learn what they must of each cell that they are used in
+            (:meth:`.Registry.at`).
         source: where the weights come from.
         store: where measurements are kept.
         workers: processes that search at once, at least 1.
@@ -84,13 +86,13 @@ class Workbench:
         self.settings = settings
         # First: where one cannot be computed, nothing is measured.
         self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
-        self.registry = registry
+        self.registry = registry.learning(Lessons(self, registry).of)
         self.source = source
         self.store = Store.open(settings.store)
         self.workers = workers
         self.session = session
         self.spent = Spent()
-        self.pipelines = Pipelines(settings, registry, source, workers, self.spent)
+        self.pipelines = Pipelines(settings, self.registry, source, workers, self.spent)
         self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
@@ -205,14 +207,23 @@ class Workbench:
         """The fingerprint of measurements in ``cell``; kept in the store when it is first asked for."""
         if cell.pipe not in self._environments:
             environment = self._describe(cell)
-            # What an earlier run learnt about it stays.
-            self.keep_environment(self.store.environments().get(environment.id, environment))
+            self.keep_environment(environment)
         return self._environments[cell.pipe]
 
+    def reread_environment(self, cell: Cell) -> Environment:
+        """The same, with what other processes have found out about it."""
+        environment = self.environment(cell)
+        known = environment.knowing_also(self.store.environments().get(environment.id, environment))
+        self._environments[cell.pipe] = known
+        return known
+
     def keep_environment(self, environment: Environment) -> None:
-        """Keep what was learnt about an environment, in place of what was known of it."""
-        self.store.save_environment(environment)
-        self._environments[environment.pipe] = environment
+        """Keep what was found out about an environment, beside what is known of it."""
+        with lock_between_processes(WORK.calibration / f"{environment.id}-kept.lock").write_lock():
+            stored = self.store.environments().get(environment.id)
+            known = stored.knowing_also(environment) if stored else environment
+            self.store.save_environment(known)
+        self._environments[environment.pipe] = known
 
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)

@@ -176,7 +176,13 @@ def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
     settings = bench.settings
     steps = {other.steps for other in settings.cells if other.pipe == cell.pipe} | {cell.steps}
     cells = [replace(cell, steps=count) for count in sorted(steps)]
-    known = matrix.candidates(cells, bench.registry.select(settings.accelerators), coarse=settings.coarse)
+    known = [
+        candidate
+        for one in cells
+        for candidate in matrix.candidates(
+            [one], bench.registry.select_at(one, settings.accelerators), coarse=settings.coarse
+        )
+    ]
     return [candidate for candidate in known if not bench.pipelines.misfit(candidate)]
 
 

@@ -45,14 +45,14 @@ class ShortRuns:
         """
         counts = known or StepCounts(registry)
         missing = {kind for candidate in candidates for kind in counts.of(candidate).by_kind}
-        accelerators = registry.select({candidate.accelerator for candidate in candidates})
+        names = {candidate.accelerator for candidate in candidates}
         runs: dict[str, Candidate] = {}
         for steps in (*_STEPS, *sorted({candidate.cell.steps for candidate in candidates})):
             cell = replace(candidates[0].cell, steps=steps)
             full, coarse = (
                 [
                     Candidate(cell, accelerator.name, params)
-                    for accelerator in accelerators
+                    for accelerator in registry.select_at(cell, names)
                     for params in accelerator.extremes or accelerator.grid(cell, coarse=size)
                 ]
                 for size in (False, True)

@@ -66,7 +66,7 @@ class StepCounts:
 
     def reused_share(self, candidate: Candidate) -> float | None:
         """The share of its steps, 0 to 1, that are not computed in full; None where parameters say what a step does."""
-        accelerator = self.registry.for_params(candidate.params)
+        accelerator = self._accelerator(candidate)
         if accelerator.deciding is None:
             return None
         counts = self.of(candidate)
@@ -77,7 +77,7 @@ class StepCounts:
         decisions = self.decisions(candidate)
         if not decisions:
             return True
-        computed = _computed(self.registry.for_params(candidate.params), candidate.params)
+        computed = _computed(self._accelerator(candidate), candidate.params)
         return any(kind != computed for kind in decisions[0])
 
     def decisions(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
@@ -89,9 +89,12 @@ class StepCounts:
         decided = [tuple(kinds) for kinds in self.decided.get(candidate, ())]
         return (*decided[: len(foreseen)], *foreseen[len(decided) :])
 
+    def _accelerator(self, candidate: Candidate) -> Accelerator:
+        return self.registry.at(candidate.cell, candidate.params).for_params(candidate.params)
+
     def _foreseen(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
         """The kinds of steps of the first batches as foreseen."""
-        accelerator = self.registry.for_params(candidate.params)
+        accelerator = self._accelerator(candidate)
         if accelerator.deciding is None:
             return ()
         point = candidate.params[accelerator.deciding.name]
@@ -99,8 +102,8 @@ class StepCounts:
         return tuple(accelerator.decided_kinds(candidate.params, foresight.decisions(point)) for foresight in told)
 
     def _count(self, candidate: Candidate) -> Counts:
-        accelerator = self.registry.for_params(candidate.params)
-        nominal = Counts(_by_params(self.registry, candidate))
+        accelerator = self._accelerator(candidate)
+        nominal = Counts(_by_params(accelerator, candidate))
         method = accelerator.deciding
         if method is None or not method.decides(candidate.params[method.name]):
             return nominal
@@ -115,9 +118,9 @@ class StepCounts:
 
 
 @lru_cache(maxsize=1 << 16)
-def _by_params(registry: Registry, candidate: Candidate) -> Counter[str]:
+def _by_params(accelerator: Accelerator, candidate: Candidate) -> Counter[str]:
     """As the parameters alone say."""
-    return Counter(registry.for_params(candidate.params).kinds(candidate.params, candidate.cell.steps))
+    return Counter(accelerator.kinds(candidate.params, candidate.cell.steps))
 
 
 def _mean_counts(computed_kind: str, batches: Iterable[Sequence[str]], foreseen_sd: float) -> Counts:
