@@ -107,9 +107,10 @@ def everything_imported(pipeline_of: Callable[[str, str], Any]) -> None:
 
 @pytest.fixture
 def small_search(pytester: pytest.Pytester, everything_imported: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
-    """A folder to search in, in this process or another; no block is made again."""
+    """A folder to search in, in this process or another; no block is made again, and this process asks no clock."""
     # The folder's conftest file sets it; this sets it back.
     monkeypatch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+    SteadyClock(monkeypatch)
     return SmallSearch(pytester)
 
 
@@ -123,9 +124,8 @@ def one_pipeline(
 
 @pytest.fixture
 def steady_search(small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch) -> SmallSearch:
-    """A folder whose searches in this process ask no clock, and take the scale of their losses for known."""
+    """A folder whose searches in this process are quick too: they take the scale of their losses for known."""
     without_scale(monkeypatch)
-    SteadyClock(monkeypatch)
     return small_search
 
 
@@ -144,6 +144,7 @@ def finished_folder(
             with pytest.MonkeyPatch.context() as patch:
                 # The folder's conftest file sets it; this sets it back.
                 patch.setattr("pytest_diffaccel.measure.blocks._REPEATS", 0)
+                SteadyClock(patch)
                 search = SearchFolder(folder)
                 with (folder / "output.txt").open("w", encoding="utf-8") as output, redirect_stdout(output):
                     status = run_here(search.path, "benches", *SMALL_OPTIONS, "--junitxml", "junit.xml")

@@ -16,7 +16,7 @@ import faults
 import pytest
 from entries import MET
 from searches import SMALL_OPTIONS, SmallSearch, embedded_folder, run_here
-from timings import FULL, SHALLOW, STEADY, SteadyClock
+from timings import FULL, SHALLOW, STEADY, SteadyClock, machines_clock
 
 from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.matrix import Cell
@@ -121,6 +121,8 @@ class Gate:
             if is_steady:
                 clock = SteadyClock(faults.patches)
                 clock.step_s |= {kind: factor * clock.step_s[kind] for kind, factor in takes.items()}
+            else:
+                machines_clock(faults.patches)
             fault()
             return self._search.run(*OPTIONS, *options)
         finally:

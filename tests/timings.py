@@ -58,6 +58,16 @@ without_scale(pytest.MonkeyPatch())
 """
 
 
+# The machine's own, whatever stands in for them by now.
+_OBSERVED, _TIMING = Generate.observed, WallClock.timing
+
+
+def machines_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a steady clock, the machine's again."""
+    monkeypatch.setattr(Generate, "observed", _OBSERVED)
+    monkeypatch.setattr(WallClock, "timing", _TIMING)
+
+
 class SteadyClock:
     """In place of the wall clock of runs: a step takes what its kind costs here, and a little by chance.
 
@@ -65,7 +75,7 @@ class SteadyClock:
     be those of the first. What a machine that others use says of speed is no part of a test, then.
 
     Attributes:
-        step_s: seconds of a step, by kind; of other kinds as long as a plain one.
+        step_s: seconds of a step, by kind or by method (``"ToMe"``); of other kinds as long as a plain one.
         fixed_s: what lies outside the steps.
         runs: the kinds of every run that was timed, in order.
     """
@@ -75,23 +85,24 @@ class SteadyClock:
             "plain": 0.02,
             "Echo:echo": 0.001,
             "Reply:echo": 0.002,
+            "DeepCache": 0.008,
             FULL: 0.02,
             SHALLOW: 0.008,
+            "ToMe": 0.01,
         }
         self.fixed_s = 0.02
         self.runs: list[tuple[str, ...]] = []
         self._generator = np.random.default_rng(0)
         self._pictures: dict[Hashable, list[Any]] = {}
-        observed = Generate.observed
 
         def remembered(
             generate: Generate, prompts: Sequence[str], seeds: Sequence[int], observer: Observer | None
         ) -> list[Any]:
-            if not isinstance(observer, WallClock):
-                return observed(generate, prompts, seeds, observer)
+            if type(observer) is not WallClock:
+                return _OBSERVED(generate, prompts, seeds, observer)
             run = _same_pictures(generate, prompts, seeds)
             if run not in self._pictures:
-                self._pictures[run] = observed(generate, prompts, seeds, observer)
+                self._pictures[run] = _OBSERVED(generate, prompts, seeds, observer)
             return list(self._pictures[run])
 
         monkeypatch.setattr(Generate, "observed", remembered)
@@ -100,10 +111,12 @@ class SteadyClock:
     def _timing(self, kinds: Sequence[str]) -> RunTiming:
         self.runs.append(tuple(kinds))
         noise = np.exp(self._generator.normal(0, 0.01, len(kinds) + 1)).tolist()
-        steps = tuple(
-            self.step_s.get(kind, self.step_s["plain"]) * factor for kind, factor in zip(kinds, noise, strict=False)
-        )
+        steps = tuple(self._cost_s(kind) * factor for kind, factor in zip(kinds, noise, strict=False))
         return RunTiming(sum(steps) + self.fixed_s * noise[-1], steps, tuple(kinds))
+
+    def _cost_s(self, kind: str) -> float:
+        method = kind.partition(":")[0]
+        return self.step_s.get(kind, self.step_s.get(method, self.step_s["plain"]))
 
 
 def _same_pictures(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> Hashable:
