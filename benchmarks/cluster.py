@@ -35,7 +35,7 @@ from typing import Any
 import pytest
 
 from benchmarks.output import needed, parser, show
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Group, candidates, cells, groups
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, RunTiming, Sampling
 from pytest_diffaccel.pipes import described

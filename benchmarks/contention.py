@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.output import parser, show
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.threads import use_one_thread, wait_passively
 

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import charts
 from benchmarks.output import parser, show
 from benchmarks.recorded import Point, read
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup

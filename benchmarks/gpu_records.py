@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.recorded import read
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup

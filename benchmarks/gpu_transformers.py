@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.output import parser, show
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.base import Foresight
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from pytest_diffaccel.report.progress import duration
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -14,6 +19,39 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return made
+
+
+@dataclass
+class Progress:
+    """Tells standard error how far a benchmark is, and how long what is left takes at the pace so far.
+
+    Attributes:
+        number: of what is done, in all.
+        unit: what that is, in the plural.
+        every_s: seconds from one line to the next, at least.
+        clock: seconds.
+        done: so far.
+    """
+
+    number: int
+    unit: str
+    every_s: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    done: int = 0
+    _began: float = field(init=False)
+    _said: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self._said = self.clock()
+
+    def add(self, done: int, what: str) -> None:
+        """So many more are done, of ``what``."""
+        self.done += done
+        now = self.clock()
+        if now - self._said >= self.every_s:
+            left = duration((now - self._began) / self.done * (self.number - self.done))
+            print(f"{what}: {self.done} of {self.number} {self.unit}, {left} left", file=sys.stderr, flush=True)
+            self._said = now
 
 
 def needed(module: str) -> Any:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,8 +25,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
+from benchmarks.output import Progress
 from pytest_diffaccel import accelerate, load_pipeline
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.devices import NoSuchGpu, choose_gpus, number_of_gpus, use_gpu
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, candidates
 from pytest_diffaccel.measure.metrics.lpips import lpips_distances
@@ -39,7 +39,6 @@ from pytest_diffaccel.models.schedulers import set_scheduler
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.report.progress import duration
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
@@ -199,27 +198,6 @@ def loop(scene: Scene, grid: Iterable[Candidate]) -> Iterator[Timed]:
         yield Timed(candidate, seconds, baseline_s / seconds, scene.losses(images, references))
 
 
-def told(
-    timed: Iterable[Timed], cell: Cell, number: int, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Timed]:
-    """The same points of a cell, while standard error is told how many of ``number`` are done and what is left.
-
-    Args:
-        timed: the points, made when they are asked for.
-        cell: their cell.
-        number: how many there are.
-        clock: seconds.
-    """
-    began = said = clock()
-    for done, one in enumerate(timed, 1):
-        yield one
-        now = clock()
-        if now - said >= _NEWS_S and done < number:
-            left = (now - began) / done * (number - done)
-            print(f"{cell}: {done} of {number} points, about {duration(left)} left", file=sys.stderr, flush=True)
-            said = now
-
-
 def winners(timed: Iterable[Timed], max_loss: float) -> dict[GoldenKey, Candidate | None]:
     """For each target, the point of least loss that reaches it; None where none of allowed loss does.
 
@@ -251,7 +229,10 @@ def main() -> None:
     for scene in scenes(settings):
         device = device_name(scene.pipeline.device)
         grid = points(settings, scene.cell)
-        timed += told(loop(scene, grid), scene.cell, len(grid))
+        progress = Progress(len(grid), "points", _NEWS_S)
+        for one in loop(scene, grid):
+            timed.append(one)
+            progress.add(1, str(scene.cell))
     result = {
         "device": device,
         "points": [one.to_json() for one in timed],

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.output import needed
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 
 CELLS = {

@@ -27,8 +27,8 @@ from diffusers.utils import logging
 
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
-from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.accelerators.deepcache import branches_of_pipe
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.tome import downsamples_of_pipe
 from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
 from pytest_diffaccel.measure.blocks import run_blocks

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.output import needed
 from benchmarks.record_exhaustive import CELLS, candidates, record_quality, rows_of
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
 
 STEPS = 20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.output import needed
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.record_exhaustive import TIMED_BATCH
 from benchmarks.recorded import Point
-from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.calibrate.calibration import is_predicted

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from benchmarks.output import Progress
 from benchmarks.plain_loop import Scene, points, scenes
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
@@ -280,7 +280,7 @@ def make(path: Path, settings: Settings, blocks: int, also: Iterable[Candidate])
     progress: Progress | None = None
     for scene in scenes(settings):
         truth.device = device_name(scene.pipeline.device)
-        progress = progress or Progress(_calls_left(truth, blocks, len(scene.batches)))
+        progress = progress or Progress(_calls_left(truth, blocks, len(scene.batches)), "calls")
         _Maker(path, truth, scene, blocks, progress).run()
     return truth
 
@@ -294,27 +294,6 @@ def _calls_left(truth: Truth, blocks: int, batches: int) -> int:
             runs = sum(one.candidate.cell == cell and len(one.seconds) <= turn for one in every)
             calls += runs + math.ceil(runs / _ABREAST)
     return calls
-
-
-@dataclass
-class Progress:
-    """Says how far it is, and how long what is left takes at the pace so far.
-
-    Attributes:
-        calls: of a pipeline, in all.
-        done: so far.
-        began: when, by the monotonic clock.
-    """
-
-    calls: int
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def add(self, calls: int, what: str) -> None:
-        """Some calls more are done."""
-        self.done += calls
-        left_s = (time.monotonic() - self.began) / self.done * (self.calls - self.done)
-        print(f"{what}: {self.done}/{self.calls} calls, {left_s / 60:.1f} min left", file=sys.stderr, flush=True)
 
 
 class _Maker:

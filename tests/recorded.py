@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.deciding import BY_LPIPS
 from pytest_diffaccel.measure.measurement import (

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel.accelerators.base import Method
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.measure.measurement import Sampling
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry

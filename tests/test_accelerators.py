@@ -22,8 +22,8 @@ from pytest_diffaccel.accelerators.acceleration import (
 )
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.counters import UnwatchableError, transformer_blocks
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe

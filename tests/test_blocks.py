@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, Cell, candidates
 from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.measurement import RunTiming

@@ -18,7 +18,7 @@ from searches import SearchFolder, SmallSearch, drive, open_run, without_scale
 from test_select import option
 from timings import SteadyClock
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import TARGETS, Candidate

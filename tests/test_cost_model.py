@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timings import BASELINE, CANDIDATE, COSTS, FULL, SHALLOW, noisy_block, run, speedup_of
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import low_quantile_of, wall_speedup

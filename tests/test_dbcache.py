@@ -34,9 +34,9 @@ from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.accelerators.base import COMPUTED, HALF_REUSED, REUSED, InvalidParams
 from pytest_diffaccel.accelerators.block_distances import BlockDistances
 from pytest_diffaccel.accelerators.cache_dit_patches import class_restored, purpose_of
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.dbcache import DBCache
 from pytest_diffaccel.accelerators.dbcache_steps import MASK_POLICIES, has_masks, mask_number, steps_mask
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.audit.preset import read_preset
 from pytest_diffaccel.cli.main import main

@@ -27,7 +27,7 @@ from recorded import RecordedSearch
 from test_store import measurement
 
 import pytest_diffaccel
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.cli import pytest_commands
 from pytest_diffaccel.cli.main import command_parser, main
 from pytest_diffaccel.codegen.script import generate_script

@@ -18,9 +18,9 @@ from tiny_transformers import save_tiny
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.accelerators.base import Method
-from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.accelerators.decisions import by_step
 from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.gate.figures import FirstSteps, fast_seconds
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params

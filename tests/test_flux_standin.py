@@ -24,7 +24,7 @@ from timings import SteadyClock
 
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.calls import text_length, usual_text_length
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task

@@ -21,7 +21,7 @@ from searches import CLEAR_POINTS, SearchFolder, embedded_folder, open_run
 from single_files import write_single_file
 
 from pytest_diffaccel import load_pipeline
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.quality import References
 from pytest_diffaccel.records.images import ImageStore, is_damaged

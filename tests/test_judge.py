@@ -22,7 +22,7 @@ from searches import embedded_folder
 from small_clip import make_clip
 
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find, update_command
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task, all_tasks

@@ -28,8 +28,8 @@ from tiny_transformers import save_tiny
 
 from pytest_diffaccel import accelerate, generate_script, load_pipeline
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.accelerators.magcache import MagCache
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.audit.preset import read_preset
 from pytest_diffaccel.cli.main import main

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Candidate, Cell, candidates, cells, groups, slug
 
 REGISTRY = default_registry()
@@ -143,7 +144,7 @@ def test_two_processes_collect_the_same_in_the_same_order() -> None:
     """Hash seeds differ between processes: an order that hangs on them would break xdist."""
     code = """
 import json
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, candidates, cells
 found = candidates(cells(PIPES, SCHEDULERS, STEPS), list(default_registry()), coarse=True)
 print(json.dumps([candidate.key for candidate in found]))

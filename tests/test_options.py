@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_diffaccel
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
 from pytest_diffaccel.measure.metrics.clip_score import ClipScore
 from pytest_diffaccel.models.clip import ClipSource

@@ -18,7 +18,7 @@ from entries import ENVIRONMENT, MET
 from searches import SmallSearch, embedded_folder
 
 from pytest_diffaccel import accelerate
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.codegen.lookup import NoRecord
 from pytest_diffaccel.codegen.parser import SentenceError, parse_task

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_diffaccel.accelerators.composition import Accelerator, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.search.decide.contenders import Contenders

@@ -567,7 +567,7 @@ def test_public_names_come_from_the_package(tmp_path: Path) -> None:
 
 def test_benches_of_the_repository_collect_every_candidate(pytester: pytest.Pytester) -> None:
     """The full matrix: every candidate and every group once."""
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, candidates, cells
 
     benches = TESTS.parent / "benches"

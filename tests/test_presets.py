@@ -10,8 +10,8 @@ import pytest
 from entries import ENVIRONMENT, MET
 from test_transformer_caches import magcache, taylorseer
 
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
 from pytest_diffaccel.accelerators.dbcache import DBCache
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.audit import config_file
 from pytest_diffaccel.audit.given import PresetError

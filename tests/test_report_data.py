@@ -20,7 +20,7 @@ from PIL import Image
 from recorded import CELL, HOSTILE, RecordedSearch, clip_scores, deepcache_grid, environment
 from searches import SMALL_OPTIONS, SmallSearch
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Candidate, Cell

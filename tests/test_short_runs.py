@@ -11,7 +11,7 @@ from echo import NOTHING, Echo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.matrix import PIPES, STEPS, Candidate, Cell, candidates
 from pytest_diffaccel.measure.measurement import RunTiming
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns

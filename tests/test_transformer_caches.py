@@ -28,8 +28,8 @@ from tiny_flux import DOUBLE_BLOCKS, SIDE, SINGLE_BLOCKS, T5_TOKENS, save_tiny_f
 from pytest_diffaccel import accelerate
 from pytest_diffaccel.accelerators.acceleration import StepCountError
 from pytest_diffaccel.accelerators.base import InvalidParams, Method
-from pytest_diffaccel.accelerators.composition import default_registry
 from pytest_diffaccel.accelerators.magcache import _RATIOS, MagCache
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.taylorseer import TaylorSeer
 from pytest_diffaccel.codegen.script import generate_script

@@ -19,7 +19,7 @@ from pytest_diffaccel import accelerate, load_pipeline
 from pytest_diffaccel.accelerators.acceleration import StepCountError
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import UnsupportedPipeline, guidance_scale_of, is_guided
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.script import render
 from pytest_diffaccel.codegen.tasks import Task

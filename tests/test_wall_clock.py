@@ -15,8 +15,9 @@ from searches import embedded_folder
 pytest.importorskip("benchmarks.wall_clock", reason="the benchmarks are not part of the source distribution")
 
 from benchmarks import plain_loop, true_table, wall_clock
+from benchmarks.output import Progress
 from benchmarks.plain_loop import Timed, search_parser, settings_of, winners
-from benchmarks.true_table import Answers, Judgement, Progress, TruePoint, Truth, conditions, judge
+from benchmarks.true_table import Answers, Judgement, TruePoint, Truth, conditions, judge
 from benchmarks.wall_clock import Looped, Pair, Searched
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, RunTiming
@@ -148,12 +149,18 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         Truth.read(path, conditions(settings("--num-samples", "3")))
 
 
-def test_what_is_left_is_told_at_the_pace_so_far(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("benchmarks.true_table.time.monotonic", lambda: 160.0)
-    Progress(calls=100, began=100.0).add(10, "scored")
-    assert capsys.readouterr().err == "scored: 10/100 calls, 9.0 min left\n"
+def test_what_is_left_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = iter([100.0, 160.0])
+    Progress(100, "calls", clock=lambda: next(ticks)).add(10, "scored")
+    assert capsys.readouterr().err == "scored: 10 of 100 calls, 9 min left\n"
+    ticks = iter([0.0, 20.0, 40.0, 60.0, 80.0])
+    seldom = Progress(4, "points", 30.0, lambda: next(ticks))
+    for _ in range(3):
+        seldom.add(1, "loop")
+    assert capsys.readouterr().err == "loop: 2 of 4 points, 40 s left\n"
+
+
+def test_what_is_left_of_a_table_is_counted_in_calls() -> None:
     # Two points of the table lack a block of the two that are wanted: two runs and a baseline's.
     fewer = truth(point(2, 1.6, 0.01), point(3, 1.9, 0.05))
     for one in fewer.points.values():
@@ -299,13 +306,6 @@ def test_options_mean_what_they_mean_in_a_search() -> None:
     assert len(plain_loop.points(read, CELL)) == 4
     with pytest.raises(SystemExit, match="--sched: 'Euler' is unknown"):
         settings("--sched", "Euler")
-
-
-def test_the_loop_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    ticks = iter([0.0, 20.0, 40.0, 60.0, 80.0])
-    four = [Timed(Candidate(CELL, "ToMe", {}), 1.0, 1.0, (0.1,)) for _ in range(4)]
-    assert list(plain_loop.told(four, CELL, 4, lambda: next(ticks))) == four
-    assert capsys.readouterr().err == f"{CELL}: 2 of 4 points, about 40 s left\n"
 
 
 def test_the_loop_and_the_table_run_on_a_pipeline(

@@ -15,7 +15,7 @@ from echo import ERROR
 from searches import SmallSearch
 from standins import THREE, StandIns
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.spent import Spent

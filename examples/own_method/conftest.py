@@ -19,7 +19,7 @@ from pytest_diffaccel.pipes import denoiser_of
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
 
 
 class Echo(Method):

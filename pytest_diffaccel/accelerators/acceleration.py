@@ -18,10 +18,11 @@ from pytest_diffaccel.accelerators.calls import (
     text_length,
     weights_size,
 )
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.counters import DENOISER_CALLS, FiredCounters
 from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Observer, OncePerStep, step_end_callback
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.matrix import Lesson, Params, format_params
 from pytest_diffaccel.pipes import denoiser_of, families_of

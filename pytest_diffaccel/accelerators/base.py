@@ -208,6 +208,10 @@ class Method(ABC):
         """
         return ""
 
+    def lacks(self, pipe: PipeSpec) -> str:
+        """What the method :meth:`learns` of a pipe and does not know; empty where it knows all that it needs."""
+        return "" if self.lesson is not None else self.learns(pipe)
+
     def learning(self) -> Learning:
         """Of a method that learns: what looks on.
 

@@ -103,8 +103,7 @@ class MagCache(Method):
 
     def _distinct(self, rows: Iterable[Sequence[float]], cell: Cell) -> list[Point]:
         """The points of ``rows`` that may skip anything, less those that make the same calls as an earlier one."""
-        is_known = self.lesson is not None or not self.learns(described(cell.pipe))
-        tells = self._skipped if is_known else _skippable
+        tells = _skippable if self.lacks(described(cell.pipe)) else self._skipped
         distinct: dict[tuple[float, ...], Point] = {}
         for point in points(self.param_names, rows):
             if told := tells(point, cell.steps):

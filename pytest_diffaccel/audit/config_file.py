@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.audit.given import Given, PresetError
 from pytest_diffaccel.audit.known_calls import KNOWN_CALLS, FoundCall, KnownCall
 from pytest_diffaccel.audit.masks import MASK, made_mask

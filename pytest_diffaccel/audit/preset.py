@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.audit.config_file import read_config
 from pytest_diffaccel.audit.given import PresetError
 from pytest_diffaccel.audit.known_calls import FoundCall
@@ -217,7 +217,7 @@ def check_preset(preset: Preset, cell: Cell, registry: Registry) -> list[str]:
         except InvalidParams as error:
             wrong.append(f"{at}{error}")
             continue
-        is_known = method.lesson is not None or not method.learns(described(cell.pipe))
+        is_known = not method.lacks(described(cell.pipe))
         if is_known and method.counted and not method.counters(point, cell.steps):
             remarks.append(f"{at}{method.name} acts in no step of {cell.steps} with these settings")
     if wrong:

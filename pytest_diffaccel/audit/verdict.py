@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.audit.better import InGolden, value_of
 from pytest_diffaccel.audit.preset import Preset
 from pytest_diffaccel.matrix import Cell, format_params

@@ -17,7 +17,7 @@ from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.audit.preset import Preset
     from pytest_diffaccel.matrix import Cell
     from pytest_diffaccel.measure.measurement import Measurement
@@ -88,7 +88,7 @@ def _audit(parsed: argparse.Namespace) -> int:
 
 def _registry(parsed: argparse.Namespace) -> Registry:
     """The methods known; conftest files are loaded where the pipe is none that is built in or in the models file."""
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.models.registry import UnknownPipe, know_pipes
     from pytest_diffaccel.pipes import PipeRegistry, known
 

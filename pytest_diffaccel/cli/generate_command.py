@@ -14,7 +14,7 @@ from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.codegen.batch import RenderedTasks
     from pytest_diffaccel.codegen.lookup import Answer
     from pytest_diffaccel.codegen.tasks import Task
@@ -68,7 +68,7 @@ def _generate(parsed: argparse.Namespace) -> int:
 
 def asked_task(sentence: str, models: str) -> tuple[Task, Registry]:
     """The task of a sentence, and the methods known; conftest files are loaded where what is built in will not do."""
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.codegen.parser import SentenceError, parse_task
     from pytest_diffaccel.models.registry import UnknownPipe, know_pipes
     from pytest_diffaccel.pipes import PipeRegistry

@@ -159,7 +159,7 @@ def _merge(parsed: argparse.Namespace) -> int:
 
 
 def _prune(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.records.golden_file import Change, Golden, merge
     from pytest_diffaccel.records.golden_key import stale_keys
 

@@ -19,7 +19,7 @@ from pytest_diffaccel.settings.option_types import positive
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.records.contents import Contents, GroupWinners
     from pytest_diffaccel.report.html.content.material import Material
 
@@ -85,7 +85,7 @@ def material_of(parsed: argparse.Namespace) -> Material:
         FileNotFoundError: when there is no store.
         ValueError: when it cannot be read.
     """
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.measure.deciding import LPIPS, QualityRule
     from pytest_diffaccel.records.golden_file import Golden
     from pytest_diffaccel.records.images import ImageStore

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry, default_registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Group, Params
 from pytest_diffaccel.models.schedulers import misplaced
 from pytest_diffaccel.pipes import PipeSpec, described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
+from pytest_diffaccel.records.golden_file import Golden, incomplete
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.settings.metric_options import deciding_options
 from pytest_diffaccel.settings.options import benches_command
@@ -87,11 +88,7 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
     accelerator = _accelerator(task, key, entry.params, methods)
     environment = records.environment_of(entry)
     if environment is None:
-        command = record_command([task], records.path, "--update-golden", *_as_decided([entry]))
-        raise ValueError(
-            f"{records.path.with_name(ENVIRONMENTS_NAME)} does not spell out environment {entry.environment} of {key}; "
-            f"restore it from git, or run: {command}"
-        )
+        raise _incomplete(f"does not spell out environment {entry.environment} of {key}", key, records, methods)
     return Answer(task, key, entry, environment, _taught(accelerator, key, environment, records, methods), attained)
 
 
@@ -268,15 +265,16 @@ def _taught(
     lessons, pipe = environment.lessons(key.cell), described(key.cell.pipe)
     for method in accelerator.methods:
         if (what := method.learns(pipe)) and method.name not in lessons:
-            entry = records.entries[key]
-            again = Task(key.cell, key.accelerator, key.target, tuple(registry.names))
-            command = record_command([again], records.path, "--update-golden", *_as_decided([entry]))
-            raise ValueError(
-                f"{records.path.with_name(ENVIRONMENTS_NAME)} does not tell {what} in environment {environment.id}, "
-                f"which {method.name} must know for {key}; restore it from git, or run: {command}"
-            )
+            untold = f"does not tell {what} in environment {environment.id}, which {method.name} must know for {key}"
+            raise _incomplete(untold, key, records, registry)
     own = {name: lesson for name, lesson in lessons.items() if name in accelerator.method_names}
     return registry.taught(own).for_params(dict.fromkeys(accelerator.method_names))
+
+
+def _incomplete(lacking: str, key: GoldenKey, records: Golden, registry: Registry) -> ValueError:
+    task = Task(key.cell, key.accelerator, key.target, tuple(registry.names))
+    again = record_command([task], records.path, "--update-golden", *_as_decided([records.entries[key]]))
+    return ValueError(incomplete(records.path, lacking, again))
 
 
 def _unsuited(task: Task, registry: Registry) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.calls import guides_apart, usual_text_length
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.script_parts import NoScriptPart, ScriptPart

@@ -20,14 +20,14 @@ from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.records.gate_sessions import GateSession, Speed, read_references
-from pytest_diffaccel.records.golden_file import ENVIRONMENTS_NAME, Golden
+from pytest_diffaccel.records.golden_file import Golden, incomplete
 from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.options import benches_command
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.gate.case import Examination, Showing
     from pytest_diffaccel.gate.pictures import CellPictures
     from pytest_diffaccel.gate.timing import PlainRuns
@@ -191,10 +191,8 @@ class GateRun:
         lacking = [f"{method.learns(pipe)} ({method.name})" for method in learning if method.name not in known]
         if not lacking:
             return ""
-        return (
-            f"{self.settings.golden.with_name(ENVIRONMENTS_NAME)} does not tell {', '.join(lacking)} in {case.cell}; "
-            f"restore it from git, or record anew: {_record_anew(case.cell)}"
-        )
+        untold = f"does not tell {', '.join(lacking)} in {case.cell}"
+        return incomplete(self.settings.golden, untold, _record_anew(case.cell))
 
     @cached_property
     def _judged_by(self) -> dict[str, tuple[Metric, str]]:

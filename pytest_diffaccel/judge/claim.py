@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pytest_diffaccel.accelerators.base import Method
-from pytest_diffaccel.accelerators.composition import Registry, default_registry
+from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.matrix import Number
 from pytest_diffaccel.models.schedulers import SCHEDULER_CLASSES

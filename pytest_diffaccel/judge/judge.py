@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.accelerators.composition import default_registry
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.lookup import Answer
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.devices import computing_gpu

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size, text_length
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.counters import FiredCounters
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.codegen.tasks import Task
 from pytest_diffaccel.judge.claim import Arguments, Expected, plain_settings

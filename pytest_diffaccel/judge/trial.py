@@ -13,7 +13,7 @@ from pytest_diffaccel.judge.live_call import LiveCall, ScriptMisbehaved, differe
 from pytest_diffaccel.judge.script_verdict import StageResult
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.judge.replay import Counts, Replay
     from pytest_diffaccel.judge.workplace import ScriptProcess, Workplace
 

@@ -15,7 +15,7 @@ from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.registered import methods_of, metrics_of, pipes_of
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.gate.case_plan import GateCase
     from pytest_diffaccel.gate.gate_run import GateRun
     from pytest_diffaccel.gate.verdict import GateVerdict

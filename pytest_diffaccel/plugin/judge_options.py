@@ -110,7 +110,7 @@ class JudgeSettings:
 
 def _asked(options: Namespace) -> dict[str, Task]:
     """The tasks that are named, by id or in words; all 1134 where none is."""
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
     from pytest_diffaccel.codegen.parser import parse_task
     from pytest_diffaccel.codegen.tasks import all_tasks, tasks_of_ids
 

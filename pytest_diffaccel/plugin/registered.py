@@ -14,7 +14,7 @@ from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import BENCHES
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.measure.metrics.registry import MetricRegistry
     from pytest_diffaccel.models.clip import ClipSource
     from pytest_diffaccel.pipes import PipeRegistry
@@ -26,7 +26,7 @@ def methods_of(config: pytest.Config) -> Registry:
     Raises:
         ValueError: when one is refused; the message says why.
     """
-    from pytest_diffaccel.accelerators.composition import default_registry
+    from pytest_diffaccel.accelerators.registry import default_registry
 
     registry = default_registry()
     # Not offered where a project switches this plugin off for its own tests.

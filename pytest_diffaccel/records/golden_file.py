@@ -72,6 +72,17 @@ def read_environments(golden_path: Path) -> dict[str, Environment]:
     return read_object(golden_path.resolve().with_name(ENVIRONMENTS_NAME), str, _parse_environment)
 
 
+def incomplete(golden_path: Path, lacking: str, again: str) -> str:
+    """That the environments beside a golden file lack something, and what to do about it.
+
+    Args:
+        golden_path: as its user names it.
+        lacking: what, as a clause of the environments' file: ``"does not spell out environment ..."``.
+        again: the command that records it.
+    """
+    return f"{golden_path.with_name(ENVIRONMENTS_NAME)} {lacking}; restore it from git, or record anew: {again}"
+
+
 @dataclass(frozen=True)
 class Golden:
     """A golden file and the environments beside it.

@@ -47,7 +47,7 @@ from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Registry
+    from pytest_diffaccel.accelerators.registry import Registry
 
 # Exit code: as any failed test.
 _NOT_RECORDED = 1

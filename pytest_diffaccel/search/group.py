@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.time_limit import time_limit

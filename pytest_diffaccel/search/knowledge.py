@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_diffaccel.accelerators.base import Foresight
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.base import Method
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.measure.timing_lock import lock_between_processes

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import check_call, own_size
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.metrics.lpips import check_size

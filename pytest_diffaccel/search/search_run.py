@@ -21,7 +21,8 @@ from pytest_diffaccel.search.budget import SearchBudget
 from pytest_diffaccel.search.news import News
 
 if TYPE_CHECKING:
-    from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+    from pytest_diffaccel.accelerators.composition import Accelerator
+    from pytest_diffaccel.accelerators.registry import Registry
     from pytest_diffaccel.records.contents import Holder
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice

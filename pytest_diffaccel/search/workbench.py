@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.records.golden_file import Change, Golden
 from pytest_diffaccel.records.images import ImageStore
 from pytest_diffaccel.records.store import Store

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_diffaccel.accelerators.base import InvalidParams
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.search.predict.step_counts import StepCounts
 

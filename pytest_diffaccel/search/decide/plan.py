@@ -20,7 +20,8 @@ from statistics import fmean
 import numpy as np
 from scipy.special import ndtr
 
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
 from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Interval

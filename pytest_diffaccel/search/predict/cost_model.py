@@ -16,7 +16,7 @@ from itertools import combinations
 
 import numpy as np
 
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Block, Interval, SpeedClock
 from pytest_diffaccel.search.predict.kind_costs import BASELINE, Cost, KindCosts

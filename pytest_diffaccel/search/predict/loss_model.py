@@ -15,7 +15,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from pytest_diffaccel.accelerators.base import Method
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate, Cell, Params, Point
 from pytest_diffaccel.search.predict.regression import Array, Regression, bells
 from pytest_diffaccel.search.predict.step_counts import StepCounts

@@ -14,7 +14,8 @@ from functools import lru_cache
 from statistics import fmean, variance
 
 from pytest_diffaccel.accelerators.base import Foresight
-from pytest_diffaccel.accelerators.composition import Accelerator, Registry
+from pytest_diffaccel.accelerators.composition import Accelerator
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Candidate, Group, Params
 from pytest_diffaccel.measure.measurement import Block
 

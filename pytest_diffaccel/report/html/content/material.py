@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_diffaccel.accelerators.composition import Registry
+from pytest_diffaccel.accelerators.registry import Registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.records.contents import Contents
