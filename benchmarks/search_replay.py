@@ -207,7 +207,7 @@ class Replay:
             for candidate in grid:
                 if self.plan().advice(candidate, grid).evaluate:
                     self.evaluate(candidate)
-            explore(self, group, len(group))
+            explore(self, group, len(group), len(grid))
             self._tell_borderline()
             settle(self, self.table.samples)
             winners |= chosen(self.accelerator, self.plan().options)

@@ -296,7 +296,7 @@ def test_what_is_to_be_run_again_decides_as_the_record_was() -> None:
     records = records_of((20, 1.5, decided))
     assert "--quality" not in update_command(task(), records_of((20, 1.5, entry("DeepCache", "SD1.5"))))
     assert " --update-golden --quality psnr --rule diffbench -k " in update_command(task(), records)
-    with pytest.raises(ValueError, match=r"run: .* --update-golden --quality psnr --rule diffbench"):
+    with pytest.raises(ValueError, match=r"record anew: .* --update-golden --quality psnr --rule diffbench"):
         find(task(), replace(records, environments={}))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from searches import SmallSearch, embedded_folder
+from timings import SteadyClock
 
 from pytest_diffaccel import generate_script, load_pipeline
 from pytest_diffaccel.cli.main import main
@@ -139,7 +140,10 @@ def test_a_scheduler_that_cannot_be_followed_fails_each_case_in_one_line(own_sea
     result.stdout.no_fnmatch_line("*acceleration.py*")
 
 
-def test_the_example_of_a_hook_is_searched_and_recorded(small_search: SmallSearch, weights: Path) -> None:
+def test_the_example_of_a_hook_is_searched_and_recorded(
+    small_search: SmallSearch, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SteadyClock(monkeypatch).step_s["ToMe"] = 0.01
     for name in ("conftest.py", "models.toml"):
         shutil.copy(EXAMPLE / name, small_search.path / name)
     (small_search.path / "tiny-sd").symlink_to(weights)

@@ -17,6 +17,7 @@ from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.racing import explore
 from pytest_diffaccel.search.decide.select import choose
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
@@ -120,6 +121,30 @@ def test_the_winners_of_an_exhaustive_search_are_found_at_a_fraction_of_its_samp
             right += truth[choice.option.candidate] <= 1.02 * truth[best.option.candidate]
     assert right >= met - 1 > 3
     assert sum(map(len, found.evaluated.values())) < len(GRID) * SAMPLES / 5
+
+
+class EverBetter:
+    """A group of which each candidate that is evaluated loses less than the one before."""
+
+    def __init__(self) -> None:
+        self.evaluated: dict[Candidate, tuple[float, ...]] = {}
+
+    def plan(self) -> Plan:
+        return plan(self.evaluated)
+
+    def evaluate(self, candidate: Candidate) -> None:
+        self.evaluated[candidate] = (0.2 * 0.9 ** len(self.evaluated),) * FIRST
+
+    def extend(self, candidate: Candidate, num_samples: int) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("cases", "evaluated"), [(24, 24), (3, 16)])
+def test_no_more_is_explored_than_a_group_has_cases_unless_these_are_few(cases: int, evaluated: int) -> None:
+    track = EverBetter()
+    explored = explore(track, GRID, len(GRID), cases)
+    assert (explored.evaluated, explored.left) == (len(track.evaluated), 0)
+    assert explored.evaluated == evaluated
 
 
 def test_what_is_passed_over_could_not_have_won() -> None:

@@ -277,7 +277,7 @@ def test_another_schema_version_is_refused(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 6: give another --store"):
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 7: give another --store"):
         Store.open(url)
 
 

@@ -75,7 +75,7 @@ class SteadyClock:
     be those of the first. What a machine that others use says of speed is no part of a test, then.
 
     Attributes:
-        step_s: seconds of a step, by kind or by method (``"ToMe"``); of other kinds as long as a plain one.
+        step_s: seconds of a step, by kind or by method (``"DeepCache"``); of other kinds as long as a plain one.
         fixed_s: what lies outside the steps.
         runs: the kinds of every run that was timed, in order.
     """
@@ -88,7 +88,6 @@ class SteadyClock:
             "DeepCache": 0.008,
             FULL: 0.02,
             SHALLOW: 0.008,
-            "ToMe": 0.01,
         }
         self.fixed_s = 0.02
         self.runs: list[tuple[str, ...]] = []

@@ -103,7 +103,7 @@ class GroupSearch:
         explored = Explored(0, 0)
         if self._state in (None, "reopened") and any(map(self._is_taken, self.cases)):
             ensure_calibrated(self.bench, self.cell)
-            explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
+            explored = explore(self, self._open_candidates(), PROMISING, len(self.cases), time_is_up)
             if not explored.left:
                 self._keep("explored")
         self.settle(time_is_up)
@@ -118,7 +118,7 @@ class GroupSearch:
         """Evaluate what may win now that a bound bars others; what would have lost to those was passed over."""
         if self.bench.settings.exhaustive:
             return Explored(0, 0)
-        explored = explore(self, self._open_candidates(), PROMISING, time_is_up)
+        explored = explore(self, self._open_candidates(), PROMISING, len(self.cases), time_is_up)
         if explored.left:
             self._keep("reopened")
         self.settle(time_is_up)

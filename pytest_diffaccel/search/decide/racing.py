@@ -23,6 +23,9 @@ _LOG = logging.getLogger(__name__)
 
 # Evaluations in a row that lower no target's least loss, after which the rest is left alone.
 _PATIENCE = 8
+# Evaluations that a group of however few cases may have: of a method with one parameter, what lies between its grid's
+# points.
+_FEW_CASES = 16
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16
 #: Candidates beyond the grid that are looked at again and again as more becomes known.
@@ -77,13 +80,19 @@ class Explored:
     failed: tuple[str, ...] = ()
 
 
-def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up: TimeIsUp = never) -> Explored:
+def explore(
+    track: Track, candidates: Sequence[Candidate], most: int, cases: int, time_is_up: TimeIsUp = never
+) -> Explored:
     """Evaluate what may win, most promising first; one that fails is passed over.
+
+    There is always something that might win by a little: a method's space has many times as many points as its grid.
+    So no more are evaluated than the group has cases: brute force, which makes all pictures of each, takes longer.
 
     Args:
         track: where.
         candidates: those of the group that may be evaluated, whether or not they are yet.
         most: candidates that are looked at again and again as more becomes known.
+        cases: how many the group has.
         time_is_up: asked before each evaluation.
 
     Raises:
@@ -98,7 +107,8 @@ def explore(track: Track, candidates: Sequence[Candidate], most: int, time_is_up
     if gentlest is not None and not time_is_up() and _evaluates(track, gentlest, failed):
         evaluated, known = 1, track.plan()
     open_candidates = known.promising([candidate for candidate in candidates if candidate not in known.evaluated], most)
-    while in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
+    enough = max(cases, _FEW_CASES)
+    while evaluated < enough and in_vain < _PATIENCE and (candidate := known.best(open_candidates)) is not None:
         if time_is_up():
             return Explored(evaluated, len(known.promising(open_candidates, most)), tuple(failed))
         open_candidates.remove(candidate)
