@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -303,5 +302,4 @@ def _measurement(
         peak_memory_mb=subject.peak_memory_mb,
         flops=subject.flops,
         decided=tuple(subject.decided[place] for place in sorted(subject.decided)),
-        host=platform.node(),
     )
