@@ -86,7 +86,7 @@ def explore(
     """Evaluate what may win, most promising first; one that fails is passed over.
 
     There is always something that might win by a little: a method's space has many times as many points as its grid.
-    So no more are evaluated than the group has cases: brute force, which makes all pictures of each, takes longer.
+    So no more are evaluated than the group has cases, all pictures of which brute force makes, or 16 of a small group.
 
     Args:
         track: where.
