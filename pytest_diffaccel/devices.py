@@ -83,6 +83,11 @@ def _listed() -> tuple[_Listed, ...]:
     return tuple(found)
 
 
+def gpu_models() -> tuple[str, ...]:
+    """Model name of each of the machine's GPUs, whoever may use them."""
+    return tuple(board.model for board in _listed())
+
+
 def number_of_gpus() -> int:
     """GPUs that the machine has, whoever may use them; MIG slices do not count."""
     return len(_listed())

@@ -30,13 +30,14 @@ from filelock import FileLock
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from searches import SMALL_OPTIONS, SearchFolder, SmallSearch, embedded_folder, run_here, without_scale
+from servers import postgresql_server
 from standins import stand_ins
 from timings import SteadyClock
 
 import pytest_diffaccel
 from pytest_diffaccel.matrix import PIPES
 
-__all__ = ["stand_ins"]
+__all__ = ["postgresql_server", "stand_ins"]
 
 pytest_plugins = ["pytester"]
 

@@ -65,6 +65,13 @@ class Block:
             if line.startswith("$ "):
                 yield from split(line.removeprefix("$ "))
 
+    @property
+    def script_commands(self) -> Iterator[list[str]]:
+        """The words of each command of pytest in a shell script."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            if found := re.search(r"\bpytest .*", line):
+                yield from split(found[0].replace("$SLURM_SUBMIT_DIR/", ""))
+
 
 def blocks(page: Path) -> list[Block]:
     """A page's fenced blocks."""

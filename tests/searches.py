@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -157,6 +160,33 @@ def run_here(folder: Path, *arguments: str) -> int:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
         return int(pytest.main([*arguments, "-p", "no:cacheprovider"]))
+
+
+class Forked:
+    """A search in a copy of this process, which has imported and loaded already all that a search needs."""
+
+    def __init__(self, folder: SearchFolder, arguments: Sequence[str]) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=self._search, args=(folder.path, arguments))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _search(folder: Path, arguments: Sequence[str]) -> None:
+        os.setsid()
+        sys.stdout = sys.stderr = (folder / "output.txt").open("a", encoding="utf-8")
+        for standard in (1, 2):
+            os.dup2(sys.stdout.fileno(), standard)
+        sys.exit(run_here(folder, *arguments))
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a search", timeout or 0.0)
+        return self._process.exitcode
 
 
 @contextmanager

@@ -49,7 +49,7 @@ else:
 
 GOLDEN = ROOT / "golden"
 #: Programs of others, which these tests leave to them.
-OTHERS = {".", "cd", "git", "jq", "pip", "pipx", "pre-commit", "python3", ".venv/bin/pip"}
+OTHERS = {".", "cd", "docker", "git", "jq", "kubectl", "pip", "pipx", "pre-commit", "python3", ".venv/bin/pip"}
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # What was is history: options in it may be gone.
@@ -93,7 +93,8 @@ def test_no_block_is_left_out(page: Path) -> None:
     assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(found)
     assert len(re.findall(r"^<!-- .*\bnot run\b", text, re.MULTILINE)) == sum(bool(block.reason) for block in found)
     for block in found:
-        assert block.language in ("console", "python", "toml", "yaml", "text"), f"{block}: say what language it is in"
+        languages = ("bash", "console", "python", "toml", "yaml", "text")
+        assert block.language in languages, f"{block}: say what language it is in"
         assert block.language == "console" or not block.reason, f"{block}: only commands may go without being run"
 
 
@@ -128,6 +129,11 @@ def own_method() -> Any:
     from echo import Echo
 
     return type("MyMethod", (Echo,), {"name": "MyMethod"})([(2, 0)])
+
+
+@pytest.mark.parametrize("block", of_language("bash"), ids=str)
+def test_scripts_are_such(block: Block) -> None:
+    assert not subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=True).stderr
 
 
 @pytest.mark.parametrize("block", of_language("toml"), ids=str)
@@ -191,6 +197,8 @@ def test_commands_are_understood(
     for block in blocks(page):
         for command in workflow_commands(block.text) if block.language == "yaml" else ():
             parse(command, project, monkeypatch)
+        for command in block.script_commands if block.language == "bash" else ():
+            parse(command, project, monkeypatch)
         for command in block.commands if block.language == "console" else ():
             parse(command, project, monkeypatch)
             if block.is_run(command[0]):
@@ -210,8 +218,8 @@ def run(command: Sequence[str], block: Block, monkeypatch: pytest.MonkeyPatch) -
 
 
 def workflow_commands(text: str) -> Iterator[list[str]]:
-    """The commands of a GitHub workflow, with its jobs' variables."""
-    for job in yaml.safe_load(text)["jobs"].values():
+    """The commands of a GitHub workflow, with its jobs' variables; other files have none."""
+    for job in yaml.safe_load(text).get("jobs", {}).values():
         for step in job["steps"]:
             line = step.get("run", "")
             for name, value in job.get("env", {}).items():
@@ -244,7 +252,7 @@ def parse(command: Sequence[str], project: pytest.Pytester, monkeypatch: pytest.
         assert program in OTHERS, command
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = re.findall(r"^(?:pytest-diffaccel|\.)\[(.+)\]$", "\n".join(arguments), re.MULTILINE)
-    assert set(extras) <= set(metadata["optional-dependencies"]), command
+    assert {name for names in extras for name in names.split(",")} <= set(metadata["optional-dependencies"]), command
 
 
 def parse_diffaccel(arguments: Sequence[str], project: pytest.Pytester) -> None:

@@ -156,7 +156,7 @@ def test_describing_twice_is_equal_and_hashes_a_file_once(weights: Path, monkeyp
     first = describe(weights)
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "sha256", lambda: pytest.fail("hashed again"))
-        again = module._weights_identity(weights)
+        again = module.weights_identity(weights)
     assert again == first.weights["unet"]
     assert describe(weights).id == first.id
 
@@ -186,7 +186,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
 
 def test_driver_is_empty_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert module._driver_version.__wrapped__() == ""
+    assert module.driver_version.__wrapped__() == ""
 
 
 def test_driver_is_asked_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_driver_is_asked_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path
     fake.write_text("#!/bin/sh\necho 570.86.15\necho 570.86.15\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert module._driver_version.__wrapped__() == "570.86.15"
+    assert module.driver_version.__wrapped__() == "570.86.15"
 
 
 def test_importing_needs_no_torch() -> None:

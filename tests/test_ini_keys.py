@@ -72,6 +72,7 @@ def refused(pytester: pytest.Pytester, *arguments: str) -> str:
         ("diffaccel_case_timeout = 60", ("--case-timeout", "60")),
         ("diffaccel_store = all.sqlite", ("--store", "all.sqlite")),
         ("diffaccel_store = postgresql://db/search", ("--store", "postgresql://db/search")),
+        ("diffaccel_heartbeat = 10s", ("--heartbeat", "10s")),
         ("diffaccel_golden = mine.json", ("--golden", "mine.json")),
         ("diffaccel_gate_slowdown = 4%", ("--gate-slowdown", "4%")),
         ("diffaccel_gate_host_slowdown = 0.2", ("--gate-host-slowdown", "0.2")),

@@ -4,58 +4,30 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-from echo import Echo
+from echo import ERROR, Echo
 from filelock import Timeout
-from searches import THRIFTY, SearchFolder, SmallSearch, drive, open_run, run_here
+from searches import THRIFTY, Forked, SmallSearch, drive, open_run
 from timings import SteadyClock
 
 from pytest_diffaccel.accelerators.base import PipelineCall
 from pytest_diffaccel.matrix import Candidate, Params
+from pytest_diffaccel.records.contents import RunningSession
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.search.cases import FailedElsewhere
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.search_run import SearchRun
 
 #: More of them: ``python -m benchmarks.resume_after_kill --kills 20``.
 KILLS = int(os.environ.get("DIFFACCEL_TEST_KILLS", "4"))
-
-
-class Forked:
-    """A search in a copy of this process, which has imported and loaded already all that a search needs."""
-
-    def __init__(self, folder: SearchFolder, arguments: Sequence[str]) -> None:
-        self._process = multiprocessing.get_context("fork").Process(target=self._search, args=(folder.path, arguments))
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
-
-    @staticmethod
-    def _search(folder: Path, arguments: Sequence[str]) -> None:
-        os.setsid()
-        sys.stdout = sys.stderr = (folder / "output.txt").open("a", encoding="utf-8")
-        for standard in (1, 2):
-            os.dup2(sys.stdout.fileno(), standard)
-        sys.exit(run_here(folder, *arguments))
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("a search", timeout or 0.0)
-        return self._process.exitcode
 
 
 @pytest.mark.slow
@@ -204,10 +176,44 @@ def test_what_one_search_decided_another_of_other_options_decides_anew(
     assert decided(*options) == (True, passed_over)
 
 
+def begin_in(run: SearchRun, candidate: Candidate, session: str) -> None:
+    """What a process of a session leaves that ends while it measures a candidate, or is at it."""
+    place = candidate, run.bench.environment(candidate.cell).id, run.bench.sampling(candidate.cell, "search")
+    run.bench.store.begin(*place, "case", session=session)
+
+
 def test_what_was_cut_off_in_this_session_is_left_to_the_next(folder: SmallSearch) -> None:
     run, candidate = opened()
-    begin(run, candidate, 1)
+    begin_in(run, candidate, run.session.name)
     assert candidate.key not in raced(run)
+
+
+@pytest.mark.parametrize(("lives_s", "tried"), [(300.0, True), (-1.0, False)])
+def test_what_other_sessions_are_at_has_ended_nobody(folder: SmallSearch, lives_s: float, tried: bool) -> None:
+    """As short runs, which sessions make beside each other; of two that died in one it is said that it ends them."""
+    run, candidate = opened()
+    for name in ("another", "a third"):
+        run.bench.store.show_session(RunningSession(name, "a host", "/a/folder", 1, 1e9), lives_s)
+        begin_in(run, candidate, name)
+    assert (candidate.key in raced(run)) == tried
+
+
+def test_what_failed_in_another_session_meanwhile_is_not_tried_again(folder: SmallSearch) -> None:
+    """A later session tries it; so does one that has tried it itself, as pytest's plugins for reruns do."""
+    run = open_run(*THRIFTY, methods=[Echo(((2, ERROR), (10, 0)))])
+    other = open_run(*THRIFTY, methods=[Echo(((2, ERROR), (10, 0)))])
+    fails = run.candidates[0]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="an accident"):
+            other.measure(fails)
+    with pytest.raises(FailedElsewhere, match=r"an accident .*\(found by another session, 20"):
+        run.measure(fails)
+    later = open_run(*THRIFTY, methods=[Echo(((2, ERROR), (10, 0)))])
+    with pytest.raises(RuntimeError, match="an accident") as caught:
+        later.measure(fails)
+    assert not isinstance(caught.value, FailedElsewhere)
+    for one in (run, other, later):
+        one.close()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
 from pytest_diffaccel.search.effort import Effort
 
 WINNERS_S = 5.0
+#: What it takes to find that another session is in a group; a real worker then waits a moment.
+GIVING_BACK_S = 0.25
 
 
 class Worker:
@@ -28,7 +31,9 @@ class Worker:
         self.is_down = False
         self._shutdown_sent = False
         self.given: list[int] = []
+        self.given_back: Counter[int] = Counter()
         self.gateway = SimpleNamespace(id=f"gw{number}")
+        self.workerinput: dict[str, Any] = {}
 
     def send_runtest_some(self, indices: Sequence[int]) -> None:
         assert not self.shutting_down
@@ -52,15 +57,29 @@ class Host:
     Attributes:
         runs: when each test began and ended, and on which worker.
         lost: tests whose worker died in them.
+        held: until when another session is in a group, by its number; a worker gives it back until then, or waits where
+            it knows of no other test.
+        waits: when all that was left was given back.
     """
 
-    def __init__(self, config: pytest.Config, sizes: Sequence[int], workers: int, *, divisible: bool) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        sizes: Sequence[int],
+        workers: int,
+        *,
+        divisible: bool,
+        held: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
         names = {f"group{group}-{test}": f"group{group}" for group, size in enumerate(sizes) for test in range(size)}
         names |= {group: group for group in names.values()}
         tests = sorted(names, key=lambda case: case == names[case])
         self.tests = [f"test_cases.py::test[{case}]" for case in tests]
         efforts = {f"group{group}": float(size) for group, size in enumerate(sizes)}
-        self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible))
+        self.held = {f"group{group}": until for group, until in held.items()}
+        self.waits: list[float] = []
+        on_wait = lambda: self.waits.append(self._now)  # noqa: E731
+        self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible), on_wait)
         config.pluginmanager.unregister(self.scheduling)  # for the next one
         self.scheduling.numnodes = workers
         self.runs: dict[str, tuple[float, float, int]] = {}
@@ -85,20 +104,43 @@ class Host:
             for worker in self.scheduling.nodes:
                 if worker not in running and worker.can_begin:
                     running.add(worker)
+                    if self._gives_back(worker):
+                        heapq.heappush(self._ends, (self._now + GIVING_BACK_S, worker.number, worker))
+                        continue
                     last = 0.0 if "-" in self.tests[worker.given[0]] else WINNERS_S
-                    heapq.heappush(self._ends, (self._now + next(seconds) + last, worker.number, worker))
-                    self.runs[self.tests[worker.given[0]]] = (self._now, self._ends[-1][0], worker.number)
+                    began = max(self._now, self.held.get(self._group(worker.given[0]), 0.0))
+                    heapq.heappush(self._ends, (began + next(seconds) + last, worker.number, worker))
+                    self.runs[self.tests[worker.given[0]]] = (began, self._ends[-1][0], worker.number)
             if not self._ends:
                 return
             self._now, _, worker = heapq.heappop(self._ends)
             running.remove(worker)
-            self._end(worker, dies=next(deaths))
+            if worker.given_back[worker.given[0]]:
+                worker.given_back[worker.given[0]] -= 1
+                self.scheduling.mark_test_complete(worker, worker.given.pop(0))
+            else:
+                self._end(worker, dies=next(deaths))
             for waiting in [worker for worker in self.scheduling.nodes if worker not in running and worker.given]:
                 if not waiting.can_begin and next(deaths):
                     assert self.die(waiting) is None
             if self.scheduling.tests_finished:  # what xdist does after every event
                 for worker in self.scheduling.nodes:
                     worker.shutdown()
+
+    def _group(self, test: int) -> str:
+        return self.tests[test].partition("[")[2].rstrip("]").partition("-")[0]
+
+    def _gives_back(self, worker: Worker) -> bool:
+        """Whether a worker does not run its next test, but gives it back, with all of its group that it knows."""
+        test = worker.given[0]
+        if worker.given_back[test]:
+            return True
+        if self.held.get(self._group(test), 0.0) <= self._now or len(worker.given) == 1:
+            return False
+        same = [one for one in worker.given if self._group(one) == self._group(test) and not worker.given_back[one]]
+        worker.given_back.update(same)
+        self.scheduling.remove_pending_tests_from_node(worker, same)
+        return True
 
     def _end(self, worker: Worker, *, dies: bool) -> None:
         test = worker.given[0]
@@ -156,6 +198,49 @@ def test_every_test_runs_once_and_winners_come_last(
         assert all(ended <= began for case, (_, ended, _) in runs.items() if case != name)
         if not divisible and not host.lost:
             assert {worker for _, _, worker in runs.values()} == {winners_worker}
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    held=st.dictionaries(st.integers(0, 5), st.floats(0, 30), max_size=6),
+    workers=st.integers(1, 4),
+    divisible=st.booleans(),
+    seed=st.integers(0, 1 << 32),
+    death_rate=st.sampled_from([0.0, 0.0, 0.1]),
+)
+def test_groups_that_other_sessions_are_in_run_once_these_are_done(
+    config: pytest.Config,
+    sizes: list[int],
+    held: dict[int, float],
+    workers: int,
+    divisible: bool,
+    seed: int,
+    death_rate: float,
+) -> None:
+    host = Host(config, sizes, workers, divisible=divisible, held=held)
+    draw = random.Random(seed).random  # Hypothesis's own would be drawn from for each second of waiting
+    host.run(iter(lambda: draw() ** 3, -1.0), iter(lambda: draw() < death_rate, None))
+    assert sorted(host.runs) == sorted(host.tests)
+    assert not host.scheduling.has_pending
+    assert all(worker.shutting_down for worker in host.scheduling.nodes)
+    for name, runs in host.by_group().items():
+        began, *_ = runs[name]
+        assert all(ended <= began for case, (_, ended, _) in runs.items() if case != name)
+        assert all(began >= host.held.get(name, 0.0) for began, _, _ in runs.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_group_that_another_session_is_in_comes_last(config: pytest.Config, workers: int) -> None:
+    host = Host(config, [9, 2, 2, 2], workers, divisible=False, held={0: 60.0})
+    host.run(repeat(1.0), repeat(False))
+    others = [ended for name, runs in host.by_group().items() if name != "group0" for _, ended, _ in runs.values()]
+    assert max(others) <= 3 * (2 + 1 + WINNERS_S) / workers + 1 + WINNERS_S
+    began = min(began for began, _, _ in host.by_group()["group0"].values())
+    assert 60.0 <= began < 62.0
+    # Only then it is told for whom the session waits.
+    assert host.waits
+    assert max(others) <= min(host.waits)
 
 
 def test_a_worker_that_dies_while_it_waits_loses_nothing(config: pytest.Config) -> None:

@@ -101,6 +101,8 @@ def made_up(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> MadeU
     """A folder whose searches are made up, in this process."""
     made = MadeUp(SearchFolder(pytester.path), pytester)
     monkeypatch.setattr(blocks, "_REPEATS", 0)  # the folder's conftest file sets it; this sets it back
+    monkeypatch.setattr(SearchRun, "take", lambda *_: True)
+    monkeypatch.setattr(SearchRun, "give_up", lambda *_: None)
     monkeypatch.setattr(SearchRun, "measure", lambda _, candidate, **known: made.measure(candidate, **known))
     monkeypatch.setattr(SearchRun, "find_winners", lambda _, *group: made.find_winners(*group))
     return made
@@ -522,7 +524,7 @@ def test_without_a_terminal_the_exit_code_tells(made_up: MadeUp) -> None:
 
 
 def test_another_session_in_the_folder_is_told(made_up: MadeUp) -> None:
-    """Both would measure everything: nothing of a session is known to another until it is stored."""
+    """Both would measure everything: its store is another one, where it is not seen in this one."""
     told = "diffaccel: another session searches in this folder (process 4711, since noon)*measured twice*"
     work = made_up.folder.path / ".diffaccel"
     work.mkdir()
@@ -539,13 +541,13 @@ def test_another_session_of_the_store_is_told(made_up: MadeUp, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         other = Presence(Store.open(url), "another", began_at=1e9)
-    other.begin(is_told_of_folder=False)
+    other.begin()
     try:
         result = made_up.run("--store", url)
     finally:
         other.end()
     words = f"({platform.node()}, process {os.getpid()}, since 2001-09-0*, in {tmp_path})"
-    result.stdout.fnmatch_lines([f"diffaccel: another session searches into this store {words}*give another --store"])
+    result.stdout.fnmatch_lines([f"diffaccel: another session searches into this store {words}*shared out"])
     result.assert_outcomes(passed=4)
     assert result.ret == 0
     for _ in range(2):  # neither of the other, nor of the one before

@@ -8,11 +8,9 @@ import os
 import platform
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import pytest
 from entries import MET
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import Server, new_database
 from sqlalchemy import MetaData, create_engine, insert, select, text
 
 from pytest_diffaccel.matrix import Candidate, Cell
@@ -42,7 +40,6 @@ from pytest_diffaccel.records.tables import INFO, METADATA, StoreError
 CELL = Cell("SD1.5", "DDIM", 20)
 SAMPLING = Sampling(num_samples=8, batch_size=4, seed=2**40, prompts_digest="0123456789ab", purpose="search")
 ENVIRONMENT = "3f9c2ab01d7e"
-_DATABASES = count()
 
 
 def candidate(interval: int = 2, cell: Cell = CELL, accelerator: str = "DeepCache") -> Candidate:
@@ -69,87 +66,12 @@ def measurement(interval: int = 2, speedup: float = 1.7, **changes: Any) -> Meas
 # Databases
 
 
-def server_programs() -> Path | None:
-    """The newest folder with PostgreSQL's server programs."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
-    on_path = shutil.which("initdb")
-    folders = [*([Path(on_path).resolve().parent] if on_path else []), *folders]
-    whole = [folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()]
-    return whole[-1] if whole else None
-
-
-def other_user() -> dict[str, Any]:
-    """Arguments of ``subprocess`` for a user that is not root, whom PostgreSQL refuses."""
-    if os.geteuid() != 0:
-        return {}
-    import pwd
-
-    names = {entry.pw_name: entry for entry in pwd.getpwall()}
-    entry = names.get("postgres") or names["nobody"]
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """URL of a throw-away server on a unix socket, in a folder of its own that its user can reach."""
-    pytest.importorskip("psycopg")
-    programs = server_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server programs (initdb, postgres): install the package postgresql")
-    user = other_user()
-    folder = Path(tempfile.mkdtemp(prefix="diffaccel-pg-", dir="/tmp"))  # a socket's path must be short
-    if user:
-        os.chown(folder, user["user"], user["group"])
-    make = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "-E", "UTF8"]
-    make += ["--no-sync", "--locale=C"]
-    made = subprocess.run(make, capture_output=True, text=True, cwd=folder, check=False, **user)
-    if made.returncode:
-        shutil.rmtree(folder)
-        pytest.fail(f"initdb failed: {made.stdout}{made.stderr}")
-    serve = [f"{programs}/postgres", "-D", f"{folder}/data", "-k", str(folder), "-c", "listen_addresses=", "-F"]
-    with (folder / "log").open("wb") as log:
-        server: subprocess.Popen[bytes] = subprocess.Popen(serve, stdout=log, stderr=log, cwd=folder, **user)
-    try:
-        url = f"postgresql+psycopg://tester@/postgres?host={folder}"
-        wait_for(url, server, folder / "log")
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown: clients are disconnected
-        server.wait(30)
-        shutil.rmtree(folder)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    import psycopg
-
-    deadline = time.monotonic() + 300
-    while True:
-        try:
-            psycopg.connect(url.replace("+psycopg", "")).close()
-        except psycopg.OperationalError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"PostgreSQL did not start: {log.read_text()}")
-            time.sleep(0.05)
-        else:
-            return
-
-
-def new_database(server: str) -> str:
-    """URL of a new schema, which is as good as a new database and made in a tenth of the time."""
-    name = f"store{next(_DATABASES)}"
-    engine = create_engine(server)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {name}"))
-    engine.dispose()
-    return f"{server}&options=-csearch_path%3D{name}"
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that is not there yet, of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/folder/store.sqlite"
-    return new_database(request.getfixturevalue("postgresql_server"))
+    return new_database(request.getfixturevalue("postgresql_server").url)
 
 
 @pytest.fixture
@@ -355,7 +277,7 @@ def test_another_schema_version_is_refused(url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE diffaccel_info SET value = '99'"))
     engine.dispose()
-    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 6: give another --store"):
+    with pytest.raises(StoreError, match=r"schema version 99, .* reads version 7: give another --store"):
         Store.open(url)
 
 
@@ -418,6 +340,47 @@ def test_a_store_of_an_earlier_version_is_read_on(old_store: str) -> None:
             assert [(one.candidate, one.kind) for one in short] == [(old_candidate(7, 4, steps=8), "crash")]
             # Neither the sessions that died, nor who verified the cell.
             assert (store.sessions(), found.winners, found.running) == ([], (), ())
+
+
+# The tables of version 6 that are others now.
+BEFORE_LEASES = """
+DROP TABLE diffaccel_leases;
+DROP TABLE diffaccel_sessions;
+DROP TABLE diffaccel_ended_groups;
+CREATE TABLE diffaccel_sessions (name VARCHAR PRIMARY KEY, host VARCHAR NOT NULL, folder VARCHAR NOT NULL,
+    process INTEGER NOT NULL, began_at DOUBLE PRECISION NOT NULL, created_at VARCHAR NOT NULL);
+CREATE TABLE diffaccel_ended_groups (pipe VARCHAR, scheduler VARCHAR, steps INTEGER, accelerator VARCHAR,
+    environment VARCHAR, num_samples INTEGER, batch_size INTEGER, seed BIGINT, prompts_digest VARCHAR, purpose VARCHAR,
+    session VARCHAR NOT NULL, untried INTEGER NOT NULL, created_at VARCHAR NOT NULL,
+    PRIMARY KEY (pipe, scheduler, steps, accelerator, environment, num_samples, batch_size, seed, prompts_digest,
+    purpose));
+INSERT INTO diffaccel_sessions VALUES ('old', 'a host', '/a/folder', 1, 1e9, '2026-01-01');
+UPDATE diffaccel_info SET value = '6' WHERE name = 'schema_version'
+"""
+
+
+def test_a_store_of_before_leases_is_read_on(url: str) -> None:
+    with Store.open(url) as store:
+        store.save(measurement())
+        store.save_decision(candidate(3), ENVIRONMENT, SAMPLING, "slow")
+        store.save_group(CELL, "DeepCache", ENVIRONMENT, SAMPLING, "explored")
+        store.begin(candidate(4), ENVIRONMENT, SAMPLING, "case", session="old")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in BEFORE_LEASES.split(";"):
+            connection.execute(text(statement))
+    engine.dispose()
+    for _ in range(2):
+        with Store.open(url) as store:
+            assert store.find(candidate().key, ENVIRONMENT, SAMPLING) == measurement()
+            assert store.decision(candidate(3), ENVIRONMENT, SAMPLING) == "slow"
+            assert store.group_state(CELL, "DeepCache", ENVIRONMENT, SAMPLING) == "explored"
+            assert [one.kind for one in store.failures(ENVIRONMENT, SAMPLING)] == ["interrupted"]
+            assert store.sessions() == []
+            for session in ("one", "two"):
+                store.end_group(CELL, "DeepCache", ENVIRONMENT, SAMPLING, session, 2)
+            assert store.ended_groups(CELL, ENVIRONMENT, SAMPLING, "one") == {"DeepCache": 2}
+            assert store.take(CELL, ["DeepCache"], ENVIRONMENT, SAMPLING, "one")
 
 
 def test_workers_that_open_an_old_store_at_once_all_can(old_store: str) -> None:
@@ -489,7 +452,7 @@ def test_what_a_subject_in_words_was_is_told(tmp_path: Path, subject: str, evide
 
 def test_what_is_under_way_is_told_and_has_not_failed(store: Store) -> None:
     here = RunningSession("one", platform.node(), "/here", os.getpid(), 1e9)
-    store.show_session(here)
+    store.show_session(here, 300.0)
     store.begin(candidate(2), ENVIRONMENT, SAMPLING, "case", session="one")
     store.begin(candidate(3), ENVIRONMENT, SAMPLING, "case", session="one that is gone")
     store.begin(candidate(4), ENVIRONMENT, replace(SAMPLING, purpose="calibration"), "short run", session="one")
@@ -546,18 +509,18 @@ def test_a_calibration_is_kept_by_environment_in_its_order_until_it_is_forgotten
         store.save_round(ENVIRONMENT, Round(plain, (candidate(),), (run,), "", float("nan")))
 
 
-# Sessions
+# Sessions and their leases
 
 
 @pytest.fixture
-def session_in(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Presence]]:
+def session_in(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Presence]]:
     """Gives a session of a folder, which searches into the same store as all others."""
     made: list[Presence] = []
 
-    def make(folder: str) -> Presence:
+    def make(folder: str, beat_s: float = 60.0) -> Presence:
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
-        made.append(Presence(Store.open(url), f"session {len(made)}", began_at=1e9))
+        made.append(Presence(Store.open(url), f"session {len(made)}", began_at=1e9 + len(made), beat_s=beat_s))
         return made[-1]
 
     yield make
@@ -565,61 +528,175 @@ def session_in(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         one.end()
 
 
-def test_sessions_of_other_folders_see_each_other_while_they_last(
-    session_in: Callable[[str], Presence], store: Store, tmp_path: Path
+def folders(sessions: list[RunningSession]) -> list[str]:
+    return [session.folder.rpartition("/")[2] for session in sessions]
+
+
+def test_sessions_see_each_other_while_they_last(
+    session_in: Callable[..., Presence], store: Store, tmp_path: Path
 ) -> None:
     first = session_in("one")
-    assert first.begin(is_told_of_folder=True) == []
-    (told,) = session_in("another").begin(is_told_of_folder=True)
-    assert told.startswith(f"{platform.node()}, process {os.getpid()}, since 2001-09-0")
-    assert told.endswith(f", in {tmp_path / 'one'}")
-    told_again = session_in("one").begin(is_told_of_folder=True)
-    assert [words.rpartition("/")[2] for words in told_again] == ["another"]
-    # Its lock may be free, when the session that held it has ended.
-    told_too = session_in("one").begin(is_told_of_folder=False)
-    assert sorted(words.rpartition("/")[2] for words in told_too) == ["another", "one", "one"]
-    assert len(session_in("third").begin(is_told_of_folder=True)) == 4
+    assert first.begin() == []
+    second = session_in("another")
+    (told,) = second.begin()
+    assert presence.session_words(told).startswith(f"{platform.node()}, process {os.getpid()}, since 2001-09-0")
+    assert presence.session_words(told).endswith(f", in {tmp_path / 'one'}")
+    assert not second.is_here(told)
+    third = session_in("one")
+    found = third.begin()
+    assert folders(found) == ["one", "another"]
+    assert [third.is_here(one) for one in found] == [True, False]
     first.end()
-    assert len(session_in("fourth").begin(is_told_of_folder=True)) == 4
+    assert folders(session_in("fourth").begin()) == ["another", "one"]
     assert store.contents() == Contents((), (), (), {}, {})
 
 
-def test_a_session_that_died_is_told_for_some_minutes_only(
-    session_in: Callable[[str], Presence], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session_in("one").begin(is_told_of_folder=True)
-    monkeypatch.setattr(presence, "_STALE_S", -60.0)  # as if a minute later than long
-    assert session_in("another").begin(is_told_of_folder=True) == []
-    monkeypatch.setattr(presence, "_SWEPT_S", -60.0)
-    assert session_in("another").begin(is_told_of_folder=True) == []
-    monkeypatch.undo()
-    told = session_in("third").begin(is_told_of_folder=True)
-    assert [words.rpartition("/")[2] for words in told] == ["another"]  # nor is its row kept
+def died(store: Store, name: str, ago_s: float) -> None:
+    """A session that was to give a sign of life so many seconds ago, and is in a group."""
+    store.show_session(RunningSession(name, "a host", "/a/folder", 1, 1e9), -ago_s)
+    assert store.take(CELL, [name], ENVIRONMENT, SAMPLING, name)
 
 
-def test_a_session_that_was_killed_in_this_folder_is_not_told(
-    session_in: Callable[[str], Presence], monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_died_is_not_told_and_forgotten_after_a_while(
+    session_in: Callable[..., Presence], store: Store, url: str
 ) -> None:
-    """The same command goes on, and need not be told to stop itself."""
+    died(store, "lately", 60)
+    died(store, "long ago", 3700)
+    assert session_in("one").begin() == []
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert set(connection.scalars(text("SELECT name FROM diffaccel_sessions"))) == {"session 0", "lately"}
+        assert set(connection.scalars(text("SELECT session FROM diffaccel_leases"))) == {"lately"}
+    engine.dispose()
+
+
+def test_a_session_that_was_killed_in_this_folder_holds_nothing(
+    session_in: Callable[..., Presence], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on at once."""
     with subprocess.Popen([sys.executable, "-c", ""]) as killed:
         killed.wait()
     with monkeypatch.context() as patch:
         patch.setattr(presence.os, "getpid", lambda: killed.pid)
-        session_in("one").begin(is_told_of_folder=False)
-    assert session_in("one").begin(is_told_of_folder=False) == []
-    # Of other folders nothing is known: they may be another machine's of the same name.
-    assert len(session_in("another").begin(is_told_of_folder=False)) == 2
+        session_in("one").begin()
+    assert store.take(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "session 0")
+    # Of other folders nothing is known: they may be another machine's of the same name; so may be other containers.
+    assert folders(session_in("another").begin()) == ["one"]
+    with monkeypatch.context() as patch:
+        patch.setattr(presence.os, "readlink", lambda _: "pid:[4711]")
+        assert folders(session_in("one").begin()) == ["one", "another"]
+    assert not store.take(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "session 3")
+    assert folders(session_in("one").begin()) == ["another", "one"]
+    assert store.take(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "session 3")
 
 
-def test_a_session_shows_that_it_lives(
-    session_in: Callable[[str], Presence], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presence, "_BEAT_S", 0.01)
-    session_in("one").begin(is_told_of_folder=True)
-    later, deadline = time.time(), time.monotonic() + 300
-    while not store.sessions(since=later):
+def test_a_session_shows_that_it_lives(session_in: Callable[..., Presence], url: str) -> None:
+    session_in("one", beat_s=0.1).begin()
+    engine, query = create_engine(url), text("SELECT lives_until FROM diffaccel_sessions")
+    seen: set[float] = set()
+    deadline = time.monotonic() + 300
+    while len(seen) < 4:  # each sign of life lets it live longer
         assert time.monotonic() < deadline, "no sign of life"
+        with engine.connect() as connection:
+            seen.add(connection.scalar(query))
         time.sleep(0.01)
+    engine.dispose()
+
+
+def test_times_of_sessions_are_the_databases(
+    session_in: Callable[..., Presence], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose clock is wrong by an hour lives and dies as others do."""
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda now=time.time: now() - 3600)
+        session_in("one").begin()
+        assert len(store.sessions()) == 1
+        assert store.take(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "session 0")
+    assert len(store.sessions()) == 1
+    holder = store.holder(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "another")
+    assert holder is not None
+    assert holder.since == pytest.approx(time.time(), abs=60)
+
+
+@pytest.fixture
+def leases(store: Store) -> Callable[..., bool]:
+    """Takes groups of a cell for a session, by accelerators; two sessions live, a third has died."""
+    for name, lives_s in (("one", 300.0), ("two", 300.0), ("dead", -1.0)):
+        store.show_session(RunningSession(name, f"host {name}", "/a/folder", 7, 1e9), lives_s)
+
+    def take(session: str, *names: str, cell: Cell = CELL, environment: str = ENVIRONMENT) -> bool:
+        return store.take(cell, names, environment, SAMPLING, session)
+
+    return take
+
+
+def test_a_group_is_one_sessions_until_it_is_given_up(store: Store, leases: Callable[..., bool]) -> None:
+    assert leases("one", "ToMe")
+    assert leases("one", "ToMe")  # by another process of the session, or once more
+    assert not leases("two", "ToMe")
+    assert leases("two", "ToMe", environment="another")
+    assert leases("two", "ToMe", cell=replace(CELL, steps=25))
+    assert leases("two", "DeepCache")
+    holder = store.holder(CELL, ["ToMe", "DeepCache"], ENVIRONMENT, SAMPLING, "two")
+    assert holder is not None
+    assert (holder.session.name, holder.groups) == ("one", 1)
+    assert holder.in_words().startswith("host one, process 7, which is in 1 group since 20")
+    store.release(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "two")  # which is none of its own
+    assert not leases("two", "ToMe")
+    store.release(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "one")
+    assert leases("two", "ToMe")
+    assert store.holder(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "two") is None
+
+
+def test_of_several_groups_all_are_taken_or_none(store: Store, leases: Callable[..., bool]) -> None:
+    assert leases("one", "ToMe")
+    assert not leases("two", "DeepCache", "ToMe", "")
+    assert leases("one", "DeepCache", "ToMe", "")
+    assert not leases("two", "DeepCache")
+    store.forget_session("one")
+    assert leases("two", "DeepCache", "ToMe", "")
+    holder = store.holder(CELL, ["DeepCache"], ENVIRONMENT, SAMPLING, "one")
+    assert holder is not None
+    assert holder.groups == 2
+
+
+def test_what_a_dead_session_held_is_taken_over(store: Store, leases: Callable[..., bool]) -> None:
+    assert leases("dead", "ToMe")
+    assert store.holder(CELL, ["ToMe"], ENVIRONMENT, SAMPLING, "two") is None
+    assert leases("two", "ToMe", "DeepCache")
+    assert not leases("dead", "ToMe")  # also when it was only held up
+
+
+def test_a_session_is_told_for_whom_its_workers_wait(store: Store, leases: Callable[..., bool]) -> None:
+    assert leases("one", "ToMe")
+    assert store.waits_for("two") is None
+    store.wait_for("two", "one")
+    store.show_session(RunningSession("two", "host two", "/a/folder", 7, 1e9), 300.0)
+    holder = store.waits_for("two")
+    assert holder is not None
+    assert holder.session.name == "one"
+    store.forget_session("one")
+    assert store.waits_for("two") is None
+
+
+def test_threads_that_take_the_same_at_once_get_it_once(url: str, leases: Callable[..., bool]) -> None:
+    """Nobody waits for long, and no two have one; each has connections of its own, as a process has."""
+    names = [f"accelerator {number}" for number in range(6)]
+    sessions = ["one", "two"] * 2
+
+    def share(session: str) -> set[str]:
+        with Store.open(url) as own:
+            return {name for name in names if own.take(CELL, [name, ""], ENVIRONMENT, SAMPLING, session)}
+
+    for _ in range(5):
+        with ThreadPoolExecutor(len(sessions)) as threads:
+            found = list(threads.map(share, sessions))
+        one, two = found[0] | found[2], found[1] | found[3]
+        assert not one & two
+        assert one | two  # "" is part of all: whoever has it has everything
+        with Store.open(url) as own:
+            for session in ("one", "two"):
+                own.release(CELL, [*names, ""], ENVIRONMENT, SAMPLING, session)
 
 
 def test_a_record_of_another_version_is_refused(store: Store, url: str) -> None:
@@ -784,3 +861,63 @@ def test_a_writer_killed_while_opening_leaves_a_store_that_opens(tmp_path: Path)
         with Store.open(path) as store:
             store.save(measurement())
             assert intervals(store) == {2}
+
+
+# A server that is away
+
+
+@pytest.mark.postgresql
+def test_a_server_that_is_restarted_loses_nothing(postgresql_server: Server) -> None:
+    with Store.open(new_database(postgresql_server.url), patience_s=60) as store:
+        store.save(measurement(2))
+        postgresql_server.stop()
+        with ThreadPoolExecutor(2) as threads:
+            saving = threads.submit(store.save, measurement(3))
+            finding = threads.submit(store.find, candidate(2).key, ENVIRONMENT, SAMPLING)
+            time.sleep(1.5)
+            assert not saving.done()
+            assert not finding.done()
+            postgresql_server.start()
+            saving.result(timeout=300)
+            assert finding.result(timeout=300) == measurement(2)
+        assert store.away_s > 2 * 1.4
+        assert intervals(store) == {2, 3}
+        away_s = store.away_s
+        postgresql_server.stop()
+        postgresql_server.start()
+        assert intervals(store) == {2, 3}  # by a new connection, at once
+        assert store.away_s - away_s < 1
+
+
+@pytest.mark.postgresql
+def test_a_server_that_stays_away_is_told_after_a_while(postgresql_server: Server) -> None:
+    url = new_database(postgresql_server.url)
+    with Store.open(url, patience_s=0.5) as store, Store.open(url) as impatient:
+        postgresql_server.stop()
+        try:
+            began = time.monotonic()
+            with pytest.raises(StoreError, match=r"cannot be written: .*No such file"):
+                store.save(measurement())
+            assert 0.5 <= time.monotonic() - began < 10
+            with pytest.raises(StoreError, match="cannot be read: "):
+                impatient.environments()
+            with pytest.raises(StoreError, match="cannot open the store"):
+                Store.open(url, patience_s=0.2)
+        finally:
+            postgresql_server.start()
+        store.save(measurement())
+        assert intervals(store) == {2}
+
+
+@pytest.mark.postgresql
+def test_what_is_no_absence_is_told_at_once(postgresql_server: Server) -> None:
+    url = new_database(postgresql_server.url)
+    with Store.open(url, patience_s=60) as store:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE diffaccel_failures"))
+        engine.dispose()
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="diffaccel_failures"):
+            store.contents()
+        assert time.monotonic() - began < 10

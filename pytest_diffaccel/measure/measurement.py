@@ -259,6 +259,7 @@ class Measurement:
         metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
         decided: where the pictures decide what a step reuses, the kind of each step of each batch's generation, in
             their order.
+        host: the machine's name; empty in records of older versions.
     """
 
     candidate: Candidate
@@ -274,11 +275,12 @@ class Measurement:
     flops: dict[str, int] = field(default_factory=dict)
     metrics: Mapping[str, MetricValues] = field(default_factory=dict)
     decided: tuple[tuple[str, ...], ...] = ()
+    host: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, all fields but empty ``metrics`` and ``decided``; :meth:`from_json` reads it back equal."""
+        """Plain JSON types, all fields but empty optional ones; :meth:`from_json` reads it back equal."""
         fields = asdict(self)
-        for name in ("metrics", "decided"):
+        for name in ("metrics", "decided", "host"):
             if not fields[name]:
                 del fields[name]
         return fields

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Names of the parametrized arguments: one case per candidate, one per group; with ``--gate``, one per winner or
 #: baseline.
 CANDIDATE, GROUP, GATE_CASE = "diffaccel_candidate", "diffaccel_group", "diffaccel_gate_case"
+#: Name of the fixture that a case measures with.
+CASE = "diffaccel_search"
+_WINNERS = pytest.StashKey["frozenset[Group]"]()
 
 
 def group_of(item: pytest.Item) -> Group | None:
@@ -25,6 +28,29 @@ def group_of(item: pytest.Item) -> Group | None:
     candidate = _candidate_of(item)
     group: Group | None = _params(item).get(GROUP)
     return candidate.group if candidate else group
+
+
+def is_winners_case(item: pytest.Item) -> bool:
+    """Whether a test is a group's winners' case."""
+    return GROUP in _params(item)
+
+
+def measures(item: pytest.Item) -> bool:
+    """Whether a test measures in its group; one of somebody else's may only look at its candidate."""
+    return CASE in getattr(item, "fixturenames", ())
+
+
+def groups_with_winners(session: pytest.Session) -> frozenset[Group]:
+    """The groups whose winners a session looks for."""
+    if _WINNERS not in session.stash:
+        session.stash[_WINNERS] = frozenset(_params(item)[GROUP] for item in session.items if is_winners_case(item))
+    return session.stash[_WINNERS]
+
+
+def others_of(item: pytest.Item, group: Group) -> list[str]:
+    """Accelerators of the other groups of a group's cell whose winners the session looks for, too."""
+    known = groups_with_winners(item.session)
+    return sorted(name for cell, name in known if cell == group.cell and name != group.accelerator)
 
 
 def _candidate_of(item: pytest.Item) -> Candidate | None:

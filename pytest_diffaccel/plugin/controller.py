@@ -24,10 +24,12 @@ from pytest_diffaccel.plugin.case_results import has_result, result_of
 from pytest_diffaccel.plugin.fixtures import gate_run, is_searching, search_run
 from pytest_diffaccel.plugin.ini_keys import key_like
 from pytest_diffaccel.plugin.refusals import refusal
-from pytest_diffaccel.plugin.workers import other_session, sessions_of_store
+from pytest_diffaccel.plugin.workers import other_session, presence_of
 from pytest_diffaccel.settings import options
 
 if TYPE_CHECKING:
+    from pytest_diffaccel.records.contents import Holder, RunningSession
+    from pytest_diffaccel.records.presence import Presence
     from pytest_diffaccel.report.case_log import CaseLog, Unwritten
     from pytest_diffaccel.report.gate_report import GateReport
     from pytest_diffaccel.report.session import SessionReport
@@ -76,6 +78,7 @@ class Reporting:
         self._has_begun = False
         self._misspelt: list[str] = []
         self._log = _open_log(config.option.diffaccel_log)
+        self._presence: Presence | None = None
 
     @cached_property
     def _screen(self) -> Screen:
@@ -126,6 +129,7 @@ class Reporting:
                 self._announce(nodeids)
 
     def _announce(self, nodeids: Sequence[str]) -> None:
+        self._tell_of_cluster()
         from pytest_diffaccel.records.jsonfile import JsonFileError
         from pytest_diffaccel.records.places import NoPlace, try_places
 
@@ -140,22 +144,46 @@ class Reporting:
         if nodeids and known:
             self._tell_of_others()
 
+    def _tell_of_cluster(self) -> None:
+        if self._config.option.ray is not None:
+            from pytest_diffaccel.plugin.ray_cluster import said_of
+
+            self._screen.write_line(f"diffaccel: {said_of(self._config)}")
+
     def _tell_of_others(self) -> None:
-        """Name the sessions that measure the same without knowing of this one: in this folder, or in its store."""
+        """Name the sessions that search at the same time: into this store, or in this folder into another one."""
+        from pytest_diffaccel.records.presence import session_words
         from pytest_diffaccel.records.tables import StoreError
 
-        told = "what both look for is measured twice; stop one of them, or"
+        others: list[RunningSession] = []
         in_folder = other_session(self._config)
-        if in_folder:
-            self._screen.write_line(
-                f"diffaccel: another session searches in this folder ({in_folder}): {told} start it in another folder"
-            )
         with suppress(StoreError):  # which the first case will tell
-            run = search_run(self._config)
-            for other in sessions_of_store(self._config, run, is_told_of_folder=bool(in_folder)):
-                self._screen.write_line(
-                    f"diffaccel: another session searches into this store ({other}): {told} give another --store"
-                )
+            self._presence = presence_of(self._config, search_run(self._config))
+            others = self._presence.begin()
+        for other in others:
+            self._screen.write_line(
+                f"diffaccel: another session searches into this store ({session_words(other)}): "
+                "what both look for is shared out"
+            )
+        if in_folder and not (self._presence and any(map(self._presence.is_here, others))):
+            self._screen.write_line(
+                f"diffaccel: another session searches in this folder ({in_folder}), into another store: what both look "
+                "for is measured twice; stop one of them, or give both the same --store"
+            )
+
+    def waits_for(self, holder: Holder) -> None:
+        """Say for whom the session waits: what is left of it is what another one is at."""
+        if self._made is not None and gate_run(self._config) is None:
+            cast("SessionReport", self._made).waits_for(holder)
+
+    def workers_wait(self) -> None:
+        """The same of workers, which keep it in the store."""
+        from pytest_diffaccel.records.tables import StoreError
+
+        with suppress(StoreError):  # which a case will tell
+            holder = self._presence.waits_for() if self._presence else None
+            if holder is not None:
+                self.waits_for(holder)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Generator[None, _Status, _Status]:

@@ -23,6 +23,7 @@ from pytest_diffaccel.plugin.fixtures import (
     is_searching,
     keep_groups_together,
     search_run,
+    use_ray,
 )
 from pytest_diffaccel.plugin.judge_cases import (
     TASK,
@@ -32,12 +33,15 @@ from pytest_diffaccel.plugin.judge_cases import (
     judge_settings,
 )
 from pytest_diffaccel.plugin.refusals import cases_of, raise_refusal
+from pytest_diffaccel.plugin.turns import Turns
 from pytest_diffaccel.plugin.workers import (
     give_up_broken_cuda,
+    has_workers,
     interrupt_on_sigterm,
     one_worker_a_gpu,
     share_gpus,
-    tell_beginning,
+    tell_place,
+    tell_session,
     worker_number,
 )
 from pytest_diffaccel.settings import options
@@ -89,6 +93,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """A search under ``-n`` keeps each group on one worker, unless the user says otherwise."""
     if options.asks_for_search(config.option, config.args):
         keep_groups_together(config)
+    if config.option.ray is not None and worker_number(config) is None:
+        use_ray(config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -102,7 +108,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
 
     gate = gate_run(config)
-    return GroupScheduling(config, log, Groups.of_gate(gate) if gate else Groups.of_search(search_run(config)))
+    groups = Groups.of_gate(gate) if gate else Groups.of_search(search_run(config))
+    reporting = config.pluginmanager.get_plugin("diffaccel-reporting")
+    return GroupScheduling(config, log, groups, on_wait=reporting.workers_wait)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -113,9 +121,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Each worker has its GPU, and knows when the session began, before it starts."""
+    """Each worker has its GPU, and knows which session it is of, before it starts."""
     share_gpus(config, specs)
-    tell_beginning(specs)
+    tell_session(config, specs)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker of a Ray cluster knows whether it has a place there."""
+    if node.config.option.ray is not None:
+        from pytest_diffaccel.plugin.ray_cluster import has_place
+
+        tell_place(node, has_place=has_place(node.config))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -145,6 +162,8 @@ def pytest_configure(config: pytest.Config) -> None:
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):
         judge_settings(config)
+    if not has_workers(config):
+        config.pluginmanager.register(Turns(config), "diffaccel-turns")
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")

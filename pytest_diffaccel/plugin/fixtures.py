@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_diffaccel.plugin import workers
-from pytest_diffaccel.plugin.case_items import GROUP, gate_case_of, group_of
+from pytest_diffaccel.plugin.case_items import gate_case_of, group_of, groups_with_winners
 from pytest_diffaccel.plugin.case_results import put_result
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.registered import methods_of, metrics_of, pipes_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pytest_diffaccel.settings.search_settings import Settings
 
 _RUN = pytest.StashKey["SearchRun"]()
-_WINNERS = pytest.StashKey["frozenset[Group]"]()
 _GATE = pytest.StashKey["GateRun | None"]()
 
 
@@ -38,20 +37,43 @@ def search_run(config: pytest.Config) -> SearchRun:
         pytest.UsageError: for a bad option.
     """
     if _RUN not in config.stash:
-        from pytest_diffaccel.models.registry import know_pipes
         from pytest_diffaccel.search.search_run import SearchRun
-        from pytest_diffaccel.settings.search_settings import Settings
 
         try:
-            know_pipes(pipes_of(config), config.option.models)
             registry, metrics = methods_of(config), metrics_of(config)
-            settings = workers.with_gpu(Settings.from_options(config.option, registry.names, metrics), config)
+            settings = workers.with_gpu(_settings(config), config)
             session = workers.session_of(config)
             config.stash[_RUN] = SearchRun(settings, registry, session, metrics)
             config.stash[_GATE] = _gate_of(settings, registry, session, metrics)
         except (ValueError, OSError) as error:
             raise refusal(config, error) from error
     return config.stash[_RUN]
+
+
+def _settings(config: pytest.Config) -> Settings:
+    """What the options ask for, on whatever GPU; raises what they are refused with."""
+    from pytest_diffaccel.models.registry import know_pipes
+    from pytest_diffaccel.settings.search_settings import Settings
+
+    know_pipes(pipes_of(config), config.option.models)
+    return Settings.from_options(config.option, methods_of(config).names, metrics_of(config))
+
+
+def use_ray(config: pytest.Config) -> None:
+    """Let a session's workers be in the Ray cluster that ``--ray`` names.
+
+    Raises:
+        pytest.UsageError: for a bad option, and for a cluster that cannot do the session's work.
+    """
+    from pytest_diffaccel.plugin import ray_cluster
+
+    ray_cluster.check_options(config)
+    try:
+        settings = _settings(config)
+    except (ValueError, OSError) as error:
+        raise refusal(config, error) from error
+    if not config.option.collectonly:
+        ray_cluster.use_cluster(config, settings)
 
 
 def gate_run(config: pytest.Config) -> GateRun | None:
@@ -88,12 +110,13 @@ def _refusals_in_words(*more: type[Exception]) -> Iterator[None]:
     from pytest_diffaccel.measure.degenerate import DegeneratePictures
     from pytest_diffaccel.measure.metrics.base import MetricFault
     from pytest_diffaccel.records.tables import StoreError
+    from pytest_diffaccel.search.cases import FailedElsewhere
     from pytest_diffaccel.search.pipelines import Unavailable
 
-    told: tuple[type[Exception], ...] = (StoreError, Unavailable, DegeneratePictures, MetricFault, *more)
+    told: tuple[type[Exception], ...] = (StoreError, Unavailable, DegeneratePictures, MetricFault, FailedElsewhere)
     try:
         yield
-    except told as error:  # not pytest.fail, which would show what it comes from, the same words, too
+    except (*told, *more) as error:  # not pytest.fail, which would show what it comes from, the same words, too
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
@@ -126,7 +149,7 @@ class Case:
 
         try:
             with _refusals_of_cells_in_words():
-                follow = candidate.group in self._groups_with_winners()
+                follow = candidate.group in groups_with_winners(self._item.session)
                 return put_result(self._item, self._run.measure(candidate, others_follow=follow))
         except NotWorthwhile as error:
             put_result(self._item, Skipped(candidate, str(error)))
@@ -135,7 +158,9 @@ class Case:
     def find_winners(self, group: Group) -> Winners:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
-        others = sorted(name for other, name in self._groups_with_winners() if other == cell and name != accelerator)
+        others = sorted(
+            name for other, name in groups_with_winners(self._item.session) if other == cell and name != accelerator
+        )
         with _refusals_of_cells_in_words():
             result = put_result(self._item, self._run.find_winners(cell, accelerator, others))
         if result.refused:
@@ -146,14 +171,6 @@ class Case:
         if not result.provisional and not decided and result.left:
             pytest.skip(f"--search-budget: no winner yet, and no time for {result.left} promising candidates")
         return result
-
-    def _groups_with_winners(self) -> frozenset[Group]:
-        """The groups whose winners this session looks for."""
-        stash = self._item.session.stash
-        if _WINNERS not in stash:
-            params = [item.callspec.params for item in self._item.session.items if hasattr(item, "callspec")]
-            stash[_WINNERS] = frozenset(own[GROUP] for own in params if GROUP in own)
-        return stash[_WINNERS]
 
 
 class Judgement:

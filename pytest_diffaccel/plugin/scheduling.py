@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from pytest_diffaccel.plugin.case_items import case_id, gate_groups_by_case, groups_by_case, search_cases
+from pytest_diffaccel.plugin.workers import may_measure
 from pytest_diffaccel.search.effort import Effort, step_weight
 
 if TYPE_CHECKING:
@@ -75,15 +77,34 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     winners' case of a divided group while others are in the group's last candidates, and begins it when they are done,
     since only then it is told what comes next.
 
+    A worker gives a group back that another session with the same store is in (:mod:`.turns`); it is handed out again
+    when no other is left.
+
+    Workers in a Ray cluster come and go with its nodes: one that only stands for a worker without a place is sent home,
+    and where none is left that could go on, the session stops.
+
     ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given, done or not; both by group.
+
+    Args:
+        config: pytest's.
+        log: xdist's.
+        groups: of the session's cases.
+        on_wait: called when all that is left was given back.
     """
 
     collection: list[str] | None
 
-    def __init__(self, config: pytest.Config, log: Any, groups: Groups) -> None:
+    def __init__(
+        self, config: pytest.Config, log: Any, groups: Groups, on_wait: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config, log)
         self._groups = groups
+        self._on_wait = on_wait
         self._reported: dict[WorkerController, str] = {}
+        # What each worker gave back and has not yet said that it is done with; and when each group came back last.
+        self._given_back: defaultdict[WorkerController, Counter[str]] = defaultdict(Counter)
+        self._put_off: dict[str, int] = {}
+        self._times = count()
         config.pluginmanager.register(self, "diffaccel-scheduling")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -110,8 +131,31 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
         """Note that a worker is done with a test, which others may have waited for."""
         nodeid = self.registered_collections[node][item_index]
-        self.assigned_work[node][self._split_scope(nodeid)][nodeid] = True
+        if self._given_back[node][nodeid]:
+            self._given_back[node][nodeid] -= 1
+            return
+        name = self._split_scope(nodeid)
+        self.assigned_work[node][name][nodeid] = True
+        self._put_off.pop(name, None)
         self._hand_out()
+
+    def remove_pending_tests_from_node(self, node: WorkerController, indices: Sequence[int]) -> None:
+        """Take back tests of a group that another session is in; the worker will say once that it is done with each."""
+        order = {nodeid: place for place, nodeid in enumerate(self.registered_collections[node])}
+        back = [self.registered_collections[node][index] for index in indices]
+        self._given_back[node].update(back)
+        for name in dict.fromkeys(map(self._split_scope, back)):
+            given = self.assigned_work[node].pop(name)
+            left = {nodeid: is_done for nodeid, is_done in given.items() if nodeid not in back}
+            if left:
+                self.assigned_work[node][name] = left
+            queued = {*self.workqueue.get(name, ()), *(nodeid for nodeid in given if nodeid in back)}
+            self.workqueue[name] = dict.fromkeys(sorted(queued, key=order.__getitem__), False)
+            self._put_off[name] = next(self._times)
+        self._hand_out()
+        begun = {name for other in self.nodes for name, _ in self._left(other)}
+        if {*self.workqueue, *begun} <= self._put_off.keys():
+            self._on_wait()
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Give up a worker; the groups it has not finished, less the test it died in, go to others."""
@@ -135,6 +179,13 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     def _hand_out(self) -> None:
         """Give each worker as much as it must know of, in turn; send those home that can be spared."""
         ready = [node for node in self.registered_collections if node in self.assigned_work and not node.shutting_down]
+        for node in ready:
+            if not may_measure(node):
+                node.shutdown()
+        ready = [node for node in ready if may_measure(node)]
+        # Without any, a replacement may be on its way.
+        if self.nodes and self.workqueue and not any(map(may_measure, self.nodes)):
+            self._stop()
         open_to_work = list(ready)
         while self.workqueue and open_to_work:
             node = min(open_to_work, key=lambda waiting: len(self._left(waiting)))
@@ -145,6 +196,11 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         for node in ready:
             if self._needs_more(node) and self._can_be_spared(node):
                 node.shutdown()
+
+    def _stop(self) -> None:
+        """End the session: what is left has nobody to do it."""
+        session = self.config.pluginmanager.get_plugin("dsession")
+        session.shouldstop = "no node of the Ray cluster is left for a worker; the same command goes on from here"
 
     def _needs_more(self, node: WorkerController) -> bool:
         """Whether a worker goes on only when it knows another test, or that there is none, and should go on."""
@@ -215,7 +271,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         First the group it is in; then those that nobody is in; then those with least left, since winners can be looked
         for only when a group is whole. Winners' cases, which take long, come before all others as long as there are
         more groups than workers, then after them: the last ones, one per worker, end together. Last of all come those
-        that would have to wait for others.
+        that would have to wait for others, and those that other sessions were in, the longest ago first.
         """
         own = list(self.assigned_work[node])[-1:]
         begun = {name for groups in self.assigned_work.values() for name in groups}
@@ -223,6 +279,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
         def turn(name: str) -> tuple[int, float]:
             tests = self.workqueue[name]
+            if name in self._put_off:
+                return 6, self._put_off[name]
             if self._is_last(next(iter(tests))):
                 return 5 if self._is_elsewhere(name, node) else winners_turn, 0.0
             if name in own or name not in begun:

@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
+from pytest_diffaccel.plugin.ray_carrier import WORKERS_HERE
 from pytest_diffaccel.settings.work_folder import WORK
 
 if TYPE_CHECKING:
     from pytest_diffaccel.devices import Gpu
+    from pytest_diffaccel.records.presence import Presence
     from pytest_diffaccel.search.search_run import SearchRun, SearchSession
     from pytest_diffaccel.settings.search_settings import Settings
 
-# Environment variable that tells a worker when its session began, seconds since the epoch.
-_BEGAN_AT = "PYTEST_DIFFACCEL_BEGAN_AT"
+# Environment variables that tell a worker what its session is called, and when it began, seconds since the epoch.
+_SESSION, _BEGAN_AT = "PYTEST_DIFFACCEL_SESSION", "PYTEST_DIFFACCEL_BEGAN_AT"
+# And whether the controller takes back tests that the worker does not run: an option that it changed is not sent.
+_TAKES_BACK = "PYTEST_DIFFACCEL_TAKES_BACK"
+_NAMED = pytest.StashKey[tuple[str, float]]()
+# Of a worker's input: whether it has a place in its cluster.
+_HAS_PLACE = "diffaccel_has_place"
 # Exit status of a worker that gave up; any will do, xdist looks at none.
 _CUDA_BROKEN = 70
 
@@ -31,24 +39,54 @@ def worker_number(config: pytest.Config) -> int | None:
     return int(config.workerinput["workerid"].removeprefix("gw")) if hasattr(config, "workerinput") else None
 
 
+def tell_place(node: Any, *, has_place: bool) -> None:
+    """Let a worker of a cluster know whether it is there, or only stands for one that has no place any more."""
+    node.workerinput[_HAS_PLACE] = has_place
+
+
+def may_measure(node: Any) -> bool:
+    """Whether a worker, as the controller has it, has a place to measure in."""
+    return bool(node.workerinput.get(_HAS_PLACE, True))
+
+
+def has_place(config: pytest.Config) -> bool:
+    """Whether this worker may measure: all but one that :func:`tell_place` told otherwise."""
+    return bool(config.workerinput.get(_HAS_PLACE, True))
+
+
 def session_of(config: pytest.Config) -> SearchSession:
     """What this process has in common with the others of its session."""
     from pytest_diffaccel.search.search_run import SearchSession
 
     count = number_of_workers(config)
-    if not hasattr(config, "workerinput"):
-        return SearchSession(count)
-    return SearchSession(count, str(config.workerinput["testrunuid"]), float(os.environ[_BEGAN_AT]))
+    return SearchSession(count, *_named(config), int(os.environ.get(WORKERS_HERE, count)))
 
 
-def tell_beginning(specs: Sequence[Any]) -> None:
-    """Let each worker know when the session began, also one that replaces a dead one.
+def _named(config: pytest.Config) -> tuple[str, float]:
+    """What the session is called, and when it began."""
+    if hasattr(config, "workerinput"):
+        return os.environ[_SESSION], float(os.environ[_BEGAN_AT])
+    if _NAMED not in config.stash:
+        config.stash[_NAMED] = uuid4().hex, time.time()
+    return config.stash[_NAMED]
+
+
+def tell_session(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Let each worker know which session it is of, also one that replaces a dead one.
 
     Args:
+        config: the controller's.
         specs: execnet's specifications of the workers.
     """
+    name, began_at = _named(config)
+    takes_back = "yes" if config.option.dist == "loadgroup" else ""
     for spec in specs:
-        spec.env[_BEGAN_AT] = str(time.time())
+        spec.env |= {_SESSION: name, _BEGAN_AT: str(began_at), _TAKES_BACK: takes_back}
+
+
+def can_give_back() -> bool:
+    """Whether this worker's controller hands out again what the worker gives back: its scheduler is ours."""
+    return bool(os.environ.get(_TAKES_BACK))
 
 
 def other_session(config: pytest.Config) -> str:
@@ -70,23 +108,20 @@ def other_session(config: pytest.Config) -> str:
     return ""
 
 
-def sessions_of_store(config: pytest.Config, run: SearchRun, *, is_told_of_folder: bool) -> list[str]:
-    """Who else searches into this session's store, in words; later ones are told of this one.
-
-    Args:
-        config: pytest's.
-        run: the session's search.
-        is_told_of_folder: whether :func:`other_session` named another one of this folder.
+def presence_of(config: pytest.Config, run: SearchRun) -> Presence:
+    """What shows this session to others in its store, until it ends.
 
     Raises:
         StoreError: when the store cannot be read or written.
     """
+    from pytest_diffaccel.records.database import PATIENCE_S
     from pytest_diffaccel.records.presence import Presence
     from pytest_diffaccel.records.store import Store
 
-    presence = Presence(Store.open(run.settings.store), run.session.name, run.session.began_at)
+    store = Store.open(run.settings.store, PATIENCE_S)
+    presence = Presence(store, run.session.name, run.session.began_at, run.settings.heartbeat_s)
     config.add_cleanup(presence.end)
-    return presence.begin(is_told_of_folder=is_told_of_folder)
+    return presence
 
 
 def number_of_workers(config: pytest.Config) -> int:
@@ -144,7 +179,7 @@ def share_gpus(config: pytest.Config, specs: Sequence[Any]) -> None:
     Raises:
         pytest.UsageError: as :func:`chosen_gpus`.
     """
-    chosen = chosen_gpus(config)
+    chosen = chosen_gpus(config) if config.option.ray is None else None  # Ray gives its workers theirs
     if chosen is None:
         return
     from pytest_diffaccel.devices import VISIBLE
@@ -159,11 +194,12 @@ def with_gpu(settings: Settings, config: pytest.Config) -> Settings:
     Raises:
         NoSuchGpu: when ``--gpus`` cannot be met.
     """
-    if settings.gpus is None:
+    is_worker = worker_number(config) is not None
+    if settings.gpus is None or (config.option.ray is not None and not (is_worker and has_place(config))):
         return settings
     from pytest_diffaccel import devices
 
-    if worker_number(config) is not None:
+    if is_worker:
         return replace(settings, gpu=devices.choose_gpus(())[0])
     chosen = devices.choose_gpus(settings.gpus)
     if has_workers(config):

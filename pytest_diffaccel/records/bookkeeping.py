@@ -1,14 +1,13 @@
-"""How a search goes on, as its processes tell each other: what is under way, decided, ended, and who is there."""
+"""How a search goes on, as its processes tell each other: what is under way, decided and ended."""
 
 from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from sqlalchemy import Row, delete
+from sqlalchemy import Connection, Row, delete
 
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.measurement import Sampling
@@ -19,10 +18,9 @@ from pytest_diffaccel.records.contents import (
     GroupDecision,
     GroupState,
     KeptKind,
-    RunningSession,
     cut_off,
 )
-from pytest_diffaccel.records.database import Database
+from pytest_diffaccel.records.leases import Leases
 from pytest_diffaccel.records.rows import (
     attempt_of,
     conditions,
@@ -38,17 +36,15 @@ from pytest_diffaccel.records.rows import (
     upsert,
     written,
 )
-from pytest_diffaccel.records.tables import ATTEMPTS, DECISIONS, ENDED_GROUPS, FAILURES, SESSIONS
+from pytest_diffaccel.records.tables import ATTEMPTS, DECISIONS, ENDED_GROUPS, FAILURES
 
 #: Purpose of short runs that are attempted, which its clock may follow: they say nothing of candidates.
 CALIBRATION_PURPOSE = "calibration"
-#: After so many seconds without a sign of life a session has died.
-LIVES_S = 300.0
 # State of a candidate that was passed over; groups have theirs (GroupState).
 _SKIPPED = "skipped"
 
 
-class Bookkeeping(Database):
+class Bookkeeping(Leases):
     """The part of a store that its search's processes share while they search."""
 
     def begin(
@@ -85,10 +81,14 @@ class Bookkeeping(Database):
             "created_at": now(),
             "candidate": dump_candidate(candidate),
         }
-        with self._writing() as connection:
+        before = ATTEMPTS.c.created_at < written(since)
+
+        def begin(connection: Connection) -> None:
             connection.execute(delete(FAILURES).where(equal(FAILURES, chosen)))
-            connection.execute(delete(ATTEMPTS).where(equal(ATTEMPTS, chosen), ATTEMPTS.c.created_at < written(since)))
+            connection.execute(delete(ATTEMPTS).where(equal(ATTEMPTS, chosen), before))
             upsert(connection, ATTEMPTS, values)
+
+        self._write(begin)
 
     def save_failure(
         self, candidate: Candidate, environment: str, sampling: Sampling, kind: KeptKind, message: str
@@ -109,30 +109,41 @@ class Bookkeeping(Database):
             "created_at": now(),
             "candidate": dump_candidate(candidate),
         }
-        with self._writing() as connection:
+
+        def save(connection: Connection) -> None:
             connection.execute(delete(ATTEMPTS).where(equal(ATTEMPTS, chosen)))
             upsert(connection, FAILURES, values)
+
+        self._write(save)
 
     def forget_failure(self, candidate: Candidate, environment: str, sampling: Sampling) -> None:
         """Remove the failure of a candidate that works after all, and that it is being measured."""
         chosen = identity(candidate.key, environment, sampling)
-        with self._writing() as connection:
-            for table in (FAILURES, ATTEMPTS):
-                connection.execute(delete(table).where(equal(table, chosen)))
+        self._execute(*(delete(table).where(equal(table, chosen)) for table in (FAILURES, ATTEMPTS)))
 
-    def failures(self, environment: str, sampling: Sampling, since: float = 0.0) -> list[Failure]:
-        """All failures in an environment and sampling since then (seconds since the epoch), by candidate key.
+    def failures(
+        self, environment: str, sampling: Sampling, since: float = 0.0, session: str | None = None
+    ) -> list[Failure]:
+        """All failures in an environment and sampling, by candidate key.
 
-        What is under way is among them, as if it had been cut off: who asks leaves it alone.
+        Args:
+            environment: an environment's id.
+            sampling: which images are made.
+            since: only those since then, seconds since the epoch.
+            session: who asks. What it has under way itself is among them, as if it had been cut off; what other
+                sessions that live are at is not. None: all that is under way is.
         """
         where = conditions(environment, sampling)
         failed = [failure_of(row) for row in self._rows(FAILURES, where, since)]
-        failed += _cut_off([attempt_of(row) for row in self._rows(ATTEMPTS, where, since)])
-        return sorted(failed, key=lambda failure: failure.candidate.key)
+        attempts = [attempt_of(row) for row in self._rows(ATTEMPTS, where, since)]
+        if session is not None and any(attempt.session != session for attempt in attempts):
+            others = {other.name for other in self.sessions()} - {session}
+            attempts = [attempt for attempt in attempts if attempt.session not in others]
+        return sorted([*failed, *_cut_off(attempts)], key=lambda failure: failure.candidate.key)
 
     def _all_failures(self) -> tuple[list[Failure], list[Attempt]]:
         """Of candidates, in every environment: what failed or was cut off, and what is under way."""
-        living = {session.name for session in self.sessions(time.time() - LIVES_S)}
+        living = {session.name for session in self.sessions()}
         rows = {table: self._rows(table, {}) for table in (FAILURES, ATTEMPTS)}
         with self._understanding("a failure"):
             failed = [failure_of(row) for row in rows[FAILURES] if _is_of_candidate(row)]
@@ -181,8 +192,7 @@ class Bookkeeping(Database):
             "evidence": evidence,
             "created_at": now(),
         }
-        with self._writing() as connection:
-            upsert(connection, DECISIONS, values)
+        self._upsert(DECISIONS, values)
 
     def _all_decisions(self) -> tuple[tuple[Decision, ...], tuple[GroupDecision, ...]]:
         """In every environment, on candidates and on groups."""
@@ -203,29 +213,13 @@ class Bookkeeping(Database):
             "untried": untried,
             "created_at": now(),
         }
-        with self._writing() as connection:
-            upsert(connection, ENDED_GROUPS, values)
+        self._upsert(ENDED_GROUPS, values)
 
     def ended_groups(self, cell: Cell, environment: str, sampling: Sampling, session: str) -> Mapping[str, int]:
         """The accelerators of a cell's groups that a session has decided, with what it had no time for in each."""
         where = {"pipe": cell.pipe, "scheduler": cell.scheduler, "steps": cell.steps, "session": session}
         rows = self._rows(ENDED_GROUPS, where | conditions(environment, sampling))
         return {row.accelerator: row.untried for row in rows}
-
-    def show_session(self, session: RunningSession) -> None:
-        """Keep that a session lives now."""
-        with self._writing() as connection:
-            upsert(connection, SESSIONS, {**vars(session), "created_at": now()})
-
-    def sessions(self, since: float = 0.0) -> list[RunningSession]:
-        """Sessions that lived then or later (seconds since the epoch)."""
-        rows = self._rows(SESSIONS, {}, since)
-        return [RunningSession(row.name, row.host, row.folder, row.process, row.began_at) for row in rows]
-
-    def forget_session(self, name: str) -> None:
-        """Remove a session that has ended."""
-        with self._writing() as connection:
-            connection.execute(delete(SESSIONS).where(equal(SESSIONS, {"name": name})))
 
 
 def _is_of_candidate(row: Row[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,6 +13,7 @@ from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Round, Sampling
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.words import counted
 
 #: What is kept of a failure; ``missing``: something that a later session may find.
 KeptKind: TypeAlias = Literal["error", "oom", "timeout", "missing", "not-fired"]
@@ -60,10 +62,11 @@ class Failure:
         """Whether a session of that name, which began then (seconds since the epoch), tries the candidate no more.
 
         One that was cut off once is tried again, but by another session: in this one it would take the next worker
-        with it, also where the clock has gone back since it began.
+        with it.
         """
-        made_at = datetime.fromisoformat(self.created_at).timestamp()
-        return self.kind not in ("interrupted", "missing") or self.session == session or made_at >= began_at
+        if self.kind == "interrupted":
+            return self.session == session
+        return self.kind != "missing" or datetime.fromisoformat(self.created_at).timestamp() >= began_at
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class RunningSession:
         folder: where it was started.
         process: its number on that host.
         began_at: seconds since the epoch.
+        namespace: where on that host the number holds; containers have numbers of their own.
     """
 
     name: str
@@ -120,6 +124,28 @@ class RunningSession:
     folder: str
     process: int
     began_at: float
+    namespace: str = ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A session that is in groups that another one comes to.
+
+    Attributes:
+        session: which.
+        since: since when it is in the first of them, seconds since the epoch by the database's clock.
+        groups: how many it is in.
+    """
+
+    session: RunningSession
+    since: float
+    groups: int
+
+    def in_words(self) -> str:
+        """Who it is, since when, and in how many groups."""
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.since))
+        one = self.session
+        return f"{one.host}, process {one.process}, which is in {counted(self.groups, 'group')} since {since}"
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from sqlalchemy import (
     Connection,
     Engine,
+    Executable,
     Row,
+    Select,
     Table,
     create_engine,
     delete,
@@ -24,12 +28,25 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from pytest_diffaccel.measure.time_limit import waiting
 from pytest_diffaccel.records import migration
-from pytest_diffaccel.records.rows import equal, written
+from pytest_diffaccel.records.rows import equal, upsert, written
 from pytest_diffaccel.records.tables import INFO, METADATA, SCHEMA_VERSION, StoreError
 
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+#: How long a search waits for a server that is away: it was restarted, or the network is down.
+PATIENCE_S = 60.0
+# Between two tries, which grow further apart.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+# SQLSTATEs of a server that goes, comes, or takes no more connections for now; one that is not reached gives none.
+_AWAY = ("08", "57P0", "53300")
+# What libpq is told, else it waits for hours where a network swallows everything: seconds, and at last milliseconds.
+_LIBPQ = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+_LIBPQ |= {"tcp_user_timeout": 30_000}
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
@@ -37,10 +54,21 @@ _ADVISORY_LOCK = 0x64696666616363
 
 
 class Database:
-    """A store's connections. Each call is one transaction, whose database errors are :class:`StoreError`."""
+    """A store's connections. Each call is one transaction, whose database errors are :class:`StoreError`.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: of the store.
+        patience_s: how long a call waits for a server that is away, seconds; it is then done from its beginning.
+
+    Attributes:
+        patience_s: the same.
+        away_s: how long calls have waited so, seconds.
+    """
+
+    def __init__(self, engine: Engine, patience_s: float = 0.0) -> None:
         self._engine = engine
+        self.patience_s = patience_s
+        self.away_s = 0.0
 
     def close(self) -> None:
         """Close the connections; new ones are opened when it is used again."""
@@ -52,35 +80,58 @@ class Database:
         Raises:
             StoreError: when nothing can be written.
         """
-        with self._writing() as connection:
-            connection.execute(delete(INFO).where(equal(INFO, {"name": ""})))
+        self._execute(delete(INFO).where(equal(INFO, {"name": ""})))
 
     def _rows(self, table: Table, where: Mapping[str, object], since: float = 0.0) -> list[Row[Any]]:
         """Rows in the order in which they were stored."""
         query = select(table).where(equal(table, where), table.c.created_at >= written(since))
-        with self._reading() as connection:
-            rows = connection.execute(query)
-            return sorted(rows, key=lambda row: str(row.created_at))
+        return sorted(self._read(query), key=lambda row: str(row.created_at))
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A connection whose changes are kept together, or not at all.
+    def _execute(self, *statements: Executable) -> None:
+        """Run statements whose changes are kept together, or not at all; raises as :meth:`_write`."""
+
+        def execute(connection: Connection) -> None:
+            for statement in statements:
+                connection.execute(statement)
+
+        self._write(execute)
+
+    def _upsert(self, table: Table, values: Mapping[str, object]) -> None:
+        """Insert a row, or write over the one of the same primary key; raises as :meth:`_write`."""
+        self._write(lambda connection: upsert(connection, table, values))
+
+    def _write(self, work: Callable[[Connection], _T]) -> _T:
+        """What work gives, whose changes are kept together, or not at all; it may be done again from its beginning.
 
         Raises:
             StoreError: when the database takes nothing: it is read-only, full, locked for long, or out of reach.
         """
-        with self._in_words("written: {}; mend that"), self._engine.begin() as connection:
-            yield connection
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """A connection to read with.
+        def transaction() -> _T:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        with self._in_words("written: {}; mend that"):
+            return self._patiently(transaction)
+
+    def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """The rows of a query.
 
         Raises:
             StoreError: when the database gives nothing: pages of it are damaged, a table is gone, it cannot be reached.
         """
-        with self._in_words("read: {}; restore it from a copy"), self._engine.connect() as connection:
-            yield connection
+
+        def rows() -> Sequence[Row[Any]]:
+            with self._engine.connect() as connection:
+                return connection.execute(query).all()
+
+        with self._in_words("read: {}; restore it from a copy"):
+            return self._patiently(rows)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        found, waited_s = patiently(call, self.patience_s)
+        self.away_s += waited_s
+        return found
 
     @contextmanager
     def _in_words(self, said: str) -> Iterator[None]:
@@ -106,20 +157,50 @@ class Database:
             ) from error
 
 
-def open_engine(address: str | os.PathLike[str]) -> Engine:
+def patiently(call: Callable[[], _T], patience_s: float) -> tuple[_T, float]:
+    """What a call gives, tried again while its server is away. No case's time runs meanwhile.
+
+    Args:
+        call: what to do, again from its beginning.
+        patience_s: for so long it is tried again, seconds.
+
+    Returns:
+        What it gives, and how long that took beyond the first try, seconds.
+
+    Raises:
+        DBAPIError: what is wrong where that is something else, or lasts longer.
+    """
+    began, pause_s = time.monotonic(), _FIRST_PAUSE_S
+    while True:
+        try:
+            found = call()
+        except DBAPIError as error:
+            if not _is_away(error) or time.monotonic() - began >= patience_s:
+                raise
+            if pause_s == _FIRST_PAUSE_S:
+                _LOG.warning("the store is away; it is tried for %g s: %s", patience_s, database_reason(error))
+            with waiting():
+                time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            return found, time.monotonic() - began if pause_s > _FIRST_PAUSE_S else 0.0
+
+
+def open_engine(address: str | os.PathLike[str], patience_s: float = 0.0) -> Engine:
     """The engine of a store, its tables there and of this version.
 
     Args:
         address: a database URL (SQLite or PostgreSQL), or the path of an SQLite file.
+        patience_s: how long to wait for a server that is away, seconds.
 
     Raises:
         StoreError: when the database cannot be reached, is of another kind or of another schema version.
     """
     url = _url(address)
     try:
-        engine = _sqlite_engine(url) if _is_sqlite(url) else create_engine(url, pool_pre_ping=True)
+        engine = _sqlite_engine(url) if _is_sqlite(url) else _postgresql_engine(url)
         with _opening(url):
-            _ensure_schema(engine)
+            patiently(lambda: _ensure_schema(engine), patience_s)
     except ModuleNotFoundError as error:
         package = "psycopg[binary]" if error.name == "psycopg" else error.name
         raise StoreError(f"the store {url!r} needs a driver: pip install '{package}'") from error
@@ -153,6 +234,19 @@ def _url(address: str | os.PathLike[str]) -> URL:
 
 def _is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    own = {name: value for name, value in _LIBPQ.items() if "psycopg" in url.drivername and name not in url.query}
+    return create_engine(url, pool_pre_ping=True, connect_args=own)
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether a server is not reached, goes, or comes: the same may work in a moment. A file is never away."""
+    if not isinstance(error, OperationalError | InterfaceError) or "sqlite" in type(error.orig).__module__:
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or str(state).startswith(_AWAY)
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -213,7 +307,7 @@ def _made_current(connection: Connection) -> str:
         return SCHEMA_VERSION
     if version in migration.OLDER:
         connection.execute(update(INFO).where(INFO.c.name == "schema_version").values(value=SCHEMA_VERSION))
-        migration.migrate(connection)
+        migration.migrate(connection, version)
         return SCHEMA_VERSION
     return version
 

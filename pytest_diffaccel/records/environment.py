@@ -203,9 +203,9 @@ def describe_environment(
     return Environment(
         pipe=pipe,
         model_source=model_source,
-        weights={name: _weights_identity(source) for name, source in weights.items()},
+        weights={name: weights_identity(source) for name, source in weights.items()},
         device=device_name(device),
-        driver=_driver_version() if device.type == "cuda" else "",
+        driver=driver_version() if device.type == "cuda" else "",
         threads=torch.get_num_threads(),
         versions=_versions(LIBRARIES + (_OF_TRANSFORMERS if "transformer" in weights else ())),
         dtype=str(dtype).removeprefix("torch."),
@@ -244,7 +244,12 @@ def _words(value: object) -> str:
     return text[:ID_DIGITS] if _SHA256.fullmatch(text) else text
 
 
-def _weights_identity(source: WeightSource) -> str:
+def weights_identity(source: WeightSource) -> str:
+    """Of a component: SHA-256 of its weight files (64 hex digits), or the revision of a hub model as it is.
+
+    Raises:
+        FileNotFoundError: when a file is missing, or a folder holds none.
+    """
     if isinstance(source, str):
         return source
     files = [source] if isinstance(source, Path) else sorted(source)
@@ -255,6 +260,11 @@ def _weights_identity(source: WeightSource) -> str:
     digests = [file_digest(file) for file in files]
     # Content alone: the same weights in another folder are the same weights.
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def installed_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Version of Python and of each installed library that can change a speed or an image, and of ``more``."""
+    return _versions((*LIBRARIES, *_OF_TRANSFORMERS, *more))
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -273,8 +283,12 @@ def device_name(device: torch.device) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    name = f"{_cpu_name()} ({cores()} cores)"
-    return name if device.type == "cpu" else f"{device.type} of {name}"
+    return cpu_name() if device.type == "cpu" else f"{device.type} of {cpu_name()}"
+
+
+def cpu_name() -> str:
+    """The CPU's model name, with the number of cores that this process may use."""
+    return f"{_cpu_name()} ({cores()} cores)"
 
 
 @cache
@@ -286,7 +300,7 @@ def _cpu_name() -> str:
 
 
 @cache
-def _driver_version() -> str:
+def driver_version() -> str:
     """The NVIDIA driver's version; empty where there is none to ask (ROCm)."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

@@ -31,7 +31,7 @@ COLUMNS: Mapping[str, type] = {
     **dict.fromkeys(("baseline_s", "accelerated_s"), float),
     "bottleneck": str,
     **dict.fromkeys(("num_samples", "batch_size", "seed"), int),
-    **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype"), str),
+    **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype", "host"), str),
     "lpips_noise_floor": float,
     "created_at": str,
 }
@@ -79,6 +79,7 @@ def _measured(recorded: Recorded, environments: Mapping[str, Environment]) -> Ro
         **{f"{FIRED}{name}": count for name, count in measurement.fired.items()},
         **dict(_metrics(measurement)),
         **_conditions(measurement.sampling, measurement.environment, environments),
+        "host": measurement.host or None,
         "created_at": recorded.created_at,
     }
 

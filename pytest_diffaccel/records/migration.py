@@ -13,11 +13,20 @@ from sqlalchemy import Connection, Row, column, delete, func, insert, inspect, s
 from pytest_diffaccel.matrix import Candidate, Cell, Params, slug
 from pytest_diffaccel.records.golden_key import ACCELERATORS
 from pytest_diffaccel.records.rows import dump_params
-from pytest_diffaccel.records.tables import ATTEMPTS, DECISIONS, FAILURES, MEASUREMENTS, METADATA
+from pytest_diffaccel.records.tables import (
+    ATTEMPTS,
+    DECISIONS,
+    ENDED_GROUPS,
+    FAILURES,
+    MEASUREMENTS,
+    METADATA,
+    SESSIONS,
+)
 
 #: Versions that are read: 3 added what a record may lack, 4 and 5 a table each; up to 5, decisions were of a subject in
-#: words, and what was under way was a failure.
-OLDER = ("2", "3", "4", "5")
+#: words, and what was under way was a failure; up to 6, sessions had no leases, and were looked at by their own clocks.
+OLDER = ("2", "3", "4", "5", "6")
+_IN_WORDS = OLDER[:4]
 _CONDITIONS = ("environment", "num_samples", "batch_size", "seed", "prompts_digest", "purpose")
 _OLD_DECISIONS = table("diffaccel_decisions", *map(column, ("candidate_key", *_CONDITIONS, "created_at", "evidence")))
 #: Evidence that was a group's state.
@@ -34,11 +43,20 @@ _CELL = re.compile(r"(?P<pipe>.+?)-(?P<scheduler>.+?)-(?P<steps>\d+)")
 _ENDED = re.compile(r"the process ended during this (?P<what>.+?)(, twice|; it is tried once more)")
 
 
-def migrate(connection: Connection) -> None:
+def migrate(connection: Connection, version: str) -> None:
     """Make the tables of an older version this one's, within the connection's transaction.
 
     What was kept of sessions under way is dropped; so is a decision that cannot be read, which is then made anew.
     """
+    for table_of_sessions in (ENDED_GROUPS, SESSIONS):
+        table_of_sessions.drop(connection, checkfirst=True)
+    if version in _IN_WORDS:
+        _migrate_words(connection)
+    else:
+        METADATA.create_all(connection)
+
+
+def _migrate_words(connection: Connection) -> None:
     has_decisions = inspect(connection).has_table(_OLD_DECISIONS.name)
     decisions = connection.execute(select(_OLD_DECISIONS)).all() if has_decisions else []
     DECISIONS.drop(connection, checkfirst=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling
@@ -38,16 +38,17 @@ class Store(Bookkeeping):
     """
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str]) -> Store:
+    def open(cls, url: str | os.PathLike[str], patience_s: float = 0.0) -> Store:
         """The store at ``url``, created if missing.
 
         Args:
             url: the path of an SQLite file, or a SQLAlchemy URL of SQLite or PostgreSQL.
+            patience_s: how long a call waits for a server that is away, seconds, before it is an error.
 
         Raises:
             StoreError: when the database cannot be reached, is of another kind or of another schema version.
         """
-        return cls(open_engine(url))
+        return cls(open_engine(url, patience_s), patience_s)
 
     def __enter__(self) -> Store:
         return self
@@ -73,10 +74,13 @@ class Store(Bookkeeping):
             "created_at": now(),
             "record": dump_record(measurement),
         }
-        with self._writing() as connection:
+
+        def save(connection: Connection) -> None:
             upsert(connection, MEASUREMENTS, values)
             for table in (FAILURES, ATTEMPTS):
                 connection.execute(delete(table).where(equal(table, chosen)))
+
+        self._write(save)
 
     def find(self, candidate_key: str, environment: str, sampling: Sampling, since: float = 0.0) -> Measurement | None:
         """The measurement of a candidate, if it was stored ``since`` then (seconds since the epoch), or None.
@@ -134,8 +138,7 @@ class Store(Bookkeeping):
             "created_at": now(),
             "record": dump_winners(winners),
         }
-        with self._writing() as connection:
-            upsert(connection, WINNERS, values)
+        self._upsert(WINNERS, values)
 
     def save_round(self, environment: str, made: Round) -> None:
         """Keep a round of an environment's calibration.
@@ -148,8 +151,7 @@ class Store(Bookkeeping):
             "created_at": now(),
             "record": json.dumps(made.to_json(), allow_nan=False),
         }
-        with self._writing() as connection:
-            connection.execute(insert(CALIBRATION).values(values))
+        self._execute(insert(CALIBRATION).values(values))
 
     def rounds(self, environment: str, since: float = 0.0) -> list[Round]:
         """All rounds of an environment's calibration since then (seconds since the epoch), as they were stored.
@@ -163,14 +165,12 @@ class Store(Bookkeeping):
 
     def forget_rounds(self, environment: str) -> None:
         """Remove an environment's calibration: what it says is not so any more."""
-        with self._writing() as connection:
-            connection.execute(delete(CALIBRATION).where(equal(CALIBRATION, {"environment": environment})))
+        self._execute(delete(CALIBRATION).where(equal(CALIBRATION, {"environment": environment})))
 
     def save_environment(self, environment: Environment) -> None:
         """Keep what an environment's id stands for."""
         values = {"id": environment.id, "created_at": now(), "record": json.dumps(environment.to_json())}
-        with self._writing() as connection:
-            upsert(connection, ENVIRONMENTS, values)
+        self._upsert(ENVIRONMENTS, values)
 
     def environments(self) -> dict[str, Environment]:
         """All environments kept, by id, in the ids' order.
@@ -178,8 +178,7 @@ class Store(Bookkeeping):
         Raises:
             StoreError: when a record cannot be read.
         """
-        with self._reading() as connection:
-            rows = connection.execute(select(ENVIRONMENTS)).all()
+        rows = self._read(select(ENVIRONMENTS))
         with self._understanding("an environment"):
             return dict(sorted((row.id, Environment.from_json(row.record)) for row in rows))
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
 #: Raised with every change of a table or of the record in it; :mod:`.migration` knows the ones before.
-SCHEMA_VERSION = "6"
+SCHEMA_VERSION = "7"
 
 METADATA = MetaData()
 
@@ -110,11 +110,12 @@ ENDED_GROUPS = Table(
     METADATA,
     *_place(is_key=True),
     *_conditions(),
-    Column("session", String, nullable=False),
+    Column("session", String, primary_key=True),
     Column("untried", Integer, nullable=False),
     _created_at(),
 )
-#: Sessions that search into the store, with the time of their last sign of life.
+#: Sessions that search into the store. Each lives until then, seconds since the epoch by the database's clock, unless
+#: it shows itself before; ``namespace`` is where the number of its process holds.
 SESSIONS = Table(
     "diffaccel_sessions",
     METADATA,
@@ -122,8 +123,19 @@ SESSIONS = Table(
     Column("host", String, nullable=False),
     Column("folder", String, nullable=False),
     Column("process", Integer, nullable=False),
+    Column("namespace", String, nullable=False),
     Column("began_at", Double, nullable=False),
-    _created_at(),
+    Column("lives_until", Double, nullable=False),
+    Column("waits_for", String, nullable=False, server_default=""),
+)
+#: Groups that a session is in, for as long as it lives; without an accelerator, what a cell's groups have in common.
+LEASES = Table(
+    "diffaccel_leases",
+    METADATA,
+    *_place(is_key=True),
+    *_conditions(),
+    Column("session", String, nullable=False, index=True),
+    Column("taken_at", Double, nullable=False),
 )
 WINNERS = Table(
     "diffaccel_winners",

@@ -74,12 +74,18 @@ class Progress:
         self._place = ""
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
+        self._waits = ""
+
+    def waits(self, said: str) -> None:
+        """Take in for whom the session waits, in words; until another case begins or ends."""
+        self._waits = said
 
     def case_began(self, name: str) -> bool:
         """Take in that a case begins, by its node id; whether the line says so: winners' cases take minutes."""
         if name not in self._winners:
             return False
         case = self._winners[name]
+        self._waits = ""
         if name not in self._begun:  # once more after its worker died
             self._begun.append(name)
         self._place = self._place or f"{case.cell} {case.accelerator}"
@@ -87,6 +93,7 @@ class Progress:
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case."""
+        self._waits = ""
         self._ended.add(case.name)
         self._time_left.case_ended(case.name, result, duration_s=case.duration_s, worker=case.worker)
         if case.name in self._begun:
@@ -114,7 +121,8 @@ class Progress:
         best = f"; to be verified: {self._quality.shown} {losses}" if losses else ""
         left = self.left()
         doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
-        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{doing}{best}"
+        waits = self._waits and f"; {self._waits}"
+        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{waits}{doing}{best}"
 
     def _doing(self, name: str) -> str:
         """What a winners' case does: the cell's last verifies those of all, and takes the longest."""

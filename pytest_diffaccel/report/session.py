@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.measure.prompts import used
+from pytest_diffaccel.records.contents import Holder
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change, merge, read_golden
@@ -36,6 +37,7 @@ from pytest_diffaccel.report.winners import (
     changes_text,
     provisional_text,
     slowdown_text,
+    store_away_text,
     winners_table,
 )
 from pytest_diffaccel.search.effort import Effort, SearchCase
@@ -85,6 +87,7 @@ class SessionReport:
         self._recorded: set[str] = set()
         self._barred: dict[str, str] = {}
         self._metrics_s: defaultdict[str, float] = defaultdict(float)
+        self._waited_for: set[str] = set()
         self._unwritten = Unwritten(screen)
         self._cases = 0
         self._is_stopped = False
@@ -134,6 +137,16 @@ class SessionReport:
         if self._progress and self._progress.case_began(name):
             self._show(self._progress)
 
+    def waits_for(self, holder: Holder) -> None:
+        """Say for whom the session waits: on the live line, and once in a line that stays."""
+        said = f"waiting for {holder.in_words()}"
+        if holder.session.name not in self._waited_for:
+            self._waited_for.add(holder.session.name)
+            self._screen.tell(f"diffaccel: {said}; Ctrl-C loses nothing")
+        if self._progress:
+            self._progress.waits(said)
+            self._show(self._progress)
+
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: log it, record its winners, move the live line.
 
@@ -147,9 +160,12 @@ class SessionReport:
         failed = result.failed if isinstance(result, Winners) else ()
         for error in [case.reason] if case.outcome == "failed" else failed:
             self._tell_failure((str(result.cell), result.accelerator, error))
+        news = result.news if isinstance(result, Measured | Winners) else News()
+        if news.store_away_s:
+            self._screen.write_line(f"diffaccel: {store_away_text(news.store_away_s, case.worker)}")
         if self._progress:
             self._progress.case_ended(case, result)
-            self._tell_time(self._progress, result.news if isinstance(result, Measured | Winners) else News())
+            self._tell_time(self._progress, news)
         if isinstance(result, Winners):
             for metric, seconds in result.news.metrics_s.items():
                 self._metrics_s[metric] += seconds

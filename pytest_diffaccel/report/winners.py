@@ -239,6 +239,11 @@ def slowdown_text(pace: float, left: str | None) -> str:
     return said + (f"; about {left} left" if left else "")
 
 
+def store_away_text(seconds: float, worker: str) -> str:
+    """That a process waited for its store, in a line; ``worker`` is its name, empty in a session without workers."""
+    return f"the store was away for {seconds:.0f} s{worker and f', as {worker} found'}; nothing of it is lost"
+
+
 def provisional_text(result: Winners) -> str:
     """A group's winners before they are verified, in a line: the targets of each with its speed-up and loss."""
     said = []

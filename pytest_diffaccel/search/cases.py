@@ -13,6 +13,10 @@ class NotWorthwhile(Exception):
     """What is known says that the candidate cannot win, or that the model cannot take it; the message says why."""
 
 
+class FailedElsewhere(RuntimeError):
+    """Another session with this store has found that the candidate fails; the message says how."""
+
+
 def search_case(
     bench: Workbench, candidate: Candidate, *, within_budget: bool, others_follow: bool
 ) -> tuple[Measurement, bool]:
@@ -30,6 +34,7 @@ def search_case(
     Raises:
         NotWorthwhile: when it is not worth a first evaluation (never in an exhaustive search), or the model cannot take
             its parameters.
+        FailedElsewhere: when it failed in another session, since this one began.
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
         Exception: whatever else went wrong; every failure is stored, and the bench is ready for the next case.
@@ -41,6 +46,9 @@ def search_case(
     misfit = bench.pipelines.misfit(candidate)
     if misfit:
         raise NotWorthwhile(misfit)
+    failure = bench.failure_elsewhere(candidate)
+    if failure is not None:
+        raise FailedElsewhere(f"{failure.message} (found by another session, {failure.created_at[:16]} UTC)")
     group = GroupSearch(bench, candidate.cell, candidate.accelerator)
     if group.leaves_out(candidate):
         raise NotWorthwhile(

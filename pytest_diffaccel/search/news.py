@@ -38,10 +38,12 @@ class News:
     Attributes:
         phases_s: what it spent its time on, seconds, by name.
         calibrated: how calibrations went that it has not told of yet, by pipe.
+        store_away_s: how long it waited for a store that was away, seconds.
     """
 
     phases_s: Mapping[str, float] = field(default_factory=dict)
     calibrated: Mapping[str, Calibration] = field(default_factory=dict)
+    store_away_s: float = 0.0
 
     @property
     def metrics_s(self) -> dict[str, float]:
@@ -50,6 +52,7 @@ class News:
         return {name.removeprefix(METRIC): seconds for name, seconds in phases if name.startswith(METRIC)}
 
     def to_json(self) -> dict[str, Any]:
-        """``phases_s``, and ``calibrated`` if there is any."""
+        """``phases_s``, and ``calibrated`` and ``store_away_s`` if there is any."""
         told = {pipe: vars(calibration) for pipe, calibration in self.calibrated.items()}
-        return {"phases_s": dict(self.phases_s)} | ({"calibrated": told} if told else {})
+        away = {"store_away_s": self.store_away_s} if self.store_away_s else {}
+        return {"phases_s": dict(self.phases_s)} | ({"calibrated": told} if told else {}) | away

@@ -14,6 +14,8 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.degenerate import same_pictures
 from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.leases import IN_COMMON
+from pytest_diffaccel.search.sharing import whole_pipe
 from pytest_diffaccel.search.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
     """The cell's environment with the scale of its losses, which one process measures for all."""
     environment = bench.environment(cell)
     if environment.scale is None:
-        environment = bench.reread_environment(cell)
-        if environment.scale is None:
-            environment = replace(environment, scale=measure_scale(bench, cell))
-        bench.keep_environment(environment)
+        with bench.shared.together(whole_pipe(cell), [IN_COMMON]):
+            environment = bench.reread_environment(cell)
+            if environment.scale is None:
+                environment = replace(environment, scale=measure_scale(bench, cell))
+            bench.keep_environment(environment)
     return environment
 
 

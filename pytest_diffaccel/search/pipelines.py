@@ -39,7 +39,7 @@ class Pipelines:
         settings: the search's settings.
         registry: the methods known.
         source: where the weights come from.
-        workers: processes that search at once, at least 1.
+        workers: processes that search at once on this machine, at least 1.
         spent: where loading is noted.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from pytest_diffaccel.search.news import News
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.composition import Accelerator
     from pytest_diffaccel.accelerators.registry import Registry
+    from pytest_diffaccel.records.contents import Holder
     from pytest_diffaccel.search.decide.racing import Explored
     from pytest_diffaccel.search.decide.select import Choice
     from pytest_diffaccel.search.results import CellWinners, Measured, Winners
@@ -39,11 +40,13 @@ class SearchSession:
         workers: processes that search at once, at least 1.
         name: no other session has it.
         began_at: seconds since the epoch.
+        workers_here: those of them on this process's machine; None for all.
     """
 
     workers: int = 1
     name: str = field(default_factory=lambda: uuid4().hex)
     began_at: float = field(default_factory=time.time)
+    workers_here: int | None = None
 
 
 class SearchRun:
@@ -56,6 +59,7 @@ class SearchRun:
         session: what its processes have in common.
         budget: the search's time.
         metrics: the metrics of pictures known.
+        on_wait: told for which other session this process waits; None to keep it in the store.
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model, or a kind of
@@ -82,8 +86,10 @@ class SearchRun:
             read_prompt_file(settings.prompts)
         self.session = session or SearchSession()
         self.metrics = metrics or MetricRegistry()
+        self.on_wait: Callable[[Holder], None] | None = None
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
+        self._told_away_s = 0.0
         self.budget = SearchBudget(settings.search_budget_s, len(self.groups) or 1, self.session.workers)
 
     def _check_suited(self, pipe: str) -> None:
@@ -102,7 +108,9 @@ class SearchRun:
 
         session = self.session
         place = session.workers, session.name, session.began_at
-        return Workbench(self.settings, self.registry, self.source, *place, self.metrics)
+        bench = Workbench(self.settings, self.registry, self.source, *place, self.metrics, session.workers_here)
+        bench.shared.on_wait = self.on_wait or bench.shared.on_wait
+        return bench
 
     @property
     def _accelerators(self) -> Sequence[Accelerator]:
@@ -137,6 +145,38 @@ class SearchRun:
         figures = figures_of(measurement, deciding_figures(self.bench, measurement))
         return Measured(figures, stored=not made_now, news=self._news())
 
+    def take(self, group: Group, others: Collection[str] | None = None) -> bool:
+        """Take a group for this session: no other one with its store measures in it before it is given up.
+
+        Args:
+            group: the group.
+            others: for its winners' case, what :meth:`find_winners` is told; None for a candidate's. After the last of
+                the cell's groups, all are taken.
+
+        Returns:
+            Whether the session has it now, and all that is needed; else another session is in it.
+        """
+        return self.bench.shared.take(group.cell, self._needed(group, others))
+
+    def wait_for(self, group: Group, others: Collection[str] | None = None) -> None:
+        """Wait a moment for whoever is in what :meth:`take` could not take, and say for whom."""
+        self.bench.shared.wait(group.cell, self._needed(group, others))
+
+    def give_up(self, group: Group, others: Collection[str] | None = None) -> None:
+        """Give up what :meth:`take` took."""
+        from pytest_diffaccel.records.leases import IN_COMMON
+
+        self.bench.shared.release(group.cell, [group.accelerator, *(others or ()), IN_COMMON])
+
+    def _needed(self, group: Group, others: Collection[str] | None) -> list[str]:
+        """Accelerators of the cell's groups that a case is in."""
+        from pytest_diffaccel.records.leases import IN_COMMON
+
+        if others is None:
+            return [group.accelerator]
+        ended = self.bench.store.ended_groups(group.cell, *self.bench.conditions(group.cell), self.session.name)
+        return [group.accelerator, *others, IN_COMMON] if ended.keys() >= set(others) else [group.accelerator]
+
     def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> Winners:
         """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
 
@@ -148,6 +188,13 @@ class SearchRun:
         Returns:
             The group's winners as they stand, or why it has none; after the last group, those of all.
         """
+        try:
+            return self._found(cell, accelerator, others)
+        finally:
+            if "bench" in vars(self):
+                self.give_up(Group(cell, accelerator), others)
+
+    def _found(self, cell: Cell, accelerator: str, others: Collection[str]) -> Winners:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.results import Refusal, Winners
@@ -159,8 +206,8 @@ class SearchRun:
         chosen: list[Choice] = []
         try:
             explored, chosen = self._decide(cell, accelerator)
-            if self.session.workers > 1:
-                # Else one worker would verify all of the cell's groups at the end while the others have nothing to do.
+            if self.bench.has_company():
+                # Else one process would verify all of the cell's groups at the end while the others have nothing to do.
                 ahead = verify_ahead(self.bench, cell, accelerator)
                 keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
                 explored = replace(explored, failed=(*explored.failed, *ahead.failed))
@@ -211,25 +258,28 @@ class SearchRun:
         Returns:
             The winners, None where no group has anything to choose from; and what failed in being verified.
         """
+        from pytest_diffaccel.records.leases import IN_COMMON
         from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.outcome import cell_winners, keep_winners
         from pytest_diffaccel.search.verify.choices import verifiable
         from pytest_diffaccel.search.verify.verification import verify
 
-        self.bench.reread(cell)
-        groups = verifiable(self.bench, cell, list(left))
-        if not groups:
-            return None, ()
-        made = verify(self.bench, cell, groups, self.budget.is_spent)
-        known = _decided(made.winners, left)
-        keep_winners(self.bench, cell, known)
-        for name in made.winners:
-            if not left[name] and name not in made.unfinished:
-                GroupSearch(self.bench, cell, name).finish()
-        return cell_winners(self.bench, cell, known), made.failed
+        # Another session may have verified them, or be at it.
+        with self.bench.shared.together(cell, [*left, IN_COMMON]):
+            self.bench.reread(cell)
+            groups = verifiable(self.bench, cell, list(left))
+            if not groups:
+                return None, ()
+            made = verify(self.bench, cell, groups, self.budget.is_spent)
+            known = _decided(made.winners, left)
+            keep_winners(self.bench, cell, known)
+            for name in made.winners:
+                if not left[name] and name not in made.unfinished:
+                    GroupSearch(self.bench, cell, name).finish()
+            return cell_winners(self.bench, cell, known), made.failed
 
     def _news(self) -> News:
-        """What this process spent its time on since its last result, and calibrations that are news."""
+        """What this process spent its time on since its last result, calibrations that are news, and waits."""
         if "bench" not in vars(self):
             return News()
         spent = {
@@ -241,7 +291,9 @@ class SearchRun:
         known = {pipe: calibration for pipe, calibration in self.bench.calibrations.items() if calibration is not None}
         news = {pipe: calibration for pipe, calibration in known.items() if pipe not in self._told}
         self._told |= news.keys()
-        return News(spent, news)
+        away_s = round(self.bench.store.away_s - self._told_away_s, 3)
+        self._told_away_s = self.bench.store.away_s
+        return News(spent, news, away_s)
 
     def close(self) -> None:
         """Free what the search holds, if it measured anything."""

@@ -14,7 +14,7 @@ from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import Registry
-from pytest_diffaccel.matrix import Cell, Group, Params
+from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
@@ -27,6 +27,7 @@ from pytest_diffaccel.models.registry import ModelSource
 from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.pipes import denoiser_of
 from pytest_diffaccel.records.contents import Failure
+from pytest_diffaccel.records.database import PATIENCE_S
 from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
@@ -34,6 +35,7 @@ from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.lessons import Lessons
 from pytest_diffaccel.search.pipelines import Pipelines
 from pytest_diffaccel.search.secondary import SecondaryMetrics
+from pytest_diffaccel.search.sharing import SharedGroups
 from pytest_diffaccel.search.spent import Spent
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import WORK
@@ -68,6 +70,7 @@ class Workbench:
         store: where measurements are kept.
         workers: processes that search at once, at least 1.
         session: what all processes of the session call it, and no other session.
+        shared: which groups the session is in.
         spent: what this process spends its time on.
         pipelines: what generates.
         pictures: the unaccelerated pipeline's, and the winners'.
@@ -83,17 +86,19 @@ class Workbench:
         session: str,
         began_at: float,
         metrics: MetricRegistry | None = None,
+        workers_here: int | None = None,
     ) -> None:
         self.settings = settings
         # First: where one cannot be computed, nothing is measured.
         self.secondary = SecondaryMetrics(self, metrics or MetricRegistry())
         self.registry = registry.learning(Lessons(self, registry).of)
         self.source = source
-        self.store = Store.open(settings.store)
+        self.store = Store.open(settings.store, PATIENCE_S)
         self.workers = workers
         self.session = session
+        self.shared = SharedGroups(self.store, session, settings.heartbeat_s, self.conditions)
         self.spent = Spent()
-        self.pipelines = Pipelines(settings, self.registry, source, workers, self.spent)
+        self.pipelines = Pipelines(settings, self.registry, source, workers_here or workers, self.spent)
         self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
@@ -106,6 +111,8 @@ class Workbench:
         self._knowledge: dict[str, Knowledge] = {}
         self._foresights: dict[Group, Sequence[Foresight]] = {}
         self._group: Group | None = None
+        #: Keys of the candidates that this process has begun to measure.
+        self.attempted: set[str] = set()
 
     @property
     def first_samples(self) -> int:
@@ -166,8 +173,12 @@ class Workbench:
 
     def read_rounds(self, cell: Cell) -> None:
         """Know what other processes have added to the cell's environment's calibration."""
-        if self.workers > 1:
+        if self.has_company():
             self.known(cell).replace_rounds(self.store.rounds(self.environment(cell).id, self.since))
+
+    def has_company(self) -> bool:
+        """Whether other processes search into the store now: of this session, or of others."""
+        return self.workers > 1 or len(self.store.sessions()) > 1
 
     def keep_round(self, cell: Cell, made: Round) -> None:
         """Store a round of the cell's environment's calibration, and know it."""
@@ -197,8 +208,17 @@ class Workbench:
 
     def failures(self, cell: Cell, sampling: Sampling) -> list[Failure]:
         """What this session tries no more in the cell's environment; under ``--fresh`` only what failed in it."""
-        found = self.store.failures(self.environment(cell).id, sampling, self.since)
-        return [attempt for attempt in found if attempt.stands_in(self.session, self.began_at)]
+        found = self.store.failures(self.environment(cell).id, sampling, self.since, self.session)
+        return [failure for failure in found if failure.stands_in(self.session, self.began_at)]
+
+    def failure_elsewhere(self, candidate: Candidate) -> Failure | None:
+        """How a candidate failed in another session since this one began; None where it did not, or may work here."""
+        if candidate.key in self.attempted:
+            return None
+        environment, sampling = self.conditions(candidate.cell)
+        found = self.store.failures(environment, sampling, self.began_at, self.session)
+        kept = [failure for failure in found if failure.kind not in ("interrupted", "missing")]
+        return next((failure for failure in kept if failure.candidate == candidate), None)
 
     def failed(self, cell: Cell) -> set[str]:
         """Keys of the candidates of the cell's environment that this session evaluates no more."""
@@ -217,6 +237,10 @@ class Workbench:
         known = environment.knowing_also(self.store.environments().get(environment.id, environment))
         self._environments[cell.pipe] = known
         return known
+
+    def conditions(self, cell: Cell) -> tuple[str, Sampling]:
+        """Under which all sessions measure the same in a cell: its environment's id, and the search's sampling."""
+        return self.environment(cell).id, self.sampling(cell, "search")
 
     def keep_environment(self, environment: Environment) -> None:
         """Keep what was found out about an environment, beside what is known of it."""

@@ -75,6 +75,20 @@ _MATRIX_OPTIONS = (
         metavar="LIST",
         help="use GPUs: all, or --gpus=0,1; workers take turns",
     ),
+    of_one_run(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="workers in a Ray cluster, one per free GPU with --gpus, else one per free CPU: the cluster of this "
+        "machine, or a new one, or that of --ray=ADDRESS",
+    ),
+    of_one_run(
+        "--ray-device",
+        metavar="NAME",
+        help="of a Ray cluster, the nodes with this GPU or CPU only, such as 'NVIDIA H100'; winners go to "
+        "golden/nvidia-h100.search_params.json",
+    ),
 )
 #: Value of ``--rule``: ours decides, and scripts are judged by DiffBench's beside it.
 BOTH = "both"
@@ -156,6 +170,14 @@ _RECORD_OPTIONS = (
         file_pattern="(?!.*://).*",
         metavar="URL",
         help=f"measurements: SQLAlchemy URL (default: {WORK.store})",
+    ),
+    option(
+        "--heartbeat",
+        type=duration,
+        default=60.0,
+        metavar="TIME",
+        help="between two signs of life that a session gives to others with its store; they take over what one is at "
+        "that misses five (default: 60s)",
     ),
     of_one_run("--fresh", action="store_true", help="measure again what is stored"),
     option(

@@ -21,7 +21,7 @@ from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric, losses_that_matter
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, SEARCH_OPTIONS
-from pytest_diffaccel.settings.work_folder import WORK
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 from pytest_diffaccel.words import meant
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
@@ -48,6 +48,7 @@ class Settings:
             decides among them.
         bounds: on changes of metrics, which winners surely keep.
         by_mean: whether DiffBench's rule decides: means, without their intervals.
+        heartbeat_s: seconds between two signs of life in the store.
         decide_by: the clock whose speed-ups decide which targets are reached.
         case_timeout_s: seconds after which a case fails; None for no limit.
         search_budget_s: seconds that the whole search may take; None for no limit.
@@ -90,6 +91,7 @@ class Settings:
     metrics: tuple[str, ...] = ()
     bounds: tuple[MetricBound, ...] = ()
     by_mean: bool = False
+    heartbeat_s: float = 60.0
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -153,7 +155,7 @@ class Settings:
             case_timeout_s=options.case_timeout,
             search_budget_s=_budget(options.search_budget, exhaustive=options.exhaustive),
             fresh=options.fresh,
-            golden=Path(options.golden),
+            golden=_golden(options),
             update_golden=options.update_golden and not options.golden_new_only,
             golden_prune=options.golden_prune,
             store=options.store or f"sqlite:///{WORK.store}",
@@ -164,6 +166,7 @@ class Settings:
             metrics=secondary,
             bounds=bounds,
             by_mean=by_mean,
+            heartbeat_s=options.heartbeat,
         )
 
 
@@ -173,6 +176,16 @@ def _place(options: Namespace) -> tuple[str, ...]:
     found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in named)
     given = ((declared.names[0], getattr(options, declared.dest), declared.default) for declared in found)
     return tuple(part for name, value, default in given if value != default for part in (name, str(value)))
+
+
+def _golden(options: Namespace) -> Path:
+    """Where winners go: those of one device of several, unless a file is named, into a file of its own."""
+    if options.ray_device is None or options.golden != str(GOLDEN):
+        return Path(options.golden)
+    name = re.sub("[^a-z0-9]+", "-", options.ray_device.lower()).strip("-")
+    if not name or options.ray is None:
+        raise OptionError(f"--ray-device {options.ray_device!r}: it names a device of a cluster; give --ray with it")
+    return GOLDEN.with_name(f"{name}.{GOLDEN.name}")
 
 
 def _decide_by(options: Namespace) -> SpeedClock:

@@ -23,6 +23,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import why_no_device_time
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
+from pytest_diffaccel.records.leases import IN_COMMON
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.knowledge import Knowledge
@@ -30,6 +31,7 @@ from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP, is_open
+from pytest_diffaccel.search.sharing import whole_pipe
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.work_folder import WORK
 
@@ -81,7 +83,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
             bench.reread(cell)
     # One of them sees to this meanwhile: it is needed at the end of the first cell, when others may have nothing to do.
     with suppress(Timeout), lock_between_processes(folder / f"{environment}-scale.lock").write_lock(blocking=False):
-        scaled_environment(bench, cell)
+        _see_to_scale(bench, cell)
     began, candidates = time.monotonic(), candidates_of(bench, cell)
     _foresee(bench, cell, candidates)
     made = timer.narrow(candidates, is_predicted, _share_is_spent(bench, cell, candidates))
@@ -100,6 +102,16 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         steps=cell.steps,
         accelerated_share=fmean(1 / speedup.value for speedup in speedups),
     )
+
+
+def _see_to_scale(bench: Workbench, cell: Cell) -> None:
+    """Measure the scale of losses, unless another session is at it."""
+    if bench.environment(cell).scale is not None or not bench.shared.take(whole_pipe(cell), [IN_COMMON]):
+        return
+    try:
+        scaled_environment(bench, cell)
+    finally:
+        bench.shared.release(whole_pipe(cell), [IN_COMMON])
 
 
 def _foresee(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> None:

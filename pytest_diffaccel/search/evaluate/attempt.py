@@ -60,6 +60,7 @@ def _attempt(bench: Workbench, candidate: Candidate, make: Callable[[], Measurem
     environment = bench.environment(candidate.cell).id
     sampling = bench.sampling(candidate.cell, "search")
     # What is left of a case that takes its process with it: the group's winners need not wait for it for ever.
+    bench.attempted.add(candidate.key)
     bench.store.begin(candidate, environment, sampling, "case", session=bench.session, since=bench.since)
     try:
         with time_limit(bench.settings.case_timeout_s):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -302,4 +303,5 @@ def _measurement(
         peak_memory_mb=subject.peak_memory_mb,
         flops=subject.flops,
         decided=tuple(subject.decided[place] for place in sorted(subject.decided)),
+        host=platform.node(),
     )

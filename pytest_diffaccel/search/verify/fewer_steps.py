@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
+from pytest_diffaccel.records.leases import IN_COMMON
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -29,6 +30,11 @@ def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float) -> Mea
     steps = steps_as_fast(costs, cell.steps, speedup)
     if steps is None:
         return None
+    with bench.shared.together(cell, [IN_COMMON]):
+        return _scored(bench, cell, costs, steps)
+
+
+def _scored(bench: Workbench, cell: Cell, costs: CostModel, steps: int) -> Measurement:
     candidate = Candidate(Cell(cell.pipe, cell.scheduler, steps), "", {})
     environment = bench.environment(cell).id
     sampling = bench.sampling(cell, "winner").instead_of(cell.steps)
