@@ -58,6 +58,26 @@ def pytest_diffaccel_accelerators(registry):
     registry.register(Endless({points!r}))
     registry.register(EndlessReply({points!r}))
 """
+#: Lines of a conftest.py whose session goes on from each group's last candidate when another one has come as far.
+IN_STEP = """
+import os
+import time
+from pathlib import Path
+import pytest
+
+TOGETHER = Path(__file__).parent.parent
+ended = []
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    if "test_winners" in item.name:
+        ended.append(item)
+        (TOGETHER / f"{{len(ended)}}-{{os.getpid()}}").touch()
+        deadline = time.monotonic() + {limit_s}
+        while len(list(TOGETHER.glob(f"{{len(ended)}}-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    return (yield)
+"""
 
 
 class SharedStore:
@@ -172,6 +192,17 @@ def test_sessions_that_start_at_once_share_out_a_search(
     assert any("shared out" in output(folder) for folder, _ in searches)
     # Nor do all wait for the same first group: there are two of them.
     assert [bool(measured(folder)) for folder, _ in searches].count(True) >= 2
+
+
+def test_two_that_need_each_others_group_do_not_wait_for_ever(
+    start: Callable[..., tuple[SearchFolder, Forked]], shared: SharedStore
+) -> None:
+    """At the last winners' cases each session has one of the two groups, and needs both."""
+    more = IN_STEP.format(limit_s=LIMIT_S)
+    for folder, process in [start(name, more=more) for name in ("one", "two")]:
+        end(folder, process)
+    assert {count for _, count in shared.made().items()} == {1}
+    assert not shared.rows("SELECT 1 FROM diffaccel_leases")
 
 
 def test_what_a_killed_session_was_at_is_taken_over(

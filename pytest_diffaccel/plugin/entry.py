@@ -109,7 +109,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     gate = gate_run(config)
     groups = Groups.of_gate(gate) if gate else Groups.of_search(search_run(config))
-    reporting = config.pluginmanager.get_plugin("diffaccel-reporting")
+    reporting: Any = config.pluginmanager.get_plugin("diffaccel-reporting")
     return GroupScheduling(config, log, groups, on_wait=reporting.workers_wait)
 
 

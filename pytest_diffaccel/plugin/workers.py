@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,8 @@ def may_measure(node: Any) -> bool:
 
 def has_place(config: pytest.Config) -> bool:
     """Whether this worker may measure: all but one that :func:`tell_place` told otherwise."""
-    return bool(config.workerinput.get(_HAS_PLACE, True))
+    given: Mapping[str, Any] = getattr(config, "workerinput", {})
+    return bool(given.get(_HAS_PLACE, True))
 
 
 def session_of(config: pytest.Config) -> SearchSession:
