@@ -66,9 +66,10 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
     Without a record of its own, a task is answered by one of the same pipe, scheduler and accelerator: of the same
     steps and the next higher target that is met, else one whose measured interval lies above the target; of fewer
     steps, when the share of each kind of step, and so the meaning of its parameters, is kept to within one step and
-    the speedup is still reached with the shares as they are. A target above an unattainable one, or above the whole
-    interval of the best reached, is unattainable too. A script shows what the wall clock does: what was decided by a
-    GPU's own time attains a target only where the wall clock reaches it, too.
+    the speedup is still reached with the shares as they are. A target above an unattainable one is unattainable too, or
+    one above the whole interval of the best reached, unless the searched target next below is undecided. A script shows
+    what the wall clock does: what was decided by a GPU's own time attains a target only where the wall clock reaches
+    it, too.
 
     Args:
         task: the task.
@@ -195,7 +196,14 @@ def _misses(own: GoldenKey, key: GoldenKey, entry: GoldenEntry, group: _Entries)
     """Whether a record says that ``own`` cannot be reached: a lower target is not, or the best reached is slower."""
     if entry.status == "met" or entry.speedup_ci95 is None:
         return False
-    return key.target < own.target or (_any_met(group) and entry.speedup_ci95[1] < own.target)
+    is_beyond = _any_met(group) and entry.speedup_ci95[1] < own.target and _is_decided(own.target, group)
+    return key.target < own.target or is_beyond
+
+
+def _is_decided(target: float, group: _Entries) -> bool:
+    """Whether the searched target next below is recorded; else it is undecided: candidates may yet prove faster."""
+    nearest = max((searched for searched in TARGETS if searched <= target), default=min(TARGETS))
+    return any(key.target == nearest for key in group)
 
 
 def _any_met(group: _Entries) -> bool:
