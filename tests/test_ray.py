@@ -19,6 +19,7 @@ from servers import Server, new_database
 from standins import MIXED, THREE
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = pytest.mark.slow
 
 # Cases note where they run; some wait, so that others can be told apart from them.
 CASES = """

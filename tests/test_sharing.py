@@ -25,7 +25,7 @@ from timings import STEADY, SteadyClock
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.store import Store
 
-pytestmark = pytest.mark.postgresql
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
 POINTS = ((10, 0), (20, 0))
 OPTIONS = (*RACE_OPTIONS, *THRIFTY, *BOTH, "--diffaccel-log", "cases.jsonl")
@@ -280,7 +280,6 @@ def wait_for(holds: Callable[[], bool], process: Forked | subprocess.Popen[bytes
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 def test_workers_go_on_with_other_groups_and_come_back(
     start: Callable[..., tuple[SearchFolder, Forked]], shared: SharedStore, tmp_path: Path
 ) -> None:
