@@ -63,6 +63,19 @@ def pytest_diffaccel_accelerators(registry):
     registry.register(Hold([(2, 0), (4, 0)]))
 """
 
+LAX = """
+from pytest_diffaccel.accelerators.first_block_cache import FirstBlockCache
+
+class Lax(FirstBlockCache):
+    name = "Lax"
+
+    def grid(self, cell, size):
+        return [{{"threshold": threshold}} for threshold in {thresholds}]
+
+def pytest_diffaccel_accelerators(registry):
+    registry.register(Lax())
+"""
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
@@ -552,6 +565,23 @@ def test_a_search_finds_records_and_writes_what_makes_a_transformer_faster(
     capsys.readouterr()
     assert main(["generate", "FLUX.1, flow match euler, 8 steps, MagCache, 1.5x", "--models", "models.toml"]) == 0
     assert "MAGCACHE = {" in capsys.readouterr().out
+
+
+def test_an_exhaustive_search_skips_a_threshold_that_reuses_nothing(
+    flux_search: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures decide that, so it is no fault of the method; one of which nothing acts has one."""
+    SteadyClock(monkeypatch).step_s |= {"Lax:reused": 0.001}
+    few = ("--steps", "8", "--search-targets", "Lax", "--blocks", "1", "--max-quality-loss", "10", "--exhaustive")
+    (flux_search.path / "conftest.py").write_text(LAX.format(thresholds=(0.001, 100)), encoding="utf-8")
+    result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few, "-rs")
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*: reuses nothing in the first pictures"])
+    assert {entry.params["Lax"]["threshold"] for entry in read_golden(flux_search.golden).values()} == {100}
+    (flux_search.path / "conftest.py").write_text(LAX.format(thresholds=(0.001, 0.002)), encoding="utf-8")
+    result = flux_search.pytester.runpytest_inprocess(*OPTIONS, *few, "--fresh")
+    result.assert_outcomes(skipped=2, failed=1)
+    result.stdout.fnmatch_lines(["*all that was tried failed (2 candidates)*reused_calls stayed 0*"])
 
 
 def test_a_search_finds_and_records_winners_of_a_method_that_does(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.measurement import Measurement
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
+from pytest_diffaccel.search.decide.plan import REUSES_NOTHING
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -32,8 +34,8 @@ def search_case(
         The measurement, and whether it was made now (else an earlier run made it).
 
     Raises:
-        NotWorthwhile: when it is not worth a first evaluation (never in an exhaustive search), or the model cannot take
-            its parameters.
+        NotWorthwhile: when it is not worth a first evaluation, or the model cannot take its parameters; in an
+            exhaustive search also when it was to decide by the pictures what it reuses, and reused nothing.
         FailedElsewhere: when it failed in another session, since this one began.
         CaseTimeout: after ``--case-timeout``.
         OutOfMemory: when memory ran out.
@@ -47,6 +49,8 @@ def search_case(
     if misfit:
         raise NotWorthwhile(misfit)
     failure = bench.failure_elsewhere(candidate)
+    if failure is not None and failure.kind == "not-fired" and _may_reuse_nothing(bench, candidate):
+        raise NotWorthwhile(REUSES_NOTHING)
     if failure is not None:
         raise FailedElsewhere(f"{failure.message} (found by another session, {failure.created_at[:16]} UTC)")
     group = GroupSearch(bench, candidate.cell, candidate.accelerator)
@@ -65,4 +69,17 @@ def search_case(
         if not advice.evaluate:
             group.pass_over(candidate, advice.evidence)
             raise NotWorthwhile(advice.evidence)
-    return group.measure(candidate), True
+    try:
+        return group.measure(candidate), True
+    except MethodDidNotAct as error:
+        if not _may_reuse_nothing(bench, candidate):
+            raise
+        raise NotWorthwhile(REUSES_NOTHING) from error
+
+
+def _may_reuse_nothing(bench: Workbench, candidate: Candidate) -> bool:
+    """Whether that is no fault: the pictures decide, and no other search has foreseen what.
+
+    A method of which nothing acts is one all the same: then the group's winners' case fails.
+    """
+    return bench.settings.exhaustive and bench.registry.for_params(candidate.params).deciding is not None

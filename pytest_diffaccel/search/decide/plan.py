@@ -38,6 +38,8 @@ _MUCH_MORE = 2.0
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
+#: Of a candidate that is to decide by the pictures what it reuses.
+REUSES_NOTHING = "reuses nothing in the first pictures"
 _REACHES_NONE = f"reaches no target (the lowest is {TARGETS[0]:g}x)"
 
 
@@ -142,7 +144,7 @@ class Plan:
         if not own:
             return ""
         if not counts.acts(candidate):
-            return "reuses nothing in the first pictures"
+            return REUSES_NOTHING
         alike = [known for known in self.evaluated if known != candidate and counts.decisions(known) == own]
         return f"decides in the first pictures as {format_params(alike[0].params)} does" if alike else ""
 
