@@ -247,6 +247,9 @@ class RayCarrier:
             if isinstance(worker, _InCluster) and worker.place.node in living_nodes():
                 self._free.append(worker.place)
             self._serving.discard(threading.current_thread())
+            # Closed alone it would stay open to the relay, as long as the other thread reads from it: for ever.
+            with suppress(OSError):
+                relay.shutdown(socket.SHUT_RDWR)
 
     def _started(self, arguments: Sequence[str]) -> _Worker:
         """A worker in the cluster, or one here where none has a place."""
