@@ -142,8 +142,6 @@ class Turns:
         others = others_of(item, group) if is_winners_case(item) else None
         self._leave(group)
         while not self._take(group, others):
-            # Whoever has what this case needs may wait for what it has.
-            self._run.give_up(group)
             count = order.others(item, nextitem)
             if count and self._in_vain <= count:
                 self._in_vain += 1

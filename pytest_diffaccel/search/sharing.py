@@ -42,12 +42,17 @@ class SharedGroups:
         self.on_wait: Callable[[Holder], None] = self._keep_waiting
 
     def take(self, cell: Cell, accelerators: Collection[str]) -> bool:
-        """Take some of a cell's groups, all or none; whether the session has them now."""
+        """Take some of a cell's groups, all or none; whether the session has them now.
+
+        Where it cannot have all, those that this process had are free: whoever has the others may wait for them.
+        """
         if all(self._is_sure(cell, name) for name in accelerators):
             return True
         taken = self._store.take(cell, accelerators, *self._conditions_of(cell), self._session)
         if taken:
             self._seen_at |= dict.fromkeys(((cell, name) for name in accelerators), time.monotonic())
+        else:
+            self.release(cell, accelerators)
         return taken
 
     def _is_sure(self, cell: Cell, accelerator: str) -> bool:
@@ -65,12 +70,10 @@ class SharedGroups:
     def together(self, cell: Cell, accelerators: Collection[str]) -> Iterator[None]:
         """Have all of some of a cell's groups, alone; wait for sessions that are in one of them.
 
-        Those of them that this process had are its own still, behind the block too; while it waits they are free, since
-        the other session may wait for them.
+        Those of them that this process had are its own still, behind the block too.
         """
         before = [name for name in accelerators if (cell, name) in self._seen_at]
         while not self.take(cell, accelerators):
-            self.release(cell, before)
             self.wait(cell, accelerators)
         try:
             yield
