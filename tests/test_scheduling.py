@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
+from pytest_diffaccel.plugin.workers import tell_place
 from pytest_diffaccel.search.effort import Effort
 
 WINNERS_S = 5.0
@@ -34,6 +35,8 @@ class Worker:
         self.given_back: Counter[int] = Counter()
         self.gateway = SimpleNamespace(id=f"gw{number}")
         self.workerinput: dict[str, Any] = {}
+        # Where it has ended well, as xdist's has one then only.
+        self.workeroutput: dict[str, Any]
 
     def send_runtest_some(self, indices: Sequence[int]) -> None:
         assert not self.shutting_down
@@ -49,6 +52,24 @@ class Worker:
     @property
     def can_begin(self) -> bool:
         return len(self.given) >= (1 if self._shutdown_sent else 2)
+
+
+class Session:
+    """xdist's, as far as the scheduler knows it.
+
+    Attributes:
+        shouldstop: why the session ends early.
+        replaced: workers in whose place others are asked for.
+    """
+
+    def __init__(self) -> None:
+        self._active_nodes: set[Worker] = set()
+        self.shuttingdown = False
+        self.shouldstop = ""
+        self.replaced: list[Worker] = []
+
+    def _clone_node(self, worker: Worker) -> None:
+        self.replaced.append(worker)
 
 
 class Host:
@@ -81,6 +102,10 @@ class Host:
         on_wait = lambda: self.waits.append(self._now)  # noqa: E731
         self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible), on_wait)
         config.pluginmanager.unregister(self.scheduling)  # for the next one
+        if config.pluginmanager.has_plugin("dsession"):
+            config.pluginmanager.unregister(name="dsession")
+        self.session = Session()
+        config.pluginmanager.register(self.session, "dsession")
         self.scheduling.numnodes = workers
         self.runs: dict[str, tuple[float, float, int]] = {}
         self.lost: list[str] = []
@@ -94,6 +119,7 @@ class Host:
     def _start_worker(self) -> None:
         worker = Worker(self._started)
         self._started += 1
+        self.session._active_nodes.add(worker)
         self.scheduling.add_node(worker)
         self.scheduling.add_node_collection(worker, self.tests)
 
@@ -158,6 +184,7 @@ class Host:
         """What was lost with it; another takes its place."""
         worker.is_down = True
         lost = self.scheduling.remove_node(worker)
+        self.session._active_nodes.remove(worker)
         self._start_worker()
         self.scheduling.schedule()
         return lost
@@ -252,6 +279,70 @@ def test_a_worker_that_dies_while_it_waits_loses_nothing(config: pytest.Config) 
     assert host.die(second) is None
     host.run(repeat(1.0), repeat(False))
     assert sorted([*host.runs, host.tests[measured]]) == sorted(host.tests)
+
+
+class Cluster(Host):
+    """A host whose first worker has done its group and was sent home when the second one died, with its node."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(config, [2, 2], 2, divisible=False)
+        self.first, second = self.scheduling.nodes
+        while self.first.given:
+            self.scheduling.mark_test_complete(self.first, self.first.given.pop(0))
+        assert self.first.shutting_down
+        second.is_down = True
+        self.scheduling.remove_node(second)
+        self.session._active_nodes.remove(second)
+
+    def add(self, *, has_place: bool) -> Worker:
+        """A worker comes, or one that only stands for it."""
+        worker = Worker(self._started)
+        self._started += 1
+        tell_place(worker, has_place=has_place)
+        self.session._active_nodes.add(worker)
+        self.scheduling.add_node(worker)
+        self.scheduling.add_node_collection(worker, self.tests)
+        self.scheduling.schedule()
+        return worker
+
+    def end(self, worker: Worker) -> None:
+        """A worker that was sent home has ended."""
+        worker.is_down = True
+        worker.workeroutput = {}
+        self.scheduling.remove_node(worker)
+        self.session._active_nodes.remove(worker)
+
+
+def test_what_a_dead_node_leaves_is_done_though_all_others_were_sent_home(config: pytest.Config) -> None:
+    """Its own replacement has no place: one of those that were sent home, whose places are free then, is replaced."""
+    cluster = Cluster(config)
+    stand_in = cluster.add(has_place=False)
+    assert stand_in.shutting_down
+    assert not cluster.session.shouldstop
+    cluster.end(cluster.first)
+    assert cluster.session.replaced == [cluster.first]
+    assert [cluster.tests[test] for test in cluster.add(has_place=True).given] == [
+        "test_cases.py::test[group1-1]",
+        "test_cases.py::test[group1]",
+    ]
+    cluster.end(stand_in)
+    assert cluster.session.replaced == [cluster.first]
+    assert not cluster.session.shouldstop
+
+
+def test_a_session_stops_where_no_worker_has_a_place_any_more(config: pytest.Config) -> None:
+    cluster = Cluster(config)
+    cluster.add(has_place=False)
+    cluster.end(cluster.first)
+    cluster.add(has_place=False)
+    assert "no node of the Ray cluster is left for a worker" in cluster.session.shouldstop
+
+
+def test_a_session_that_ends_early_replaces_nobody(config: pytest.Config) -> None:
+    cluster = Cluster(config)
+    cluster.session.shuttingdown = True
+    cluster.end(cluster.first)
+    assert not cluster.session.replaced
 
 
 @pytest.mark.parametrize("workers", [2, 4])

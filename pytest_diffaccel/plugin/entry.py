@@ -135,6 +135,15 @@ def pytest_configure_node(node: Any) -> None:
         tell_place(node, has_place=has_place(node.config))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of a Ray cluster that has ended leaves its place to others."""
+    if node.config.option.ray is not None:
+        from pytest_diffaccel.plugin.ray_cluster import leave_place
+
+        leave_place(node)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """After an error that CUDA does not recover from, the rest goes to a fresh process."""

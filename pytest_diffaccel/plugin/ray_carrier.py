@@ -186,8 +186,9 @@ class RayCarrier:
     """Gives each relay that joins its socket a worker in the cluster that this process has joined.
 
     The first workers are asked for all at once, and wait for their relays, which xdist starts one after the other. One
-    that dies leaves its place to its replacement. Where that place died with its node, xdist, which would wait for
-    ever, gets a worker on this machine, which only stands for one: it must be given nothing to do.
+    that dies or has nothing left to do leaves its place to whoever comes next. Where no place is left, as a node died,
+    xdist, which would wait for ever, gets a worker on this machine, which only stands for one: it must be given nothing
+    to do.
 
     Args:
         places: one per worker that the session begins with.
@@ -197,6 +198,9 @@ class RayCarrier:
         self._environment = passed_on()
         self._asked = [_InCluster(place) for place in places]
         self._free: list[Place] = []
+        # Workers that xdist is done with, and those of all that have ended: the others' places will be free.
+        self._done, self._ended = 0, 0
+        self._changed = threading.Condition()
         self._serving: set[threading.Thread] = set()
         #: Whether the worker that joined last is in the cluster.
         self.last_has_place = True
@@ -211,6 +215,11 @@ class RayCarrier:
         """What xdist starts as a worker's interpreter."""
         program = Path(__file__).with_name("relay.py")
         return shlex.join([sys.executable, "-S", "-E", str(program), str(self._path)])
+
+    def is_done(self) -> None:
+        """Note that xdist is done with one more worker, which has ended or is about to."""
+        with self._changed:
+            self._done += 1
 
     def close(self) -> None:
         """Let all workers end, and wait for them."""
@@ -244,8 +253,13 @@ class RayCarrier:
                     relay.sendall(data)
             with suppress(Exception):
                 worker.end()
-            if isinstance(worker, _InCluster) and worker.place.node in living_nodes():
-                self._free.append(worker.place)
+            place = worker.place if isinstance(worker, _InCluster) else None
+            is_free = place is not None and place.node in living_nodes()
+            with self._changed:
+                if place and is_free:
+                    self._free.append(place)
+                self._ended += 1
+                self._changed.notify_all()
             self._serving.discard(threading.current_thread())
             # Closed alone it would stay open to the relay, as long as the other thread reads from it: for ever.
             with suppress(OSError):
@@ -254,8 +268,8 @@ class RayCarrier:
     def _started(self, arguments: Sequence[str]) -> _Worker:
         """A worker in the cluster, or one here where none has a place."""
         where = os.getcwd()
-        if not self._asked and self._free:
-            self._asked.append(_InCluster(self._free.pop()))
+        if not self._asked:
+            self._ask_again()
         while self._asked:
             worker = self._asked.pop(0)
             shared = {WORKERS_HERE: str(worker.place.shared_by)}
@@ -267,6 +281,13 @@ class RayCarrier:
         here.start(arguments, where, self._environment)
         self.last_has_place = False
         return here
+
+    def _ask_again(self) -> None:
+        """Ask for a worker in a place that another has left, or is about to leave."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._ended >= self._done, 2 * _GRACE_S)
+            if self._free:
+                self._asked.append(_InCluster(self._free.pop()))
 
 
 def _pass_on(heard: IO[bytes], worker: _Worker) -> None:

@@ -106,6 +106,18 @@ def has_place(config: pytest.Config) -> bool:
     return carrier is None or carrier.last_has_place
 
 
+def leave_place(node: Any) -> None:
+    """Let a worker that ended, well or not, leave its place in the cluster: xdist would keep it until the session's end.
+
+    Args:
+        node: the worker, as xdist's controller has it.
+    """
+    carrier = node.config.stash.get(_CARRIER, None)
+    if carrier is not None:
+        carrier.is_done()
+        node.gateway.exit()
+
+
 def _join(config: pytest.Config) -> None:
     """Join the cluster until the session ends, or start one of this machine."""
     try:

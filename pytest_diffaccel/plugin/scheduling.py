@@ -80,8 +80,9 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     A worker gives a group back that another session with the same store is in (:mod:`.turns`); it is handed out again
     when no other is left.
 
-    Workers in a Ray cluster come and go with its nodes: one that only stands for a worker without a place is sent home,
-    and where none is left that could go on, the session stops.
+    Workers in a Ray cluster come and go with its nodes: one that only stands for a worker without a place is sent home.
+    What a dead node leaves may come back when all others have been sent home, too: then one of them is replaced. Where
+    none is left that could go on, the session stops.
 
     ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given, done or not; both by group.
 
@@ -168,6 +169,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             tests = [nodeid for group, nodeid in others if group == name]
             self.workqueue[name] = dict.fromkeys([*tests, *self.workqueue.get(name, ())], False)
             self.workqueue.move_to_end(name, last=False)
+        if self._is_needed_again(node):
+            self._session._clone_node(node)
         self._hand_out()
         return next((nodeid for _, nodeid in begun if nodeid != self._reported.get(node)), None)
 
@@ -183,8 +186,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             if not may_measure(node):
                 node.shutdown()
         ready = [node for node in ready if may_measure(node)]
-        # Without any, a replacement may be on its way.
-        if self.nodes and self.workqueue and not any(map(may_measure, self.nodes)):
+        # What xdist has beside these is about to come.
+        if self.nodes and self.workqueue and not any(map(may_measure, self._session._active_nodes)):
             self._stop()
         open_to_work = list(ready)
         while self.workqueue and open_to_work:
@@ -197,10 +200,24 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             if self._needs_more(node) and self._can_be_spared(node):
                 node.shutdown()
 
+    @property
+    def _session(self) -> Any:
+        """What starts workers, and has them all: those that are about to come among them."""
+        return self.config.pluginmanager.get_plugin("dsession")
+
+    def _is_needed_again(self, node: WorkerController) -> bool:
+        """Whether a worker that ended well is to be replaced, as xdist does with those that died.
+
+        It is where something is left to hand out, and all others have been sent home.
+        """
+        if not self.workqueue or not hasattr(node, "workeroutput") or self._session.shuttingdown:
+            return False
+        others = self._session._active_nodes - {node}
+        return may_measure(node) and not any(may_measure(other) and not other.shutting_down for other in others)
+
     def _stop(self) -> None:
         """End the session: what is left has nobody to do it."""
-        session = self.config.pluginmanager.get_plugin("dsession")
-        session.shouldstop = "no node of the Ray cluster is left for a worker; the same command goes on from here"
+        self._session.shouldstop = "no node of the Ray cluster is left for a worker; the same command goes on from here"
 
     def _needs_more(self, node: WorkerController) -> bool:
         """Whether a worker goes on only when it knows another test, or that there is none, and should go on."""
