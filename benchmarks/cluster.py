@@ -139,6 +139,8 @@ class Simulation:
             case.partition("[")[2].rstrip("]"): case.partition("[")[2].rpartition("-")[0] for case in self._seconds
         }
         plugins = pytest.PytestPluginManager()
+        self._active: set[_Worker] = set()
+        plugins.register(SimpleNamespace(_active_nodes=self._active, shuttingdown=False), "dsession")
         config: Any = SimpleNamespace(
             pluginmanager=plugins,
             getvalue=lambda _: [f"{workers}*popen"],
@@ -158,6 +160,7 @@ class Simulation:
     def _start(self) -> None:
         worker = _Worker(len(self._ready_at))
         self._ready_at[worker] = self._now + _START_S
+        self._active.add(worker)
         self._scheduling.add_node(worker)
         self._scheduling.add_node_collection(worker, self._tests)
 
@@ -185,6 +188,7 @@ class Simulation:
             self._deadly.discard(self._tests[test])
             worker.is_down = True
             self._scheduling.remove_node(worker)
+            self._active.remove(worker)
             self._start()
             self._scheduling.schedule()
         else:
@@ -320,7 +324,7 @@ def saved(store: str, processes: int, count: int) -> dict[str, Any]:
         took = sorted(seconds for part in pool.starmap(_save_many, jobs) for seconds in part)
     whole_s = time.perf_counter() - began
     with Store.open(store) as opened:
-        keys = [one.candidate.key for one in opened.contents().measurements]
+        keys = [one.measurement.candidate.key for one in opened.contents().measurements]
     return {
         "processes": processes,
         "saved": count,

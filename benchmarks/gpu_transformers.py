@@ -1,10 +1,11 @@
 """Caches of transformers on full-size FLUX.1: speed-ups predicted from short runs beside whole generations.
 
-Run ``python -m benchmarks.gpu_transformers`` on a GPU of 80 GB; about four minutes, and with ``--compile`` some more.
+Run ``python -m benchmarks.gpu_transformers`` on a GPU of 80 GB; about five minutes, and with ``--compile`` some more.
 Weights are random (17 billion, bfloat16), pictures 1024 x 1024, one per call, 28 steps. Runs of 8 and 12
 steps tell what each kind of step costs, by the wall clock and by the GPU's own time; from these the speed-up of each
-candidate is predicted, then measured in whole generations beside unaccelerated ones. FirstBlockCache's thresholds are
-those by which these weights reuse about a third, half and two thirds of the steps: real weights have others.
+candidate is predicted, then measured in whole generations beside unaccelerated ones. The thresholds of FirstBlockCache
+and DBCache are those by which these weights reuse about the shares of the steps named below: real weights have others.
+DBCache needs cache-dit (``pip install 'pytest-diffaccel[cache-dit]'``).
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from statistics import median
 from typing import Any
 
-from benchmarks.output import parser, show
+from benchmarks.output import needed, parser, show
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.registry import default_registry
-from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
+from pytest_diffaccel.matrix import Candidate, Cell, Group, Params, Point
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Block, RunTiming, SpeedClock
@@ -35,7 +36,9 @@ _CELL = Cell("FLUX.1", "FlowMatchEulerDiscreteScheduler", 28)
 _PROMPTS, _SEEDS = ["a lighthouse at dusk"], [0]
 _TAYLORSEER = ((2, 3, 1), (3, 3, 1), (5, 3, 1), (4, 5, 2))
 _MAGCACHE = ((0.06, 1, 0.2), (0.12, 3, 0.2), (0.24, 5, 0.1))
+# Shares of the steps that FirstBlockCache reuses; DBCache's with its first blocks and the order of its series.
 _SHARES = (1 / 3, 1 / 2, 2 / 3)
+_DBCACHE = ((1, 0, 1 / 3), (1, 0, 1 / 2), (8, 0, 1 / 2), (1, 1, 1 / 2))
 # Each cache has its hooks on every block; torch's own limit of 8 is for one model.
 _RECOMPILE_LIMIT = 64
 _CLOCKS: tuple[SpeedClock, ...] = ("wall", "device")
@@ -49,12 +52,13 @@ class Bench:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self.registry = default_registry()
-        foresight = self._foresight()
-        self.candidates = [self._candidate(params) for params in _params(foresight)]
-        self.counts = StepCounts(self.registry, {Group(_CELL, "FirstBlockCache"): [foresight]})
+        foresights = {name: self._foresight(name) for name in ("FirstBlockCache", "DBCache")}
+        self.candidates = [self._candidate(params) for params in _params(foresights)]
+        self.counts = StepCounts(self.registry, {Group(_CELL, name): [one] for name, one in foresights.items()})
 
-    def _foresight(self) -> Foresight:
-        with self._generating(_CELL, {"FirstBlockCache": {"threshold": 0}}) as generate:
+    def _foresight(self, name: str) -> Foresight:
+        (accelerator,) = self.registry.select([name])
+        with self._generating(_CELL, accelerator.extremes[0]) as generate:
             foresight: Foresight = generate.foreseen(_PROMPTS, _SEEDS)
         return foresight
 
@@ -117,14 +121,34 @@ class Bench:
             yield row
 
 
-def _params(foresight: Foresight) -> Iterator[Params]:
+def _params(foresights: Mapping[str, Foresight]) -> Iterator[Params]:
     for interval, before, order in _TAYLORSEER:
         yield {"TaylorSeer": {"cache_interval": interval, "disable_cache_before_step": before, "max_order": order}}
     for threshold, skips, retention in _MAGCACHE:
         yield {"MagCache": {"threshold": threshold, "max_skip_steps": skips, "retention_ratio": retention}}
     thresholds = [float(f"{10 ** (power / 40):.3g}") for power in range(-160, 61)]
     for share in _SHARES:
-        yield {"FirstBlockCache": {"threshold": min(thresholds, key=lambda one: abs(_reused(foresight, one) - share))}}
+        points: list[Point] = [{"threshold": threshold} for threshold in thresholds]
+        yield {"FirstBlockCache": _nearest(foresights["FirstBlockCache"], points, share)}
+    for blocks, order, share in _DBCACHE:
+        points = [
+            {
+                "Fn_compute_blocks": blocks,
+                "max_warmup_steps": 4,
+                "max_continuous_cached_steps": 6,
+                "residual_diff_threshold": threshold,
+                "taylorseer_order": order,
+                "steps_mask": 0,
+            }
+            for threshold in thresholds
+            if threshold < 1
+        ]
+        yield {"DBCache": _nearest(foresights["DBCache"], points, share)}
+
+
+def _nearest(foresight: Foresight, points: Sequence[Point], share: float) -> Point:
+    """The point whose steps are reused by ``share``, about."""
+    return min(points, key=lambda point: abs(_reused(foresight, point) - share))
 
 
 def _short(params: Params) -> str:
@@ -132,8 +156,8 @@ def _short(params: Params) -> str:
     return ", ".join(f"{value:g}" for point in params.values() for value in point.values())
 
 
-def _reused(foresight: Foresight, threshold: float) -> float:
-    steps = foresight.decisions({"threshold": threshold})
+def _reused(foresight: Foresight, point: Point) -> float:
+    steps = foresight.decisions(point)
     return sum(all(step) for step in steps) / len(steps)
 
 
@@ -151,6 +175,7 @@ def _say(told: Any) -> None:
 
 def main() -> None:
     """Print the table."""
+    needed("cache_dit")
     options = parser(__doc__ or "")
     options.add_argument("--compile", action="store_true", help="compile the transformer's blocks first")
     options.add_argument("--models", default="architecture", help="model source (default: architecture)")
