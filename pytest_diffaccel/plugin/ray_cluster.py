@@ -107,7 +107,7 @@ def has_place(config: pytest.Config) -> bool:
 
 
 def leave_place(node: Any) -> None:
-    """Let a worker that ended, well or not, leave its place in the cluster: xdist would keep it until the session's end.
+    """Let a worker that has ended, well or not, leave its place; xdist alone would keep it until the session ends.
 
     Args:
         node: the worker, as xdist's controller has it.
