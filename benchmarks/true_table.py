@@ -30,7 +30,7 @@ from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.records.environment import device_name
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.jsonfile import write_text
-from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.loss_model import equal_within
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
 from pytest_diffaccel.settings.search_settings import Settings
 
@@ -214,8 +214,9 @@ class Judgement:
 
     Attributes:
         targets: keys judged.
-        right: the true winner is named, or a point of at most 2% more loss whose speed-up may reach the target; or the
-            target is called not met, and truth has no winner.
+        right: the true winner is named, or a point of allowed loss whose speed-up may reach the target and that loses
+            no more, or more by what nobody could tell (:func:`.equal_within`), also one beyond the grid, where the grid
+            may have no winner; or the target is called not met, and truth has no winner.
         false_met: a winner is named that surely misses the target.
         false_unattainable: the target is called not met, and a point of allowed loss surely reaches it.
         undecided: nothing is said.
@@ -257,7 +258,8 @@ def _verdict(truth: Truth, key: GoldenKey, named: Candidate | None, max_loss: fl
         return "unknown"
     if not point.may_reach(key.target):
         return "false_met"
-    return "right" if best is not None and point.lpips <= best.lpips * (1 + EQUAL_LOSS) else "wrong"
+    most = max_loss if best is None else best.lpips + equal_within(best.lpips)
+    return "right" if point.lpips <= most and (best is not None or not point.contends) else "wrong"
 
 
 def make(path: Path, settings: Settings, blocks: int, also: Iterable[Candidate]) -> Truth:

@@ -163,7 +163,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name in ("conftest.py", "echo.py.j2"):
         shutil.copy(ROOT / "examples" / "own_method" / name, pytester.path)
     models = "".join(block.text for block in of_language("toml") if block.page.name == "models.md")
-    files = {"my_models.toml": models, "models.toml": "", "prompts.txt": "red apple\n", "test_mine.py": ""}
+    files = {"my_models.toml": models, "models.toml": models, "prompts.txt": "red apple\n", "test_mine.py": ""}
     for name, text in {**files, "gen_code/192.py": ""}.items():
         (pytester.path / name).parent.mkdir(exist_ok=True)
         (pytester.path / name).write_text(text, encoding="utf-8")

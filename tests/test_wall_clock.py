@@ -127,6 +127,16 @@ def test_points_beyond_the_grid_are_judged_and_never_expected() -> None:
     assert table.winner(key(2.5), MAX_LOSS) is None
     answers: Answers = {key(target): candidate(7) for target in (1.2, 1.5)}
     assert judged(table, answers) == Judgement(7, 7, 0, 0, 0, 0)
+    # A find, where the grid has nothing; what loses too much is none.
+    assert judged(table, {**answers, key(2.5): candidate(7)}) == Judgement(7, 7, 0, 0, 0, 0)
+    lossy = truth(point(2, 1.6, 0.05), point(7, 2.6, 0.3, contends=False))
+    assert judged(lossy, {key(1.2): candidate(2), key(1.5): candidate(2), key(2.5): candidate(7)}).right == 6
+
+
+def test_losses_that_nobody_can_tell_apart_are_equal() -> None:
+    table = truth(point(2, 1.6, 0.0001), point(3, 1.7, 0.00015), point(4, 1.7, 0.0003))
+    for n, right in ((2, 7), (3, 7), (4, 5)):
+        assert judged(table, {key(target): candidate(n) for target in (1.2, 1.5)}).right == right
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
