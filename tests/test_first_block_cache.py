@@ -285,6 +285,9 @@ def test_a_threshold_that_decides_as_another_is_evaluated_once() -> None:
     assert "decides in the first pictures as threshold=0.4 does" in advice.evidence
     thresholds = (0.42, 0.4, 0.44, 0.6, 0.62, 0.8)
     assert known.distinct([candidate(one) for one in thresholds]) == [candidate(0.4), candidate(0.6), candidate(0.8)]
+    # Also where its own run decided a step otherwise than was foreseen: the other's would, too.
+    ran = counted({candidate(0.4): [(COMPUTED,) * 5 + (REUSED,) * 5]})
+    assert "as threshold=0.4 does" in plan({candidate(0.4): (0.01, 0.02)}, ran).needless(candidate(0.42))
     # Where nothing is foreseen, each may differ.
     unforeseen = plan({candidate(0.4): (0.01, 0.02)}, counted(batches=0))
     assert unforeseen.distinct([candidate(one) for one in thresholds]) == [candidate(one) for one in thresholds]

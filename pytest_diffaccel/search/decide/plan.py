@@ -145,7 +145,9 @@ class Plan:
             return ""
         if not counts.acts(candidate):
             return REUSES_NOTHING
-        alike = [known for known in self.evaluated if known != candidate and counts.decisions(known) == own]
+        others = [known for known in self.evaluated if known != candidate]
+        # A run may decide a step otherwise than was foreseen; of two that are foreseen alike the other would, too.
+        alike = [known for known in others if own in (counts.decisions(known), counts.foreseen(known))]
         return f"decides in the first pictures as {format_params(alike[0].params)} does" if alike else ""
 
     def distinct(self, candidates: Sequence[Candidate]) -> list[Candidate]:

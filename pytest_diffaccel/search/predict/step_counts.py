@@ -86,15 +86,15 @@ class StepCounts:
 
         Empty where parameters decide, and where nothing is foreseen.
         """
-        foreseen = self._foreseen(candidate)
+        foreseen = self.foreseen(candidate)
         decided = [tuple(kinds) for kinds in self.decided.get(candidate, ())]
         return (*decided[: len(foreseen)], *foreseen[len(decided) :])
 
     def _accelerator(self, candidate: Candidate) -> Accelerator:
         return self.registry.at(candidate.cell, candidate.params).for_params(candidate.params)
 
-    def _foreseen(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
-        """The kinds of steps of the first batches as foreseen."""
+    def foreseen(self, candidate: Candidate) -> tuple[tuple[str, ...], ...]:
+        """The kinds of steps of the first batches as foreseen, whatever its runs decided; empty where nothing is."""
         accelerator = self._accelerator(candidate)
         if accelerator.deciding is None:
             return ()
@@ -108,7 +108,7 @@ class StepCounts:
         method = accelerator.deciding
         if method is None or not method.decides(candidate.params[method.name]):
             return nominal
-        decided, foreseen = self.decided.get(candidate, ()), self._foreseen(candidate)
+        decided, foreseen = self.decided.get(candidate, ()), self.foreseen(candidate)
         # What runs decided comes first; of the batches that they did not make, what is foreseen.
         batches = [*decided, *foreseen[len(decided) :]]
         if not batches:
