@@ -126,17 +126,16 @@ class Simulation:
     """
 
     def __init__(self, work: Sequence[Work], workers: int, lost: float) -> None:
-        self._seconds = {
-            f"test_search.py::test[{one.name}-{place}]": seconds
-            for one in work
-            for place, seconds in enumerate(one.cases)
-        }
+        self._seconds: dict[str, float] = {}
+        names: dict[str, str] = {}
+        for one in work:
+            # As real cases are named: the winners' by the group alone.
+            own = [*(f"{one.name}-{place}" for place in range(len(one.cases) - 1)), one.name]
+            names |= dict.fromkeys(own, one.name)
+            self._seconds |= {f"test_search.py::test[{case}]": took for case, took in zip(own, one.cases, strict=True)}
         chance = random.Random(_SEED)
         self._deadly = {
             f"test_search.py::test[{one.name}-{len(one.cases) // 2}]" for one in work if chance.random() < lost
-        }
-        names = {
-            case.partition("[")[2].rstrip("]"): case.partition("[")[2].rpartition("-")[0] for case in self._seconds
         }
         plugins = pytest.PytestPluginManager()
         self._active: set[_Worker] = set()
@@ -146,7 +145,8 @@ class Simulation:
             getvalue=lambda _: [f"{workers}*popen"],
             option=SimpleNamespace(loadscopereorder=True),
         )
-        self._scheduling = GroupScheduling(config, None, Groups(names, {one.name: one.seconds for one in work}))
+        efforts, lasts = {one.name: one.seconds for one in work}, {one.name: one.cases[-1] for one in work}
+        self._scheduling = GroupScheduling(config, None, Groups(names, efforts, True, lasts))
         self._scheduling.numnodes = workers
         self._tests = list(self._seconds)
         self._ends: list[tuple[float, int, _Worker]] = []

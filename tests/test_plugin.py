@@ -7,17 +7,20 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW
-from searches import SMALL_OPTIONS, TESTS, SmallSearch
+from echo import DEATH, ERROR, NO_MEMORY, SILENCE, SLOW, Echo
+from searches import SMALL_OPTIONS, TESTS, SmallSearch, open_run
 from timings import STEADY
 
 from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.cases import NotWorthwhile
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
+from pytest_diffaccel.search.search_run import SearchSession
 
 CASE = "SD1.5-DDIM-20-Echo-echo_interval={},mishap={}".format
 # Not by -k: its expressions cannot hold "=".
@@ -217,6 +220,34 @@ def test_winners_alone_race_by_themselves(steady_search: SmallSearch) -> None:
     steady_search.register(*RACERS)
     steady_search.race("-k", "test_winners").assert_outcomes(passed=1, deselected=len(RACERS))
     assert len(read_golden(steady_search.golden)) == len(TARGETS)
+
+
+def test_two_workers_race_in_one_group(steady_search: SmallSearch) -> None:
+    """The second has no group of its own, and helps."""
+    steady_search.register(*RACERS)
+    result = steady_search.race_apart("-n", "2", "--diffaccel-log", "log.jsonl")
+    counts = result.parseoutcomes()
+    assert counts["passed"] + counts["skipped"] == len(RACERS) + 1
+    result.stdout.fnmatch_lines(["golden: *: * new"])
+    log = [json.loads(line) for line in (steady_search.path / "log.jsonl").read_text().splitlines()]
+    assert {case["worker"] for case in log} == {"gw0", "gw1"}
+    evaluated = [candidate for candidate, purpose, _ in steady_search.stored() if purpose == "search"]
+    assert len(evaluated) == len(set(evaluated))
+
+
+def test_a_worker_knows_what_its_helpers_have_found(steady_search: SmallSearch) -> None:
+    """Also in the middle of a group."""
+    session, runs = SearchSession(workers=2), [open_run(methods=[Echo(RACERS)]) for _ in range(2)]
+    first, second, third = [one for one in runs[0].candidates if one.accelerator == "Echo"][:3]
+    for run in runs:
+        run.session = session
+    for run, candidate in zip([*runs, runs[0]], (first, second, third), strict=True):
+        with suppress(NotWorthwhile):
+            run.measure(candidate)
+    known = runs[0].bench.known(first.cell)
+    assert all(known.find(candidate) for candidate in (first, second))
+    for run in runs:
+        run.close()
 
 
 # --- the golden database ---------------------------------------------------------------------------------------

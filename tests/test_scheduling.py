@@ -91,16 +91,18 @@ class Host:
         *,
         divisible: bool,
         held: Mapping[int, float] = MappingProxyType({}),
+        last: float = 0.0,
     ) -> None:
         names = {f"group{group}-{test}": f"group{group}" for group, size in enumerate(sizes) for test in range(size)}
         names |= {group: group for group in names.values()}
         tests = sorted(names, key=lambda case: case == names[case])
         self.tests = [f"test_cases.py::test[{case}]" for case in tests]
-        efforts = {f"group{group}": float(size) for group, size in enumerate(sizes)}
+        efforts = {f"group{group}": size + last for group, size in enumerate(sizes)}
+        lasts = dict.fromkeys(efforts, last)
         self.held = {f"group{group}": until for group, until in held.items()}
         self.waits: list[float] = []
         on_wait = lambda: self.waits.append(self._now)  # noqa: E731
-        self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible), on_wait)
+        self.scheduling = GroupScheduling(config, None, Groups(names, efforts, divisible, lasts), on_wait)
         config.pluginmanager.unregister(self.scheduling)  # for the next one
         if config.pluginmanager.has_plugin("dsession"):
             config.pluginmanager.unregister(name="dsession")
@@ -392,6 +394,18 @@ def test_a_worker_stays_with_its_group_and_helps_when_no_group_is_left(config: p
     assert {worker for began, _, worker in groups["group0"] if began >= own} == {0, 1}
 
 
+def test_a_group_whose_winners_would_come_too_late_gets_help_before_others_begin(config: pytest.Config) -> None:
+    helps_early = {}
+    for known in (0.0, 1 + WINNERS_S):
+        host = Host(config, [30, *[2] * 24], 8, divisible=True, last=known)
+        host.run(repeat(1.0), repeat(False))
+        groups = [sorted(runs.values()) for runs in host.by_group().values()]
+        (_, _, first), *others = max(groups, key=len)
+        helped = min(began for began, _, worker in others if worker != first)
+        helps_early[known] = helped < max(began for (began, *_), *_ in groups)
+    assert list(helps_early.values()) == [False, True]
+
+
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_a_group_is_as_much_work_as_its_cases(exhaustive: bool) -> None:
     """Three candidates of 20 steps, and five of 50, which take 2.5 times as long each."""
@@ -408,4 +422,5 @@ def test_a_group_is_as_much_work_as_its_cases(exhaustive: bool) -> None:
     efforts = [groups.efforts[f"SD1.5-DDIM-{steps}-ToMe"] for steps in (20, 50)]
     effort = Effort.of(run.settings)
     assert efforts[1] / efforts[0] == pytest.approx(2.5 * effort.group(5) / effort.group(3))
-    assert groups.divisible is exhaustive
+    assert groups.divisible
+    assert any(groups.lasts.values()) is not exhaustive

@@ -171,10 +171,11 @@ def test_the_longest_groups_are_handed_out_first(folder: Folder) -> None:
     assert groups == [group for group in dict.fromkeys(groups) for _ in range(groups.count(group))]
 
 
-def test_workers_share_the_groups_of_an_exhaustive_search(folder: Folder) -> None:
+@pytest.mark.parametrize("options", [(), ("--exhaustive",)])
+def test_workers_share_groups_where_none_is_left(folder: Folder, options: tuple[str, ...]) -> None:
     """Also when one of them dies; the winners' case comes when the others are done with the group too."""
     folder.cases(f"if key == {VICTIM!r}: os.kill(os.getpid(), {signal.SIGKILL:d})\n    time.sleep(0.05)")
-    folder.run("-n", "3", "--gpus", "--exhaustive").assert_outcomes(passed=57, failed=1)
+    folder.run("-n", "3", "--gpus", *options).assert_outcomes(passed=57, failed=1)
     notes = folder.notes("case")
     ran = [note["case"] for note in notes]
     assert len(ran) == len(set(ran)) == 58

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -28,24 +28,27 @@ class Groups:
     Attributes:
         names: the name of each case's group, by what stands in its node id's brackets.
         efforts: how much work each group is, by name, in any unit.
-        divisible: whether several workers may work on a group: its candidates tell nothing about each other, and only
-            its winners' case must come after all of them.
+        divisible: whether several workers may work on a group, of which only the winners' case must come after all
+            candidates.
+        lasts: how much of that work a divisible group's winners' case is, by name.
     """
 
     names: Mapping[str, str]
     efforts: Mapping[str, float]
     divisible: bool = False
+    lasts: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_search(cls, run: SearchRun) -> Groups:
         """A search's cells and accelerators."""
         names, settings = groups_by_case(run), run.settings
         effort, embedded = Effort.of(settings), settings.models == "embedded"
-        efforts = {}
+        efforts, lasts = {}, {}
         for name, case in search_cases(run).items():
             weight = case.cell.steps * step_weight(case.cell.pipe, embedded=embedded)
             efforts[names[name]] = weight * effort.group(case.in_group)
-        return cls(names, efforts, divisible=settings.exhaustive)
+            lasts[names[name]] = weight * effort.settling(case.in_group)
+        return cls(names, efforts, True, lasts)
 
     @classmethod
     def of_gate(cls, gate: GateRun) -> Groups:
@@ -84,7 +87,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     What a dead node leaves may come back when all others have been sent home, too: then one of them is replaced. Where
     none is left that could go on, the session stops.
 
-    ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given, done or not; both by group.
+    ``workqueue`` holds what no worker has, ``assigned_work`` what each worker was given and is not done with; both by
+    group. A group that a worker has been in stays there without tests.
 
     Args:
         config: pytest's.
@@ -105,6 +109,8 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         # What each worker gave back and has not yet said that it is done with; and when each group came back last.
         self._given_back: defaultdict[WorkerController, Counter[str]] = defaultdict(Counter)
         self._put_off: dict[str, int] = {}
+        # Tests of each group.
+        self._sizes: dict[str, int] = {}
         self._times = count()
         config.pluginmanager.register(self, "diffaccel-scheduling")
 
@@ -125,6 +131,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             units: dict[str, dict[str, bool]] = {}
             for nodeid in self.collection:
                 units.setdefault(self._split_scope(nodeid), {})[nodeid] = False
+            self._sizes = {name: len(tests) for name, tests in units.items()}
             for name in sorted(units, key=lambda name: -self._groups.efforts.get(name, 0.0)):
                 self.workqueue[name] = units[name]
         self._hand_out()
@@ -136,7 +143,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             self._given_back[node][nodeid] -= 1
             return
         name = self._split_scope(nodeid)
-        self.assigned_work[node][name][nodeid] = True
+        self.assigned_work[node][name].pop(nodeid)
         self._put_off.pop(name, None)
         self._hand_out()
 
@@ -147,7 +154,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         self._given_back[node].update(back)
         for name in dict.fromkeys(map(self._split_scope, back)):
             given = self.assigned_work[node].pop(name)
-            left = {nodeid: is_done for nodeid, is_done in given.items() if nodeid not in back}
+            left = dict.fromkeys((nodeid for nodeid in given if nodeid not in back), False)
             if left:
                 self.assigned_work[node][name] = left
             queued = {*self.workqueue.get(name, ()), *(nodeid for nodeid in given if nodeid in back)}
@@ -259,7 +266,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     def _left(self, node: WorkerController) -> list[tuple[str, str]]:
         """Group and node id of the tests that a worker was given and is not done with, in its order."""
         groups = self.assigned_work[node].items()
-        return [(name, nodeid) for name, tests in groups for nodeid, is_done in tests.items() if not is_done]
+        return [(name, nodeid) for name, tests in groups for nodeid in tests]
 
     def _is_last(self, nodeid: str) -> bool:
         return self._groups.is_last(case_id(nodeid))
@@ -285,23 +292,49 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
     def _turn(self, node: WorkerController) -> Callable[[str], tuple[int, float]]:
         """How soon a worker should take a group in the queue, as a sort key.
 
-        First the group it is in; then those that nobody is in; then those with least left, since winners can be looked
-        for only when a group is whole. Winners' cases, which take long, come before all others as long as there are
-        more groups than workers, then after them: the last ones, one per worker, end together. Last of all come those
-        that would have to wait for others, and those that other sessions were in, the longest ago first.
+        First the group it is in; then one whose winners would be looked for too late if nobody helped with it; then
+        those that nobody is in; then those with least left, since winners can be looked for only when a group is whole.
+        Winners' cases, which take long, come before all others as long as there are more groups than workers, then
+        after them: the last ones, one per worker, end together. Last of all come those that would have to wait for
+        others, and those that other sessions were in, the longest ago first.
         """
         own = list(self.assigned_work[node])[-1:]
         begun = {name for groups in self.assigned_work.values() for name in groups}
-        winners_turn = 0 if len(self.workqueue) > len(self.nodes) else 4
+        winners_turn = 0 if len(self.workqueue) > len(self.nodes) else 5
+        late = self._late()
 
         def turn(name: str) -> tuple[int, float]:
             tests = self.workqueue[name]
             if name in self._put_off:
-                return 6, self._put_off[name]
+                return 7, self._put_off[name]
             if self._is_last(next(iter(tests))):
-                return 5 if self._is_elsewhere(name, node) else winners_turn, 0.0
-            if name in own or name not in begun:
-                return 1 if name in own else 2, 0.0
-            return 3, self._groups.efforts.get(name, 0.0) * len(tests)
+                return 6 if self._is_elsewhere(name, node) else winners_turn, 0.0
+            if name in own:
+                return 1, 0.0
+            if name in late:
+                return 2, -late[name]
+            return 4 if name in begun else 3, self._groups.efforts.get(name, 0.0) * len(tests) * (name in begun)
 
         return turn
+
+    def _late(self) -> dict[str, float]:
+        """Groups that workers are in, of which the winners' case, if these go on alone, would end after all else could.
+
+        By name, with the work that is left of candidates for each of their workers. All else could end when what is
+        left is shared out evenly. Without much work in winners' cases no group is late: all can help at the end.
+        """
+        if not any(self._groups.lasts.values()):
+            return {}
+        tests, workers = Counter({name: len(tests) for name, tests in self.workqueue.items()}), Counter[str]()
+        for other in self.nodes:
+            own = [name for name, _ in self._left(other)]
+            tests.update(own)
+            workers.update(set(own))
+        lasts = {name: self._groups.lasts.get(name, 0.0) for name in tests}
+        left = {
+            name: (self._groups.efforts.get(name, 0.0) - lasts[name]) * count / self._sizes[name]
+            for name, count in tests.items()
+        }
+        in_time = (sum(left.values()) + sum(lasts.values())) / len(self.nodes)
+        each = {name: left[name] / count for name, count in workers.items()}
+        return {name: work for name, work in each.items() if work > in_time - lasts[name]}

@@ -181,8 +181,8 @@ class Turns:
 
     def _leave(self, group: Group) -> None:
         """Give up the group of the case before, where this one is of another: its winners may be no case of ours."""
-        is_divided = self._run.settings.exhaustive and self._run.session.workers > 1
-        if self._taken is not None and self._taken[0] != group and not is_divided:
+        may_be_divided = self._run.session.workers > 1
+        if self._taken is not None and self._taken[0] != group and not may_be_divided:
             self._run.give_up(*self._taken)
 
     @contextmanager

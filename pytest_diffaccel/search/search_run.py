@@ -239,10 +239,10 @@ class SearchRun:
         from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.verify.choices import choices
 
-        if self.settings.exhaustive:
-            # Other workers may have measured some of its candidates, or still do.
+        if self.session.workers > 1:
+            # Others may have measured some of its candidates, or still do.
             self.bench.wait_for_others(cell, accelerator)
-        self.bench.knowledge(cell, accelerator)  # what others found is read where a group begins, and not again
+        self.bench.knowledge(cell, accelerator)
         if self.settings.exhaustive:
             return Explored(0, 0), choices(self.bench, cell, accelerator)
         explored = GroupSearch(self.bench, cell, accelerator).race(self.budget.next_group())

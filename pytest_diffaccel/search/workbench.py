@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 _FIRST_SAMPLES = 2
 # Of which it is foreseen what they decide: how far prompts differ shows in some, and each takes a generation.
 _FORESEEN_BATCHES = 4
+# By how many seconds hosts' clocks may differ: when something was stored its host says.
+_CLOCKS_APART_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Workbench:
         self._knowledge: dict[str, Knowledge] = {}
         self._foresights: dict[Group, Sequence[Foresight]] = {}
         self._group: Group | None = None
+        self._read_at = 0.0
         #: Keys of the candidates that this process has begun to measure.
         self.attempted: set[str] = set()
 
@@ -123,10 +127,12 @@ class Workbench:
         return min(settings.batch_size * math.ceil(_FIRST_SAMPLES / settings.batch_size), settings.num_samples)
 
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
-        """What is known in the cell's environment; what other processes found is read when a group begins."""
+        """What is known in the cell's environment; what others found is read when a group begins, in it of helpers."""
         group = Group(cell, accelerator)
         if group != self._group:
             self.reread(cell)
+        elif self.workers > 1 and not self.settings.exhaustive:
+            self._read_more(cell)
         self._group = group
         return self.known(cell)
 
@@ -141,18 +147,27 @@ class Workbench:
 
         What was evaluated once and fails now is left out.
         """
-        environment, failed = self.environment(cell).id, self.failed(cell)
-        samplings = (self.sampling(cell, "search"), self.sampling(cell, "winner"))
-        stored = [
-            measurement
-            for sampling in samplings
-            for measurement in self.store.evaluations(environment, sampling, since=self.since, usable=self.is_usable)
-            if measurement.candidate.key not in failed
-        ]
+        environment = self.environment(cell).id
+        self._read_at = time.time()
+        stored = [*self._stored(cell, "search", self.since), *self._stored(cell, "winner", self.since)]
         rounds = self.store.rounds(environment, self.since)
         self._knowledge[cell.pipe] = Knowledge(
             self.registry, stored, rounds, self.settings.decide_by, self.settings.quality, self._foresights
         )
+
+    def _read_more(self, cell: Cell) -> None:
+        """Take in what others have evaluated in the cell since it was read last."""
+        since, self._read_at = max(self.since, self._read_at - _CLOCKS_APART_S), time.time()
+        known = self.known(cell)
+        for measurement in self._stored(cell, "search", since, cell):
+            if measurement != known.find(measurement.candidate):
+                known.add(measurement)
+
+    def _stored(self, cell: Cell, purpose: Purpose, since: float, of: Cell | None = None) -> list[Measurement]:
+        """What is stored of the cell's environment and of what works, since some time; of one cell or of all."""
+        environment, failed = self.environment(cell).id, self.failed(cell)
+        found = self.store.evaluations(environment, self.sampling(cell, purpose), of, since, self.is_usable)
+        return [measurement for measurement in found if measurement.candidate.key not in failed]
 
     def foresee(self, cell: Cell, accelerator: Accelerator) -> None:
         """Foresee what a method that decides by the picture decides in a cell, by its first batches, once."""
