@@ -248,7 +248,7 @@ def slept(workers: int, seconds_per_group: float) -> dict[str, Any]:
         workers: CPUs that the cluster claims to have; sleeping takes none.
         seconds_per_group: what a group sleeps in the mean.
     """
-    needed("ray")
+    needed("ray", "ray")
     from ray.cluster_utils import Cluster
 
     work = _coarse_work(seconds_per_group)

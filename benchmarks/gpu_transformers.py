@@ -1,6 +1,6 @@
 """Caches of transformers on full-size FLUX.1: speed-ups predicted from short runs beside whole generations.
 
-Run ``python -m benchmarks.gpu_transformers`` on a GPU of 80 GB; about five minutes, and with ``--compile`` some more.
+Run ``python -m benchmarks.gpu_transformers`` on a GPU of 80 GB; about eight minutes, and with ``--compile`` some more.
 Weights are random (17 billion, bfloat16), pictures 1024 x 1024, one per call, 28 steps. Runs of 8 and 12
 steps tell what each kind of step costs, by the wall clock and by the GPU's own time; from these the speed-up of each
 candidate is predicted, then measured in whole generations beside unaccelerated ones. The thresholds of FirstBlockCache
@@ -175,11 +175,11 @@ def _say(told: Any) -> None:
 
 def main() -> None:
     """Print the table."""
-    needed("cache_dit")
     options = parser(__doc__ or "")
     options.add_argument("--compile", action="store_true", help="compile the transformer's blocks first")
     options.add_argument("--models", default="architecture", help="model source (default: architecture)")
     arguments = options.parse_args()
+    needed("cache_dit", "cache-dit")
     began = time.monotonic()
     pipeline: Any = load_pipeline("FLUX.1", models=arguments.models)
     pipeline.set_progress_bar_config(disable=True)

@@ -54,8 +54,8 @@ class Progress:
             self._said = now
 
 
-def needed(module: str) -> Any:
-    """A module of the extra ``benchmarks``.
+def needed(module: str, extra: str = "benchmarks") -> Any:
+    """A module of an extra of this package.
 
     Raises:
         SystemExit: when it is not installed; says what to type.
@@ -64,7 +64,7 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         package = module.partition(".")[0]
-        raise SystemExit(f"this benchmark needs {package}: pip install -e '.[benchmarks]'") from None
+        raise SystemExit(f"this benchmark needs {package}: pip install -e '.[{extra}]'") from None
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, as_json: bool) -> None:

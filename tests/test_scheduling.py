@@ -118,12 +118,14 @@ class Host:
             self._start_worker()
         self.scheduling.schedule()
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, *, has_place: bool = True) -> Worker:
         worker = Worker(self._started)
         self._started += 1
+        tell_place(worker, has_place=has_place)
         self.session._active_nodes.add(worker)
         self.scheduling.add_node(worker)
         self.scheduling.add_node_collection(worker, self.tests)
+        return worker
 
     def run(self, seconds: Iterator[float], deaths: Iterator[bool]) -> None:
         """Run until nothing goes on."""
@@ -298,12 +300,7 @@ class Cluster(Host):
 
     def add(self, *, has_place: bool) -> Worker:
         """A worker comes, or one that only stands for it."""
-        worker = Worker(self._started)
-        self._started += 1
-        tell_place(worker, has_place=has_place)
-        self.session._active_nodes.add(worker)
-        self.scheduling.add_node(worker)
-        self.scheduling.add_node_collection(worker, self.tests)
+        worker = self._start_worker(has_place=has_place)
         self.scheduling.schedule()
         return worker
 

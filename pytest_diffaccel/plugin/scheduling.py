@@ -313,7 +313,9 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
                 return 1, 0.0
             if name in late:
                 return 2, -late[name]
-            return 4 if name in begun else 3, self._groups.efforts.get(name, 0.0) * len(tests) * (name in begun)
+            if name not in begun:
+                return 3, 0.0
+            return 4, self._groups.efforts.get(name, 0.0) * len(tests)
 
         return turn
 
