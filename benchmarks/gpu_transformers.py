@@ -3,9 +3,11 @@
 Run ``python -m benchmarks.gpu_transformers`` on a GPU of 80 GB; about eight minutes, and with ``--compile`` some more.
 Weights are random (17 billion, bfloat16), pictures 1024 x 1024, one per call, 28 steps. Runs of 8 and 12
 steps tell what each kind of step costs, by the wall clock and by the GPU's own time; from these the speed-up of each
-candidate is predicted, then measured in whole generations beside unaccelerated ones. The thresholds of FirstBlockCache
-and DBCache are those by which these weights reuse about the shares of the steps named below: real weights have others.
-DBCache needs cache-dit (``pip install 'pytest-diffaccel[cache-dit]'``).
+candidate is predicted, then measured in whole generations beside unaccelerated ones. Where pictures decide how many
+steps are reused, a column says what was foreseen of them, another what follows once its runs have decided. The
+thresholds of FirstBlockCache and DBCache are those by which these weights reuse about the shares of the steps named
+below: real weights have others. DBCache needs cache-dit (``pip install 'pytest-diffaccel[cache-dit]'``).
+``--method NAME`` looks at that cache alone: each of them compiles the blocks anew.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from statistics import median
 from typing import Any
@@ -30,7 +32,7 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming, SpeedClock
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.predict.cost_model import CostModel
-from pytest_diffaccel.search.predict.step_counts import StepCounts
+from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
 
 _CELL = Cell("FLUX.1", "FlowMatchEulerDiscreteScheduler", 28)
 _PROMPTS, _SEEDS = ["a lighthouse at dusk"], [0]
@@ -38,6 +40,7 @@ _TAYLORSEER = ((2, 3, 1), (3, 3, 1), (5, 3, 1), (4, 5, 2))
 _MAGCACHE = ((0.06, 1, 0.2), (0.12, 3, 0.2), (0.24, 5, 0.1))
 # Shares of the steps that FirstBlockCache reuses; DBCache's with its first blocks and the order of its series.
 _SHARES = (1 / 3, 1 / 2, 2 / 3)
+_THRESHOLDS = [float(f"{10 ** (power / 40):.3g}") for power in range(-160, 61)]
 _DBCACHE = ((1, 0, 1 / 3), (1, 0, 1 / 2), (8, 0, 1 / 2), (1, 1, 1 / 2))
 # Each cache has its hooks on every block; torch's own limit of 8 is for one model.
 _RECOMPILE_LIMIT = 64
@@ -49,12 +52,15 @@ _WHOLE = {"wall": 2, "device": 1}
 class Bench:
     """A full-size pipeline, and what is timed on it."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, methods: Sequence[str]) -> None:
         self.pipeline = pipeline
         self.registry = default_registry()
-        foresights = {name: self._foresight(name) for name in ("FirstBlockCache", "DBCache")}
-        self.candidates = [self._candidate(params) for params in _params(foresights)]
-        self.counts = StepCounts(self.registry, {Group(_CELL, name): [one] for name, one in foresights.items()})
+        foresights = {name: self._foresight(name) for name in ("FirstBlockCache", "DBCache") if name in methods}
+        self.candidates = [
+            self._candidate(params) for name in methods for params in _PARAMS[name](foresights.get(name))
+        ]
+        self.foresights = {Group(_CELL, name): [one] for name, one in foresights.items()}
+        self.counts = StepCounts(self.registry, self.foresights)
 
     def _foresight(self, name: str) -> Foresight:
         (accelerator,) = self.registry.select([name])
@@ -99,39 +105,51 @@ class Bench:
         for runs in by_steps.values():
             self.warm_up(runs)
         self.warm_up(self.candidates)
-        predicted, measured = {}, {}
+        foreseen, predicted, measured = {}, {}, {}
         for clock in _CLOCKS:
             told = [pair for runs in by_steps.values() for pair in self.blocks(runs, clock, _ROUNDS[clock])]
             model = CostModel.fit(self.registry, told, clock, self.counts)
-            predicted[clock] = model.speedups(self.candidates)
+            foreseen[clock] = model.speedups(self.candidates)
             _say({clock: {kind: round(math.exp(cost.log_ratio), 4) for kind, cost in model.kinds.items()}})
             measured[clock] = self.blocks(self.candidates, clock, _WHOLE[clock])
+            decided = {candidate: decided_in(blocks) for candidate, blocks in measured[clock]}
+            counts = StepCounts(self.registry, self.foresights, decided)
+            predicted[clock] = CostModel.fit(self.registry, told, clock, counts).speedups(self.candidates)
             _say({clock: [round(_speedup(blocks), 4) for _, blocks in measured[clock]]})
         for place, candidate in enumerate(self.candidates):
             row: dict[str, Any] = {"method": candidate.accelerator, "params": _short(candidate.params)}
             for clock in _CLOCKS:
                 blocks = measured[clock][place][1]
-                found, foreseen = _speedup(blocks), predicted[clock][place]
+                found, told_of_it = _speedup(blocks), predicted[clock][place].value
                 row |= {
                     f"{clock}_s": median(block.runs[0].total_s for block in blocks),
-                    f"{clock}_predicted": foreseen.value,
+                    f"{clock}_foreseen": foreseen[clock][place].value,
+                    f"{clock}_predicted": told_of_it,
                     f"{clock}_measured": found,
-                    f"{clock}_off": foreseen.value / found - 1,
+                    f"{clock}_off": told_of_it / found - 1,
                 }
             yield row
 
 
-def _params(foresights: Mapping[str, Foresight]) -> Iterator[Params]:
+def _of_taylorseer(_foresight: Foresight | None) -> Iterator[Params]:
     for interval, before, order in _TAYLORSEER:
         yield {"TaylorSeer": {"cache_interval": interval, "disable_cache_before_step": before, "max_order": order}}
+
+
+def _of_magcache(_foresight: Foresight | None) -> Iterator[Params]:
     for threshold, skips, retention in _MAGCACHE:
         yield {"MagCache": {"threshold": threshold, "max_skip_steps": skips, "retention_ratio": retention}}
-    thresholds = [float(f"{10 ** (power / 40):.3g}") for power in range(-160, 61)]
+
+
+def _of_first_block_cache(foresight: Foresight | None) -> Iterator[Params]:
+    points: list[Point] = [{"threshold": threshold} for threshold in _THRESHOLDS]
     for share in _SHARES:
-        points: list[Point] = [{"threshold": threshold} for threshold in thresholds]
-        yield {"FirstBlockCache": _nearest(foresights["FirstBlockCache"], points, share)}
+        yield {"FirstBlockCache": _nearest(foresight, points, share)}
+
+
+def _of_dbcache(foresight: Foresight | None) -> Iterator[Params]:
     for blocks, order, share in _DBCACHE:
-        points = [
+        points: list[Point] = [
             {
                 "Fn_compute_blocks": blocks,
                 "max_warmup_steps": 4,
@@ -140,14 +158,23 @@ def _params(foresights: Mapping[str, Foresight]) -> Iterator[Params]:
                 "taylorseer_order": order,
                 "steps_mask": 0,
             }
-            for threshold in thresholds
+            for threshold in _THRESHOLDS
             if threshold < 1
         ]
-        yield {"DBCache": _nearest(foresights["DBCache"], points, share)}
+        yield {"DBCache": _nearest(foresight, points, share)}
 
 
-def _nearest(foresight: Foresight, points: Sequence[Point], share: float) -> Point:
-    """The point whose steps are reused by ``share``, about."""
+_PARAMS: Mapping[str, Callable[[Foresight | None], Iterator[Params]]] = {
+    "TaylorSeer": _of_taylorseer,
+    "MagCache": _of_magcache,
+    "FirstBlockCache": _of_first_block_cache,
+    "DBCache": _of_dbcache,
+}
+
+
+def _nearest(foresight: Foresight | None, points: Sequence[Point], share: float) -> Point:
+    """The point whose steps are reused by ``share``, about, of a method that was foreseen."""
+    assert foresight is not None
     return min(points, key=lambda point: abs(_reused(foresight, point) - share))
 
 
@@ -177,9 +204,12 @@ def main() -> None:
     """Print the table."""
     options = parser(__doc__ or "")
     options.add_argument("--compile", action="store_true", help="compile the transformer's blocks first")
+    options.add_argument("--method", choices=list(_PARAMS), help="this cache alone")
     options.add_argument("--models", default="architecture", help="model source (default: architecture)")
     arguments = options.parse_args()
-    needed("cache_dit", "cache-dit")
+    methods = [arguments.method] if arguments.method else list(_PARAMS)
+    if "DBCache" in methods:
+        needed("cache_dit", "cache-dit")
     began = time.monotonic()
     pipeline: Any = load_pipeline("FLUX.1", models=arguments.models)
     pipeline.set_progress_bar_config(disable=True)
@@ -189,7 +219,7 @@ def main() -> None:
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
         pipeline.transformer.compile_repeated_blocks()
     _say(f"ready in {time.monotonic() - began:.0f} s")
-    rows = list(Bench(pipeline).rows())
+    rows = list(Bench(pipeline, methods).rows())
     off = {f"{clock}_median_off": median(abs(row[f"{clock}_off"]) for row in rows) for clock in _CLOCKS}
     blocks = "compiled" if arguments.compile else "eager"
     show(f"caches of transformers, {blocks} blocks", rows, {"steps": _CELL.steps} | off, as_json=arguments.json)
