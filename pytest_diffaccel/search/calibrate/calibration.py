@@ -154,8 +154,11 @@ def _by_device(bench: Workbench, cell: Cell, candidates: Sequence[Candidate], mo
         rounds = len(bench.known(cell).rounds("device"))
         return rounds >= _LEAST_ROUNDS and time.monotonic() - began >= most_s
 
+    # What does not decide is recorded where it is not vague, and no better is needed.
+    known_at = _KNOWN_BY_DEVICE if bench.settings.decide_by == "device" else VAGUE_SPEEDUP
+
     def is_known(speedup: Interval) -> bool:
-        return speedup.half_width_ratio <= _KNOWN_BY_DEVICE
+        return speedup.half_width_ratio <= known_at
 
     made = Timer(bench, cell, "device").narrow(candidates, is_known, time_is_up)
     if bench.settings.decide_by == "device" and not bench.known(cell).rounds("device"):

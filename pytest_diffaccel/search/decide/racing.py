@@ -12,7 +12,7 @@ import numpy as np
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.devices import CudaBroken
-from pytest_diffaccel.matrix import Candidate, Params
+from pytest_diffaccel.matrix import TARGETS, Candidate, Params
 from pytest_diffaccel.records.tables import StoreError
 from pytest_diffaccel.search.budget import TimeIsUp, never
 from pytest_diffaccel.search.decide.contenders import Contenders
@@ -23,9 +23,9 @@ _LOG = logging.getLogger(__name__)
 
 # Evaluations in a row that lower no target's least loss, after which the rest is left alone.
 _PATIENCE = 8
-# Evaluations that a group of however few cases may have: of a method with one parameter, what lies between its grid's
-# points.
-_FEW_CASES = 16
+# Evaluations that a group of however few cases may have: a method with one parameter has most of its winners between its
+# grid's points, and each target asks for some.
+_FEW_CASES = 4 * len(TARGETS)
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16
 #: Candidates beyond the grid that are looked at again and again as more becomes known.
@@ -86,7 +86,8 @@ def explore(
     """Evaluate what may win, most promising first; one that fails is passed over.
 
     There is always something that might win by a little: a method's space has many times as many points as its grid.
-    So no more are evaluated than the group has cases, all pictures of which brute force makes, or 16 of a small group.
+    So no more are evaluated than the group has cases, all pictures of which brute force makes, or four per target of a
+    small group.
 
     Args:
         track: where.
