@@ -124,6 +124,11 @@ def format_params(params: Params) -> str:
     return ",".join(f"{name}={value}" for point in params.values() for name, value in point.items())
 
 
+def spaced_params(params: Params) -> str:
+    """The same for people, in a line that breaks between parameters."""
+    return format_params(params).replace(",", ", ")
+
+
 def cells(pipes: Iterable[str], schedulers: Iterable[str], steps: Iterable[int]) -> list[Cell]:
     """All cells of the product, pipe first, in the order given."""
     scheduler_names, step_counts = list(schedulers), list(steps)

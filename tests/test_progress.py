@@ -182,7 +182,8 @@ def test_what_is_told_after_calibration_is_what_it_takes() -> None:
     assert never_doubles(replayed.estimates)
     assert replayed.estimates[-2] == pytest.approx(VERIFIED_S + 12.4, rel=0.3)
     assert not replayed.paces
-    assert "58/58, 0 s left; to be verified: LPIPS 0.100 at 1.2x" in replayed.progress.line()
+    # Winners are shown next, which may be others than those that looked best on the way.
+    assert replayed.progress.line().endswith("58/58, 0 s left")
 
 
 def test_nothing_is_told_before_the_calibration() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.accelerators import restoration
+from pytest_diffaccel.accelerators.restoration import restored, undone
 
 
 class Patched(nn.Linear):
@@ -99,13 +102,67 @@ def test_whatever_was_done_is_undone(changes: list[tuple[int, str]], fails: bool
     assert state(pipeline, modules) == before
 
 
-def test_without_modules_only_the_pipelines_own_attributes_come_back() -> None:
+def test_without_modules_only_the_pipelines_and_its_denoisers_own_attributes_come_back() -> None:
     pipeline = tree()
+    inner = next(iter(pipeline.unet))
     with restored(pipeline, modules=False):
         pipeline.scale = 2.0
-        pipeline.unet.marked = True
+        pipeline.unet.marked = inner.marked = True
     assert pipeline.scale == 1.0
-    assert pipeline.unet.marked
+    assert not hasattr(pipeline.unet, "marked")
+    assert inner.marked
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("cut_off_at", range(6))
+def test_ctrl_c_while_things_are_put_back_loses_nothing(cut_off_at: int, fails: bool) -> None:
+    """Wherever in the putting back it comes."""
+    pipeline = tree()
+    before = state(pipeline, list(pipeline.unet.modules()))
+    places = iter(range(1000))
+
+    class Interrupting(dict[str, Any]):
+        def clear(self) -> None:
+            if next(places) == cut_off_at:
+                raise KeyboardInterrupt
+            super().clear()
+
+    def put_back() -> None:
+        for holder in holders:
+            holder.clear()
+            holder["kept"] = True
+
+    holders = [Interrupting() for _ in range(5)]
+    with suppress(KeyboardInterrupt, ZeroDivisionError), restored(pipeline), undone(put_back):
+        pipeline.scale = 2.0
+        pipeline.unet.marked = True
+        if fails:
+            raise ZeroDivisionError
+    assert all(holders)
+    assert state(pipeline, list(pipeline.unet.modules())) == before
+
+
+def test_ctrl_c_at_the_begin_of_restoring_leaves_the_pipeline_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real signal, in the middle of what puts modules back."""
+    pipeline = tree()
+    before = state(pipeline, list(pipeline.unet.modules()))
+    whole = restoration._Contents.restore
+
+    def interrupted(contents: Any, holders: Any) -> None:
+        monkeypatch.setattr(restoration._Contents, "restore", whole)
+        signal.raise_signal(signal.SIGINT)
+        whole(contents, holders)
+
+    monkeypatch.setattr(restoration._Contents, "restore", interrupted)
+    was_cut_off = False
+    try:
+        with restored(pipeline):
+            pipeline.scale = 2.0
+            pipeline.unet.marked = True
+    except KeyboardInterrupt:
+        was_cut_off = True
+    assert was_cut_off
+    assert state(pipeline, list(pipeline.unet.modules())) == before
 
 
 def test_keys_need_not_be_strings() -> None:

@@ -484,7 +484,7 @@ def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
     nearest = Chosen(GoldenKey.parse(KEY), {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1)
     made_up.undecided = (nearest,)
     shown = "  SD1.5 DDIM 20 Echo 1.2x: 1.20x ?1.10, 1.30?, LPIPS 0.100, echo_interval=10"
-    stays = "undecided: 1 target; its golden record stays as it is"
+    stays = "undecided: 1 target; a winner that golden has stays"
     made_up.run().stdout.fnmatch_lines([f"{stays}; the same command measures no more of it; with --fresh *", shown])
     made_up.left = 5
     result = made_up.run("--search-budget", "1min")

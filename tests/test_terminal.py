@@ -108,13 +108,21 @@ def test_the_live_line_fits_and_leaves_nothing_behind(monkeypatch: pytest.Monkey
     screen.show(f"second {LONG}", 2, 3)
     (live,) = [line for line in shown(out.getvalue(), columns) if line]
     assert len(live) <= columns
-    assert live.startswith(BAR)
-    assert " second SD1.5-DDIM-20" in live
+    # How far it is and how long it takes would not fit beside a bar.
+    assert live.startswith("second SD1.5-DDIM-20")
     assert live.endswith("\N{HORIZONTAL ELLIPSIS}")
     screen.write_line("one that stays")
     screen.show(LONG, 2, 3)
     screen.section("the end")
     assert [line for line in shown(out.getvalue(), columns) if line] == ["one that stays", "== the end"]
+
+
+def test_a_short_live_line_has_a_bar(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    screen, out = written_by(monkeypatch, isatty=True, verbosity=0)
+    screen.show("ToMe 1/3; choosing winners", 1, 3)
+    (live,) = [line for line in shown(out.getvalue(), columns) if line]
+    assert live.startswith(BAR)
+    assert " ToMe 1/3; choosing winners" in live
 
 
 def test_after_the_last_case_there_is_no_live_line(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:

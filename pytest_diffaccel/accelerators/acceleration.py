@@ -12,8 +12,10 @@ from pytest_diffaccel.accelerators.calls import (
     calls_per_step,
     check_call,
     check_class,
+    check_params,
     guidance_options,
     is_guided,
+    lessons_of,
     step_callback,
     text_length,
     weights_size,
@@ -326,8 +328,11 @@ def accelerate(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidParams(f"steps={steps!r} must be a whole number of at least 1")
     check_class(pipeline)
-    known = (registry or default_registry()).taught({name: tuple(row) for name, row in (learnt or {}).items()})
+    check_params(params)
+    known = (registry or default_registry()).taught(lessons_of(learnt or {}))
     accelerator = known.for_params(params)
+    if caches := known.exclusive(accelerator):
+        raise InvalidParams(f"{' and '.join(caches)}: a transformer takes one cache at a time; leave all but one out")
     check_call(pipeline, accelerator, params, steps=steps, guidance_scale=guidance_scale, height=height, width=width)
     check_timesteps(pipeline, steps)
     yield Generate(pipeline, accelerator, params, steps, guidance_scale, height, width, known.methods_for(pipeline))

@@ -284,7 +284,7 @@ class Method(ABC):
         Raises:
             InvalidParams: naming them and the known ones.
         """
-        unknown = sorted(set(point) - set(self.param_names))
+        unknown = sorted(map(str, set(point) - set(self.param_names)))
         missing = [name for name in self.param_names if name not in point]
         if unknown or missing:
             said = "; ".join(

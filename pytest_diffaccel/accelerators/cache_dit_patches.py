@@ -9,6 +9,8 @@ from inspect import getclosurevars
 from itertools import chain
 from typing import Any
 
+from pytest_diffaccel.accelerators.restoration import undone
+
 # Of cache-dit's loggers, whose handler writes to standard output, which is the session's.
 _ITS_LOGGER = "CACHE_DIT"
 
@@ -50,14 +52,16 @@ def part_from(denoiser: Any) -> None:
 def class_restored(kind: Any) -> Iterator[None]:
     """Let a class have what it has now, also after an exception."""
     before = dict(vars(kind))
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for name in vars(kind).keys() - before.keys():
             delattr(kind, name)
         for name, value in before.items():
             if vars(kind).get(name) is not value:
                 setattr(kind, name, value)
+
+    with undone(put_back):
+        yield
 
 
 @contextmanager

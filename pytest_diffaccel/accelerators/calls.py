@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,9 @@ from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.matrix import Params
 from pytest_diffaccel.pipes import PipeSpec, denoiser_of, families_of, known
+
+# Of a value that is refused, so many characters are shown.
+_SAID = 200
 
 
 class UnsupportedPipeline(TypeError):
@@ -141,6 +145,37 @@ def own_size(pipeline: Any) -> tuple[int, int]:
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
+def check_params(params: object) -> None:
+    """Refuse what is no parameters by method, before anything is looked up in it.
+
+    Raises:
+        InvalidParams: showing it, and what it should look like.
+    """
+    if not isinstance(params, Mapping) or any(
+        not isinstance(method, str) or not isinstance(point, Mapping) for method, point in params.items()
+    ):
+        raise InvalidParams(
+            f"params={_said(params)} must be parameters by method, such as {{'DeepCache': {{'cache_interval': 3, "
+            "'cache_branch_id': 0}}, or {} for none"
+        )
+
+
+def lessons_of(learnt: object) -> dict[str, tuple[float, ...]]:
+    """What methods are to have learnt, by method.
+
+    Raises:
+        InvalidParams: when it is anything else than rows of numbers by method.
+    """
+    if isinstance(learnt, Mapping) and all(
+        isinstance(method, str)
+        and isinstance(row, Sequence)
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row)
+        for method, row in learnt.items()
+    ):
+        return {method: tuple(row) for method, row in learnt.items()}
+    raise InvalidParams(f"learnt={_said(learnt)} must be rows of numbers by method, as `generate.learn` gives them")
+
+
 def check_call(
     pipeline: Any,
     accelerator: Accelerator,
@@ -165,6 +200,7 @@ def check_call(
     Raises:
         InvalidParams: naming the bad value and the valid range, or what a method cannot work with.
     """
+    _check_guidance_scale(guidance_scale)
     accelerator.check(params, steps)
     _check_size(pipeline, height, width)
     own_height, own_width = own_size(pipeline)
@@ -173,14 +209,22 @@ def check_call(
     accelerator.check_guidance(scale, without=_without_guidance(pipeline))
 
 
+def _check_guidance_scale(given: object) -> None:
+    """Refuse a scale with which a pipeline would fail in the middle, or draw black pictures."""
+    if given is None:
+        return
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise InvalidParams(f"guidance_scale={given!r} must be a finite number of at least 0")
+
+
 def _check_size(pipeline: Any, height: int | None, width: int | None) -> None:
     """Refuse a size that the pipeline cannot draw: some say so themselves, others draw another."""
     unit = families_of(pipeline)[0].side_unit
     for name, side in (("height", height), ("width", width)):
-        if side is not None and (side <= 0 or side % unit):
-            fit = max(unit, side // unit * unit)
+        if side is not None and (not isinstance(side, int) or side <= 0 or side % unit):
+            fit = max(unit, side // unit * unit) if isinstance(side, int) else 64 * unit
             raise InvalidParams(
-                f"{name}={side} must be a multiple of {unit} for a {type(pipeline).__name__}, such as {fit}"
+                f"{name}={side!r} must be a multiple of {unit} for a {type(pipeline).__name__}, such as {fit}"
             )
 
 
@@ -211,3 +255,9 @@ def _without_guidance(pipeline: Any) -> str:
     if "true_cfg_scale" in _defaults(pipeline) and not _is_guided_apart(pipeline):
         return f"a {type(pipeline).__name__} has none by guidance_scale"
     return ""
+
+
+def _said(value: object) -> str:
+    """A value as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= _SAID else f"{text[:_SAID]}..."

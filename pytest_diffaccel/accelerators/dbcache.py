@@ -66,6 +66,8 @@ _PARAMS = (
 # In their order.
 _Values = tuple[Sequence[Number], ...]
 _ORDERS, _NO_MASK = (0, 1), (0,)
+# More than any scheduler has; cache-dit takes no number beyond those of the machine.
+_MOST_STEPS = 1000
 _MASKS = range(1, len(MASK_POLICIES) + 1)
 _FULL: _Values = (FIRST_BLOCKS, (4, 8), (1, 2, 3, 4, 6), (0.04, 0.08, 0.12, 0.16, 0.24, 0.32), _ORDERS, _NO_MASK)
 _COARSE: _Values = ((1, 4), (4,), (3,), (0.08, 0.16, 0.32), _ORDERS, _NO_MASK)
@@ -130,14 +132,14 @@ class DBCache(Method):
         return list(distinct.values())
 
     def check(self, point: Point, steps: int) -> None:
-        """First blocks from 1, warm-up from 0, a limit from -1, threshold from 0 (nothing) to 1 (whatever it is).
+        """First blocks from 1, warm-up from 0, a limit from -1; threshold from 0 (nothing is reused) to 1 (everything).
 
         A mask (1 to 4; 0: none) must be one of so many steps, and stands alone: what it makes meaningless is fixed.
         """
         self.check_names(point)
         check_integer(self.name, point, "Fn_compute_blocks", 1)
-        check_integer(self.name, point, "max_warmup_steps", 0)
-        check_integer(self.name, point, "max_continuous_cached_steps", _NO_LIMIT)
+        check_integer(self.name, point, "max_warmup_steps", 0, _MOST_STEPS)
+        check_integer(self.name, point, "max_continuous_cached_steps", _NO_LIMIT, _MOST_STEPS)
         check_integer(self.name, point, "taylorseer_order", min(_ORDERS), max(_ORDERS))
         value = point["residual_diff_threshold"]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:

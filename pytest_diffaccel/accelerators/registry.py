@@ -172,6 +172,11 @@ class Registry:
         """The methods that are for a pipeline's kind of denoiser, in order of registration."""
         return tuple(method for method in self.methods if not method.denoiser or hasattr(pipeline, method.denoiser))
 
+    def exclusive(self, accelerator: Accelerator) -> list[str]:
+        """Names of its caches of which a transformer takes one at a time, unless they were combined; empty for one."""
+        caches = [method.name for method in accelerator.methods if method.denoiser == "transformer"]
+        return caches if len(caches) > 1 and accelerator.name not in self._accelerators else []
+
     def for_params(self, params: Mapping[str, Any]) -> Accelerator:
         """The accelerator that ``params`` asks for: its methods, none for ``{}``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import is_
@@ -85,13 +85,33 @@ def restored(pipeline: Any, *, modules: bool = True) -> Iterator[None]:
 
     Args:
         pipeline: a diffusers pipeline.
-        modules: whether the modules come back too, and not only the attributes of the pipeline object.
+        modules: whether all modules come back too, and not only the denoiser itself.
     """
-    states = _ModuleStates(list(denoiser_of(pipeline).modules()) if modules else [])
+    denoiser = denoiser_of(pipeline)
+    states = _ModuleStates(list(denoiser.modules()) if modules else [denoiser])
     attributes = dict(vars(pipeline))
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         states.restore()
         vars(pipeline).clear()
         vars(pipeline).update(attributes)
+
+    with undone(put_back):
+        yield
+
+
+@contextmanager
+def undone(put_back: Callable[[], None]) -> Iterator[None]:
+    """Undo in the end what is done within, to the last, also where Ctrl-C cuts that very undoing off.
+
+    Args:
+        put_back: undoes it; it can be called again, wherever it was cut off.
+    """
+    try:
+        try:
+            yield
+        finally:
+            put_back()
+    except BaseException:
+        put_back()
+        raise

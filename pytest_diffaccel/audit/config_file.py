@@ -15,6 +15,8 @@ from pytest_diffaccel.audit.masks import MASK, made_mask
 _CACHE = "cache_config"
 _SECTIONS = (_CACHE, "parallelism_config", "quantize_config", "attention_backend")
 _TYPE, _DEFAULT_TYPE = "cache_type", "DBCache"
+# What parsers raise of what is neither; YAML's, of a tag whose text does not suit it.
+_BROKEN = (ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
 
 
 def read_config(text: str, registry: Registry, *, is_json: bool) -> tuple[list[FoundCall], list[str]]:
@@ -38,6 +40,8 @@ def read_config(text: str, registry: Registry, *, is_json: bool) -> tuple[list[F
     settings = data.get(_CACHE) if sections else data
     if not isinstance(settings, dict) or not settings:
         raise PresetError(f"there is no {_CACHE}: nothing to measure")
+    if not _is_named(settings):
+        raise PresetError(f"not all settings{f' in {_CACHE}' if sections else ''} have names")
     return [_of_cache_dit(settings, f"in {_CACHE}" if sections else "")], remarks
 
 
@@ -45,10 +49,10 @@ def _parsed(text: str, *, is_json: bool) -> dict[str, Any]:
     import yaml
 
     try:
-        data = json.loads(text) if is_json else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        data: dict[str, Any] = json.loads(text) if is_json else _of_yaml(text)
+    except (*_BROKEN, yaml.YAMLError) as error:
         raise PresetError(f"no {'JSON' if is_json else 'YAML'}: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or not data or not all(isinstance(name, str) for name in data):
+    if not _is_named(data) or not data:
         raise PresetError(
             "no settings by name; write a config as cache-dit loads it, or parameters by method: "
             "DeepCache: {cache_interval: 3, cache_branch_id: 0}"
@@ -56,8 +60,23 @@ def _parsed(text: str, *, is_json: bool) -> dict[str, Any]:
     return data
 
 
+def _of_yaml(text: str) -> Any:
+    """What YAML says, without aliases: a few lines of these stand for more than any memory holds."""
+    import yaml
+
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise PresetError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not read; write it out")
+    return yaml.safe_load(text)
+
+
+def _is_named(data: Any) -> bool:
+    """Whether it is settings by name."""
+    return isinstance(data, dict) and all(isinstance(name, str) for name in data)
+
+
 def _own(name: str, point: Any) -> FoundCall:
-    if not isinstance(point, dict):
+    if not _is_named(point):
         raise PresetError(f"{name}: {point!r} are no parameters by name")
     return FoundCall(name, KnownCall(name, point), "", {})
 

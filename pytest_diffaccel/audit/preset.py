@@ -54,8 +54,11 @@ def read_preset(path: Path, registry: Registry, pipe: PipeSpec | None = None) ->
         FileNotFoundError: when there is none.
         PresetError: (a ``ValueError``) naming file and line of what cannot be measured.
     """
-    if path.stat().st_size > _LARGEST_BYTES:
-        raise PresetError(f"{path}: {path.stat().st_size} bytes are no preset; at most {_LARGEST_BYTES} are read")
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe or a device never ends
+        raise PresetError(f"{path}: that is no regular file")
+    if size > _LARGEST_BYTES:
+        raise PresetError(f"{path}: {size} bytes are no preset; at most {_LARGEST_BYTES} are read")
     try:
         text = path.read_text(encoding="utf-8-sig")
         is_json = _CONFIGS.get(path.suffix.lower())
@@ -112,9 +115,8 @@ def _refuse_unknown(by_method: Mapping[str, Sequence[FoundCall]], registry: Regi
 
 def _refuse_several_caches(by_method: Mapping[str, Sequence[FoundCall]], registry: Registry) -> None:
     """A transformer takes one cache at a time, unless two were combined."""
-    accelerator = registry.for_params({method: {} for method in by_method})
-    caches = [method.name for method in accelerator.methods if method.denoiser == "transformer"]
-    if len(caches) > 1 and accelerator.name not in registry.names:
+    caches = registry.exclusive(registry.for_params({method: {} for method in by_method}))
+    if caches:
         said = " and ".join(f"{_at(by_method[name][0])}{name}" for name in caches)
         raise PresetError(f"{said}: a transformer takes one cache at a time; audit each in a file of its own")
 

@@ -137,7 +137,7 @@ def _unpacked(node: ast.expr, literals: Mapping[str, Any]) -> Iterator[tuple[str
 
 
 def _given(node: ast.expr, literals: Mapping[str, Any]) -> Given:
-    text = ast.unparse(node)
+    text = _text(node)
     if isinstance(node, ast.Name) and node.id in literals:
         return Given(repr(literals[node.id]), literals[node.id], is_literal=True)
     if isinstance(node, ast.Call) and _last_part(node.func) == MAKES_MASK:
@@ -147,6 +147,13 @@ def _given(node: ast.expr, literals: Mapping[str, Any]) -> Given:
         return Given(text, ast.literal_eval(node), is_literal=True)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return Given(text)
+
+
+def _text(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)
+    except RecursionError:
+        return "an expression of too many parts"
 
 
 def _made_mask(node: ast.Call, literals: Mapping[str, Any]) -> list[int] | None:

@@ -10,7 +10,7 @@ from statistics import median
 from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.audit.better import InGolden, value_of
 from pytest_diffaccel.audit.preset import Preset
-from pytest_diffaccel.matrix import Cell, format_params
+from pytest_diffaccel.matrix import Cell, format_params, spaced_params
 from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.statistics import metric_figures
@@ -20,7 +20,7 @@ from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.table_text import table_lines
-from pytest_diffaccel.report.winners import interval_text, metric_text, spaced_params
+from pytest_diffaccel.report.winners import interval_text, metric_text
 from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted, lines
 

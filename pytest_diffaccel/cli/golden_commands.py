@@ -76,8 +76,11 @@ def _show(parsed: argparse.Namespace) -> int:
 
     golden = Golden.read(parsed.golden)
     if not golden.entries:
-        command = benches_command(*FIRST_SEARCH)
-        raise ValueError(f"{parsed.golden} has no winners to show; record some, of one cell, with: {command}")
+        named = {"--pipe": parsed.pipe, "--sched": parsed.sched, "--steps": parsed.steps}
+        cell = [part for option, value in named.items() if value for part in (option, str(value))]
+        command = benches_command(*cell, "--grid", "coarse") if cell else benches_command(*FIRST_SEARCH)
+        lack = "has no winners to show" if parsed.golden.exists() else "is not there"
+        raise ValueError(f"{parsed.golden} {lack}; record some, of one cell, with: {command}")
     entries = _chosen(golden.entries, parsed)
     if parsed.summary:
         print("\n".join(summary_table(entries, width())))

@@ -108,6 +108,8 @@ class SentenceError(ValueError):
 def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Task:
     """The task that a sentence asks for.
 
+    A pipe with one scheduler needs none to be named.
+
     Args:
         sentence: words in any order, such as ``"SDXL with dpmpp, 25 steps, T-GATE + DeepCache, at least 2x faster"`` or
             ``"使用DDIM采样器20步，用DeepCache加速1.5倍的SD1.5管线"``.
@@ -128,6 +130,9 @@ def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Tas
     methods, text = _names(_spellings(accelerators), text)
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
+    if not schedulers and len(pipes) == 1:
+        only = next(pipe.schedulers for pipe in by_length if pipe.name == pipes[0])
+        schedulers = list(only) if len(only) == 1 else []
     meant = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),

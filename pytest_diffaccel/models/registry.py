@@ -194,7 +194,7 @@ class ModelSource:
             )
         try:
             written = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as editors on Windows write it
-        except ValueError as error:  # broken TOML or bytes that are no UTF-8
+        except (ValueError, RecursionError) as error:  # broken TOML, nested too deeply, or bytes that are no UTF-8
             raise ValueError(f"models {text!r} is not a TOML file: {error}") from error
         if not written:
             raise ValueError(f"models {text!r} is empty: {_LINE}")

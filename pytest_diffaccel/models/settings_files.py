@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); fetch or save it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; fetch or save it again")

@@ -268,9 +268,8 @@ class RayCarrier:
     def _started(self, arguments: Sequence[str]) -> _Worker:
         """A worker in the cluster, or one here where none has a place."""
         where = os.getcwd()
-        if not self._asked:
-            self._ask_again()
-        while self._asked:
+        # One place after the other: of a node that has just died, Ray says for a while that it is there.
+        while self._asked or self._ask_again():
             worker = self._asked.pop(0)
             shared = {WORKERS_HERE: str(worker.place.shared_by)}
             with suppress(Exception):  # Ray's: the node died, or others took what was free
@@ -282,12 +281,13 @@ class RayCarrier:
         self.last_has_place = False
         return here
 
-    def _ask_again(self) -> None:
-        """Ask for a worker in a place that another has left, or is about to leave."""
+    def _ask_again(self) -> bool:
+        """Ask for a worker in a place that another has left, or is about to leave; whether there is one."""
         with self._changed:
             self._changed.wait_for(lambda: self._free or self._ended >= self._done, 2 * _GRACE_S)
             if self._free:
                 self._asked.append(_InCluster(self._free.pop()))
+        return bool(self._asked)
 
 
 def _pass_on(heard: IO[bytes], worker: _Worker) -> None:

@@ -35,6 +35,8 @@ _POSTGRESQL = (
 _REPORT_TIMEOUT_S = 900.0
 # Any host answers sooner, or is not there.
 _ANSWER_S = 10.0
+# What stands for a new cluster of this machine in place of an address, as in Ray itself.
+_LOCAL = "local"
 # Of Ray's messages, which can be pages.
 _MESSAGE_LENGTH = 400
 
@@ -144,14 +146,29 @@ def _join(config: pytest.Config) -> None:
 
 
 def _check_answer(address: str | None) -> None:
-    """Raise ``OSError`` where nothing answers at ``HOST:PORT``: Ray itself would try for minutes."""
+    """Raise ``OSError`` where no Ray answers at ``HOST:PORT``: Ray itself would try for minutes."""
     host, _, port = (address or "").rpartition(":")
-    if host and "/" not in host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    if not host or "/" in host or not port.isdecimal():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as answering:
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return
+        # Ray's head speaks gRPC, so it begins with HTTP/2's frame of settings (RFC 9113, sections 3.4 and 6.5).
+        answering.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+        if answering.recv(4)[3:] != b"\x04":
+            raise OSError("what listens there is no Ray")
 
 
 def _of_local_cluster(address: str | None) -> dict[str, Any]:
-    return {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    is_new = address == _LOCAL or not (address or os.environ.get("RAY_ADDRESS"))
+    return {"include_dashboard": False} if is_new else {}
+
+
+def _address() -> str:
+    """Of the cluster that was joined, or started."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _nodes_with_room(*, on_gpus: bool) -> list[_Node]:
@@ -185,12 +202,19 @@ def _check_store(settings: Settings, nodes: Sequence[_Node]) -> None:
     """A file is no store for several hosts.
 
     Raises:
-        pytest.UsageError: saying how to start one that is.
+        pytest.UsageError: saying how to start one that is; or what is wrong with the address.
     """
-    if len(nodes) > 1 and settings.store.startswith("sqlite"):
+    from pytest_diffaccel.records.database import is_file
+    from pytest_diffaccel.records.tables import StoreError
+
+    try:
+        is_of_one_host = is_file(settings.store)
+    except StoreError as error:
+        raise pytest.UsageError(f"--store: {error}") from error
+    if len(nodes) > 1 and is_of_one_host:
         raise pytest.UsageError(
-            f"--ray: the store {settings.store} is a file of one host, and the cluster has {len(nodes)} nodes; "
-            f"{_POSTGRESQL}"
+            f"--ray: the store {settings.store} is a file of one host, and the cluster at {_address()} has "
+            f"{len(nodes)} nodes; {_POSTGRESQL}; or give --ray={_LOCAL} for a new cluster of this machine alone"
         )
 
 
@@ -286,4 +310,5 @@ def _lacking(report: NodeReport, own: NodeReport, first: tuple[_Node, NodeReport
 def _words(nodes: Sequence[_Node], workers: int, *, on_gpus: bool) -> str:
     hosts = ", ".join(dict.fromkeys(node.host for node in nodes))
     own = "a GPU" if on_gpus else "a core"
-    return f"Ray cluster: {counted(workers, 'worker')} with {own} each on {counted(len(nodes), 'node')} ({hosts})"
+    where = f"on {counted(len(nodes), 'node')} ({hosts})"
+    return f"Ray cluster at {_address()}: {counted(workers, 'worker')} with {own} each {where}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,11 @@ _CHUNK = 1 << 16
 
 
 def main() -> None:
-    """Pass on until either side has ended."""
+    """Pass on until either side has ended.
+
+    Ctrl-C is for the session, which then ends both sides; a terminal sends it to every process in front.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as carrier:
         carrier.connect(sys.argv[1])
         carrier.sendall(json.dumps(sys.argv[2:]).encode() + b"\n")

@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from pytest_diffaccel.measure.time_limit import waiting
 from pytest_diffaccel.records import migration
@@ -49,6 +49,8 @@ _LIBPQ = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5
 _LIBPQ |= {"tcp_user_timeout": 30_000}
 #: Writers wait for each other this long; a transaction takes milliseconds.
 _BUSY_TIMEOUT_MS = 60_000
+# What a file of SQLite begins with, from its first table on (its file format, section 1.3.1).
+_SQLITE_HEADER = b"SQLite format 3\0"
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
 _ADVISORY_LOCK = 0x64696666616363
 
@@ -219,9 +221,12 @@ def _url(address: str | os.PathLike[str]) -> URL:
     try:
         url = make_url(plain) if "://" in plain else URL.create("sqlite", database=plain)
         asynchronous = url.get_dialect().is_async
-    except (ArgumentError, SQLAlchemyError) as error:
-        # Not the address itself: it may hold a password.
-        raise StoreError(f"this is no store: {error}; give a path, or postgresql://...") from error
+    except (ValueError, SQLAlchemyError) as error:
+        # Not the address itself, nor a part of it that cannot be told from others: it may hold a password.
+        why = error if isinstance(error, SQLAlchemyError) else "its host or its port cannot be read"
+        raise StoreError(
+            f"this is no store: {why}; give a path, or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+        ) from error
     if url.get_backend_name() not in ("sqlite", "postgresql") or asynchronous:
         raise StoreError(f"a store is SQLite or PostgreSQL, not {url.drivername}: give a path, or postgresql://...")
     if not _is_sqlite(url):
@@ -230,6 +235,15 @@ def _url(address: str | os.PathLike[str]) -> URL:
     if url.database in (None, "", ":memory:"):
         raise StoreError("a store in memory would be another one in each process: give the path of a file")
     return url.set(database=str(Path(url.database or "").expanduser().absolute()))
+
+
+def is_file(address: str) -> bool:
+    """Whether a store is a file (SQLite), which only processes of one machine can share.
+
+    Raises:
+        StoreError: when the address is none.
+    """
+    return _is_sqlite(_url(address))
 
 
 def _is_sqlite(url: URL) -> bool:
@@ -273,10 +287,27 @@ def _sqlite_engine(url: URL) -> Engine:
 def _opening(url: URL) -> Iterator[None]:
     """Let one process at a time open an SQLite file: switching a new one to WAL waits for no busy lock."""
     if _is_sqlite(url):
+        _check_header(Path(url.database or ""))
         with FileLock(f"{url.database}.lock", timeout=_BUSY_TIMEOUT_MS / 1000):
             yield
     else:
         yield
+
+
+def _check_header(path: Path) -> None:
+    """Before anything is written beside it: what is there must be a database, or as good as nothing.
+
+    Raises:
+        StoreError: when it is another file, or none that can be read like one.
+    """
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            header = file.read(len(_SQLITE_HEADER))
+        if header in (b"", _SQLITE_HEADER):
+            return
+    raise StoreError(f"{path} is no SQLite database; give another --store")
 
 
 def _ensure_schema(engine: Engine) -> None:

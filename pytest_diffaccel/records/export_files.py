@@ -51,7 +51,7 @@ def read_export(path: Path) -> list[Row]:
     parquet = _pyarrow()[1] if path.suffix == ".parquet" else None
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist() if parquet else _read_text(path)
-    except (ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors, too
+    except (ValueError, RecursionError, csv.Error) as error:  # pyarrow's own are ValueErrors, too
         raise ValueError(f"{path} is no export: {error}") from error
     if not isinstance(rows, list) or any(not isinstance(row, dict) or "candidate" not in row for row in rows):
         raise ValueError(f"{path} is no export: expected rows with a column 'candidate', as `diffaccel export` writes")

@@ -149,6 +149,7 @@ def merge(
     *,
     update: bool,
     prune: Collection[GoldenKey] | None = None,
+    undecided: Collection[GoldenKey] = (),
     environments: Mapping[str, Environment] = _NO_ENVIRONMENTS,
 ) -> list[Change]:
     """Merge what a search found into the golden file, against what is on disk at this moment.
@@ -160,7 +161,9 @@ def merge(
         path: the golden file; it and its folder are created if missing.
         found: entries by key; rounded before they are compared.
         update: overwrite entries that differ.
-        prune: keys to delete, those in ``found`` excepted; nothing else is ever deleted.
+        prune: keys to delete, those in ``found`` excepted.
+        undecided: keys of which it is not known whether a candidate reaches them; with ``update``, records that call
+            them unattainable are deleted, too. Nothing else ever is.
         environments: by id; those that entries of the file name are added to ``environments.json`` beside it.
 
     Returns:
@@ -173,7 +176,8 @@ def merge(
     path = path.resolve()
     with folder_lock(path.parent):
         entries = read_golden(path)
-        changes = _changes(entries, found, update=update, prune=prune or ())
+        doubtful = {key for key in undecided if update and key in entries and entries[key].status == "unattainable"}
+        changes = _changes(entries, found, update=update, prune={*(prune or ()), *doubtful})
         merged = _apply(entries, changes)
         _add_environments(path, merged, environments)
         if merged != entries:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.matrix import format_params, spaced_params
 from pytest_diffaccel.records.environment import differences
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -19,7 +19,6 @@ from pytest_diffaccel.report.winners import (
     interval_text,
     metrics_text,
     said_of,
-    spaced_params,
     terms_text,
     why_unattainable,
 )

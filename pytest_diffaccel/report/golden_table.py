@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.table_text import table_lines
-from pytest_diffaccel.report.winners import spaced_params, terms_text
+from pytest_diffaccel.report.winners import terms_text
 
 # Wide enough for a change of figures and of parameters on one line each.
 _WIDTH = 150

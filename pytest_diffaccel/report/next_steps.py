@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import interval_text, spaced_params
+from pytest_diffaccel.report.winners import interval_text
+from pytest_diffaccel.search.predict.reach import may_reach
 from pytest_diffaccel.search.results import Chosen
 from pytest_diffaccel.settings.search_settings import Settings
+from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted
 
 # By how much the GPU's own speed-up has to be the higher one to be spoken of.
@@ -43,17 +46,20 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
     ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
     unfinished = [_nearest(key, choice) for key, choice in ordered if group_of(key) in left]
     finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
-    of_speed = [_nearest(key, choice) for key, choice in finished if not choice.barred]
     of_bounds = [_nearest(key, choice) for key, choice in finished if choice.barred]
+    others = [(key, choice) for key, choice in finished if not choice.barred]
+    of_grid = [_nearest(key, choice) for key, choice in others if not may_reach(choice.speedup, key.target)]
+    of_speed = [_nearest(key, choice) for key, choice in others if may_reach(choice.speedup, key.target)]
     no_more = "the same command measures no more of {}; "
     lines = []
     for nearest, why in (
         (unfinished, f"the time was up, {settings.goes_on}"),
+        (of_grid, "points that the coarse grid leaves out may reach {}: leave out --grid coarse"),
         (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
         (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
     ):
         one = len(nearest) == 1
-        stay = "its golden record stays as it is" if one else "their golden records stay as they are"
+        stay = "a winner that golden has stays" if one else "winners that golden has stay"
         said = f"undecided: {counted(len(nearest), 'target')}; {stay}; {why.format('it' if one else 'them')}"
         lines += ["", said, *nearest] if nearest else []
     return lines
@@ -163,6 +169,8 @@ def next_steps(
     lines = []
     if any(change.kind == "differs" for change in changes):
         lines.append("next: golden records differ and were kept; --update-golden writes the new ones")
+    if entries and settings.golden != GOLDEN:
+        lines.append(f"next: name this file where winners are shown, used or guarded: --golden {settings.golden}")
     if failed:
         lines.append(f"next: {counted(failed, 'case')} failed; run them again with --lf")
     if settings.coarse:

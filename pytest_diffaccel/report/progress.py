@@ -118,7 +118,8 @@ class Progress:
         """``"SD1.5-DDIM-20 DeepCache 12/54, 3 min left; to be verified: LPIPS 0.004 at 1.2x, 0.010 at 1.5x"``."""
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
         losses = ", ".join(f"{self._quality.figure(value, 3)} at {target:g}x" for target, value in reached.items())
-        best = f"; to be verified: {self._quality.shown} {losses}" if losses else ""
+        # Once all cases have ended, winners are shown, which may be others.
+        best = f"; to be verified: {self._quality.shown} {losses}" if losses and len(self._ended) < self._cases else ""
         left = self.left()
         doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
         waits = self._waits and f"; {self._waits}"

@@ -216,7 +216,11 @@ class SessionReport:
         undecided = {choice.key: choice for choice in of_cell.undecided}
         try:
             changes = merge(
-                self._settings.golden, found, update=self._settings.update_golden, environments=environments
+                self._settings.golden,
+                found,
+                update=self._settings.update_golden,
+                undecided=undecided,
+                environments=environments,
             )
         except (OSError, JsonFileError) as error:  # hours of measurements are stored: the search goes on
             self._screen.write_line(f"diffaccel: {self._settings.golden} could not be written: {error}")

@@ -149,11 +149,14 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(width=min(_LONGEST_BAR, width() // _BAR_SHARE))
+        row, room, bar = Table.grid(padding=(0, 1), expand=True), width() - _LETTERS, width() // _BAR_SHARE
+        # How far it is, and how long it takes, stands before the first semicolon: there the bar has to give way.
+        is_barred = bar + 1 + len(text.partition(";")[0]) <= room
+        if is_barred:
+            row.add_column(width=min(_LONGEST_BAR, bar))
         row.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        row.add_row(ProgressBar(cases, done), Text(text))
-        console = Console(file=sys.stdout, width=width() - _LETTERS, no_color=not self._terminal.hasmarkup)
+        row.add_row(*([ProgressBar(cases, done)] if is_barred else []), Text(text))
+        console = Console(file=sys.stdout, width=room, no_color=not self._terminal.hasmarkup)
         with console.capture() as drawn:
             console.print(row)
         self._is_live = True  # Ctrl-C may come at any moment

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pytest_diffaccel.matrix import Params, format_params
+from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
@@ -176,11 +176,6 @@ def why_unattainable(entry: GoldenEntry) -> str:
     """Of a target out of reach, that it is, and why."""
     why = {"speed": "no candidate is surely fast enough", "quality": "the fast ones lose too much quality"}
     return f"unattainable: {why[entry.reason or 'speed']}"
-
-
-def spaced_params(params: Params) -> str:
-    """Parameters in a line that breaks between them."""
-    return format_params(params).replace(",", ", ")
 
 
 def _fewer_steps(entry: GoldenEntry) -> str:

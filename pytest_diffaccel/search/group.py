@@ -174,8 +174,11 @@ class GroupSearch:
 
     def _open_candidates(self) -> list[Candidate]:
         """Those that the model can take and that did not fail: of the grid and, unless that is coarse, of all space."""
-        if self.bench.settings.coarse:
-            return self.grid
+        return self.grid if self.bench.settings.coarse else self.all_points
+
+    @property
+    def all_points(self) -> list[Candidate]:
+        """Those of the grid and of all space that the model can take and that did not fail."""
         beyond = space(self.plan(), self._is_taken)
         return self._working([*self.cases, *(Candidate(self.cell, self.accelerator, params) for params in beyond)])
 

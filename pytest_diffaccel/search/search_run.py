@@ -239,7 +239,7 @@ class SearchRun:
         from pytest_diffaccel.search.group import GroupSearch
         from pytest_diffaccel.search.verify.choices import choices
 
-        if self.session.workers > 1:
+        if self.session.workers > 1 or self.settings.exhaustive:
             # Others may have measured some of its candidates, or still do.
             self.bench.wait_for_others(cell, accelerator)
         self.bench.knowledge(cell, accelerator)

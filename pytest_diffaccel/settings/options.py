@@ -30,9 +30,9 @@ _MATRIX_OPTIONS = (
         "--sched",
         action="append",
         metavar="NAME",
-        help="DDIM, DPM-Solver++, UniPC, all (default: those of the pipe) or a diffusers class",
+        help="DDIM, DPM-Solver++, UniPC, FlowMatchEuler, all (default: those of the pipe) or a diffusers class",
     ),
-    option("--steps", action="append", metavar="N", help="20, 25, 50 or all (default), or any other number"),
+    option("--steps", action="append", metavar="N", help="any number, or all (default): 20, 25 and 50; FLUX.1: 28, 50"),
     option(
         "--search-targets",
         "--search_targets",
@@ -81,7 +81,7 @@ _MATRIX_OPTIONS = (
         const="auto",
         metavar="ADDRESS",
         help="workers in a Ray cluster, one per free GPU with --gpus, else one per free CPU: the cluster of this "
-        "machine, or a new one, or that of --ray=ADDRESS",
+        "machine, or a new one; --ray=ADDRESS names one, --ray=local starts one in any case",
     ),
     of_one_run(
         "--ray-device",

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.jsonfile import write_text
 from pytest_diffaccel.report.html.cell_part import CellPart, cell_parts
@@ -20,7 +21,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import target_words
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded, score_data
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
-from pytest_diffaccel.report.winners import interval_text, metrics_text, spaced_params
+from pytest_diffaccel.report.winners import interval_text, metrics_text
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from scipy.special import ndtr
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import Registry
-from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, format_params
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params, spaced_params
 from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.select import Option, leader
@@ -113,7 +113,7 @@ class Plan:
         (worth,) = self._worth([candidate], gains)
         better = self._best([other for other in others if other not in self.evaluated], _MUCH_MORE * worth)
         if better is not None:
-            return Advice(False, f"{said}; {format_params(better.params)} promises more, so it is its turn first")
+            return Advice(False, f"{said}; {spaced_params(better.params)} promises more, and is tried first")
         return Advice(True, f"{said}: could {could}")
 
     @property
@@ -148,7 +148,7 @@ class Plan:
         others = [known for known in self.evaluated if known != candidate]
         # A run may decide a step otherwise than was foreseen; of two that are foreseen alike the other would, too.
         alike = [known for known in others if own in (counts.decisions(known), counts.foreseen(known))]
-        return f"decides in the first pictures as {format_params(alike[0].params)} does" if alike else ""
+        return f"decides in the first pictures as {spaced_params(alike[0].params)} does" if alike else ""
 
     def distinct(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that may need pictures; of several whose pictures would decide alike, the first."""
@@ -192,6 +192,20 @@ class Plan:
         """
         gains = self._expected_gains(candidates).max(axis=1)
         return [candidates[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
+
+    def may_meet(self, target: float, candidates: Sequence[Candidate]) -> bool:
+        """Whether one of ``candidates`` that is not evaluated may reach a target with a loss that is allowed.
+
+        Args:
+            target: the required speed-up.
+            candidates: of the group.
+        """
+        new = [candidate for candidate in candidates if candidate not in self.evaluated]
+        fast = [one for one, speedup in zip(new, self.costs.speedups(new), strict=True) if may_reach(speedup, target)]
+        if not fast:
+            return False
+        mean, sd = self._losses(fast)
+        return bool((mean - _NORMAL_95 * sd <= log_loss(self.max_loss)).any())
 
     def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.
@@ -329,4 +343,4 @@ class Plan:
             return f"no target {side} {self.quality.rule.shown} {worst:g} is expected of it"
         best = leader(reaching)
         first = self.quality.value_text(self._first_loss(best.candidate))
-        return f"{target:g}x is reached at {first} by {format_params(best.candidate.params)}"
+        return f"{target:g}x is reached at {first} by {spaced_params(best.candidate.params)}"

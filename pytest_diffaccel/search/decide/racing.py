@@ -23,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 # Evaluations in a row that lower no target's least loss, after which the rest is left alone.
 _PATIENCE = 8
-# Evaluations that a group of however few cases may have: a method with one parameter has most of its winners between its
-# grid's points, and each target asks for some.
+# Evaluations that a group of however few cases may have: a method with one parameter has most of its winners between
+# its grid's points, and each target asks for some.
 _FEW_CASES = 4 * len(TARGETS)
 # Points of each method that combinations are made of: the best trade-offs of its whole space.
 _SHORTLIST = 16

@@ -197,7 +197,22 @@ def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[s
     options = options_of(bench, cell, accelerator)
     max_loss, barred = bench.settings.quality.max_loss, bench.secondary.bars(cell, accelerator)
     chosen = [final_choice(options, verified, target, max_loss, barred) for target in TARGETS]
+    if bench.settings.coarse:
+        chosen = _open_beyond_grid(GroupSearch(bench, cell, accelerator), chosen)
     return [_winner(bench, cell, choice, verified) for choice in chosen]
+
+
+def _open_beyond_grid(group: GroupSearch, chosen: Sequence[Choice]) -> list[Choice]:
+    """The choices of a coarse grid: a target that none of its points reaches, and others may, is undecided."""
+    if all(choice.reason in (None, "undecided") for choice in chosen):
+        return list(chosen)
+    known, points = group.plan(), group.all_points
+    return [
+        replace(choice, reason="undecided")
+        if choice.reason not in (None, "undecided") and known.may_meet(choice.target, points)
+        else choice
+        for choice in chosen
+    ]
 
 
 def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str, Measurement]) -> Winner:
