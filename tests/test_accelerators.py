@@ -577,6 +577,31 @@ def test_baseline_counts_nothing_but_calls(pipeline_of: GetPipeline) -> None:
     assert generate.kinds == ("plain",) * STEPS
 
 
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        (None, {}, "params=None must be parameters by method, such as"),
+        ({"DeepCache": None}, {}, "params=.* must be parameters by method"),
+        ({1: {}}, {}, "params=.* must be parameters by method"),
+        ({}, {"learnt": [1]}, "learnt=.* must be rows of numbers by method"),
+        ({}, {"learnt": {"MagCache": [float("nan")]}}, "learnt=.* must be rows of numbers by method"),
+        ({}, {"guidance_scale": float("nan")}, "guidance_scale=nan must be a finite number of at least 0"),
+        ({}, {"guidance_scale": float("inf")}, "guidance_scale=inf must be a finite number"),
+        ({}, {"guidance_scale": -1}, "guidance_scale=-1 must be a finite number"),
+        ({}, {"guidance_scale": "3"}, "guidance_scale='3' must be a finite number"),
+        ({}, {"height": "96"}, "height='96' must be a multiple of 8"),
+    ],
+)
+def test_what_a_call_cannot_take_is_refused_before_it(
+    pipeline_of: GetPipeline, params: Any, options: dict[str, Any], message: str
+) -> None:
+    with (
+        pytest.raises(InvalidParams, match=message),
+        accelerate(pipeline_of("SD1.5", "DDIM"), params, steps=2, **{**SIZE, **options}),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_without_guidance_no_call_is_gated_and_tgate_is_refused(
     pipeline_of: GetPipeline, guidance_scale: float

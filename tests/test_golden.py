@@ -403,6 +403,16 @@ def test_only_prune_deletes(path: Path) -> None:
     assert list(read_golden(path)) == [KEY, kept]
 
 
+def test_what_is_undecided_now_is_unattainable_no_more(path: Path) -> None:
+    """Where records are rewritten; a winner stays, whatever a noisy search makes of it."""
+    out_of_reach = replace(KEY, target=4.0)
+    merge(path, {KEY: MET, out_of_reach: NOTHING_MEASURED}, update=False)
+    assert merge(path, {}, update=False, undecided=[KEY, out_of_reach]) == []
+    (change,) = merge(path, {}, update=True, undecided=[KEY, out_of_reach, replace(KEY, target=3.0)])
+    assert (change.key, change.kind) == (out_of_reach, "pruned")
+    assert list(read_golden(path)) == [KEY]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "reason"),
     [

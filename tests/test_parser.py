@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.codegen.parser import _FILLERS, MAX_LENGTH, SentenceError, parse_task
 from pytest_diffaccel.codegen.tasks import Task, all_tasks
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell
@@ -119,6 +120,13 @@ def test_every_mix_of_spellings_and_orders_is_read(data: st.DataObject) -> None:
     sentence = separator.join(draw(st.permutations(parts)))
     cased = draw(st.sampled_from([str, str.lower, str.upper]))(sentence)
     assert parse_task(cased) == Task(Cell(pipe, scheduler, steps), accelerator, target)
+
+
+def test_a_pipes_only_scheduler_need_not_be_named() -> None:
+    task = parse_task("FLUX.1, 28 steps, FirstBlockCache, 3x", default_registry().names)
+    assert task.cell == Cell("FLUX.1", "FlowMatchEulerDiscreteScheduler", 28)
+    with pytest.raises(SentenceError, match="no place for 'eulr'"):
+        parse_task("FLUX.1, Eulr, 28 steps, FirstBlockCache, 3x", default_registry().names)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pytest_diffaccel.matrix import TARGETS, Cell
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.cases import NotWorthwhile
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE
 from pytest_diffaccel.search.search_run import SearchSession
 
@@ -250,6 +251,23 @@ def test_a_worker_knows_what_its_helpers_have_found(steady_search: SmallSearch) 
     assert all(known.find(candidate) for candidate in (first, second))
     for run in runs:
         run.close()
+
+
+def test_a_group_is_planned_anew_when_something_is_known_anew(steady_search: SmallSearch) -> None:
+    """And only then: hundreds of cases that are skipped ask for the plan; what kinds of steps cost is kept longer."""
+    run = open_run(methods=[Echo(RACERS)])
+    first, second = [one for one in run.candidates if one.accelerator == "Echo"][:2]
+    group = GroupSearch(run.bench, first.cell, "Echo")
+    with suppress(NotWorthwhile):
+        run.measure(first)
+    before = group.plan()
+    assert group.plan() is before
+    group.evaluate(second)
+    after = group.plan()
+    assert after is not before
+    assert after.evaluated.keys() - before.evaluated.keys() == {second}
+    assert after.costs.kinds is before.costs.kinds
+    run.close()
 
 
 # --- the golden database ---------------------------------------------------------------------------------------

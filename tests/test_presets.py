@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_nothing_of_a_preset_is_run(tmp_path: Path) -> None:
     text = f"open({str(tmp_path / 'made')!r}, 'w')\n1 / 0\nhelper.set_params(3)\n"
     assert preset(tmp_path, text).params == DEEPCACHE
     assert not (tmp_path / "made").exists()
+
+
+def test_an_expression_of_many_parts_is_no_literal_and_no_accident(tmp_path: Path) -> None:
+    deep = "1" + "+1" * 900
+    assert preset(tmp_path, f"x = {deep}\nhelper.set_params(3)\n").params == DEEPCACHE
+    with pytest.raises(
+        PresetError, match=r"line 1: cache_interval=an expression of too many parts of .* is no literal"
+    ):
+        preset(tmp_path, f"helper.set_params(cache_interval={deep})")
+
+
+def test_what_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "preset.py")
+    with pytest.raises(PresetError, match="no regular file"):
+        read_preset(tmp_path / "preset.py", default_registry())
 
 
 def test_a_large_file_and_another_encoding_are_refused(tmp_path: Path) -> None:
@@ -353,6 +369,14 @@ def test_a_line_of_the_table_lets_a_cache_of_cache_dit_be_read(tmp_path: Path, m
         ("DeepCache: 3", ".yaml", "DeepCache: 3 are no parameters by name"),
         ("parallelism_config: {tp_size: 2}", ".yaml", "there is no cache_config: nothing to measure"),
         ("cache_config: {cache_type: DBPrune}", ".yaml", "DBPrune () is no method that is known here"),
+        ("cache_config: {1: 2}", ".yaml", "not all settings in cache_config have names"),
+        ("DBCache: {1: 2, Fn_compute_blocks: 1}", ".yaml", "DBCache: {1: 2, 'Fn_compute_blocks': 1} are no parameters"),
+        ("a: &a [1]\ncache_config: {residual_diff_threshold: *a}", ".yaml", "line 2: aliases (*a) are not read"),
+        ("DBCache: {Fn_compute_blocks: !!int ''}", ".yaml", "no YAML: "),
+        ("DBCache: {Fn_compute_blocks: !!bool abc}", ".yaml", "no YAML: "),
+        ("DBCache: {Fn_compute_blocks: !!timestamp abc}", ".yaml", "no YAML: "),
+        ("[" * 5000, ".yaml", "no YAML: "),
+        ("[" * 5000, ".json", "no JSON: "),
     ],
 )
 def test_a_config_that_is_none_is_refused(text: str, suffix: str, message: str, tmp_path: Path) -> None:

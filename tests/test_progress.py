@@ -224,6 +224,32 @@ def test_the_line_says_when_winners_are_chosen_and_verified() -> None:
     assert said == [*first, f"{last}, then verifying them and {found} others"]
 
 
+def test_the_line_says_what_goes_on_in_a_long_case_and_how_long_that_still_takes() -> None:
+    cases = cases_of({CELL: 1.0})
+    winners = {name: case for name, case in cases.items() if case.is_winners}
+    now = [0.0]
+    left = TimeLeft(cases, EFFORT, Lanes(), embedded=True)
+    progress = Progress(len(cases), left, winners, clock=lambda: now[0])
+    assert progress.works_on("short runs")
+    assert progress.line() == "0/58; timing short runs"
+    assert not progress.works_on("pictures")  # of a candidate, whose case is soon over
+    told = 0
+    for name, result, seconds in search({CELL: 1.0}, {CELL.pipe: calibrated()}):
+        if progress.case_began(name):
+            assert progress.works_on("pictures")
+            before = progress.left()
+            assert f"{before} left; choosing winners of" in progress.line()
+            assert " (making pictures); to be verified" in progress.line()
+            now[0] += 0.5 * (left.seconds() or 0.0)
+            assert progress.left() != before
+            now[0] += 2 * (left.seconds() or 0.0)
+            assert progress.left() is None
+            told += 1
+        progress.case_ended(EndedCase(name, "passed", seconds, ""), result)
+        assert "making" not in progress.line()
+    assert told == len(winners)
+
+
 def test_workers_choose_winners_side_by_side() -> None:
     cases = {name: case for name, case in cases_of({CELL: 1.0}).items() if case.is_winners}
     progress = Progress(len(cases), TimeLeft(cases, EFFORT, Lanes(2), embedded=True), cases)

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -149,11 +149,33 @@ def test_what_does_not_go_with_a_cluster_is_refused(folder: Folder, arguments: t
     assert not folder.notes()
 
 
+@pytest.mark.parametrize("said", [b"", b"SFATAL"], ids=["silent", "another"])
+def test_what_listens_and_is_no_ray_is_refused(folder: Folder, said: bytes) -> None:
+    """A database's port, say: Ray itself would go on asking for minutes."""
+
+    def answer() -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                held.append(listening.accept()[0])
+                held[-1].sendall(said)
+
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=answer, daemon=True).start()
+        result = folder.run(f"--ray=127.0.0.1:{listening.getsockname()[1]}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "no cluster answers there" in result.stderr.str()
+    for one in held:
+        one.close()
+
+
 def test_a_file_is_no_store_for_several_nodes(folder: Folder, three_nodes: Ray) -> None:
     result = folder.run(three_nodes.option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     said = result.stderr.str()
-    assert "is a file of one host, and the cluster has 3 nodes; start a PostgreSQL" in said
+    assert f"is a file of one host, and the cluster at {three_nodes.cluster.address} has 3 nodes" in said
+    assert "start a PostgreSQL" in said
+    assert "--ray=local" in said
     assert "--store postgresql+psycopg://" in said
     assert not folder.notes()
 
@@ -174,7 +196,7 @@ def test_cases_run_on_all_nodes_and_are_reported_as_if_run_here(
     store = ("--store", new_database(postgresql_server.url))
     result = folder.run(three_nodes.option, *store, "--junitxml=junit.xml", "-rA")
     result.assert_outcomes(passed=COUNT)
-    result.stdout.fnmatch_lines(["diffaccel: Ray cluster: 3 workers with a core each on 3 nodes (*)"])
+    result.stdout.fnmatch_lines(["diffaccel: Ray cluster at *: 3 workers with a core each on 3 nodes (*)"])
     notes = folder.notes()
     assert len(notes) == len({note["case"] for note in notes}) == COUNT
     assert len({note["worker"] for note in notes}) == 3

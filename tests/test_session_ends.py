@@ -497,6 +497,14 @@ def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
     )
 
 
+def test_what_a_coarse_grid_leaves_open_is_said_to_need_the_whole_one(made_up: MadeUp) -> None:
+    key = replace(GoldenKey.parse(KEY), target=2.0)
+    made_up.undecided = (Chosen(key, {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1),)
+    beyond = "points that the coarse grid leaves out may reach it: leave out --grid coarse"
+    result = made_up.run("--grid", "coarse")
+    result.stdout.fnmatch_lines([f"undecided: 1 target; a winner that golden has stays; {beyond}"])
+
+
 # --- without a terminal ------------------------------------------------------------------------------------------
 
 

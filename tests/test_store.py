@@ -32,6 +32,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, Quality, Round, RunTiming, Sampling
 from pytest_diffaccel.records import migration, presence
 from pytest_diffaccel.records.contents import Contents, GroupWinners, RunningSession
+from pytest_diffaccel.records.database import is_file
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.presence import Presence
 from pytest_diffaccel.records.store import Store
@@ -772,9 +773,30 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     path = tmp_path / "notes.txt"
     path.write_text("not a database, and longer than a header of one hundred bytes: " * 9)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="file is not a database"):
+    with pytest.raises(StoreError, match=r"notes\.txt is no SQLite database; give another --store"):
         Store.open(path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no SQLite database"):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["postgresql://me:secret@host:notaport/x", "postgresql://me:secret@[::1"])
+def test_an_address_that_cannot_be_read_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(StoreError, match=r"this is no store: .*; give a path, or postgresql://USER") as refused:
+        Store.open(address)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("search.sqlite", True), ("./a/search.db", True), ("sqlite:////a/b", True), ("postgresql://me@host/x", False)],
+)
+def test_a_path_is_a_file_whatever_it_looks_like(address: str, expected: bool) -> None:
+    assert is_file(address) is expected
 
 
 # Threads and processes

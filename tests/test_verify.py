@@ -21,7 +21,8 @@ from searches import BOTH, THRIFTY, SearchFolder, SmallSearch, drive, open_run, 
 from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
-from pytest_diffaccel.matrix import TARGETS, Cell
+from pytest_diffaccel.accelerators.base import GridSize, points
+from pytest_diffaccel.matrix import TARGETS, Cell, Point
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.golden_file import read_golden
@@ -313,7 +314,8 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
     result = search.race(*OPTIONS)
     golden = read_golden(search.golden)
     said = re.search(
-        r"undecided: (\d+) targets?; (?:its|their) golden records? stays? as (?:it is|they are)", result.stdout.str()
+        r"undecided: (\d+) targets?; (?:a winner that golden has stays|winners that golden has stay)",
+        result.stdout.str(),
     )
     assert said
     undecided = [key for key in keys("Echo", "Reply") if key not in golden]
@@ -327,6 +329,30 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
         assert float(shown[1]) < key.target < float(shown[2])
     assert all(entry.status == "met" for entry in golden.values())
     assert "unattainable" not in result.stdout.str()
+
+
+class Sparse(Echo):
+    """Its coarse grid leaves out all that is fast."""
+
+    def grid(self, cell: Cell, size: GridSize) -> Sequence[Point]:
+        intervals = (2,) if size.startswith("coarse") else (2, 10)
+        return points(self.param_names, [(interval, NOTHING) for interval in intervals])
+
+
+@pytest.mark.parametrize("size", ["coarse", "full"])
+def test_what_the_coarse_grid_leaves_out_is_undecided(steady_search: SmallSearch, size: str) -> None:
+    """No target is out of reach as long as points that were left out may reach it."""
+    (found,) = drive(open_run("--grid", size, methods=[Sparse(())]))
+    assert found.of_cell is not None
+    met = {one.key.target for one in found.of_cell.decided if one.entry.status == "met"}
+    undecided = {one.key.target for one in found.of_cell.undecided}
+    if size == "coarse":
+        assert 1.5 in met
+        assert {3.0, 4.0} <= undecided
+        assert not any(one.entry.status == "unattainable" for one in found.of_cell.decided)
+    else:
+        assert {1.5, 3.0} <= met
+        assert not undecided
 
 
 def test_golden_refuses_what_is_undecided(both: Finished) -> None:

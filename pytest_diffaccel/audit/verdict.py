@@ -185,10 +185,10 @@ def _nothing_better(audit: Audit) -> Iterator[str]:
             "where it was recorded."
         )
     if found.winners:
-        none = f"None of golden's {counted(found.winners, 'winner')} of this cell"
+        known = f"its {counted(found.winners, 'winner')} of this cell"
         yield (
-            f"{none} ({path}) is as fast and surely loses less by {by}, or as good and surely faster. Search further, "
-            f"beside golden:\n{audit.search}"
+            f"golden ({path}) has nothing better: among {known} none is as fast and surely loses less by {by}, and "
+            f"none as good and surely faster. Search further, beside golden:\n{audit.search}"
         )
     elif found.elsewhere:
         yield (

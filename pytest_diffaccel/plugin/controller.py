@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -175,6 +175,14 @@ class Reporting:
         """Say for whom the session waits: what is left of it is what another one is at."""
         if self._made is not None and gate_run(self._config) is None:
             cast("SessionReport", self._made).waits_for(holder)
+
+    def works_on(self, phase: str) -> None:
+        """Say what a session without workers begins, in the middle of a case, whose output pytest keeps."""
+        if self._made is None or gate_run(self._config) is not None:
+            return
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            cast("SessionReport", self._made).works_on(phase)
 
     def workers_wait(self) -> None:
         """The same of workers, which keep it in the store."""

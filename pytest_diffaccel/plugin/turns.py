@@ -171,6 +171,7 @@ class Turns:
         if worker_number(self._config) is None:
             reporting = self._config.pluginmanager.get_plugin("diffaccel-reporting")
             self._run.on_wait = getattr(reporting, "waits_for", None)
+            self._run.on_phase = getattr(reporting, "works_on", None)
         with self._capturing():
             try:
                 is_taken = self._run.take(group, others)

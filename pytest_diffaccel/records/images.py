@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,9 +50,11 @@ class ImageStore:
 
     Attributes:
         folder: where the sets lie, each in a folder of its own, as numbered PNG files (lossless).
+        threads: that compress pictures at once, at least 1.
     """
 
     folder: Path
+    threads: int = 1
 
     def find(self, name: str) -> list[Image] | None:
         """The set's images in order, or None."""
@@ -109,8 +112,12 @@ class ImageStore:
         with TemporaryDirectory(prefix=_UNFINISHED, dir=self.folder, ignore_cleanup_errors=True) as unfinished:
             new = Path(unfinished, "new")
             new.mkdir()
-            for index, image in enumerate(images):
-                image.save(new / f"{index:04d}.png", compress_level=1)  # the GPU waits meanwhile
+
+            def save(index: int) -> None:
+                images[index].save(new / f"{index:04d}.png", compress_level=1)  # the GPU waits meanwhile
+
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(save, range(len(images))))
             digests = {file.name: _digest(file.read_bytes()) for file in sorted(new.glob("*.png"))}
             (new / _MANIFEST).write_text(json.dumps({"set": name, "pictures": digests}, indent=1), encoding="utf-8")
             if self.path(name).exists():

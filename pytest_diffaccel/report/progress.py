@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,6 +17,19 @@ from pytest_diffaccel.search.results import Figures, Measured, Winners
 from pytest_diffaccel.words import counted
 
 _NO_CASES: Mapping[str, SearchCase] = MappingProxyType({})
+# What takes a while in any case, and what does in a winners' case, as :class:`.Spent` names it, in words.
+_LONG: Mapping[str, str] = MappingProxyType(
+    {
+        "loading": "loading the model",
+        "learning": "learning what methods need",
+        "foreseeing": "foreseeing what methods decide",
+        "scale of losses": "finding out what a loss means here",
+        "short runs": "timing short runs",
+        "verification": "timing winners",
+        "fewer steps": "trying fewer steps",
+    }
+)
+_IN_WINNERS: Mapping[str, str] = MappingProxyType({"pictures": "making pictures", "scoring": "scoring pictures"})
 # So many times as long as calibrated is worth a word.
 _SLOW = 1.5
 
@@ -54,6 +68,7 @@ class Progress:
         time_left: what tells how long they take.
         winners: those of the cases that look for winners, by node id.
         quality: what decides.
+        clock: seconds.
     """
 
     def __init__(
@@ -62,6 +77,7 @@ class Progress:
         time_left: TimeLeft,
         winners: Mapping[str, SearchCase] = _NO_CASES,
         quality: QualityRule = BY_LPIPS.rule,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cases = cases
         self._time_left = time_left
@@ -75,10 +91,22 @@ class Progress:
         self._best: dict[tuple[str, float], float] = {}
         self._cell = ""
         self._waits = ""
+        self._works = ""
+        self._clock = clock
+        self._moved_at = clock()
 
     def waits(self, said: str) -> None:
         """Take in for whom the session waits, in words; until another case begins or ends."""
         self._waits = said
+
+    def works_on(self, phase: str) -> bool:
+        """Take in what goes on in a case, until it ends; whether the line says so: what a short one does it does not.
+
+        Args:
+            phase: as :class:`.Spent` names it.
+        """
+        self._works = _LONG.get(phase, "") or (_IN_WINNERS.get(phase, "") if self._begun else "")
+        return bool(self._works)
 
     def case_began(self, name: str) -> bool:
         """Take in that a case begins, by its node id; whether the line says so: winners' cases take minutes."""
@@ -93,7 +121,8 @@ class Progress:
 
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case."""
-        self._waits = ""
+        self._waits = self._works = ""
+        self._moved_at = self._clock()
         self._ended.add(case.name)
         self._time_left.case_ended(case.name, result, duration_s=case.duration_s, worker=case.worker)
         if case.name in self._begun:
@@ -123,7 +152,10 @@ class Progress:
         left = self.left()
         doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
         waits = self._waits and f"; {self._waits}"
-        return f"{self._place} {len(self._ended)}/{self._cases}{f', {left} left' if left else ''}{waits}{doing}{best}"
+        works = self._works and f"{' (' if doing else '; '}{self._works}{')' if doing else ''}"
+        place = f"{self._place} " if self._place else ""
+        many = f"{len(self._ended)}/{self._cases}"
+        return f"{place}{many}{f', {left} left' if left else ''}{waits}{doing}{works}{best}"
 
     def _doing(self, name: str) -> str:
         """What a winners' case does: the cell's last verifies those of all, and takes the longest."""
@@ -142,8 +174,14 @@ class Progress:
 
     def left(self) -> str | None:
         """How long the other cases take, in words; None while nothing tells."""
-        left_s = 0.0 if len(self._ended) == self._cases else self._time_left.seconds()
-        return None if left_s is None else duration(left_s)
+        if len(self._ended) == self._cases:
+            return duration(0.0)
+        left_s = self._time_left.seconds()
+        if left_s is None:
+            return None
+        # What the case under way has taken is not left any more; one that takes longer than all was to says nothing.
+        left_s -= self._clock() - self._moved_at
+        return duration(left_s) if left_s > 0 else None
 
     def slowdown(self) -> float | None:
         """How many times as long as calibrated the search takes, told once, when that is much and cases are left."""

@@ -147,6 +147,15 @@ class SessionReport:
             self._progress.waits(said)
             self._show(self._progress)
 
+    def works_on(self, phase: str) -> None:
+        """Show what goes on in the middle of a case, and what is left of the time by now.
+
+        Args:
+            phase: as :class:`.Spent` names it.
+        """
+        if self._progress and self._progress.works_on(phase):
+            self._show(self._progress)
+
     def case_ended(self, case: EndedCase, result: CaseResult) -> None:
         """Take in one case: log it, record its winners, move the live line.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import Registry
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.measurement import Measurement, Sampling
 from pytest_diffaccel.measure.time_limit import time_limit
 from pytest_diffaccel.records.contents import GroupState
@@ -22,6 +23,10 @@ from pytest_diffaccel.search.evaluate.evaluation import extend
 from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
+
+# Of each workbench, the last plan of each group, and the version of what was known then: each of hundreds of cases that
+# are skipped asks for it.
+_PLANS: WeakKeyDictionary[Workbench, dict[Group, tuple[int, Plan]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,26 @@ class GroupSearch:
     accelerator: str
 
     def plan(self) -> Plan:
-        """The group as far as it is known now."""
-        known = self.bench.known(self.cell)
-        return Plan(
-            registry=self._registry,
-            accelerator=self._accelerator,
-            cell=self.cell,
-            costs=known.costs,
-            evaluated=known.losses(self.cell),
-            max_loss=self.bench.settings.quality.max_loss,
-            first=self.bench.first_samples,
-            barred=self.bench.secondary.bars(self.cell, self.accelerator),
-            quality=self.bench.settings.quality,
-            by_mean=self.bench.settings.by_mean,
-        )
+        """The group as far as it is known now; the same object as long as nothing else is known."""
+        known, group = self.bench.known(self.cell), Group(self.cell, self.accelerator)
+        barred, registry = self.bench.secondary.bars(self.cell, self.accelerator), self._registry
+        plans = _PLANS.setdefault(self.bench, {})
+        version, plan = plans.get(group, (None, None))
+        if plan is None or (version, plan.barred, plan.registry) != (known.version, barred, registry):
+            plan = Plan(
+                registry=registry,
+                accelerator=self._accelerator,
+                cell=self.cell,
+                costs=known.costs,
+                evaluated=known.losses(self.cell),
+                max_loss=self.bench.settings.quality.max_loss,
+                first=self.bench.first_samples,
+                barred=barred,
+                quality=self.bench.settings.quality,
+                by_mean=self.bench.settings.by_mean,
+            )
+            plans[group] = known.version, plan
+        return plan
 
     def evaluate(self, candidate: Candidate) -> None:
         """Measure a candidate on its first samples; raises what :func:`.attempt.evaluate` raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 
 from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.registry import Registry
@@ -11,7 +12,10 @@ from pytest_diffaccel.matrix import Candidate, Cell, Group
 from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
 from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.kind_costs import KindCosts
 from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
+
+_VERSIONS = count()
 
 
 class Knowledge:
@@ -24,6 +28,9 @@ class Knowledge:
         decide_by: the clock whose speed-ups decide.
         quality: the metric that decides, which all measurements of the search have.
         foresights: of methods that decide by the picture, by group.
+
+    Attributes:
+        version: another one after each change, and no other knowledge's.
     """
 
     def __init__(
@@ -41,14 +48,16 @@ class Knowledge:
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._rounds = list(rounds)
         self._foresights = {} if foresights is None else foresights
+        self._kinds: dict[SpeedClock, KindCosts] = {}
         self._costs: dict[SpeedClock, CostModel] = {}
+        self.version = next(_VERSIONS)
         for measurement in measurements:
             self.add(measurement)
 
     def add_round(self, made: Round) -> None:
         """Take in a round of the calibration."""
         self._rounds.append(made)
-        self._costs.pop(made.clock, None)
+        self._changed(made.clock)
 
     def rounds(self, clock: SpeedClock = "wall") -> list[Round]:
         """The calibration's rounds by a clock, in their order."""
@@ -56,26 +65,33 @@ class Knowledge:
 
     def forget_costs(self) -> None:
         """Something else that speed-ups are predicted from is known now."""
-        self._costs.clear()
+        self._changed()
 
     def replace_rounds(self, rounds: Sequence[Round]) -> None:
         """Know these rounds, of either clock, in place of those known."""
         if len(rounds) != len(self._rounds):
             self._rounds = list(rounds)
-            self._costs.clear()
+            self._changed("wall", "device")
 
     def add(self, measurement: Measurement) -> None:
         """Take in a measurement, in place of an older one of the same candidate and purpose."""
         key = measurement.candidate.key, measurement.sampling.purpose
         old = self._measurements.get(key)
-        if old is None or old.blocks != measurement.blocks:
-            self._costs.pop("wall", None)
         self._measurements[key] = measurement
+        is_timed = measurement.blocks != (old.blocks if old else ())
+        self._changed(*(("wall",) if is_timed else ()))
 
     def drop(self, candidate: Candidate) -> None:
         """Forget the search's measurement of ``candidate``: it does not work any more."""
-        self._measurements.pop((candidate.key, "search"), None)
-        self._costs.pop("wall", None)
+        dropped = self._measurements.pop((candidate.key, "search"), None)
+        self._changed(*(("wall",) if dropped and dropped.blocks else ()))
+
+    def _changed(self, *timed: SpeedClock) -> None:
+        """Something is known anew: what kinds of steps cost only where something was timed, by these clocks."""
+        self.version = next(_VERSIONS)
+        self._costs.clear()
+        for clock in timed:
+            self._kinds.pop(clock, None)
 
     def find(self, candidate: Candidate) -> Measurement | None:
         """The search's measurement of ``candidate``."""
@@ -100,10 +116,12 @@ class Knowledge:
         By the wall clock these are the calibration's rounds, and blocks of any cell and purpose; the GPU's own time is
         read of rounds only.
         """
-        if clock not in self._costs:
+        if clock not in self._kinds:
             short = [(candidate, (block,)) for made in self.rounds(clock) for candidate, block in made.blocks]
             timed = self._timed() if clock == "wall" else []
-            self._costs[clock] = CostModel.fit(self._registry, [*timed, *short], clock, self.step_counts)
+            self._kinds[clock] = KindCosts.from_blocks([*timed, *short], clock)
+        if clock not in self._costs:
+            self._costs[clock] = CostModel(self._registry, self._kinds[clock], self.step_counts)
         return self._costs[clock]
 
     @property

@@ -60,6 +60,7 @@ class SearchRun:
         budget: the search's time.
         metrics: the metrics of pictures known.
         on_wait: told for which other session this process waits; None to keep it in the store.
+        on_phase: told what this process begins to spend time on; None where nobody asks.
 
     Raises:
         ValueError: when the models file or the prompts cannot be used, or a chosen pipe has no model, or a kind of
@@ -87,6 +88,7 @@ class SearchRun:
         self.session = session or SearchSession()
         self.metrics = metrics or MetricRegistry()
         self.on_wait: Callable[[Holder], None] | None = None
+        self.on_phase: Callable[[str], None] | None = None
         self._told: set[str] = set()
         self._told_s: dict[str, float] = {}
         self._told_away_s = 0.0
@@ -110,6 +112,7 @@ class SearchRun:
         place = session.workers, session.name, session.began_at
         bench = Workbench(self.settings, self.registry, self.source, *place, self.metrics, session.workers_here)
         bench.shared.on_wait = self.on_wait or bench.shared.on_wait
+        bench.spent.on_begin = self.on_phase or bench.spent.on_begin
         return bench
 
     @property

@@ -89,6 +89,7 @@ class Timer:
                 runs = self._most_telling(short.without(failed), candidates, is_known)
                 if not runs or time_is_up() or _plain(runs).key in failed:
                     return made
+                self._bench.spent.on_begin("short runs")
                 with self._bench.pipelines.timing():
                     made += self._make_round(runs) is not None
 

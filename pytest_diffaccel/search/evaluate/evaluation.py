@@ -185,6 +185,7 @@ def _time_together(
         for part in (waiting[start::parts] for start in range(parts)):
             runs = [_runs(subject, batches) for subject in (unaccelerated, *part)]
             seed = order_seed(bench.settings.seed, [subject.candidate.key for subject in part], turn)
+            bench.spent.on_begin("verification")
             with time_limit(most_s and most_s * len(runs)):  # what a case may take is about one run
                 (rows,) = run_blocks(runs[0], runs[1:], 1, seed=seed, watch=watch, repeats=0)
             for subject, block in zip(part, rows, strict=True):
