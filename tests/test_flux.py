@@ -341,8 +341,10 @@ def test_a_task_that_no_search_can_record_says_so(tmp_path: Path, sentence: str,
         generate_script(sentence, tmp_path / "none.json")
 
 
-def test_a_sentence_without_a_scheduler_is_told_its_own() -> None:
-    with pytest.raises(SentenceError, match=rf"no scheduler.*\n.*; for FLUX\.1: {SCHEDULER}\. Accelerators: "):
+def test_a_sentence_that_is_refused_is_told_which_scheduler_is_its_pipes() -> None:
+    with pytest.raises(
+        SentenceError, match=rf"no task: no accelerator\.\n.*; for FLUX\.1: {SCHEDULER}\. Accelerators: "
+    ):
         parse_task("FLUX.1, 28 steps, 1.5x")
 
 

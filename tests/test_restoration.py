@@ -154,6 +154,7 @@ def test_ctrl_c_at_the_begin_of_restoring_leaves_the_pipeline_as_it_was(monkeypa
         whole(contents, holders)
 
     monkeypatch.setattr(restoration._Contents, "restore", interrupted)
+    before_it = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     was_cut_off = False
     try:
         with restored(pipeline):
@@ -161,6 +162,8 @@ def test_ctrl_c_at_the_begin_of_restoring_leaves_the_pipeline_as_it_was(monkeypa
             pipeline.unet.marked = True
     except KeyboardInterrupt:
         was_cut_off = True
+    finally:
+        signal.signal(signal.SIGINT, before_it)
     assert was_cut_off
     assert state(pipeline, list(pipeline.unet.modules())) == before
 

@@ -173,6 +173,23 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_ctrl_c_where_python_knows_no_line_is_ctrl_c(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def interrupted():
+            raise KeyboardInterrupt
+
+        interrupted.__code__ = interrupted.__code__.replace(co_linetable=b"")
+
+        def test_one():
+            interrupted()
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
 def test_ctrl_c_leaves_a_terminal_as_it_was(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm-256color")

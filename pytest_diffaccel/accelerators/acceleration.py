@@ -129,7 +129,12 @@ class Generate:
             made()
         fired = counters.counts
         if silent := sorted(name for name in expected if not fired[name]):
-            raise MethodDidNotAct(f"{self._what} had no effect: {', '.join(silent)} stayed 0")
+            why = (
+                "; the pictures decide what it reuses, and these let it reuse nothing"
+                if self.accelerator.deciding
+                else ""
+            )
+            raise MethodDidNotAct(f"{self._what} had no effect: {', '.join(silent)} stayed 0{why}")
         if fired[DENOISER_CALLS] not in {count * self.steps for count in calls_per_step(self.pipeline, runs)}:
             raise StepCountError(f"{fired[DENOISER_CALLS]} denoiser calls for {self.steps} steps")
         for method in unproved:

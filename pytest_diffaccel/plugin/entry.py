@@ -36,6 +36,7 @@ from pytest_diffaccel.plugin.refusals import cases_of, raise_refusal
 from pytest_diffaccel.plugin.turns import Turns
 from pytest_diffaccel.plugin.workers import (
     give_up_broken_cuda,
+    has_line,
     has_workers,
     interrupt_on_sigterm,
     one_worker_a_gpu,
@@ -151,6 +152,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if is_searching(item.config):
         give_up_broken_cuda(item.session)
     return ran
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Ctrl-C may come in an instruction of no line, as ``with`` has some; pytest 9.2 fails to show it."""
+    excinfo.traceback = excinfo.traceback.filter(has_line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -224,6 +224,14 @@ def _end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def has_line(entry: Any) -> bool:
+    """Whether an entry of a traceback, as pytest has it, is of a line of its file."""
+    try:
+        return int(entry.lineno) >= 0
+    except TypeError:
+        return False
+
+
 def give_up_broken_cuda(session: pytest.Session) -> None:
     """Go no further in a process whose CUDA is broken: every case from here on would fail.
 

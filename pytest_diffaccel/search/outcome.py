@@ -74,7 +74,8 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
             if measurement and is_verified:
                 verified[measurement.candidate.key] = measurement
             if choice.reason == "undecided":
-                undecided += [_chosen(bench, key, choice.option, barred)] if choice.option else []
+                shown = measurement if is_verified else None
+                undecided += [_chosen(bench, key, choice.option, barred, shown)] if choice.option else []
                 continue
             entry = _entry(bench, winner, environment).rounded()
             pictures = bench.pictures.winner_folder(measurement.candidate) if measurement and is_verified else None
@@ -124,11 +125,17 @@ def keep_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
 
 
 def _chosen(
-    bench: Workbench, key: GoldenKey, option: Option, barred: Mapping[str, str] = MappingProxyType({})
+    bench: Workbench,
+    key: GoldenKey,
+    option: Option,
+    barred: Mapping[str, str] = MappingProxyType({}),
+    verified: Measurement | None = None,
 ) -> Chosen:
+    """An option for a target; its LPIPS, where that decides, is its verification's, if any, as in tables of winners."""
     why, quality = barred.get(option.candidate.key, ""), bench.settings.quality
     if quality.is_lpips:
-        return Chosen(key, option.candidate.params, option.speedup, option.loss, why)
+        loss = verified.quality.lpips.value if verified else option.loss
+        return Chosen(key, option.candidate.params, option.speedup, loss, why)
     known = bench.known(key.cell).find(option.candidate)
     assert known is not None  # or it would be no option
     decided_by = (quality.name, quality.metric.value_at(option.loss))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_diffaccel import __version__
+from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.report.html.content.candidate_rows import MEASURED
 from pytest_diffaccel.report.html.content.findings import Findings
@@ -27,6 +28,7 @@ class Banner:
         measured: candidates that were measured.
         met: targets that a winner reaches.
         unattainable: targets that none reaches.
+        undecided: targets of groups that were searched to their end, of which neither is known.
         beaten: winning settings that lose more than the plain pipeline with fewer steps, and of how many that is known.
         running: groups whose winners are not found yet.
         groups: groups begun.
@@ -45,6 +47,7 @@ class Banner:
     measured: int
     met: int
     unattainable: int
+    undecided: int
     beaten: tuple[int, int]
     running: int
     groups: int
@@ -71,6 +74,7 @@ class Banner:
             measured=sum(counts[verdict] for verdict in MEASURED),
             met=sum(entry.status == "met" for entry in entries),
             unattainable=sum(entry.status == "unattainable" for entry in entries),
+            undecided=sum(map(_undecided, found)),
             beaten=(sum(findings.beaten[0] for findings in found), sum(findings.beaten[1] for findings in found)),
             running=sum(len(findings.unfinished) for findings in found),
             groups=sum(len(findings.groups) for findings in found),
@@ -80,6 +84,11 @@ class Banner:
             made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             version=__version__,
         )
+
+
+def _undecided(findings: Findings) -> int:
+    ended = set(findings.groups) - set(findings.unfinished)
+    return max(0, len(ended) * len(TARGETS) - sum(key.accelerator in ended for key in findings.entries))
 
 
 def _hardware(environment: Environment) -> str:
