@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 import pytest_diffaccel
 from pytest_diffaccel.accelerators.registry import default_registry
+from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, cells
 from pytest_diffaccel.measure.metrics.clip_score import ClipScore
 from pytest_diffaccel.models.clip import ClipSource
 from pytest_diffaccel.plugin.registered import metrics_of
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.option_types import OptionError
-from pytest_diffaccel.settings.options import add_options, benches_command, is_given
+from pytest_diffaccel.settings.options import add_options, benches_command, command_of, is_given
 from pytest_diffaccel.settings.search_settings import Settings
 
 ACCELERATORS = default_registry().names
@@ -298,6 +299,15 @@ def test_advice_names_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest
     assert benches_command(*arguments) == "diffaccel search --search-targets 'DeepCache and ToMe'"
     (tmp_path / "benches").mkdir()
     assert benches_command(*arguments) == "pytest benches --search-targets 'DeepCache and ToMe'"
+
+
+def test_what_was_typed_is_shown_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as what a command hands on to pytest."""
+    given: list[list[str]] = []
+    monkeypatch.setattr(pytest, "main", lambda arguments: given.append(arguments) or 0)
+    assert main(["search", "--search-targets", "DeepCache and ToMe", "-x"]) == 0
+    assert command_of(given[0]) == "diffaccel search --search-targets 'DeepCache and ToMe' -x"
+    assert command_of(["benches", "-k", "a or b"]) == "pytest benches -k 'a or b'"
 
 
 def test_all_advice_asks_whether_the_folder_is_there() -> None:

@@ -6,11 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from pytest_diffaccel.settings.option_types import DeclaredOption
-from pytest_diffaccel.settings.options import INSTALLED_BENCHES, OPTION_GROUPS
+from pytest_diffaccel.settings.options import INSTALLED_BENCHES, OF_PACKAGE, OPTION_GROUPS
 
 _SCRIPTS = "pytest_diffaccel.codegen"
-# The package is imported by this command already.
-_QUIET = ("-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning")
 #: What hands on to pytest whatever it does not know.
 COMMANDS = ("search", "judge")
 
@@ -46,4 +44,4 @@ def _add(
 def _run(parsed: argparse.Namespace) -> int:
     import pytest
 
-    return int(pytest.main([*_QUIET, "--pyargs", parsed.package, *parsed.given]))
+    return int(pytest.main([*OF_PACKAGE, parsed.package, *parsed.given]))

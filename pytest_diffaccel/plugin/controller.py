@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext, suppress
@@ -53,7 +52,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 def _command(config: pytest.Config) -> str:
     """How this run was started."""
-    return shlex.join(["pytest", *map(str, config.invocation_params.args)])
+    return options.command_of(list(map(str, config.invocation_params.args)))
 
 
 def _open_log(path: str | None) -> CaseLog | None:

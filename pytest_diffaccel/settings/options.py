@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 #: Folder of the search's and the gate's cases in a project, and the package that has them wherever it is installed.
 BENCHES, INSTALLED_BENCHES = "benches", "pytest_diffaccel.benches"
+#: Pytest's arguments for cases that an installed package carries, before its name; the command that runs them has
+#: imported it already.
+OF_PACKAGE = (
+    "-W",
+    "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning",
+    "--pyargs",
+)
 #: Images scored per candidate, by model source; where it is none of these.
 DEFAULT_SAMPLES = {"embedded": 8}
 DEFAULT_SAMPLES_OTHERWISE = 32
@@ -221,6 +228,14 @@ FIRST_SEARCH = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid",
 def benches_command(*options: str) -> str:
     """What to type to run the benches with ``options`` in the present folder."""
     return shlex.join([*(("pytest", BENCHES) if Path(BENCHES).is_dir() else ("diffaccel", "search")), *options])
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """What was typed to start pytest with these arguments."""
+    own = (*OF_PACKAGE, INSTALLED_BENCHES)
+    if tuple(arguments[: len(own)]) == own:
+        return shlex.join(["diffaccel", "search", *arguments[len(own) :]])
+    return shlex.join(["pytest", *arguments])
 
 
 def names_benches(arguments: Sequence[str]) -> bool:
