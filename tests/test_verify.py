@@ -322,7 +322,8 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
     assert len(undecided) == int(said[1]) > 0
     for key in undecided:
         pattern = (
-            rf"  SD1.5 DDIM 20 {key.accelerator} {key.target:g}x: [\d.]+x \[([\d.]+), ([\d.]+)\], LPIPS [\d.]+, \w+"
+            rf"  SD1.5 DDIM 20 {key.accelerator} (?:[\d.]+x, )*{key.target:g}x(?:, [\d.]+x)*: "
+            r"[\d.]+x \[([\d.]+), ([\d.]+)\], LPIPS [\d.]+, \w+"
         )
         shown = re.search(pattern, result.stdout.str())
         assert shown
@@ -388,7 +389,8 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
     result = search.race(*OPTIONS, "--update-golden")
     after = read_golden(search.golden)
     assert list(after) == list(before)
-    undecided = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.]+)x: ", result.stdout.str(), re.MULTILINE)
+    lines = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.x, ]+): ", result.stdout.str(), re.MULTILINE)
+    undecided = [(name, target) for name, targets in lines for target in re.findall(r"([\d.]+)x", targets)]
     assert undecided
     for name, target in undecided:
         key = GoldenKey(Cell("SD1.5", "DDIM", 20), name, float(target))

@@ -44,12 +44,12 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
         settings: the search's settings.
     """
     ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
-    unfinished = [_nearest(key, choice) for key, choice in ordered if group_of(key) in left]
+    unfinished = [(key, choice) for key, choice in ordered if group_of(key) in left]
     finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
-    of_bounds = [_nearest(key, choice) for key, choice in finished if choice.barred]
+    of_bounds = [(key, choice) for key, choice in finished if choice.barred]
     others = [(key, choice) for key, choice in finished if not choice.barred]
-    of_grid = [_nearest(key, choice) for key, choice in others if not may_reach(choice.speedup, key.target)]
-    of_speed = [_nearest(key, choice) for key, choice in others if may_reach(choice.speedup, key.target)]
+    of_grid = [(key, choice) for key, choice in others if not may_reach(choice.speedup, key.target)]
+    of_speed = [(key, choice) for key, choice in others if may_reach(choice.speedup, key.target)]
     no_more = "the same command measures no more of {}; "
     lines = []
     for nearest, why in (
@@ -61,17 +61,22 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
         one = len(nearest) == 1
         stay = "a winner that golden has stays" if one else "winners that golden has stay"
         said = f"undecided: {counted(len(nearest), 'target')}; {stay}; {why.format('it' if one else 'them')}"
-        lines += ["", said, *nearest] if nearest else []
+        lines += ["", said, *_nearest_lines(nearest)] if nearest else []
     return lines
 
 
-def _nearest(key: GoldenKey, choice: Chosen) -> str:
-    cell, speedup = key.cell, choice.speedup
-    return (
-        f"  {cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator} {key.target:g}x: "
-        f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, {choice.loss_text}, "
-        f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
-    )
+def _nearest_lines(nearest: Sequence[tuple[GoldenKey, Chosen]]) -> list[str]:
+    """A line for all targets of a group that the same candidate comes nearest to."""
+    by_text: dict[tuple[str, str], list[str]] = {}
+    for key, choice in nearest:
+        cell, speedup = key.cell, choice.speedup
+        what = (
+            f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, {choice.loss_text}, "
+            f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
+        )
+        group = f"{cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator}"
+        by_text.setdefault((group, what), []).append(f"{key.target:g}x")
+    return [f"  {group} {', '.join(targets)}: {what}" for (group, what), targets in by_text.items()]
 
 
 def group_of(key: GoldenKey) -> str:
