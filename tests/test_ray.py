@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -17,6 +19,8 @@ import pytest
 from searches import SMALL_OPTIONS, SearchFolder
 from servers import Server, new_database
 from standins import MIXED, THREE
+
+from pytest_diffaccel.plugin import relay
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.slow
@@ -246,6 +250,26 @@ def test_a_node_that_dies_costs_the_case_that_ran_there(
     assert outcomes["passed"] + outcomes.get("failed", 0) == COUNT
     cases = [note["case"] for note in folder.notes()]
     assert len(cases) == len(set(cases))
+
+
+def test_a_relay_leaves_ctrl_c_to_its_session(tmp_path: Path) -> None:
+    """A terminal sends it to all in front; the session ends its workers itself."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "relays"))
+        listening.listen()
+        command = [sys.executable, "-S", "-E", relay.__file__, str(tmp_path / "relays"), "argument"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            carrier, _ = listening.accept()
+            with carrier, carrier.makefile("rb") as heard:
+                assert json.loads(heard.readline()) == ["argument"]
+                process.send_signal(signal.SIGINT)
+                carrier.sendall(b"said\n")
+                assert process.stdout.readline() == b"said\n"
+                process.stdin.close()
+                assert heard.read() == b""
+    assert process.returncode == 0
 
 
 # --- devices ---------------------------------------------------------------------------------------------------

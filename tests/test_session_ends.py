@@ -497,6 +497,11 @@ def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
     )
 
 
+def test_another_golden_file_is_said_to_need_its_name(made_up: MadeUp) -> None:
+    hint = "next: name this file where winners are shown, used or guarded: --golden other.json"
+    made_up.run("--golden", "other.json").stdout.fnmatch_lines([hint])
+
+
 def test_what_a_coarse_grid_leaves_open_is_said_to_need_the_whole_one(made_up: MadeUp) -> None:
     key = replace(GoldenKey.parse(KEY), target=2.0)
     made_up.undecided = (Chosen(key, {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1),)

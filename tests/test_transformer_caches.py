@@ -100,6 +100,16 @@ def calm_flux() -> Any:
     return pipeline
 
 
+@pytest.mark.parametrize("others", [("FirstBlockCache", "MagCache"), ("MagCache", "TaylorSeer", "FirstBlockCache")])
+def test_a_transformer_takes_one_cache_at_a_time(flux: Any, others: tuple[str, ...]) -> None:
+    params = {name: point for other in others for name, point in ACTING[other].items()}
+    with (
+        pytest.raises(InvalidParams, match="a transformer takes one cache at a time; leave all but one out"),
+        accelerate(flux, params, steps=STEPS, **SIZE),
+    ):
+        pass
+
+
 @pytest.fixture
 def known_as() -> Iterator[Callable[[str], None]]:
     """Lets pipelines of a class of diffusers be known, with a transformer."""
