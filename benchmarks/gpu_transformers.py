@@ -16,7 +16,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from statistics import median
 from typing import Any
@@ -32,15 +32,16 @@ from pytest_diffaccel.measure.measurement import Block, RunTiming, SpeedClock
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.search.calibrate.short_runs import ShortRuns
 from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.predict.kind_costs import KindCosts
 from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
 
 _CELL = Cell("FLUX.1", "FlowMatchEulerDiscreteScheduler", 28)
 _PROMPTS, _SEEDS = ["a lighthouse at dusk"], [0]
+_METHODS = ("TaylorSeer", "MagCache", "FirstBlockCache", "DBCache")
 _TAYLORSEER = ((2, 3, 1), (3, 3, 1), (5, 3, 1), (4, 5, 2))
 _MAGCACHE = ((0.06, 1, 0.2), (0.12, 3, 0.2), (0.24, 5, 0.1))
 # Shares of the steps that FirstBlockCache reuses; DBCache's with its first blocks and the order of its series.
 _SHARES = (1 / 3, 1 / 2, 2 / 3)
-_THRESHOLDS = [float(f"{10 ** (power / 40):.3g}") for power in range(-160, 61)]
 _DBCACHE = ((1, 0, 1 / 3), (1, 0, 1 / 2), (8, 0, 1 / 2), (1, 1, 1 / 2))
 # Each cache has its hooks on every block; torch's own limit of 8 is for one model.
 _RECOMPILE_LIMIT = 64
@@ -55,10 +56,9 @@ class Bench:
     def __init__(self, pipeline: Any, methods: Sequence[str]) -> None:
         self.pipeline = pipeline
         self.registry = default_registry()
-        foresights = {name: self._foresight(name) for name in ("FirstBlockCache", "DBCache") if name in methods}
-        self.candidates = [
-            self._candidate(params) for name in methods for params in _PARAMS[name](foresights.get(name))
-        ]
+        foresights = {name: self._foresight(name) for name in ("FirstBlockCache", "DBCache")}
+        every = [self._candidate(params) for params in _params(foresights)]
+        self.candidates = [candidate for candidate in every if candidate.accelerator in methods]
         self.foresights = {Group(_CELL, name): [one] for name, one in foresights.items()}
         self.counts = StepCounts(self.registry, self.foresights)
 
@@ -108,13 +108,13 @@ class Bench:
         foreseen, predicted, measured = {}, {}, {}
         for clock in _CLOCKS:
             told = [pair for runs in by_steps.values() for pair in self.blocks(runs, clock, _ROUNDS[clock])]
-            model = CostModel.fit(self.registry, told, clock, self.counts)
-            foreseen[clock] = model.speedups(self.candidates)
-            _say({clock: {kind: round(math.exp(cost.log_ratio), 4) for kind, cost in model.kinds.items()}})
+            costs = KindCosts.from_blocks(told, clock)
+            foreseen[clock] = CostModel(self.registry, costs, self.counts).speedups(self.candidates)
+            _say({clock: {kind: round(math.exp(cost.log_ratio), 4) for kind, cost in costs.kinds.items()}})
             measured[clock] = self.blocks(self.candidates, clock, _WHOLE[clock])
             decided = {candidate: decided_in(blocks) for candidate, blocks in measured[clock]}
             counts = StepCounts(self.registry, self.foresights, decided)
-            predicted[clock] = CostModel.fit(self.registry, told, clock, counts).speedups(self.candidates)
+            predicted[clock] = CostModel(self.registry, costs, counts).speedups(self.candidates)
             _say({clock: [round(_speedup(blocks), 4) for _, blocks in measured[clock]]})
         for place, candidate in enumerate(self.candidates):
             row: dict[str, Any] = {"method": candidate.accelerator, "params": _short(candidate.params)}
@@ -131,25 +131,17 @@ class Bench:
             yield row
 
 
-def _of_taylorseer(_foresight: Foresight | None) -> Iterator[Params]:
+def _params(foresights: Mapping[str, Foresight]) -> Iterator[Params]:
     for interval, before, order in _TAYLORSEER:
         yield {"TaylorSeer": {"cache_interval": interval, "disable_cache_before_step": before, "max_order": order}}
-
-
-def _of_magcache(_foresight: Foresight | None) -> Iterator[Params]:
     for threshold, skips, retention in _MAGCACHE:
         yield {"MagCache": {"threshold": threshold, "max_skip_steps": skips, "retention_ratio": retention}}
-
-
-def _of_first_block_cache(foresight: Foresight | None) -> Iterator[Params]:
-    points: list[Point] = [{"threshold": threshold} for threshold in _THRESHOLDS]
+    thresholds = [float(f"{10 ** (power / 40):.3g}") for power in range(-160, 61)]
     for share in _SHARES:
-        yield {"FirstBlockCache": _nearest(foresight, points, share)}
-
-
-def _of_dbcache(foresight: Foresight | None) -> Iterator[Params]:
+        points: list[Point] = [{"threshold": threshold} for threshold in thresholds]
+        yield {"FirstBlockCache": _nearest(foresights["FirstBlockCache"], points, share)}
     for blocks, order, share in _DBCACHE:
-        points: list[Point] = [
+        points = [
             {
                 "Fn_compute_blocks": blocks,
                 "max_warmup_steps": 4,
@@ -158,23 +150,14 @@ def _of_dbcache(foresight: Foresight | None) -> Iterator[Params]:
                 "taylorseer_order": order,
                 "steps_mask": 0,
             }
-            for threshold in _THRESHOLDS
+            for threshold in thresholds
             if threshold < 1
         ]
-        yield {"DBCache": _nearest(foresight, points, share)}
+        yield {"DBCache": _nearest(foresights["DBCache"], points, share)}
 
 
-_PARAMS: Mapping[str, Callable[[Foresight | None], Iterator[Params]]] = {
-    "TaylorSeer": _of_taylorseer,
-    "MagCache": _of_magcache,
-    "FirstBlockCache": _of_first_block_cache,
-    "DBCache": _of_dbcache,
-}
-
-
-def _nearest(foresight: Foresight | None, points: Sequence[Point], share: float) -> Point:
-    """The point whose steps are reused by ``share``, about, of a method that was foreseen."""
-    assert foresight is not None
+def _nearest(foresight: Foresight, points: Sequence[Point], share: float) -> Point:
+    """The point whose steps are reused by ``share``, about."""
     return min(points, key=lambda point: abs(_reused(foresight, point) - share))
 
 
@@ -204,12 +187,11 @@ def main() -> None:
     """Print the table."""
     options = parser(__doc__ or "")
     options.add_argument("--compile", action="store_true", help="compile the transformer's blocks first")
-    options.add_argument("--method", choices=list(_PARAMS), help="this cache alone")
+    options.add_argument("--method", choices=_METHODS, help="this cache alone")
     options.add_argument("--models", default="architecture", help="model source (default: architecture)")
     arguments = options.parse_args()
-    methods = [arguments.method] if arguments.method else list(_PARAMS)
-    if "DBCache" in methods:
-        needed("cache_dit", "cache-dit")
+    methods = [arguments.method] if arguments.method else _METHODS
+    needed("cache_dit", "cache-dit")
     began = time.monotonic()
     pipeline: Any = load_pipeline("FLUX.1", models=arguments.models)
     pipeline.set_progress_bar_config(disable=True)

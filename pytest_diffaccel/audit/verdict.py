@@ -10,7 +10,7 @@ from statistics import median
 from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.audit.better import InGolden, value_of
 from pytest_diffaccel.audit.preset import Preset
-from pytest_diffaccel.matrix import Cell, format_params, spaced_params
+from pytest_diffaccel.matrix import Cell, spaced_params
 from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.measure.statistics import metric_figures
@@ -118,7 +118,7 @@ def _own_lines(audit: Audit) -> list[str]:
     for method, point in audit.preset.params.items():
         place = audit.preset.places[method]
         at = f" ({place})" if place else ""
-        said.append(f"{method}{at}: {format_params({method: point}).replace(',', ', ')}")
+        said.append(f"{method}{at}: {spaced_params({method: point})}")
     if audit.measurement.decided:
         said.append(f"reuses {_reused(audit.measurement)} of the {counted(audit.cell.steps, 'step')} in these pictures")
     known = audit.measurement.metrics

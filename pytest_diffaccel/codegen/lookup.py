@@ -299,9 +299,10 @@ def _unsuited(task: Task, registry: Registry) -> str:
 
 
 def _refusal(task: Task, records: Golden) -> str:
-    others = sorted(records.path.parent.glob(f"*{records.path.name}")) if not records.path.exists() else []
-    instead = f"; --golden {others[0]} names another" if others else ""
-    where = f"in {records.path} " if records.path.exists() else f"(there is no {records.path}{instead}) "
+    where = f"in {records.path} "
+    if not records.path.exists():
+        other = min(records.path.parent.glob(f"*{records.path.name}"), default=None)
+        where = f"(there is no {records.path}{f'; --golden {other} names another' if other else ''}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     if task.target > max(TARGETS):
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")

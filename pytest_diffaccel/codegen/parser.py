@@ -131,8 +131,8 @@ def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Tas
     steps, text = _numbers(_STEPS_SPELLINGS, text)
     targets, text = _numbers(_TARGET_SPELLINGS, text)
     if not schedulers and len(pipes) == 1:
-        only = next(pipe.schedulers for pipe in by_length if pipe.name == pipes[0])
-        schedulers = list(only) if len(only) == 1 else []
+        own = known()[pipes[0]].schedulers
+        schedulers = list(own) if len(own) == 1 else []
     meant = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),

@@ -111,6 +111,11 @@ class Reporting:
                 )
         return self._made
 
+    @property
+    def _search(self) -> SessionReport | None:
+        """The report of a search, once there is one."""
+        return None if gate_run(self._config) is not None else cast("SessionReport | None", self._made)
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Say how much there is to do."""
         items = [item for item in session.items if group_of(item) or gate_case_of(item)]
@@ -172,16 +177,15 @@ class Reporting:
 
     def waits_for(self, holder: Holder) -> None:
         """Say for whom the session waits: what is left of it is what another one is at."""
-        if self._made is not None and gate_run(self._config) is None:
-            cast("SessionReport", self._made).waits_for(holder)
+        if self._search is not None:
+            self._search.waits_for(holder)
 
     def works_on(self, phase: str) -> None:
         """Say what a session without workers begins, in the middle of a case, whose output pytest keeps."""
-        if self._made is None or gate_run(self._config) is not None:
-            return
-        capture = self._config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            cast("SessionReport", self._made).works_on(phase)
+        if self._search is not None:
+            capture = self._config.pluginmanager.get_plugin("capturemanager")
+            with capture.global_and_fixture_disabled() if capture else nullcontext():
+                self._search.works_on(phase)
 
     def workers_wait(self) -> None:
         """The same of workers, which keep it in the store."""
@@ -204,8 +208,8 @@ class Reporting:
         """Say what takes minutes while it does; with ``-v`` pytest's own line says which case it is."""
         is_quiet = getattr(self._config.option, "verbose", 0) <= 0  # absent where there is no terminal
         self._has_begun = True
-        if self._made is not None and gate_run(self._config) is None and is_quiet:
-            cast("SessionReport", self._made).case_began(nodeid)
+        if self._search is not None and is_quiet:
+            self._search.case_began(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a case's result as soon as it is there; not that of one that is run again at once (rerunfailures)."""

@@ -148,14 +148,15 @@ class Progress:
         reached = {target: self._best[self._cell, target] for target in TARGETS if (self._cell, target) in self._best}
         losses = ", ".join(f"{self._quality.figure(value, 3)} at {target:g}x" for target, value in reached.items())
         # Once all cases have ended, winners are shown, which may be others.
-        best = f"; to be verified: {self._quality.shown} {losses}" if losses and len(self._ended) < self._cases else ""
+        best = f"to be verified: {self._quality.shown} {losses}" if losses and len(self._ended) < self._cases else ""
         left = self.left()
-        doing = f"; choosing winners of {' and of '.join(map(self._doing, self._begun))}" if self._begun else ""
-        waits = self._waits and f"; {self._waits}"
-        works = self._works and f"{' (' if doing else '; '}{self._works}{')' if doing else ''}"
-        place = f"{self._place} " if self._place else ""
-        many = f"{len(self._ended)}/{self._cases}"
-        return f"{place}{many}{f', {left} left' if left else ''}{waits}{doing}{works}{best}"
+        doing = self._works
+        if self._begun:
+            works = self._works and f" ({self._works})"
+            doing = f"choosing winners of {' and of '.join(map(self._doing, self._begun))}{works}"
+        place = self._place and f"{self._place} "
+        far = f"{place}{len(self._ended)}/{self._cases}{f', {left} left' if left else ''}"
+        return "; ".join(filter(None, (far, self._waits, doing, best)))
 
     def _doing(self, name: str) -> str:
         """What a winners' case does: the cell's last verifies those of all, and takes the longest."""

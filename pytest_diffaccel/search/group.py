@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import Registry
@@ -24,10 +23,6 @@ from pytest_diffaccel.search.workbench import Workbench
 
 _LOG = logging.getLogger(__name__)
 
-# Of each workbench, the last plan of each group, and the version of what was known then: each of hundreds of cases that
-# are skipped asks for it.
-_PLANS: WeakKeyDictionary[Workbench, dict[Group, tuple[int, Plan]]] = WeakKeyDictionary()
-
 
 @dataclass(frozen=True)
 class GroupSearch:
@@ -44,13 +39,15 @@ class GroupSearch:
     accelerator: str
 
     def plan(self) -> Plan:
-        """The group as far as it is known now; the same object as long as nothing else is known."""
+        """The group as far as it is known now; the same object as long as nothing else is known.
+
+        Each of hundreds of cases that are skipped asks for it.
+        """
         known, group = self.bench.known(self.cell), Group(self.cell, self.accelerator)
         barred, registry = self.bench.secondary.bars(self.cell, self.accelerator), self._registry
-        plans = _PLANS.setdefault(self.bench, {})
-        version, plan = plans.get(group, (None, None))
-        if plan is None or (version, plan.barred, plan.registry) != (known.version, barred, registry):
-            plan = Plan(
+        plan: Plan | None = known.derived.get(group)
+        if plan is None or (plan.barred, plan.registry) != (barred, registry):
+            plan = known.derived[group] = Plan(
                 registry=registry,
                 accelerator=self._accelerator,
                 cell=self.cell,
@@ -62,7 +59,6 @@ class GroupSearch:
                 quality=self.bench.settings.quality,
                 by_mean=self.bench.settings.by_mean,
             )
-            plans[group] = known.version, plan
         return plan
 
     def evaluate(self, candidate: Candidate) -> None:

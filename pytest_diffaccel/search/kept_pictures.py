@@ -10,7 +10,6 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.degenerate import USUAL_CAUSES, degenerate
 from pytest_diffaccel.measure.prompts import Purpose
 from pytest_diffaccel.measure.quality import References
-from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.search.pipelines import NoPipeline
 from pytest_diffaccel.settings.work_folder import WORK
@@ -26,11 +25,17 @@ class KeptPictures:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        # A CPU computes with these cores, for other workers too; beside a GPU they have nothing else to do.
-        threads = 1 if bench.settings.gpus is None else max(1, cores() // bench.workers)
-        self._images = ImageStore(WORK.images, threads)
         self._references: dict[tuple[Cell, Purpose], References] = {}
         self._refused: dict[Cell, str] = {}
+
+    @property
+    def _images(self) -> ImageStore:
+        """Beside a GPU, torch's share of the cores has nothing else to do; a CPU's compute, for other workers too."""
+        if self._bench.settings.gpus is None:
+            return ImageStore(WORK.images)
+        import torch
+
+        return ImageStore(WORK.images, torch.get_num_threads())
 
     def begin_baseline(self, cell: Cell, purpose: Purpose) -> None:
         """Make the baseline's images unless they are there, or another worker is at it: nothing needs them yet.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from typing import Any
 
 from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.registry import Registry
@@ -14,8 +14,6 @@ from pytest_diffaccel.measure.measurement import Block, Measurement, Round, Spee
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.predict.kind_costs import KindCosts
 from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
-
-_VERSIONS = count()
 
 
 class Knowledge:
@@ -30,7 +28,7 @@ class Knowledge:
         foresights: of methods that decide by the picture, by group.
 
     Attributes:
-        version: another one after each change, and no other knowledge's.
+        derived: what others derive from all this, by group, until something is known anew.
     """
 
     def __init__(
@@ -50,48 +48,46 @@ class Knowledge:
         self._foresights = {} if foresights is None else foresights
         self._kinds: dict[SpeedClock, KindCosts] = {}
         self._costs: dict[SpeedClock, CostModel] = {}
-        self.version = next(_VERSIONS)
+        self.derived: dict[Group, Any] = {}
         for measurement in measurements:
             self.add(measurement)
 
     def add_round(self, made: Round) -> None:
         """Take in a round of the calibration."""
         self._rounds.append(made)
-        self._changed(made.clock)
+        self._kinds.pop(made.clock, None)
+        self.forget_costs()
 
     def rounds(self, clock: SpeedClock = "wall") -> list[Round]:
         """The calibration's rounds by a clock, in their order."""
         return [made for made in self._rounds if made.clock == clock]
 
     def forget_costs(self) -> None:
-        """Something else that speed-ups are predicted from is known now."""
-        self._changed()
+        """Something that speed-ups or losses are predicted from is known anew, beside what kinds of steps cost."""
+        self._costs.clear()
+        self.derived.clear()
 
     def replace_rounds(self, rounds: Sequence[Round]) -> None:
         """Know these rounds, of either clock, in place of those known."""
         if len(rounds) != len(self._rounds):
             self._rounds = list(rounds)
-            self._changed("wall", "device")
+            self._kinds.clear()
+            self.forget_costs()
 
     def add(self, measurement: Measurement) -> None:
         """Take in a measurement, in place of an older one of the same candidate and purpose."""
         key = measurement.candidate.key, measurement.sampling.purpose
         old = self._measurements.get(key)
         self._measurements[key] = measurement
-        is_timed = measurement.blocks != (old.blocks if old else ())
-        self._changed(*(("wall",) if is_timed else ()))
+        if measurement.blocks != (old.blocks if old else ()):
+            self._kinds.pop("wall", None)
+        self.forget_costs()
 
     def drop(self, candidate: Candidate) -> None:
         """Forget the search's measurement of ``candidate``: it does not work any more."""
-        dropped = self._measurements.pop((candidate.key, "search"), None)
-        self._changed(*(("wall",) if dropped and dropped.blocks else ()))
-
-    def _changed(self, *timed: SpeedClock) -> None:
-        """Something is known anew: what kinds of steps cost only where something was timed, by these clocks."""
-        self.version = next(_VERSIONS)
-        self._costs.clear()
-        for clock in timed:
-            self._kinds.pop(clock, None)
+        self._measurements.pop((candidate.key, "search"), None)
+        self._kinds.pop("wall", None)
+        self.forget_costs()
 
     def find(self, candidate: Candidate) -> Measurement | None:
         """The search's measurement of ``candidate``."""

@@ -193,19 +193,15 @@ class Plan:
         gains = self._expected_gains(candidates).max(axis=1)
         return [candidates[place] for place in np.argsort(-gains, kind="stable")[:most] if gains[place] > 0]
 
-    def may_meet(self, target: float, candidates: Sequence[Candidate]) -> bool:
-        """Whether one of ``candidates`` that is not evaluated may reach a target with a loss that is allowed.
-
-        Args:
-            target: the required speed-up.
-            candidates: of the group.
-        """
+    def targets_open_to(self, candidates: Sequence[Candidate]) -> set[float]:
+        """Targets that some of ``candidates`` that are not evaluated may reach with a loss that is allowed."""
         new = [candidate for candidate in candidates if candidate not in self.evaluated]
-        fast = [one for one, speedup in zip(new, self.costs.speedups(new), strict=True) if may_reach(speedup, target)]
-        if not fast:
-            return False
-        mean, sd = self._losses(fast)
-        return bool((mean - _NORMAL_95 * sd <= log_loss(self.max_loss)).any())
+        if not new:
+            return set()
+        mean, sd = self._losses(new)
+        may_be_good = mean - _NORMAL_95 * sd <= log_loss(self.max_loss)
+        good = [speedup for speedup, may_be in zip(self.costs.speedups(new), may_be_good, strict=True) if may_be]
+        return {target for target in TARGETS if any(may_reach(speedup, target) for speedup in good)}
 
     def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.

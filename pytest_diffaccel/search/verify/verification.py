@@ -206,11 +206,9 @@ def _open_beyond_grid(group: GroupSearch, chosen: Sequence[Choice]) -> list[Choi
     """The choices of a coarse grid: a target that none of its points reaches, and others may, is undecided."""
     if all(choice.reason in (None, "undecided") for choice in chosen):
         return list(chosen)
-    known, points = group.plan(), group.all_points
+    targets = group.plan().targets_open_to(group.all_points)
     return [
-        replace(choice, reason="undecided")
-        if choice.reason not in (None, "undecided") and known.may_meet(choice.target, points)
-        else choice
+        replace(choice, reason="undecided") if choice.reason and choice.target in targets else choice
         for choice in chosen
     ]
 

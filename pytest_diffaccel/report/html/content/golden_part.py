@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_diffaccel.matrix import format_params
+from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.html.content.findings import Findings
@@ -84,7 +84,7 @@ def entry_words(entry: GoldenEntry | None) -> str:
     if entry.speedup is None or entry.lpips is None:
         return f"{status}nothing"
     gpu = "" if entry.device_speedup is None else f" (GPU {entry.device_speedup:.2f}x)"
-    params = format_params(entry.params).replace(",", ", ")
+    params = spaced_params(entry.params)
     return "; ".join([f"{status}{entry.speedup:.2f}x{gpu}, LPIPS {entry.lpips:.4f}, {params}", *terms_text(entry)])
 
 
