@@ -30,7 +30,7 @@ from pytest_diffaccel.plugin.judge_cases import PROPERTY
 from pytest_diffaccel.records import golden_file, places
 from pytest_diffaccel.records.gate_sessions import GateSession, add_sessions, subject
 from pytest_diffaccel.records.golden import dump_entries
-from pytest_diffaccel.records.golden_file import read_golden, write_golden
+from pytest_diffaccel.records.golden_file import merge, read_golden, write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.records.presence import Presence
@@ -495,6 +495,17 @@ def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
             "search budget: 5 promising candidates were not tried; the same command goes on",
         ]
     )
+
+
+@pytest.mark.parametrize(("target", "left"), [(1.2, 0), (2.0, 1)], ids=["it may reach it", "others may"])
+def test_only_what_a_candidate_may_reach_is_unattainable_no_more(made_up: MadeUp, target: float, left: int) -> None:
+    """A coarse search that leaves a target open says nothing against a finer one, which found it out of reach."""
+    key = replace(GoldenKey.parse(KEY), target=target)
+    unattainable = replace(MET, status="unattainable", reason="speed", fewer_steps=None)
+    merge(made_up.folder.golden, {key: unattainable}, update=False)
+    made_up.undecided = (Chosen(key, {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1),)
+    made_up.run("--update-golden")
+    assert len(read_golden(made_up.folder.golden)) == left
 
 
 def test_another_golden_file_is_said_to_need_its_name(made_up: MadeUp) -> None:

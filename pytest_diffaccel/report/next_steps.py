@@ -9,7 +9,6 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.winners import interval_text
-from pytest_diffaccel.search.predict.reach import may_reach
 from pytest_diffaccel.search.results import Chosen
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import GOLDEN
@@ -48,8 +47,8 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
     finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
     of_bounds = [(key, choice) for key, choice in finished if choice.barred]
     others = [(key, choice) for key, choice in finished if not choice.barred]
-    of_grid = [(key, choice) for key, choice in others if not may_reach(choice.speedup, key.target)]
-    of_speed = [(key, choice) for key, choice in others if may_reach(choice.speedup, key.target)]
+    of_grid = [(key, choice) for key, choice in others if not choice.may_reach]
+    of_speed = [(key, choice) for key, choice in others if choice.may_reach]
     no_more = "the same command measures no more of {}; "
     lines = []
     for nearest, why in (

@@ -228,7 +228,8 @@ class SessionReport:
                 self._settings.golden,
                 found,
                 update=self._settings.update_golden,
-                undecided=undecided,
+                # What a coarse grid leaves open says nothing against what a whole one found.
+                undecided=[key for key, choice in undecided.items() if choice.may_reach],
                 environments=environments,
             )
         except (OSError, JsonFileError) as error:  # hours of measurements are stored: the search goes on

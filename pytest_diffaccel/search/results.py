@@ -16,6 +16,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.search.news import News
+from pytest_diffaccel.search.predict.reach import may_reach
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ class Chosen:
     def loss_text(self) -> str:
         """How much it lost, by the metric that decides, in words."""
         return f"LPIPS {self.lpips:.3f}" if self.decided_by is None else "{} {:.3g}".format(*self.decided_by)
+
+    @property
+    def may_reach(self) -> bool:
+        """Whether it may be fast enough itself; if not, an undecided target is open to what was not measured."""
+        return may_reach(self.speedup, self.key.target)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, without what it stands for."""
