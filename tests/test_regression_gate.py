@@ -290,9 +290,9 @@ def test_a_slower_accelerator_is_named(gate: Gate) -> None:
 def test_a_slower_accelerator_is_named_by_the_machines_clock(gate: Gate) -> None:
     """The one test for which no clock can stand in; other work on the machine is no match for sleeps of this size."""
     of_the_winner = ("-k", "DeepCache")
-    assert gate.run(*of_the_winner, "--update-golden", "--fresh", most=8, is_steady=False).ret == 0
-    slow = partial(faults.slow_steps, faults.DeepCache, 0.03)
-    result = gate.run(*of_the_winner, fault=slow, most=8, is_steady=False)
+    assert gate.run(*of_the_winner, "--update-golden", "--fresh", most=16, is_steady=False).ret == 0
+    slow = partial(faults.slow_steps, faults.DeepCache, 0.1)
+    result = gate.run(*of_the_winner, fault=slow, most=16, is_steady=False)
     assert result.ret == REGRESSED
     result.stdout.fnmatch_lines(["speed regressed: *x instead of *x (-*", "gate: 1 regressed of 1"])
 
