@@ -1,38 +1,39 @@
-"""``torch.compile`` beside the accelerators: what each gives alone and together, on the full-size pipes of a GPU.
+"""The compiled stack beside the accelerators: what each gives alone and together, on the full-size pipes of a GPU.
 
-Run ``python -m benchmarks.gpu_compile`` on a GPU; some minutes per pipe, most of them compiling. The transformer blocks
-of the UNet are compiled (``compile_repeated_blocks`` of diffusers), since the code of the accelerators around them
-chooses by step, which a compiler of the whole UNet would have to follow. Every row is timed in the same blocks as the
-eager unaccelerated pipeline, in wall time and in the GPU's own; ``graphs`` counts what was compiled for it. A method
-that does not run on compiled blocks has its error instead.
+Run ``python -m benchmarks.gpu_compile`` on a GPU; some minutes per pipe, most of them compiling. Each point is timed
+eager and on the stack of ``--stack compiled``, all of them in the same blocks as the eager unaccelerated pipeline, in
+wall time and in the GPU's own: speed-ups are over that. ``graphs``, ``breaks`` and ``set_up_s`` are what was compiled
+for a point, beforehand. What is known is printed after every block: whoever cuts the run off has it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from statistics import median
+from itertools import chain
 from typing import Any, TypeAlias
 
 from benchmarks.output import parser, show
 from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
+from pytest_diffaccel.accelerators.stack import Prepared, prepared
 from pytest_diffaccel.matrix import PIPES, Params, format_params
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
-from pytest_diffaccel.measure.busy_clock import busy
+from pytest_diffaccel.measure.busy_clock import KernelTimes, busy
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.disturbance import watch_machine
 from pytest_diffaccel.measure.measurement import Block, RunTiming
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.models.loading import load_pipeline
 
-Timer: TypeAlias = Callable[[Generate, list[str], list[int]], tuple[list[Any], RunTiming]]
+Timer: TypeAlias = Callable[[Generate, list[str], list[int]], RunTiming]
 
-_STEPS, _WALL_BLOCKS, _DEVICE_BLOCKS = 20, 6, 1
-# Blocks have four sizes, two attentions and, with ToMe, as many ways to merge; torch's own limit of 8 is for one model.
-_RECOMPILE_LIMIT = 64
+_STEPS = 20
+# Blocks by each clock in each of so many turns: whoever cuts the run off has figures of both.
+_TURNS, _WALL_BLOCKS, _DEVICE_BLOCKS = 3, 2, 1
 _DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 _TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 1, "warm_up": 2}
 _POINTS: tuple[Params, ...] = (
@@ -44,75 +45,107 @@ _POINTS: tuple[Params, ...] = (
 )
 
 
-def rows_of(pipe: str) -> Iterator[dict[str, Any]]:
-    """Two rows per point: eager, and with compiled transformer blocks."""
-    eager: Any = load_pipeline(pipe, models="architecture")
-    compiled: Any = load_pipeline(pipe, models="architecture")
-    compiled.unet.compile_repeated_blocks()
+@dataclass
+class Subject:
+    """A point, eager or on the stack.
+
+    Attributes:
+        params: its parameters.
+        generate: makes it.
+        stack: the pipeline on its stack.
+        is_eager: whether it is timed eager.
+        kernels: of its profiled runs.
+        error: why it does not run, in a line; empty where it does.
+    """
+
+    params: Params
+    generate: Generate
+    stack: Prepared
+    is_eager: bool
+    kernels: KernelTimes
+    error: str = ""
+
+    def run(self, timer: Timer, prompts: list[str], seeds: list[int]) -> RunTiming:
+        """Time it once."""
+        with self.stack.eager() if self.is_eager else nullcontext():
+            return timer(self.generate, prompts, seeds)
+
+    def busy(self, prompts: list[str], seeds: list[int]) -> RunTiming:
+        """The same by the GPU's own time."""
+        return self.run(lambda generate, *batch: busy(generate, *batch, self.kernels)[1], prompts, seeds)
+
+    def wall(self, prompts: list[str], seeds: list[int]) -> RunTiming:
+        """The same by the wall clock."""
+        return self.run(lambda generate, *batch: timed(generate, *batch)[1], prompts, seeds)
+
+
+_Clock: TypeAlias = Callable[[Subject, list[str], list[int]], RunTiming]
+
+
+def tables(pipe: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a pipe, anew after each block."""
+    pipeline: Any = load_pipeline(pipe, models="architecture")
     prompts, seeds = ["a lighthouse at dusk"] * BATCHES[pipe], list(range(BATCHES[pipe]))
-    for params in _POINTS:
-        with ExitStack() as stack:
-            plain, *subjects = [
-                stack.enter_context(accelerate(pipeline, chosen, steps=_STEPS))
-                for pipeline, chosen in ((eager, {}), (eager, params), (compiled, params))
-            ]
-            batch = Batch(plain, prompts, seeds)
-            batch.warm_up(plain)
-            for name, subject in zip(("eager", "compiled"), subjects, strict=True):
-                yield {"pipe": pipe, "params": format_params(params) or "unaccelerated", "blocks": name} | (
-                    batch.figures(subject)
-                )
+    with prepared(pipeline, "compiled") as stack, ExitStack() as open_ones:
+        subjects = [
+            Subject(params, open_ones.enter_context(accelerate(pipeline, params, steps=_STEPS)), stack, eager, times)
+            for params in _POINTS
+            for eager, times in ((True, KernelTimes()), (False, KernelTimes()))
+        ]
+        for subject in subjects:
+            _warm_up(subject, prompts, seeds)
+        working = [subject for subject in subjects if not subject.error]
+        wall, device = list[tuple[Block, ...]](), list[tuple[Block, ...]]()
+        for turn in range(_TURNS):
+            for own, clock, count in ((wall, Subject.wall, _WALL_BLOCKS), (device, Subject.busy, _DEVICE_BLOCKS)):
+
+                def run_of(subject: Subject, by: _Clock = clock) -> TimedRun:
+                    return lambda _index: by(subject, prompts, seeds)
+
+                watch = watch_machine(pipeline.device, threads=1)
+                plain, *others = map(run_of, working)
+                for rows in run_blocks(plain, others, count, seed=f"{turn}", watch=watch, repeats=0):
+                    own.append(rows)
+                    yield [_row(pipe, subject, working, wall, device) for subject in subjects]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What is generated, and the eager unaccelerated pipeline that it is compared with."""
-
-    plain: Generate
-    prompts: list[str]
-    seeds: list[int]
-
-    def figures(self, subject: Generate) -> dict[str, Any]:
-        """The columns of a row."""
-        before = _graphs()
-        error = self.warm_up(subject)
-        graphs = _graphs() - before
-        if error:
-            return {"run_s": None, "wall": None, "wall_ci95": None, "device": None, "graphs": graphs, "error": error}
-        blocks = self._blocks(subject, timed, _WALL_BLOCKS)
-        wall = wall_speedup(blocks)
-        busy_blocks = self._blocks(subject, busy, _DEVICE_BLOCKS)
-        return {
-            "run_s": median(block.runs[0].total_s for block in blocks),
-            "wall": wall.value,
-            "wall_ci95": f"{wall.low:.2f}-{wall.high:.2f}",
-            "device": median(block.baseline.total_s / block.runs[0].total_s for block in busy_blocks),
-            "graphs": graphs,
-            "error": "",
-        }
-
-    def warm_up(self, subject: Generate) -> str:
-        """Generate a few times, which compiles; the error in a line, empty when there is none."""
-        try:
-            for _ in range(3):
-                subject(self.prompts, self.seeds)
-        except Exception as error:  # whatever a compiler may raise is a result here
-            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:100]
-        return ""
-
-    def _blocks(self, subject: Generate, timer: Timer, count: int) -> list[Block]:
-        def run(generate: Generate) -> TimedRun:
-            return lambda _index: timer(generate, self.prompts, self.seeds)[1]
-
-        watch = watch_machine(self.plain.pipeline.device, threads=1)
-        return [rows[0] for rows in run_blocks(run(self.plain), [run(subject)], count, seed="0", watch=watch)]
+def _warm_up(subject: Subject, prompts: list[str], seeds: list[int]) -> None:
+    """Time it once, which compiles first."""
+    try:
+        subject.wall(prompts, seeds)
+    except Exception as error:  # whatever a compiler may raise is a result here
+        subject.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:100]
 
 
-def _graphs() -> int:
-    """Graphs that torch compiled so far in this process."""
-    from torch._dynamo.utils import counters
+def _row(
+    pipe: str,
+    subject: Subject,
+    working: Sequence[Subject],
+    wall: Sequence[tuple[Block, ...]],
+    device: Sequence[tuple[Block, ...]],
+) -> dict[str, Any]:
+    place = working.index(subject) - 1 if subject in working else None
 
-    return int(counters["stats"]["unique_graphs"])
+    def speedups(rows: Sequence[tuple[Block, ...]]) -> list[Any]:
+        if place is None or not rows:
+            return [None, None]
+        if place < 0:
+            return [1.0, None]
+        found = wall_speedup([row[place] for row in rows])
+        return [found.value, f"{found.low:.2f}-{found.high:.2f}"]
+
+    set_up = subject.generate.set_up
+    return {
+        "pipe": pipe,
+        "params": format_params(subject.params) or "unaccelerated",
+        "stack": "eager" if subject.is_eager else "compiled",
+        **dict(zip(("wall", "wall_ci95"), speedups(wall), strict=True)),
+        "device": speedups(device)[0],
+        "graphs": set_up.graphs,
+        "breaks": set_up.graph_breaks,
+        "set_up_s": set_up.seconds,
+        "error": subject.error,
+    }
 
 
 def main() -> None:
@@ -120,14 +153,12 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--pipe", action="append", choices=PIPES, help="only this pipe; repeatable")
     arguments = options.parse_args()
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    rows = []
-    for row in (row for pipe in arguments.pipe or PIPES for row in rows_of(pipe)):
-        rows.append(row)
-        print(f"{len(rows)} rows: {row}", file=sys.stderr, flush=True)
-    show("eager and compiled transformer blocks", rows, {"steps": _STEPS}, as_json=arguments.json)
+    known: dict[str, list[dict[str, Any]]] = {}
+    for pipe in arguments.pipe or PIPES:
+        for rows in tables(pipe):
+            known[pipe] = rows
+            print(json.dumps(rows), file=sys.stderr, flush=True)
+    show("eager and on the compiled stack", list(chain(*known.values())), {"steps": _STEPS}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

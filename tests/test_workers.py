@@ -324,7 +324,7 @@ def test_workers_time_beside_each_other_only_on_cores_of_their_own(
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.cores", lambda: 4)
     settings: Any = SimpleNamespace(gpus=gpus, gpu=None, models=models)
     source: Any = None
-    with Pipelines(settings, default_registry(), source, workers, Spent()).timing():
+    with Pipelines(settings, default_registry(), source, workers, Spent(), lambda *_: None).timing():
         assert held == ["timing" if alone else "generating"]
 
 

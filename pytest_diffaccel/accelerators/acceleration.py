@@ -26,6 +26,7 @@ from pytest_diffaccel.accelerators.observer import Enough, FirstStepsOnly, Obser
 from pytest_diffaccel.accelerators.outputs import OtherOutput, Outputs
 from pytest_diffaccel.accelerators.registry import Registry, default_registry
 from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.accelerators.stack import SetUp
 from pytest_diffaccel.matrix import Lesson, Params, format_params
 from pytest_diffaccel.pipes import denoiser_of, families_of
 
@@ -60,6 +61,7 @@ class Generate:
         watched: all methods whose counters are counted, applied or not.
         fired: what the methods did in the last counted generation, by counter.
         decided: the kinds of the steps of the last generation, where the pictures decide them.
+        set_up: what torch compiled in its generations.
     """
 
     pipeline: Any
@@ -72,6 +74,7 @@ class Generate:
     watched: Sequence[Method] = ()
     fired: dict[str, int] = field(default_factory=dict)
     decided: tuple[str, ...] = ()
+    set_up: SetUp = field(default_factory=SetUp)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -246,6 +249,8 @@ class Generate:
             torch.random.fork_rng(devices),
             ExitStack() as stack,
         ):
+            # Also of a run that is cut off, as those are of which only the first steps are timed.
+            stack.callback(self._add_set_up, SetUp.so_far())
             torch.manual_seed(seeds[0])
             call = self.accelerator.apply(pipeline, pipeline.__call__, self.params)
             if deciding := self.accelerator.deciding:
@@ -267,6 +272,9 @@ class Generate:
             if observer:
                 observer.ended()
         return images
+
+    def _add_set_up(self, before: SetUp) -> None:
+        self.set_up += SetUp.so_far() - before
 
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         import torch

@@ -44,7 +44,7 @@ class _Contents:
                     holder.update(zip(names, values, strict=True))
 
 
-class _ModuleStates:
+class ModuleStates:
     """Class and attributes of many modules, and the content of those attributes that are dictionaries.
 
     Libraries change the dictionaries in place: hooks, buffers, caches. So does diffusers its own registry of a module's
@@ -63,6 +63,7 @@ class _ModuleStates:
         self._lists = [(value, tuple(value)) for value in inside if isinstance(value, list)]
 
     def restore(self) -> None:
+        """Put all of it back."""
         for module, cls in zip(self._modules, self._classes, strict=True):
             if type(module) is not cls:
                 module.__class__ = cls
@@ -88,7 +89,7 @@ def restored(pipeline: Any, *, modules: bool = True) -> Iterator[None]:
         modules: whether all modules come back too, and not only the denoiser itself.
     """
     denoiser = denoiser_of(pipeline)
-    states = _ModuleStates(list(denoiser.modules()) if modules else [denoiser])
+    states = ModuleStates(list(denoiser.modules()) if modules else [denoiser])
     attributes = dict(vars(pipeline))
 
     def put_back() -> None:

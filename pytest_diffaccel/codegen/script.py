@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.calls import guides_apart, usual_text_length
 from pytest_diffaccel.accelerators.registry import Registry, default_registry
+from pytest_diffaccel.accelerators.stack import BACKEND, COMPILED_BY, LIMITS, stack_words
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.script_parts import NoScriptPart, ScriptPart
@@ -158,11 +159,20 @@ def _context(answer: Answer) -> dict[str, Any]:
         "scheduler_class": scheduler_class,
         "scheduler_settings": scheduler_settings,
         "scheduler_defaults": scheduler_defaults,
+        "stack": stack_words(answer.environment.stack),
+        "compile_limits": LIMITS,
+        "backend": _backend(answer.environment.stack),
         "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,
         "dtypes": DTYPES,
         "line_length": LINE_LENGTH,
     }
+
+
+def _backend(stack: Mapping[str, str]) -> str:
+    """The argument that names what compiles; empty where torch takes it by itself."""
+    named = stack.get("blocks", "").removeprefix(COMPILED_BY)
+    return f"backend={literal(named)}" if named not in ("", BACKEND) else ""
 
 
 def _of_class(pipe: PipeSpec) -> dict[str, Any]:

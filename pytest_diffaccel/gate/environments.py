@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,17 @@ from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.settings.options import benches_command
 
 #: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
-_MUST_EQUAL = ("pipe", "device", "model_source", "image_size", "dtype", "batch_size", "guidance_scale", "weights")
+_MUST_EQUAL = (
+    "pipe",
+    "device",
+    "model_source",
+    "image_size",
+    "dtype",
+    "batch_size",
+    "guidance_scale",
+    "weights",
+    "stack",
+)
 # And these, where both know them: golden records of older versions do not.
 _OF_COMPONENTS = ("settings", "scheduler_defaults")
 
@@ -22,10 +33,12 @@ class Comparison:
     Attributes:
         refused: what makes them incomparable, one line each; empty when they may be compared.
         causes: what else differs: library and driver versions, threads.
+        stack: how to run on golden's stack, where this is another; else empty.
     """
 
     refused: tuple[str, ...]
     causes: tuple[str, ...]
+    stack: str = ""
 
     @classmethod
     def between(cls, golden: Environment, now: Environment) -> Comparison:
@@ -35,7 +48,14 @@ class Comparison:
         same = {name: getattr(golden, name) for name in refused}
         all_lines = differences(golden, now)
         causes = differences(golden, _with(now, same))
-        return cls(tuple(line for line in all_lines if line not in causes), tuple(causes))
+        refused_lines = tuple(line for line in all_lines if line not in causes)
+        return cls(refused_lines, tuple(causes), _towards(golden.stack, now.stack))
+
+
+def _towards(golden: Mapping[str, str], now: Mapping[str, str]) -> str:
+    if bool(golden) == bool(now):
+        return ""
+    return "run with --stack compiled, as it was recorded" if golden else "leave out --stack compiled"
 
 
 def _with(environment: Environment, fields: dict[str, object]) -> Environment:
@@ -46,6 +66,8 @@ def refusal(comparison: Comparison, golden: Path, cell: Cell) -> str:
     """Why a case cannot be judged here, and what to do."""
     chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
     command = benches_command(*chosen, "--golden", "golden/THIS_DEVICE.search_params.json")
+    if comparison.stack:
+        return f"{golden} was recorded on another stack: {'; '.join(comparison.refused)}; {comparison.stack}"
     return (
         f"{golden} was recorded elsewhere: {'; '.join(comparison.refused)}. Give the --golden file of this machine and "
         f"model, or record one: {command}"

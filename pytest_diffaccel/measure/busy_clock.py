@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_diffaccel.measure.measurement import RunTiming
+from pytest_diffaccel.measure.set_up import settled
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.acceleration import Generate
@@ -214,9 +215,13 @@ def busy(
     Raises:
         MarkersLost: when the profiler did not see every step.
     """
-    for _ in range(_TRIES):
+
+    def run() -> tuple[list[Any], BusyClock]:
         with _profiling() as clock:
-            images = generate.observed(prompts, seeds, clock)
+            return generate.observed(prompts, seeds, clock), clock
+
+    for _ in range(_TRIES):
+        images, clock = settled(generate, run)
         with suppress(MarkersLost):
             return images, clock.timing(generate.kinds, kernels)
     return images, clock.timing(generate.kinds, kernels)
@@ -226,9 +231,14 @@ def busy_steps(
     generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int, kernels: KernelTimes | None = None
 ) -> RunTiming:
     """How long the GPU is busy with each of a batch's first ``steps`` steps; as :func:`busy`, without pictures."""
-    for _ in range(_TRIES):
+
+    def run() -> BusyClock:
         with _profiling() as clock:
             generate.begun(prompts, seeds, clock, steps)
+        return clock
+
+    for _ in range(_TRIES):
+        clock = settled(generate, run)
         with suppress(MarkersLost):
             return clock.timing(generate.kinds[:steps], kernels)
     return clock.timing(generate.kinds[:steps], kernels)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.measure.measurement import RunTiming
+from pytest_diffaccel.measure.set_up import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,14 +132,25 @@ def timed(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> t
 
     Returns:
         The PIL images and the run's times.
+
+    Raises:
+        NeverSetUp: when torch compiles something in every run; so do all that time one.
     """
-    clock = CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
-    images = generate.observed(prompts, seeds, clock)
-    return images, clock.timing(generate.kinds)
+
+    def run() -> tuple[list[Any], RunTiming]:
+        clock = CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
+        images = generate.observed(prompts, seeds, clock)
+        return images, clock.timing(generate.kinds)
+
+    return settled(generate, run)
 
 
 def launched_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:
     """What the host takes to launch each of a batch's first ``steps`` steps on a CUDA device (:class:`HostClock`)."""
-    clock = HostClock()
-    generate.begun(prompts, seeds, clock, steps)
-    return clock.timing(generate.kinds[:steps])
+
+    def run() -> RunTiming:
+        clock = HostClock()
+        generate.begun(prompts, seeds, clock, steps)
+        return clock.timing(generate.kinds[:steps])
+
+    return settled(generate, run)

@@ -48,6 +48,9 @@ from pytest_diffaccel.plugin.workers import (
 from pytest_diffaccel.settings import options
 from pytest_diffaccel.settings.option_types import near_options
 
+# What torch says of a method's code that it cannot compile: graph breaks are counted, and told with the winners.
+_GRAPH_BREAKS = "ignore:Dynamo does not know how to trace:UserWarning"
+
 __all__ = [
     "diffaccel",
     "diffaccel_bench",
@@ -104,6 +107,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if options.is_given(config.option):  # whether there are cases, the workers alone know
         with suppress(pytest.UsageError):
             search_run(config)
+            config.addinivalue_line("filterwarnings", _GRAPH_BREAKS)
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
     from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling

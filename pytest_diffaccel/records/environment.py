@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 import subprocess
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter
 
+from pytest_diffaccel.accelerators.stack import SetUp
 from pytest_diffaccel.matrix import Cell, Lesson
+from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.models.tensors import file_digest
 
@@ -33,14 +36,15 @@ _OF_TRANSFORMERS = ("cache-dit",)
 ID_DIGITS = 12
 #: ``nvidia-smi`` answers within seconds; a wedged driver must not hang a search.
 _DRIVER_TIMEOUT_S = 60.0
-_OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt")
+_OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt", "stack", "over_eager", "set_up")
 # What was found out in an environment, and is no part of what it is.
-_FOUND_OUT = ("scale", "learnt")
+_FOUND_OUT = ("scale", "learnt", "over_eager", "set_up")
 # What a part of a field of several parts is called in a difference.
 _NOUNS: Mapping[str, str] = {
     "weights": " weights",
     "settings": " settings",
     "scheduler_defaults": " (open in the model's scheduler)",
+    "stack": " (of the stack)",
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -73,6 +77,36 @@ class QualityScale:
 
 
 @dataclass(frozen=True)
+class OverEager:
+    """How many times as fast the unaccelerated pipeline is on its stack as on the eager one.
+
+    Attributes:
+        scheduler: it was timed with.
+        steps: of the generations that were timed.
+        wall: by whole generations, with its 95% interval.
+        device: by the GPU's own time; None where that was not read.
+    """
+
+    scheduler: str
+    steps: int
+    wall: Interval
+    device: Interval | None = None
+
+    def speedup(self, over_stack: Interval) -> Interval:
+        """Over the eager pipeline by the wall clock, of a speed-up over the stack: both errors count.
+
+        What a stack gains is measured at one number of steps, and taken for the same at others.
+        """
+        value = over_stack.value * self.wall.value
+
+        def end(name: str) -> float:
+            parts = (math.log(getattr(one, name) / one.value) for one in (over_stack, self.wall))
+            return math.hypot(*parts)
+
+        return Interval(value, value * math.exp(-end("low")), value * math.exp(end("high")))
+
+
+@dataclass(frozen=True)
 class Environment:
     """Everything that identifies the conditions of a measurement.
 
@@ -96,6 +130,11 @@ class Environment:
             (:func:`~pytest_diffaccel.models.schedulers.open_settings`).
         learnt: what methods have learnt of the pipe (:meth:`.Method.learns`), as far as any had to; no part of the
             identity.
+        stack: how the pipeline is prepared before any method, in words, by what was done to it
+            (:attr:`.Prepared.parts`); empty for the eager one.
+        over_eager: how fast that alone makes it, once measured; no part of the identity.
+        set_up: what torch compiled in one process, by accelerator (of the unaccelerated pipeline, ``""``), as far as
+            it did; no part of the identity.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -115,6 +154,9 @@ class Environment:
     settings: Mapping[str, str] = field(default_factory=dict)
     scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
     learnt: Learnt = field(default_factory=dict, compare=False)
+    stack: Mapping[str, str] = field(default_factory=dict)
+    over_eager: OverEager | None = field(default=None, compare=False)
+    set_up: Mapping[str, SetUp] = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
@@ -125,6 +167,11 @@ class Environment:
             identity.pop(name, None)
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it is known what a loss means here, and a speed-up beside the eager pipeline."""
+        return self.scale is not None and (not self.stack or self.over_eager is not None)
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -140,6 +187,10 @@ class Environment:
         new = {method: {cell.scheduler: {str(cell.steps): lesson}} for method, lesson in lessons.items()}
         return self.knowing_also(replace(self, scale=None, learnt=new))
 
+    def having_set_up(self, accelerator: str, set_up: SetUp) -> Environment:
+        """The same, with what torch compiled of an accelerator in this process."""
+        return self.knowing_also(replace(self, set_up={accelerator: set_up}))
+
     def knowing_also(self, other: Environment) -> Environment:
         """The same, with what an equal environment tells beside what is known here."""
         learnt: dict[str, dict[str, dict[str, Lesson]]] = {}
@@ -147,7 +198,16 @@ class Environment:
             for method, by_scheduler in told.items():
                 for scheduler, by_steps in by_scheduler.items():
                     learnt.setdefault(method, {}).setdefault(scheduler, {}).update(by_steps)
-        return replace(self, scale=self.scale or other.scale, learnt=learnt)
+        set_up = {**other.set_up}
+        for name, here in self.set_up.items():
+            set_up[name] = max(here, set_up.get(name, here), key=lambda one: (one.graphs, one.graph_breaks))
+        return replace(
+            self,
+            scale=self.scale or other.scale,
+            learnt=learnt,
+            over_eager=self.over_eager or other.over_eager,
+            set_up=set_up,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields that are known; :meth:`from_json` reads them back equal."""
@@ -177,6 +237,7 @@ def describe_environment(
     guidance_scale: float,
     settings: Mapping[str, str] | None = None,
     scheduler_defaults: Mapping[str, bool | int] | None = None,
+    stack: Mapping[str, str] | None = None,
 ) -> Environment:
     """The environment of this process, for a pipeline on ``device``.
 
@@ -191,6 +252,7 @@ def describe_environment(
         guidance_scale: classifier-free guidance.
         settings: by component, the digest of its settings.
         scheduler_defaults: what was set for a scheduler that leaves it open.
+        stack: how the pipeline is prepared, in words; empty for the eager one.
 
     Raises:
         FileNotFoundError: when a weight file is missing or a folder holds no safetensors file.
@@ -214,6 +276,7 @@ def describe_environment(
         guidance_scale=float(guidance_scale),
         settings=dict(settings or {}),
         scheduler_defaults=dict(scheduler_defaults or {}),
+        stack=dict(stack or {}),
     )
 
 

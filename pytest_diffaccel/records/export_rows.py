@@ -7,6 +7,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any, TypeAlias
 
+from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bottleneck import bottleneck
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Sampling
@@ -25,13 +26,15 @@ COLUMNS: Mapping[str, type] = {
     "accelerator": str,
     **dict.fromkeys(("speedup", "speedup_low", "speedup_high"), float),
     **dict.fromkeys(("wall_speedup", "wall_speedup_low", "wall_speedup_high"), float),
+    **dict.fromkeys(("speedup_over_eager", "speedup_over_eager_low", "speedup_over_eager_high"), float),
     "estimates_agree": bool,
     **dict.fromkeys(("lpips", "lpips_low", "lpips_high", "psnr_db", "ssim", "peak_memory_mb"), float),
     "blocks": int,
     **dict.fromkeys(("baseline_s", "accelerated_s"), float),
     "bottleneck": str,
     **dict.fromkeys(("num_samples", "batch_size", "seed"), int),
-    **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype", "host"), str),
+    **dict.fromkeys(("prompts_digest", "purpose", "environment", "model_source", "device", "dtype", "stack"), str),
+    "host": str,
     "lpips_noise_floor": float,
     "created_at": str,
 }
@@ -65,11 +68,14 @@ def column_type(name: str, rows: Iterable[Row]) -> type:
 
 def _measured(recorded: Recorded, environments: Mapping[str, Environment]) -> Row:
     measurement = recorded.measurement
+    environment = environments.get(measurement.environment)
+    gain = environment.over_eager if environment else None
     return {
         "status": "measured",
         **_candidate(measurement.candidate),
         **_interval("speedup", measurement.speedup),
         **_interval("wall_speedup", measurement.wall_speedup),
+        **(_interval("speedup_over_eager", gain.speedup(measurement.speedup)) if gain else {}),
         "estimates_agree": measurement.estimates_agree,
         **_interval("lpips", measurement.quality.lpips),
         "psnr_db": measurement.quality.psnr_db,
@@ -145,5 +151,6 @@ def _conditions(sampling: Sampling, name: str, environments: Mapping[str, Enviro
     environment = environments.get(name)
     if environment is not None:
         row |= {field: getattr(environment, field) for field in ("model_source", "device", "dtype")}
+        row["stack"] = stack_words(environment.stack)
         row["lpips_noise_floor"] = environment.scale.noise_floor if environment.scale else None
     return row

@@ -24,6 +24,7 @@ _LONG: Mapping[str, str] = MappingProxyType(
         "learning": "learning what methods need",
         "foreseeing": "foreseeing what methods decide",
         "scale of losses": "finding out what a loss means here",
+        "stack over eager": "timing the stack beside the eager pipeline",
         "short runs": "timing short runs",
         "verification": "timing winners",
         "fewer steps": "trying fewer steps",

@@ -14,7 +14,15 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
-from pytest_diffaccel.report.winners import HEADINGS, figures, legend, metrics_text, said_of
+from pytest_diffaccel.report.winners import (
+    HEADINGS,
+    figures,
+    legend,
+    metrics_text,
+    over_eager_text,
+    said_of,
+    stack_notes,
+)
 from pytest_diffaccel.words import counted
 
 #: GitHub names here the file whose Markdown it shows.
@@ -100,8 +108,10 @@ def _winners(entries: Mapping[GoldenKey, GoldenEntry], environments: Mapping[str
         notes = legend(list(entries.values()), scale if len(environments) == 1 else None)
         targets = ", ".join(f"{key.target:g}x" for key in keys)
         metrics = [metrics_text(entry)] if has_metrics else []
-        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale), *metrics, said_of(entry)))
+        said = "; ".join(filter(None, (said_of(entry), over_eager_text(entry, environment))))
+        rows.append(_row(str(cell), accelerator, targets, *figures(entry, scale), *metrics, said))
     head = ("cell", "accelerator", "targets", *HEADINGS, *(["other metrics"] if has_metrics else []), "parameters")
+    notes += dict.fromkeys(note for one in environments.values() for note in stack_notes(one))
     more = [_row(f"and {len(rows) - _MOST_ROWS} more", *[""] * (len(head) - 1))] if len(rows) > _MOST_ROWS else []
     lines = [_row(*head), _row(*["---"] * len(head)), *rows[:_MOST_ROWS], *more]
     return [*lines, "", *map(plain, notes), ""]

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
+from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
@@ -18,6 +20,7 @@ from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.rules import DIFFBENCH
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.results import Winners
+from pytest_diffaccel.words import counted
 from pytest_diffaccel.words import lines as wrapped
 
 # Of LPIPS in four digits.
@@ -51,10 +54,42 @@ def winners_table(
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
         title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
-        lines += ["", *wrapped(title, width), *_table(rows, scale, width)]
-        for note in legend([entry for _, entry in rows], scale):
+        lines += ["", *wrapped(title, width), *_table(rows, environment, width)]
+        for note in (*legend([entry for _, entry in rows], scale), *stack_notes(environment)):
             lines += wrapped(note, width)
     return lines
+
+
+def stack_notes(environment: Environment | None) -> list[str]:
+    """What speed-ups are over, where that is not the eager pipeline, and what torch compiled, in a few sentences."""
+    if environment is None or not environment.stack:
+        return []
+    notes = [f"Speedups are over the compiled stack ({stack_words(environment.stack)})."]
+    if (gain := environment.over_eager) is not None:
+        gpu = f" (GPU {gain.device.value:.2f}x)" if gain.device else ""
+        ends = interval_text(gain.wall.value, (gain.wall.low, gain.wall.high), 2, "x")
+        notes[0] += f" Unaccelerated, that is {ends}{gpu} as fast as eager ({gain.scheduler}, {gain.steps} steps)."
+    compiled = [
+        f"{name or 'unaccelerated'} {counted(made.graphs, 'graph')}, "
+        f"{counted(made.graph_breaks, 'graph break') if made.graph_breaks else 'no break'}, {made.seconds:.0f} s"
+        for name, made in environment.set_up.items()
+    ]
+    return notes + ([f"Compiled beforehand, in no speedup: {'; '.join(compiled)}."] if compiled else [])
+
+
+def over_eager_text(entry: GoldenEntry, environment: Environment | None) -> str:
+    """``1.96x [1.89, 2.04] over eager``; empty where :func:`over_eager` is."""
+    found = over_eager(entry, environment)
+    return f"{found} over eager" if found else ""
+
+
+def over_eager(entry: GoldenEntry, environment: Environment | None) -> str:
+    """``1.96x [1.89, 2.04]``; empty where the stack is the eager one, or nothing was measured."""
+    gain = environment.over_eager if environment else None
+    if gain is None or entry.speedup is None or entry.speedup_ci95 is None:
+        return ""
+    found = gain.speedup(Interval(entry.speedup, *entry.speedup_ci95))
+    return interval_text(found.value, (found.low, found.high), 2, "x")
 
 
 def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[str]:
@@ -77,9 +112,10 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
     return notes
 
 
-def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | None, width: int) -> list[str]:
+def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], environment: Environment | None, width: int) -> list[str]:
     from rich.table import Table
 
+    scale = environment.scale if environment else None
     table = Table(box=None, pad_edge=False)
     for heading in ("targets", *HEADINGS):
         table.add_column(heading, no_wrap=True)
@@ -92,7 +128,7 @@ def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], scale: QualityScale | 
             table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
             below = [
                 line
-                for said in (said_of(entry), metrics_text(entry))
+                for said in (said_of(entry), over_eager_text(entry, environment), metrics_text(entry))
                 if said
                 for line in wrapped(said, width - len(_INDENT), indent="")
             ]

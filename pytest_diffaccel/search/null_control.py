@@ -15,6 +15,7 @@ from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.degenerate import same_pictures
 from pytest_diffaccel.records.environment import Environment, QualityScale
 from pytest_diffaccel.records.leases import IN_COMMON
+from pytest_diffaccel.search.over_eager import measure_over_eager
 from pytest_diffaccel.search.sharing import whole_pipe
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -29,15 +30,16 @@ _ALONE = 4
 
 
 def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
-    """The cell's environment with the scale of its losses, which one process measures for all."""
-    environment = bench.environment(cell)
-    if environment.scale is None:
+    """The cell's environment with the scale of its losses and its stack's gain, which one process measures for all."""
+    if not bench.environment(cell).is_scaled:
         with bench.shared.together(whole_pipe(cell), [IN_COMMON]):
             environment = bench.reread_environment(cell)
             if environment.scale is None:
-                environment = replace(environment, scale=measure_scale(bench, cell))
-            bench.keep_environment(environment)
-    return environment
+                bench.keep_environment(replace(environment, scale=measure_scale(bench, cell)))
+            if not bench.environment(cell).is_scaled:
+                over_eager = measure_over_eager(bench, cell)
+                bench.keep_environment(replace(bench.environment(cell), over_eager=over_eager))
+    return bench.environment(cell)
 
 
 def measure_scale(bench: Workbench, cell: Cell) -> QualityScale:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.calls import check_call, own_size
 from pytest_diffaccel.accelerators.registry import Registry
+from pytest_diffaccel.accelerators.stack import Prepared, SetUp, prepared
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.metrics.lpips import check_size
@@ -41,19 +42,32 @@ class Pipelines:
         source: where the weights come from.
         workers: processes that search at once on this machine, at least 1.
         spent: where loading is noted.
+        on_set_up: told what torch compiled in this process, when that was more than before: of which cell's pipe and
+            which accelerator, and all of it so far.
 
     Attributes:
         warm_kinds: kinds of steps that this process has made: the first of a kind may take longer.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, source: ModelSource, workers: int, spent: Spent) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        source: ModelSource,
+        workers: int,
+        spent: Spent,
+        on_set_up: Callable[[Cell, str, SetUp], None],
+    ) -> None:
         self.warm_kinds: set[str] = set()
+        self._on_set_up = on_set_up
+        self._set_up: dict[tuple[str, str], SetUp] = {}
+        self._stack = ExitStack()
         self._settings = settings
         self._registry = registry
         self._source = source
         self._workers = workers
         self._spent = spent
-        self._loaded: tuple[str, Any] | None = None
+        self._loaded: tuple[str, Any, Prepared] | None = None
         self._refusals: dict[str, str] = {}
         self._misfits: dict[str, str] = {}
 
@@ -91,15 +105,23 @@ class Pipelines:
             NoPipeline: when its weights are missing, broken or not the pipe's, or its pictures too small to compare.
             NoSuchGpu: when the GPU that was asked for is not what CUDA computes on.
         """
-        pipeline = self._of_pipe(cell.pipe)
+        pipeline, _ = self._of_pipe(cell.pipe)
         set_scheduler(pipeline, cell.scheduler)
         return pipeline
 
-    def _of_pipe(self, pipe: str) -> Any:
+    def prepared(self, cell: Cell) -> Prepared:
+        """The cell's pipeline on its stack.
+
+        Raises:
+            NoPipeline: as :meth:`of`.
+        """
+        return self._of_pipe(cell.pipe)[1]
+
+    def _of_pipe(self, pipe: str) -> tuple[Any, Prepared]:
         if self._loaded is None or self._loaded[0] != pipe:
             self.unload()
-            self._loaded = (pipe, self._load(pipe))
-        return self._loaded[1]
+            self._loaded = (pipe, *self._load(pipe))
+        return self._loaded[1:]
 
     def misfit(self, candidate: Candidate) -> str:
         """Why the loaded model cannot take a candidate's parameters; empty where it can.
@@ -119,12 +141,12 @@ class Pipelines:
         accelerator = self._registry.at(cell, params).for_params(params)
         options = self._source.spec(cell.pipe).call_options
         try:
-            check_call(self._of_pipe(cell.pipe), accelerator, params, steps=cell.steps, **options)
+            check_call(self._of_pipe(cell.pipe)[0], accelerator, params, steps=cell.steps, **options)
         except InvalidParams as error:
             return str(error)
         return ""
 
-    def _load(self, pipe: str) -> Any:
+    def _load(self, pipe: str) -> tuple[Any, Prepared]:
         # Once is enough: a hub out of reach is asked again and again for half a minute.
         if pipe in self._refusals:
             raise NoPipeline(self._refusals[pipe])
@@ -132,13 +154,13 @@ class Pipelines:
         with self._spent.on("loading"):
             return self._load_now(pipe, device)
 
-    def _load_now(self, pipe: str, device: str | None) -> Any:
+    def _load_now(self, pipe: str, device: str | None) -> tuple[Any, Prepared]:
         self._share_cores()
         try:
             pipeline = load_pipeline(pipe, models=self._source, device=device)
             height, width = self._source.spec(pipe).image_size or own_size(pipeline)
             check_size(width, height)
-            return pipeline
+            return pipeline, self._stack.enter_context(prepared(pipeline, self._settings.stack))
         except (OSError, ValueError) as error:
             self._refusals[pipe] = str(error)
             raise NoPipeline(str(error)) from error
@@ -152,6 +174,7 @@ class Pipelines:
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
         self._loaded = None
+        self._stack.close()
         self.warm_kinds.clear()
 
     @contextmanager
@@ -162,3 +185,7 @@ class Pipelines:
         pipeline = self.of(cell)
         with accelerate(pipeline, params, steps=cell.steps, registry=registry, **options) as generate:
             yield generate
+        if generate.set_up.graphs:
+            place = cell.pipe, generate.accelerator.name
+            self._set_up[place] = self._set_up.get(place, SetUp()) + generate.set_up
+            self._on_set_up(cell, generate.accelerator.name, self._set_up[place])

@@ -15,6 +15,7 @@ from pytest_diffaccel.accelerators.base import Foresight
 from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import Registry
+from pytest_diffaccel.accelerators.stack import SetUp
 from pytest_diffaccel.matrix import Candidate, Cell, Group, Params
 from pytest_diffaccel.measure import prompts as evaluation_prompts
 from pytest_diffaccel.measure.measurement import Measurement, Round, Sampling, SpeedClock
@@ -101,7 +102,8 @@ class Workbench:
         self.session = session
         self.shared = SharedGroups(self.store, session, settings.heartbeat_s, self.conditions)
         self.spent = Spent()
-        self.pipelines = Pipelines(settings, self.registry, source, workers_here or workers, self.spent)
+        here = workers_here or workers
+        self.pipelines = Pipelines(settings, self.registry, source, here, self.spent, self._keep_set_up)
         self.pictures = KeptPictures(self)
         #: How each pipe's calibration went (None: no short run works), once this process has taken part in it.
         self.calibrations: dict[str, Calibration | None] = {}
@@ -265,6 +267,10 @@ class Workbench:
             self.store.save_environment(known)
         self._environments[environment.pipe] = known
 
+    def _keep_set_up(self, cell: Cell, accelerator: str, set_up: SetUp) -> None:
+        """Keep what torch compiled of an accelerator."""
+        self.keep_environment(self.environment(cell).having_set_up(accelerator, set_up))
+
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)
         pipeline = self.pipelines.of(cell)
@@ -279,6 +285,7 @@ class Workbench:
             guidance_scale=guidance_scale_of(pipeline, spec.guidance_scale),
             settings=settings_digests(pipeline),
             scheduler_defaults=open_settings(original_settings(pipeline)),
+            stack=self.pipelines.prepared(cell).parts,
         )
 
     def sampling(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> Sampling:

@@ -68,6 +68,14 @@ _MATRIX_OPTIONS = (
         help="embedded (default), hub, or a TOML file",
     ),
     option(
+        "--stack",
+        type=one_of("eager", "compiled"),
+        metavar="NAME",
+        default="eager",
+        help="how the pipeline is prepared before any method: eager (default), or compiled (compiled blocks, fused "
+        "projections, channels last): both what is accelerated and what it is compared with",
+    ),
+    option(
         "--clip-model",
         file_pattern=r"[./].*",
         metavar="SOURCE",

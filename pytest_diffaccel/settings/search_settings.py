@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_diffaccel.accelerators.stack import EAGER, StackName
 from pytest_diffaccel.devices import Gpu
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Cell, cells
 from pytest_diffaccel.measure.bounds import MetricBound
@@ -41,6 +42,7 @@ class Settings:
         exhaustive: whether every grid point gets all samples; else only what may win is evaluated.
         blocks: timed blocks that a candidate gets in an exhaustive search, at least 1; winners get more.
         models: ``"embedded"``, ``"hub"`` or the path of a TOML file.
+        stack: how pipelines are prepared before any method.
         prompts: evaluation prompts as ``FILE`` or ``FILE:COLUMN``, or None for the model source's own.
         seed: of the first image and of every random order.
         quality: the metric that decides, and how bad a winner may be.
@@ -92,6 +94,7 @@ class Settings:
     bounds: tuple[MetricBound, ...] = ()
     by_mean: bool = False
     heartbeat_s: float = 60.0
+    stack: StackName = EAGER
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -167,25 +170,34 @@ class Settings:
             bounds=bounds,
             by_mean=by_mean,
             heartbeat_s=options.heartbeat,
+            stack=options.stack,
         )
 
 
 def _place(options: Namespace) -> tuple[str, ...]:
     """What was given of the options by which a gate finds its winners, their weights, prompts and scores."""
-    named = ("--golden", "--models", "--clip-model", "--prompts")
+    named = ("--golden", "--models", "--stack", "--clip-model", "--prompts")
     found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in named)
     given = ((declared.names[0], getattr(options, declared.dest), declared.default) for declared in found)
     return tuple(part for name, value, default in given if value != default for part in (name, str(value)))
 
 
 def _golden(options: Namespace) -> Path:
-    """Where winners go: those of one device of several, unless a file is named, into a file of its own."""
-    if options.ray_device is None or options.golden != str(GOLDEN):
+    """Where winners go: those of one device of several, or of a stack, into a file of their own if none is named."""
+    if options.golden != str(GOLDEN):
         return Path(options.golden)
+    stack = [options.stack] if options.stack != EAGER else []
+    return GOLDEN.with_name(".".join([*_device_part(options), *stack, GOLDEN.name]))
+
+
+def _device_part(options: Namespace) -> list[str]:
+    """Of a golden file's name."""
+    if options.ray_device is None:
+        return []
     name = re.sub("[^a-z0-9]+", "-", options.ray_device.lower()).strip("-")
     if not name or options.ray is None:
         raise OptionError(f"--ray-device {options.ray_device!r}: it names a device of a cluster; give --ray with it")
-    return GOLDEN.with_name(f"{name}.{GOLDEN.name}")
+    return [name]
 
 
 def _decide_by(options: Namespace) -> SpeedClock:

@@ -20,6 +20,7 @@ from pytest_diffaccel.report.html.content.failures import FailurePart, failure_p
 from pytest_diffaccel.report.html.content.findings import Findings, accelerators_of, find
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.html.content.scores import metric_seconds
+from pytest_diffaccel.report.winners import stack_notes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class CellPart:
     def cell(self) -> Cell:
         """The cell."""
         return self.findings.cell
+
+    @property
+    def notes_on_stack(self) -> list[str]:
+        """What its speed-ups are over, where that is not the eager pipeline."""
+        return stack_notes(self.record.described)
 
     @property
     def record(self) -> CellRecord:

@@ -21,7 +21,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import target_words
 from pytest_diffaccel.report.html.content.data import CELL_COLUMNS, COLUMNS, cell_data, rounded, score_data
 from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
-from pytest_diffaccel.report.winners import interval_text, metrics_text
+from pytest_diffaccel.report.winners import interval_text, metrics_text, over_eager
 from pytest_diffaccel.settings.options import benches_command
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def _templates() -> Environment:
         "params": spaced_params,
         "targets": target_words,
         "metrics": metrics_text,
+        "over_eager": over_eager,
     }
     return templates
 
@@ -151,5 +152,6 @@ def fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {fact(part)}" for name, part in value.items())
+        known = {name: part for name, part in value.items() if part is not None}
+        return ", ".join(f"{name.replace('_', ' ') or 'unaccelerated'} {fact(part)}" for name, part in known.items())
     return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

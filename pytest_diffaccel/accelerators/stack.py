@@ -1,0 +1,199 @@
+"""Stacks: how a pipeline is prepared before any method, so that a speed-up has a baseline that its user would have.
+
+*Eager* is the pipeline as it is loaded. *Compiled* is what diffusers' documentation advises ("Accelerate inference"):
+the blocks that repeat are compiled, query, key and value are projected at once, convolutions see their tensors channels
+last, and a transformer's attention is cuDNN's where the GPU has it. None of it changes what is computed, but for
+rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_diffaccel.accelerators.restoration import ModuleStates, undone
+from pytest_diffaccel.pipes import denoiser_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+StackName: TypeAlias = Literal["eager", "compiled"]
+EAGER: StackName = "eager"
+
+#: What compiles: a backend of ``torch.compile``.
+BACKEND = "inductor"
+#: How a part says that blocks are compiled, before the backend's name.
+COMPILED_BY = "compiled by "
+# What torch calls all that goes to a graph, of what it keeps the time of.
+_COMPILING = "entire_frame_compile"
+# As diffusers calls it. On Hopper it is faster than the kernels that torch takes by itself.
+_ATTENTION = "_native_cudnn"
+_HOPPER = (9, 0)
+#: Methods' parameters are compiled in, each of them anew. Past its own limits torch goes on uncompiled, and only a log
+#: says so: then a candidate would not run on its stack.
+LIMITS = {"recompile_limit": 1024, "accumulated_recompile_limit": 65536, "fail_on_recompile_limit_hit": True}
+
+
+def stack_words(parts: Mapping[str, str]) -> str:
+    """``blocks compiled by inductor, projections fused``, of a stack's parts; ``eager`` of none."""
+    return ", ".join(f"{name} {how}" for name, how in parts.items()) or EAGER
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """What torch compiled, which is set-up and no part of any step's time.
+
+    Attributes:
+        graphs: how many graphs.
+        graph_breaks: places at which it could not go on, and began another graph.
+        seconds: what it took.
+    """
+
+    graphs: int = 0
+    graph_breaks: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: SetUp) -> SetUp:
+        """Both."""
+        return SetUp(self.graphs + other.graphs, self.graph_breaks + other.graph_breaks, self.seconds + other.seconds)
+
+    def __sub__(self, other: SetUp) -> SetUp:
+        """What came after ``other``."""
+        return SetUp(self.graphs - other.graphs, self.graph_breaks - other.graph_breaks, self.seconds - other.seconds)
+
+    @classmethod
+    def so_far(cls) -> SetUp:
+        """All that was compiled in this process; nothing, at no cost, where nothing was ever compiled."""
+        module = sys.modules.get("torch._dynamo.utils")
+        if module is None:
+            return cls()
+        counters, took_ns = module.counters, module.cumulative_time_spent_ns
+        graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+        return cls(graphs, breaks, took_ns[_COMPILING] / 1e9)
+
+
+class Prepared:
+    """A pipeline on its stack.
+
+    Attributes:
+        parts: what was prepared, in words, by what it was done to; empty for the eager stack.
+    """
+
+    def __init__(self, parts: Mapping[str, str], before: _State, after: _State) -> None:
+        self.parts = parts
+        self._before = before
+        self._after = after
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """The pipeline as it was before it was prepared, for the block; what is compiled is kept."""
+        with undone(self._after.restore):
+            self._before.restore()
+            yield
+
+
+@contextmanager
+def prepared(pipeline: Any, stack: StackName) -> Iterator[Prepared]:
+    """Prepare a pipeline, and put it back exactly as it was: modules, their tensors' layout, the choice of attention.
+
+    Args:
+        pipeline: a diffusers pipeline of a pipe that is known.
+        stack: its name.
+
+    Raises:
+        ValueError: when the pipeline's denoiser names no blocks that could be compiled.
+    """
+    import torch
+
+    before = _State(pipeline)
+    if stack == EAGER:
+        yield Prepared({}, before, before)
+        return
+    denoiser = denoiser_of(pipeline)
+    if not getattr(denoiser, "_repeated_blocks", None):
+        raise ValueError(
+            f"--stack compiled: {type(denoiser).__name__} names no repeated blocks, which diffusers would compile; "
+            "take --stack eager"
+        )
+    config: Any = torch._dynamo.config
+    with undone(before.restore), config.patch(**LIMITS):
+        parts = {"blocks": f"{COMPILED_BY}{BACKEND}", **_fuse(denoiser), **_channels_last(pipeline)}
+        parts |= _attention(denoiser)
+        denoiser.compile_repeated_blocks(backend=BACKEND)
+        yield Prepared(parts, before, _State(pipeline))
+
+
+def _fuse(denoiser: Any) -> dict[str, str]:
+    """Project query, key and value at once, where the denoiser can."""
+    if not hasattr(denoiser, "fuse_qkv_projections"):
+        return {}
+    denoiser.fuse_qkv_projections()
+    return {"projections": "fused"}
+
+
+def _channels_last(pipeline: Any) -> dict[str, str]:
+    """Lay convolutions out channels last, where the denoiser has any; the VAE's with them."""
+    import torch
+
+    denoiser = denoiser_of(pipeline)
+    if not any(isinstance(module, torch.nn.Conv2d) for module in denoiser.modules()):
+        return {}
+    for module in (denoiser, pipeline.vae):
+        module.to(memory_format=torch.channels_last)
+    return {"layout": "channels_last"}
+
+
+def _attention(denoiser: Any) -> dict[str, str]:
+    """Take cuDNN's attention, where diffusers offers it and the GPU is one that has it."""
+    import torch
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Backends
+
+    if denoiser.device.type != "cuda" or torch.cuda.get_device_capability(denoiser.device) < _HOPPER:
+        return {}
+    if not any(hasattr(processor, "_attention_backend") for processor in _processors(denoiser)):
+        return {}
+    active, _ = Backends.get_active_backend()
+    denoiser.set_attention_backend(_ATTENTION)
+    # Beside its processors' it sets the choice of every other pipeline.
+    Backends.set_active_backend(active)
+    return {"attention": _ATTENTION}
+
+
+def _processors(denoiser: Any) -> list[Any]:
+    return [module.processor for module in denoiser.modules() if getattr(module, "processor", None) is not None]
+
+
+class _State:
+    """A pipeline's denoiser and VAE: modules, the layout of their tensors, and the attention of the denoiser."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._denoiser = denoiser_of(pipeline)
+        modules = [*self._denoiser.modules(), *pipeline.vae.modules()]
+        self._modules = ModuleStates(modules)
+        parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+        self._strides = [(parameter, parameter.stride()) for parameter in parameters if parameter.dim() > 2]
+        self._backends = [
+            (processor, processor._attention_backend)
+            for processor in _processors(self._denoiser)
+            if hasattr(processor, "_attention_backend")
+        ]
+
+    def restore(self) -> None:
+        self._modules.restore()
+        for parameter, strides in self._strides:
+            _lay_out(parameter, strides)
+        for processor, backend in self._backends:
+            processor._attention_backend = backend
+
+
+def _lay_out(parameter: nn.Parameter, strides: Sequence[int]) -> None:
+    """The same numbers with other strides."""
+    import torch
+
+    if parameter.stride() != strides:
+        data = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        data.copy_(parameter.data)
+        parameter.data = data
