@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from echo import Echo
 from entries import ENVIRONMENT, MET
 from hypothesis import given
 from hypothesis import strategies as st
-from searches import SmallSearch
+from searches import CLEAR_POINTS, SmallSearch, open_run
 
 from pytest_diffaccel.accelerators import stack
 from pytest_diffaccel.accelerators.acceleration import accelerate
@@ -158,6 +159,26 @@ def test_of_a_transformer_attention_is_cudnns_where_the_gpu_has_it_and_no_other_
         with ready.eager():
             assert attention.processor._attention_backend is None
     assert attention.processor._attention_backend is None
+
+
+def test_a_pipeline_is_thrown_away_though_its_gpu_lays_nothing_out_any_more(
+    small_search: SmallSearch, one_pipeline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run("--stack", "compiled", methods=[Echo(CLEAR_POINTS)])
+    cell = Cell("SD1.5", "DDIM", 20)
+    pipeline = run.bench.pipelines.of(cell)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_strided", broken)
+        run.bench.pipelines.unload()
+    assert torch._dynamo.config.recompile_limit < LIMITS["recompile_limit"]
+    assert pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for module in (pipeline.unet, pipeline.vae):
+        module.to(memory_format=torch.contiguous_format)
+    run.close()
 
 
 # Set-up

@@ -36,6 +36,21 @@ def test_a_case_that_takes_too_long_is_stopped() -> None:
         compute(10)
 
 
+def test_what_is_cut_off_may_call_it_an_error_of_its_own() -> None:
+    """As torch's compiler does."""
+
+    def compiling() -> None:
+        try:
+            compute(10)
+        except Exception as error:
+            raise RuntimeError("the compiler failed") from error
+
+    with pytest.raises(CaseTimeout, match=r"longer than --case-timeout 0\.2 s"), time_limit(LIMIT_S):
+        compiling()
+    with pytest.raises(RuntimeError, match="its own"), time_limit(10 * LIMIT_S):
+        raise RuntimeError("its own")
+
+
 def test_waiting_does_not_count_and_the_rest_does() -> None:
     with time_limit(LIMIT_S), waiting():
         time.sleep(1.5 * LIMIT_S)

@@ -183,10 +183,10 @@ class _State:
 
     def restore(self) -> None:
         self._modules.restore()
-        for parameter, strides in self._strides:
-            _lay_out(parameter, strides)
         for processor, backend in self._backends:
             processor._attention_backend = backend
+        for parameter, strides in self._strides:
+            _lay_out(parameter, strides)
 
 
 def _lay_out(parameter: nn.Parameter, strides: Sequence[int]) -> None:

@@ -27,14 +27,22 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
 
+    said: list[CaseTimeout] = []
+
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise CaseTimeout(f"took longer than --case-timeout {seconds:g} s")
+        said.append(CaseTimeout(f"took longer than --case-timeout {seconds:g} s"))
+        raise said[0]
 
     previous = signal.signal(signal.SIGALRM, stop)
     _limits.append(seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        # A compiler that is cut off calls it an error of its own.
+        if said and error is not said[0]:
+            raise said[0] from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _limits.pop()
