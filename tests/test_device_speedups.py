@@ -14,12 +14,15 @@ from echo import NOTHING, Echo, Reply
 from searches import BOTH, THRIFTY, SearchFolder, drive, open_run, without_scale
 from timings import SteadyClock
 
+from pytest_diffaccel.accelerators import stack
 from pytest_diffaccel.accelerators.acceleration import Generate
+from pytest_diffaccel.accelerators.stack import StackName
 from pytest_diffaccel.matrix import Candidate, format_params
 from pytest_diffaccel.measure.busy_clock import MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search import over_eager
 from pytest_diffaccel.search.calibrate import calibration, timer
 from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.calibrate.timer import Timer
@@ -50,8 +53,10 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> 
     monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
 
 
-def run_on_gpu(decide_by: SpeedClock, points: Sequence[tuple[int, int]] = POINTS) -> SearchRun:
-    run = open_run(*THRIFTY, methods=[Echo(points)])
+def run_on_gpu(
+    decide_by: SpeedClock, points: Sequence[tuple[int, int]] = POINTS, stack: StackName = "eager"
+) -> SearchRun:
+    run = open_run(*THRIFTY, "--stack", stack, methods=[Echo(points)])
     run.bench.settings = replace(run.bench.settings, gpus=(), decide_by=decide_by)
     return run
 
@@ -59,6 +64,28 @@ def run_on_gpu(decide_by: SpeedClock, points: Sequence[tuple[int, int]] = POINTS
 def true_speedup(candidate: Candidate, echo_s: float) -> float:
     full = 20 // candidate.params["Echo"]["echo_interval"]
     return 21 * PLAIN_S / ((1 + full) * PLAIN_S + (20 - full) * echo_s)
+
+
+def test_what_a_stack_gains_is_timed_by_both_clocks(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the host takes: eager runs and those on the stack take turns."""
+    order: list[bool] = []
+
+    def busy(generate: Generate, *_: Any) -> Any:
+        (block,) = generate.pipeline.unet.mid_block.attentions[0].transformer_blocks
+        order.append(is_eager := block._compiled_call_impl is None)
+        return [], RunTiming((1.25 if is_eager else 1.0) * PLAIN_S, (), ())
+
+    monkeypatch.setattr(stack, "BACKEND", "eager")
+    monkeypatch.setattr(over_eager, "busy", busy)
+    monkeypatch.setattr(over_eager, "why_no_device_time", lambda: "")
+    run = run_on_gpu("wall", stack="compiled")
+    found = over_eager.measure_over_eager(run.bench, run.groups[0].cell)
+    run.close()
+    assert found.device is not None
+    assert found.device.value == pytest.approx(1.25)
+    assert found.device.half_width_ratio < 0.01
+    assert found.wall.low <= 1 <= found.wall.high  # by a clock that is the same for both
+    assert order.count(True) == order.count(False) >= 5
 
 
 @pytest.mark.parametrize("decide_by", ["wall", "device"])

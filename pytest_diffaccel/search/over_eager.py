@@ -44,7 +44,7 @@ def measure_over_eager(bench: Workbench, cell: Cell) -> OverEager:
         device = generate.pipeline.device
         watch = watch_machine(device, computing_threads(device))
         wall = _ratio(bench, cell, generate, (by_wall, by_wall), watch, _WALL_SD)
-        if device.type != "cuda" or why_no_device_time():
+        if bench.settings.gpus is None or why_no_device_time():
             return OverEager(cell.scheduler, cell.steps, wall)
         clocks = _by_device(arguments), _by_device(arguments)
         by_device = _ratio(bench, cell, generate, clocks, watch_device(device), _DEVICE_SD)
