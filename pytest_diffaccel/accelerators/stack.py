@@ -39,7 +39,7 @@ LIMITS = {"recompile_limit": 1024, "accumulated_recompile_limit": 65536, "fail_o
 
 def stack_words(parts: Mapping[str, str]) -> str:
     """``blocks compiled by inductor, projections fused``, of a stack's parts; ``eager`` of none."""
-    return ", ".join(f"{name} {how}" for name, how in parts.items()) or EAGER
+    return ", ".join(f"{name} {how}" for name, how in sorted(parts.items())) or EAGER
 
 
 @dataclass(frozen=True)

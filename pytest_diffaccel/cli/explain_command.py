@@ -32,7 +32,7 @@ def _explain(parsed: argparse.Namespace) -> int:
     found = [one for one in find(material) if one.cell == key.cell]
     if not found:
         task = Task(key.cell, key.accelerator, key.target, (key.accelerator,))
-        command = record_command([task], material.golden.path)
+        command = record_command([task], material.golden)
         raise ValueError(f"the store holds nothing of {key.cell}; search it first: {command}")
     print_lines("\n".join(explain(key, found[0], material, parsed.store or str(WORK.store))))
     return 0

@@ -128,7 +128,7 @@ def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:
 
     folder = parsed.output or DEFAULT_FOLDER
     batch = RenderedTasks.render(all_tasks() if parsed.all else tasks_of_ids(parsed.ids), records)
-    _report_gaps(batch, parsed.golden)
+    _report_gaps(batch, records)
     if not batch.scripts:
         raise ValueError("no script to write or check: golden answers none of these tasks")
     if parsed.check:
@@ -138,7 +138,7 @@ def _generate_many(parsed: argparse.Namespace, records: Golden) -> int:
     return 0
 
 
-def _report_gaps(batch: RenderedTasks, golden: Path) -> None:
+def _report_gaps(batch: RenderedTasks, golden: Golden) -> None:
     from pytest_diffaccel.codegen.lookup import record_command
 
     if batch.borrowed:

@@ -177,6 +177,8 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
     for name, given, known, default in options:
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
+    stacked = [contents.environments.get(record.measurement.environment) for record in contents.measurements]
+    words += ["--stack", "compiled"] if stacked and all(one and one.stack for one in stacked) else []
     words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
     words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []

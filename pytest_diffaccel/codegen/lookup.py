@@ -6,7 +6,6 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from pytest_diffaccel.accelerators.composition import Accelerator
@@ -93,12 +92,12 @@ def find(task: Task, records: Golden, registry: Registry | None = None) -> Answe
     return Answer(task, key, entry, environment, _taught(accelerator, key, environment, records, methods), attained)
 
 
-def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
+def record_command(tasks: Iterable[Task], golden: Golden, *more: str) -> str:
     """The search that records ``tasks``.
 
     Args:
         tasks: what it is to record.
-        golden: where.
+        golden: where, and on which stack its records are.
         more: further options.
     """
     chosen = list(tasks)
@@ -115,8 +114,9 @@ def record_command(tasks: Iterable[Task], golden: Path, *more: str) -> str:
         if values != set(known):
             named = [*(value for value in known if value in values), *sorted(values - set(known))]
             options += [part for name in named for part in (option, str(name))]
-    if golden != GOLDEN:
-        options += ["--golden", str(golden)]
+    options += ["--stack", "compiled"] if golden.on_stack else []
+    if golden.path != GOLDEN:
+        options += ["--golden", str(golden.path)]
     return benches_command(*options, *more)
 
 
@@ -281,7 +281,7 @@ def _taught(
 
 def _incomplete(lacking: str, key: GoldenKey, records: Golden, registry: Registry) -> ValueError:
     task = Task(key.cell, key.accelerator, key.target, tuple(registry.names))
-    again = record_command([task], records.path, "--update-golden", *_as_decided([records.entries[key]]))
+    again = record_command([task], records, "--update-golden", *_as_decided([records.entries[key]]))
     return ValueError(incomplete(records.path, lacking, again))
 
 
@@ -317,4 +317,4 @@ def _refusal(task: Task, records: Golden) -> str:
     # What is recorded stays as it is until it is measured again; so does all when the target is none that is searched.
     is_rewritten = task.key in records.entries or (group and task.target not in TARGETS)
     more = ("--update-golden", *_as_decided(group)) if is_rewritten else ()
-    return " ".join([*said, f"Run: {record_command([task], records.path, *more)}"])
+    return " ".join([*said, f"Run: {record_command([task], records, *more)}"])

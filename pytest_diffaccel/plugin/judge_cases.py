@@ -100,7 +100,7 @@ class _Case:
         except NoRecord:
             if self._settings.code is None:
                 self._item.user_properties.append((_UNRECORDED, prompt_id))
-                command = record_command([task], self._settings.records.path)
+                command = record_command([task], self._settings.records)
                 pytest.skip(f"no golden record holds for this task; record it: {command}")
         verdict = self._verdict(prompt_id, task, answer)
         self._item.user_properties.append((PROPERTY, json.dumps(verdict.to_json())))
@@ -248,7 +248,7 @@ class JudgeReporting:
 
         if self._unrecorded:
             tasks = [settings.tasks[prompt_id] for prompt_id in self._unrecorded]
-            command = record_command(tasks, settings.records.path)
+            command = record_command(tasks, settings.records)
             have = counted(len(tasks), "task has", "tasks have")
             yield f"{have} no golden record; record {'it' if len(tasks) == 1 else 'them'} with: {command}"
         if left := len(settings.tasks.keys() - verdicts.keys() - set(self._unrecorded)):

@@ -74,9 +74,7 @@ class JudgeSettings:
         if code is not None and not code.is_dir():
             raise OptionError(f"--code: {options.code!r} is no folder; give one with scripts such as 192.py")
         records = Golden.read(Path(options.golden))
-        if any(
-            environment and environment.stack for environment in map(records.environment_of, records.entries.values())
-        ):
+        if records.on_stack:
             raise OptionError(
                 f"--golden {records.path}: its winners are over the compiled stack, and the judge times scripts beside "
                 "the eager pipeline; run such a script with --compare, which times both on its stack"

@@ -142,6 +142,11 @@ class Golden:
         """Where an entry was measured; None where its environment is not spelled out."""
         return self.environments.get(entry.environment)
 
+    @property
+    def on_stack(self) -> bool:
+        """Whether records are of a compiled stack."""
+        return any(one and one.stack for one in map(self.environment_of, self.entries.values()))
+
 
 def merge(
     path: Path,
