@@ -191,6 +191,7 @@ def test_a_pipeline_is_thrown_away_though_its_gpu_lays_nothing_out_any_more(
 # Set-up
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
 def test_steps_are_timed_once_nothing_is_compiled(pipeline_of: GetPipeline) -> None:
     pipeline = pipeline_of("SD1.5")
     with (
