@@ -344,7 +344,10 @@ def test_a_task_that_no_search_can_record_says_so(tmp_path: Path, sentence: str,
 def test_winners_that_another_file_holds_are_named(tmp_path: Path) -> None:
     """As those of a search with --ray-device."""
     (tmp_path / "nvidia-h100.search_params.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"there is no .*; --golden .*nvidia-h100\.search_params\.json names another"):
+    with pytest.raises(
+        ValueError,
+        match=r"there is no .*; name the golden .* that is there: --golden .*nvidia-h100\.search_params\.json",
+    ):
         generate_script("FLUX.1, 28 steps, MagCache, 1.5x", tmp_path / "search_params.json")
 
 

@@ -17,6 +17,7 @@ from echo import Echo
 from entries import ENVIRONMENT, MET
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from searches import CLEAR_POINTS, SmallSearch, open_run
 
 from pytest_diffaccel.accelerators import stack
@@ -33,8 +34,8 @@ from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.set_up import NeverSetUp, settled
 from pytest_diffaccel.pipes import denoiser_of
-from pytest_diffaccel.records.environment import Environment, OverEager
-from pytest_diffaccel.records.golden_file import Golden, read_environments
+from pytest_diffaccel.records.environment import Environment, OverEager, QualityScale
+from pytest_diffaccel.records.golden_file import Golden, merge, read_environments
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.winners import over_eager_text, stack_notes, winners_table
 
@@ -44,7 +45,7 @@ STEPS = 3
 STACKED = replace(
     ENVIRONMENT,
     stack={"blocks": "compiled by inductor", "projections": "fused", "layout": "channels_last"},
-    over_eager=OverEager("DDIM", 20, Interval(1.25, 1.2, 1.3), Interval(1.2, 1.19, 1.21)),
+    over_eager=OverEager("DDIM", 20, 1e9, Interval(1.25, 1.2, 1.3), Interval(1.2, 1.19, 1.21)),
     set_up={"": SetUp(4, 0, 21.4), "ToMe": SetUp(32, 15, 61.0)},
 )
 
@@ -164,7 +165,10 @@ def test_of_a_transformer_attention_is_cudnns_where_the_gpu_has_it_and_no_other_
         assert attention.processor._attention_backend == (AttentionBackendName(chosen) if chosen else None)
         assert _AttentionBackendRegistry.get_active_backend() == active
         with ready.eager():
+            with ready.eager():
+                pass
             assert attention.processor._attention_backend is None
+        assert attention.processor._attention_backend == (AttentionBackendName(chosen) if chosen else None)
     assert attention.processor._attention_backend is None
 
 
@@ -208,6 +212,39 @@ def test_steps_are_timed_once_nothing_is_compiled(pipeline_of: GetPipeline) -> N
     assert first.total_s < max(set_up.seconds, 3 * second.total_s)
 
 
+def test_a_run_that_compiles_but_no_graph_is_made_again() -> None:
+    """As those of MagCache, whose hooks diffusers keeps from being compiled: a frame is left as it is."""
+    generate: Any = SimpleNamespace(set_up=SetUp())
+    found = [SetUp(0, 3, 0.2), SetUp(0, 0, 0.01), SetUp()]
+
+    def run() -> int:
+        generate.set_up += found.pop(0)
+        return len(found)
+
+    assert settled(generate, run) == 0
+
+
+def test_magcache_runs_no_compiled_block_and_says_so(pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = pipeline_of("FLUX.1", "FlowMatchEulerDiscreteScheduler")
+    calls: list[str] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        def forward(*args: Any) -> Any:
+            calls.append("compiled")
+            return graph.forward(*args)
+
+        return forward
+
+    monkeypatch.setattr(stack, "BACKEND", backend)
+    params = {"MagCache": {"threshold": 0.1, "max_skip_steps": 3, "retention_ratio": 0.2}}
+    with prepared(pipeline, "compiled"), accelerate(pipeline, params, steps=5) as generate:
+        timed(generate, PROMPTS, SEEDS)
+    assert (calls, generate.set_up.graphs) == ([], 0)
+    assert generate.set_up.graph_breaks > 0
+    known = replace(STACKED, set_up={"MagCache": generate.set_up})
+    assert "Compiled beforehand, in no speedup: MagCache no graph, " in stack_notes(known)[1]
+
+
 def test_what_never_stops_compiling_is_named() -> None:
     generate: Any = SimpleNamespace(set_up=SetUp())
 
@@ -234,7 +271,29 @@ def test_a_stack_is_another_environment_and_what_it_gains_is_none() -> None:
     assert again.to_json() == STACKED.to_json()
     assert again.over_eager == STACKED.over_eager
     assert "stack" not in ENVIRONMENT.to_json()
-    assert not replace(STACKED, over_eager=None).is_scaled
+    scaled = replace(STACKED, scale=QualityScale(0.0, 0.0, 0.0, 0.1))
+    assert not replace(scaled, over_eager=None).is_scaled(0)
+    assert replace(ENVIRONMENT, scale=scaled.scale).is_scaled(2e9)
+
+
+def test_a_gain_that_is_vague_is_measured_again_by_a_later_session_and_the_better_known_one_stays() -> None:
+    scale = QualityScale(0.0, 0.0, 0.0, 0.1)
+
+    def known(half: float, measured_at: float) -> Environment:
+        return replace(
+            STACKED, scale=scale, over_eager=OverEager("DDIM", 20, measured_at, Interval(1.2, 1.2 - half, 1.2 + half))
+        )
+
+    vague, better, worse = known(0.1, 100.0), known(0.01, 200.0), known(0.2, 300.0)
+    assert (vague.is_scaled(began_at=50.0), vague.is_scaled(began_at=150.0)) == (True, False)
+    assert better.is_scaled(began_at=250.0)
+    for both in (vague.knowing_also(better), better.knowing_also(vague)):
+        assert both.over_eager == better.over_eager
+    # Tried and not known better: another attempt is a later session's.
+    tried = vague.knowing_also(worse)
+    assert tried.over_eager is not None
+    assert vague.over_eager is not None
+    assert (tried.over_eager.wall, tried.over_eager.measured_at) == (vague.over_eager.wall, 300.0)
 
 
 def test_the_gate_says_how_to_run_on_goldens_stack() -> None:
@@ -242,12 +301,15 @@ def test_the_gate_says_how_to_run_on_goldens_stack() -> None:
         return refusal(Comparison.between(golden, now), Path("golden/one.json"), Cell("SD1.5", "DDIM", 20))
 
     assert said(STACKED, ENVIRONMENT).startswith(
-        "golden/one.json was recorded on another stack: blocks (of the stack) compiled by inductor -> absent"
+        "golden/one.json was recorded on another stack: stack blocks compiled by inductor, layout channels_last"
     )
+    assert "projections fused -> eager; run" in said(STACKED, ENVIRONMENT)
     assert said(STACKED, ENVIRONMENT).endswith("; run with --stack compiled, as it was recorded")
     assert said(ENVIRONMENT, STACKED).endswith("; leave out --stack compiled")
     other = replace(STACKED, stack={"blocks": "compiled by eager"})
-    assert "was recorded elsewhere: blocks (of the stack) compiled by eager -> " in said(other, STACKED)
+    assert "was recorded elsewhere: stack blocks compiled by eager -> blocks compiled by inductor, " in said(
+        other, STACKED
+    )
 
 
 made = st.builds(SetUp, st.integers(0, 99), st.integers(0, 9), st.floats(0, 99))
@@ -266,11 +328,37 @@ def test_over_eager_both_errors_count(over: float, over_error: float, gain: floa
     def known(value: float, error: float) -> Interval:
         return Interval(value, value / error, value * error)
 
-    speedup = OverEager("DDIM", 20, known(gain, gain_error)).speedup(known(over, over_error))
+    speedup = OverEager("DDIM", 20, 1e9, known(gain, gain_error)).speedup(known(over, over_error))
     assert speedup.value == pytest.approx(over * gain)
     wider = max(over_error, gain_error)
     assert wider <= speedup.high / speedup.value <= over_error * gain_error * 1.0001
     assert speedup.value / speedup.low == pytest.approx(speedup.high / speedup.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stack", {"blocks": "\x1b[31m"}),
+        ("set_up", {"ToMe": {"graphs": -4, "graph_breaks": 0, "seconds": 0.0}}),
+        ("over_eager", {"wall": {"value": 0.0, "low": 0.0, "high": 0.0}}),
+        ("over_eager", {"wall": {"value": 1.1, "low": 1.5, "high": 0.9}}),
+        ("over_eager", {"scheduler": "x\x1b[1m"}),
+    ],
+)
+def test_hostile_records_are_refused_where_they_are_read(name: str, value: dict[str, Any]) -> None:
+    known = STACKED.to_json()
+    with pytest.raises(ValidationError):
+        Environment.from_json(json.dumps({**known, name: {**known[name], **value}}))
+
+
+def test_each_winner_is_over_its_own_stack() -> None:
+    eager, compiled = (replace(MET, environment=one.id) for one in (ENVIRONMENT, STACKED))
+    cell = Cell("SD1.5", "DDIM", 20)
+    entries = {GoldenKey(cell, "DeepCache", 1.5): compiled, GoldenKey(cell, "ToMe", 1.5): eager}
+    lines = winners_table(entries, {ENVIRONMENT.id: ENVIRONMENT, STACKED.id: STACKED}, 80)
+    (place,) = [number for number, line in enumerate(lines) if line.endswith("over eager")]
+    assert place < lines.index("ToMe")
+    assert any(line.startswith("Speedups are over the compiled stack") for line in lines)
 
 
 def test_winners_say_what_they_are_over_and_what_was_compiled() -> None:
@@ -358,6 +446,20 @@ def test_a_search_of_short_runs_on_a_stack_goes_on_where_it_was_stopped(
     assert later.over_eager == environment.over_eager
 
 
+def test_a_golden_file_holds_winners_of_one_stack(small_search: SmallSearch, one_pipeline: None) -> None:
+    of_eager = ("--golden", "golden/own.json")
+    assert small_search.run(*of_eager).ret == 0
+    result = small_search.run("--stack", "compiled", *of_eager)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: --golden: * over the eager stack, *on the compiled one; give --stack eager, or another --golden"]
+    )
+    assert small_search.run("--stack", "compiled").ret == 0
+    result = small_search.run("--golden", "golden/compiled.search_params.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --golden: *compiled stack*give --stack compiled, or another --golden"])
+
+
 def test_commands_that_are_advised_search_on_the_stack(
     small_search: SmallSearch, one_pipeline: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -376,10 +478,19 @@ def test_commands_that_are_advised_search_on_the_stack(
         assert row["speedup_over_eager"] == pytest.approx(row["speedup"], rel=0.05)
 
 
-def test_the_judge_refuses_winners_of_another_stack(small_search: SmallSearch, one_pipeline: None) -> None:
-    assert small_search.run("--stack", "compiled").ret == 0
-    result = small_search.pytester.runpytest_inprocess(
-        "--pyargs", "pytest_diffaccel.codegen", "--golden", "golden/compiled.search_params.json", "--sample", "1"
-    )
+def test_the_judge_refuses_winners_of_another_stack(pytester: pytest.Pytester) -> None:
+    entries = {
+        GoldenKey(Cell("SD1.5", "DDIM", 20), name, 1.5): replace(MET, environment=one.id)
+        for name, one in (("DeepCache", STACKED), ("ToMe", ENVIRONMENT))
+    }
+    known = {one.id: one for one in (STACKED, ENVIRONMENT)}
+    merge(pytester.path / "golden.json", entries, update=True, environments=known)
+
+    def judged(accelerator: str) -> pytest.RunResult:
+        asked = ("--golden", "golden.json", "--task", f"SD1.5, DDIM, 20 steps, {accelerator}, 1.5x", "--collect-only")
+        return pytester.runpytest_inprocess("--pyargs", "pytest_diffaccel.codegen", *asked)
+
+    result = judged("DeepCache")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --golden *compiled stack*--compare*"])
+    assert judged("ToMe").ret == 0  # whose record is of the eager one

@@ -62,6 +62,7 @@ class Generate:
         fired: what the methods did in the last counted generation, by counter.
         decided: the kinds of the steps of the last generation, where the pictures decide them.
         set_up: what torch compiled in its generations.
+        on_set_up: told what it compiled in one.
     """
 
     pipeline: Any
@@ -75,6 +76,7 @@ class Generate:
     fired: dict[str, int] = field(default_factory=dict)
     decided: tuple[str, ...] = ()
     set_up: SetUp = field(default_factory=SetUp)
+    on_set_up: Callable[[SetUp], None] | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -274,7 +276,10 @@ class Generate:
         return images
 
     def _add_set_up(self, before: SetUp) -> None:
-        self.set_up += SetUp.so_far() - before
+        compiled = SetUp.so_far() - before
+        self.set_up += compiled
+        if compiled != SetUp() and self.on_set_up:
+            self.on_set_up(compiled)
 
     def _options(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         import torch

@@ -29,9 +29,10 @@ BACKEND = "inductor"
 COMPILED_BY = "compiled by "
 # What torch calls all that goes to a graph, of what it keeps the time of.
 _COMPILING = "entire_frame_compile"
-# As diffusers calls it. On Hopper it is faster than the kernels that torch takes by itself.
+# As diffusers calls it: the kernels that cuDNN has for Hopper.
 _ATTENTION = "_native_cudnn"
-_HOPPER = (9, 0)
+#: From this compute capability on.
+HOPPER = (9, 0)
 #: Methods' parameters are compiled in, each of them anew. Past its own limits torch goes on uncompiled, and only a log
 #: says so: then a candidate would not run on its stack.
 LIMITS = {"recompile_limit": 1024, "accumulated_recompile_limit": 65536, "fail_on_recompile_limit_hit": True}
@@ -55,6 +56,10 @@ class SetUp:
     graphs: int = 0
     graph_breaks: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.graphs, self.graph_breaks, self.seconds) < 0:
+            raise ValueError("nothing is compiled fewer times than never, or in less than no time")
 
     def __add__(self, other: SetUp) -> SetUp:
         """Both."""
@@ -86,11 +91,21 @@ class Prepared:
         self.parts = parts
         self._before = before
         self._after = after
+        self._is_eager = False
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """The pipeline as it was before it was prepared, for the block; what is compiled is kept."""
-        with undone(self._after.restore):
+        if self._is_eager:
+            yield
+            return
+
+        def back() -> None:
+            self._after.restore()
+            self._is_eager = False
+
+        with undone(back):
+            self._is_eager = True
             self._before.restore()
             yield
 
@@ -151,7 +166,7 @@ def _attention(denoiser: Any) -> dict[str, str]:
     import torch
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Backends
 
-    if denoiser.device.type != "cuda" or torch.cuda.get_device_capability(denoiser.device) < _HOPPER:
+    if denoiser.device.type != "cuda" or torch.cuda.get_device_capability(denoiser.device) < HOPPER:
         return {}
     if not any(hasattr(processor, "_attention_backend") for processor in _processors(denoiser)):
         return {}

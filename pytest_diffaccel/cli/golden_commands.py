@@ -69,7 +69,7 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from pytest_diffaccel.records.golden_file import Golden
+    from pytest_diffaccel.records.golden_file import Golden, other_file
     from pytest_diffaccel.report.golden_summary import summary_table
     from pytest_diffaccel.report.winners import winners_table
     from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
@@ -79,6 +79,8 @@ def _show(parsed: argparse.Namespace) -> int:
         named = {"--pipe": parsed.pipe, "--sched": parsed.sched, "--steps": parsed.steps}
         cell = [part for option, value in named.items() if value for part in (option, str(value))]
         command = benches_command(*cell, "--grid", "coarse") if cell else benches_command(*FIRST_SEARCH)
+        if not parsed.golden.exists() and (other := other_file(parsed.golden)):
+            raise ValueError(f"{parsed.golden} is not there; name the golden file that is: --golden {other}")
         lack = "has no winners to show" if parsed.golden.exists() else "is not there"
         raise ValueError(f"{parsed.golden} {lack}; record some, of one cell, with: {command}")
     entries = _chosen(golden.entries, parsed)

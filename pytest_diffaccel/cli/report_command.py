@@ -42,7 +42,7 @@ def add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--store", metavar="URL", help=f"measurements: SQLite file or SQLAlchemy URL (default: {WORK.store})"
     )
-    command.add_argument("--golden", type=Path, default=GOLDEN, metavar="FILE")
+    command.add_argument("--golden", type=Path, metavar="FILE", help=f"default: {GOLDEN}, or that of a compiled stack")
     command.add_argument("--prompts", type=Path, metavar="FILE", help="the prompts that the search was given")
     command.add_argument(
         "--max-quality-loss",
@@ -101,6 +101,8 @@ def material_of(parsed: argparse.Namespace) -> Material:
             contents = opened.contents()
     except StoreError as error:
         raise ValueError(str(error)) from error
+    if parsed.golden is None:
+        parsed.golden = GOLDEN.with_name(f"compiled.{GOLDEN.name}") if _on_stack(contents) else GOLDEN
     return Material(
         contents=contents,
         registry=registry,
@@ -177,12 +179,17 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
     for name, given, known, default in options:
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
-    stacked = [contents.environments.get(record.measurement.environment) for record in contents.measurements]
-    words += ["--stack", "compiled"] if stacked and all(one and one.stack for one in stacked) else []
+    words += ["--stack", "compiled"] if _on_stack(contents) else []
     words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
     words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
     return shlex.join(words)
+
+
+def _on_stack(contents: Contents) -> bool:
+    """Whether all that was measured is of a compiled stack."""
+    names = {record.measurement.environment for record in contents.measurements}
+    return bool(names) and all(known.stack for known in map(contents.environments.get, names) if known)
 
 
 def _deciding_options(winners: Sequence[GroupWinners]) -> list[str]:

@@ -16,7 +16,7 @@ from pytest_diffaccel.models.schedulers import misplaced
 from pytest_diffaccel.pipes import PipeSpec, described
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import Golden, incomplete
+from pytest_diffaccel.records.golden_file import Golden, incomplete, other_file
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey
 from pytest_diffaccel.settings.metric_options import deciding_options
 from pytest_diffaccel.settings.options import benches_command
@@ -301,8 +301,9 @@ def _unsuited(task: Task, registry: Registry) -> str:
 def _refusal(task: Task, records: Golden) -> str:
     where = f"in {records.path} "
     if not records.path.exists():
-        other = min(records.path.parent.glob(f"*{records.path.name}"), default=None)
-        where = f"(there is no {records.path}{f'; --golden {other} names another' if other else ''}) "
+        if other := other_file(records.path):
+            return f"there is no {records.path}; name the golden file that is there: --golden {other}"
+        where = f"(there is no {records.path}) "
     said = [f"no golden record {where}is known to hold for: {task.sentence}."]
     if task.target > max(TARGETS):
         said.append(f"Searches cover targets up to {max(TARGETS)}x: ask for at most that.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.accelerators.calls import guides_apart, usual_text_length
 from pytest_diffaccel.accelerators.registry import Registry, default_registry
-from pytest_diffaccel.accelerators.stack import BACKEND, COMPILED_BY, LIMITS, stack_words
+from pytest_diffaccel.accelerators.stack import BACKEND, COMPILED_BY, HOPPER, LIMITS, stack_words
 from pytest_diffaccel.codegen.lookup import Answer, find
 from pytest_diffaccel.codegen.parser import parse_task
 from pytest_diffaccel.codegen.script_parts import NoScriptPart, ScriptPart
@@ -161,6 +161,7 @@ def _context(answer: Answer) -> dict[str, Any]:
         "scheduler_defaults": scheduler_defaults,
         "stack": stack_words(answer.environment.stack),
         "compile_limits": LIMITS,
+        "attention_from": HOPPER,
         "backend": _backend(answer.environment.stack),
         "model": pipe.hub_id or pipe.weights,
         "prompt": DEFAULT_PROMPT,

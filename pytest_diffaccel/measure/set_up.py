@@ -36,7 +36,7 @@ def settled(generate: Generate, run: Callable[[], _Result]) -> _Result:
     for _ in range(_MOST_RUNS):
         before = generate.set_up
         result = run()
-        if generate.set_up.graphs == before.graphs:
+        if generate.set_up == before:
             return result
     compiled = generate.set_up - first
     raise NeverSetUp(

@@ -27,11 +27,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
         return
 
-    said: list[CaseTimeout] = []
+    text, is_over = f"took longer than --case-timeout {seconds:g} s", list[bool]()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        said.append(CaseTimeout(f"took longer than --case-timeout {seconds:g} s"))
-        raise said[0]
+        is_over.append(True)
+        raise CaseTimeout(text)
 
     previous = signal.signal(signal.SIGALRM, stop)
     _limits.append(seconds)
@@ -39,9 +39,9 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A compiler that is cut off calls it an error of its own.
-        if said and error is not said[0]:
-            raise said[0] from error
+        # A compiler that is cut off calls it an error of its own, or adds to it where its user's code is.
+        if is_over and (type(error), str(error)) != (CaseTimeout, text):
+            raise CaseTimeout(text) from error
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

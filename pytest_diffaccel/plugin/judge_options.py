@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,12 +74,8 @@ class JudgeSettings:
         if code is not None and not code.is_dir():
             raise OptionError(f"--code: {options.code!r} is no folder; give one with scripts such as 192.py")
         records = Golden.read(Path(options.golden))
-        if records.on_stack:
-            raise OptionError(
-                f"--golden {records.path}: its winners are over the compiled stack, and the judge times scripts beside "
-                "the eager pipeline; run such a script with --compare, which times both on its stack"
-            )
         tasks = _asked(options)
+        _check_stack(records, tasks.values())
         asked = len(tasks)
         if code is not None and options.ids is None and not options.task:
             tasks = {prompt_id: task for prompt_id, task in tasks.items() if os.path.lexists(code / f"{prompt_id}.py")}
@@ -111,6 +107,21 @@ class JudgeSettings:
             return find(self.tasks[prompt_id], self.records).attained
         except ValueError:
             return None
+
+
+def _check_stack(records: Golden, tasks: Collection[Task]) -> None:
+    """Refuse to judge what was recorded on another stack than the judge's."""
+    groups = {(task.cell.pipe, task.cell.scheduler, task.accelerator) for task in tasks}
+    own = {
+        key: entry
+        for key, entry in records.entries.items()
+        if (key.cell.pipe, key.cell.scheduler, key.accelerator) in groups
+    }
+    if replace(records, entries=own).on_stack:
+        raise OptionError(
+            f"--golden {records.path}: its winners are over the compiled stack, and the judge times scripts beside "
+            "the eager pipeline; run such a script with --compare, which times both on its stack"
+        )
 
 
 def _asked(options: Namespace) -> dict[str, Task]:

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from pytest_diffaccel.accelerators.stack import SetUp
+from pytest_diffaccel.accelerators.stack import SetUp, stack_words
 from pytest_diffaccel.matrix import Cell, Lesson
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.threads import cores
@@ -39,15 +39,18 @@ _DRIVER_TIMEOUT_S = 60.0
 _OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt", "stack", "over_eager", "set_up")
 # What was found out in an environment, and is no part of what it is.
 _FOUND_OUT = ("scale", "learnt", "over_eager", "set_up")
+# Half of the interval of what a stack gains, as a share of it, beyond which another session tries to know it better.
+_VAGUE_GAIN = 0.025
 # What a part of a field of several parts is called in a difference.
 _NOUNS: Mapping[str, str] = {
     "weights": " weights",
     "settings": " settings",
     "scheduler_defaults": " (open in the model's scheduler)",
-    "stack": " (of the stack)",
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 
+# What people read of an environment on a terminal, and in scripts.
+_Word = Annotated[str, Field(pattern=r"\A[\w .,()+-]{0,100}\z")]
 #: What methods have learnt: by method, scheduler and number of steps.
 Learnt: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Lesson]]]
 #: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
@@ -83,14 +86,21 @@ class OverEager:
     Attributes:
         scheduler: it was timed with.
         steps: of the generations that were timed.
+        measured_at: when a session tried last to know it better, seconds since the epoch.
         wall: by whole generations, with its 95% interval.
         device: by the GPU's own time; None where that was not read.
     """
 
-    scheduler: str
+    scheduler: _Word
     steps: int
+    measured_at: float
     wall: Interval
     device: Interval | None = None
+
+    def __post_init__(self) -> None:
+        for one in (self.wall, self.device):
+            if one is not None and not 0 < one.low <= one.value <= one.high:
+                raise ValueError(f"{one} is no interval of a speed-up")
 
     def speedup(self, over_stack: Interval) -> Interval:
         """Over the eager pipeline by the wall clock, of a speed-up over the stack: both errors count.
@@ -154,9 +164,9 @@ class Environment:
     settings: Mapping[str, str] = field(default_factory=dict)
     scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
     learnt: Learnt = field(default_factory=dict, compare=False)
-    stack: Mapping[str, str] = field(default_factory=dict)
+    stack: Mapping[_Word, _Word] = field(default_factory=dict)
     over_eager: OverEager | None = field(default=None, compare=False)
-    set_up: Mapping[str, SetUp] = field(default_factory=dict, compare=False)
+    set_up: Mapping[_Word, SetUp] = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
@@ -168,10 +178,18 @@ class Environment:
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
-    @property
-    def is_scaled(self) -> bool:
-        """Whether it is known what a loss means here, and a speed-up beside the eager pipeline."""
-        return self.scale is not None and (not self.stack or self.over_eager is not None)
+    def is_scaled(self, began_at: float) -> bool:
+        """Whether it is known what a loss means here, and a speed-up beside the eager pipeline.
+
+        What a restless machine left vague is tried once by every session.
+
+        Args:
+            began_at: when this one began, seconds since the epoch.
+        """
+        if self.scale is None or not self.stack:
+            return self.scale is not None
+        gain = self.over_eager
+        return gain is not None and (gain.wall.half_width_ratio <= _VAGUE_GAIN or gain.measured_at >= began_at)
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -205,7 +223,7 @@ class Environment:
             self,
             scale=self.scale or other.scale,
             learnt=learnt,
-            over_eager=self.over_eager or other.over_eager,
+            over_eager=_better_known(self.over_eager, other.over_eager),
             set_up=set_up,
         )
 
@@ -223,6 +241,15 @@ class Environment:
             pydantic.ValidationError: (a ``ValueError``) when a field is missing, unknown or of another type.
         """
         return _adapter().validate_json(text)
+
+
+def _better_known(*gains: OverEager | None) -> OverEager | None:
+    """The one whose interval is the narrowest, with when the last one was measured."""
+    known = [gain for gain in gains if gain is not None]
+    if not known:
+        return None
+    best = min(known, key=lambda gain: gain.wall.half_width_ratio)
+    return replace(best, measured_at=max(gain.measured_at for gain in known))
 
 
 def describe_environment(
@@ -287,6 +314,8 @@ def differences(before: Environment, after: Environment) -> list[str]:
         old, new = getattr(before, name), getattr(after, name)
         if name == "settings" and bool(old) != bool(new):
             lines.append(_change(name, *("recorded" if recorded else "not recorded" for recorded in (old, new))))
+        elif name == "stack":
+            lines.append(_change(name, stack_words(old), stack_words(new)))
         elif isinstance(old, Mapping):
             noun = _NOUNS.get(name, "")
             parts = [*old, *(part for part in new if part not in old)]

@@ -148,6 +148,11 @@ class Golden:
         return any(one and one.stack for one in map(self.environment_of, self.entries.values()))
 
 
+def other_file(golden: Path) -> Path | None:
+    """A golden file of a device or stack of its own, beside where there is none; None where there is no such one."""
+    return min(golden.parent.glob(f"*.{golden.name}"), default=None)
+
+
 def merge(
     path: Path,
     found: Mapping[GoldenKey, GoldenEntry],

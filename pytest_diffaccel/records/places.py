@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from pytest_diffaccel.accelerators.stack import EAGER
+from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.jsonfile import LOCK_NAME
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
@@ -32,13 +34,15 @@ def try_places(settings: Settings) -> None:
         settings: the session's.
 
     Raises:
-        NoPlace: for the first that cannot be written.
+        NoPlace: for the first that cannot be written, or a golden file of another stack.
     """
     for folder in WORK.folders:
         _try_folder(f"the working folder {WORK.path}", folder, _ELSEWHERE, locks="*.lock")
     writes_golden = settings.gate is None or settings.update_golden
     if writes_golden:
         try_file("--golden", settings.golden, locks=LOCK_NAME)
+    if settings.gate is None:
+        _check_stack(settings)
     for option, file in {"--diffaccel-report": settings.report, "--picture-grid": settings.picture_grid}.items():
         if file is not None:
             try_file(option, file)
@@ -50,6 +54,18 @@ def try_places(settings: Settings) -> None:
             store.try_writing()
     except StoreError as error:
         raise NoPlace(f"--store: {error}") from error
+
+
+def _check_stack(settings: Settings) -> None:
+    """Refuse a golden file of another stack: each key holds one winner, and theirs cannot be compared."""
+    golden = Golden.read(settings.golden)
+    if not golden.entries or golden.on_stack == (settings.stack != EAGER):
+        return
+    other = EAGER if settings.stack != EAGER else "compiled"
+    raise NoPlace(
+        f"--golden: the winners in {settings.golden} are over the {other} stack, and this search is on the "
+        f"{settings.stack} one; give --stack {other}, or another --golden"
+    )
 
 
 def try_file(option: str, file: Path, *, locks: str = "") -> None:

@@ -18,7 +18,9 @@ from pytest_diffaccel.report.winners import (
     figures,
     interval_text,
     metrics_text,
+    over_eager_text,
     said_of,
+    stack_notes,
     terms_text,
     why_unattainable,
 )
@@ -53,6 +55,8 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)
     lines += _outcome(entry)
+    if entry is not None and (over := over_eager_text(entry, found.record.described)):
+        lines.append(f"  {over}")
     quality, known = found.quality, found.record.best_known
     by_mean = entry is not None and entry.rule == DIFFBENCH
     fast = [
@@ -71,6 +75,7 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
         surely = "fast enough in the mean" if by_mean else "surely fast enough"
         lines.append(f"not {surely}: {len(slow)}; the fastest of them is {_in_words(*best, found)}")
     lines += _unmeasured([row for row in rows if row.figures is None])
+    lines += stack_notes(found.record.described)[:1]
     return [*lines, f"all of this is what the last search found that used {store}", _in_golden(key, found, material)]
 
 

@@ -15,6 +15,7 @@ from pytest_diffaccel.gate.verdict import GateVerdict, Verdict, percent
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.gate_sessions import REFERENCE_NAME, GateSession, add_sessions
+from pytest_diffaccel.records.golden_file import other_file
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.progress import EndedCase, duration
 from pytest_diffaccel.report.sent_results import CaseResult
@@ -65,9 +66,11 @@ class GateReport:
             cell = self._settings.cells[0]
             chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
             command = benches_command(*chosen, *self._gate.place)
+            golden = self._settings.golden
+            other = None if golden.exists() else other_file(golden)
+            advice = f"; name the golden file that is there: --golden {other}" if other else f"; record some: {command}"
             self._screen.write_line(
-                f"diffaccel gate: {self._settings.golden} holds no winner of the chosen cells and accelerators; record "
-                f"some: {command}"
+                f"diffaccel gate: {golden} holds no winner of the chosen cells and accelerators{advice}"
             )
             return
         gate = self._gate

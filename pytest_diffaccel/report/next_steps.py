@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from pytest_diffaccel.accelerators.stack import EAGER
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
@@ -174,7 +175,10 @@ def next_steps(
     if any(change.kind == "differs" for change in changes):
         lines.append("next: golden records differ and were kept; --update-golden writes the new ones")
     if entries and settings.golden != GOLDEN:
-        lines.append(f"next: name this file where winners are shown, used or guarded: --golden {settings.golden}")
+        guarded = "" if settings.stack == EAGER else f"; guard them on their stack: --gate --stack {settings.stack}"
+        lines.append(
+            f"next: name this file where winners are shown, used or guarded: --golden {settings.golden}{guarded}"
+        )
     if failed:
         lines.append(f"next: {counted(failed, 'case')} failed; run them again with --lf")
     if settings.coarse:

@@ -24,6 +24,7 @@ _LONG: Mapping[str, str] = MappingProxyType(
         "learning": "learning what methods need",
         "foreseeing": "foreseeing what methods decide",
         "scale of losses": "finding out what a loss means here",
+        "compiling": "compiling, or finding what was compiled before",
         "stack over eager": "timing the stack beside the eager pipeline",
         "short runs": "timing short runs",
         "verification": "timing winners",

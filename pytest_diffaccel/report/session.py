@@ -185,7 +185,7 @@ class SessionReport:
     def _take_winners(self, case: EndedCase, result: Winners) -> None:
         """Tell a group's winners, note why it may have none, and record those of its cell."""
         group, refused = f"{result.cell} {result.accelerator}", result.refused
-        if result.provisional:
+        if result.provisional and result.of_cell is None:  # else those that are verified come at once
             self._screen.tell(f"diffaccel: {provisional_text(result)}")
         if case.outcome != "failed":
             self._asked.setdefault(group, refused.text if refused else "its cell's winners were not verified")

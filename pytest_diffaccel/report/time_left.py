@@ -264,9 +264,9 @@ def distinct(provisional: Sequence[Chosen]) -> int:
 
 
 def _worked_s(news: News) -> float:
-    """Seconds that a process worked since its last result, without imports, waiting, loading and calibrating."""
+    """Seconds that a process worked since its last result: no imports, waiting, loading, compiling or calibrating."""
     phases = dict(news.phases_s)
-    for name in ("loading", "scale of losses"):
+    for name in ("loading", "compiling", "scale of losses", "stack over eager"):
         phases.pop(name, None)
     calibrated_s = sum(calibration.seconds for calibration in news.calibrated.values())
     phases["short runs"] = max(0.0, phases.get("short runs", 0.0) - calibrated_s)

@@ -54,8 +54,10 @@ def winners_table(
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
         title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
-        lines += ["", *wrapped(title, width), *_table(rows, environment, width)]
-        for note in (*legend([entry for _, entry in rows], scale), *stack_notes(environment)):
+        lines += ["", *wrapped(title, width), *_table(rows, environments, scale, width)]
+        known = dict.fromkeys(entry.environment for _, entry in rows)
+        stacks = [note for one in known for note in stack_notes(environments.get(one))]
+        for note in (*legend([entry for _, entry in rows], scale), *dict.fromkeys(stacks)):
             lines += wrapped(note, width)
     return lines
 
@@ -70,7 +72,7 @@ def stack_notes(environment: Environment | None) -> list[str]:
         ends = interval_text(gain.wall.value, (gain.wall.low, gain.wall.high), 2, "x")
         notes[0] += f" Unaccelerated, that is {ends}{gpu} as fast as eager ({gain.scheduler}, {gain.steps} steps)."
     compiled = [
-        f"{name or 'unaccelerated'} {counted(made.graphs, 'graph')}, "
+        f"{name or 'unaccelerated'} {counted(made.graphs, 'graph') if made.graphs else 'no graph'}, "
         f"{counted(made.graph_breaks, 'graph break') if made.graph_breaks else 'no break'}, {made.seconds:.0f} s"
         for name, made in environment.set_up.items()
     ]
@@ -112,10 +114,14 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
     return notes
 
 
-def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], environment: Environment | None, width: int) -> list[str]:
+def _table(
+    rows: Sequence[tuple[GoldenKey, GoldenEntry]],
+    environments: Mapping[str, Environment],
+    scale: QualityScale | None,
+    width: int,
+) -> list[str]:
     from rich.table import Table
 
-    scale = environment.scale if environment else None
     table = Table(box=None, pad_edge=False)
     for heading in ("targets", *HEADINGS):
         table.add_column(heading, no_wrap=True)
@@ -128,7 +134,11 @@ def _table(rows: Sequence[tuple[GoldenKey, GoldenEntry]], environment: Environme
             table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
             below = [
                 line
-                for said in (said_of(entry), over_eager_text(entry, environment), metrics_text(entry))
+                for said in (
+                    said_of(entry),
+                    over_eager_text(entry, environments.get(entry.environment)),
+                    metrics_text(entry),
+                )
                 if said
                 for line in wrapped(said, width - len(_INDENT), indent="")
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeAlias
@@ -45,10 +46,10 @@ def measure_over_eager(bench: Workbench, cell: Cell) -> OverEager:
         watch = watch_machine(device, computing_threads(device))
         wall = _ratio(bench, cell, generate, (by_wall, by_wall), watch, _WALL_SD)
         if bench.settings.gpus is None or why_no_device_time():
-            return OverEager(cell.scheduler, cell.steps, wall)
+            return OverEager(cell.scheduler, cell.steps, time.time(), wall)
         clocks = _by_device(arguments), _by_device(arguments)
         by_device = _ratio(bench, cell, generate, clocks, watch_device(device), _DEVICE_SD)
-    return OverEager(cell.scheduler, cell.steps, wall, by_device)
+    return OverEager(cell.scheduler, cell.steps, time.time(), wall, by_device)
 
 
 def _by_device(arguments: tuple[Any, Any]) -> _Timing:

@@ -152,6 +152,5 @@ def fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        known = {name: part for name, part in value.items() if part is not None}
-        return ", ".join(f"{name.replace('_', ' ') or 'unaccelerated'} {fact(part)}" for name, part in known.items())
+        return ", ".join(f"{name.replace('_', ' ')} {fact(part)}" for name, part in value.items())
     return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -106,7 +106,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
 
 def _see_to_scale(bench: Workbench, cell: Cell) -> None:
     """Measure the scale of losses and what the stack gains, unless another session is at it."""
-    if bench.environment(cell).is_scaled or not bench.shared.take(whole_pipe(cell), [IN_COMMON]):
+    if bench.environment(cell).is_scaled(bench.began_at) or not bench.shared.take(whole_pipe(cell), [IN_COMMON]):
         return
     try:
         scaled_environment(bench, cell)
