@@ -230,11 +230,17 @@ def test_pictures_lead_to_full_ones_beside_the_page(report: Path, opened: Callab
     assert all(not Path(link).is_absolute() for link in links)
 
 
+def scroll_to_chart(page: Any) -> None:
+    page.locator("#pareto-0").scroll_into_view_if_needed()
+    # That a page was scrolled is told in its next frame, and hides what pointing shows.
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def test_pointing_at_a_winner_shows_its_settings_and_pictures(report: Path, opened: Callable[..., Any]) -> None:
     with opened(report) as page:
         plot = page.locator("#pareto-0 .plot.live svg")
-        page.locator("#pareto-0").scroll_into_view_if_needed()  # scrolling hides what was pointed at
         plot.wait_for()
+        scroll_to_chart(page)
         # Winners are ringed: the only hollow symbols.
         ring = plot.locator('path[stroke="currentColor"][stroke-width="1.8"]').first
         ring.hover(force=True)
@@ -299,9 +305,7 @@ def test_candidates_that_lack_a_metric_are_said_and_stay_on_the_chart(scored: Pa
         axis.select_option("clip_score")
         plot.filter(has_text="clip_score (higher is better)").wait_for()
         assert "Without clip_score: 6 of 9 measured candidates." in page.locator(".axis output").inner_text()
-        page.locator("#pareto-0").scroll_into_view_if_needed()
-        # That a page was scrolled is told in its next frame, and hides what pointing shows.
-        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        scroll_to_chart(page)
         ticks = plot.locator(".mark-rect.role-mark path")
         assert ticks.count() == 6
         ticks.first.hover(force=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,6 +162,8 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
         contents: the store's.
         registry: the accelerators known; a search without ``--search-targets`` tries those that suit its pipes.
     """
+    from pytest_diffaccel.settings.options import benches_command
+
     wanted = _wanted(parsed, contents)
     measured = (record.measurement.candidate for record in contents.measurements)
     # Without an accelerator are rivals, in cells of fewer steps.
@@ -175,7 +176,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
         ("steps", parsed.steps, {str(candidate.cell.steps) for candidate in found}, map(str, STEPS)),
         ("search-targets", None, {candidate.accelerator for candidate in found}, accelerators),
     )
-    words = ["pytest", "benches"]
+    words: list[str] = []
     for name, given, known, default in options:
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
@@ -183,7 +184,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
     words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
     words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
-    return shlex.join(words)
+    return benches_command(*words)
 
 
 def _on_stack(contents: Contents) -> bool:
