@@ -245,6 +245,11 @@ def test_magcache_runs_no_compiled_block_and_says_so(pipeline_of: GetPipeline, m
     assert "Compiled beforehand, in no speedup: MagCache no graph, " in stack_notes(known)[1]
 
 
+def test_counters_that_are_set_back_count_nothing() -> None:
+    assert SetUp(1, 0, 0.5) - SetUp(4, 2, 3.0) == SetUp()
+    assert SetUp(4, 2, 3.0) - SetUp(1, 2, 1.0) == SetUp(3, 0, 2.0)
+
+
 def test_what_never_stops_compiling_is_named() -> None:
     generate: Any = SimpleNamespace(set_up=SetUp())
 
@@ -359,6 +364,12 @@ def test_each_winner_is_over_its_own_stack() -> None:
     (place,) = [number for number, line in enumerate(lines) if line.endswith("over eager")]
     assert place < lines.index("ToMe")
     assert any(line.startswith("Speedups are over the compiled stack") for line in lines)
+
+
+def test_over_eager_what_is_known_of_nothing_stays_so() -> None:
+    gain = OverEager("DDIM", 20, 1e9, Interval(1.25, 1.2, 1.3))
+    assert gain.speedup(Interval(0.5, 0.0, 2.0)) == Interval(0.625, 0.0, 2.6)
+    assert gain.speedup(Interval(0.0, 0.0, 0.0)) == Interval(0.0, 0.0, 0.0)
 
 
 def test_winners_say_what_they_are_over_and_what_was_compiled() -> None:

@@ -66,8 +66,12 @@ class SetUp:
         return SetUp(self.graphs + other.graphs, self.graph_breaks + other.graph_breaks, self.seconds + other.seconds)
 
     def __sub__(self, other: SetUp) -> SetUp:
-        """What came after ``other``."""
-        return SetUp(self.graphs - other.graphs, self.graph_breaks - other.graph_breaks, self.seconds - other.seconds)
+        """What came after ``other``; nothing where torch's counters were set back meanwhile."""
+        return SetUp(
+            max(0, self.graphs - other.graphs),
+            max(0, self.graph_breaks - other.graph_breaks),
+            max(0.0, self.seconds - other.seconds),
+        )
 
     @classmethod
     def so_far(cls) -> SetUp:

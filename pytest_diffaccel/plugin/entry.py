@@ -107,7 +107,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if options.is_given(config.option):  # whether there are cases, the workers alone know
         with suppress(pytest.UsageError):
             search_run(config)
-            config.addinivalue_line("filterwarnings", _GRAPH_BREAKS)
     if not is_searching(config) or config.option.dist != "loadgroup":
         return None
     from pytest_diffaccel.plugin.scheduling import Groups, GroupScheduling
@@ -179,6 +178,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # What only the project's configuration says is read once there is a case: most runs are of other tests.
         if options.asks_for_search(given, config.args):
             search_run(config)
+        config.addinivalue_line("filterwarnings", _GRAPH_BREAKS)
         interrupt_on_sigterm(config)
     if judge_options.is_given(given):
         judge_settings(config)

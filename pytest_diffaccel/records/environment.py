@@ -108,6 +108,8 @@ class OverEager:
         What a stack gains is measured at one number of steps, and taken for the same at others.
         """
         value = over_stack.value * self.wall.value
+        if over_stack.low <= 0:  # nothing is known below
+            return Interval(value, 0.0, over_stack.high * self.wall.high)
 
         def end(name: str) -> float:
             parts = (math.log(getattr(one, name) / one.value) for one in (over_stack, self.wall))
@@ -181,10 +183,8 @@ class Environment:
     def is_scaled(self, began_at: float) -> bool:
         """Whether it is known what a loss means here, and a speed-up beside the eager pipeline.
 
-        What a restless machine left vague is tried once by every session.
-
         Args:
-            began_at: when this one began, seconds since the epoch.
+            began_at: what a restless machine left vague before is not, seconds since the epoch.
         """
         if self.scale is None or not self.stack:
             return self.scale is not None

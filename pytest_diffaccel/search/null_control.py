@@ -29,14 +29,20 @@ OTHER_SEEDS = 2**31
 _ALONE = 4
 
 
-def scaled_environment(bench: Workbench, cell: Cell) -> Environment:
-    """The cell's environment with the scale of its losses and its stack's gain, which one process measures for all."""
-    if not bench.environment(cell).is_scaled(bench.began_at):
+def scaled_environment(bench: Workbench, cell: Cell, began_at: float = 0.0) -> Environment:
+    """The cell's environment with the scale of its losses and its stack's gain, which one process measures for all.
+
+    Args:
+        bench: the search's workbench.
+        cell: any of the pipe's.
+        began_at: a vague gain that is older is measured again; seconds since the epoch.
+    """
+    if not bench.environment(cell).is_scaled(began_at):
         with bench.shared.together(whole_pipe(cell), [IN_COMMON]):
             environment = bench.reread_environment(cell)
             if environment.scale is None:
                 bench.keep_environment(replace(environment, scale=measure_scale(bench, cell)))
-            if not bench.environment(cell).is_scaled(bench.began_at):
+            if not bench.environment(cell).is_scaled(began_at):
                 over_eager = measure_over_eager(bench, cell)
                 bench.keep_environment(replace(bench.environment(cell), over_eager=over_eager))
     return bench.environment(cell)

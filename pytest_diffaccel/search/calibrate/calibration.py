@@ -109,7 +109,7 @@ def _see_to_scale(bench: Workbench, cell: Cell) -> None:
     if bench.environment(cell).is_scaled(bench.began_at) or not bench.shared.take(whole_pipe(cell), [IN_COMMON]):
         return
     try:
-        scaled_environment(bench, cell)
+        scaled_environment(bench, cell, bench.began_at)
     finally:
         bench.shared.release(whole_pipe(cell), [IN_COMMON])
 
