@@ -28,7 +28,8 @@ from pytest_diffaccel.measure.prompts import digest
 from pytest_diffaccel.measure.statistics import wall_speedup
 from pytest_diffaccel.measure.step_kinds import step_kind_speedup
 from pytest_diffaccel.records.contents import Contents, GroupWinners, Recorded
-from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.images import ImageStore, image_set
 from pytest_diffaccel.records.store import Store

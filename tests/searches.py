@@ -21,7 +21,7 @@ from pytest_diffaccel.measure.measurement import Sampling
 from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.measure.metrics.registry import MetricRegistry
 from pytest_diffaccel.models.registry import ModelSpec
-from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.cases import NotWorthwhile
 from pytest_diffaccel.search.results import Winners

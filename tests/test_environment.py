@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from pytest_diffaccel.gate.environments import Comparison
 from pytest_diffaccel.records import environment as module
-from pytest_diffaccel.records.environment import Environment, QualityScale, describe_environment, differences
+from pytest_diffaccel.records.environment import Environment, describe_environment, differences
+from pytest_diffaccel.records.found_out import QualityScale
 
 ENVIRONMENT = Environment(
     pipe="SD1.5",

@@ -18,8 +18,8 @@ from test_store import SAMPLING, candidate, measurement
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement, Quality
-from pytest_diffaccel.records.environment import QualityScale
 from pytest_diffaccel.records.export_files import read_export
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden_file import write_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store

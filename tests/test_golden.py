@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
-from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_file import merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import ACCELERATORS, GoldenKey

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, TARGETS, Cell, cells
-from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories, golden_changes, merged
 from pytest_diffaccel.records.golden_file import Golden, read_environments, read_golden, write_golden

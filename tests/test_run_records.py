@@ -24,7 +24,7 @@ from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.plugin.case_results import put_result, result_of
-from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.case_log import CaseLog, log_case

@@ -34,7 +34,8 @@ from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.set_up import NeverSetUp, settled
 from pytest_diffaccel.pipes import denoiser_of
-from pytest_diffaccel.records.environment import Environment, OverEager, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import OverEager, QualityScale
 from pytest_diffaccel.records.golden_file import Golden, merge, read_environments
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.report.winners import over_eager_text, stack_notes, winners_table

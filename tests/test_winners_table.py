@@ -9,7 +9,7 @@ import pytest
 from entries import ENVIRONMENT, MET
 
 from pytest_diffaccel.matrix import Cell
-from pytest_diffaccel.records.environment import QualityScale
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric

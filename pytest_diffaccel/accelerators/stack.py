@@ -91,26 +91,26 @@ class Prepared:
         parts: what was prepared, in words, by what it was done to; empty for the eager stack.
     """
 
-    def __init__(self, parts: Mapping[str, str], before: _State, after: _State) -> None:
+    def __init__(self, parts: Mapping[str, str], states: tuple[_State, _State] | None = None) -> None:
         self.parts = parts
-        self._before = before
-        self._after = after
+        self._states = states
         self._is_eager = False
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """The pipeline as it was before it was prepared, for the block; what is compiled is kept."""
-        if self._is_eager:
+        if self._states is None or self._is_eager:
             yield
             return
+        before, after = self._states
 
         def back() -> None:
-            self._after.restore()
+            after.restore()
             self._is_eager = False
 
         with undone(back):
             self._is_eager = True
-            self._before.restore()
+            before.restore()
             yield
 
 
@@ -125,24 +125,24 @@ def prepared(pipeline: Any, stack: StackName) -> Iterator[Prepared]:
     Raises:
         ValueError: when the pipeline's denoiser names no blocks that could be compiled.
     """
+    if stack == EAGER:
+        yield Prepared({})
+        return
     import torch
 
-    before = _State(pipeline)
-    if stack == EAGER:
-        yield Prepared({}, before, before)
-        return
     denoiser = denoiser_of(pipeline)
     if not getattr(denoiser, "_repeated_blocks", None):
         raise ValueError(
             f"--stack compiled: {type(denoiser).__name__} names no repeated blocks, which diffusers would compile; "
             "take --stack eager"
         )
+    before = _State(pipeline)
     config: Any = torch._dynamo.config
     with undone(before.restore), config.patch(**LIMITS):
         parts = {"blocks": f"{COMPILED_BY}{BACKEND}", **_fuse(denoiser), **_channels_last(pipeline)}
         parts |= _attention(denoiser)
         denoiser.compile_repeated_blocks(backend=BACKEND)
-        yield Prepared(parts, before, _State(pipeline))
+        yield Prepared(parts, (before, _State(pipeline)))
 
 
 def _fuse(denoiser: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pytest_diffaccel.matrix import PIPES, SCHEDULERS, STEPS, Cell
 from pytest_diffaccel.pipes import described
 from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.settings.option_types import positive
-from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder, golden_of
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.registry import Registry
@@ -100,17 +100,16 @@ def material_of(parsed: argparse.Namespace) -> Material:
             contents = opened.contents()
     except StoreError as error:
         raise ValueError(str(error)) from error
-    if parsed.golden is None:
-        parsed.golden = GOLDEN.with_name(f"compiled.{GOLDEN.name}") if _on_stack(contents) else GOLDEN
+    golden = parsed.golden or (golden_of("compiled") if _on_stack(contents) else GOLDEN)
     return Material(
         contents=contents,
         registry=registry,
         quality=QualityRule(LPIPS, parsed.max_quality_loss, higher_is_better=False),
-        golden=Golden.read(parsed.golden),
+        golden=Golden.read(golden),
         images=ImageStore(work.images),
         logs=work.logs,
         prompts=Prompts(parsed.prompts),
-        command=_command(parsed, contents, registry),
+        command=_command(parsed, contents, registry, golden),
         wanted=_wanted(parsed, contents),
     )
 
@@ -154,13 +153,14 @@ def _wanted(parsed: argparse.Namespace, contents: Contents) -> Callable[[Cell], 
     return lambda cell: cell in chosen
 
 
-def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry) -> str:
+def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry, golden: Path) -> str:
     """What searches again: the cells that were chosen, else those in the store, with the accelerators that it knows.
 
     Args:
         parsed: the command line.
         contents: the store's.
         registry: the accelerators known; a search without ``--search-targets`` tries those that suit its pipes.
+        golden: the golden file that it is compared with.
     """
     from pytest_diffaccel.settings.options import benches_command
 
@@ -183,7 +183,7 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry)
     words += ["--stack", "compiled"] if _on_stack(contents) else []
     words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
-    words += ["--golden", str(parsed.golden)] if parsed.golden != GOLDEN else []
+    words += ["--golden", str(golden)] if golden != GOLDEN else []
     return benches_command(*words)
 
 

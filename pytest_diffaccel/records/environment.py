@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import re
 import subprocess
@@ -17,15 +16,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from pytest_diffaccel.accelerators.stack import SetUp, stack_words
 from pytest_diffaccel.matrix import Cell, Lesson
-from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.measure.threads import cores
 from pytest_diffaccel.models.tensors import file_digest
+from pytest_diffaccel.records.found_out import OverEager, QualityScale, Word, better_known
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +38,6 @@ _DRIVER_TIMEOUT_S = 60.0
 _OPTIONAL = ("scale", "settings", "scheduler_defaults", "learnt", "stack", "over_eager", "set_up")
 # What was found out in an environment, and is no part of what it is.
 _FOUND_OUT = ("scale", "learnt", "over_eager", "set_up")
-# Half of the interval of what a stack gains, as a share of it, beyond which another session tries to know it better.
-_VAGUE_GAIN = 0.025
 # What a part of a field of several parts is called in a difference.
 _NOUNS: Mapping[str, str] = {
     "weights": " weights",
@@ -49,73 +46,10 @@ _NOUNS: Mapping[str, str] = {
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 
-# What people read of an environment on a terminal, and in scripts.
-_Word = Annotated[str, Field(pattern=r"\A[\w .,()+-]{0,100}\z")]
 #: What methods have learnt: by method, scheduler and number of steps.
 Learnt: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Lesson]]]
 #: A component's weights: a hub revision in words, a file, files, or a folder with safetensors files.
 WeightSource: TypeAlias = str | Path | Sequence[Path]
-
-
-@dataclass(frozen=True)
-class QualityScale:
-    """What LPIPS means in an environment: mean LPIPS to the unaccelerated images, over one batch.
-
-    Attributes:
-        repeat: of the same images made again.
-        batch: of the same images made one by one.
-        one_ulp: of images whose start noise is one unit in the last place larger.
-        unrelated: of images of the same prompts with other seeds.
-    """
-
-    repeat: float
-    batch: float
-    one_ulp: float
-    unrelated: float
-
-    @property
-    def noise_floor(self) -> float:
-        """Below this, a loss is not one."""
-        return max(self.repeat, self.batch, self.one_ulp)
-
-
-@dataclass(frozen=True)
-class OverEager:
-    """How many times as fast the unaccelerated pipeline is on its stack as on the eager one.
-
-    Attributes:
-        scheduler: it was timed with.
-        steps: of the generations that were timed.
-        measured_at: when a session tried last to know it better, seconds since the epoch.
-        wall: by whole generations, with its 95% interval.
-        device: by the GPU's own time; None where that was not read.
-    """
-
-    scheduler: _Word
-    steps: int
-    measured_at: float
-    wall: Interval
-    device: Interval | None = None
-
-    def __post_init__(self) -> None:
-        for one in (self.wall, self.device):
-            if one is not None and not 0 < one.low <= one.value <= one.high:
-                raise ValueError(f"{one} is no interval of a speed-up")
-
-    def speedup(self, over_stack: Interval) -> Interval:
-        """Over the eager pipeline by the wall clock, of a speed-up over the stack: both errors count.
-
-        What a stack gains is measured at one number of steps, and taken for the same at others.
-        """
-        value = over_stack.value * self.wall.value
-        if over_stack.low <= 0:  # nothing is known below
-            return Interval(value, 0.0, over_stack.high * self.wall.high)
-
-        def end(name: str) -> float:
-            parts = (math.log(getattr(one, name) / one.value) for one in (over_stack, self.wall))
-            return math.hypot(*parts)
-
-        return Interval(value, value * math.exp(-end("low")), value * math.exp(end("high")))
 
 
 @dataclass(frozen=True)
@@ -166,9 +100,9 @@ class Environment:
     settings: Mapping[str, str] = field(default_factory=dict)
     scheduler_defaults: Mapping[str, bool | int] = field(default_factory=dict)
     learnt: Learnt = field(default_factory=dict, compare=False)
-    stack: Mapping[_Word, _Word] = field(default_factory=dict)
+    stack: Mapping[Word, Word] = field(default_factory=dict)
     over_eager: OverEager | None = field(default=None, compare=False)
-    set_up: Mapping[_Word, SetUp] = field(default_factory=dict, compare=False)
+    set_up: Mapping[Word, SetUp] = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
@@ -188,8 +122,7 @@ class Environment:
         """
         if self.scale is None or not self.stack:
             return self.scale is not None
-        gain = self.over_eager
-        return gain is not None and (gain.wall.half_width_ratio <= _VAGUE_GAIN or gain.measured_at >= began_at)
+        return self.over_eager is not None and self.over_eager.is_known(began_at)
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -223,7 +156,7 @@ class Environment:
             self,
             scale=self.scale or other.scale,
             learnt=learnt,
-            over_eager=_better_known(self.over_eager, other.over_eager),
+            over_eager=better_known(self.over_eager, other.over_eager),
             set_up=set_up,
         )
 
@@ -241,15 +174,6 @@ class Environment:
             pydantic.ValidationError: (a ``ValueError``) when a field is missing, unknown or of another type.
         """
         return _adapter().validate_json(text)
-
-
-def _better_known(*gains: OverEager | None) -> OverEager | None:
-    """The one whose interval is the narrowest, with when the last one was measured."""
-    known = [gain for gain in gains if gain is not None]
-    if not known:
-        return None
-    best = min(known, key=lambda gain: gain.wall.half_width_ratio)
-    return replace(best, measured_at=max(gain.measured_at for gain in known))
 
 
 def describe_environment(

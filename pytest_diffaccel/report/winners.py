@@ -11,7 +11,8 @@ from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey

@@ -13,7 +13,8 @@ import numpy as np
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.measure.degenerate import same_pictures
-from pytest_diffaccel.records.environment import Environment, QualityScale
+from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.leases import IN_COMMON
 from pytest_diffaccel.search.over_eager import measure_over_eager
 from pytest_diffaccel.search.sharing import whole_pipe

@@ -18,7 +18,7 @@ from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.measure.statistics import ratio_interval, trimmed_mean
 from pytest_diffaccel.measure.threads import computing_threads
 from pytest_diffaccel.measure.watch import Watch
-from pytest_diffaccel.records.environment import OverEager
+from pytest_diffaccel.records.found_out import OverEager
 from pytest_diffaccel.search.workbench import Workbench
 
 # Blocks of an eager run and one on the stack: as many as make the ratio known so well, as a share of it.
@@ -81,7 +81,8 @@ def _ratio(
         return run
 
     eager, on_stack = run_of(clocks[0], eager=True), run_of(clocks[1], eager=False)
-    eager(0), on_stack(0)  # the first run of either warms up
+    for run in (eager, on_stack):  # the first of either warms up
+        run(0)
     seed, blocks = order_seed(bench.settings.seed, ["eager", str(cell)], 0), list[Block]()
     found = Interval(1.0, 0.0, math.inf)
     for (block,) in run_blocks(eager, [on_stack], _MOST_BLOCKS, seed=seed, watch=watch):

@@ -22,7 +22,7 @@ from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric, losses_that_matter
 from pytest_diffaccel.settings.option_types import OptionError
 from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, SEARCH_OPTIONS
-from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
+from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, golden_of
 from pytest_diffaccel.words import meant
 
 # What people put between the parts of a name. Between digits and before a name it means something: 2-0, -20.
@@ -186,8 +186,7 @@ def _golden(options: Namespace) -> Path:
     """Where winners go: those of one device of several, or of a stack, into a file of their own if none is named."""
     if options.golden != str(GOLDEN):
         return Path(options.golden)
-    stack = [options.stack] if options.stack != EAGER else []
-    return GOLDEN.with_name(".".join([*_device_part(options), *stack, GOLDEN.name]))
+    return golden_of(*_device_part(options), *([options.stack] if options.stack != EAGER else []))
 
 
 def _device_part(options: Namespace) -> list[str]:

@@ -12,6 +12,11 @@ from pathlib import Path
 GOLDEN = Path("golden/search_params.json")
 
 
+def golden_of(*parts: str) -> Path:
+    """The golden file of a device, or of a stack, where none is named: ``golden/compiled.search_params.json``."""
+    return GOLDEN.with_name(".".join([*parts, GOLDEN.name]))
+
+
 @dataclass(frozen=True)
 class WorkFolder:
     """The working folder of a search.
