@@ -23,6 +23,8 @@ from pytest_diffaccel.search.workbench import Workbench
 
 # Blocks of an eager run and one on the stack: as many as make the ratio known so well, as a share of it.
 _LEAST_BLOCKS, _MOST_BLOCKS, _KNOWN_HALF_WIDTH = 4, 12, 0.01
+# Runs of either before those: the first eager ones of a process are slower by a tenth and more.
+_WARM_UPS = 5
 # What the logarithm of one block's ratio varies by, before any is seen.
 _WALL_SD, _DEVICE_SD = 0.04, 0.005
 
@@ -81,7 +83,7 @@ def _ratio(
         return run
 
     eager, on_stack = run_of(clocks[0], eager=True), run_of(clocks[1], eager=False)
-    for run in (eager, on_stack):  # the first of either warms up
+    for run in (eager, on_stack) * _WARM_UPS:
         run(0)
     seed, blocks = order_seed(bench.settings.seed, ["eager", str(cell)], 0), list[Block]()
     found = Interval(1.0, 0.0, math.inf)

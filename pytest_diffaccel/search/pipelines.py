@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -174,9 +174,7 @@ class Pipelines:
     def unload(self) -> None:
         """Forget the loaded pipeline: the next use loads it anew, whatever state a failure left it in."""
         self._loaded = None
-        # A GPU that fails cannot lay out anew what is thrown away; what holds for the whole process is back by then.
-        with suppress(RuntimeError):
-            self._stack.close()
+        self._stack.close()
         self.warm_kinds.clear()
 
     @contextmanager
