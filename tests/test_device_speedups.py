@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pytest_diffaccel.accelerators import stack
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.stack import StackName
 from pytest_diffaccel.matrix import Candidate, format_params
-from pytest_diffaccel.measure.busy_clock import MarkersLost
+from pytest_diffaccel.measure.busy_clock import KernelTimes, MarkersLost
 from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.store import Store
@@ -198,6 +199,50 @@ def test_rounds_of_either_clock_are_stored_and_known_again(gpu: None) -> None:
     ]
     assert found.costs.speedups(again.candidates) == known.costs.speedups(again.candidates)
     again.close()
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_short_run_is_profiled_once_unless_others_use_the_gpu(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    """A process that takes slices of the GPU cuts kernels off, elsewhere in each run: what they take does not count."""
+    made: Counter[str] = Counter()
+
+    def busy(generate: Generate, _prompts: Sequence[str], _seeds: Sequence[int], kernels: KernelTimes) -> Any:
+        what = format_params(generate.params)
+        made[what] += 1
+        steps = []
+        for place, kind in enumerate(generate.kinds):
+            kernel_s = (ECHO_DEVICE_S if kind == "Echo:echo" else PLAIN_S) / 4
+            times_ns = [round(kernel_s * 1e9)] * 4
+            if is_shared and place == made[what] % len(generate.kinds):
+                times_ns[made[what] % 4] += 20_000_000
+            steps.append(kernels.undisturbed_ns(place, times_ns) / 1e9)
+        return [], RunTiming(sum(steps) + PLAIN_S, tuple(steps), generate.kinds)
+
+    monkeypatch.setattr(timer, "busy", busy)
+    run = run_on_gpu("device")
+    calibrate(run.bench, run.groups[0].cell)
+    known = run.bench.known(run.groups[0].cell)
+    rounds, speedups = known.rounds("device"), known.costs.speedups(run.candidates)
+    run.close()
+    runs = Counter(format_params(one.params) for timed in rounds for one in timed.candidates)
+    assert runs
+    assert made[""] == len(rounds) + 1
+    assert {what: made[what] for what in runs} == {what: count + is_shared for what, count in runs.items()}
+    for candidate, speedup in zip(run.candidates, speedups, strict=True):
+        assert speedup.value == pytest.approx(true_speedup(candidate, ECHO_DEVICE_S), rel=0.001)
+
+
+def test_rounds_that_tell_no_more_are_the_last(gpu: None) -> None:
+    """Nothing is ever known well enough here, and there is time for ever."""
+    run = run_on_gpu("wall")
+    made = Timer(run.bench, run.groups[0].cell).narrow(run.candidates, lambda _: False, lambda: False)
+    known = run.bench.known(run.groups[0].cell)
+    widths = [speedup.half_width_ratio for speedup in known.costs.speedups(run.candidates)]
+    run.close()
+    assert 8 < made < 100
+    assert max(widths) < 0.02
 
 
 def test_what_no_profiler_timed_has_no_device_time(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

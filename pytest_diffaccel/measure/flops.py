@@ -53,9 +53,10 @@ class FlopClock:
 def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[str] = ()) -> dict[str, int]:
     """Floating-point operations of a step of each kind, for one image; a multiplication and an addition are two.
 
-    Counted from shapes, once per kind, in a generation of its own; modules that ``torch.compile`` compiled run
-    uncompiled in it. What has no formula (norms, activations, sorting and gathering of tokens) counts nothing: next to
-    convolutions, matrix products and attention it is little arithmetic, though it may take long.
+    Counted from shapes, once per kind, in a generation of its own that ends when all are counted; modules that
+    ``torch.compile`` compiled run uncompiled in it. What has no formula (norms, activations, sorting and gathering of
+    tokens) counts nothing: next to convolutions, matrix products and attention it is little arithmetic, though it may
+    take long.
 
     Args:
         generate: on any device.
@@ -68,8 +69,10 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
         # Whatever this picture decides: one that reuses as soon as it can shows both kinds.
         soonest = method.soonest(params[method.name])
         generate = replace(generate, params={method.name: soonest}, decided=())
-    # Steps of a kind are alike, but for the first, which may set something up: the last of each is counted.
-    places = {kind: place for place, kind in enumerate(generate.kinds) if kind not in known}
+    all_places = {kind: [at for at, own in enumerate(generate.kinds) if own == kind] for kind in generate.kinds}
+    # Steps of a kind are alike, but for the first, which may set something up: the second of each is counted, or the
+    # last where the picture decides, as it is the likeliest to be reused.
+    places = {kind: own[-1] if method else own[:2][-1] for kind, own in all_places.items() if kind not in known}
     if not places:
         return {}
     import torch
@@ -83,6 +86,6 @@ def flops_by_kind(generate: Generate, prompt: str, seed: int, known: Collection[
     counter = FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
     with torch.compiler.set_stance("force_eager"), ExitStack() as counting:
         clock = FlopClock(counter, set(places.values()), counting)
-        generate.observed([prompt], [seed], clock)
+        generate.begun([prompt], [seed], clock, max(places.values()) + 1)
     counts = {kind: clock.counts[place] for kind, place in places.items()}
     return counts | generate.accelerator.between(params, counts)

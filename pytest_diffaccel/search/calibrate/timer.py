@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from statistics import geometric_mean
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
@@ -34,11 +35,21 @@ _RUNS = 4
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
 _NORMAL_95 = 1.96
+# Rounds after which no more are made, where these together narrow the intervals by less than this share: what is left
+# then is how the machine drifts, which more of the same does not tell.
+_PATIENCE, _NARROWS = 4, 0.05
+# Half-width of an interval, as a share, that is as good as none: of what does all that the unaccelerated pipeline does.
+_EXACT = 1e-4
 
 
 def _plain(runs: Sequence[Candidate]) -> Candidate:
     """The unaccelerated run of a round."""
     return Candidate(runs[0].cell, "", {})
+
+
+def _typical_width(speedups: Sequence[Interval]) -> float:
+    """Geometric mean of how far the intervals reach: neither one that nobody knows nor one that all know hides it."""
+    return geometric_mean([max(speedup.half_width_ratio, _EXACT) for speedup in speedups])
 
 
 class Timer:
@@ -64,7 +75,7 @@ class Timer:
     def narrow(
         self, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool], time_is_up: TimeIsUp
     ) -> int:
-        """Make rounds until the speed-ups of all candidates are known, or time is up.
+        """Make rounds until the speed-ups of all candidates are known, more rounds tell no more, or time is up.
 
         Args:
             candidates: of this pipe, of any number of steps.
@@ -82,12 +93,16 @@ class Timer:
         known = self._bench.known(self._cell)
         short, made = ShortRuns.of(self._bench.registry, candidates, known.step_counts), 0
         short = short.without(self._misfits(short.runs))
+        narrowest, in_vain = math.inf, 0
         with self._bench.spent.on("short runs"):
             while True:
                 self._bench.read_rounds(self._cell)
                 failed = self._failed()
-                runs = self._most_telling(short.without(failed), candidates, is_known)
-                if not runs or time_is_up() or _plain(runs).key in failed:
+                speedups = self._bench.known(self._cell).costs_by(self._clock).speedups(candidates)
+                width = _typical_width(speedups)
+                narrowest, in_vain = (width, 0) if width < (1 - _NARROWS) * narrowest else (narrowest, in_vain + 1)
+                runs = self._most_telling(short.without(failed), zip(speedups, candidates, strict=True), is_known)
+                if not runs or in_vain > _PATIENCE or time_is_up() or _plain(runs).key in failed:
                     return made
                 self._bench.spent.on_begin("short runs")
                 with self._bench.pipelines.timing():
@@ -115,14 +130,13 @@ class Timer:
         return True
 
     def _most_telling(
-        self, short: ShortRuns, candidates: Sequence[Candidate], is_known: Callable[[Interval], bool]
+        self, short: ShortRuns, known: Iterable[tuple[Interval, Candidate]], is_known: Callable[[Interval], bool]
     ) -> list[Candidate]:
         """The short runs of the next round: of the candidates that are known least, none of them twice.
 
         Workers that do this together draw from as many as they make in all, so that they seldom make the same.
         """
-        speedups = self._bench.known(self._cell).costs_by(self._clock).speedups(candidates)
-        open_ones = [pair for pair in zip(speedups, candidates, strict=True) if not is_known(pair[0])]
+        open_ones = [pair for pair in known if not is_known(pair[0])]
         open_ones.sort(key=lambda pair: -pair[0].half_width_ratio)
         runs: dict[str, Candidate] = {}
         for _, candidate in open_ones:
@@ -148,10 +162,14 @@ class Timer:
             is_wall = self._clock == "wall"
             watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
             end_watch = watch.begin()
+            seen = set(self._kernels)
             for run, generate in order.sample(subjects, len(subjects)):
-                timing = self._time(run, generate)
-                if timing is not None:
-                    timings[run.key] = timing
+                self._add(timings, run, generate)
+            if self._is_shared(plain):
+                # A run shows the others' time slices only beside another one of its own.
+                for run, generate in subjects:
+                    if run.key not in seen:
+                        self._add(timings, run, generate)
             disturbance = end_watch()
         worked = tuple(run for run in runs if run.key in timings)
         if not worked or plain.key not in timings:
@@ -162,8 +180,19 @@ class Timer:
         return made_now
 
     def _warm_up(self, plain: Candidate, generate: Generate) -> None:
-        if not set(generate.kinds) <= self._bench.pipelines.warm_kinds:
+        """By the GPU's own time, the first unaccelerated run shows time slices of others in the next ones."""
+        is_first = self._clock == "device" and plain.key not in self._kernels
+        if is_first or not set(generate.kinds) <= self._bench.pipelines.warm_kinds:
             self._time(plain, generate)
+
+    def _add(self, timings: dict[str, RunTiming], run: Candidate, generate: Generate) -> None:
+        timing = self._time(run, generate)
+        if timing is not None:
+            timings[run.key] = timing
+
+    def _is_shared(self, plain: Candidate) -> bool:
+        """Whether another process's time slices cut unaccelerated runs off, which each round has one of."""
+        return plain.key in self._kernels and self._kernels[plain.key].cut_share > 0
 
     def _time(self, run: Candidate, generate: Generate) -> RunTiming | None:
         """One run's times, less the first step of each kind that this process makes; None when it fails.
@@ -202,10 +231,7 @@ class Timer:
         prompts, seeds = self._batch.prompts, self._batch.seeds
         if self._clock == "wall":
             return timed(generate, prompts, seeds)[1]
-        if run.key not in self._kernels:
-            # The first run warms up, and shows the next ones' time slices of other processes.
-            busy(generate, prompts, seeds, self._kernels.setdefault(run.key, KernelTimes()))
-        return busy(generate, prompts, seeds, self._kernels[run.key])[1]
+        return busy(generate, prompts, seeds, self._kernels.setdefault(run.key, KernelTimes()))[1]
 
     def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
         """Keys of the short runs that the model cannot take."""
