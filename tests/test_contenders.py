@@ -11,7 +11,7 @@ from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.select import Option, choose, leader
-from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
+from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS, NO_LOSS
 
 CELL = Cell("SD1.5", "DDIM", 20)
 FIRST, WHOLE = 2, 32
@@ -75,7 +75,7 @@ def test_all_samples_seen_leaves_nothing_open() -> None:
     one, other = option(2, losses(0.02, 1)), option(3, losses(0.0201, 2))
     known = contenders(one, other)
     assert known.undecided() == {}
-    assert known.may_beat(one, other) == (one.loss < (1 - EQUAL_LOSS) * other.loss)
+    assert known.may_beat(one, other) == (other.loss > NO_LOSS and one.loss < (1 - EQUAL_LOSS) * other.loss)
 
 
 def test_a_loss_near_the_limit_is_looked_at_again_even_without_contenders() -> None:

@@ -14,7 +14,7 @@ from pytest_diffaccel.search.decide.select import (
     leader,
 )
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach
-from pytest_diffaccel.search.verify.choices import final_choice
+from pytest_diffaccel.search.verify.choices import final_choice, worth_verifying
 
 CELL = Cell("SD1.5", "DDIM", 20)
 
@@ -183,3 +183,28 @@ def test_a_target_that_only_unverified_candidates_reach_is_undecided() -> None:
     assert reasons == {1.2: None, 1.5: None, 1.8: "undecided", 2.0: "undecided", 2.5: "undecided", 3.0: "undecided"} | {
         4.0: "speed"
     }
+
+
+@given(options, targets, max_losses, st.sets(st.integers(0, 7)))
+def test_only_what_is_visibly_better_is_worth_verifying_beside_what_is_verified(
+    known: list[Option], target: float, max_loss: float, numbers: set[int]
+) -> None:
+    verified = {one.candidate.key for place, one in enumerate(known) if place in numbers}
+    worth, best = worth_verifying(known, verified, target, max_loss), choose(known, target, max_loss)
+    final = final_choice(known, verified, target, max_loss)
+    assert worth in (best, final)
+    if worth.option is not None and worth.option.candidate.key not in verified:
+        assert worth == best
+        if final.reason is None and best.reason is None and final.option is not None:
+            assert worth.option.loss < 0.98 * final.option.loss
+            assert final.option.loss > 0.005
+    elif final.option is not None and worth.reason is None:
+        assert worth == final
+
+
+def test_of_losses_that_nobody_could_see_what_is_verified_stands() -> None:
+    """Here is nothing to be gained, and on more samples either may be the better one."""
+    verified, less, much_less = option(2, 1.6, 0.0049, 0.0050), option(3, 1.6, 0.001, 0.001), option(4, 1.6, 0.02, 0.02)
+    assert worth_verifying([verified, less], {verified.candidate.key}, 1.5, 0.25).option == verified
+    assert worth_verifying([much_less, less], {much_less.candidate.key}, 1.5, 0.25).option == less
+    assert worth_verifying([verified, less], set(), 1.5, 0.25).option == less

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,18 +30,19 @@ def degenerate(images: Sequence[Image]) -> str | None:
     Args:
         images: RGB of one size, at least one. Values that are not finite become one colour.
     """
-    first = _levels(images[0])
-    plain = sum(_is_plain(_levels(image)) for image in images)
+    plain = sum(_is_plain(image) for image in images)
     if plain:
         return f"{plain} of {len(images)} pictures have one colour or nearly one (what is not finite is drawn black)"
-    if len(images) > 1 and all(_is_nothing(_levels(image) - first) for image in images[1:]):
+    if len(images) > 1 and all(same_pictures(image, images[0]) for image in images[1:]):
         return f"all {len(images)} pictures are the same or nearly so, whatever prompt and seed"
     return None
 
 
 def same_pictures(one: Image, other: Image) -> bool:
     """Whether nobody could tell two pictures of one size apart."""
-    return _is_nothing(_levels(one) - _levels(other))
+    from PIL import ImageChops, ImageStat
+
+    return _is_nothing([value**2 for value in ImageStat.Stat(ImageChops.difference(one, other)).rms])
 
 
 def check_candidate(images: Sequence[Image]) -> None:
@@ -56,13 +56,12 @@ def check_candidate(images: Sequence[Image]) -> None:
         raise DegeneratePictures(f"these parameters draw nothing: {fault}")
 
 
-def _levels(image: Image) -> NDArray[np.float32]:
-    return np.asarray(image, dtype=np.float32)
+def _is_plain(image: Image) -> bool:
+    from PIL import ImageStat
+
+    return _is_nothing(ImageStat.Stat(image).var)
 
 
-def _is_plain(levels: NDArray[np.float32]) -> bool:
-    return _is_nothing(levels - levels.mean(axis=(0, 1)))
-
-
-def _is_nothing(differences: NDArray[np.float32]) -> bool:
-    return bool(np.sqrt(np.mean(np.square(differences))) <= _NOTHING_LEVELS)
+def _is_nothing(mean_squares: Sequence[float]) -> bool:
+    """Whether differences are none to the eye, by the mean of their squares in each channel."""
+    return math.sqrt(fmean(mean_squares)) <= _NOTHING_LEVELS

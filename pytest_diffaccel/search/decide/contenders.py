@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_diffaccel.matrix import TARGETS, Candidate
 from pytest_diffaccel.search.decide.select import Option, leader, one_sided_quantile
-from pytest_diffaccel.search.predict.loss_model import NO_LOSS, equal_within
+from pytest_diffaccel.search.predict.loss_model import NO_LOSS, may_be_seen
 from pytest_diffaccel.search.predict.regression import Array
 
 # A contender drops out when with this confidence it is not noticeably better than the leader.
@@ -86,7 +86,7 @@ class Contenders:
         common = len(differences)
         level = (fmean(option.losses[:common]) + fmean(other.losses[:common])) / 2
         margin = self._margin(differences, self._typical_difference * level)
-        return float(np.mean(differences)) - margin < -equal_within(other.loss)
+        return may_be_seen(margin - float(np.mean(differences)), other.loss)
 
     def _may_cross_limit(self, option: Option) -> bool:
         """Whether a whole evaluation may show that its loss is on the other side of what is allowed."""

@@ -27,7 +27,7 @@ from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.search.decide.select import Option, leader
 from pytest_diffaccel.search.predict.cost_model import CostModel
-from pytest_diffaccel.search.predict.loss_model import LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.loss_model import NO_LOSS, LossModel, log_loss, loss_of
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, probabilities
 from pytest_diffaccel.search.predict.regression import Array
 
@@ -38,9 +38,19 @@ _MUCH_MORE = 2.0
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
+# Log loss of what is as good as the unaccelerated pipeline's pictures.
+_UNSEEN = log_loss(NO_LOSS)
 #: Of a candidate that is to decide by the pictures what it reuses.
 REUSES_NOTHING = "reuses nothing in the first pictures"
 _REACHES_NONE = f"reaches no target (the lowest is {TARGETS[0]:g}x)"
+
+
+def _expected_below(level: Array, mean: Array, sd: Array) -> Array:
+    """By how much normal values fall below levels, in expectation, (values, levels)."""
+    ahead = level - mean[:, None]
+    far = ahead / sd[:, None]
+    expected: Array = ahead * ndtr(far) + sd[:, None] * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
+    return expected
 
 
 @dataclass(frozen=True)
@@ -262,9 +272,8 @@ class Plan:
     def _gains_of_fast(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
         """Gains of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
-        ahead = self._least - mean[:, None]
-        far = ahead / sd[:, None]
-        improvement = ahead * ndtr(far) + sd[:, None] * np.exp(-0.5 * far**2) / math.sqrt(2 * math.pi)
+        # By how much it falls below the least loss, less by how much of that nobody could see.
+        improvement = _expected_below(self._least, mean, sd) - _expected_below(np.array(_UNSEEN), mean, sd)
         gains[:, :-1] = improvement * probabilities(speedups, TARGETS, by_mean=self.by_mean)
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
@@ -274,12 +283,13 @@ class Plan:
     @cached_property
     def _least(self) -> Array:
         """Least expected log loss among the evaluated that reach each target, (targets,); the largest allowed where
-        none does.
+        none does. What is less than anybody could see is none.
         """
         most = log_loss(self.max_loss)
-        return np.array(
-            [min([most, *(self._modelled[candidate] for candidate in self._reaching(target))]) for target in TARGETS]
-        )
+        least = [
+            min([most, *(self._modelled[candidate] for candidate in self._reaching(target))]) for target in TARGETS
+        ]
+        return np.maximum(least, _UNSEEN)
 
     @cached_property
     def _modelled(self) -> dict[Candidate, float]:

@@ -15,7 +15,7 @@ from scipy import stats
 from pytest_diffaccel.matrix import Candidate
 from pytest_diffaccel.measure.bounds import Barring
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.search.predict.loss_model import equal_within
+from pytest_diffaccel.search.predict.loss_model import equal_within, may_be_seen
 from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, may_reach, reaches, timing_may_show
 from pytest_diffaccel.search.predict.regression import Array
 
@@ -64,6 +64,11 @@ class Option:
         """How much more it loses than ``other`` on each of the samples that both have, (common samples,)."""
         common = min(len(self.losses), len(other.losses))
         return np.subtract(self.losses[:common], other.losses[:common])
+
+    def is_visibly_better(self, than: Option) -> bool:
+        """Whether it loses less than another one on the samples that both have, by what somebody could see."""
+        common = min(len(self.losses), len(than.losses))
+        return may_be_seen(-float(np.mean(self.differences(than))), fmean(than.losses[:common]))
 
     def _paired(self, other: Option) -> tuple[float, float]:
         """Mean difference of losses on common samples, and how far off it may be to one side.

@@ -23,7 +23,8 @@ from pytest_diffaccel.search.predict.step_counts import StepCounts
 
 #: Losses that differ by less than this share cannot be told apart by anyone who looks.
 EQUAL_LOSS = 0.02
-#: Losses below this are all rounding, as half precision on a GPU shows between equal pictures.
+#: Losses up to this are all rounding, as half precision on a GPU shows between equal pictures: there is none to be
+#: saved.
 NO_LOSS = 0.005
 # Keeps shares of what several methods lose finite.
 _LEAST_LOSS = 1e-6
@@ -45,6 +46,11 @@ _TOGETHER_LOG, _TOGETHER_LEVEL_SD, _TOGETHER_BEND_SD = 0.05, 0.15, 0.3
 def equal_within(loss: float) -> float:
     """By how much another loss may differ from this one and nobody could tell the two apart."""
     return EQUAL_LOSS * max(loss, NO_LOSS)
+
+
+def may_be_seen(difference: float, loss: float) -> bool:
+    """Whether anybody could see that something loses less, by ``difference``, than what has this ``loss``."""
+    return loss > NO_LOSS and difference > equal_within(loss)
 
 
 def log_loss(loss: float) -> float:

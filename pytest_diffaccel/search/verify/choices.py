@@ -80,6 +80,25 @@ def final_choice(
     return choice if choice.reason is None else replace(best, reason="undecided")
 
 
+def worth_verifying(
+    options: Sequence[Option],
+    verified: Container[str],
+    target: float,
+    max_loss: float,
+    barred: Mapping[str, Barring] = MappingProxyType({}),
+) -> Choice:
+    """What :func:`final_choice` would choose if the best were verified, unless what is verified is as good.
+
+    Takes what that does. Speed-ups become known better with all that is verified, and the best moves with them; what
+    nobody could see is not worth verifying another one for.
+    """
+    best = choose_within(options, target, max_loss, barred)
+    known = choose_within([one for one in options if one.candidate.key in verified], target, max_loss, barred)
+    if best.option is None or known.option is None or known.reason is not None:
+        return best
+    return best if best.option.is_visibly_better(known.option) else known
+
+
 def options_of(bench: Workbench, cell: Cell, accelerator: str) -> list[Option]:
     """What is evaluated of a group, also what a bound bars; of an exhaustive search, its grid's points only."""
     options = GroupSearch(bench, cell, accelerator).plan().evaluated_options

@@ -22,7 +22,7 @@ from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.pipelines import Unavailable
 from pytest_diffaccel.search.predict.reach import is_open
-from pytest_diffaccel.search.verify.choices import choices, final_choice, options_of, verifiable
+from pytest_diffaccel.search.verify.choices import final_choice, options_of, verifiable, worth_verifying
 from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -147,12 +147,16 @@ def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
-    """The winners as they are now, and what may yet be one, by key.
+    """The winners as they are now, and what may yet be one, by key; of equals, what is verified.
 
     What comes nearest to a target that is surely out of reach is not worth another measurement.
     """
-    names = verifiable(bench, cell, accelerators)
-    found = [choice for name in names for choice in choices(bench, cell, name)]
+    max_loss, verified = bench.settings.quality.max_loss, bench.verified(cell)
+    found = [
+        worth_verifying(options_of(bench, cell, name), verified, target, max_loss, bench.secondary.bars(cell, name))
+        for name in verifiable(bench, cell, accelerators)
+        for target in TARGETS
+    ]
     options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
