@@ -29,7 +29,9 @@ from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.report.html.content.cells import cells_of
+from pytest_diffaccel.search.decide.racing import Explored
 from pytest_diffaccel.search.decide.select import Choice, Option
+from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.verify.cell_end import end_group
@@ -355,6 +357,26 @@ def test_what_the_coarse_grid_leaves_out_is_undecided(steady_search: SmallSearch
     else:
         assert {1.5, 3.0} <= met
         assert not undecided
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_target_that_proves_to_be_missed_is_looked_for_again(
+    steady_search: SmallSearch, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """A race may end as if a target were reached, by speed-ups that verification shows to be others. What nothing
+    evaluated reaches is not out of reach as long as something else promises to reach it."""
+    monkeypatch.setattr(GroupSearch, "race", lambda *_: Explored(1, 0))
+    if not looks:
+        monkeypatch.setattr(GroupSearch, "look_further", lambda *_: Explored(0, 0))
+    run = open_run(methods=[Sparse(())])
+    run.measure(run.candidates[0])
+    found = run.find_winners(CELL, "Echo")
+    run.close()
+    assert found.of_cell is not None
+    met = {one.key.target for one in found.of_cell.decided if one.entry.status == "met"}
+    undecided = {one.key.target for one in found.of_cell.undecided}
+    assert (3.0 in met, 3.0 in undecided) == (looks, not looks)
+    assert 1.5 in met
 
 
 def test_golden_refuses_what_is_undecided(both: Finished) -> None:

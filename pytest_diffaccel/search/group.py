@@ -122,7 +122,7 @@ class GroupSearch:
             settle(self, self.bench.settings.num_samples, time_is_up)
 
     def look_further(self, time_is_up: TimeIsUp) -> Explored:
-        """Evaluate what may win now that a bound bars others; what would have lost to those was passed over."""
+        """Evaluate what may win now that more is known; what would have lost to what a bound bars was passed over."""
         if self.bench.settings.exhaustive:
             return Explored(0, 0)
         explored = explore(self, self._open_candidates(), PROMISING, len(self.cases), time_is_up)
@@ -130,6 +130,13 @@ class GroupSearch:
             self._keep("reopened")
         self.settle(time_is_up)
         return explored
+
+    @property
+    def targets_left(self) -> set[float]:
+        """Targets that nothing evaluated reaches, and something promises to by what is known of speeds now."""
+        if self.bench.settings.exhaustive:
+            return set()
+        return self.plan().targets_left(self._open_candidates())
 
     def finish(self) -> None:
         """Keep that the group's winners are found, unless that is known."""

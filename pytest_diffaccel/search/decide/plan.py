@@ -213,6 +213,15 @@ class Plan:
         good = [speedup for speedup, may_be in zip(self.costs.speedups(new), may_be_good, strict=True) if may_be]
         return {target for target in TARGETS if any(may_reach(speedup, target) for speedup in good)}
 
+    def targets_left(self, candidates: Sequence[Candidate]) -> set[float]:
+        """Targets that nothing evaluated reaches with a loss that is allowed, and some of ``candidates`` promise to."""
+        new = [candidate for candidate in candidates if candidate not in self.evaluated]
+        if not new:
+            return set()
+        promised = self._expected_gains(new).max(axis=0) >= _NOTICEABLE_GAIN
+        unmet = [not any(option.reaches(target) for option in self._allowed) for target in TARGETS]
+        return {target for target, *both in zip(TARGETS, promised, unmet, strict=False) if all(both)}
+
     def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.
 

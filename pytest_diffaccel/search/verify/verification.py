@@ -60,7 +60,7 @@ class Verification:
     Attributes:
         winners: by accelerator, one per target in the targets' order; those of which nothing works are not in it.
         failed: what went wrong, a line per candidate.
-        unfinished: accelerators of which bounds barred what there was no time to look further for.
+        unfinished: accelerators for other winners of which there was no time to look further.
     """
 
     winners: Mapping[str, Sequence[Winner]]
@@ -97,12 +97,14 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
         newly = _barred(bench, cell, accelerators) - seen
         # What a bound bars costs no turn: each time there is one candidate less.
         turn += not newly or time_is_up()
-        left |= _looked_further(bench, cell, {name for name, _ in newly}, failed, time_is_up)
         seen |= newly
         if open_ones and not time_is_up():
             narrowing.go_on([candidate for key, candidate in chosen.items() if key in verified], open_ones)
             for group in open_ones:
                 group.settle(time_is_up)
+        # What was thought to reach a target may have turned out not to.
+        again = {group.accelerator for group in open_ones if group.targets_left}
+        left |= _looked_further(bench, cell, again | {name for name, _ in newly}, failed, time_is_up)
     working = verifiable(bench, cell, accelerators)
     found = {name: _winners(bench, cell, name, verified) for name in working}
     winners = {name: _left_open(own) if left.get(name) else own for name, own in found.items()}
@@ -117,7 +119,7 @@ def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> set[tu
 def _looked_further(
     bench: Workbench, cell: Cell, accelerators: Iterable[str], failed: list[str], time_is_up: TimeIsUp
 ) -> dict[str, int]:
-    """Look for other winners of groups of which a bound barred some; how many candidates there was no time for."""
+    """Look for other winners of groups; how many candidates there was no time for."""
     left = {}
     for name in sorted(accelerators):
         explored = GroupSearch(bench, cell, name).look_further(time_is_up)
@@ -201,16 +203,19 @@ def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[s
     options = options_of(bench, cell, accelerator)
     max_loss, barred = bench.settings.quality.max_loss, bench.secondary.bars(cell, accelerator)
     chosen = [final_choice(options, verified, target, max_loss, barred) for target in TARGETS]
-    if bench.settings.coarse:
-        chosen = _open_beyond_grid(GroupSearch(bench, cell, accelerator), chosen)
-    return [_winner(bench, cell, choice, verified) for choice in chosen]
+    return [_winner(bench, cell, choice, verified) for choice in _open_to_others(bench, cell, accelerator, chosen)]
 
 
-def _open_beyond_grid(group: GroupSearch, chosen: Sequence[Choice]) -> list[Choice]:
-    """The choices of a coarse grid: a target that none of its points reaches, and others may, is undecided."""
+def _open_to_others(bench: Workbench, cell: Cell, accelerator: str, chosen: Sequence[Choice]) -> list[Choice]:
+    """The choices: a target that nothing evaluated reaches, and something else may, is undecided.
+
+    Of a coarse grid that is what any point of the whole space may reach; else what is still worth a try.
+    """
     if all(choice.reason in (None, "undecided") for choice in chosen):
         return list(chosen)
-    targets = group.plan().targets_open_to(group.all_points)
+    group = GroupSearch(bench, cell, accelerator)
+    coarse = bench.settings.coarse
+    targets = group.plan().targets_open_to(group.all_points) if coarse else group.targets_left
     return [
         replace(choice, reason="undecided") if choice.reason and choice.target in targets else choice
         for choice in chosen
