@@ -1,9 +1,10 @@
 """The compiled stack beside the accelerators: what each gives alone and together, on the full-size pipes of a GPU.
 
 Run ``python -m benchmarks.gpu_compile`` on a GPU; some minutes per pipe, most of them compiling. Each point is timed
-eager and on the stack of ``--stack compiled``, all of them in the same blocks as the eager unaccelerated pipeline, in
-wall time and in the GPU's own: speed-ups are over that. ``graphs``, ``breaks`` and ``set_up_s`` are what was compiled
-for a point, beforehand. What is known is printed after every block: whoever cuts the run off has it.
+eager and on the stack of ``--stack compiled`` (with ``--part``: of other parts), all of them in the same blocks as the
+eager unaccelerated pipeline, in wall time and in the GPU's own: speed-ups are over that. ``graphs``, ``breaks`` and
+``set_up_s`` are what was compiled for a point, beforehand. What is known is printed after every block: whoever cuts the
+run off has it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 from benchmarks.output import parser, show
 from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.accelerators.acceleration import Generate, accelerate
-from pytest_diffaccel.accelerators.stack import Prepared, prepared
+from pytest_diffaccel.accelerators.stack import PARTS, Prepared, prepared
 from pytest_diffaccel.matrix import PIPES, Params, format_params
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.busy_clock import KernelTimes, busy
@@ -82,14 +83,14 @@ class Subject:
 _Clock: TypeAlias = Callable[[Subject, list[str], list[int]], RunTiming]
 
 
-def tables(pipe: str) -> Iterator[list[dict[str, Any]]]:
+def tables(pipe: str, parts: Sequence[str] | None, points: Sequence[Params]) -> Iterator[list[dict[str, Any]]]:
     """The rows of a pipe, anew after each block."""
     pipeline: Any = load_pipeline(pipe, models="architecture")
     prompts, seeds = ["a lighthouse at dusk"] * BATCHES[pipe], list(range(BATCHES[pipe]))
-    with prepared(pipeline, "compiled") as stack, ExitStack() as open_ones:
+    with prepared(pipeline, "compiled", parts) as stack, ExitStack() as open_ones:
         subjects = [
             Subject(params, open_ones.enter_context(accelerate(pipeline, params, steps=_STEPS)), stack, eager, times)
-            for params in _POINTS
+            for params in points
             for eager, times in ((True, KernelTimes()), (False, KernelTimes()))
         ]
         for subject in subjects:
@@ -152,10 +153,19 @@ def main() -> None:
     """Print the table."""
     options = parser(__doc__ or "")
     options.add_argument("--pipe", action="append", choices=PIPES, help="only this pipe; repeatable")
+    options.add_argument(
+        "--part",
+        action="append",
+        choices=[*PARTS, "none"],
+        help="what is prepared beside the compiled blocks; repeatable (default: what suits the device)",
+    )
+    options.add_argument("--unaccelerated", action="store_true", help="without any method")
     arguments = options.parse_args()
+    parts = arguments.part and [part for part in arguments.part if part != "none"]
+    points = _POINTS[:1] if arguments.unaccelerated else _POINTS
     known: dict[str, list[dict[str, Any]]] = {}
     for pipe in arguments.pipe or PIPES:
-        for rows in tables(pipe):
+        for rows in tables(pipe, parts, points):
             known[pipe] = rows
             print(json.dumps(rows), file=sys.stderr, flush=True)
     show("eager and on the compiled stack", list(chain(*known.values())), {"steps": _STEPS}, as_json=arguments.json)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from benchmarks.output import Progress
 from benchmarks.plain_loop import Scene, points, scenes
 from pytest_diffaccel.accelerators.acceleration import MethodDidNotAct
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.blocks import TimedRun, run_blocks
 from pytest_diffaccel.measure.disturbance import watch_machine
@@ -195,9 +196,10 @@ def _dump(value: object) -> str:
 
 def conditions(settings: Settings) -> dict[str, Any]:
     """What a table depends on: two settings of the same conditions have the same truth on one machine."""
+    suiting = {one.name for cell in settings.cells for one in default_registry().suiting(cell.pipe)}
     return {
         "cells": [str(cell) for cell in settings.cells],
-        "accelerators": list(settings.accelerators),
+        "accelerators": [name for name in settings.accelerators if name in suiting],
         "grid": "coarse" if settings.coarse else "full",
         "models": settings.models,
         "prompts": settings.prompts and str(settings.prompts),

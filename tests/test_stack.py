@@ -124,6 +124,21 @@ def test_of_a_unet_convolutions_are_laid_out_anew_and_of_a_transformer_none(pipe
         assert not any(tensor.dim() == 4 for tensor in flux.transformer.parameters())
 
 
+def test_no_layout_that_a_gpus_group_norm_undoes_is_chosen_there(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It copies every tensor that is laid out channels last, which took all that compiled blocks gained."""
+    unet = pipeline_of("SD1.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(unet.unet), "device", property(lambda _: torch.device("cuda")))
+        patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        with prepared(unet, "compiled") as on_gpu:
+            assert on_gpu.parts == {"blocks": "compiled by eager", "projections": "fused"}
+            assert not unet.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    with prepared(unet, "compiled", ["layout"]) as chosen:
+        assert chosen.parts == {"blocks": "compiled by eager", "layout": "channels_last"}
+
+
 def test_the_pipeline_can_be_eager_for_a_while_and_what_is_compiled_is_kept(pipeline_of: GetPipeline) -> None:
     pipeline = pipeline_of("SD1.5")
     plain = pictures(pipeline)

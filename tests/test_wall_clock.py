@@ -159,6 +159,16 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         Truth.read(path, conditions(settings("--num-samples", "3")))
 
 
+def test_a_table_does_not_depend_on_accelerators_of_other_pipes() -> None:
+    """One that is added for transformers leaves the tables of UNets as they are."""
+    parser = search_parser()
+    every, unets = (settings_of(parser.parse_args([*OPTIONS[:6], *more])) for more in ((), ("--search-targets", "all")))
+    assert conditions(every) == conditions(unets)
+    assert "ToMe" in conditions(every)["accelerators"]
+    assert "MagCache" not in conditions(every)["accelerators"]
+    assert "MagCache" in every.accelerators
+
+
 def test_what_is_left_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str]) -> None:
     ticks = iter([100.0, 160.0])
     Progress(100, "calls", clock=lambda: next(ticks)).add(10, "scored")

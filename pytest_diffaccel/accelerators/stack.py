@@ -1,15 +1,15 @@
 """Stacks: how a pipeline is prepared before any method, so that a speed-up has a baseline that its user would have.
 
 *Eager* is the pipeline as it is loaded. *Compiled* is what diffusers' documentation advises ("Accelerate inference"):
-the blocks that repeat are compiled, query, key and value are projected at once, convolutions see their tensors channels
-last, and a transformer's attention is cuDNN's where the GPU has it. None of it changes what is computed, but for
-rounding.
+the blocks that repeat are compiled, query, key and value are projected at once, on a CPU convolutions see their tensors
+channels last, and a transformer's attention is cuDNN's where the GPU has it. None of it changes what is computed, but
+for rounding.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -112,12 +112,14 @@ class Prepared:
 
 
 @contextmanager
-def prepared(pipeline: Any, stack: StackName) -> Iterator[Prepared]:
+def prepared(pipeline: Any, stack: StackName, parts: Collection[str] | None = None) -> Iterator[Prepared]:
     """Prepare a pipeline, and put it back exactly as it was: modules, their tensors' layout, the choice of attention.
 
     Args:
         pipeline: a diffusers pipeline of a pipe that is known.
         stack: its name.
+        parts: what is prepared beside the compiled blocks, of :data:`PARTS`, as far as the pipeline has it; None: what
+            suits its device.
 
     Raises:
         ValueError: when the pipeline's denoiser names no blocks that could be compiled.
@@ -136,14 +138,26 @@ def prepared(pipeline: Any, stack: StackName) -> Iterator[Prepared]:
     before = _State(pipeline)
     config: Any = torch._dynamo.config
     with undone(before.restore), config.patch(**LIMITS):
-        parts = {"blocks": f"{COMPILED_BY}{BACKEND}", **_fuse(denoiser), **_channels_last(pipeline)}
-        parts |= _attention(denoiser)
+        made = {"blocks": f"{COMPILED_BY}{BACKEND}"}
+        for name in _suiting(denoiser.device.type) if parts is None else parts:
+            made |= PARTS[name](pipeline)
         denoiser.compile_repeated_blocks(backend=BACKEND)
-        yield Prepared(parts, (before, _State(pipeline)))
+        yield Prepared(made, (before, _State(pipeline)))
 
 
-def _fuse(denoiser: Any) -> dict[str, str]:
+def _suiting(device_type: str) -> tuple[str, ...]:
+    """What suits a device.
+
+    On CUDA, torch's group norm, which lies before each of a UNet's convolutions and in no compiled block, works on
+    contiguous tensors: with convolutions channels last, each of them is copied twice. On an H200 that took all that
+    compiled blocks gain (1.01x instead of 1.12x for SD1.5 in batches of 8).
+    """
+    return ("projections", "layout") if device_type == "cpu" else ("projections", "attention")
+
+
+def _fuse(pipeline: Any) -> dict[str, str]:
     """Project query, key and value at once, where the denoiser can."""
+    denoiser = denoiser_of(pipeline)
     if not hasattr(denoiser, "fuse_qkv_projections"):
         return {}
     denoiser.fuse_qkv_projections()
@@ -162,11 +176,12 @@ def _channels_last(pipeline: Any) -> dict[str, str]:
     return {"layout": "channels_last"}
 
 
-def _attention(denoiser: Any) -> dict[str, str]:
+def _attention(pipeline: Any) -> dict[str, str]:
     """Take cuDNN's attention, where diffusers offers it and the GPU is one that has it."""
     import torch
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Backends
 
+    denoiser = denoiser_of(pipeline)
     if denoiser.device.type != "cuda" or torch.cuda.get_device_capability(denoiser.device) < HOPPER:
         return {}
     if not any(hasattr(processor, "_attention_backend") for processor in _processors(denoiser)):
@@ -176,6 +191,14 @@ def _attention(denoiser: Any) -> dict[str, str]:
     # Beside its processors' it sets the choice of every other pipeline.
     Backends.set_active_backend(active)
     return {"attention": _ATTENTION}
+
+
+#: What may be prepared beside compiled blocks: each says what it did, in words, by what it did that to.
+PARTS: Mapping[str, Callable[[Any], dict[str, str]]] = {
+    "projections": _fuse,
+    "layout": _channels_last,
+    "attention": _attention,
+}
 
 
 def _processors(denoiser: Any) -> list[Any]:
