@@ -273,18 +273,17 @@ def test_part(part, diffaccel_run):
         assert all(ended <= began for (_, ended), (began, _) in pairwise(on_it))
 
 
-@pytest.mark.parametrize(("least_efficiency", "notes"), [(1e9, ["Echo (1)"]), (0.0, [])])
+@pytest.mark.parametrize(("busy_share", "notes"), [(0.5, ["Echo (1)"]), (0.95, []), (None, [])])
 def test_a_search_on_gpus_says_which_winners_wait_for_the_host(
     steady_search: SmallSearch,
     stand_ins: StandIns,
     monkeypatch: pytest.MonkeyPatch,
-    least_efficiency: float,
+    busy_share: float | None,
     notes: list[str],
 ) -> None:
-    """Whatever this machine is: steps are called short of arithmetic all, or none."""
     stand_ins.list_gpus(THREE)
     monkeypatch.setattr("pytest_diffaccel.search.pipelines.computing_gpu", lambda gpu: gpu.physical)
-    monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._LEAST_EFFICIENCY", least_efficiency)
+    monkeypatch.setattr("pytest_diffaccel.search.knowledge.Knowledge.busy_share", lambda *_: busy_share)
     monkeypatch.setattr("pytest_diffaccel.measure.bottleneck._MOST_FIXED_SHARE", 1.0)
     steady_search.register((20, 0))
     result = steady_search.run("--gpus=1")

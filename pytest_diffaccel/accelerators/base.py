@@ -173,10 +173,6 @@ class Method(ABC):
         """
         return bool(self.extremes) and point not in self.extremes
 
-    def soonest(self, point: Point) -> Point:
-        """Of a deciding method: what reuses as soon as it can, in steps of the kinds that ``point`` has."""
-        return self.extremes[-1]
-
     def decisions(self, denoiser: Any) -> Callable[[], Sequence[Sequence[bool]]]:
         """Of a deciding method: what tells, after a generation, whether each denoiser call reused something, by step.
 

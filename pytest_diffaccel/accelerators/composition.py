@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -147,20 +147,6 @@ class Accelerator:
         (method,) = self.methods
         kinds = [REUSED if all(step) else HALF_REUSED if any(step) else COMPUTED for step in decisions]
         return tuple(f"{self.name}:{method.decided_kind(params[self.name], kind)}" for kind in kinds)
-
-    def between(self, params: Params, computed_and_reused: Mapping[str, int]) -> dict[str, int]:
-        """Arithmetic of a step of which one of two calls is computed and the other reuses, from that of both kinds.
-
-        Args:
-            params: of the run.
-            computed_and_reused: by kind; of a method that does not decide, any.
-        """
-        if self.deciding is None:
-            return {}
-        full, half, least = self.decided_kinds(params, [[False], [False, True], [True]])
-        if full not in computed_and_reused or least not in computed_and_reused:
-            return {}
-        return {half: (computed_and_reused[full] + computed_and_reused[least]) // 2}
 
     def counters(self, params: Params, steps: int) -> frozenset[str]:
         """The counters that must not stay zero in a run of these parameters."""

@@ -215,10 +215,6 @@ class DBCache(Method):
             return f"{kind}@{point['taylorseer_order']}"
         return f"{kind}@{point['taylorseer_order']}@{point['Fn_compute_blocks']}"
 
-    def soonest(self, point: Point) -> Point:
-        """The same first blocks and order."""
-        return {**point, **_SOON}
-
     def features(self, kind: str) -> Mapping[str, float]:
         """Reusing saves all but the first blocks; a term costs a little, more where it is renewed."""
         name, order, *blocks = kind.split("@")

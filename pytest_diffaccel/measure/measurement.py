@@ -254,8 +254,7 @@ class Measurement:
         blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
         peak_memory_mb: highest memory during the candidate's first generation (CUDA: allocated; CPU: resident), MiB.
-        flops: floating-point operations of a step for one image, by kind, the unaccelerated pipeline's included;
-            counted for winners on GPUs only.
+        busy_share: share of a run during which the GPU works, 0 to 1; of winners only, None where nothing tells.
         metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
         decided: where the pictures decide what a step reuses, the kind of each step of each batch's generation, in
             their order.
@@ -272,7 +271,7 @@ class Measurement:
     blocks: tuple[Block, ...]
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
-    flops: dict[str, int] = field(default_factory=dict)
+    busy_share: float | None = None
     metrics: Mapping[str, MetricValues] = field(default_factory=dict)
     decided: tuple[tuple[str, ...], ...] = ()
     host: str = ""
@@ -280,7 +279,7 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields but empty optional ones; :meth:`from_json` reads it back equal."""
         fields = asdict(self)
-        for name in ("metrics", "decided", "host"):
+        for name in ("busy_share", "metrics", "decided", "host"):
             if not fields[name]:
                 del fields[name]
         return fields
@@ -293,6 +292,7 @@ class Measurement:
             KeyError, TypeError: when a field is missing or unknown.
         """
         rest = dict(data)
+        rest.pop("flops", None)  # arithmetic that older versions counted
         quality = rest.pop("quality")
         return cls(
             candidate=_candidate_from_json(rest.pop("candidate")),

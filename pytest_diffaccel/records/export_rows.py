@@ -141,7 +141,7 @@ def _times(measurement: Measurement) -> Iterator[tuple[str, Any]]:
     if blocks:
         yield "baseline_s", median(block.baseline.total_s for block in blocks)
         yield "accelerated_s", median(run.total_s for block in blocks for run in block.runs)
-    bound = bottleneck(blocks, measurement.flops)
+    bound = bottleneck(blocks, measurement.busy_share)
     if bound is not None:
         yield "bottleneck", bound.in_words()
 

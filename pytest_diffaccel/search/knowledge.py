@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from pytest_diffaccel.accelerators.base import Foresight
@@ -13,6 +14,7 @@ from pytest_diffaccel.measure.deciding import BY_LPIPS, Deciding
 from pytest_diffaccel.measure.measurement import Block, Measurement, Round, SpeedClock
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.predict.kind_costs import KindCosts
+from pytest_diffaccel.search.predict.reach import VAGUE_SPEEDUP
 from pytest_diffaccel.search.predict.step_counts import StepCounts, decided_in
 
 
@@ -142,10 +144,24 @@ class Knowledge:
             for measurement in self._measurements.values()
         ]
 
-    @property
-    def flops(self) -> dict[str, int]:
-        """Floating-point operations of a step for one image, by every kind that was counted."""
-        return {kind: count for measurement in self._measurements.values() for kind, count in measurement.flops.items()}
+    def baseline_s(self, steps: int, clock: SpeedClock = "wall") -> float:
+        """A whole run of the unaccelerated pipeline, seconds, by a clock's rounds, of which there is one at least."""
+        runs = [made.baseline for made in self.rounds(clock)]
+        return steps * median(sum(run.step_s) / len(run.step_s) for run in runs) + median(run.fixed_s for run in runs)
+
+    def busy_share(self, candidate: Candidate, run_s: float) -> float | None:
+        """For which share of a run the GPU works, 0 to 1; None where too little is known of its own time.
+
+        Args:
+            candidate: whose run it is.
+            run_s: what it took by the wall clock, seconds.
+        """
+        if not self.rounds("device"):
+            return None
+        (speedup,) = self.costs_by("device").speedups([candidate])
+        if speedup.half_width_ratio > VAGUE_SPEEDUP:
+            return None
+        return min(1.0, self.baseline_s(candidate.cell.steps, "device") / speedup.value / run_s)
 
     def losses(self, cell: Cell) -> dict[Candidate, tuple[float, ...]]:
         """The loss of each sample of each candidate of ``cell`` that the search evaluated."""

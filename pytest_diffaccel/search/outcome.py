@@ -143,7 +143,7 @@ def _chosen(
 
 
 def _verified(bench: Workbench, measurement: Measurement) -> Verified:
-    bound = bottleneck(measurement.blocks, measurement.flops)
+    bound = bottleneck(measurement.blocks, measurement.busy_share)
     figures = figures_of(measurement, bench.secondary.figures(measurement))
     return Verified(figures, bound.bound if bound else None)
 

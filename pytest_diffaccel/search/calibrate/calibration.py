@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import fmean
 
 from filelock import Timeout
 
@@ -26,7 +26,6 @@ from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.records.leases import IN_COMMON
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.timer import Timer
-from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.news import Calibration
 from pytest_diffaccel.search.null_control import scaled_environment
 from pytest_diffaccel.search.pipelines import Unavailable
@@ -98,7 +97,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         rounds=made,
         seconds=time.monotonic() - began,
         half_width_ratio=max(speedup.half_width_ratio for speedup in speedups),
-        baseline_s=baseline_s(bench.known(cell), cell.steps),
+        baseline_s=bench.known(cell).baseline_s(cell.steps),
         steps=cell.steps,
         accelerated_share=fmean(1 / speedup.value for speedup in speedups),
     )
@@ -201,12 +200,6 @@ def candidates_of(bench: Workbench, cell: Cell) -> list[Candidate]:
     return [candidate for candidate in known if not bench.pipelines.misfit(candidate)]
 
 
-def baseline_s(known: Knowledge, steps: int) -> float:
-    """A whole run of the unaccelerated pipeline, seconds, by the rounds' unaccelerated runs."""
-    runs = [made.baseline for made in known.rounds()]
-    return steps * median(sum(run.step_s) / len(run.step_s) for run in runs) + median(run.fixed_s for run in runs)
-
-
 def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> TimeIsUp:
     """Whether the session's rounds by the wall clock have taken their share; what does not decide makes the least."""
 
@@ -227,7 +220,7 @@ def _share_s(bench: Workbench, cell: Cell, candidates: Sequence[Candidate]) -> f
     batches = math.ceil(bench.settings.num_samples / bench.settings.batch_size)
     schedulers = len({other.scheduler for other in bench.settings.cells if other.pipe == cell.pipe}) or 1
     known = bench.known(cell)
-    run_s = {steps: baseline_s(known, steps) for steps in {candidate.cell.steps for candidate in candidates}}
+    run_s = {steps: known.baseline_s(steps) for steps in {candidate.cell.steps for candidate in candidates}}
     speedups = known.costs_by("wall").speedups(candidates)
     all_s = sum(
         run_s[candidate.cell.steps] / speedup.value for candidate, speedup in zip(candidates, speedups, strict=True)

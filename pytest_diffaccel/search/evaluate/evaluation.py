@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.acceleration import Generate
@@ -16,7 +17,6 @@ from pytest_diffaccel.measure.blocks import TimedRun, order_seed, run_blocks
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.degenerate import check_candidate
 from pytest_diffaccel.measure.disturbance import watch_machine
-from pytest_diffaccel.measure.flops import flops_by_kind
 from pytest_diffaccel.measure.measurement import Block, Interval, Measurement, RunTiming
 from pytest_diffaccel.measure.memory import peak_memory_mb, reset_peak_memory
 from pytest_diffaccel.measure.prompts import Purpose
@@ -45,7 +45,6 @@ class _Subject:
     blocks: list[Block] = field(default_factory=list)
     fired: dict[str, int] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
-    flops: dict[str, int] = field(default_factory=dict)
     decided: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def keep(self, place: int, images: list[Image]) -> None:
@@ -160,8 +159,6 @@ def measure_together(
         with bench.pipelines.timing(), bench.spent.on("verification"):
             _warm_up(bench, cell, baseline)
             _time_together(bench, baseline, subjects, batches, least_blocks)
-        if bench.settings.gpus is not None:  # a CPU computes and launches by itself: nothing waits for anything there
-            _count_flops(bench, baseline, subjects, batches[0])
         for subject in subjects:
             _make_missing_images(bench, subject, batches)
     references = bench.pictures.references(cell, "winner")
@@ -223,19 +220,6 @@ def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
         subject.keep(0, subject.generate.counted(*_arguments(batch), made=made))
     subject.fired = dict(subject.generate.fired)
     bench.pipelines.warm_kinds |= set(subject.generate.kinds)
-
-
-def _count_flops(bench: Workbench, baseline: Generate, subjects: Sequence[_Subject], batch: Batch) -> None:
-    """Arithmetic of all kinds of steps, of which those counted before are not counted again."""
-    known = bench.known(subjects[0].candidate.cell).flops
-    for generate in (baseline, *(subject.generate for subject in subjects)):
-        if not known.keys() >= {*generate.kinds, *generate.accelerator.kinds(generate.params, generate.steps)}:
-            with bench.pipelines.lock.generating(), bench.spent.on("counting arithmetic"):
-                known |= flops_by_kind(generate, batch.prompts[0], batch.seeds[0], known)
-    for subject in subjects:
-        decided = (kind for kinds in subject.decided.values() for kind in kinds)
-        kinds = dict.fromkeys((*baseline.kinds, *subject.generate.kinds, *decided))
-        subject.flops = {kind: known[kind] for kind in kinds}
 
 
 def _arguments(batch: Batch) -> tuple[Sequence[str], Sequence[int]]:
@@ -302,7 +286,13 @@ def _measurement(
         blocks=tuple(subject.blocks),
         fired=subject.fired,
         peak_memory_mb=subject.peak_memory_mb,
-        flops=subject.flops,
+        busy_share=_busy_share(bench, subject) if purpose == "winner" else None,
         decided=tuple(subject.decided[place] for place in sorted(subject.decided)),
         host=platform.node(),
     )
+
+
+def _busy_share(bench: Workbench, subject: _Subject) -> float | None:
+    """For which share of a winner's runs the GPU works; None where nothing tells."""
+    runs_s = [run.total_s for block in subject.blocks for run in block.runs]
+    return bench.known(subject.candidate.cell).busy_share(subject.candidate, median(runs_s)) if runs_s else None

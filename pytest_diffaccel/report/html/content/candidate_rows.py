@@ -177,7 +177,7 @@ def _why_won(own: Sequence[tuple[float, GoldenEntry]], measurement: Measurement)
     rival = own[0][1].fewer_steps
     if rival is not None and own[0][1].beats_fewer_steps is False:
         parts.append(f"{rival.steps} plain steps are as fast and lose less")
-    bound = bottleneck(measurement.blocks, measurement.flops)
+    bound = bottleneck(measurement.blocks, measurement.busy_share)
     if bound is not None:
         parts.append(bound.in_words())
     return "; ".join(parts)
