@@ -41,7 +41,7 @@ from pytest_diffaccel.gate.judged_losses import (
     same_pictures,
 )
 from pytest_diffaccel.gate.judged_speed import Judged, SpeedJudge, beside_others
-from pytest_diffaccel.gate.prospects import Prospect, in_words, least_to_record_s, prospects
+from pytest_diffaccel.gate.prospects import Prospect, in_words, least_to_record_s, prospects, seconds_beside
 from pytest_diffaccel.gate.reference import Reference, learnt_session_sd
 from pytest_diffaccel.gate.sequential import (
     IMPROVED,
@@ -461,7 +461,8 @@ def test_the_control_is_left_out_where_nothing_was_rounded_otherwise(
     monkeypatch.setattr(pictures, "nudged_latents", nullcontext)
     known = pictures.CellPictures(plain, lambda: plain, (), 0.0)
     recorded = [(Lpips(), (then, then))]
-    (found,) = pictures.scores(bench, _cases(2.0)[1], generating, known, recorded, recording=recording)
+    (found,), control_s = pictures.scores(bench, _cases(2.0)[1], generating, known, recorded, recording=recording)
+    assert (control_s > 0) == (generations == 2)
     assert len(made) == generations
     assert found.now == (0.0, 0.0)
     assert found.control == ((0.0, 0.0) if generations == 2 else ())
@@ -626,6 +627,17 @@ def test_what_a_run_can_show_counts_what_its_cases_take_beside_timing() -> None:
     found = re.fullmatch(r"  it takes: --gate-budget (\w+) or more", said)
     assert found, said
     assert all(one.is_shown for one in _found(0.003, 0.5, duration(found[1]), beside_s=19.9))
+
+
+def test_the_control_counts_where_pictures_are_not_the_recorded_ones_only() -> None:
+    """A later run on the same build leaves it out, and has its time for figures."""
+    cases = _cases(2.0, 1.5)
+    session = replace(SESSION, beside_s=6.0, control_s=5.0)
+    known = {case.subject: [session] for case in cases}
+    assert seconds_beside(cases, known) == 18.0
+    assert seconds_beside(cases, known, with_control=True) == 33.0
+    older = {case.subject: [replace(session, beside_s=11.0, control_s=None)] for case in cases}
+    assert seconds_beside(cases, older) == seconds_beside(cases, older, with_control=True) == 33.0
 
 
 def test_what_recording_takes_at_the_least_is_known_from_any_case_that_was_timed() -> None:

@@ -436,8 +436,13 @@ def test_a_reference_is_recorded_once_per_session(gate: Gate) -> None:
     result = gate.run("--update-golden")
     result.stdout.fnmatch_lines(["recorded: 2 sessions in golden/gate.json*"])
     assert re.search(r"speed-ups are known to \d+\.\d% in the median, \d+\.\d% at worst", result.stdout.str())
-    assert {len(sessions) for sessions in read_references(gate.golden).values()} == {2}
+    references = read_references(gate.golden)
+    assert {len(sessions) for sessions in references.values()} == {2}
     assert read_golden(gate.golden)
+    # Only a winner's pictures have a control, which a run on the same build leaves out.
+    for name, (_, session) in references.items():
+        assert (session.control_s or 0.0) > 0.0 if name == gate.subject else session.control_s == 0.0
+        assert session.beside_s is not None
 
 
 def test_equal_environments_have_no_causes(gated_folder: Path) -> None:

@@ -513,12 +513,18 @@ def test_another_golden_file_is_said_to_need_its_name(made_up: MadeUp) -> None:
     made_up.run("--golden", "other.json").stdout.fnmatch_lines([hint])
 
 
-def test_what_a_coarse_grid_leaves_open_is_said_to_need_the_whole_one(made_up: MadeUp) -> None:
+@pytest.mark.parametrize(
+    ("grid", "why"),
+    [
+        ("coarse", "points that the coarse grid leaves out may reach it: leave out --grid coarse"),
+        ("full", "others promise to reach it, the same command goes on"),
+    ],
+)
+def test_what_others_may_reach_is_said_to_need_them(made_up: MadeUp, grid: str, why: str) -> None:
     key = replace(GoldenKey.parse(KEY), target=2.0)
     made_up.undecided = (Chosen(key, {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1),)
-    beyond = "points that the coarse grid leaves out may reach it: leave out --grid coarse"
-    result = made_up.run("--grid", "coarse")
-    result.stdout.fnmatch_lines([f"undecided: 1 target; a winner that golden has stays; {beyond}"])
+    result = made_up.run("--grid", grid)
+    result.stdout.fnmatch_lines([f"undecided: 1 target; a winner that golden has stays; {why}"])
 
 
 # --- without a terminal ------------------------------------------------------------------------------------------

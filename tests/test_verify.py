@@ -364,13 +364,15 @@ def test_a_target_that_proves_to_be_missed_is_looked_for_again(
     steady_search: SmallSearch, monkeypatch: pytest.MonkeyPatch, looks: bool
 ) -> None:
     """A race may end as if a target were reached, by speed-ups that verification shows to be others. What nothing
-    evaluated reaches is not out of reach as long as something else promises to reach it."""
+    evaluated reaches is not out of reach as long as something else promises to reach it, and the next session goes on.
+    """
     monkeypatch.setattr(GroupSearch, "race", lambda *_: Explored(1, 0))
     if not looks:
         monkeypatch.setattr(GroupSearch, "look_further", lambda *_: Explored(0, 0))
     run = open_run(methods=[Sparse(())])
     run.measure(run.candidates[0])
     found = run.find_winners(CELL, "Echo")
+    assert GroupSearch(run.bench, CELL, "Echo").is_done == looks
     run.close()
     assert found.of_cell is not None
     met = {one.key.target for one in found.of_cell.decided if one.entry.status == "met"}

@@ -139,9 +139,8 @@ def prepared(pipeline: Any, stack: StackName, parts: Collection[str] | None = No
     config: Any = torch._dynamo.config
     with undone(before.restore), config.patch(**LIMITS):
         made = {"blocks": f"{COMPILED_BY}{BACKEND}"}
-        for name in PARTS if parts is None else parts:
-            if parts is not None or name != "layout" or _group_norm_keeps_layout(denoiser):
-                made |= PARTS[name](pipeline)
+        for name in _suiting(denoiser) if parts is None else parts:
+            made |= PARTS[name](pipeline)
         denoiser.compile_repeated_blocks(backend=BACKEND)
         yield Prepared(made, (before, _State(pipeline)))
 
@@ -153,6 +152,17 @@ def _fuse(pipeline: Any) -> dict[str, str]:
         return {}
     denoiser.fuse_qkv_projections()
     return {"projections": "fused"}
+
+
+def _suiting(denoiser: Any) -> list[str]:
+    """All parts, but for a layout of which the device's norms make nothing."""
+    return [name for name in PARTS if name != "layout" or (_convolves(denoiser) and _group_norm_keeps_layout(denoiser))]
+
+
+def _convolves(denoiser: Any) -> bool:
+    import torch
+
+    return any(isinstance(module, torch.nn.Conv2d) for module in denoiser.modules())
 
 
 def _group_norm_keeps_layout(denoiser: Any) -> bool:
@@ -174,7 +184,7 @@ def _channels_last(pipeline: Any) -> dict[str, str]:
     import torch
 
     denoiser = denoiser_of(pipeline)
-    if not any(isinstance(module, torch.nn.Conv2d) for module in denoiser.modules()):
+    if not _convolves(denoiser):
         return {}
     for module in (denoiser, pipeline.vae):
         module.to(memory_format=torch.channels_last)

@@ -50,6 +50,7 @@ class Showing:
         figures: numbers by name.
         rounds_s: what each timed run of the case took, seconds.
         timing_s: what taking its figures took, by all clocks, seconds.
+        control_s: what its pictures' A/A control took, seconds.
     """
 
     findings: tuple[Finding, ...]
@@ -58,6 +59,7 @@ class Showing:
     figures: tuple[tuple[str, float], ...] = ()
     rounds_s: tuple[float, ...] = ()
     timing_s: float = 0.0
+    control_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ class _Quality:
         lpips: per sample; of a baseline, its pictures' fingerprint.
         metrics: of a winner, what other metrics say, by name.
         hidden: what rounding will hide, in words.
+        control_s: what the A/A control took, seconds.
     """
 
     findings: tuple[Finding, ...]
     lpips: tuple[float, ...]
     metrics: Mapping[str, MetricSamples] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
+    control_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Examination:
                 run.total_s for speed in speeds[:1] if speed.timed for block in speed.timed.blocks for run in block.runs
             ),
             sum(speed.figure_s * len(speed.timed.figures) for speed in speeds if speed.timed),
+            quality.control_s,
         )
 
     def _count(self, case: GateCase, generate: Generate) -> float:
@@ -176,14 +181,14 @@ class Examination:
                 finding = replace(finding, text="no pictures recorded to compare with")
             return _Quality((finding,), pictures.fingerprint)
         then = [(metric, self._then(case, metric, identity)) for metric, identity in self.metrics.values()]
-        found = scores(self.bench, case, generate, pictures, then, recording=self.recording)
+        found, control_s = scores(self.bench, case, generate, pictures, then, recording=self.recording)
         now = {one.metric.name: MetricSamples(self.metrics[one.metric.name][1], one.now) for one in found}
         lpips = now.pop(LPIPS).values
         if changed:
             # Refused, not undecided: more time would not help, and a run of this case alone must not pass.
             names = ", ".join(one.title for one in found)
             why = f"{names} cannot be compared with golden's: {changed}; see {case.cell}-baseline"
-            return _Quality((Finding("quality", "refused", why),), lpips, now)
+            return _Quality((Finding("quality", "refused", why),), lpips, now, control_s=control_s)
         findings = tuple(self._finding(case, one, are_known=bool(drawn)) for one in found)
         if moved > _SEEN:
             also = f"; the unaccelerated pictures moved by {moved:.1%} too"
@@ -191,7 +196,7 @@ class Examination:
                 replace(one, text=f"{one.text}{also}") if one.status == "regressed" else one for one in findings
             )
         hidden = [hidden_loss(one, self.settings.quality[one.metric.name]) for one in found if self.recording]
-        return _Quality(findings, lpips, now, tuple(filter(None, hidden)))
+        return _Quality(findings, lpips, now, tuple(filter(None, hidden)), control_s)
 
     def _finding(self, case: GateCase, found: Scores, *, are_known: bool) -> Finding:
         """Of one metric; ``are_known`` says whether the unaccelerated pictures are recorded."""

@@ -148,7 +148,8 @@ class GateRun:
         seconds = left_s - self._budget.left_s
         session = showing.session if showing and self.recording else None
         if showing and session:
-            session = replace(session, beside_s=max(0.0, seconds - showing.timing_s))
+            beside_s = max(0.0, seconds - showing.timing_s - showing.control_s)
+            session = replace(session, beside_s=beside_s, control_s=showing.control_s)
         return GateVerdict(
             cell=case.cell,
             candidate=case.candidate,
@@ -216,7 +217,7 @@ class GateRun:
             metrics,
             len(self.cases),
             later,
-            seconds_beside(later, self._sessions) or 0.0,
+            seconds_beside(later, self._sessions, with_control=self._has_moved(case, baseline)) or 0.0,
             self._budget,
             self._cell_pictures,
             self._plain_runs,
@@ -225,6 +226,13 @@ class GateRun:
             partial(self._reference, case),
             self.recording,
         )
+
+    def _has_moved(self, case: GateCase, baseline: GateCase) -> bool:
+        """Whether this run has drawn the cell's unaccelerated pictures, and they are others than were recorded."""
+        from pytest_diffaccel.gate.judged_losses import all_equal
+
+        drawn, recorded = self._pictures.get((case.cell, case.entry.num_samples)), self._sessions.get(baseline.subject)
+        return bool(drawn and recorded and not all_equal(drawn.fingerprint, recorded[-1].lpips))
 
     def _reference(self, case: GateCase, clock: Clock) -> Reference | None:
         """What a case is compared with by a clock; None where there is nothing."""

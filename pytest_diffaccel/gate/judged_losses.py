@@ -96,7 +96,7 @@ class Scores:
         if len(self.then) == 1:
             tolerance = _EQUAL_SHARE * abs(self.then[0]) if self.subject else _EQUAL_MEAN
             return abs(self.change) <= tolerance
-        return len(self.then) == len(self.now) and bool(np.allclose(self.now, self.then, rtol=0.0, atol=_EQUAL))
+        return all_equal(self.now, self.then)
 
     def half_width(self, error_rate: float) -> float:
         """How far the mean moves by rounding alone, with so small a chance of more, to one side.
@@ -206,6 +206,11 @@ def explain_by_pictures(finding: Finding, *, are_known: bool) -> Finding:
         return finding
     why = "no recorded pictures of the baseline: whether the winner became better or the baseline broke is not known"
     return replace(finding, status="ok", text=f"{finding.text}; {why}")
+
+
+def all_equal(now: Sequence[float], then: Sequence[float]) -> bool:
+    """Whether distances of pictures are what they were to the last digit that is kept, all of them."""
+    return len(then) == len(now) and bool(np.allclose(now, then, rtol=0.0, atol=_EQUAL))
 
 
 def pictures_moved(now: Sequence[float], then: Sequence[float]) -> float:

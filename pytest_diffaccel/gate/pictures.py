@@ -75,8 +75,8 @@ def scores(
     then: Sequence[tuple[Metric, tuple[float, ...]]],
     *,
     recording: bool,
-) -> list[Scores]:
-    """What metrics say of a winner's samples and of the unaccelerated ones, with the A/A control.
+) -> tuple[list[Scores], float]:
+    """What metrics say of a winner's samples and of the unaccelerated ones, with the A/A control and what it took.
 
     The control takes as long as the samples. It is left out where all metrics say of all samples what the reference
     does: then nothing was rounded otherwise.
@@ -88,6 +88,9 @@ def scores(
         pictures: of its cell.
         then: the metrics, and the reference's values of each; none where it has none.
         recording: whether a reference is recorded, which tells what rounding will hide.
+
+    Returns:
+        By metric; and the control's seconds, 0 where it was left out.
 
     Raises:
         DegeneratePictures: when the winner's pictures say nothing.
@@ -103,11 +106,13 @@ def scores(
             for metric, recorded in then
         ]
         if not recording and all(one.is_equal for one in found):
-            return found
+            return found, 0.0
+        began = time.monotonic()
         plain = pictures.nudged()
         with nudged_latents(generate.pipeline):
             nudged = _images(bench, case, generate)
-        return [replace(one, control=scores_of(one.metric, nudged, plain, prompts, device)) for one in found]
+        controlled = [replace(one, control=scores_of(one.metric, nudged, plain, prompts, device)) for one in found]
+        return controlled, time.monotonic() - began
 
 
 def _nudged(bench: Workbench, case: GateCase) -> list[Image]:

@@ -119,18 +119,23 @@ def _shows_what(
     return is_shown, shown, needed * figure_s if needed else math.inf
 
 
-def seconds_beside(cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]]) -> float | None:
+def seconds_beside(
+    cases: Sequence[GateCase], sessions: Mapping[str, Sequence[GateSession]], *, with_control: bool = False
+) -> float | None:
     """What cases take beside timing, as when their references were recorded; a case without one, as the others.
 
     Args:
         cases: any of a run.
         sessions: recorded, by subject.
+        with_control: whether their pictures need the A/A control, as other ones than were recorded do.
 
     Returns:
         Seconds; None where no reference tells.
     """
-    recorded = [known[-1].beside_s for case in cases if (known := sessions.get(case.subject))]
-    told = [seconds for seconds in recorded if seconds is not None]
+    recorded = [known[-1] for case in cases if (known := sessions.get(case.subject))]
+    told = [
+        one.beside_s + (one.control_s or 0.0 if with_control else 0.0) for one in recorded if one.beside_s is not None
+    ]
     return sum(told) + (len(cases) - len(told)) * median(told) if told else None
 
 

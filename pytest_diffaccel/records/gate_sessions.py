@@ -75,6 +75,8 @@ class GateSession(Speed):
         clock: what its speed was measured by: ``"wall"`` or, on a GPU, ``"device"``.
         host: its speed by the host's clock; None where the device alone decides, and on a CPU.
         beside_s: what the case took beside its figures (pictures, whole runs), seconds; None where it was not noted.
+        control_s: what its A/A control took on top of that, which a later run needs only where it draws other pictures,
+            seconds; None where it is part of ``beside_s``, as older versions noted it.
         metrics: of a winner, other metrics than LPIPS that the gate was asked to judge, by name.
     """
 
@@ -85,6 +87,7 @@ class GateSession(Speed):
     clock: Literal["wall", "device"] = "wall"
     host: Speed | None = None
     beside_s: Annotated[float, Field(ge=0)] | None = None
+    control_s: Annotated[float, Field(ge=0)] | None = None
     metrics: Mapping[str, MetricSamples] = field(default_factory=dict)
 
     def by(self, clock: ClockName) -> Speed | None:

@@ -48,13 +48,15 @@ def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str],
     finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
     of_bounds = [(key, choice) for key, choice in finished if choice.barred]
     others = [(key, choice) for key, choice in finished if not choice.barred]
-    of_grid = [(key, choice) for key, choice in others if not choice.may_reach]
+    of_others = [(key, choice) for key, choice in others if not choice.may_reach]
     of_speed = [(key, choice) for key, choice in others if choice.may_reach]
-    no_more = "the same command measures no more of {}; "
+    no_more, untried = "the same command measures no more of {}; ", f"others promise to reach {{}}, {settings.goes_on}"
+    if settings.coarse:
+        untried = "points that the coarse grid leaves out may reach {}: leave out --grid coarse"
     lines = []
     for nearest, why in (
         (unfinished, f"the time was up, {settings.goes_on}"),
-        (of_grid, "points that the coarse grid leaves out may reach {}: leave out --grid coarse"),
+        (of_others, untried),
         (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
         (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
     ):

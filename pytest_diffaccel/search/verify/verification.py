@@ -60,7 +60,7 @@ class Verification:
     Attributes:
         winners: by accelerator, one per target in the targets' order; those of which nothing works are not in it.
         failed: what went wrong, a line per candidate.
-        unfinished: accelerators for other winners of which there was no time to look further.
+        unfinished: accelerators of which others may yet win: there was no time to look further, or turns enough.
     """
 
     winners: Mapping[str, Sequence[Winner]]
@@ -108,7 +108,9 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     working = verifiable(bench, cell, accelerators)
     found = {name: _winners(bench, cell, name, verified) for name in working}
     winners = {name: _left_open(own) if left.get(name) else own for name, own in found.items()}
-    return Verification(winners, tuple(failed), frozenset(name for name, count in left.items() if count))
+    unfinished = {name for name, count in left.items() if count}
+    unfinished |= {group.accelerator for group in open_ones if group.targets_left}
+    return Verification(winners, tuple(failed), frozenset(unfinished))
 
 
 def _barred(bench: Workbench, cell: Cell, accelerators: Iterable[str]) -> set[tuple[str, str]]:
