@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.stack import StackName
 from pytest_diffaccel.matrix import Candidate, format_params
 from pytest_diffaccel.measure.busy_clock import KernelTimes, MarkersLost
-from pytest_diffaccel.measure.measurement import RunTiming, SpeedClock
+from pytest_diffaccel.measure.measurement import Interval, RunTiming, SpeedClock
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search import over_eager
@@ -28,6 +29,7 @@ from pytest_diffaccel.search.calibrate import calibration, timer
 from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.pipelines import Unavailable
+from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.search_run import SearchRun
 
 POINTS = ((2, NOTHING), (10, NOTHING))
@@ -243,6 +245,25 @@ def test_rounds_that_tell_no_more_are_the_last(gpu: None) -> None:
     run.close()
     assert 8 < made < 100
     assert max(widths) < 0.02
+
+
+def test_rounds_go_on_while_they_narrow_what_is_wanted_however_much_is_known(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred candidates one is not known yet; rounds narrow its interval as more of them do."""
+    run = run_on_gpu("wall")
+    cell, made = run.groups[0].cell, []
+    monkeypatch.setattr(Timer, "_make_round", lambda *_: made.append(1) or True)
+
+    def speedups(_: CostModel, candidates: Sequence[Candidate]) -> list[Interval]:
+        widths = [0.2 / math.sqrt(1 + len(made)), *[0.02] * (len(candidates) - 1)]
+        return [Interval(2.0, 2.0 * (1 - width), 2.0 * (1 + width)) for width in widths]
+
+    monkeypatch.setattr(CostModel, "speedups", speedups)
+    wanted = [run.candidates[0], *[run.candidates[1]] * 99]
+    rounds = Timer(run.bench, cell).narrow(wanted, lambda speedup: speedup.half_width_ratio <= 0.03, lambda: False)
+    run.close()
+    assert rounds == len(made) == 44  # 0.2 / sqrt(45) is below 0.03
 
 
 def test_what_no_profiler_timed_has_no_device_time(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,16 @@ def test_a_threshold_that_reuses_nothing_is_never_evaluated() -> None:
     assert candidate(0.04) not in plan({}).distinct([candidate(0.04), candidate(0.4)])
 
 
+def test_what_would_decide_as_an_evaluated_one_promises_nothing_more() -> None:
+    """Its own vague speed-up may reach what the other one's, which is known, misses; it is never tried."""
+    every = [candidate(round(0.02 * number, 3)) for number in range(1, 50)]
+    tried = plan({}).distinct(every)
+    assert 1 < len(tried) < len(every)
+    known = plan(dict.fromkeys(tried, (0.05, 0.051)))
+    assert known.targets_left(every) == set()
+    assert plan({tried[0]: (0.05, 0.051)}).targets_left(every)
+
+
 def test_nor_is_one_that_reuses_in_later_batches_only() -> None:
     """The first generation shows that a method acts, and would refuse it."""
 

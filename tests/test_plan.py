@@ -135,6 +135,13 @@ def test_what_nobody_could_see_is_not_looked_for() -> None:
     assert not next_one(0.2 * NO_LOSS)
 
 
+def test_where_hardly_any_loss_is_allowed_less_is_looked_for() -> None:
+    """What is allowed is worse than nothing, even where nobody could see either."""
+    strict = replace(plan({GRID[-1]: (0.3,) * FIRST}), max_loss=0.8 * NO_LOSS)
+    fast = [one for one in GRID if true_speedup(one) > 1.25]
+    assert strict.targets_left(fast) == replace(strict, max_loss=MAX_LOSS).targets_left(fast) != set()
+
+
 class EverBetter:
     """A group of which each candidate that is evaluated loses less than the one before."""
 

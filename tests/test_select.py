@@ -193,6 +193,8 @@ def test_only_what_is_visibly_better_is_worth_verifying_beside_what_is_verified(
     worth, best = worth_verifying(known, verified, target, max_loss), choose(known, target, max_loss)
     final = final_choice(known, verified, target, max_loss)
     assert worth in (best, final)
+    if best.option is not None and best.option.candidate.key in verified:
+        assert worth == best
     if worth.option is not None and worth.option.candidate.key not in verified:
         assert worth == best
         if final.reason is None and best.reason is None and final.option is not None:

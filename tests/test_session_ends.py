@@ -65,6 +65,7 @@ class MadeUp:
         verifies: whether its cell's winners are verified.
         misfit: why the model takes none of its group's candidates.
         undecided: what comes nearest to targets of which no more is known; then none is decided.
+        unfinished: accelerators of which others promise more.
         measured: candidates that it was asked for.
     """
 
@@ -74,6 +75,7 @@ class MadeUp:
     verifies: bool = True
     misfit: str = ""
     undecided: tuple[Chosen, ...] = ()
+    unfinished: tuple[str, ...] = ()
     measured: list[Candidate] = field(default_factory=list)
 
     def run(self, *arguments: str) -> pytest.RunResult:
@@ -92,7 +94,7 @@ class MadeUp:
         if missing and not self.left:
             return replace(found, refused=Refusal("unfinished", f"{missing} candidates are not measured yet"))
         decided = () if self.undecided else (Decided(GoldenKey.parse(KEY), MET, None),)
-        of_cell = CellWinners(decided, self.undecided, (), ENVIRONMENT, "", ())
+        of_cell = CellWinners(decided, self.undecided, (), ENVIRONMENT, "", (), unfinished=self.unfinished)
         return replace(found, of_cell=of_cell if self.verifies else None)
 
 
@@ -523,6 +525,7 @@ def test_another_golden_file_is_said_to_need_its_name(made_up: MadeUp) -> None:
 def test_what_others_may_reach_is_said_to_need_them(made_up: MadeUp, grid: str, why: str) -> None:
     key = replace(GoldenKey.parse(KEY), target=2.0)
     made_up.undecided = (Chosen(key, {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1),)
+    made_up.unfinished = (key.accelerator,) if grid == "full" else ()
     result = made_up.run("--grid", grid)
     result.stdout.fnmatch_lines([f"undecided: 1 target; a winner that golden has stays; {why}"])
 

@@ -209,6 +209,7 @@ class GateRun:
         bench = self._search.bench
         baseline = next(other for other in self.cases if other.cell == case.cell and other.candidate is None)
         later = tuple(self.cases[self.cases.index(case) + 1 :])
+        with_control = self.recording or self._has_moved(case, baseline)
         with self._budget.start():
             metrics = self._judged_by
         return Examination(
@@ -217,7 +218,7 @@ class GateRun:
             metrics,
             len(self.cases),
             later,
-            seconds_beside(later, self._sessions, with_control=self._has_moved(case, baseline)) or 0.0,
+            seconds_beside(later, self._sessions, with_control=with_control) or 0.0,
             self._budget,
             self._cell_pictures,
             self._plain_runs,

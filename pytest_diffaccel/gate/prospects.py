@@ -133,10 +133,12 @@ def seconds_beside(
         Seconds; None where no reference tells.
     """
     recorded = [known[-1] for case in cases if (known := sessions.get(case.subject))]
-    told = [
-        one.beside_s + (one.control_s or 0.0 if with_control else 0.0) for one in recorded if one.beside_s is not None
-    ]
-    return sum(told) + (len(cases) - len(told)) * median(told) if told else None
+    told = [(one.beside_s, one.control_s or 0.0) for one in recorded if one.beside_s is not None]
+    if not told:
+        return None
+    # What has no reference has nothing to be equal to.
+    untold_s = (len(cases) - len(told)) * median(map(sum, told))
+    return sum(beside_s + (control_s if with_control else 0.0) for beside_s, control_s in told) + untold_s
 
 
 def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:

@@ -35,28 +35,31 @@ def narrowing_text(settings: Settings) -> str:
     return f"narrow with {options}; " if options else ""
 
 
-def undecided_text(undecided: Mapping[GoldenKey, Chosen], left: Collection[str], settings: Settings) -> list[str]:
+def undecided_text(
+    undecided: Mapping[GoldenKey, Chosen], left: Collection[str], settings: Settings, going_on: Collection[str] = ()
+) -> list[str]:
     """Targets of which it is not known well enough whether a candidate reaches them, and what came nearest.
 
     Args:
         undecided: what came nearest, by key.
         left: names of the groups of which a budget left candidates out; all else has been measured to its end.
         settings: the search's settings.
+        going_on: names of the groups that a further session goes on with, as others promise what these do not reach.
     """
     ordered = sorted(undecided.items(), key=lambda pair: pair[0].prompt_order)
     unfinished = [(key, choice) for key, choice in ordered if group_of(key) in left]
     finished = [(key, choice) for key, choice in ordered if group_of(key) not in left]
     of_bounds = [(key, choice) for key, choice in finished if choice.barred]
     others = [(key, choice) for key, choice in finished if not choice.barred]
-    of_others = [(key, choice) for key, choice in others if not choice.may_reach]
-    of_speed = [(key, choice) for key, choice in others if choice.may_reach]
-    no_more, untried = "the same command measures no more of {}; ", f"others promise to reach {{}}, {settings.goes_on}"
-    if settings.coarse:
-        untried = "points that the coarse grid leaves out may reach {}: leave out --grid coarse"
+    of_others = [(key, choice) for key, choice in others if group_of(key) in going_on]
+    of_grid = [(key, choice) for key, choice in others if group_of(key) not in going_on and not choice.may_reach]
+    of_speed = [(key, choice) for key, choice in others if group_of(key) not in going_on and choice.may_reach]
+    no_more = "the same command measures no more of {}; "
     lines = []
     for nearest, why in (
         (unfinished, f"the time was up, {settings.goes_on}"),
-        (of_others, untried),
+        (of_others, f"others promise to reach {{}}, {settings.goes_on}"),
+        (of_grid, "points that the coarse grid leaves out may reach {}: leave out --grid coarse"),
         (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
         (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
     ):

@@ -86,6 +86,7 @@ class SessionReport:
         self._asked: dict[str, str] = {}
         self._recorded: set[str] = set()
         self._barred: dict[str, str] = {}
+        self._unfinished: set[str] = set()
         self._metrics_s: defaultdict[str, float] = defaultdict(float)
         self._waited_for: set[str] = set()
         self._unwritten = Unwritten(screen)
@@ -219,6 +220,8 @@ class SessionReport:
         found = {decided.key: decided.entry for decided in of_cell.decided}
         environments = {of_cell.environment.id: of_cell.environment}
         self._barred |= of_cell.barred
+        keys = [*(one.key for one in of_cell.decided), *(one.key for one in of_cell.undecided)]
+        self._unfinished |= {group_of(key) for key in keys if key.accelerator in of_cell.unfinished}
         self._launch_bound.update(
             verified.figures.candidate.accelerator for verified in of_cell.verified if verified.bound == "launch"
         )
@@ -310,7 +313,8 @@ class SessionReport:
             *unrecorded_text(self._not_recorded),
             *barred_text(self._barred),
         ]
-        self._write([*undecided_text(self._undecided, self._left, self._settings), *without])
+        said = undecided_text(self._undecided, self._left, self._settings, self._unfinished)
+        self._write([*said, *without])
         if self._metrics_s:
             took = ", ".join(f"{metric} took {seconds:.1f} s" for metric, seconds in self._metrics_s.items())
             self._write(["", f"metrics: {took}"])

@@ -133,8 +133,11 @@ class GroupSearch:
 
     @property
     def targets_left(self) -> set[float]:
-        """Targets that nothing evaluated reaches, and something promises to by what is known of speeds now."""
-        if self.bench.settings.exhaustive:
+        """Targets that nothing evaluated reaches, and something promises to by what is known of speeds now.
+
+        None of a group that an earlier run finished, or where this process does not know what its steps cost.
+        """
+        if self.bench.settings.exhaustive or self.is_done or self.cell.pipe not in self.bench.calibrations:
             return set()
         return self.plan().targets_left(self._open_candidates())
 

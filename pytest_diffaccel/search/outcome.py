@@ -61,8 +61,17 @@ def standing(bench: Workbench, cell: Cell, accelerator: str, choices: Sequence[C
     )
 
 
-def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]]) -> CellWinners:
-    """The winners of a cell's groups, by accelerator, with their environment and where their pictures lie."""
+def cell_winners(
+    bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Winner]], unfinished: Iterable[str] = ()
+) -> CellWinners:
+    """The winners of a cell's groups, with their environment and where their pictures lie.
+
+    Args:
+        bench: the search's workbench.
+        cell: the cell.
+        winners: by accelerator.
+        unfinished: accelerators of which others may yet win.
+    """
     environment = scaled_environment(bench, cell)
     decided, undecided, verified = [], [], {}
     barred = _barred(bench, cell, winners)
@@ -88,6 +97,7 @@ def cell_winners(bench: Workbench, cell: Cell, winners: Mapping[str, Sequence[Wi
         baseline=str(bench.pictures.baseline_folder(cell, "winner")),
         prompts=tuple(prompt for batch in bench.batches(cell, "winner") for prompt in batch.prompts),
         barred=barred,
+        unfinished=tuple(sorted(unfinished)),
     )
 
 

@@ -231,6 +231,7 @@ class CellWinners:
         baseline: folder of the unaccelerated pipeline's numbered PNG files.
         prompts: theirs, in order.
         barred: why verified candidates cannot win within the bounds on other metrics, in words, by candidate key.
+        unfinished: accelerators of which others may yet win: a further session goes on with them.
     """
 
     decided: tuple[Decided, ...]
@@ -240,6 +241,7 @@ class CellWinners:
     baseline: str
     prompts: tuple[str, ...]
     barred: Mapping[str, str] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON types; golden entries as the text that golden has of them."""
@@ -254,6 +256,7 @@ class CellWinners:
             "baseline": self.baseline,
             "prompts": list(self.prompts),
             **({"barred": dict(self.barred)} if self.barred else {}),
+            **({"unfinished": list(self.unfinished)} if self.unfinished else {}),
         }
 
 

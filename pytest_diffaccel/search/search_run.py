@@ -279,7 +279,7 @@ class SearchRun:
             for name in made.winners:
                 if not left[name] and name not in made.unfinished:
                     GroupSearch(self.bench, cell, name).finish()
-            return cell_winners(self.bench, cell, known), made.failed
+            return cell_winners(self.bench, cell, known, made.unfinished), made.failed
 
     def _news(self) -> News:
         """What this process spent its time on since its last result, calibrations that are news, and waits."""

@@ -48,8 +48,8 @@ def _plain(runs: Sequence[Candidate]) -> Candidate:
 
 
 def _typical_width(speedups: Sequence[Interval]) -> float:
-    """Geometric mean of how far the intervals reach: neither one that nobody knows nor one that all know hides it."""
-    return geometric_mean([max(speedup.half_width_ratio, _EXACT) for speedup in speedups])
+    """Geometric mean of how far the intervals reach: one that stays vague does not hide how the others narrow."""
+    return geometric_mean([max(speedup.half_width_ratio, _EXACT) for speedup in speedups]) if speedups else 0.0
 
 
 class Timer:
@@ -93,16 +93,17 @@ class Timer:
         known = self._bench.known(self._cell)
         short, made = ShortRuns.of(self._bench.registry, candidates, known.step_counts), 0
         short = short.without(self._misfits(short.runs))
-        narrowest, in_vain = math.inf, 0
+        narrowest, in_vain, wanted = math.inf, 0, list[int]()
         with self._bench.spent.on("short runs"):
             while True:
                 self._bench.read_rounds(self._cell)
                 failed = self._failed()
                 speedups = self._bench.known(self._cell).costs_by(self._clock).speedups(candidates)
-                width = _typical_width(speedups)
+                wanted = wanted or [place for place, speedup in enumerate(speedups) if not is_known(speedup)]
+                width = _typical_width([speedups[place] for place in wanted])
                 narrowest, in_vain = (width, 0) if width < (1 - _NARROWS) * narrowest else (narrowest, in_vain + 1)
                 runs = self._most_telling(short.without(failed), zip(speedups, candidates, strict=True), is_known)
-                if not runs or in_vain > _PATIENCE or time_is_up() or _plain(runs).key in failed:
+                if not runs or in_vain == _PATIENCE or time_is_up() or _plain(runs).key in failed:
                     return made
                 self._bench.spent.on_begin("short runs")
                 with self._bench.pipelines.timing():

@@ -38,8 +38,6 @@ _MUCH_MORE = 2.0
 # Where nothing is evaluated, anything comes nearer to a target than this.
 _NOTHING_REACHED = 0.5
 _NORMAL_95 = 1.96
-# Log loss of what is as good as the unaccelerated pipeline's pictures.
-_UNSEEN = log_loss(NO_LOSS)
 #: Of a candidate that is to decide by the pictures what it reuses.
 REUSES_NOTHING = "reuses nothing in the first pictures"
 _REACHES_NONE = f"reaches no target (the lowest is {TARGETS[0]:g}x)"
@@ -215,7 +213,7 @@ class Plan:
 
     def targets_left(self, candidates: Sequence[Candidate]) -> set[float]:
         """Targets that nothing evaluated reaches with a loss that is allowed, and some of ``candidates`` promise to."""
-        new = [candidate for candidate in candidates if candidate not in self.evaluated]
+        new = [candidate for candidate in self.distinct(candidates) if candidate not in self.evaluated]
         if not new:
             return set()
         promised = self._expected_gains(new).max(axis=0) >= _NOTICEABLE_GAIN
@@ -282,7 +280,7 @@ class Plan:
         """Gains of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
         # By how much it falls below the least loss, less by how much of that nobody could see.
-        improvement = _expected_below(self._least, mean, sd) - _expected_below(np.array(_UNSEEN), mean, sd)
+        improvement = _expected_below(self._least, mean, sd) - _expected_below(np.array(self._unseen), mean, sd)
         gains[:, :-1] = improvement * probabilities(speedups, TARGETS, by_mean=self.by_mean)
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
@@ -298,7 +296,12 @@ class Plan:
         least = [
             min([most, *(self._modelled[candidate] for candidate in self._reaching(target))]) for target in TARGETS
         ]
-        return np.maximum(least, _UNSEEN)
+        return np.maximum(least, self._unseen)
+
+    @cached_property
+    def _unseen(self) -> float:
+        """Log loss of what is as good as the unaccelerated pipeline's pictures: less than half of what is allowed."""
+        return log_loss(min(NO_LOSS, self.max_loss / 2))
 
     @cached_property
     def _modelled(self) -> dict[Candidate, float]:

@@ -96,6 +96,8 @@ def worth_verifying(
     known = choose_within([one for one in options if one.candidate.key in verified], target, max_loss, barred)
     if best.option is None or known.option is None or known.reason is not None:
         return best
+    if best.option.candidate.key in verified:  # of several that tie, the best of all need not be that of the verified
+        return best
     return best if best.option.is_visibly_better(known.option) else known
 
 

@@ -15,6 +15,7 @@ from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.budget import TimeIsUp
+from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
 from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.decide.select import Choice
 from pytest_diffaccel.search.evaluate.attempt import note_failure
@@ -87,6 +88,8 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
     narrowing, verified, failed = _Narrowing(bench, cell), dict[str, Measurement](), list[str]()
     # Groups that an earlier run finished were looked at again when bounds barred those.
     seen = _barred(bench, cell, set(accelerators) - {group.accelerator for group in open_ones})
+    if open_ones and not bench.settings.exhaustive and not time_is_up():
+        ensure_calibrated(bench, cell)  # else nothing would tell what others promise
     turn, left = 0, dict[str, int]()
     while turn < _TURNS:
         chosen = _chosen(bench, cell, accelerators)
