@@ -155,7 +155,7 @@ def _fuse(pipeline: Any) -> dict[str, str]:
 
 
 def _suiting(denoiser: Any) -> list[str]:
-    """All parts, but for a layout of which the device's norms make nothing."""
+    """All parts, but for a layout that the device's norms undo."""
     return [name for name in PARTS if name != "layout" or (_convolves(denoiser) and _group_norm_keeps_layout(denoiser))]
 
 

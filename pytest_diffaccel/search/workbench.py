@@ -171,10 +171,6 @@ class Workbench:
         found = self.store.evaluations(environment, self.sampling(cell, purpose), of, since, self.is_usable)
         return [measurement for measurement in found if measurement.candidate.key not in failed]
 
-    def verified(self, cell: Cell) -> set[str]:
-        """Keys of the cell's candidates that are measured on the winners' samples."""
-        return {measurement.candidate.key for measurement in self._stored(cell, "winner", self.since, cell)}
-
     def foresee(self, cell: Cell, accelerator: Accelerator) -> None:
         """Foresee what a method that decides by the picture decides in a cell, by its first batches, once."""
         group = Group(cell, accelerator.name)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from statistics import fmean
 
 import numpy as np
@@ -216,9 +217,9 @@ class Plan:
         new = [candidate for candidate in self.distinct(candidates) if candidate not in self.evaluated]
         if not new:
             return set()
-        promised = self._expected_gains(new).max(axis=0) >= _NOTICEABLE_GAIN
+        promised = self._expected_gains(new)[:, :-1].max(axis=0) >= _NOTICEABLE_GAIN
         unmet = [not any(option.reaches(target) for option in self._allowed) for target in TARGETS]
-        return {target for target, *both in zip(TARGETS, promised, unmet, strict=False) if all(both)}
+        return set(compress(TARGETS, promised & unmet))
 
     def gentlest(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Of a method alone, the one that does least, unless it is known: far too slow, and it tells of combinations.
@@ -300,7 +301,7 @@ class Plan:
 
     @cached_property
     def _unseen(self) -> float:
-        """Log loss of what is as good as the unaccelerated pipeline's pictures: less than half of what is allowed."""
+        """Log loss of what is as good as the unaccelerated pipeline's pictures: at most half of what is allowed."""
         return log_loss(min(NO_LOSS, self.max_loss / 2))
 
     @cached_property

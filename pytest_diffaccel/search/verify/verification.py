@@ -158,12 +158,11 @@ def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[s
 
     What comes nearest to a target that is surely out of reach is not worth another measurement.
     """
-    max_loss, verified = bench.settings.quality.max_loss, bench.verified(cell)
-    found = [
-        worth_verifying(options_of(bench, cell, name), verified, target, max_loss, bench.secondary.bars(cell, name))
-        for name in verifiable(bench, cell, accelerators)
-        for target in TARGETS
-    ]
+    found, max_loss = list[Choice](), bench.settings.quality.max_loss
+    for name in verifiable(bench, cell, accelerators):
+        own, barred = options_of(bench, cell, name), bench.secondary.bars(cell, name)
+        verified = {measurement.candidate.key for measurement in bench.known(cell).verified(cell, name)}
+        found += [worth_verifying(own, verified, target, max_loss, barred) for target in TARGETS]
     options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
 
