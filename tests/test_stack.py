@@ -127,7 +127,7 @@ def test_of_a_unet_convolutions_are_laid_out_anew_and_of_a_transformer_none(pipe
 def test_no_layout_that_the_devices_group_norm_undoes_is_chosen(
     pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On CUDA it does, and copying every tensor to and fro takes all that compiled blocks gain."""
+    """On CUDA it does, and copying every tensor back and forth takes all that compiled blocks gain."""
     pipeline, group_norm = pipeline_of("SD1.5"), torch.nn.functional.group_norm
 
     def undoing(tensor: torch.Tensor, *rest: Any) -> torch.Tensor:
