@@ -589,6 +589,21 @@ def test_the_roots_conftest_needs_no_plugin(pytester: pytest.Pytester, options: 
     pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("command", [("--pyargs", "pytest_diffaccel.benches"), ("--update-golden",)])
+def test_a_search_in_this_clone_is_free_of_what_its_tests_need_and_set(command: tuple[str, ...]) -> None:
+    """pytest reads ``tests/conftest.py`` before it knows where the cases lie."""
+    root = Path(__file__).resolve().parent.parent
+    options = [*command, "--collect-only", "-q", "-p", "no:cacheprovider"]
+    code = (
+        "import os, sys; os.environ.pop('COLUMNS', None); before = dict(os.environ)\n"
+        f"import pytest; assert pytest.main({options!r}) == 0\n"
+        "changed = {name for name in os.environ if os.environ[name] != before.get(name)} - {'PYTEST_VERSION'}\n"
+        "imported = {'torch', 'vl_convert'} & set(sys.modules)\n"
+        "assert not changed | imported, changed | imported"
+    )
+    assert not complaint(code, root)
+
+
 def test_an_unrelated_run_imports_no_torch_and_leaves_nothing_behind(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import sys\ndef test_no_torch(): assert 'torch' not in sys.modules")
     result = pytester.runpytest_subprocess()
