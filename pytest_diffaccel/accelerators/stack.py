@@ -169,8 +169,8 @@ def _group_norm_keeps_layout(denoiser: Any) -> bool:
     """Whether tensors that are channels last still are after the norm before each of a UNet's convolutions.
 
     On CUDA torch's group norm makes them contiguous (pytorch/pytorch#111824; #191945 changes that), so that each is
-    copied back and forth. With this layout and fused projections an H200 gained nothing (1.01x for SD1.5 in batches of 8;
-    compiled blocks alone gave 1.12x).
+    copied back and forth. With this layout and fused projections an H200 gained nothing (1.01x for SD1.5 in batches
+    of 8; compiled blocks alone gave 1.12x).
     """
     import torch
 
