@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from textwrap import wrap
 
-# What no line may end within: a figure's interval, a number and its unit, an option and its value, a command. Compiled
-# when it is first used, since every pytest run imports this.
+# What no line may end within: a figure's interval, a number and its unit, a word and what it became, an option and its
+# value, a command. Compiled when it is first used, since every pytest run imports this.
 _WHOLE = (
     r"\[-?[\d.+%-]+x?, -?[\d.+%-]+x?\]"
     r"|\d (?:s|min|h|dB|MiB|px|steps?)\b"
+    r"|[\w.]+ -> [\w.]+"
     r"|(?:\b(?:pytest|diffaccel) [\w./-]+)?(?: ?--[a-z][\w-]*(?:[ =][\w./%][\w./%+-]*)?| -[a-z] \d+)+"
 )
 _BOUND = "\N{NO-BREAK SPACE}"

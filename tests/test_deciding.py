@@ -316,7 +316,7 @@ def test_an_entry_names_what_decided_it_only_with_its_value() -> None:
         GoldenEntry.from_json(entry + ', "selection_quality": 0.9}')
     decided = GoldenEntry.from_json(entry + ', "quality": "ssim", "metrics": {"ssim": {"value": 0.9}}}')
     assert '"quality": "ssim"' in decided.to_json()
-    assert GoldenEntry.from_json(entry + "}").difference(decided).startswith('quality "lpips" -> "ssim"')
+    assert GoldenEntry.from_json(entry + "}").difference(decided).startswith("quality lpips -> ssim")
 
 
 # --- DiffBench's rule -------------------------------------------------------------------------------------------

@@ -104,6 +104,24 @@ def test_what_is_not_known_is_said(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (1.5, "it is not known well enough whether a candidate reaches it"),
+        (4.0, "nothing measured reaches it, and points that were not measured may"),
+    ],
+)
+def test_why_a_target_is_undecided_is_said(
+    search: RecordedSearch, capsys: pytest.CaptureFixture[str], target: float, said: str
+) -> None:
+    with Store.open(search.store) as store:
+        (record,) = cells_of(store.contents())
+        won = record.winners["DeepCache"]
+        store.save_winners(replace(won, entries={one: e for one, e in won.entries.items() if one != target}))
+    lines = explained(search, f"SD1.5, DDIM, 20 steps, DeepCache, {target}x", capsys).splitlines()
+    assert lines[1] == f"undecided: {said}"
+
+
 def test_figures_name_their_source_and_what_golden_says_instead(
     search: RecordedSearch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,9 +260,10 @@ def test_entry_with_nothing_measured_refuses(change: dict[str, Any]) -> None:
         ({"speedup": 2.0, "speedup_ci95": (1.9, 2.1)}, "speedup 1.67 [1.65, 1.69] -> 2 [1.9, 2.1]"),
         ({"lpips": 0.1, "lpips_ci95": (0.09, 0.1)}, "lpips 0.041 [0.036, 0.047] -> 0.1 [0.09, 0.1]"),
         ({"metrics": {"clip_score": CLIP}}, "clip_score none -> 28.1"),
-        ({"environment": "0" * 12}, 'environment "3f9c2ab01d7e" -> "000000000000"'),
-        ({"params": {"ToMe": {"ratio": 0.5}}}, "params {"),
-        ({"status": "unattainable", "reason": "quality"}, 'status "met" -> "unattainable", reason null'),
+        ({"environment": "0" * 12}, "environment 3f9c2ab01d7e -> 000000000000"),
+        ({"params": {"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}}, "cache_interval 2 -> 3"),
+        ({"params": {"ToMe": {"ratio": 0.5}}}, "cache_interval=2, cache_branch_id=0 -> ratio=0.5"),
+        ({"status": "unattainable", "reason": "quality"}, "met -> unattainable (quality)"),
     ],
 )
 def test_difference(change: dict[str, Any], words: str) -> None:
@@ -631,10 +632,10 @@ def test_a_speedup_by_another_clock_is_another_record() -> None:
     both = replace(MET, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2))
     faster = replace(both, device_speedup=2.4, device_speedup_ci95=(2.3, 2.5), decided_by="device")
     assert both.differences(faster) == [
-        'decided_by "wall" -> "device"',
-        "device_speedup 2.1 [2, 2.2] -> 2.4 [2.3, 2.5]",
+        "decided by wall -> device",
+        "device speedup 2.1 [2, 2.2] -> 2.4 [2.3, 2.5]",
     ]
-    assert MET.differences(both) == ["device_speedup none -> 2.1 [2, 2.2]"]
+    assert MET.differences(both) == ["device speedup none -> 2.1 [2, 2.2]"]
     assert both.differences(MET) == []  # a container that refuses to tell it
 
 
@@ -688,7 +689,7 @@ def test_unknown_basis_and_empty_quality_source_are_refused(change: dict[str, st
 
 def test_a_prediction_that_was_measured_is_a_difference() -> None:
     predicted = replace(MET, basis="predicted")
-    assert 'basis "predicted" -> "measured"' in predicted.difference(MET)
+    assert "basis predicted -> measured" in predicted.difference(MET)
 
 
 def test_the_golden_file_of_the_h200_says_what_each_record_stands_on() -> None:

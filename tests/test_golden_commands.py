@@ -232,7 +232,7 @@ def test_prune_removes_what_no_search_can_find(tmp_path: Path, capsys: pytest.Ca
     content = file.read_bytes()
     assert main(["golden", "prune", str(file), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(", params")[0] for line in lines] == [
+    assert [line.partition(", cache_interval=")[0] for line in lines] == [
         f"pruned: {key(9.0)}: met, speedup 1.67, lpips 0.041",
         f"pruned: {key(1.2, 'Gone')}: met, speedup 1.67, lpips 0.041",
         f"pruned: {key(1.5, 'Mine')}: met, speedup 1.67, lpips 0.041",

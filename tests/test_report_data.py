@@ -23,12 +23,13 @@ from searches import SMALL_OPTIONS, SmallSearch
 from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.cli.main import main
 from pytest_diffaccel.gate.verdict import Finding, GateVerdict, Verdict
-from pytest_diffaccel.matrix import Candidate, Cell
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.deciding import QualityRule
 from pytest_diffaccel.measure.measurement import Block, Interval, MetricValues, RunTiming
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import Change, merge, read_golden
+from pytest_diffaccel.records.golden_changes import categories
+from pytest_diffaccel.records.golden_file import Change, Golden, merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
 from pytest_diffaccel.records.store import Store
@@ -41,7 +42,7 @@ from pytest_diffaccel.report.html.content.candidate_rows import frontier_of
 from pytest_diffaccel.report.html.content.cells import cells_of
 from pytest_diffaccel.report.html.content.data import row_data
 from pytest_diffaccel.report.html.content.findings import Findings, find
-from pytest_diffaccel.report.html.content.golden_part import categories, entry_words, golden_part
+from pytest_diffaccel.report.html.content.golden_part import entry_words, golden_part
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.html.content.scores import Axis, frontier_points
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
@@ -158,6 +159,20 @@ def test_a_group_that_is_not_decided_yet_has_speedups_and_no_winners(search: Rec
     (found,) = find(replace(made, contents=replace(made.contents, winners=())))
     assert found.entries == {}
     assert found.record.speedups == {key: measurement.speedup for key, measurement in found.record.best_known.items()}
+
+
+def test_what_a_search_leaves_undecided_now_is_undecided_whatever_golden_has(search: RecordedSearch) -> None:
+    search.fill()
+    made = material(search)
+    known = find(made)[0].entries
+    assert known[replace(KEY, target=4.0)].status == "unattainable"
+    golden = Golden(search.golden, known, {})
+    (won,) = made.contents.winners
+    open_now = replace(won, entries={target: entry for target, entry in won.entries.items() if target != 4.0})
+    (found,) = find(replace(made, golden=golden, contents=replace(made.contents, winners=(open_now,))))
+    assert {key.target for key in found.entries} == set(TARGETS) - {4.0}
+    banner = Banner.of(made, [found])
+    assert (banner.met, banner.unattainable, banner.undecided) == (6, 0, 1)
 
 
 def test_every_other_row_says_why_not(findings: Findings) -> None:
@@ -353,7 +368,7 @@ def change(after: GoldenEntry, before: GoldenEntry = MET) -> Change:
     ],
 )
 def test_golden_changes_have_categories(after: GoldenEntry, expected: list[str]) -> None:
-    assert categories(change(after)) == expected
+    assert list(categories(change(after))) == expected
 
 
 def test_a_golden_record_is_told_by_both_clocks() -> None:
@@ -368,10 +383,9 @@ def test_a_golden_record_is_told_with_what_decided_it() -> None:
     assert entry_words(MET).endswith("cache_branch_id=0")
 
 
-def test_what_is_new_removed_or_unchanged() -> None:
-    assert categories(Change(KEY, "new", None, MET)) == ["new"]
-    assert categories(Change(KEY, "pruned", MET, None)) == ["removed"]
-    assert categories(Change(KEY, "unchanged", MET, MET)) == []
+def test_what_is_new_or_gone() -> None:
+    assert categories(Change(KEY, "new", None, MET)) == ("new",)
+    assert categories(Change(KEY, "pruned", MET, None)) == ("gone",)
 
 
 # The command

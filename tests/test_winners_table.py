@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 from entries import ENVIRONMENT, MET
 
+from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
-from pytest_diffaccel.report.next_steps import narrowing_text, next_steps
-from pytest_diffaccel.report.winners import changes_text, winners_table
+from pytest_diffaccel.report.golden_table import changes_text
+from pytest_diffaccel.report.next_steps import announcement, finer_text, next_steps
+from pytest_diffaccel.report.winners import winners_table
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
+
+FINER = {"DeepCache": {"cache_interval": 4, "cache_branch_id": 1}}
 
 
 def key(target: float) -> GoldenKey:
@@ -70,21 +74,49 @@ def test_other_metrics_stand_below_a_winner() -> None:
     assert any("change from the unaccelerated pictures'" in line for line in lines)
 
 
-@pytest.mark.parametrize(("width", "lines"), [(80, 5), (100, 5), (400, 1)])
-def test_a_change_is_as_wide_as_the_terminal(width: int, lines: int) -> None:
+@pytest.mark.parametrize("width", [80, 100, 400])
+def test_changes_are_as_wide_as_the_terminal(width: int) -> None:
     together = {
         "DeepCache": {"cache_interval": 3, "cache_branch_id": 0},
         "T-Gate": {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2},
     }
     after = replace(MET, params=together, speedup=2.5, speedup_ci95=(2.4, 2.6))
-    change = Change(key(1.5), "updated", MET, after)
-    counted, *said = changes_text([change], Path("golden.json"), width)[1:]
+    counted, group, *said = changes_text([Change(key(1.5), "updated", MET, after)], Path("golden.json"), {}, width)[1:]
     assert counted == "golden: golden.json: 1 updated"
+    assert group == "  updated: SD1.5 DDIM 20 steps, DeepCache"
     assert max(map(len, said)) <= width
-    assert len(said) == lines, said
-    # Nothing is lost, and no word is cut.
-    words = " ".join(said).split()
-    assert sorted(word.rstrip(":,") for word in words) == sorted(w.rstrip(":,") for w in change.describe().split())
+    assert " ".join(map(str.strip, said)) == (
+        "1.5x: cache_interval=2, cache_branch_id=0 -> cache_interval=3, cache_branch_id=0, gate_step=12, "
+        "sp_interval=3, fi_interval=1, warm_up=2, speedup 1.67 [1.65, 1.69] -> 2.5 [2.4, 2.6]"
+    )
+
+
+def test_targets_that_change_alike_stand_together() -> None:
+    """As do those that only moved: another machine's figures are no news of these."""
+    here = replace(ENVIRONMENT, device="another CPU (2 cores)")
+    before = replace(MET, environment=ENVIRONMENT.id)
+    moved = replace(before, environment=here.id, speedup=1.9, speedup_ci95=(1.8, 2.0))
+    finer = replace(moved, params={"DeepCache": {"cache_interval": 4, "cache_branch_id": 0}})
+    gone = replace(moved, status="unattainable", reason="speed")
+    changes = [Change(key(target), "updated", before, after) for target, after in ((1.5, moved), (1.2, moved))]
+    changes += [Change(key(2.0), "updated", before, finer), Change(key(4.0), "updated", before, gone)]
+    known = {ENVIRONMENT.id: ENVIRONMENT, here.id: here}
+    assert changes_text(changes, Path("golden.json"), known, 200)[1:] == [
+        "golden: golden.json: 4 updated",
+        f"  moved 4 from environment {ENVIRONMENT.id} to {here.id}: device a CPU (4 cores) -> another CPU (2 cores)",
+        "  updated: SD1.5 DDIM 20 steps, DeepCache",
+        "    1.2x, 1.5x: the same choice",
+        "    2x: cache_interval 2 -> 4",
+        "    4x: met -> unattainable (speed)",
+    ]
+
+
+def test_more_changes_than_a_cell_has_are_counted() -> None:
+    faster = replace(MET, speedup=2.0, speedup_ci95=(1.9, 2.1))
+    cells = [replace(key(1.5), cell=Cell("SD1.5", "DDIM", steps)) for steps in range(1, 51)]
+    said = changes_text([Change(one, "differs", MET, faster) for one in cells], Path("golden.json"), {}, 80)
+    assert said[-1] == "  and 8 keys more"
+    assert len(said) == 2 + 2 * 42 + 1
 
 
 def test_losses_have_no_share_of_a_scale_of_zero() -> None:
@@ -116,12 +148,26 @@ def settings(*arguments: str) -> Settings:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--pipe", "sd15", "--sched", "ddim", "--steps", "20", "--grid", "coarse"), ""),
+        (("--pipe", "sd15", "--sched", "ddim", "--steps", "20", "--grid", "coarse"), "Ctrl-C"),
         (("--pipe", "sd15,sdxl", "--sched", "ddim", "--steps", "20,25"), "narrow with --pipe --steps --grid coarse; "),
     ],
 )
 def test_only_options_that_narrow_a_search_further_are_named(arguments: tuple[str, ...], said: str) -> None:
-    assert narrowing_text(settings(*arguments)) == said
+    assert announcement(settings(*arguments), 3)[-1].startswith(said)
+
+
+def test_winners_that_a_coarse_search_is_to_replace_are_counted_before_it() -> None:
+    golden = {
+        key(1.2): MET,  # a point of the coarse grid, too
+        key(1.5): replace(MET, params=FINER),
+        key(4.0): replace(MET, status="unattainable", reason="speed", params=FINER),
+        GoldenKey(Cell("SDXL", "DDIM", 20), "DeepCache", 1.5): replace(MET, params=FINER),  # of no cell searched
+    }
+    cell = ("--pipe", "sd15", "--sched", "ddim", "--steps", "20")
+    (said,) = finer_text(golden, settings(*cell, "--grid", "coarse", "--update-golden"), default_registry())
+    assert " has 1 winner that --grid coarse leaves out; --update-golden replaces " in said
+    for options in (("--grid", "coarse"), ("--update-golden",)):
+        assert not finer_text(golden, settings(*cell, *options), default_registry())
 
 
 @pytest.mark.parametrize(("device", "is_said"), [(2.1, True), (1.7, False), (None, False)])

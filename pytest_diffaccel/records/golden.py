@@ -27,6 +27,7 @@ from pytest_diffaccel.records.golden_parts import (
     apart,
     figure_text,
     metric_changes,
+    param_changes,
     round_range,
     rounded_to,
     significant,
@@ -60,7 +61,7 @@ _OPTIONAL = {
 }
 
 # Those that differ where they are not equal; figures have intervals.
-_COMPARED = ("status", "reason", "params", "environment", "basis", "quality_from", "decided_by", "quality", "rule")
+_COMPARED = ("basis", "quality_from", "decided_by", "quality", "rule")
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -222,20 +223,28 @@ class GoldenEntry:
 
     def difference(self, other: GoldenEntry) -> str:
         """How ``other`` says something else than this entry, in words; empty when it does not."""
-        return ", ".join(self.differences(other))
+        moved = [_arrow("environment", self.environment, other.environment)]
+        return ", ".join([*self.differences(other), *(moved if self.environment != other.environment else [])])
 
     def differences(self, other: GoldenEntry) -> list[str]:
-        """What ``other`` says otherwise, field by field, as ``"speedup 1.50 [1.45, 1.55] -> 1.80 [1.75, 1.85]"``.
+        """What ``other`` says otherwise, one by one, as ``"cache_interval 4 -> 5"``; not in which environment.
 
-        Figures differ only when their intervals share no point: repeating a measurement changes nothing.
+        Figures differ only when their intervals share no point: repeating a measurement changes nothing. Those of
+        another environment are another machine's, or of other weights, and say nothing of these.
         """
         changes = [
-            f"{name} {_dump(before)} -> {_dump(after)}"
-            for name in _COMPARED
-            if (before := getattr(self, name)) != (after := getattr(other, name))
+            *([f"{self._outcome} -> {other._outcome}"] if self._outcome != other._outcome else []),
+            *param_changes(self.params, other.params),
+            *(
+                _arrow(name.replace("_", " "), before, after)
+                for name in _COMPARED
+                if (before := getattr(self, name)) != (after := getattr(other, name))
+            ),
         ]
+        if self.environment != other.environment:
+            return changes
         changes += [
-            f"{name} {_estimate(self, name)} -> {_estimate(other, name)}"
+            f"{name.replace('_', ' ')} {_estimate(self, name)} -> {_estimate(other, name)}"
             for name in ("speedup", "device_speedup", "lpips")
             if apart(getattr(self, f"{name}_ci95"), getattr(other, f"{name}_ci95"))
             # What could not be read this time says nothing else.
@@ -243,8 +252,12 @@ class GoldenEntry:
         ]
         changes += metric_changes(self.metrics or {}, other.metrics or {})
         if self.fewer_steps is None is not other.fewer_steps:
-            changes.append(f"fewer_steps none -> {other.fewer_steps.steps}")
+            changes.append(f"fewer steps none -> {other.fewer_steps.steps}")
         return changes
+
+    @property
+    def _outcome(self) -> str:
+        return self.status if self.reason is None else f"{self.status} ({self.reason})"
 
 
 def dump_entries(entries: Mapping[GoldenKey, GoldenEntry]) -> str:
@@ -256,6 +269,11 @@ def dump_entries(entries: Mapping[GoldenKey, GoldenEntry]) -> str:
 
 def _dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _arrow(name: str, before: object, after: object) -> str:
+    said = ("none" if value is None else value for value in (before, after))
+    return "{} {} -> {}".format(name, *said)
 
 
 def _estimate(entry: GoldenEntry, name: str) -> str:

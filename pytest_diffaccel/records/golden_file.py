@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from pytest_diffaccel.matrix import Cell, Lesson
+from pytest_diffaccel.matrix import Cell, Lesson, spaced_params
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry, dump_entries
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.records.golden_parts import printable
 from pytest_diffaccel.records.jsonfile import folder_lock, read_object, write_text
 from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
@@ -42,7 +43,7 @@ class Change:
 
     @property
     def details(self) -> list[str]:
-        """Each difference, in words; of a key that is new or gone, its entry in short."""
+        """Each difference but that of the environment, in words; of a key that is new or gone, its entry in short."""
         if self.before and self.after:
             return self.before.differences(self.after)
         entry = self.before or self.after
@@ -50,7 +51,7 @@ class Change:
 
     def describe(self) -> str:
         """All in one line."""
-        details = ", ".join(self.details)
+        details = self.before.difference(self.after) if self.before and self.after else ", ".join(self.details)
         return f"{self.kind}: {self.key}" + (f": {details}" if details else "")
 
 
@@ -266,7 +267,7 @@ def _summary(entry: GoldenEntry) -> str:
     status = entry.status + (f" ({entry.reason})" if entry.reason else "")
     if entry.speedup is None or entry.lpips is None:
         return f"{status}, nothing measured"
-    return f"{status}, speedup {entry.speedup:g}, lpips {entry.lpips:g}, params {json.dumps(entry.params)}"
+    return f"{status}, speedup {entry.speedup:g}, lpips {entry.lpips:g}, {printable(spaced_params(entry.params))}"
 
 
 def _parse_environment(name: str, text: str) -> Environment:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from pytest_diffaccel.matrix import Params, spaced_params
 from pytest_diffaccel.measure.measurement import MetricFigures
 
 #: Digits kept: far below what a measurement can tell, few enough to read a diff.
@@ -101,6 +102,21 @@ class GoldenMetric:
     def to_json(self) -> dict[str, Any]:
         """JSON types, without what is not known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def param_changes(before: Params, after: Params) -> list[str]:
+    """Parameters that have another value; both settings as a whole where they have not the same parameters."""
+    old, new = (
+        {name: value for point in params.values() for name, value in point.items()} for params in (before, after)
+    )
+    if old.keys() == new.keys():
+        return [printable(f"{name} {value} -> {new[name]}") for name, value in old.items() if value != new[name]]
+    return [" -> ".join(printable(spaced_params(params)) or "no parameters" for params in (before, after))]
+
+
+def printable(text: str) -> str:
+    """A text out of a file, for a line of a terminal: what would break the line or steer the terminal is spelled."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def metric_changes(before: Mapping[str, GoldenMetric], after: Mapping[str, GoldenMetric]) -> list[str]:

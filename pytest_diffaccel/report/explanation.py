@@ -25,7 +25,7 @@ from pytest_diffaccel.report.winners import (
     why_unattainable,
 )
 from pytest_diffaccel.rules import DIFFBENCH
-from pytest_diffaccel.search.predict.reach import reaches
+from pytest_diffaccel.search.predict.reach import may_reach, reaches
 from pytest_diffaccel.words import counted
 
 # Contenders that are named, and reasons.
@@ -54,7 +54,7 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     measured = [(row, row.figures) for row in rows if row.figures is not None]
     lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
     entry = found.record.entries.get(key)
-    lines += _outcome(entry)
+    lines += _outcome(entry) if entry is not None else [_undecided(key, measured)]
     if entry is not None and (over := over_eager_text(entry, found.record.described)):
         lines.append(f"  {over}")
     quality, known = found.quality, found.record.best_known
@@ -99,9 +99,13 @@ def _in_golden(key: GoldenKey, found: Findings, material: Material) -> str:
     return f"{golden}, says otherwise: {'; '.join([what, *terms_text(before), why])}"
 
 
-def _outcome(entry: GoldenEntry | None) -> list[str]:
-    if entry is None:
-        return ["undecided: it is not known well enough whether a candidate reaches it"]
+def _undecided(key: GoldenKey, measured: Sequence[tuple[Row, RowFigures]]) -> str:
+    if any(may_reach(figures.speedup, key.target) for _, figures in measured):
+        return "undecided: it is not known well enough whether a candidate reaches it"
+    return "undecided: nothing measured reaches it, and points that were not measured may"
+
+
+def _outcome(entry: GoldenEntry) -> list[str]:
     if entry.status != "met":
         return [why_unattainable(entry)]
     lines = [f"winner: {spaced_params(entry.params)}"]

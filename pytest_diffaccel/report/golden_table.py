@@ -1,8 +1,11 @@
-"""Two golden databases side by side, as a table of what changed."""
+"""Two golden databases side by side, as a table of what changed; and what a search changed in one, in lines."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
 
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
@@ -12,11 +15,46 @@ from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.table_text import table_lines
 from pytest_diffaccel.report.winners import terms_text
+from pytest_diffaccel.words import counted
+from pytest_diffaccel.words import lines as wrapped
 
 # Wide enough for a change of figures and of parameters on one line each.
 _WIDTH = 150
 # More changes of a category than this are counted, not listed.
 _LISTED = 10
+# Of what a search changed so many keys are told of, if not all: those of a cell.
+_TOLD = 42
+
+
+def changes_text(
+    changes: Sequence[Change], golden: Path, environments: Mapping[str, Environment], width: int
+) -> list[str]:
+    """What became of the golden file: counts, and every difference, in lines of ``width`` characters at most.
+
+    Args:
+        changes: of all keys that the search decided.
+        golden: the file.
+        environments: those before and after, by id.
+        width: characters per line.
+    """
+    counts = Counter(change.kind for change in changes)
+    said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
+    told = sorted(
+        (change for change in changes if change.kind in ("differs", "updated", "pruned")),
+        key=lambda change: change.key.prompt_order,
+    )
+    lines = [f"  {line}" for line in moves_text(told, environments, environments)]
+    for (kind, cell, accelerator), own in groupby(
+        told[:_TOLD], key=lambda change: (change.kind, change.key.cell, change.key.accelerator)
+    ):
+        lines.append(f"  {kind}: {cell.pipe} {cell.scheduler} {cell.steps} steps, {accelerator}")
+        by_text: dict[str, list[str]] = {}
+        for change in own:
+            by_text.setdefault(", ".join(change.details) or "the same choice", []).append(f"{change.key.target:g}x")
+        lines += [f"    {', '.join(targets)}: {text}" for text, targets in by_text.items()]
+    if len(told) > _TOLD:
+        lines.append(f"  and {counted(len(told) - _TOLD, 'key')} more")
+    return ["", f"golden: {golden}: {said}", *(part for line in lines for part in wrapped(line, width))]
 
 
 def changes_table(changes: Sequence[Change], *, every: bool) -> list[str]:

@@ -1,11 +1,13 @@
-"""What a search leaves open, and what to do next, in words."""
+"""What a search is about to do, what it leaves open, and what to do next, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pytest_diffaccel.accelerators.stack import EAGER
 from pytest_diffaccel.matrix import spaced_params
+from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -15,13 +17,65 @@ from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted
 
+if TYPE_CHECKING:
+    from pytest_diffaccel.accelerators.registry import Registry
+
 # By how much the GPU's own speed-up has to be the higher one to be spoken of.
 _WORTH_A_WORD = 1.05
 # Candidates that a bound kept from winning are named up to so many.
 _NAMED = 5
 
 
-def narrowing_text(settings: Settings) -> str:
+def announcement(settings: Settings, cases: int) -> list[str]:
+    """How much there is to do, by which rule, and how to ask for less, in a few lines.
+
+    Args:
+        settings: the search's settings.
+        cases: how many there are.
+    """
+    when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
+    lines = [
+        f"{counted(cases, 'case')} in {counted(len(settings.cells), 'cell')}, models: {settings.models}; "
+        f"the time left is shown {when}"
+    ]
+    if settings.prompts is not None:
+        lines.append(used(settings.prompts, settings.num_samples))
+    if not settings.quality.is_lpips:
+        lines.append(f"{settings.quality.name} decides; {settings.quality.rule.too_bad} cannot win")
+    if settings.by_mean:
+        lines.append("DiffBench's rule decides: mean speedups, CLIP scores at most 5% lower")
+    return [*lines, f"{_narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}"]
+
+
+def finer_text(golden: Mapping[GoldenKey, GoldenEntry], settings: Settings, registry: Registry) -> list[str]:
+    """That a coarse search is to replace winners of a finer one, in a line before it does; nothing where it is not.
+
+    Args:
+        golden: what the golden file holds.
+        settings: the search's settings.
+        registry: its accelerators.
+    """
+    if not (settings.coarse and settings.update_golden):
+        return []
+    grids = {
+        (cell, one.name): one.grid(cell, coarse=True)
+        for cell in settings.cells
+        for one in registry.select(settings.accelerators)
+    }
+    finer = [
+        key
+        for key, entry in golden.items()
+        if entry.status == "met" and entry.params not in grids.get((key.cell, key.accelerator), [entry.params])
+    ]
+    if not finer:
+        return []
+    return [
+        f"{settings.golden} has {counted(len(finer), 'winner')} that --grid coarse leaves out; --update-golden "
+        "replaces them by points that it has"
+    ]
+
+
+def _narrowing_text(settings: Settings) -> str:
     """The options that would ask for less, to begin a sentence; empty where the search asks for as little as it can."""
     cells = settings.cells
     wide = {

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.measure.prompts import used
 from pytest_diffaccel.records.contents import Holder
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import Change, merge, read_golden
+from pytest_diffaccel.records.golden_file import Change, merge, read_environments, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
+from pytest_diffaccel.report.golden_table import changes_text
 from pytest_diffaccel.report.next_steps import (
+    announcement,
     barred_text,
+    finer_text,
     group_of,
     left_out,
-    narrowing_text,
     next_steps,
     stopped_text,
     undecided_text,
@@ -34,7 +36,6 @@ from pytest_diffaccel.report.terminal import Screen, width
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import (
     calibration_text,
-    changes_text,
     provisional_text,
     slowdown_text,
     store_away_text,
@@ -44,7 +45,6 @@ from pytest_diffaccel.search.effort import Effort, SearchCase
 from pytest_diffaccel.search.news import News
 from pytest_diffaccel.search.results import CellWinners, Chosen, Measured, Winners
 from pytest_diffaccel.settings.search_settings import Settings
-from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.registry import Registry
@@ -102,7 +102,7 @@ class SessionReport:
             cases: what each case is to do, by its node id; None where that is not known.
         """
         settings = self._settings
-        read_golden(settings.golden)
+        golden = read_golden(settings.golden)
         self._cases = len(cases)
         known = {name: case for name, case in cases.items() if case is not None}
         time_left = TimeLeft(
@@ -114,20 +114,9 @@ class SessionReport:
         )
         winners = {name: case for name, case in known.items() if case.is_winners}
         self._progress = Progress(len(cases), time_left, winners, settings.quality.rule)
-        when = "once the first cases are measured" if settings.exhaustive else "after a short calibration"
         self._screen.begin()
-        self._screen.tell(
-            f"diffaccel: {counted(len(cases), 'case')} in {counted(len(settings.cells), 'cell')}, models: "
-            f"{settings.models}; "
-            f"the time left is shown {when}"
-        )
-        if settings.prompts is not None:
-            self._screen.tell(f"diffaccel: {used(settings.prompts, settings.num_samples)}")
-        if not settings.quality.is_lpips:
-            self._screen.tell(f"diffaccel: {settings.quality.name} decides; {settings.quality.rule.too_bad} cannot win")
-        if settings.by_mean:
-            self._screen.tell("diffaccel: DiffBench's rule decides: mean speedups, CLIP scores at most 5% lower")
-        self._screen.tell(f"diffaccel: {narrowing_text(settings)}Ctrl-C loses nothing, {settings.goes_on}")
+        for said in (*announcement(settings, len(cases)), *finer_text(golden, settings, self._registry)):
+            self._screen.tell(f"diffaccel: {said}")
 
     def case_began(self, name: str) -> None:
         """Show what takes minutes, while it does: choosing and verifying winners.
@@ -318,11 +307,17 @@ class SessionReport:
         if self._metrics_s:
             took = ", ".join(f"{metric} took {seconds:.1f} s" for metric, seconds in self._metrics_s.items())
             self._write(["", f"metrics: {took}"])
-        self._write(changes_text(list(self._changes.values()), self._settings.golden, width()))
+        self._write(self._golden_changes())
         if self._settings.picture_grid:
             self._show_pictures(self._settings.picture_grid)
         if not self._is_stopped:
             self._write(self._next_steps())
+
+    def _golden_changes(self) -> list[str]:
+        golden, known = self._settings.golden, self._environments
+        with suppress(OSError, JsonFileError):  # those of before are told by their ids then
+            known = {**read_environments(golden), **known}
+        return changes_text(list(self._changes.values()), golden, known, width())
 
     def _write(self, lines: Iterable[str]) -> None:
         for line in lines:

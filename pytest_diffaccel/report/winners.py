@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import spaced_params
@@ -14,7 +12,6 @@ from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
-from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import GoldenMetric
 from pytest_diffaccel.report.table_text import table_lines
@@ -30,8 +27,6 @@ _LEAST_SHOWN = 0.00005
 _WIDEST = 200
 #: Of the columns of figures; what they are of stands before them, the parameters after them.
 HEADINGS = ("speedup [95%]", "LPIPS [95%]", "fewer steps")
-# More differences than this are counted, not listed.
-_LISTED_CHANGES = 20
 # Of what is said of a change that is too long for a line.
 _INDENT = " " * 4
 
@@ -237,31 +232,6 @@ def interval_text(value: float | None, ends: tuple[float, float] | None, decimal
     if value is None or ends is None:
         return "-"
     return f"{value:.{decimals}f}{unit} [{ends[0]:.{decimals}f}, {ends[1]:.{decimals}f}]"
-
-
-def changes_text(changes: Sequence[Change], golden: Path, width: int) -> list[str]:
-    """What became of the golden file: counts, and every difference, in lines of ``width`` characters at most."""
-    counts = Counter(change.kind for change in changes)
-    said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
-    lines = ["", f"golden: {golden}: {said}"]
-    listed = [change for change in changes if change.kind in ("differs", "updated", "pruned")]
-    lines += [line for change in listed[:_LISTED_CHANGES] for line in _change_lines(change, width)]
-    if len(listed) > _LISTED_CHANGES:
-        lines.append(f"  and {len(listed) - _LISTED_CHANGES} more")
-    return lines
-
-
-def _change_lines(change: Change, width: int) -> list[str]:
-    """One line where that is enough; else the key, then each difference, what is too long before and after an arrow."""
-    line = f"  {change.describe()}"
-    if len(line) <= width:
-        return [line]
-    parts = [f"  {change.kind}: {change.key}"]
-    for detail in change.details:
-        before, arrow, after = detail.partition(" -> ")
-        fits = len(detail) + len(_INDENT) <= width or not arrow
-        parts += [_INDENT + detail] if fits else [_INDENT + before, f"{_INDENT}  -> {after}"]
-    return [line for part in parts for line in wrapped(part, width)]
 
 
 def calibration_text(pipe: str, calibration: Calibration, left: str | None) -> str:

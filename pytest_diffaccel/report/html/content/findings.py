@@ -124,7 +124,10 @@ def find(material: Material) -> list[Findings]:
         in_golden = {
             key: entry
             for key, entry in material.golden.entries.items()
-            if key.cell == record.cell and entry.environment == record.environment
+            if key.cell == record.cell
+            and entry.environment == record.environment
+            # Of those that were searched to their end, what golden has else is undecided by now.
+            and key.accelerator not in record.winners
         }
         changes = _changes(material, record.cell, record.entries)
         just_found = {change.key: change.after for change in changes if change.after is not None}

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.records.golden import GoldenEntry
+from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.report.html.content.findings import Findings
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.winners import terms_text
-
-#: In the order in which a page lists them.
-CATEGORIES = (
-    "slower",
-    "worse",
-    "faster",
-    "better",
-    "new",
-    "moved to another environment",
-    "other parameters or status",
-    "removed",
-)
 
 
 @dataclass(frozen=True)
@@ -54,8 +43,9 @@ def golden_part(material: Material, found: Sequence[Findings]) -> GoldenPart:
         changes += [change for change in material.changes if change not in changes]
     by_category: dict[tuple[str, ...], list[Change]] = {}
     for change in changes:
-        by_category.setdefault(tuple(categories(change)), []).append(change)
-    gravest_first = sorted(filter(None, by_category), key=lambda names: sorted(map(CATEGORIES.index, names)))
+        if change.kind != "unchanged":
+            by_category.setdefault(categories(change), []).append(change)
+    gravest_first = sorted(by_category, key=lambda names: sorted(map(CATEGORIES.index, names)))
     pending = [change for change in changes if _is_pending(change, written=material.changes is not None)]
     return GoldenPart(
         path=str(material.golden.path),
@@ -86,29 +76,3 @@ def entry_words(entry: GoldenEntry | None) -> str:
     gpu = "" if entry.device_speedup is None else f" (GPU {entry.device_speedup:.2f}x)"
     params = spaced_params(entry.params)
     return "; ".join([f"{status}{entry.speedup:.2f}x{gpu}, LPIPS {entry.lpips:.4f}, {params}", *terms_text(entry)])
-
-
-def categories(change: Change) -> list[str]:
-    """What a change is: none for one that says the same."""
-    before, after = change.before, change.after
-    if change.kind == "unchanged":
-        return []
-    if before is None:
-        return ["new"]
-    if after is None:
-        return ["removed"]
-    if before.environment != after.environment:
-        # Its figures are another machine's, or other weights': no comparison.
-        return ["moved to another environment"]
-    return list(_compared(change)) or ["other parameters or status"]
-
-
-def _compared(change: Change) -> Iterator[str]:
-    for name, lower, higher in (("speedup", "slower", "faster"), ("lpips", "better", "worse")):
-        before, after = (getattr(entry, f"{name}_ci95") for entry in (change.before, change.after))
-        if before is None or after is None:
-            continue
-        if after[1] < before[0]:
-            yield lower
-        elif after[0] > before[1]:
-            yield higher
