@@ -22,7 +22,7 @@ from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.accelerators.base import GridSize, points
-from pytest_diffaccel.matrix import TARGETS, Cell, Point
+from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Point
 from pytest_diffaccel.measure.clock import timed
 from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.records.golden_file import read_golden
@@ -380,6 +380,25 @@ def test_a_target_that_proves_to_be_missed_is_looked_for_again(
     undecided = {one.key.target for one in found.of_cell.undecided}
     assert (3.0 in met, 3.0 in undecided) == (looks, not looks)
     assert 1.5 in met
+
+
+def test_a_finished_group_verifies_nothing_more(steady_search: SmallSearch) -> None:
+    """What is found out later, about other groups say, may make another one the best: its search has ended."""
+    (before,) = drive(open_run(methods=[Echo(POINTS)]))
+    assert before.of_cell is not None
+    with Store.open(steady_search.store) as store:
+        known = [
+            one.measurement for one in store.contents().measurements if one.measurement.sampling.purpose == "search"
+        ]
+        slower, faster = sorted(known, key=lambda one: one.speedup.value)
+        new = Candidate(CELL, "Echo", {"Echo": {**faster.candidate.params["Echo"], "echo_interval": 11}})
+        store.save(replace(faster, candidate=new, quality=slower.quality))
+    verified = [row for row in steady_search.stored() if row[1] == "winner"]
+    (after,) = drive(open_run(methods=[Echo((*POINTS, (11, NOTHING)))]))
+    assert after.of_cell is not None
+    assert [row for row in steady_search.stored() if row[1] == "winner"] == verified
+    found = [{one.key: one.entry.params for one in of_cell.decided} for of_cell in (before.of_cell, after.of_cell)]
+    assert found[0] == found[1]
 
 
 def test_golden_refuses_what_is_undecided(both: Finished) -> None:

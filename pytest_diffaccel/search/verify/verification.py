@@ -72,8 +72,8 @@ class Verification:
 def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> Verification:
     """Measure the winners of a cell's groups again, and choose again with what that shows.
 
-    What is verified is stored at once and not verified twice; groups that an earlier run finished are not timed again,
-    since more blocks would always tell a little more.
+    What is verified is stored at once and not verified twice. Of groups that an earlier run finished nothing more is
+    verified or timed: more blocks, those of other groups too, would always tell a little more.
 
     Args:
         bench: the search's workbench, whose store has the search's measurements.
@@ -156,12 +156,15 @@ def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
     """The winners as they are now, and what may yet be one, by key; of equals, what is verified.
 
-    What comes nearest to a target that is surely out of reach is not worth another measurement.
+    What comes nearest to a target that is surely out of reach is not worth another measurement. Of a group that is done
+    it is what is verified.
     """
     found, max_loss = list[Choice](), bench.settings.quality.max_loss
     for name in verifiable(bench, cell, accelerators):
         own, barred = options_of(bench, cell, name), bench.secondary.bars(cell, name)
         verified = {measurement.candidate.key for measurement in bench.known(cell).verified(cell, name)}
+        if GroupSearch(bench, cell, name).is_done:
+            own = [option for option in own if option.candidate.key in verified] or own
         found += [worth_verifying(own, verified, target, max_loss, barred) for target in TARGETS]
     options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
