@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -324,3 +326,15 @@ def test_show_says_what_there_is(
     file = write(tmp_path / "golden.json", {key(1.5): MEASURED}, ENVIRONMENT)
     assert main(["show", "--golden", str(file), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys_shown", [1, 500])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, keys_shown: int) -> None:
+    """As `diffaccel show | head` has: of a short table when it is at its end, of a long one in its middle."""
+    file = write(tmp_path / "golden.json", {key(steps=steps): MEASURED for steps in range(1, keys_shown + 1)})
+    command = [sys.executable, "-m", "pytest_diffaccel", "show", "--golden", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        shown.stdout.close()
+        assert (shown.stderr.read(), shown.wait()) == ("", 141)

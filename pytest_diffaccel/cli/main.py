@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ from pytest_diffaccel.cli import (
 )
 from pytest_diffaccel.report.terminal import print_lines
 from pytest_diffaccel.words import meant
+
+# As the shell tells the end by SIGPIPE of any other program.
+_READER_GONE = 128 + 13
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -54,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None for this process's own.
 
     Returns:
-        The exit status: 0, 1 when a check finds differences, or 2 when the command cannot be carried out.
+        The exit status: 0, 1 when a check finds differences, 2 when the command cannot be carried out, or 141 when
+        nobody reads its output any more.
     """
     parser, commands = _parser_and_commands()
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -66,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if others and parsed.command not in pytest_commands.COMMANDS:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
-        return int(parsed.run(parsed))
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who read it has seen enough, as `head` has; nothing more can be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
     except (OSError, ValueError) as error:
         print_lines(f"diffaccel: {_words(error)}", sys.stderr)
         return 2
