@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,15 @@ def test_a_new_project_calls_the_package(
 def test_a_new_projects_workflow_gates_with_options_that_there_are(pytester: pytest.Pytester) -> None:
     workflow = yaml.safe_load(project()[".github/workflows/diffaccel-gate.yml"])
     (job,) = workflow["jobs"].values()
-    (gate,) = (step["run"] for step in job["steps"] if step.get("run", "").startswith("pytest "))
-    options = pytester.parseconfig(*gate.split()[2:]).option
-    assert options.gate
-    assert options.models == "models.toml"
-    assert options.xmlpath in [step.get("with", {}).get("path") for step in job["steps"]]
+    (run,) = (step["run"] for step in job["steps"] if step.get("run", "").startswith("pytest "))
+    (kept,) = (step["with"]["path"] for step in job["steps"] if "path" in step.get("with", {}))
+    first, again = (pytester.parseconfig(*gate.split()[2:]).option for gate in run.split("||"))
+    for options in (first, again):
+        assert options.gate
+        assert options.models == "models.toml"
+        assert fnmatch(options.xmlpath, kept)
+    assert (first.lf, again.lf) == (False, True)
+    assert first.xmlpath != again.xmlpath
 
 
 def test_this_repositorys_benches_are_those_of_a_new_project() -> None:

@@ -286,6 +286,29 @@ def test_a_slower_accelerator_is_named(gate: Gate) -> None:
     result.stdout.fnmatch_lines(["speed regressed: *x instead of *x (-*", "gate: *regressed*of 2"])
 
 
+def test_a_slower_case_is_judged_again_in_another_process_by_lf(gate: Gate) -> None:
+    """A whole process may be slower though nothing changed; what is slower for a reason is so in every one."""
+    slower = {FULL: 1.5, SHALLOW: 1.5}
+    first = gate.run("-p", "cacheprovider", takes=slower)
+    assert first.ret == REGRESSED
+    first.stdout.fnmatch_lines(["next: judge it in another process before you believe it: the same command with --lf*"])
+    again = gate.run("-p", "cacheprovider", "--lf", takes=slower)
+    assert again.ret == REGRESSED
+    again.stdout.fnmatch_lines(["gate: 1 regressed of 1"])
+    unchanged = gate.run("-p", "cacheprovider", "--lf")
+    assert unchanged.ret == 0
+    unchanged.stdout.fnmatch_lines(["gate: 1 ok of 1"])
+
+
+@pytest.mark.parametrize(("chosen", "is_told"), [("DeepCache", True), ("baseline", False)])
+def test_only_chosen_cases_share_the_budget(gate: Gate, chosen: str, is_told: bool) -> None:
+    """The first lines tell of what the budget shows of those."""
+    result = gate.run("-k", chosen)
+    assert result.ret in (0, NOTHING_MEASURED)
+    told = [line for line in result.outlines if "a slowdown of 3" in line]
+    assert bool(told) == is_told, result.outlines
+
+
 @pytest.mark.slow
 def test_a_slower_accelerator_is_named_by_the_machines_clock(gate: Gate) -> None:
     """The one test for which no clock can stand in; other work on the machine is no match for sleeps of this size."""

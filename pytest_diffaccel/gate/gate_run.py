@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -76,6 +76,7 @@ class GateRun:
         self._search = SearchRun(self.settings, registry.learning(self._golden.lessons), session, metrics)
         self.metrics = self._search.metrics
         self.gate = replace(gate, quality=self._judged_quality(gate.quality))
+        self._baselines = {case.cell: case for case in self.cases if case.candidate is None}
         self._pictures: dict[tuple[Cell, int], CellPictures] = {}
         self._plain: dict[tuple[Cell, int], PlainRuns] = {}
 
@@ -88,6 +89,14 @@ class GateRun:
                 "(docs/own_metric.md), or choose other cells"
             )
         return {**dict.fromkeys(decided, named[LPIPS]), **named}
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Judge no cases but these, which share the budget; called before the first.
+
+        Args:
+            keys: of the cases that the session has left after ``-k``, ``--lf`` and the like.
+        """
+        self.cases = [case for case in self.cases if case.key in keys]
 
     @property
     def recording(self) -> bool:
@@ -207,7 +216,7 @@ class GateRun:
         from pytest_diffaccel.gate.case import Examination
 
         bench = self._search.bench
-        baseline = next(other for other in self.cases if other.cell == case.cell and other.candidate is None)
+        baseline = self._baselines[case.cell]
         later = tuple(self.cases[self.cases.index(case) + 1 :])
         with_control = self.recording or self._has_moved(case, baseline)
         with self._budget.start():

@@ -137,7 +137,10 @@ class Reporting:
         from pytest_diffaccel.records.jsonfile import JsonFileError
         from pytest_diffaccel.records.places import NoPlace, try_places
 
-        known = {} if gate_run(self._config) else search_cases(search_run(self._config))
+        gate = gate_run(self._config)
+        if gate is not None:
+            gate.keep({case_id(nodeid) for nodeid in nodeids})
+        known = {} if gate else search_cases(search_run(self._config))
         try:
             self._report.announce({nodeid: known.get(case_id(nodeid)) for nodeid in nodeids})
             if nodeids:

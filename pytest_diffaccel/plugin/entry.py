@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_diffaccel.plugin import hookspecs, ini_keys, judge_options
-from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, is_out_of_place, sort_cases
+from pytest_diffaccel.plugin.case_items import CANDIDATE, GATE_CASE, GROUP, gate_case_of, is_out_of_place, sort_cases
 from pytest_diffaccel.plugin.case_results import attach_result
 from pytest_diffaccel.plugin.controller import Reporting
 from pytest_diffaccel.plugin.fixtures import (
@@ -220,4 +220,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Cases in their own order, whatever order other plugins gave to the tests before (shuffling, ``--ff``, ...)."""
     raise_refusal(session.config)
-    sort_cases(session.items, lambda: search_run(session.config), gate_run(session.config))
+    gate = gate_run(session.config)
+    sort_cases(session.items, lambda: search_run(session.config), gate)
+    if gate is not None:
+        gate.keep({case.key for item in session.items if (case := gate_case_of(item))})

@@ -249,6 +249,11 @@ class GateReport:
             )
         elif counts.get("improved"):
             lines.append(f"next: golden is out of date where winners improved: {record}")
+        if any(map(_is_slower, self._results)):
+            lines.append(
+                "next: judge it in another process before you believe it: the same command with --lf (a whole process "
+                "may be slower by 1% to 3% though nothing changed)"
+            )
         if counts.get("regressed") and not changed:
             references = record_command(self._gate, "--fresh")
             lines.append(f"next: what is wanted as it is now is recorded by: {record}, then {references}")
@@ -267,6 +272,12 @@ class GateReport:
         return remedies(self._run.prospects).get(
             result.case, "a quieter machine or a longer --gate-budget: it was noisier here, or slower, than references"
         )
+
+
+def _is_slower(result: GateVerdict) -> bool:
+    """Whether nothing but its speed fails a case."""
+    failed = {finding.subject for finding in result.verdict.findings if finding.status in ("regressed", "refused")}
+    return failed == {"speed"}
 
 
 def _pipeline_changed(result: GateVerdict) -> bool:
