@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from html import unescape
 from itertools import pairwise
@@ -46,6 +48,7 @@ from pytest_diffaccel.report.html.content.golden_part import entry_words, golden
 from pytest_diffaccel.report.html.content.material import Material
 from pytest_diffaccel.report.html.content.scores import Axis, frontier_points
 from pytest_diffaccel.report.step_summary import gate_summary, plain, search_summary, write_step_summary
+from pytest_diffaccel.settings.search_settings import ON_COARSE_GRID
 
 KEY = GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.5)
 _SAME_ENVIRONMENT = "The environment is the one that golden was recorded in"
@@ -438,6 +441,18 @@ def test_filters_choose_cells_and_name_them_in_the_command(search: RecordedSearc
     page = report(search, "--steps", "25", "--sched", "ddim")
     assert [cell["steps"] for cell in embedded_data(page)["cells"]] == [25]
     assert "pytest benches --pipe SD1.5 --sched ddim --steps 25 --search-targets DeepCache --store " in words(page)
+
+
+def test_the_command_names_the_grid_where_all_groups_were_searched_on_it(search: RecordedSearch) -> None:
+    search.fill(grid=deepcache_grid()[:2])
+    named = "pytest benches --pipe SD1.5 --sched DDIM --steps 20 --search-targets DeepCache --grid coarse --store "
+    coarse = search.sampling().on_terms(["by device time", ON_COARSE_GRID])
+    with Store.open(search.store) as store:
+        store.save_group(CELL, "DeepCache", environment().id, coarse, "done")
+    assert named not in words(report(search))  # the whole grid, too
+    with closing(sqlite3.connect(search.store)) as connection, connection:
+        connection.execute("DELETE FROM diffaccel_decisions WHERE purpose = 'search'")
+    assert named in words(report(search))
 
 
 def test_the_command_names_no_accelerators_where_all_that_suit_the_pipe_were_searched(search: RecordedSearch) -> None:

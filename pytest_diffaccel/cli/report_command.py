@@ -19,7 +19,7 @@ from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, WorkFolder, gold
 
 if TYPE_CHECKING:
     from pytest_diffaccel.accelerators.registry import Registry
-    from pytest_diffaccel.records.contents import Contents, GroupWinners
+    from pytest_diffaccel.records.contents import Contents, GroupDecision, GroupWinners
     from pytest_diffaccel.report.html.content.material import Material
 
 _SQLITE = "sqlite:///"
@@ -180,11 +180,21 @@ def _command(parsed: argparse.Namespace, contents: Contents, registry: Registry,
     for name, given, known, default in options:
         values = given or ([] if known == set(default) else sorted(known))
         words += [word for value in values for word in (f"--{name}", value)]
+    words += _grid_options([group for group in contents.groups if wanted(group.cell)])
     words += ["--stack", "compiled"] if _on_stack(contents) else []
     words += _deciding_options([won for won in contents.winners if wanted(won.cell)])
     words += ["--store", parsed.store] if parsed.store else []
     words += ["--golden", str(golden)] if golden != GOLDEN else []
     return benches_command(*words)
+
+
+def _grid_options(groups: Sequence[GroupDecision]) -> list[str]:
+    """Which points were searched, where all groups were searched alike."""
+    from pytest_diffaccel.settings.search_settings import OF_EVERY_POINT, ON_COARSE_GRID
+
+    options = {ON_COARSE_GRID: ("--grid", "coarse"), OF_EVERY_POINT: ("--exhaustive",)}
+    shared = [own for terms, own in options.items() if groups and all(terms in one.sampling.purpose for one in groups)]
+    return [word for own in shared for word in own]
 
 
 def _on_stack(contents: Contents) -> bool:

@@ -29,6 +29,10 @@ from pytest_diffaccel.words import meant
 _BETWEEN = re.compile(r"(?<=[a-z])[\s,_&+-]+(?=[a-z0-9])|(?<=[0-9])[\s,_&+-]+(?=[a-z])")
 
 
+#: Terms that decisions hold under: which points were searched, and how (:attr:`Settings.terms`).
+ON_COARSE_GRID, OF_EVERY_POINT = "on the coarse grid", "of every point"
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that a search is told.
@@ -105,8 +109,8 @@ class Settings:
             f"by {self.quality.name}": not self.quality.is_lpips,
             f"of losses up to {self.quality.worst}": self.quality.is_lpips and self.quality.worst != DEFAULT_MAX_LOSS,
             f"from {self.quality.worst} on": not self.quality.is_lpips,
-            "on the coarse grid": self.coarse,
-            "of every point": self.exhaustive,
+            ON_COARSE_GRID: self.coarse,
+            OF_EVERY_POINT: self.exhaustive,
         }
         return (*(words for words, holds in said.items() if holds), *sorted(f"with {bound}" for bound in self.bounds))
 
