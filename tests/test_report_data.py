@@ -472,7 +472,7 @@ def test_the_command_names_no_accelerators_where_all_that_suit_the_pipe_were_sea
     [
         (["--steps", "few"], "--steps: 'few' is "),
         (["--pipe", "SDXL"], "holds nothing of the chosen cells"),
-        (["--store", "none.sqlite"], "no store none.sqlite; search first"),
+        (["--store", "none.sqlite"], "there is no store none.sqlite"),
         (["--max-quality-loss", "-1"], "must be a number above 0"),
     ],
 )

@@ -127,17 +127,15 @@ def rows_of_store(address: str) -> list[Row]:
         address: SQLite file or SQLAlchemy URL.
 
     Raises:
-        FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
+        FileNotFoundError: when an SQLite file is not there.
         ValueError: when the store cannot be read.
     """
     from pytest_diffaccel.records.export_rows import export_rows
+    from pytest_diffaccel.records.places import refuse_missing
     from pytest_diffaccel.records.store import Store
     from pytest_diffaccel.records.tables import StoreError
-    from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 
-    path = Path(address.removeprefix("sqlite:///"))
-    if "://" not in str(address).removeprefix("sqlite:///") and not path.is_file():
-        raise FileNotFoundError(f"there is no store {path}; a search makes one: {benches_command(*FIRST_SEARCH)}")
+    refuse_missing(address)
     try:
         with Store.open(address) as store:
             return export_rows(store.contents())

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_diffaccel.records.contents import Contents, GroupDecision, GroupWinners
     from pytest_diffaccel.report.html.content.material import Material
 
-_SQLITE = "sqlite:///"
-
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -118,19 +116,14 @@ def _places(given: str | None) -> tuple[str, WorkFolder]:
     """The store, and the working folder in which its search left pictures and logs: beside an SQLite file.
 
     Raises:
-        FileNotFoundError: when an SQLite file is not there: opening it would make an empty one.
+        FileNotFoundError: when an SQLite file is not there.
     """
-    from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
+    from pytest_diffaccel.records.places import refuse_missing, store_file
 
     store = given or str(WORK.store)
-    if "://" in store and not store.startswith(_SQLITE):
-        return store, WORK
-    file = Path(store.removeprefix(_SQLITE))
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no store {file}; search first: {benches_command(*FIRST_SEARCH)}; or name it with --store"
-        )
-    beside = WorkFolder(file.parent)
+    refuse_missing(store)
+    file = store_file(store)
+    beside = WORK if file is None else WorkFolder(file.parent)
     return store, beside if beside.images.is_dir() else WORK
 
 

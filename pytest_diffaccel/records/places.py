@@ -12,6 +12,7 @@ from pytest_diffaccel.records.golden_file import Golden
 from pytest_diffaccel.records.jsonfile import LOCK_NAME
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.records.tables import StoreError
+from pytest_diffaccel.settings.options import FIRST_SEARCH, benches_command
 from pytest_diffaccel.settings.search_settings import Settings
 from pytest_diffaccel.settings.work_folder import WORK
 
@@ -46,14 +47,38 @@ def try_places(settings: Settings) -> None:
     for option, file in {"--diffaccel-report": settings.report, "--picture-grid": settings.picture_grid}.items():
         if file is not None:
             try_file(option, file)
-    if settings.store.startswith(_SQLITE) or "://" not in settings.store:
-        folder = Path(settings.store.removeprefix(_SQLITE)).parent
-        _try_folder(f"--store: the folder {folder}", folder, "give another --store")
+    if (file := store_file(settings.store)) is not None:
+        _try_folder(f"--store: the folder {file.parent}", file.parent, "give another --store")
     try:
         with Store.open(settings.store) as store:
             store.try_writing()
     except StoreError as error:
         raise NoPlace(f"--store: {error}") from error
+
+
+def store_file(address: str) -> Path | None:
+    """The file of an SQLite store; None of a database server's.
+
+    Args:
+        address: the file's path, or a database URL.
+    """
+    path = address.removeprefix(_SQLITE)
+    return None if "://" in path else Path(path)
+
+
+def refuse_missing(address: str) -> None:
+    """Refuse an SQLite store that is not there: opening it would make an empty one.
+
+    Args:
+        address: its path, or a database URL; servers' are let pass.
+
+    Raises:
+        FileNotFoundError: names the file, and what makes one.
+    """
+    file = store_file(address)
+    if file is not None and not file.is_file():
+        command = benches_command(*FIRST_SEARCH)
+        raise FileNotFoundError(f"there is no store {file}: name another, or make one: {command}")
 
 
 def _check_stack(settings: Settings) -> None:
