@@ -149,7 +149,7 @@ def test_figures_name_their_source_and_what_golden_says_instead(
     assert "LPIPS 0.200 [0.100, 0.300]" in last
     assert last.endswith("; an earlier search's record, which stays until a search with --update-golden finds another")
     assert main(["show", "--golden", str(search.golden)]) == 0
-    assert f"of golden ({search.golden}), which keeps what was first recorded" in capsys.readouterr().out
+    assert f"of golden ({search.golden}), which keeps a record until --update-golden" in capsys.readouterr().out
 
 
 def test_what_another_metric_decided_in_golden_is_said(

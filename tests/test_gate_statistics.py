@@ -576,15 +576,15 @@ def _prospects(figure_sd: float, figure_s: float, budget_s: float = 60.0) -> lis
 
 def test_what_a_run_can_show_is_said_before_it() -> None:
     assert _prospects(0.003, 0.5) == [
-        "2 of 2 winners: a slowdown of 3.0% by device time can be shown (in 95% of runs, at the references' noise)",
-        "2 of 2 winners: a slowdown of 15.0% by host time can be shown (in 95% of runs, at the references' noise)",
+        "a slowdown of 3.0% by device time can be shown of 2 of 2 winners (in 95% of runs, at the references' noise)",
+        "a slowdown of 15.0% by host time can be shown of 2 of 2 winners (in 95% of runs, at the references' noise)",
     ]
     short = _prospects(0.003, 30.0)
-    assert short[0].startswith("0 of 2 winners: a slowdown of 3.0% by device time")
-    assert short[1].endswith(": none up to 50%")
+    assert short[0].startswith("a slowdown of 3.0% by device time can be shown of 0 of 2 winners")
+    assert short[1].endswith(": not even one of 50%")
     noisy = _prospects(0.2, 0.5)
-    assert re.search(r"one of \d+\.\d%$", noisy[1])
-    assert noisy[-1] == ("  it takes: further references (--gate --update-golden): no budget is enough with these")
+    assert re.search(r"only one of \d+\.\d% or more$", noisy[1])
+    assert noisy[-1] == ("  it takes: further references (--gate --update-golden), as no budget is enough with so few")
 
 
 def test_a_budget_is_named_for_the_device_where_none_is_enough_for_the_host() -> None:

@@ -111,10 +111,11 @@ def test_diff_sorts_changes_into_categories(tmp_path: Path, capsys: pytest.Captu
         "moved to another environment: 1",
         "other parameters or status: 1",
     ]
-    below = lines[lines.index("faster: 1") + 1 :]
-    figures = "SD1.5 DDIM 20 DeepCache 1.5x 1.67x [1.65, 1.69] 0.041 [0.036, 0.047] cache_interval=2, cache_branch_id=0"
-    assert " ".join(below[0].split()) == figures
-    assert " ".join(below[1].split()) == "-> 2.00x [1.90, 2.10] -> 0.100 [0.090, 0.110]"
+    both = "speedup 1.67 [1.65, 1.69] -> 2 [1.9, 2.1], lpips 0.041 [0.036, 0.047] -> 0.1 [0.09, 0.11]"
+    for category in ("worse", "faster"):
+        assert lines[lines.index(f"{category}: 1") + 1] == f"  SD1.5 DDIM 20 steps, DeepCache, 1.5x: {both}"
+    assert "  SD1.5 DDIM 20 steps, DeepCache, 1.8x: the same choice" in lines
+    assert "  SD1.5 DDIM 20 steps, DeepCache, 2x: cache_interval 2 -> 3, cache_branch_id 0 -> 1" in lines
     moved = (
         f"moved 1 from environment {ENVIRONMENT.id} to {ELSEWHERE.id}: device a CPU (4 cores) -> another CPU (2 cores)"
     )
@@ -128,11 +129,9 @@ def test_diff_names_what_decided(tmp_path: Path, capsys: pytest.CaptureFixture[s
     before = write(tmp_path / "a" / "golden.json", {key(1.5): by_psnr, key(2.0): by_psnr}, ENVIRONMENT)
     after = write(tmp_path / "b" / "golden.json", {key(1.5): MEASURED, key(2.0): by_mean}, ENVIRONMENT)
     assert main(["golden", "diff", str(before), str(after)]) == 1
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    point = "cache_interval=2, cache_branch_id=0"
-    assert lines[2].endswith(f" {point} (decided by psnr 20.16)")
-    assert lines[3] == f"-> {point} (decided by LPIPS)"
-    assert f"-> {point} (decided by psnr 20.16; by DiffBench's rule)" in " ".join(lines)
+    said = capsys.readouterr().out
+    assert "DeepCache, 1.5x: quality psnr -> lpips\n" in said
+    assert "DeepCache, 2x: rule ours -> diffbench\n" in said
     # Worse and better are by LPIPS, which all records have.
     assert main(["compare", str(before), str(after)]) == 0
     assert "worse and better are by LPIPS; psnr decided some of these records" in capsys.readouterr().out

@@ -129,6 +129,12 @@ def test_a_pipes_only_scheduler_need_not_be_named() -> None:
         parse_task("FLUX.1, Eulr, 28 steps, FirstBlockCache, 3x", default_registry().names)
 
 
+@pytest.mark.parametrize(("word", "name"), [("deepcashe", "DeepCache"), ("sdxxl", "SDXL"), ("tgatte", "T-Gate")])
+def test_a_misspelt_name_is_asked_for(word: str, name: str) -> None:
+    with pytest.raises(SentenceError, match=rf"'{word}' \(did you mean {name}"):
+        parse_task(f"SD1.5 DDIM 20 steps ToMe 1.5x {word}")
+
+
 @pytest.mark.parametrize(
     ("sentence", "message"),
     [

@@ -480,6 +480,18 @@ def test_update_golden_alone_searches_the_benches(small_search: SmallSearch) -> 
     ]
 
 
+def test_update_golden_alone_searches_the_benches_in_workers(small_search: SmallSearch) -> None:
+    """xdist gives them the command line, and so the project's own tests, as it was."""
+    small_search.pytester.makeini("[pytest]\ntestpaths = own")
+    own = small_search.pytester.mkdir("own") / "test_own.py"
+    own.write_text(
+        "from pathlib import Path\n\nPath('imported').touch()\n\ndef test_unrelated(): pass", encoding="utf-8"
+    )
+    result = small_search.pytester.runpytest_subprocess(*SMALL_OPTIONS, "--update-golden", "-n", "1", "-k", "nothing")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert not (small_search.path / "imported").exists()
+
+
 def test_a_registered_accelerator_is_among_the_valid_ones(small_search: SmallSearch) -> None:
     result = small_search.run("--search-targets", "magic")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

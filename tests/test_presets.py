@@ -201,6 +201,12 @@ def test_parameters_by_method_are_read_as_golden_has_them(suffix: str, tmp_path:
     assert preset(tmp_path, json.dumps(TAYLORSEER), suffix).remarks == ()
 
 
+def test_one_methods_parameters_need_no_name(tmp_path: Path) -> None:
+    """Cache-dit's files are DBCache's where they name nothing else, and no UNet takes it."""
+    (point,) = DEEPCACHE.values()
+    assert preset(tmp_path, json.dumps(point), ".json").params == DEEPCACHE
+
+
 def dbcache(first: int, warmup: int, limit: int, threshold: float, order: int, mask: int = 0) -> Params:
     return {"DBCache": dict(zip(DBCache.param_names, (first, warmup, limit, threshold, order, mask), strict=True))}
 

@@ -324,10 +324,10 @@ def test_references_that_cannot_be_written_are_told(gate: MadeUp, monkeypatch: p
 def test_a_budget_that_is_less_than_recording_takes_is_told(gate: MadeUp) -> None:
     """Of a first recording after its first case, of a later one at the start; at the end not what is no use."""
     first = gate.run(*GATE, "--update-golden", "--gate-budget", "30s")
-    whatever = "diffaccel gate: recording times 5 figures of every case, whatever the budget is"
+    whatever = "diffaccel gate: recording times every case 5 times at the least, whatever the budget is"
     here = f"{whatever}: here about * of timing, and --gate-budget is 30 s"
     ends = "*a --gate-budget above 80s, or further such runs, tell more"
-    first.stdout.fnmatch_lines([f"{whatever}; how long they take is told after*", "ok *", here, "ok *", ends])
+    first.stdout.fnmatch_lines([f"{whatever}; how long that takes is told after*", "ok *", here, "ok *", ends])
     gate.run(*GATE, "--update-golden", "--gate-budget", "30s").stdout.fnmatch_lines([here, "ok *", ends])
     gate.run(*GATE, "--update-golden", "--gate-budget", "2min").stdout.no_fnmatch_line(f"{whatever}*")
 
@@ -485,7 +485,7 @@ def test_so_does_the_judge(pytester: pytest.Pytester, arguments: tuple[str, ...]
 def test_only_what_a_budget_left_out_is_said_to_go_on(made_up: MadeUp) -> None:
     nearest = Chosen(GoldenKey.parse(KEY), {"Echo": {"echo_interval": 10}}, Interval(1.2, 1.1, 1.3), 0.1)
     made_up.undecided = (nearest,)
-    shown = "  SD1.5 DDIM 20 Echo 1.2x: 1.20x ?1.10, 1.30?, LPIPS 0.100, echo_interval=10"
+    shown = "  SD1.5 DDIM 20 steps, Echo, 1.2x: 1.20x ?1.10, 1.30?, LPIPS 0.100, echo_interval=10"
     stays = "undecided: 1 target; a winner that golden has stays"
     made_up.run().stdout.fnmatch_lines([f"{stays}; the same command measures no more of it; with --fresh *", shown])
     made_up.left = 5

@@ -49,7 +49,6 @@ CostModel.widening = 15.0
 """
 #: The same: winners of one accelerator cannot be timed.
 BROKEN_ECHO = """
-from pytest_diffaccel.search.evaluate import evaluation
 _timed = evaluation.timed
 
 def breaks(generate, batch, seeds):
@@ -325,7 +324,7 @@ def test_undecided_targets_are_shown_and_never_recorded(search: SmallSearch, mon
     assert len(undecided) == int(said[1]) > 0
     for key in undecided:
         pattern = (
-            rf"  SD1.5 DDIM 20 {key.accelerator} (?:[\d.]+x, )*{key.target:g}x(?:, [\d.]+x)*: "
+            rf"  SD1.5 DDIM 20 steps, {key.accelerator}, (?:[\d.]+x, )*{key.target:g}x(?:, [\d.]+x)*: "
             r"[\d.]+x \[([\d.]+), ([\d.]+)\], LPIPS [\d.]+, \w+"
         )
         shown = re.search(pattern, result.stdout.str())
@@ -434,7 +433,7 @@ def test_an_undecided_target_leaves_the_golden_record_alone(
     result = search.race(*OPTIONS, "--update-golden")
     after = read_golden(search.golden)
     assert list(after) == list(before)
-    lines = re.findall(r"^  SD1.5 DDIM 20 (\w+) ([\d.x, ]+): ", result.stdout.str(), re.MULTILINE)
+    lines = re.findall(r"^  SD1.5 DDIM 20 steps, (\w+), ([\d.x, ]+): ", result.stdout.str(), re.MULTILINE)
     undecided = [(name, target) for name, targets in lines for target in re.findall(r"([\d.]+)x", targets)]
     assert undecided
     for name, target in undecided:

@@ -14,7 +14,7 @@ from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
 from pytest_diffaccel.records.golden_parts import FewerSteps, GoldenMetric
-from pytest_diffaccel.report.golden_table import changes_text
+from pytest_diffaccel.report.golden_differences import changes_text
 from pytest_diffaccel.report.next_steps import announcement, finer_text, next_steps
 from pytest_diffaccel.report.winners import winners_table
 from pytest_diffaccel.settings.options import add_options
@@ -119,6 +119,20 @@ def test_more_changes_than_a_cell_has_are_counted() -> None:
     assert len(said) == 2 + 2 * 42 + 1
 
 
+def test_rows_of_another_environment_are_marked() -> None:
+    """As where a search on this machine left some of another one's winners as they were."""
+    here = replace(ENVIRONMENT, device="another CPU (2 cores)")
+    entries = {key(target): replace(MET, environment=here.id) for target in (1.5, 1.8)}
+    entries[key(1.2)] = replace(MET, environment=ENVIRONMENT.id)
+    lines = winners_table(entries, {ENVIRONMENT.id: ENVIRONMENT, here.id: here}, 200)
+    rows = [line.split("  ")[1] for line in lines if "1.67x" in line]
+    assert rows == ["1.2x °", "1.5x to 1.8x"]
+    assert lines[-1] == (
+        "°: recorded in another environment than the rest: device another CPU (2 cores) -> a CPU (4 cores)."
+    )
+    assert not any("°" in line for line in winners_table({key(1.2): entries[key(1.2)]}, {}, 200))
+
+
 def test_losses_have_no_share_of_a_scale_of_zero() -> None:
     """Pictures that no seed changes."""
     for unrelated, shown in ((0.1, True), (0.0, False)):
@@ -165,7 +179,7 @@ def test_winners_that_a_coarse_search_is_to_replace_are_counted_before_it() -> N
     }
     cell = ("--pipe", "sd15", "--sched", "ddim", "--steps", "20")
     (said,) = finer_text(golden, settings(*cell, "--grid", "coarse", "--update-golden"), default_registry())
-    assert " has 1 winner that --grid coarse leaves out; --update-golden replaces " in said
+    assert " holds 1 winner of a finer search; with --update-golden this coarse one replaces them" in said
     for options in (("--grid", "coarse"), ("--update-golden",)):
         assert not finer_text(golden, settings(*cell, *options), default_registry())
 

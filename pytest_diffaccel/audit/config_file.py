@@ -33,6 +33,10 @@ def read_config(text: str, registry: Registry, *, is_json: bool) -> tuple[list[F
     data = _parsed(text, is_json=is_json)
     if data.keys() <= registry.method_names:
         return [_own(name, point) for name, point in data.items()], []
+    # One method's parameters, all of them; DBCache's are what cache-dit calls its own.
+    own = [one.name for one in registry.methods if data.keys() == {*one.param_names} and one.name != _DEFAULT_TYPE]
+    if own:
+        return [_own(own[0], data)], []
     sections = [name for name in _SECTIONS if name in data]
     remarks = [f"{name} is left out" for name in sections if name != _CACHE]
     if sections:

@@ -89,8 +89,8 @@ def _show(parsed: argparse.Namespace) -> int:
         return 0
     print_lines("\n".join(winners_table(entries, golden.environments, width())))
     print_lines(
-        f"\nof golden ({parsed.golden}), which keeps what was first recorded; what the last search found, and why, is "
-        "told by: diffaccel explain KEY"
+        f"\nof golden ({parsed.golden}), which keeps a record until --update-golden replaces it; what the last search "
+        "found, and why, is told by: diffaccel explain KEY"
     )
     return 0
 
@@ -133,7 +133,7 @@ def _chosen(entries: Mapping[GoldenKey, GoldenEntry], parsed: argparse.Namespace
 def _diff(parsed: argparse.Namespace) -> int:
     from pytest_diffaccel.records.golden_changes import golden_changes
     from pytest_diffaccel.records.golden_file import Golden
-    from pytest_diffaccel.report.golden_table import changes_table, moves_text
+    from pytest_diffaccel.report.golden_differences import changes_by_category, moves_text
 
     before, after = Golden.existing(parsed.before), Golden.existing(parsed.after)
     changes = golden_changes(before.entries, after.entries)
@@ -141,7 +141,7 @@ def _diff(parsed: argparse.Namespace) -> int:
     if not changes:
         print_lines(f"no difference: {counted(same, 'key says', 'keys say')} the same")
         return 0
-    print("\n".join(changes_table(changes, every=parsed.all)))
+    print("\n".join(changes_by_category(changes, every=parsed.all, width=width())))
     for line in moves_text(changes, before.environments, after.environments):
         print_lines(line)
     differ = counted(len(changes), "key differs", "keys differ")

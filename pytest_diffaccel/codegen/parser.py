@@ -15,6 +15,7 @@ from pytest_diffaccel.matrix import SCHEDULERS, Cell, slug
 from pytest_diffaccel.models.schedulers import named_scheduler
 from pytest_diffaccel.pipes import known
 from pytest_diffaccel.records.golden_key import ACCELERATORS
+from pytest_diffaccel.words import meant
 
 #: The longest sentence read; the longest task has 145 characters.
 MAX_LENGTH = 1000
@@ -133,7 +134,7 @@ def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Tas
     if not schedulers and len(pipes) == 1:
         own = known()[pipes[0]].schedulers
         schedulers = list(own) if len(own) == 1 else []
-    meant = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
+    alike = [name for name in accelerators if set(slug(name).split("+")) == set(methods)]
     problems = [
         *_one_of("pipe", pipes),
         *_one_of("scheduler", schedulers),
@@ -142,14 +143,14 @@ def parse_task(sentence: str, accelerators: Sequence[str] = ACCELERATORS) -> Tas
     ]
     if not methods:
         problems.append("no accelerator")
-    elif not meant:
+    elif not alike:
         problems.append(f"no known accelerator is made of {' and '.join(methods)}")
-    if strangers := _strangers(text):
+    if strangers := _strangers(text, accelerators):
         problems.append(f"no place for {', '.join(strangers)}")
     if problems:
         raise SentenceError(_refusal(problems, accelerators))
     try:
-        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), meant[0], targets[0], tuple(accelerators))
+        return Task(Cell(pipes[0], schedulers[0], int(steps[0])), alike[0], targets[0], tuple(accelerators))
     except ValueError as error:
         raise SentenceError(_refusal([str(error)], accelerators)) from error
 
@@ -210,12 +211,14 @@ def _one_of(noun: str, found: Sequence[object]) -> list[str]:
     return []
 
 
-def _strangers(rest: str) -> list[str]:
-    """What of the sentence is left and is no filler, quoted with everything unprintable escaped."""
+def _strangers(rest: str, accelerators: Sequence[str]) -> list[str]:
+    """What of the sentence is left and is no filler, quoted with everything unprintable escaped; and what is meant."""
     rest = re.sub(rf"{_BEGIN}(?:speed(?:s|ing)?|sped)[ -]?up{_END}", " ", rest)
     fillers = _FILLERS.split()
     words = [word for word in _SEPARATORS.split(_CHINESE_FILLER.sub(" ", rest)) if word and word not in fillers]
-    return [repr(word) for word in dict.fromkeys(words)]
+    names = [*(pipe.name for pipe in known()), *SCHEDULERS, *_spellings(accelerators)]
+    spellings = {name.lower(): name for name in names}
+    return [f"{word!r}{meant(word, spellings)}" for word in dict.fromkeys(words)]
 
 
 def _refusal(problems: Sequence[str], accelerators: Sequence[str]) -> str:

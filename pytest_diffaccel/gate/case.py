@@ -124,9 +124,7 @@ class Examination:
             Exception: when the unaccelerated pipeline cannot be run, or memory runs out.
         """
         if self.budget.left_s <= 0 and not self.recording:
-            return Showing(
-                (no_time(self.budget, "before this case"),), figures=(("power", 0.0),) if case.candidate else ()
-            )
+            return Showing((no_time(self.budget),), figures=(("power", 0.0),) if case.candidate else ())
         with self.budget.start():
             self.bench.pipelines.of(case.cell)
         with ExitStack() as stack:

@@ -20,7 +20,7 @@ from pytest_diffaccel.gate.case_plan import (
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock, wall_clock
 from pytest_diffaccel.gate.conditions import conditions, launch_bound
 from pytest_diffaccel.gate.reference import Reference
-from pytest_diffaccel.gate.sequential import robust_mean
+from pytest_diffaccel.gate.sequential import LOOKS, robust_mean
 from pytest_diffaccel.gate.speed import Timed, explain_by_times, first_finding, slower_baseline, speed_finding
 from pytest_diffaccel.gate.timing import CaseTimer, GpuUse
 from pytest_diffaccel.gate.verdict import Finding
@@ -188,7 +188,11 @@ class SpeedJudge:
             why = f"not timed against itself: the budget of {self.budget.seconds:.0f} s goes to the winners"
             return Judged(clock, Finding("speed", "ok", why))
         if plan is None:
-            return Judged(clock, no_time(self.budget, "before a first look at the speed"), power=0.0)
+            why = (
+                f"not timed: a first look takes {LOOKS[0] * clock.blocks * block_s:.0f} s, and of the budget of "
+                f"{self.budget.seconds:.0f} s are left {max(0.0, left_s):.0f} s"
+            )
+            return Judged(clock, Finding("speed", "inconclusive", why), power=0.0)
         timed, seconds = timer.until_certain(clock, plan, reference, use or GpuUse(), to_the_end=self.recording)
         judged = Judged(
             clock,
@@ -243,6 +247,6 @@ def beside_others(finding: Finding, cut_share: float) -> Finding:
     return replace(finding, status="inconclusive", text=f"{finding.text}; {why}")
 
 
-def no_time(budget: Budget, when: str) -> Finding:
+def no_time(budget: Budget) -> Finding:
     """That nothing was timed."""
-    return Finding("speed", "inconclusive", f"the budget of {budget.seconds:.0f} s was spent {when}")
+    return Finding("speed", "inconclusive", f"the budget of {budget.seconds:.0f} s was spent before this case")

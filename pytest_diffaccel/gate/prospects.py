@@ -150,7 +150,7 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
         short = [prospect for prospect in own if not prospect.is_shown]
         by = "" if name == "wall" else f" by {name} time"
         lines.append(
-            f"{len(own) - len(short)} of {counted(len(own), 'winner')}: a slowdown of {matters:.1%}{by} can be shown "
+            f"a slowdown of {matters:.1%}{by} can be shown of {len(own) - len(short)} of {counted(len(own), 'winner')} "
             f"(in {SURELY:.0%} of runs, at the references' noise)"
         )
         lines += [f"  {prospect.case.key}: {_shown(prospect)}" for prospect in short]
@@ -158,7 +158,9 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
 
 
 def _shown(prospect: Prospect) -> str:
-    return f"one of {prospect.shown:.1%}" if prospect.shown is not None else f"none up to {LARGEST_ASKED:.0%}"
+    if prospect.shown is None:
+        return f"not even one of {LARGEST_ASKED:.0%}"
+    return f"only one of {prospect.shown:.1%} or more"
 
 
 def remedies(found: Sequence[Prospect]) -> dict[str, str]:
@@ -182,7 +184,7 @@ def remedies(found: Sequence[Prospect]) -> dict[str, str]:
     said = {}
     for key, missing in short.items():
         hopeless = [one.clock.name for one in missing if not math.isfinite(one.needed_s)]
-        further = "further references (--gate --update-golden): no budget is enough with these"
+        further = "further references (--gate --update-golden), as no budget is enough with so few"
         if key not in reached:
             said[key] = further
         else:

@@ -187,10 +187,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker_number(config) is None:
         config.pluginmanager.register(Reporting(config), "diffaccel-reporting")
         config.pluginmanager.register(JudgeReporting(config), "diffaccel-judge-reporting")
-        if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
-            is_here = Path(options.BENCHES).is_dir()
-            config.option.pyargs = config.option.pyargs or not is_here
-            config.args[:] = [options.BENCHES if is_here else options.INSTALLED_BENCHES]
+    # In a worker, too: xdist gives it the command line as it was.
+    if config.option.update_golden and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        is_here = Path(options.BENCHES).is_dir()
+        config.option.pyargs = config.option.pyargs or not is_here
+        config.args[:] = [options.BENCHES if is_here else options.INSTALLED_BENCHES]
 
 
 @pytest.hookimpl(tryfirst=True)

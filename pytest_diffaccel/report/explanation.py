@@ -85,7 +85,7 @@ def _in_golden(key: GoldenKey, found: Findings, material: Material) -> str:
     before, now = material.golden.entries.get(key), found.record.entries.get(key)
     if before is None:
         return f"{golden}, has no record of it"
-    if now is not None and before == now.rounded():
+    if now is not None and not before.difference(now.rounded()):
         return f"{golden}, says the same"
     if before.environment == found.record.environment:
         why = "an earlier search's record, which stays until a search with --update-golden finds another"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Exit codes beside pytest's own. Regressed: 1, as any failed test. Not measured: as where no test was collected.
 REGRESSED, REFUSED, NOTHING_MEASURED, BROKE_OFF = 1, 4, 5, 6
 _NORMAL_95 = 1.96
-_LEAST = f"recording times {LOOKS[0]} figures of every case, whatever the budget is"
+_LEAST = f"recording times every case {LOOKS[0]} times at the least, whatever the budget is"
 # Of a verdict, a finding that says most.
 _GRAVEST = {"ok": 0, "improved": 1, "warning": 2, "inconclusive": 3, "regressed": 4, "refused": 5}
 
@@ -111,7 +111,7 @@ class GateReport:
             return []
         self._told_least = least_s is not None
         if least_s is None:
-            return [] if self._results else [f"{_LEAST}; how long they take is told after the first case"]
+            return [] if self._results else [f"{_LEAST}; how long that takes is told after the first case"]
         if least_s <= budget_s:
             return []
         return [f"{_LEAST}: here about {duration(least_s)} of timing, and --gate-budget is {spelled(budget_s)}"]
@@ -173,15 +173,19 @@ class GateReport:
             return
         self._screen.section("diffaccel: gate")
         counts = Counter[str](result.status for result in self._results)
+        # What is the same of several cases, as that golden is another machine's, is said once.
+        by_text: defaultdict[str, list[GateVerdict]] = defaultdict(list)
         for result in self._results:
-            notes = result.verdict.notes
             if result.status != "ok":
+                by_text[result.verdict.describe()].append(result)
+            elif result.verdict.notes:
+                self._screen.write_line(f"{result.case}: {'; '.join(result.verdict.notes)}")
+        for text, alike in by_text.items():
+            for result in alike:
                 targets = ", ".join(f"{target:g}x" for target in result.targets)
                 self._screen.write_line(result.case + (f" (winner for {targets})" if targets else ""))
-                for line in result.verdict.describe().splitlines():
-                    self._screen.write_line(f"  {line}")
-            elif notes:
-                self._screen.write_line(f"{result.case}: {'; '.join(notes)}")
+            for line in text.splitlines():
+                self._screen.write_line(f"  {line}")
         causes = list(dict.fromkeys(cause for result in self._results for cause in result.verdict.causes))
         if causes:
             self._screen.write_line(f"changed since golden was recorded: {'; '.join(causes)}")

@@ -70,8 +70,8 @@ def finer_text(golden: Mapping[GoldenKey, GoldenEntry], settings: Settings, regi
     if not finer:
         return []
     return [
-        f"{settings.golden} has {counted(len(finer), 'winner')} that --grid coarse leaves out; --update-golden "
-        "replaces them by points that it has"
+        f"{settings.golden} holds {counted(len(finer), 'winner')} of a finer search; with --update-golden this coarse "
+        "one replaces them"
     ]
 
 
@@ -133,9 +133,9 @@ def _nearest_lines(nearest: Sequence[tuple[GoldenKey, Chosen]]) -> list[str]:
             f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, {choice.loss_text}, "
             f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
         )
-        group = f"{cell.pipe} {cell.scheduler} {cell.steps} {key.accelerator}"
+        group = f"{cell.pipe} {cell.scheduler} {cell.steps} steps, {key.accelerator}"
         by_text.setdefault((group, what), []).append(f"{key.target:g}x")
-    return [f"  {group} {', '.join(targets)}: {what}" for (group, what), targets in by_text.items()]
+    return [f"  {group}, {', '.join(targets)}: {what}" for (group, what), targets in by_text.items()]
 
 
 def group_of(key: GoldenKey) -> str:
@@ -201,7 +201,7 @@ def stopped_text(ended: int, cases: int, recorded: int, settings: Settings) -> s
     Args:
         ended: cases that had ended.
         cases: of the whole session.
-        recorded: records that are in golden.
+        recorded: golden records that it wrote.
         settings: the search's settings.
     """
     if not ended:

@@ -15,7 +15,7 @@ from pytest_diffaccel.records.golden_file import Change, merge, read_environment
 from pytest_diffaccel.records.golden_key import GoldenKey, stale_keys
 from pytest_diffaccel.records.jsonfile import JsonFileError
 from pytest_diffaccel.report.case_log import Unwritten, log_case
-from pytest_diffaccel.report.golden_table import changes_text
+from pytest_diffaccel.report.golden_differences import changes_text
 from pytest_diffaccel.report.next_steps import (
     announcement,
     barred_text,
@@ -326,7 +326,8 @@ class SessionReport:
     def _next_steps(self) -> list[str]:
         if self._is_stopped:
             ended = self._outcomes.total()
-            return [stopped_text(ended, self._cases, len(self._entries), self._settings)]
+            written = sum(change.kind in ("new", "updated") for change in self._changes.values())
+            return [stopped_text(ended, self._cases, written, self._settings)]
         changes, failed = list(self._changes.values()), self._outcomes["failed"]
         return next_steps(
             self._settings, changes, failed=failed, launch_bound=self._launch_bound, entries=self._entries

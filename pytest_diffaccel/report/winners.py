@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -9,7 +10,7 @@ from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.records.environment import Environment
+from pytest_diffaccel.records.environment import Environment, differences
 from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -27,7 +28,9 @@ _LEAST_SHOWN = 0.00005
 _WIDEST = 200
 #: Of the columns of figures; what they are of stands before them, the parameters after them.
 HEADINGS = ("speedup [95%]", "LPIPS [95%]", "fewer steps")
-# Of what is said of a change that is too long for a line.
+# Marks rows of another environment than most of a cell's.
+_ELSEWHERE = "°"
+# Of what is said below a row.
 _INDENT = " " * 4
 
 
@@ -46,16 +49,25 @@ def winners_table(
     lines: list[str] = []
     for cell, keys in groupby(ordered, key=lambda key: key.cell):
         rows = [(key, entries[key]) for key in keys]
-        environment = environments.get(rows[-1][1].environment)
+        counts = Counter(entry.environment for _, entry in rows)
+        here = max(counts, key=lambda name: counts[name])
+        environment = environments.get(here)
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
         title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
-        lines += ["", *wrapped(title, width), *_table(rows, environments, scale, width)]
-        known = dict.fromkeys(entry.environment for _, entry in rows)
-        stacks = [note for one in known for note in stack_notes(environments.get(one))]
-        for note in (*legend([entry for _, entry in rows], scale), *dict.fromkeys(stacks)):
+        lines += ["", *wrapped(title, width), *_table(rows, environments, scale, width, here)]
+        stacks = [note for one in counts for note in stack_notes(environments.get(one))]
+        elsewhere = [_elsewhere_note(environment, environments.get(one)) for one in counts if one != here]
+        notes = (*legend([entry for _, entry in rows], scale), *dict.fromkeys(stacks), *dict.fromkeys(elsewhere))
+        for note in notes:
             lines += wrapped(note, width)
     return lines
+
+
+def _elsewhere_note(here: Environment | None, there: Environment | None) -> str:
+    """What is different where the rows were recorded that are marked."""
+    said = "; ".join(differences(here, there)) if here and there else "one of them is not in environments.json"
+    return f"{_ELSEWHERE}: recorded in another environment than the rest: {said}."
 
 
 def stack_notes(environment: Environment | None) -> list[str]:
@@ -115,6 +127,7 @@ def _table(
     environments: Mapping[str, Environment],
     scale: QualityScale | None,
     width: int,
+    here: str,
 ) -> list[str]:
     from rich.table import Table
 
@@ -124,10 +137,11 @@ def _table(
     around: list[tuple[list[str], list[str]]] = []
     for accelerator, of_accelerator in groupby(rows, key=lambda row: row[0].accelerator):
         above = [accelerator]
-        for _, same in groupby(of_accelerator, key=lambda row: (row[1].reason, row[1].params)):
+        for _, same in groupby(of_accelerator, key=lambda row: (row[1].reason, row[1].params, row[1].environment)):
             winner = list(same)
             entry, targets = winner[0][1], _targets([key.target for key, _ in winner])
-            table.add_row(f"  {targets}", *(figures(entry, scale) if entry.status == "met" else ()))
+            mark = "" if entry.environment == here else f" {_ELSEWHERE}"
+            table.add_row(f"  {targets}{mark}", *(figures(entry, scale) if entry.status == "met" else ()))
             below = [
                 line
                 for said in (

@@ -1,4 +1,4 @@
-"""Two golden databases side by side, as a table of what changed; and what a search changed in one, in lines."""
+"""What is different in two golden databases, and what a search changed in one, in lines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pytest_diffaccel.matrix import spaced_params
-from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.records.environment import Environment, differences
-from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
-from pytest_diffaccel.report.table_text import table_lines
-from pytest_diffaccel.report.winners import terms_text
 from pytest_diffaccel.words import counted
 from pytest_diffaccel.words import lines as wrapped
 
-# Wide enough for a change of figures and of parameters on one line each.
-_WIDTH = 150
 # More changes of a category than this are counted, not listed.
 _LISTED = 10
 # Of what a search changed so many keys are told of, if not all: those of a cell.
@@ -50,35 +43,36 @@ def changes_text(
         lines.append(f"  {kind}: {cell.pipe} {cell.scheduler} {cell.steps} steps, {accelerator}")
         by_text: dict[str, list[str]] = {}
         for change in own:
-            by_text.setdefault(", ".join(change.details) or "the same choice", []).append(f"{change.key.target:g}x")
+            by_text.setdefault(_details(change), []).append(f"{change.key.target:g}x")
         lines += [f"    {', '.join(targets)}: {text}" for text, targets in by_text.items()]
     if len(told) > _TOLD:
         lines.append(f"  and {counted(len(told) - _TOLD, 'key')} more")
     return ["", f"golden: {golden}: {said}", *(part for line in lines for part in wrapped(line, width))]
 
 
-def changes_table(changes: Sequence[Change], *, every: bool) -> list[str]:
+def changes_by_category(changes: Sequence[Change], *, every: bool, width: int) -> list[str]:
     """Changes by category, as lines; one of two categories stands under both.
 
     Args:
         changes: at least one.
         every: list all of them, not only the first of each category.
+        width: characters per line.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("change", "speedup [95%]", "LPIPS [95%]", "parameters"):
-        table.add_column(heading, overflow="fold")
+    lines = []
     for category in CATEGORIES:
         own = [change for change in changes if category in categories(change)]
         listed = own if every else own[:_LISTED]
-        if own:
-            table.add_row(f"{category}: {len(own)}")
+        lines += [f"{category}: {len(own)}"] if own else []
         for change in listed:
-            table.add_row(*_cells(change))
-        if len(own) > len(listed):
-            table.add_row(f"  and {len(own) - len(listed)} more (--all)")
-    return table_lines(table, _WIDTH)
+            cell, key = change.key.cell, change.key
+            name = f"{cell.pipe} {cell.scheduler} {cell.steps} steps, {key.accelerator}, {key.target:g}x"
+            lines += wrapped(f"  {name}: {_details(change)}", width)
+        lines += [f"  and {len(own) - len(listed)} more (--all)"] if len(own) > len(listed) else []
+    return lines
+
+
+def _details(change: Change) -> str:
+    return ", ".join(change.details) or "the same choice"
 
 
 def moves_text(
@@ -102,40 +96,3 @@ def moves_text(
         said = "; ".join(differences(before[old], after[new])) if known else "one of them is not in environments.json"
         lines.append(f"moved {pairs.count((old, new))} from environment {old} to {new}: {said}")
     return lines
-
-
-def _cells(change: Change) -> tuple[str, str, str, str]:
-    key = change.key
-    entries = [entry for entry in (change.before, change.after) if entry is not None]
-    name = f"  {key.cell.pipe} {key.cell.scheduler} {key.cell.steps} {key.accelerator} {key.target:g}x"
-    speedups, losses = ([words(entry) for entry in entries] for words in (_speedup, _lpips))
-    return name, _arrow(speedups), _arrow(losses), _params(entries)
-
-
-def _params(entries: Sequence[GoldenEntry]) -> str:
-    """Both settings, with what decided where that is not the same, or not what decides by default."""
-    said = []
-    for entry in entries:
-        notes = [] if entry.reason is None else [f"unattainable: {entry.reason}"]
-        notes += terms_text(entry)
-        if entry.quality == LPIPS and any(other.quality != LPIPS for other in entries):
-            notes.append("decided by LPIPS")
-        said.append(spaced_params(entry.params) + (f" ({'; '.join(notes)})" if notes else ""))
-    return _arrow(said)
-
-
-def _arrow(said: Sequence[str]) -> str:
-    """Both on lines of their own; once when they are equal."""
-    return "\n-> ".join(dict.fromkeys(said))
-
-
-def _speedup(entry: GoldenEntry) -> str:
-    if entry.speedup is None or entry.speedup_ci95 is None:
-        return "-"
-    return f"{entry.speedup:.2f}x [{entry.speedup_ci95[0]:.2f}, {entry.speedup_ci95[1]:.2f}]"
-
-
-def _lpips(entry: GoldenEntry) -> str:
-    if entry.lpips is None or entry.lpips_ci95 is None:
-        return "-"
-    return f"{entry.lpips:.3f} [{entry.lpips_ci95[0]:.3f}, {entry.lpips_ci95[1]:.3f}]"
