@@ -178,9 +178,9 @@ def test_nothing_known_is_a_very_wide_interval() -> None:
     assert speedup.high > 4
 
 
-def merged(ratio: float, cost_s: float) -> tuple[Candidate, tuple[Block, ...]]:
+def merged(ratio: float, cost_s: float, lowest: int = 1) -> tuple[Candidate, tuple[Block, ...]]:
     """ToMe at a ratio, timed in a few blocks without noise."""
-    candidate = Candidate(CELL, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": 1}})
+    candidate = Candidate(CELL, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": lowest}})
     run = RunTiming(cost_s * CELL.steps + 0.12, (cost_s,) * CELL.steps, kinds_of(candidate))
     baseline = RunTiming(0.1 * CELL.steps + 0.12, (0.1,) * CELL.steps, BASELINE)
     return candidate, (Block(baseline, (run,)),) * 6
@@ -191,6 +191,15 @@ def test_merging_ratios_never_timed_lie_between_those_that_were() -> None:
     slow, middle, fast = predicted(timed, [timed[0][0], merged(0.55, 0.09)[0], timed[2][0]])
     assert slow.value < middle.value < fast.value
     assert middle.half_width_ratio < 0.1
+
+
+def test_resolutions_never_timed_lie_between_those_that_were() -> None:
+    """Each adds something to those before: what all of them add leaves little room for what some do."""
+    timed = [merged(ratio, cost, lowest) for ratio, cost, lowest in ((0.3, 0.11, 1), (0.6, 0.106, 1), (0.6, 0.112, 8))]
+    between = predicted(timed, [merged(0.6, 0.0, lowest)[0] for lowest in (2, 4)])
+    assert all(0.87 < speedup.value < 0.97 for speedup in between)
+    # It was 0.66 where each resolution was one of its own.
+    assert all(speedup.half_width_ratio < 0.3 for speedup in between)
 
 
 def test_a_cost_that_the_others_contradict_widens_every_interval() -> None:

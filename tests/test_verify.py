@@ -49,6 +49,7 @@ CostModel.widening = 15.0
 """
 #: The same: winners of one accelerator cannot be timed.
 BROKEN_ECHO = """
+from pytest_diffaccel.search.evaluate import evaluation
 _timed = evaluation.timed
 
 def breaks(generate, batch, seeds):

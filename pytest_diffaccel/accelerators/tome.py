@@ -24,8 +24,11 @@ _STRIDE = 2
 # So one token in four is a destination: more than this cannot be merged and is capped silently.
 MAX_RATIO = 0.75
 DOWNSAMPLES = (1, 2, 4, 8)
-# How much the resolutions differ in what merging costs and saves, beside what they have in common.
-_OWN_SHARE = 0.15
+# How much of a step finding and merging tokens may cost, whatever their share, and how much doing without them saves.
+_MERGING, _SAVING = 0.3, 0.5
+# How much merging at the next lower resolution, too, may add to what it costs and saves: there are a quarter of the
+# tokens, and as many launches.
+_NEXT_SHARE, _FALLS_BY = 0.15, 0.5
 _FINE_RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 16))
 
 _RATIOS: Mapping[GridSize, tuple[float, ...]] = {
@@ -144,16 +147,16 @@ class ToMe(Method):
         return [f"{point['ratio']}@{point['max_downsample']}"] * steps
 
     def features(self, kind: str) -> Mapping[str, float]:
-        """A parabola of the ratio, much alike at all resolutions: merging costs something, and saves ever more."""
-        text, _, downsample = kind.partition("@")
+        """A parabola of the ratio: merging costs something, and saves ever more; each resolution down to the lowest of
+        the kind adds its own.
+        """
+        text, _, lowest = kind.partition("@")
         share = float(text) / MAX_RATIO
-        return {
-            "merging": 1.0,
-            "share": share,
-            "squared share": share**2,
-            f"merging@{downsample}": _OWN_SHARE,
-            f"share@{downsample}": _OWN_SHARE * share,
-        }
+        features = {"merging": _MERGING, "share": _SAVING * share, "squared share": _SAVING * share**2}
+        for place, downsample in enumerate(level for level in DOWNSAMPLES[1:] if level <= int(lowest)):
+            size = _NEXT_SHARE * _FALLS_BY**place
+            features |= {f"merging@{downsample}": size, f"share@{downsample}": size * share}
+        return features
 
     def coordinates(self, point: Point, cell: Cell) -> tuple[float, ...]:
         """The ratio and how many resolutions merge, both of which the loss follows slowly."""
