@@ -11,7 +11,7 @@ from textwrap import wrap
 _WHOLE = (
     r"\[-?[\d.+%-]+x?, -?[\d.+%-]+x?\]"
     r"|\d (?:s|min|h|dB|MiB|px|steps?)\b"
-    r"|[\w.]+ -> [\w.]+"
+    r"|(?<!\S)-?[\w.]{1,40} -> -?[\w.]+"
     r"|(?:\b(?:pytest|diffaccel) [\w./-]+)?(?: ?--[a-z][\w-]*(?:[ =][\w./%][\w./%+-]*)?| -[a-z] \d+)+"
 )
 _BOUND = "\N{NO-BREAK SPACE}"

@@ -262,6 +262,11 @@ def test_entry_with_nothing_measured_refuses(change: dict[str, Any]) -> None:
         ({"metrics": {"clip_score": CLIP}}, "clip_score none -> 28.1"),
         ({"environment": "0" * 12}, "environment 3f9c2ab01d7e -> 000000000000"),
         ({"params": {"DeepCache": {"cache_interval": 3, "cache_branch_id": 0}}}, "cache_interval 2 -> 3"),
+        (
+            {"params": {"B": {"cache_interval": 2, "cache_branch_id": 0}}},
+            "cache_interval=2, cache_branch_id=0 -> cache_",
+        ),
+        ({"quality_from": "\x1b[31mred\n"}, "quality from none -> \\x1b[31mred\\n"),
         ({"params": {"ToMe": {"ratio": 0.5}}}, "cache_interval=2, cache_branch_id=0 -> ratio=0.5"),
         ({"status": "unattainable", "reason": "quality"}, "met -> unattainable (quality)"),
     ],

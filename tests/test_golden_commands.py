@@ -337,3 +337,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, keys_shown: i
         assert shown.stderr is not None
         shown.stdout.close()
         assert (shown.stderr.read(), shown.wait()) == ("", 141)
+
+
+def test_a_command_without_standard_output_ends_as_with_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "golden.json", {key(): MEASURED})
+    command = [sys.executable, "-m", "pytest_diffaccel", "show", "--golden", str(file)]
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], check=False, capture_output=True, text=True)
+    assert (closed.stderr, closed.returncode) == ("", 0)

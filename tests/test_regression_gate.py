@@ -446,6 +446,13 @@ def test_nothing_to_judge_is_no_success(gate: Gate) -> None:
     result.stdout.fnmatch_lines(["diffaccel gate: golden/search_params.json holds no winner*record some: pytest*"])
 
 
+def test_a_choice_of_nothing_says_so(gate: Gate) -> None:
+    result = gate.run("-k", "nothing")
+    result.stdout.fnmatch_lines(
+        ["diffaccel gate: none of the winners in * is among the chosen tests; *: pytest *--gate*"]
+    )
+
+
 def test_an_empty_budget_is_inconclusive_and_fails_when_strict(gate: Gate) -> None:
     assert gate.run("--gate-budget", "0.000001s").ret == NOTHING_MEASURED
     result = gate.run("--gate-budget", "0.000001s", "--gate-strict")

@@ -401,6 +401,20 @@ def test_a_finished_group_verifies_nothing_more(steady_search: SmallSearch) -> N
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("gone", [0, -1])
+def test_a_winner_whose_verification_is_gone_is_verified_again(steady_search: SmallSearch, gone: int) -> None:
+    """It has won: neither is a target left open, nor does another winner take it."""
+    (before,) = drive(open_run(methods=[Echo(POINTS)]))
+    lost = sorted({key for key, purpose, _ in steady_search.stored() if purpose == "winner"})[gone]
+    steady_search.execute(f"DELETE FROM diffaccel_measurements WHERE purpose = 'winner' AND candidate_key = '{lost}'")
+    (after,) = drive(open_run(methods=[Echo(POINTS)]))
+    assert before.of_cell is not None
+    assert after.of_cell is not None
+    found = [{one.key: one.entry.params for one in of_cell.decided} for of_cell in (before.of_cell, after.of_cell)]
+    assert found[0] == found[1]
+    assert len({str(params) for params in found[0].values()}) == 2
+
+
 def test_golden_refuses_what_is_undecided(both: Finished) -> None:
     one = both.winners()[0]
     environment = both.of_cell.environment

@@ -153,7 +153,7 @@ class ToMe(Method):
         text, _, lowest = kind.partition("@")
         share = float(text) / MAX_RATIO
         features = {"merging": _MERGING, "share": _SAVING * share, "squared share": _SAVING * share**2}
-        for place, downsample in enumerate(level for level in DOWNSAMPLES[1:] if level <= int(lowest)):
+        for place, downsample in enumerate(level for level in DOWNSAMPLES[1:] if level <= float(lowest)):
             size = _NEXT_SHARE * _FALLS_BY**place
             features |= {f"merging@{downsample}": size, f"share@{downsample}": size * share}
         return features

@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         status = int(parsed.run(parsed))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is closed from the start where a shell says >&-
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # who read it has seen enough, as `head` has; nothing more can be written at the end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

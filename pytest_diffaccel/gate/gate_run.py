@@ -99,6 +99,11 @@ class GateRun:
         self.cases = [case for case in self.cases if case.key in keys]
 
     @property
+    def holds_winners(self) -> bool:
+        """Whether golden has winners of the chosen cells, whichever of them the session has."""
+        return bool(self._baselines)
+
+    @property
     def recording(self) -> bool:
         """Whether references are recorded."""
         return self.settings.update_golden

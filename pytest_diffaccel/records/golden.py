@@ -28,6 +28,7 @@ from pytest_diffaccel.records.golden_parts import (
     figure_text,
     metric_changes,
     param_changes,
+    printable,
     round_range,
     rounded_to,
     significant,
@@ -273,7 +274,7 @@ def _dump(value: object) -> str:
 
 def _arrow(name: str, before: object, after: object) -> str:
     said = ("none" if value is None else value for value in (before, after))
-    return "{} {} -> {}".format(name, *said)
+    return printable("{} {} -> {}".format(name, *said))
 
 
 def _estimate(entry: GoldenEntry, name: str) -> str:

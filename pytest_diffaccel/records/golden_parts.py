@@ -106,11 +106,15 @@ class GoldenMetric:
 
 def param_changes(before: Params, after: Params) -> list[str]:
     """Parameters that have another value; both settings as a whole where they have not the same parameters."""
-    old, new = (
-        {name: value for point in params.values() for name, value in point.items()} for params in (before, after)
-    )
-    if old.keys() == new.keys():
-        return [printable(f"{name} {value} -> {new[name]}") for name, value in old.items() if value != new[name]]
+    if before == after:
+        return []
+    if {name: point.keys() for name, point in before.items()} == {name: point.keys() for name, point in after.items()}:
+        return [
+            printable(f"{name} {value} -> {after[method][name]}")
+            for method, point in before.items()
+            for name, value in point.items()
+            if value != after[method][name]
+        ]
     return [" -> ".join(printable(spaced_params(params)) or "no parameters" for params in (before, after))]
 
 

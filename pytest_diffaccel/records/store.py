@@ -197,13 +197,20 @@ class Store(Bookkeeping):
             decisions=decisions,
             environments=environments,
             rounds={name: made for name in environments if (made := self.rounds(name))},
-            winners=self._winners(),
+            winners=self._winners({}),
             groups=groups,
             running=tuple(running),
         )
 
-    def _winners(self) -> tuple[GroupWinners, ...]:
-        rows = self._rows(WINNERS, {})
+    def winners(
+        self, cell: Cell, accelerator: str, environment: str, sampling: Sampling, since: float = 0.0
+    ) -> GroupWinners | None:
+        """What was chosen in a group; None where nothing was since then (seconds since the epoch)."""
+        found = self._winners(place(cell, accelerator) | conditions(environment, sampling), since)
+        return found[0] if found else None
+
+    def _winners(self, where: Mapping[str, object], since: float = 0.0) -> tuple[GroupWinners, ...]:
+        rows = self._rows(WINNERS, where, since)
         with self._understanding("the winners of a group"):
             return tuple(map(winners_of, rows))
 

@@ -62,6 +62,12 @@ class GateReport:
         """
         self._cases = len(cases)
         self._screen.begin()
+        if not cases and self._run.holds_winners:
+            self._screen.write_line(
+                f"diffaccel gate: none of the winners in {self._settings.golden} is among the chosen tests; they are "
+                f"judged by: {benches_command('--gate', *self._gate.place)}"
+            )
+            return
         if not cases:
             cell = self._settings.cells[0]
             chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))

@@ -17,7 +17,7 @@ from pytest_diffaccel.measure.measurement import Interval, Measurement
 from pytest_diffaccel.search.budget import TimeIsUp
 from pytest_diffaccel.search.calibrate.calibration import ensure_calibrated
 from pytest_diffaccel.search.calibrate.timer import Timer
-from pytest_diffaccel.search.decide.select import Choice
+from pytest_diffaccel.search.decide.select import Choice, choose_within
 from pytest_diffaccel.search.evaluate.attempt import note_failure
 from pytest_diffaccel.search.evaluate.evaluation import measure_together
 from pytest_diffaccel.search.group import GroupSearch
@@ -72,8 +72,8 @@ class Verification:
 def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up: TimeIsUp) -> Verification:
     """Measure the winners of a cell's groups again, and choose again with what that shows.
 
-    What is verified is stored at once and not verified twice. Of groups that an earlier run finished nothing more is
-    verified or timed: more blocks, those of other groups too, would always tell a little more.
+    What is verified is stored at once and not verified twice. Of groups that an earlier run finished nothing that
+    has won is exchanged, and nothing is timed: more blocks, those of other groups too, would always tell a little more.
 
     Args:
         bench: the search's workbench, whose store has the search's measurements.
@@ -156,18 +156,31 @@ def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
     """The winners as they are now, and what may yet be one, by key; of equals, what is verified.
 
-    What comes nearest to a target that is surely out of reach is not worth another measurement. Of a group that is done
-    it is what is verified.
+    What comes nearest to a target that is surely out of reach is not worth another measurement. In a group that is
+    done, what has won wins on, as long as it reaches the target.
     """
     found, max_loss = list[Choice](), bench.settings.quality.max_loss
     for name in verifiable(bench, cell, accelerators):
         own, barred = options_of(bench, cell, name), bench.secondary.bars(cell, name)
         verified = {measurement.candidate.key for measurement in bench.known(cell).verified(cell, name)}
+        wanted = [worth_verifying(own, verified, target, max_loss, barred) for target in TARGETS]
         if GroupSearch(bench, cell, name).is_done:
-            own = [option for option in own if option.candidate.key in verified] or own
-        found += [worth_verifying(own, verified, target, max_loss, barred) for target in TARGETS]
+            known = verified | _kept(bench, cell, name)
+            stay = [option for option in own if option.candidate.key in known]
+            kept = [choose_within(stay, target, max_loss, barred) for target in TARGETS]
+            wanted = [new if old.reason else old for old, new in zip(kept, wanted, strict=True)]
+        found += wanted
     options = [choice.option for choice in found if choice.reason in (None, "undecided")]
     return {option.candidate.key: option.candidate for option in options if option is not None}
+
+
+def _kept(bench: Workbench, cell: Cell, accelerator: str) -> set[str]:
+    """Keys of what the last search chose in a group, also where its verification is gone."""
+    won = bench.store.winners(
+        cell, accelerator, bench.environment(cell).id, bench.sampling(cell, "search"), bench.since
+    )
+    entries = won.entries.values() if won else ()
+    return {Candidate(cell, accelerator, entry.params).key for entry in entries if entry.status == "met"}
 
 
 class _Narrowing:
