@@ -11,7 +11,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_diffaccel.matrix import Candidate, Cell, Group
@@ -240,6 +240,8 @@ def test_every_test_runs_once_and_winners_come_last(
     seed=st.integers(0, 1 << 32),
     death_rate=st.sampled_from([0.0, 0.0, 0.1]),
 )
+# Both workers had a winners' case whose candidates nobody was given any more.
+@example(sizes=[1, 2, 1, 1, 1, 1], held={5: 12.0, 1: 12.0}, workers=2, divisible=True, seed=1, death_rate=0.1)
 def test_groups_that_other_sessions_are_in_run_once_these_are_done(
     config: pytest.Config,
     sizes: list[int],

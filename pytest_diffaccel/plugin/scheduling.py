@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -149,7 +149,6 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
     def remove_pending_tests_from_node(self, node: WorkerController, indices: Sequence[int]) -> None:
         """Take back tests of a group that another session is in; the worker will say once that it is done with each."""
-        order = {nodeid: place for place, nodeid in enumerate(self.registered_collections[node])}
         back = [self.registered_collections[node][index] for index in indices]
         self._given_back[node].update(back)
         for name in dict.fromkeys(map(self._split_scope, back)):
@@ -157,8 +156,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
             left = dict.fromkeys((nodeid for nodeid in given if nodeid not in back), False)
             if left:
                 self.assigned_work[node][name] = left
-            queued = {*self.workqueue.get(name, ()), *(nodeid for nodeid in given if nodeid in back)}
-            self.workqueue[name] = dict.fromkeys(sorted(queued, key=order.__getitem__), False)
+            self._queue(name, {*self.workqueue.get(name, ()), *(nodeid for nodeid in given if nodeid in back)})
             self._put_off[name] = next(self._times)
         self._hand_out()
         begun = {name for other in self.nodes for name, _ in self._left(other)}
@@ -174,12 +172,18 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
         begun, others = left[:has_begun], left[has_begun:]
         for name in reversed(dict.fromkeys(name for name, _ in others)):
             tests = [nodeid for group, nodeid in others if group == name]
-            self.workqueue[name] = dict.fromkeys([*tests, *self.workqueue.get(name, ())], False)
+            # A winners' case behind candidates that others gave back: whoever has it waits for these.
+            self._queue(name, {*tests, *self.workqueue.get(name, ())})
             self.workqueue.move_to_end(name, last=False)
         if self._is_needed_again(node):
             self._session._clone_node(node)
         self._hand_out()
         return next((nodeid for _, nodeid in begun if nodeid != self._reported.get(node)), None)
+
+    def _queue(self, name: str, tests: Collection[str]) -> None:
+        """Let a group's tests wait for a worker, in the order in which they were collected."""
+        order = {nodeid: place for place, nodeid in enumerate(self.collection or ())}
+        self.workqueue[name] = dict.fromkeys(sorted(tests, key=order.__getitem__), False)
 
     @property
     def tests_finished(self) -> bool:
