@@ -46,6 +46,11 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.pipe}-{self.scheduler}-{self.steps}"
 
+    @property
+    def in_words(self) -> str:
+        """``SD1.5 DDIM 20 steps``."""
+        return f"{self.pipe} {self.scheduler} {self.steps} steps"
+
 
 class Group(NamedTuple):
     """A cell and an accelerator: its candidates are one search.

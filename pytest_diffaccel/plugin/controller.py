@@ -129,6 +129,8 @@ class Reporting:
             gate = gate_run(self._config)
             cases = gate_groups_by_case(gate) if gate else groups_by_case(search_run(self._config))
             nodeids = [nodeid for nodeid in ids if case_id(nodeid) in cases]
+            if gate is not None:
+                gate.keep({case_id(nodeid) for nodeid in nodeids})
             if nodeids or gate:  # else the project's configuration alone says that there is a search
                 self._announce(nodeids)
 
@@ -137,10 +139,7 @@ class Reporting:
         from pytest_diffaccel.records.jsonfile import JsonFileError
         from pytest_diffaccel.records.places import NoPlace, try_places
 
-        gate = gate_run(self._config)
-        if gate is not None:
-            gate.keep({case_id(nodeid) for nodeid in nodeids})
-        known = {} if gate else search_cases(search_run(self._config))
+        known = {} if gate_run(self._config) else search_cases(search_run(self._config))
         try:
             self._report.announce({nodeid: known.get(case_id(nodeid)) for nodeid in nodeids})
             if nodeids:

@@ -182,8 +182,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships
 
     def _queue(self, name: str, tests: Collection[str]) -> None:
         """Let a group's tests wait for a worker, in the order in which they were collected."""
-        order = {nodeid: place for place, nodeid in enumerate(self.collection or ())}
-        self.workqueue[name] = dict.fromkeys(sorted(tests, key=order.__getitem__), False)
+        self.workqueue[name] = dict.fromkeys((one for one in self.collection or () if one in tests), False)
 
     @property
     def tests_finished(self) -> bool:

@@ -249,6 +249,13 @@ def differences(before: Environment, after: Environment) -> list[str]:
     return [line for line in lines if line]
 
 
+def differences_text(before: Environment | None, after: Environment | None) -> str:
+    """The same in a line; of what a golden file's folder does not spell out, that it does not."""
+    if before is None or after is None:
+        return "one of them is not in environments.json"
+    return "; ".join(differences(before, after))
+
+
 def _change(name: str, old: object, new: object) -> str:
     return f"{name} {_words(old)} -> {_words(new)}" if old != new else ""
 

@@ -68,6 +68,11 @@ class GoldenKey:
         return key
 
     @property
+    def in_words(self) -> str:
+        """``SD1.5 DDIM 20 steps, DeepCache, 1.5x``, as commands take it."""
+        return f"{self.cell.in_words}, {self.accelerator}, {self.target:g}x"
+
+    @property
     def prompt_order(self) -> Sort:
         """Sorts as prompts list keys: pipe, scheduler, steps, accelerator, target; unknown names last."""
         return (

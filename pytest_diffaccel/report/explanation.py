@@ -52,7 +52,7 @@ def explain(key: GoldenKey, found: Findings, material: Material, store: str) -> 
     if (won := found.record.winners.get(key.accelerator)) is not None:
         found = replace(found, quality=decided_by([won], material.quality))  # another may have decided other groups
     measured = [(row, row.figures) for row in rows if row.figures is not None]
-    lines = [f"{key.cell.pipe} {key.cell.scheduler} {key.cell.steps} steps, {key.accelerator}, {key.target:g}x"]
+    lines = [key.in_words]
     entry = found.record.entries.get(key)
     lines += _outcome(entry) if entry is not None else [_undecided(key, measured)]
     if entry is not None and (over := over_eager_text(entry, found.record.described)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pytest_diffaccel.records.environment import Environment, differences
+from pytest_diffaccel.records.environment import Environment, differences_text
 from pytest_diffaccel.records.golden_changes import CATEGORIES, categories
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.words import counted
@@ -40,7 +40,7 @@ def changes_text(
     for (kind, cell, accelerator), own in groupby(
         told[:_TOLD], key=lambda change: (change.kind, change.key.cell, change.key.accelerator)
     ):
-        lines.append(f"  {kind}: {cell.pipe} {cell.scheduler} {cell.steps} steps, {accelerator}")
+        lines.append(f"  {kind}: {cell.in_words}, {accelerator}")
         by_text: dict[str, list[str]] = {}
         for change in own:
             by_text.setdefault(_details(change), []).append(f"{change.key.target:g}x")
@@ -64,9 +64,7 @@ def changes_by_category(changes: Sequence[Change], *, every: bool, width: int) -
         listed = own if every else own[:_LISTED]
         lines += [f"{category}: {len(own)}"] if own else []
         for change in listed:
-            cell, key = change.key.cell, change.key
-            name = f"{cell.pipe} {cell.scheduler} {cell.steps} steps, {key.accelerator}, {key.target:g}x"
-            lines += wrapped(f"  {name}: {_details(change)}", width)
+            lines += wrapped(f"  {change.key.in_words}: {_details(change)}", width)
         lines += [f"  and {len(own) - len(listed)} more (--all)"] if len(own) > len(listed) else []
     return lines
 
@@ -92,7 +90,6 @@ def moves_text(
     ]
     lines = []
     for old, new in dict.fromkeys(pairs):
-        known = old in before and new in after
-        said = "; ".join(differences(before[old], after[new])) if known else "one of them is not in environments.json"
+        said = differences_text(before.get(old), after.get(new))
         lines.append(f"moved {pairs.count((old, new))} from environment {old} to {new}: {said}")
     return lines

@@ -128,12 +128,12 @@ def _nearest_lines(nearest: Sequence[tuple[GoldenKey, Chosen]]) -> list[str]:
     """A line for all targets of a group that the same candidate comes nearest to."""
     by_text: dict[tuple[str, str], list[str]] = {}
     for key, choice in nearest:
-        cell, speedup = key.cell, choice.speedup
+        speedup = choice.speedup
         what = (
             f"{interval_text(speedup.value, (speedup.low, speedup.high), 2, 'x')}, {choice.loss_text}, "
             f"{spaced_params(choice.params)}" + (f"; {choice.barred}" if choice.barred else "")
         )
-        group = f"{cell.pipe} {cell.scheduler} {cell.steps} steps, {key.accelerator}"
+        group = f"{key.cell.in_words}, {key.accelerator}"
         by_text.setdefault((group, what), []).append(f"{key.target:g}x")
     return [f"  {group}, {', '.join(targets)}: {what}" for (group, what), targets in by_text.items()]
 

@@ -10,7 +10,7 @@ from pytest_diffaccel.accelerators.stack import stack_words
 from pytest_diffaccel.matrix import spaced_params
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.measurement import Interval
-from pytest_diffaccel.records.environment import Environment, differences
+from pytest_diffaccel.records.environment import Environment, differences_text
 from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey
@@ -54,20 +54,19 @@ def winners_table(
         environment = environments.get(here)
         source = environment.model_source if environment else "unknown source"
         scale = environment.scale if environment else None
-        title = f"{cell.pipe} {cell.scheduler} {cell.steps} steps ({source})"
+        title = f"{cell.in_words} ({source})"
         lines += ["", *wrapped(title, width), *_table(rows, environments, scale, width, here)]
         stacks = [note for one in counts for note in stack_notes(environments.get(one))]
-        elsewhere = [_elsewhere_note(environment, environments.get(one)) for one in counts if one != here]
+        elsewhere = [
+            f"{_ELSEWHERE}: recorded in another environment than the rest: "
+            f"{differences_text(environment, environments.get(one))}."
+            for one in counts
+            if one != here
+        ]
         notes = (*legend([entry for _, entry in rows], scale), *dict.fromkeys(stacks), *dict.fromkeys(elsewhere))
         for note in notes:
             lines += wrapped(note, width)
     return lines
-
-
-def _elsewhere_note(here: Environment | None, there: Environment | None) -> str:
-    """What is different where the rows were recorded that are marked."""
-    said = "; ".join(differences(here, there)) if here and there else "one of them is not in environments.json"
-    return f"{_ELSEWHERE}: recorded in another environment than the rest: {said}."
 
 
 def stack_notes(environment: Environment | None) -> list[str]:
