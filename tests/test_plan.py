@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from pytest_diffaccel.accelerators.composition import Accelerator
 from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.matrix import TARGETS, Candidate, Cell, Params
-from pytest_diffaccel.measure.measurement import Block, RunTiming
+from pytest_diffaccel.measure.measurement import Block, Interval, RunTiming
 from pytest_diffaccel.search.decide.contenders import Contenders
 from pytest_diffaccel.search.decide.plan import Plan
 from pytest_diffaccel.search.decide.racing import explore
 from pytest_diffaccel.search.decide.select import choose
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.predict.loss_model import NO_LOSS, LossModel, log_loss, loss_of
+from pytest_diffaccel.search.predict.reach import SPEED_TOLERANCE, VAGUE_SPEEDUP, may_reach, probabilities, reaches
 
 REGISTRY = default_registry()
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -133,6 +134,51 @@ def test_what_nobody_could_see_is_not_looked_for() -> None:
 
     assert next_one(4 * NO_LOSS)
     assert not next_one(0.2 * NO_LOSS)
+
+
+def vague_costs() -> CostModel:
+    """Two blocks of some branches, on a machine that is twice as slow in some runs."""
+    noise = np.random.default_rng(0)
+    baseline = RunTiming(21.0, (1.0,) * 20, ("plain",) * 20)
+
+    def block(one: Candidate) -> Block:
+        kinds = REGISTRY.for_params(one.params).kinds(one.params, CELL.steps)
+        branch = int(one.params["DeepCache"]["cache_branch_id"])
+        slow = float(noise.choice([1.0, 1.3]))
+        steps = tuple(slow * (1.0 if kind == "DeepCache:full" else shallow_cost(branch)) for kind in kinds)
+        return Block(baseline, (RunTiming(sum(steps) + 1.0, steps, kinds),))
+
+    return CostModel.fit(REGISTRY, [(candidate(2, branch), (block(candidate(2, branch)),)) for branch in range(12)])
+
+
+def test_what_is_slower_than_a_candidate_that_nobody_could_tell_from_none_is_not_looked_at() -> None:
+    """Also where neither surely reaches a target: what slower ones reach, the faster one does."""
+    known = replace(plan({}), costs=vague_costs())
+    speedups = dict(zip(GRID, known.costs.speedups(GRID), strict=True))
+    assert all(speedup.half_width_ratio > VAGUE_SPEEDUP for speedup in speedups.values())
+    slow = [one for one in GRID if not reaches(speedups[one], 1.2) and may_reach(speedups[one], 1.2)]
+    *others, fastest = sorted(slow, key=lambda one: speedups[one].value)
+    assert len(others) > 3
+
+    def seen(one: Candidate, loss: float) -> Plan:
+        return replace(known, evaluated={one: (loss,) * FIRST, GRID[-1]: (0.3,) * FIRST})
+
+    assert seen(fastest, 4 * NO_LOSS).best(others)
+    assert not seen(fastest, 0.2 * NO_LOSS).best(others)
+    assert "promises" in seen(fastest, 0.2 * NO_LOSS).advice(others[0]).evidence
+    # A slower one says nothing of faster ones.
+    assert seen(others[0], 0.2 * NO_LOSS).best([fastest])
+
+
+@given(st.floats(1.05, 1.5), st.floats(0.0, 0.3))
+def test_a_vague_speedup_reaches_a_target_as_likely_as_it_lies_above_it(value: float, width: float) -> None:
+    speedup = Interval(value, value / (1 + width), value * (1 + width))
+    ((found,),) = probabilities([speedup], [1.25]).tolist()
+    assert 0.0 <= found <= 1.0
+    if speedup.half_width_ratio > VAGUE_SPEEDUP:
+        needed = 1.25 * (1 - SPEED_TOLERANCE)
+        assert (found > 0.5) == (value > needed) or found == pytest.approx(0.5)
+        assert (found > 0.0) == (speedup.high >= needed)
 
 
 def test_where_hardly_any_loss_is_allowed_less_is_looked_for() -> None:

@@ -280,8 +280,10 @@ class Plan:
     def _gains_of_fast(self, speedups: Sequence[Interval], mean: Array, sd: Array) -> Array:
         """Gains of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
+        # Where it reaches a target, so does what promises to be faster: their kinds of steps are the same.
+        least = np.minimum(self._least, np.array([[self._least_of_faster(speedup)] for speedup in speedups]))
         # By how much it falls below the least loss, less by how much of that nobody could see.
-        improvement = _expected_below(self._least, mean, sd) - _expected_below(np.array(self._unseen), mean, sd)
+        improvement = _expected_below(least, mean, sd) - _expected_below(np.array(self._unseen), mean, sd)
         gains[:, :-1] = improvement * probabilities(speedups, TARGETS, by_mean=self.by_mean)
         if not self._reaches_all:
             nearer = np.log([speedup.value / self._nearest for speedup in speedups]) - SPEED_TOLERANCE
@@ -298,6 +300,11 @@ class Plan:
             min([most, *(self._modelled[candidate] for candidate in self._reaching(target))]) for target in TARGETS
         ]
         return np.maximum(least, self._unseen)
+
+    def _least_of_faster(self, than: Interval) -> float:
+        """Least expected log loss among the evaluated that promise as much speed as this or more; infinite without."""
+        faster = [self._modelled[one.candidate] for one in self._allowed if one.speedup.value >= than.value]
+        return max(min(faster), self._unseen) if faster else math.inf
 
     @cached_property
     def _unseen(self) -> float:
@@ -356,6 +363,11 @@ class Plan:
         if target is None:
             return f"{_REACHES_NONE}, and comes hardly nearer to it than others"
         reaching = [option for option in self.options if option.reaches(target)]
+        faster = [option for option in self._allowed if option.speedup.value >= speedup.value]
+        if not reaching and faster:
+            best = leader(faster)
+            first = self.quality.value_text(self._first_loss(best.candidate))
+            return f"{spaced_params(best.candidate.params)} promises {best.speedup.value:.2f}x at {first}"
         if not reaching:
             worst = self.quality.metric.value_at(self.max_loss)
             side = "above" if self.quality.metric.higher_is_better else "below"

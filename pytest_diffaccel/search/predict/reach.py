@@ -15,7 +15,7 @@ from pytest_diffaccel.search.predict.regression import Array
 #: The lower end of a winner's interval may miss its target by this share of it: about half an interval's width, so that
 #: the speed-up itself seldom does.
 SPEED_TOLERANCE = 0.02
-#: A speed-up predicted less well than this gets the benefit of its interval.
+#: A speed-up predicted less well than this is vague: timing will narrow it before it decides.
 VAGUE_SPEEDUP = 0.06
 _NORMAL_95 = 1.96
 # Of the logarithm of a speed-up that is known exactly: keeps what is divided by it finite.
@@ -54,12 +54,13 @@ def timing_may_show(speedup: Interval, target: float) -> bool:
 
 
 def probabilities(speedups: Sequence[Interval], targets: Sequence[float], *, by_mean: bool = False) -> Array:
-    """That each speed-up will be found to reach each target, (speed-ups, targets); 1 where it may and too little is
-    known to say. By the mean, a speed-up reaches a target that it is not below itself.
+    """That each speed-up will be found to reach each target, (speed-ups, targets): that it surely does by its interval,
+    or, where that is vague, that it does. By the mean, a speed-up reaches a target that it is not below itself.
     """
     low, value, high = (np.log([[getattr(speedup, end)] for speedup in speedups]) for end in ("low", "value", "high"))
     needed = np.log(np.array(targets) * (1.0 if by_mean else 1 - SPEED_TOLERANCE))
     sd = np.maximum((high - low) / (2 * _NORMAL_95), _LEAST_SD)
     vague = np.array([[speedup.half_width_ratio > VAGUE_SPEEDUP] for speedup in speedups])
-    found: Array = np.where(vague, high >= needed, ndtr((value - needed) / sd - (0.0 if by_mean else _NORMAL_95)))
+    margin = np.where(vague | by_mean, 0.0, _NORMAL_95)
+    found: Array = np.where(vague & (high < needed), 0.0, ndtr((value - needed) / sd - margin))
     return found
