@@ -32,18 +32,38 @@ from pytest_diffaccel.models.loading import load_pipeline
 
 Timer: TypeAlias = Callable[[Generate, list[str], list[int]], RunTiming]
 
-_STEPS = 20
-# Blocks by each clock in each of so many turns: whoever cuts the run off has figures of both.
+_FLUX = "FLUX.1"
+_STEPS = dict.fromkeys(PIPES, 20) | {_FLUX: 28}
+_IMAGES = BATCHES | {_FLUX: 1}
+# Blocks by each clock in each turn: whoever cuts the run off has figures of both.
 _TURNS, _WALL_BLOCKS, _DEVICE_BLOCKS = 3, 2, 1
 _DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
 _TGATE = {"gate_step": 10, "sp_interval": 1, "fi_interval": 1, "warm_up": 2}
-_POINTS: tuple[Params, ...] = (
+# With these thresholds (of gpu_transformers) the weights of the architecture reuse about half of FLUX.1's steps.
+_DBCACHE = {
+    "Fn_compute_blocks": 1,
+    "max_warmup_steps": 4,
+    "max_continuous_cached_steps": 6,
+    "residual_diff_threshold": 0.501,
+    "taylorseer_order": 0,
+    "steps_mask": 0,
+}
+_OF_UNETS: tuple[Params, ...] = (
     {},
     {"DeepCache": _DEEPCACHE},
     {"T-Gate": _TGATE},
     {"ToMe": {"ratio": 0.5, "max_downsample": 2}},
     {"DeepCache": _DEEPCACHE, "T-Gate": _TGATE},
 )
+_POINTS: dict[str, tuple[Params, ...]] = dict.fromkeys(PIPES, _OF_UNETS) | {
+    _FLUX: (
+        {},
+        {"FirstBlockCache": {"threshold": 0.473}},
+        {"DBCache": _DBCACHE},
+        {"TaylorSeer": {"cache_interval": 5, "disable_cache_before_step": 3, "max_order": 1}},
+        {"MagCache": {"threshold": 0.12, "max_skip_steps": 3, "retention_ratio": 0.2}},
+    )
+}
 
 
 @dataclass
@@ -83,13 +103,18 @@ class Subject:
 _Clock: TypeAlias = Callable[[Subject, list[str], list[int]], RunTiming]
 
 
-def tables(pipe: str, parts: Sequence[str] | None, points: Sequence[Params]) -> Iterator[list[dict[str, Any]]]:
+def tables(
+    pipe: str, parts: Sequence[str] | None, points: Sequence[Params], turns: int
+) -> Iterator[list[dict[str, Any]]]:
     """The rows of a pipe, anew after each block."""
     pipeline: Any = load_pipeline(pipe, models="architecture")
-    prompts, seeds = ["a lighthouse at dusk"] * BATCHES[pipe], list(range(BATCHES[pipe]))
+    pipeline.set_progress_bar_config(disable=True)
+    prompts, seeds = ["a lighthouse at dusk"] * _IMAGES[pipe], list(range(_IMAGES[pipe]))
     with prepared(pipeline, "compiled", parts) as stack, ExitStack() as open_ones:
         subjects = [
-            Subject(params, open_ones.enter_context(accelerate(pipeline, params, steps=_STEPS)), stack, eager, times)
+            Subject(
+                params, open_ones.enter_context(accelerate(pipeline, params, steps=_STEPS[pipe])), stack, eager, times
+            )
             for params in points
             for eager, times in ((True, KernelTimes()), (False, KernelTimes()))
         ]
@@ -97,7 +122,7 @@ def tables(pipe: str, parts: Sequence[str] | None, points: Sequence[Params]) -> 
             _warm_up(subject, prompts, seeds)
         working = [subject for subject in subjects if not subject.error]
         wall, device = list[tuple[Block, ...]](), list[tuple[Block, ...]]()
-        for turn in range(_TURNS):
+        for turn in range(turns):
             for own, clock, count in ((wall, Subject.wall, _WALL_BLOCKS), (device, Subject.busy, _DEVICE_BLOCKS)):
 
                 def run_of(subject: Subject, by: _Clock = clock) -> TimedRun:
@@ -138,7 +163,9 @@ def _row(
     set_up = subject.generate.set_up
     return {
         "pipe": pipe,
-        "params": format_params(subject.params) or "unaccelerated",
+        "steps": _STEPS[pipe],
+        "method": " and ".join(subject.params) or "none",
+        "params": format_params(subject.params),
         "stack": "eager" if subject.is_eager else "compiled",
         **dict(zip(("wall", "wall_ci95"), speedups(wall), strict=True)),
         "device": speedups(device)[0],
@@ -152,7 +179,7 @@ def _row(
 def main() -> None:
     """Print the table."""
     options = parser(__doc__ or "")
-    options.add_argument("--pipe", action="append", choices=PIPES, help="only this pipe; repeatable")
+    options.add_argument("--pipe", action="append", choices=_STEPS, help="only this pipe; repeatable")
     options.add_argument(
         "--part",
         action="append",
@@ -160,15 +187,16 @@ def main() -> None:
         help="what is prepared beside the compiled blocks; repeatable (default: what suits the device)",
     )
     options.add_argument("--unaccelerated", action="store_true", help="without any method")
+    options.add_argument("--turns", type=int, default=_TURNS, help=f"of blocks by both clocks (default: {_TURNS})")
     arguments = options.parse_args()
     parts = arguments.part and [part for part in arguments.part if part != "none"]
-    points = _POINTS[:1] if arguments.unaccelerated else _POINTS
     known: dict[str, list[dict[str, Any]]] = {}
-    for pipe in arguments.pipe or PIPES:
-        for rows in tables(pipe, parts, points):
+    for pipe in arguments.pipe or _STEPS:
+        points = _POINTS[pipe][:1] if arguments.unaccelerated else _POINTS[pipe]
+        for rows in tables(pipe, parts, points, arguments.turns):
             known[pipe] = rows
             print(json.dumps(rows), file=sys.stderr, flush=True)
-    show("eager and on the compiled stack", list(chain(*known.values())), {"steps": _STEPS}, as_json=arguments.json)
+    show("eager and on the compiled stack", list(chain(*known.values())), {}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

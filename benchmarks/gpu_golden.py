@@ -1,8 +1,9 @@
 """The golden database of a GPU from what ``record_gpu`` recorded there: ``golden/nvidia-h200.search_params.json``.
 
 - ``python -m benchmarks.gpu_golden plan FILE`` writes the winners to verify, for ``record_gpu winners --candidates``;
-- ``python -m benchmarks.gpu_golden golden`` writes all 1134 entries: speed-ups of verified winners as measured, the
-  others as the cost model predicts them; losses of the embedded pipelines, each entry says of which cell;
+- ``python -m benchmarks.gpu_golden golden`` writes the entries of all 1134 keys but those that are undecided: speed-ups
+  of verified winners as measured, the others as the cost model predicts them; losses of the embedded pipelines, each
+  entry says of which cell;
 - ``python -m benchmarks.gpu_golden table`` compares prediction and measurement of every verified winner, and
   ``python -m benchmarks.gpu_golden best`` shows the best speed-ups within the quality bound.
 """
@@ -30,9 +31,9 @@ from pytest_diffaccel.search.predict.cost_model import CostModel
 GOLDEN = Path("golden/nvidia-h200.search_params.json")
 MAX_LOSS = 0.25
 
-# Verified at 20 steps: targets of interest, and winners per cell that fit into ten minutes with all nine cells.
-_VERIFIED_STEPS, _VERIFIED_TARGETS = 20, (2.0, 1.5, 3.0)
-_VERIFIED_PER_CELL = {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}
+# Targets of interest, and how many winners per cell are verified, by steps: they fit into ten minutes per pipe.
+_VERIFIED_TARGETS = (2.0, 1.5, 3.0)
+_VERIFIED_PER_CELL = {20: {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}, 25: dict.fromkeys(PIPES, 2), 50: dict.fromkeys(PIPES, 2)}
 _ORDER = ("DeepCache", "T-Gate", "DeepCache and T-Gate", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe", "ToMe")
 
 
@@ -51,7 +52,7 @@ class Chooser:
         return self._models[pipe, clock].speedups(candidates)
 
     def entries(self, cell: Cell, accelerator: str) -> Iterator[tuple[GoldenKey, GoldenEntry]]:
-        """A group's golden entries."""
+        """A group's golden entries, of the targets that are decided."""
         points = scored(cell, accelerator)
         by_candidate = {point.candidate: point for point in points}
         candidates = list(by_candidate)
@@ -60,14 +61,16 @@ class Chooser:
             _about(self.measured[one][0].value, speedup) if one in self.measured else speedup
             for one, speedup in zip(candidates, predicted, strict=True)
         ]
-        environment = self.records.environments[cell.pipe]
         for target in TARGETS:
             choice = choose(options(points, known), target, MAX_LOSS)
             if choice.option is None:
                 raise ValueError(f"{cell} {accelerator}: no losses are recorded")
+            if choice.reason == "undecided":
+                continue
             winner = choice.option.candidate
             wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
             loss = loss_interval(choice.option.losses)
+            environment = self.records.environment(winner)
             yield (
                 GoldenKey(cell, accelerator, target),
                 GoldenEntry(
@@ -102,8 +105,6 @@ def plan(chooser: Chooser) -> list[Candidate]:
     """The winners to verify, pipe by pipe, most wanted first within a cell."""
     chosen: list[Candidate] = []
     for cell in all_cells():
-        if cell.steps != _VERIFIED_STEPS:
-            continue
         entries = {
             (key.accelerator, key.target): entry for name in _ORDER for key, entry in chooser.entries(cell, name)
         }
@@ -111,9 +112,9 @@ def plan(chooser: Chooser) -> list[Candidate]:
         winners = [
             Candidate(cell, name, entries[name, target].params)
             for name, target in wanted
-            if entries[name, target].status == "met"
+            if (name, target) in entries and entries[name, target].status == "met"
         ]
-        chosen += list(dict.fromkeys(winners))[: _VERIFIED_PER_CELL[cell.pipe]]
+        chosen += list(dict.fromkeys(winners))[: _VERIFIED_PER_CELL[cell.steps][cell.pipe]]
     return chosen
 
 
@@ -203,8 +204,8 @@ def main() -> None:
             for one in REGISTRY.suiting(cell.pipe)
             for pair in chooser.entries(cell, one.name)
         )
-        known = {one.id: one for one in chooser.records.environments.values()}
-        changes = merge(arguments.golden, found, update=True, environments=known)
+        gone, known = read_golden(arguments.golden).keys() - found.keys(), chooser.records.environments
+        changes = merge(arguments.golden, found, update=True, prune=gone, environments=known)
         print(f"{arguments.golden}: {len(found)} entries, {sum(one.kind != 'unchanged' for one in changes)} changed")
 
 

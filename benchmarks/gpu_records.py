@@ -36,13 +36,15 @@ class GpuRecords:
     """All that was recorded on one GPU.
 
     Attributes:
-        environments: by pipe.
+        environments: by id.
+        recorded_in: the id of the environment of a pipe's kinds, by pipe, and of a winner, by candidate.
         kinds: blocks of the short runs, by clock.
         winners: blocks of whole generations, by clock.
         peak_memory_mb: of a candidate's first generation.
     """
 
     environments: dict[str, Environment] = field(default_factory=dict)
+    recorded_in: dict[str | Candidate, str] = field(default_factory=dict)
     kinds: dict[str, Blocks] = field(default_factory=lambda: {WALL: defaultdict(list), BUSY: defaultdict(list)})
     winners: dict[str, Blocks] = field(default_factory=lambda: {WALL: defaultdict(list), BUSY: defaultdict(list)})
     peak_memory_mb: dict[Candidate, float] = field(default_factory=dict)
@@ -55,14 +57,20 @@ class GpuRecords:
             row = json.loads(line)
             if row["type"] == "environment":
                 environment = Environment.from_json(json.dumps(row["environment"]))
-                found.environments[environment.pipe] = environment
+                found.environments[environment.id] = environment
             elif row["type"] == "block":
                 blocks = found.kinds if row["step"] == "kinds" else found.winners
                 candidate = _candidate(row)
+                found.recorded_in[row["pipe"] if row["step"] == "kinds" else candidate] = row["environment"]
                 blocks[row["clock"]][candidate].append(_block(candidate, row))
             elif row["type"] == "counted":
                 found.peak_memory_mb[_candidate(row)] = row["peak_memory_mb"]
         return found
+
+    def environment(self, candidate: Candidate) -> Environment:
+        """In which its whole generation was timed, else that of its pipe's kinds."""
+        recorded_in = self.recorded_in.get(candidate, self.recorded_in[candidate.cell.pipe])
+        return self.environments[recorded_in]
 
     def model(self, pipe: str, clock: str) -> CostModel:
         """The cost model of a pipe, from the short runs alone."""

@@ -701,8 +701,11 @@ def test_the_golden_file_of_the_h200_says_what_each_record_stands_on() -> None:
     path = Path(__file__).resolve().parent.parent / "golden" / "nvidia-h200.search_params.json"
     entries, environments = read_golden(path), read_environments(path)
     expected = {GoldenKey(*key) for key in product(cells(PIPES, SCHEDULERS, STEPS), ACCELERATORS, TARGETS)}
-    assert set(entries) == expected
+    # Targets of which it is not known whether they are reached are not in it.
+    assert set(entries) <= expected
+    assert {(key.cell, key.accelerator) for key in entries} == {(key.cell, key.accelerator) for key in expected}
     assert {entry.basis for entry in entries.values()} == {"measured", "predicted"}
+    assert {key.cell.steps for key, entry in entries.items() if entry.basis == "measured"} == set(STEPS)
     for key, entry in entries.items():
         assert (entry.quality_from or "").startswith(f"embedded {key.cell.pipe}-")
         assert "architecture only" in environments[entry.environment].model_source
