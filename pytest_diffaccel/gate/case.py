@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from pytest_diffaccel.measure.metrics.base import Metric
 from pytest_diffaccel.records.gate_sessions import GateSession, MetricSamples, Speed
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.gate_options import GateSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Pictures whose distances moved by more than this are not drawn by the same weights; rounding moves them far less.
 _PICTURES_TOLERANCE = 0.05
@@ -135,8 +139,8 @@ class Examination:
             if pictures.fault:
                 raise DegeneratePictures(f"the unaccelerated pipeline draws nothing: {pictures.fault}. {USUAL_CAUSES}")
             # What the unaccelerated pipeline does was counted when its pictures were drawn.
-            batch_s = self._count(case, generate) if case.candidate else pictures.batch_s
-            quality = self._quality(case, generate, pictures)
+            first, batch_s = self._count(case, generate) if case.candidate else ([], pictures.batch_s)
+            quality = self._quality(case, generate, pictures, first)
             timer = CaseTimer(self.bench, case, baseline, generate, self.plain(case))
             speeds = self._speeds(case, timer, pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
@@ -156,16 +160,16 @@ class Examination:
             quality.control_s,
         )
 
-    def _count(self, case: GateCase, generate: Generate) -> float:
-        """The first generation, which counts what the methods do; seconds of the batch."""
+    def _count(self, case: GateCase, generate: Generate) -> tuple[list[Image], float]:
+        """The first generation, which counts what the methods do: the first batch's pictures, and its seconds."""
         batch = self.bench.batches(case.cell, "winner", case.entry.num_samples)[0]
         began = time.monotonic()
         with self.bench.pipelines.lock.generating():
-            generate.counted(batch.prompts, batch.seeds)
-        return time.monotonic() - began
+            images = generate.counted(batch.prompts, batch.seeds)
+        return images, time.monotonic() - began
 
-    def _quality(self, case: GateCase, generate: Generate, pictures: CellPictures) -> _Quality:
-        """Whether a case's pictures are as they were."""
+    def _quality(self, case: GateCase, generate: Generate, pictures: CellPictures, first: Sequence[Image]) -> _Quality:
+        """Whether a case's pictures are as they were; ``first`` are those of a winner's first batch."""
         drawn = self._recorded(self.baseline_sessions, case)
         moved = pictures_moved(pictures.fingerprint, drawn[-1].lpips) if drawn else 0.0
         changed = same_pictures(moved, _PICTURES_TOLERANCE)
@@ -179,7 +183,7 @@ class Examination:
                 finding = replace(finding, text="no pictures recorded to compare with")
             return _Quality((finding,), pictures.fingerprint)
         then = [(metric, self._then(case, metric, identity)) for metric, identity in self.metrics.values()]
-        found, control_s = scores(self.bench, case, generate, pictures, then, recording=self.recording)
+        found, control_s = scores(self.bench, case, generate, pictures, then, first=first, recording=self.recording)
         now = {one.metric.name: MetricSamples(self.metrics[one.metric.name][1], one.now) for one in found}
         lpips = now.pop(LPIPS).values
         if changed:

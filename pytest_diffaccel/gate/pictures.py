@@ -74,6 +74,7 @@ def scores(
     pictures: CellPictures,
     then: Sequence[tuple[Metric, tuple[float, ...]]],
     *,
+    first: Sequence[Image],
     recording: bool,
 ) -> tuple[list[Scores], float]:
     """What metrics say of a winner's samples and of the unaccelerated ones, with the A/A control and what it took.
@@ -87,6 +88,7 @@ def scores(
         generate: with the winner's parameters.
         pictures: of its cell.
         then: the metrics, and the reference's values of each; none where it has none.
+        first: the winner's pictures of the first batch, which are not made again.
         recording: whether a reference is recorded, which tells what rounding will hide.
 
     Returns:
@@ -99,7 +101,7 @@ def scores(
     device = str(generate.pipeline.device)
     prompts = [prompt for batch in _batches(bench, case) for prompt in batch.prompts]
     with bench.pipelines.lock.generating():
-        images = _images(bench, case, generate)
+        images = [*first, *_images(bench, case, generate, after=1)]
         check_candidate(images)
         found = [
             Scores(scores_of(metric, images, pictures.plain, prompts, device), (), recorded, metric)
@@ -120,8 +122,8 @@ def _nudged(bench: Workbench, case: GateCase) -> list[Image]:
         return _images(bench, case, generate)
 
 
-def _images(bench: Workbench, case: GateCase, generate: Generate) -> list[Image]:
-    return [image for batch in _batches(bench, case) for image in generate(batch.prompts, batch.seeds)]
+def _images(bench: Workbench, case: GateCase, generate: Generate, after: int = 0) -> list[Image]:
+    return [image for batch in _batches(bench, case)[after:] for image in generate(batch.prompts, batch.seeds)]
 
 
 def _batches(bench: Workbench, case: GateCase) -> list[Batch]:

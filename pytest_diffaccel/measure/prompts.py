@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -28,8 +29,14 @@ def default_prompts(spec: ModelSpec) -> tuple[str, ...]:
         FileNotFoundError: if the embedded pipeline is not installed.
     """
     if spec.kind == "embedded":
-        return read_prompt_file(Path(spec.location) / "prompts.txt").prompts
-    return read_prompt_file(Path(str(files("pytest_diffaccel.measure") / "data" / "prompts.txt"))).prompts
+        return _packaged(Path(spec.location) / "prompts.txt")
+    return _packaged(Path(str(files("pytest_diffaccel.measure") / "data" / "prompts.txt")))
+
+
+@cache
+def _packaged(path: Path) -> tuple[str, ...]:
+    """Read once: every sampling asks for them."""
+    return read_prompt_file(path).prompts
 
 
 def used(named: Path, num_samples: int, *, gate: bool = False) -> str:
