@@ -12,11 +12,11 @@ from found import PARAMS, chosen, measured
 
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.deciding import BY_LPIPS, QualityRule
-from pytest_diffaccel.measure.measurement import MetricFigures
+from pytest_diffaccel.measure.measurement import Interval, MetricFigures
 from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
-from pytest_diffaccel.report.winners import calibration_text, slowdown_text
+from pytest_diffaccel.report.winners import calibration_text, provisional_text, slowdown_text
 from pytest_diffaccel.search.effort import Effort, SearchCase
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import CellWinners, Skipped, Winners
@@ -206,6 +206,17 @@ def test_what_is_too_bad_to_win_is_not_told_as_found() -> None:
             figures = replace(found.figures, metrics={"psnr": MetricFigures(value)})
             progress.case_ended(EndedCase(str(speedup), "passed", 1.0, ""), replace(found, figures=figures))
         assert progress.line().endswith(f"; to be verified: {said}")
+
+
+def test_the_line_tells_of_what_groups_were_told_to_have_found() -> None:
+    """Their winners' cases evaluate further candidates, which have no cases of their own."""
+    progress = Progress(58, TimeLeft(cases_of({CELL: 1.0}), EFFORT, Lanes(), embedded=True))
+    progress.case_ended(EndedCase("one", "passed", 1.0, ""), measured(Candidate(CELL, "DeepCache", PARAMS), 1.6, 0.012))
+    found = replace(chosen(CELL, "DeepCache", 1.2, PARAMS), speedup=Interval(1.3, 1.2, 1.4), lpips=0.004)
+    result = Winners(CELL, "DeepCache", (found,))
+    assert provisional_text(result).startswith("SD1.5-DDIM-20 DeepCache, to be verified: 1.2x")
+    progress.case_ended(EndedCase("winners", "passed", 1.0, ""), result)
+    assert progress.line().endswith("; to be verified: LPIPS 0.004 at 1.2x, 0.012 at 1.5x")
 
 
 def test_the_line_says_when_winners_are_chosen_and_verified() -> None:

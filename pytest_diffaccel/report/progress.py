@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from pytest_diffaccel.matrix import TARGETS
 from pytest_diffaccel.measure.deciding import BY_LPIPS, LPIPS, QualityRule
+from pytest_diffaccel.measure.measurement import Interval
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import TimeLeft, distinct
 from pytest_diffaccel.search.effort import SearchCase
@@ -133,15 +134,17 @@ class Progress:
         self._place = f"{result.cell} {result.accelerator}"
         if isinstance(result, Winners):
             self._chosen[self._cell] += distinct(result.provisional)
+            # Also what no case of its own has measured.
+            for chosen in result.provisional:
+                self._reached(chosen.speedup, chosen.decided_by[1] if chosen.decided_by else chosen.lpips)
         if isinstance(result, Measured):
-            self._measured(result.figures)
+            self._reached(result.figures.speedup, _value(result.figures, self._quality))
 
-    def _measured(self, figures: Figures) -> None:
-        value = _value(figures, self._quality)
+    def _reached(self, speedup: Interval, value: float) -> None:
         if self._quality.cost_of(value) > self._quality.cost_of(self._quality.worst):
             return  # it cannot win
         for target in TARGETS:
-            if figures.speedup.value >= target:
+            if speedup.value >= target:
                 key = (self._cell, target)
                 self._best[key] = self._quality.better(value, self._best.get(key))
 
