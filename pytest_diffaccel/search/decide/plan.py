@@ -281,7 +281,7 @@ class Plan:
         """Gains of candidates that are fast enough, from their speed-ups and log losses."""
         gains = np.zeros((len(speedups), len(TARGETS) + 1))
         # Where it reaches a target, so does what promises to be faster: their kinds of steps are the same.
-        least = np.minimum(self._least, np.array([[self._least_of_faster(speedup)] for speedup in speedups]))
+        least = np.minimum(self._least, self._least_of_faster([speedup.value for speedup in speedups])[:, None])
         # By how much it falls below the least loss, less by how much of that nobody could see.
         improvement = _expected_below(least, mean, sd) - _expected_below(np.array(self._unseen), mean, sd)
         gains[:, :-1] = improvement * probabilities(speedups, TARGETS, by_mean=self.by_mean)
@@ -301,10 +301,21 @@ class Plan:
         ]
         return np.maximum(least, self._unseen)
 
-    def _least_of_faster(self, than: Interval) -> float:
-        """Least expected log loss among the evaluated that promise as much speed as this or more; infinite without."""
-        faster = [self._modelled[one.candidate] for one in self._allowed if one.speedup.value >= than.value]
-        return max(min(faster), self._unseen) if faster else math.inf
+    def _least_of_faster(self, speedups: Sequence[float]) -> Array:
+        """Least expected log loss among the evaluated that promise so much speed or more, (speed-ups,); infinite where
+        none does.
+        """
+        values, least = self._least_from
+        found: Array = least[np.searchsorted(values, speedups)]
+        return found
+
+    @cached_property
+    def _least_from(self) -> tuple[Array, Array]:
+        """Speed-ups of the evaluated of an allowed loss, ascending (n,); the least log loss from each on, (n + 1,)."""
+        allowed = sorted(self._allowed, key=lambda option: option.speedup.value)
+        losses = [max(self._modelled[option.candidate], self._unseen) for option in allowed]
+        least = np.minimum.accumulate([math.inf, *reversed(losses)])[::-1]
+        return np.array([option.speedup.value for option in allowed]), least
 
     @cached_property
     def _unseen(self) -> float:
