@@ -54,10 +54,6 @@ while True:
 """
 
 
-# How the second process of a run that failed is named.
-_AGAIN = " again"
-
-
 @dataclass(frozen=True)
 class Fault:
     """What is broken, and how the gate should name it.
@@ -125,6 +121,7 @@ class Proof:
         Raises:
             SystemExit: when that failed; it is not kept, and the same command tries again.
         """
+        self._left -= 1
         found = self._pytest(name, "", options)
         if found["exit"] != 0:
             self._kept(name).unlink()
@@ -137,14 +134,15 @@ class Proof:
 
     def gate(self, name: str, fault: Fault, options: Sequence[str]) -> dict[str, Any]:
         """One gate run, and a second process where it fails, as in CI: a row of the table."""
+        self._left -= 1
         step_s = 0.05 * self._step_s() if fault.call else 0.0
         call = fault.call.format(step=step_s)
         first = last = self._pytest(name, call, ["--gate", *options], fault.beside)
         if first["exit"] == 1:
-            last = self._pytest(name + _AGAIN, call, ["--gate", *options, "--lf"], fault.beside)
+            last = self._pytest(f"{name} again", call, ["--gate", *options, "--lf"], fault.beside)
         text = self._kept(last["run"]).with_suffix(".txt").read_text(encoding="utf-8")
         right = last["exit"] == fault.exit_code and fault.named in text and fault.unnamed not in text
-        return {**last, "first": first["exit"], "says": _verdicts(text) or "?", "right": right}
+        return {**last, "run": name, "first": first["exit"], "says": _verdicts(text) or "?", "right": right}
 
     def _step_s(self) -> float:
         """Time of a step of the recorded unaccelerated pipeline, about: of the first baseline."""
@@ -160,7 +158,6 @@ class Proof:
 
     def _pytest(self, name: str, fault: str, options: Sequence[str], beside: str = "") -> dict[str, Any]:
         kept = self._kept(name)
-        self._left -= not name.endswith(_AGAIN)
         if kept.is_file():
             found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
             return found

@@ -160,15 +160,15 @@ def best(chooser: Chooser, entries: Mapping[GoldenKey, GoldenEntry]) -> list[dic
                 for one, (device, wall) in chooser.measured.items()
                 if (one.cell.pipe, one.accelerator) == (pipe, accelerator)
             ]
-            names = ("verified_device", "verified_wall", "verified_cell")
+            names: tuple[str, ...] = ("verified_device", "verified_wall", "verified_cell")
             row |= dict(zip(names, max(verified, default=("none", "none", "")), strict=True))
             golden = [
                 (entry.speedup or 0.0, entry.wall_speedup or 0.0, f"{key.cell.scheduler} {key.cell.steps}", entry.basis)
                 for key, entry in entries.items()
                 if (key.cell.pipe, key.accelerator) == (pipe, accelerator) and (entry.lpips or 0.0) <= MAX_LOSS
             ]
-            own = ("golden_device", "golden_wall", "golden_cell", "golden_basis")
-            row |= dict(zip(own, max(golden, default=("none", "none", "", "")), strict=True))
+            names = ("golden_device", "golden_wall", "golden_cell", "golden_basis")
+            row |= dict(zip(names, max(golden, default=("none", "none", "", "")), strict=True))
             rows.append(row)
     return rows
 

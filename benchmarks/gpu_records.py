@@ -37,14 +37,14 @@ class GpuRecords:
 
     Attributes:
         environments: by id.
-        recorded_in: the id of the environment of a pipe's kinds, by pipe, and of a winner, by candidate.
+        recorded_in: the id of the environment of each candidate that was timed.
         kinds: blocks of the short runs, by clock.
         winners: blocks of whole generations, by clock.
         peak_memory_mb: of a candidate's first generation.
     """
 
     environments: dict[str, Environment] = field(default_factory=dict)
-    recorded_in: dict[str | Candidate, str] = field(default_factory=dict)
+    recorded_in: dict[Candidate, str] = field(default_factory=dict)
     kinds: dict[str, Blocks] = field(default_factory=lambda: {WALL: defaultdict(list), BUSY: defaultdict(list)})
     winners: dict[str, Blocks] = field(default_factory=lambda: {WALL: defaultdict(list), BUSY: defaultdict(list)})
     peak_memory_mb: dict[Candidate, float] = field(default_factory=dict)
@@ -61,16 +61,17 @@ class GpuRecords:
             elif row["type"] == "block":
                 blocks = found.kinds if row["step"] == "kinds" else found.winners
                 candidate = _candidate(row)
-                found.recorded_in[row["pipe"] if row["step"] == "kinds" else candidate] = row["environment"]
+                found.recorded_in[candidate] = row["environment"]
                 blocks[row["clock"]][candidate].append(_block(candidate, row))
             elif row["type"] == "counted":
                 found.peak_memory_mb[_candidate(row)] = row["peak_memory_mb"]
         return found
 
     def environment(self, candidate: Candidate) -> Environment:
-        """In which its whole generation was timed, else that of its pipe's kinds."""
-        recorded_in = self.recorded_in.get(candidate, self.recorded_in[candidate.cell.pipe])
-        return self.environments[recorded_in]
+        """In which it was timed, else that of its pipe's short runs."""
+        short_runs = (run for run in self.kinds[BUSY] if run.cell.pipe == candidate.cell.pipe)
+        timed = candidate if candidate in self.recorded_in else next(short_runs)
+        return self.environments[self.recorded_in[timed]]
 
     def model(self, pipe: str, clock: str) -> CostModel:
         """The cost model of a pipe, from the short runs alone."""

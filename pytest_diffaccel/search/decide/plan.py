@@ -374,15 +374,19 @@ class Plan:
         if target is None:
             return f"{_REACHES_NONE}, and comes hardly nearer to it than others"
         reaching = [option for option in self.options if option.reaches(target)]
+        if reaching:
+            params, loss, _ = self._shown(reaching)
+            return f"{target:g}x is reached at {loss} by {params}"
         faster = [option for option in self._allowed if option.speedup.value >= speedup.value]
-        if not reaching and faster:
-            best = leader(faster)
-            first = self.quality.value_text(self._first_loss(best.candidate))
-            return f"{spaced_params(best.candidate.params)} promises {best.speedup.value:.2f}x at {first}"
-        if not reaching:
-            worst = self.quality.metric.value_at(self.max_loss)
-            side = "above" if self.quality.metric.higher_is_better else "below"
-            return f"no target {side} {self.quality.rule.shown} {worst:g} is expected of it"
-        best = leader(reaching)
-        first = self.quality.value_text(self._first_loss(best.candidate))
-        return f"{target:g}x is reached at {first} by {spaced_params(best.candidate.params)}"
+        if faster:
+            params, loss, value = self._shown(faster)
+            return f"{params} promises {value:.2f}x at {loss}"
+        worst = self.quality.metric.value_at(self.max_loss)
+        side = "above" if self.quality.metric.higher_is_better else "below"
+        return f"no target {side} {self.quality.rule.shown} {worst:g} is expected of it"
+
+    def _shown(self, options: Sequence[Option]) -> tuple[str, str, float]:
+        """Of the one that loses least: its parameters and first loss, in words, and its speed-up."""
+        best = leader(options)
+        params, loss = spaced_params(best.candidate.params), self._first_loss(best.candidate)
+        return params, self.quality.value_text(loss), best.speedup.value
