@@ -14,6 +14,7 @@ host's.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Fault:
 
     Attributes:
         name: for people.
-        call: injects it (tests/faults.py); {step} is 5% of the time of an unaccelerated step, in seconds.
+        call: injects it (tests/faults.py); {step} is 5% of the time of an unaccelerated step, and {own} of the longest
+            accelerated one's, in seconds.
         exit_code: of the gate.
         named: words of its output.
         unnamed: words that must not be there.
@@ -86,6 +88,7 @@ FAULTS = (
 UNCHANGED = Fault("A-A", "", 0, "gate: ", " regressed: ")
 BESIDE_OTHER_WORK = Fault("A-A beside other work", "", 0, "gate: ", " regressed: ", OTHER_WORK)
 FAULTS_GPU = (
+    Fault("winner slower by 5%", "faults.busy_steps(faults.DeepCache, {own})", 1, "speed regressed: "),
     Fault("GPU busy by 6% of a step more", "faults.busy_steps(faults.DeepCache, 1.2 * {step})", 1, "speed regressed: "),
     Fault("wrong cache_branch_id", "faults.other_branch(2)", 1, " regressed: "),
     Fault(
@@ -135,8 +138,8 @@ class Proof:
     def gate(self, name: str, fault: Fault, options: Sequence[str]) -> dict[str, Any]:
         """One gate run, and a second process where it fails, as in CI: a row of the table."""
         self._left -= 1
-        step_s = 0.05 * self._step_s() if fault.call else 0.0
-        call = fault.call.format(step=step_s)
+        step_s, own_s = self._steps_s() if fault.call else (0.0, 0.0)
+        call = fault.call.format(step=0.05 * step_s, own=0.05 * own_s)
         first = last = self._pytest(name, call, ["--gate", *options], fault.beside)
         if first["exit"] == 1:
             last = self._pytest(f"{name} again", call, ["--gate", *options, "--lf"], fault.beside)
@@ -144,13 +147,17 @@ class Proof:
         right = last["exit"] == fault.exit_code and fault.named in text and fault.unnamed not in text
         return {**last, "run": name, "first": first["exit"], "says": _verdicts(text) or "?", "right": right}
 
-    def _step_s(self) -> float:
-        """Time of a step of the recorded unaccelerated pipeline, about: of the first baseline."""
+    def _steps_s(self) -> tuple[float, float]:
+        """Times of a recorded step, about: of the first cell's unaccelerated pipeline, and of its slowest winner."""
         path = _references_of(self._golden)
-        if path.is_file():
-            for name, sessions in json.loads(path.read_text(encoding="utf-8")).items():
-                if name.endswith("-baseline"):
-                    return float(sessions[0]["baseline_s"]) / int(name.split("-")[-2])
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        first = {name: sessions[0] for name, sessions in known.items()}
+        for name, baseline in first.items():
+            if name.endswith("-baseline"):
+                step_s = float(baseline["baseline_s"]) / int(name.split("-")[-2])
+                cell = name.removesuffix("baseline")
+                winners = [one["log_speedup"] for key, one in first.items() if key.startswith(cell) and key != name]
+                return step_s, step_s / math.exp(min(winners))
         raise SystemExit(f"{path} holds no baseline: record references with pytest benches --gate --update-golden")
 
     def _kept(self, name: str) -> Path:

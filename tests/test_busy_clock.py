@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_diffaccel.measure.busy_clock import Activity, KernelTimes, activity_of, busy_timing
+from pytest_diffaccel.measure.busy_clock import Activity, KernelTimes, activities_of, busy_timing
 
 MS = 1_000_000
 
@@ -42,24 +43,44 @@ def test_a_step_is_what_ran_since_the_one_before_it() -> None:
     assert (timing.kinds, timing.fixed_s) == (("full", "shallow"), pytest.approx(0.005))
 
 
+@dataclass(frozen=True)
+class Event:
+    """What the profiler says of something that occupied the GPU."""
+
+    called: str
+    started_ms: int
+    lasted_ms: float
+
+    def name(self) -> str:
+        return self.called
+
+    def start_ns(self) -> int:
+        return self.started_ms * MS
+
+    def duration_ns(self) -> int:
+        return int(self.lasted_ms * MS)
+
+
 def test_a_long_spin_is_work_and_no_marker() -> None:
     """Somebody's own busy wait is made of the same kernel."""
+    short, long = (Event("at::cuda::spin_kernel(long)", 0, lasted_ms) for lasted_ms in (0.002, 3))
+    assert [activity.marks for activity in activities_of([short, long])] == [True, False]
 
-    class Event:
-        def __init__(self, start_ns: int, duration_ns: int) -> None:
-            self._times = start_ns, duration_ns
 
-        def start_ns(self) -> int:
-            return self._times[0]
-
-        def duration_ns(self) -> int:
-            return self._times[1]
-
-        def name(self) -> str:
-            return "at::cuda::spin_kernel(long)"
-
-    assert activity_of(Event(0, 2_000)).marks
-    assert not activity_of(Event(0, 3 * MS)).marks
+@pytest.mark.parametrize("copied_ms", [0.7, 8])
+def test_a_copy_that_the_host_makes_is_no_work_of_the_gpu(copied_ms: float) -> None:
+    """An H200 handed the same images over in 0.7 ms and in 8 ms; to pinned memory it copies by itself."""
+    mark, last = (Event("at::cuda::spin_kernel(long)", at_ms, 0.002) for at_ms in (0, 9))
+    events = [
+        mark,
+        Event("gemm", 1, 5),
+        Event("Memcpy HtoD (Pageable -> Device)", 7, copied_ms),
+        last,
+        Event("Memcpy DtoH (Device -> Pinned)", 20, 2),
+        Event("Memcpy DtoH (Device -> Pageable)", 30, copied_ms),
+    ]
+    timing = busy_timing(activities_of(events), ["full"])
+    assert (timing.total_s, timing.step_s) == (pytest.approx(0.007), pytest.approx((0.005,)))
 
 
 def test_work_that_overlaps_counts_once() -> None:

@@ -27,6 +27,7 @@ from pytest_diffaccel.gate.pictures import CellPictures, scores
 from pytest_diffaccel.gate.reference import Reference, how_to_record
 from pytest_diffaccel.gate.timing import CaseTimer, PlainRuns
 from pytest_diffaccel.gate.verdict import Finding
+from pytest_diffaccel.measure.busy_clock import KernelTimes
 from pytest_diffaccel.measure.deciding import LPIPS
 from pytest_diffaccel.measure.degenerate import USUAL_CAUSES, DegeneratePictures
 from pytest_diffaccel.measure.metrics.base import Metric
@@ -141,7 +142,8 @@ class Examination:
             # What the unaccelerated pipeline does was counted when its pictures were drawn.
             first, batch_s = self._count(case, generate) if case.candidate else ([], pictures.batch_s)
             quality = self._quality(case, generate, pictures, first)
-            timer = CaseTimer(self.bench, case, baseline, generate, self.plain(case))
+            plain = self.plain(case)
+            timer = CaseTimer(self.bench, case, baseline, generate, plain, KernelTimes(beside=plain.kernels))
             speeds = self._speeds(case, timer, pictures.batch_s + batch_s)
         name = "lpips" if case.candidate else "fingerprint_lpips"
         figures = {name: float(np.mean(quality.lpips))}

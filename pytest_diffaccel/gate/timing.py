@@ -49,11 +49,11 @@ class PlainRuns:
 
     Attributes:
         kernels: of those so far.
-        fixed_s: for which the GPU works on what surrounds the steps, seconds; None until it is measured.
+        surrounding: how many of them surround the steps of a whole run; None until one is profiled.
     """
 
     kernels: KernelTimes = field(default_factory=KernelTimes)
-    fixed_s: float | None = None
+    surrounding: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CaseTimer:
         baseline: generates without methods.
         generate: generates as the case does.
         plain: what earlier cases of the cell told of its unaccelerated runs.
-        own_kernels: of the case's runs so far.
+        own_kernels: of the case's runs so far, beside the unaccelerated ones.
     """
 
     bench: Workbench
@@ -74,7 +74,7 @@ class CaseTimer:
     baseline: Generate
     generate: Generate
     plain: PlainRuns
-    own_kernels: KernelTimes = field(default_factory=KernelTimes)
+    own_kernels: KernelTimes
 
     @property
     def device_type(self) -> str:
@@ -94,26 +94,27 @@ class CaseTimer:
     def gpu_use(self) -> GpuUse:
         """Of a few whole runs that are profiled, and one by wall time.
 
-        Other processes may hold a run up, and never speed it up: of the fixed parts the least counts; the later steps
-        are those of the last run, which time slices are best known in.
+        Other processes may hold a run up, and never speed it up: of what surrounds the steps each kernel's least
+        counts, by either pipeline's runs; the later steps are those of the last run, which time slices are best known
+        in.
 
         Raises:
             ValueError: when the profiler did not see every step.
         """
-        batch = self._batches()[0]
+        batch, plain, kernels = self._batches()[0], self.plain, self.own_kernels
         with self.bench.pipelines.lock.timing():
             _, wall = timed_run(self.generate, batch.prompts, batch.seeds)
-            own = self._whole(self.generate, self.own_kernels)
-            fixed_s = _least_fixed_s(own)
-            if self.plain.fixed_s is None:
-                is_plain = self.case.candidate is None
-                self.plain.fixed_s = (
-                    fixed_s if is_plain else _least_fixed_s(self._whole(self.baseline, self.plain.kernels))
-                )
+            own = self._whole(self.generate, kernels)
+            surrounding = kernels.surrounding
+            if plain.surrounding is None and self.case.candidate is not None:
+                self._whole(self.baseline, plain.kernels)
+                plain.surrounding = plain.kernels.surrounding
+            elif plain.surrounding is None:
+                plain.surrounding = surrounding
         return GpuUse(
             min(run.total_s for run in own) / wall.total_s,
-            self.plain.fixed_s,
-            fixed_s,
+            kernels.surrounds_s(plain.surrounding),
+            kernels.surrounds_s(surrounding),
             # Of a baseline beside itself both sides would be the same multiple.
             later_steps(own[-1]) if self.case.candidate is not None else 1.0,
         )
@@ -201,11 +202,6 @@ class CaseTimer:
         """Those that are full."""
         batches = self.bench.batches(self.case.cell, "winner", self.case.entry.num_samples)
         return [batch for batch in batches if len(batch.seeds) == len(batches[0].seeds)]
-
-
-def _least_fixed_s(runs: Sequence[RunTiming]) -> float:
-    """What surrounds the steps of a run takes, seconds: other processes only ever add to it."""
-    return max(0.0, min(run.fixed_s for run in runs))
 
 
 def _decides(generate: Generate) -> bool:
