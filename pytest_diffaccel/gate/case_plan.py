@@ -17,7 +17,7 @@ from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_key import GoldenKey, rank
 
 # A baseline against itself shows that the measuring is sound; so many figures do.
-_BASELINE_FIGURES = 8
+BASELINE_FIGURES = 8
 # What a winner that is as it was commonly takes until that is certain.
 _VERDICT_FIGURES = 12
 #: A slowdown that so large a share of runs shows is shown.
@@ -204,12 +204,12 @@ def design(
     made = Design(clock.most, math.log1p(slowdown), speed_share(cases), session_sd, clock.lasting_share)
     if recording:
         # Of a baseline only its time is used, which a GPU's own clock soon knows.
-        most = _BASELINE_FIGURES if case.candidate is None and clock == DEVICE else clock.most
+        most = BASELINE_FIGURES if case.candidate is None and clock == DEVICE else clock.most
         return replace(made, most=min(most, figures))
     choices = [*(look for look in LOOKS if look < clock.most), clock.most]
     enough = next((look for look in choices if power(replace(made, most=look), reference, clock) >= SURELY), clock.most)
     if case.candidate is None:
-        enough = _BASELINE_FIGURES
+        enough = BASELINE_FIGURES
     # Half as many again: the noise of this session may be larger.
     wanted = min(clock.most, figures, math.ceil(1.5 * enough))
     return replace(made, most=wanted) if wanted >= LOOKS[0] else None

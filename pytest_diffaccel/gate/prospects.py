@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from statistics import median
 
 import numpy as np
 
-from pytest_diffaccel.gate.case_plan import LARGEST_ASKED, SURELY, GateCase, shows
+from pytest_diffaccel.gate.case_plan import BASELINE_FIGURES, LARGEST_ASKED, SURELY, GateCase, affordable, shows
 from pytest_diffaccel.gate.clocks import DEVICE, HOST, Clock
 from pytest_diffaccel.gate.reference import Reference
 from pytest_diffaccel.gate.sequential import LOOKS
@@ -32,20 +33,51 @@ class Prospect:
     Attributes:
         case: the winner.
         clock: the clock.
-        share: of what timing may take, what is for this winner, above 0 and at most 1.
-        beside_s: what all cases take beside timing (pictures, whole runs), seconds; None where no reference tells.
         is_shown: whether 95% of such runs show the slowdown that matters.
         shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
-        needed_s: seconds of timing, above 0, after which they show the one that matters; infinite when none are enough.
+        figures: for which there is time.
+        is_reachable: whether any budget shows the one that matters.
+        beside_s: what all cases take beside timing (pictures, whole runs), seconds; None where no reference tells.
+        enough_s: a budget that shows all that any budget shows of all winners, seconds.
     """
 
     case: GateCase
     clock: Clock
-    share: float
-    beside_s: float | None
     is_shown: bool
     shown: float | None
-    needed_s: float
+    figures: int
+    is_reachable: bool
+    beside_s: float | None
+    enough_s: float
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a case's verdict by one clock needs.
+
+    Attributes:
+        case: the case.
+        clock: the clock.
+        reference: what it is compared with.
+        tests: how many share the run's false alarms.
+        figure_s: what a figure takes, seconds, above 0.
+        enough: figures, from which on any number shows the slowdown that matters; 0 where none does.
+        most: figures that are taken at the most.
+    """
+
+    case: GateCase
+    clock: Clock
+    reference: Reference
+    tests: int
+    figure_s: float
+    enough: int
+    most: int
+
+    def smallest_shown(self, figures: int, matters: float) -> float | None:
+        """The smallest slowdown from ``matters`` on that so many figures show; None where it is above a half."""
+        asked = (matters, *(slowdown for slowdown in _SLOWDOWNS if slowdown > matters))
+        shown = partial(shows, self.case, self.reference, self.clock, self.tests, figures=figures)
+        return next((slowdown for slowdown in asked if shown(slowdown)), None)
 
 
 def prospects(
@@ -57,66 +89,87 @@ def prospects(
 ) -> list[Prospect]:
     """What a run will be able to show of every winner that has a reference whose figures' times are known.
 
-    Each has its share of what pictures leave of the budget, by what its steps cost; a case that is soon certain leaves
-    more to the others.
-
     Args:
-        cases: of the whole run.
+        cases: of the whole run, in its order.
         sessions: recorded, by subject.
         reference: what a case is compared with by a clock.
         settings: the gate's.
         wall: the wall clock of the device that this runs on.
     """
-    winners = [case for case in cases if case.candidate is not None]
-    all_cost = sum(case.cost for case in winners)
-    beside_s = seconds_beside(cases, sessions)
-    timing_s = max(0.0, settings.budget_s - (beside_s or 0.0))
+    needs = [
+        list(_needs(case, sessions.get(case.subject, ()), reference, settings, wall, len(cases))) for case in cases
+    ]
+    beside_s = [seconds_beside(cases[place:], sessions) or 0.0 for place in range(len(cases) + 1)]
+    enough_s = beside_s[0] + sum(need.enough * need.figure_s for own in needs for need in own)
+    while any(figures < need.enough for need, figures in _given(cases, needs, beside_s, enough_s)):
+        enough_s *= 1.02  # a case keeps more for later ones than they need
+    told_s = seconds_beside(cases, sessions)
     found = []
-    for case in winners:
-        share = case.cost / all_cost
-        left_s = timing_s * share
-        recorded = sessions.get(case.subject, ())
-        for clock in (DEVICE if any(session.by("device") for session in recorded) else wall, HOST):
-            known = [speed for session in recorded if (speed := session.by(clock.name)) is not None]
-            against, figure_s = reference(case, clock), known[-1].figure_s if known else None
-            if against is None or figure_s is None:
-                continue
-            shows_what = _shows_what(case, clock, against, left_s, figure_s, len(cases), settings)
-            made = Prospect(case, clock, share, beside_s, *shows_what)
-            left_s -= min(left_s, made.needed_s)
-            found.append(made)
+    for need, figures in _given(cases, needs, beside_s, settings.budget_s):
+        if need.case.candidate is not None:
+            shown = need.smallest_shown(figures, matters := _matters(need.clock, settings))
+            showing = (shown == matters, shown, figures, bool(need.enough))
+            found.append(Prospect(need.case, need.clock, *showing, told_s, enough_s))
     return found
 
 
-def _shows_what(
+def _matters(clock: Clock, settings: GateSettings) -> float:
+    return settings.host_slowdown if clock == HOST else settings.slowdown
+
+
+def _needs(
     case: GateCase,
-    clock: Clock,
-    reference: Reference,
-    left_s: float,
-    figure_s: float,
-    cases: int,
+    recorded: Sequence[GateSession],
+    reference: Callable[[GateCase, Clock], Reference | None],
     settings: GateSettings,
-) -> tuple[bool, float | None, float]:
-    """A prospect's ``is_shown``, ``shown`` and ``needed_s``, with ``left_s`` seconds for its figures."""
+    wall: Clock,
+    cases: int,
+) -> Iterator[_Need]:
+    """By each clock that its references tell of; of a baseline by the first."""
     tests = cases * (2 if settings.host_fails else 1)
+    main = DEVICE if any(session.by("device") for session in recorded) else wall
+    for clock in (main, HOST) if case.candidate is not None else (main,):
+        known = [speed for session in recorded if (speed := session.by(clock.name)) is not None]
+        against, figure_s = reference(case, clock), known[-1].figure_s if known else None
+        if against is None or figure_s is None:
+            continue
+        if case.candidate is None:
+            yield _Need(case, clock, against, tests, figure_s, 0, BASELINE_FIGURES)
+            continue
+        shown = partial(shows, case, against, clock, tests)
+        # A look more may show a little less: so many that any more show it, too.
+        showing = takewhile(partial(shown, _matters(clock, settings)), range(clock.most, LOOKS[0] - 1, -1))
+        enough = min(showing, default=0)
+        is_timed = clock != HOST or shown(LARGEST_ASKED, clock.most)
+        yield _Need(case, clock, against, tests, figure_s, enough, enough or (clock.most if is_timed else 0))
 
-    def shown_by(figures: int, slowdown: float) -> bool:
-        return shows(case, reference, clock, tests, slowdown, figures)
 
-    matters = settings.host_slowdown if clock == HOST else settings.slowdown
-    figures = int(left_s / figure_s)
-    is_shown = shown_by(figures, matters)
-    shown = (
-        matters
-        if is_shown
-        else next((slowdown for slowdown in _SLOWDOWNS if slowdown > matters and shown_by(figures, slowdown)), None)
-    )
-    if is_shown:
-        needed = next((count for count in (*LOOKS, clock.most) if shown_by(count, matters)), figures)
-    else:  # a look more may show a little less: so many that any more show it, too
-        enough = takewhile(lambda count: shown_by(count, matters), range(clock.most, LOOKS[0] - 1, -1))
-        needed = min(enough, default=0)
-    return is_shown, shown, needed * figure_s if needed else math.inf
+def _given(
+    cases: Sequence[GateCase], needs: Sequence[Sequence[_Need]], beside_s: Sequence[float], budget_s: float
+) -> list[tuple[_Need, int]]:
+    """Figures that a run has time for, case by case, as :class:`.SpeedJudge` gives them.
+
+    Args:
+        cases: of the run, in its order.
+        needs: of each case.
+        beside_s: what each case and all later ones take beside timing, seconds; and 0 at the end.
+        budget_s: the run's, seconds.
+    """
+    left_s, found = budget_s, []
+    for place, case in enumerate(cases):
+        later, kept_s = cases[place + 1 :], beside_s[place + 1]
+        left_s -= beside_s[place] - kept_s
+        for need in needs[place]:
+            if need.clock == HOST:
+                figures = affordable(case, later, left_s - kept_s, need.figure_s, 1)
+            else:
+                figures = affordable(case, later, left_s, need.figure_s, 1, kept_s)
+            figures = figures if figures >= LOOKS[0] else 0
+            found.append((need, figures))
+            taken_s = min(figures, need.most) * need.figure_s
+            left_s -= taken_s
+            kept_s += taken_s * sum(other.cost / case.cost for other in later)
+    return found
 
 
 def seconds_beside(
@@ -158,34 +211,27 @@ def in_words(found: Sequence[Prospect], settings: GateSettings) -> list[str]:
 
 
 def _shown(prospect: Prospect) -> str:
+    if not prospect.figures:
+        return "no time is left for it"
     if prospect.shown is None:
         return f"not even one of {LARGEST_ASKED:.0%}"
     return f"only one of {prospect.shown:.1%} or more"
 
 
 def remedies(found: Sequence[Prospect]) -> dict[str, str]:
-    """What would show what matters of each winner of which this run cannot, in words, by the winner's key.
-
-    One budget for all: at that, each one's share is enough for those of its clocks that any budget is enough for.
-    """
-    needed_s: defaultdict[str, float] = defaultdict(float)
+    """What would show what matters of each winner of which this run cannot, in words, by the winner's key."""
     short: defaultdict[str, list[Prospect]] = defaultdict(list)
     for prospect in found:
-        if math.isfinite(prospect.needed_s):
-            needed_s[prospect.case.key] += prospect.needed_s / prospect.share
         if not prospect.is_shown:
             short[prospect.case.key].append(prospect)
-    reached = [key for key, missing in short.items() if any(math.isfinite(one.needed_s) for one in missing)]
-    beside_s = next((prospect.beside_s for prospect in found), None)
-    enough_s = max((needed_s[key] for key in reached), default=0.0) + (beside_s or 0.0)
-    budget = f"--gate-budget {as_option(enough_s)} or more"
-    if beside_s is None:
-        budget += ": pictures take some of it"
     said = {}
     for key, missing in short.items():
-        hopeless = [one.clock.name for one in missing if not math.isfinite(one.needed_s)]
+        hopeless = [one.clock.name for one in missing if not one.is_reachable]
         further = "further references (--gate --update-golden), as no budget is enough with so few"
-        if key not in reached:
+        budget = f"--gate-budget {as_option(missing[0].enough_s)} or more"
+        if missing[0].beside_s is None:
+            budget += ": pictures take some of it"
+        if len(hopeless) == len(missing):
             said[key] = further
         else:
             said[key] = f"{budget}; by {hopeless[0]} time {further}" if hopeless else budget

@@ -261,8 +261,8 @@ class GateReport:
             lines.append(f"next: golden is out of date where winners improved: {record}")
         if any(map(_is_slower, self._results)):
             lines.append(
-                "next: judge it in another process before you believe it: the same command with --lf (a whole process "
-                "may be slower by 1% to 3% though nothing changed)"
+                "next: judge it in another process before you believe it: the same command with --lf (beside other "
+                "processes on the GPU a winner has seemed slower by 2.5% though nothing had changed)"
             )
         if counts.get("regressed") and not changed:
             references = record_command(self._gate, "--fresh")
