@@ -173,7 +173,8 @@ def test_each_metric_that_is_named_is_judged_and_recorded(gate: Gate) -> None:
     alone = ("-k", "DeepCache")
     asked = (*alone, *named, "--clip-model", "embedded")
     record = "record references while all is well: pytest benches --gate --update-golden"
-    fix = f"{record} {' '.join(named)} --models models.toml --clip-model embedded"
+    chosen = "--pipe SD1.5 --sched DDIM --steps 20 --search-targets Echo --search-targets deepcache"
+    fix = f"{record} {' '.join(named)} {chosen} --models models.toml --clip-model embedded"
     golden = gate.golden.read_text(encoding="utf-8")
     with_metrics = {"psnr": GoldenMetric(60.0), "clip_score": GoldenMetric(60.0)}
     known = {key: replace(entry, metrics=with_metrics) for key, entry in read_golden(gate.golden).items()}

@@ -281,6 +281,8 @@ def test_scores_that_cannot_be_written_are_refused_before_the_first_script(pytes
 # --- the gate ----------------------------------------------------------------------------------------------------
 
 GATE = ("--gate", "--search-targets", "deepcache")
+# What such a run chooses, with the folder's own options; an advised command repeats it.
+CHOSEN = "--pipe SD1.5 --sched DDIM --steps 20 --search-targets Echo --search-targets deepcache --models models.toml"
 TIMES_S = (0.5, 0.4, 0.6)
 OK = Verdict((Finding("speed", "ok", "as fast"),), (), (), (("speedup", 1.5),))
 
@@ -354,7 +356,7 @@ def test_a_metric_that_references_lack_is_told_before_and_after(gate: MadeUp, mo
         [
             "diffaccel gate: 2 cases of *; slowdowns of 3.0%, LPIPS increases of 4.0%, psnr decreases of 3.0%; *",
             "diffaccel gate: neither references nor golden hold psnr of 1 winner; record references while all is well: "
-            "pytest benches --gate --update-golden --gate-quality psnr=3% --models models.toml",
+            f"pytest benches --gate --update-golden --gate-quality psnr=3% {CHOSEN}",
             f"inconclusive {key}: quality by psnr inconclusive *",
             "  quality by psnr inconclusive: no psnr",
             "  it takes: record psnr",
@@ -372,12 +374,25 @@ def test_a_metric_that_references_lack_is_told_before_and_after(gate: MadeUp, mo
 def test_what_records_references_names_the_golden_file_that_is_judged(gate: MadeUp) -> None:
     """Without it references would be recorded of other winners, and the gate would ask for them again."""
     write_golden(gate.folder.path / "mine.json", {GoldenKey(Cell("SD1.5", "DDIM", 20), "DeepCache", 1.2): MET})
-    record = "record references while all is well: pytest benches --gate --update-golden --models models.toml"
+    record = f"record references while all is well: pytest benches --gate --update-golden {CHOSEN}"
     mine = gate.run(*GATE, "--golden", "mine.json")
     mine.stdout.fnmatch_lines([f"diffaccel gate: 1 winner has no gate reference: *; {record} --golden mine.json"])
     gate.run(*GATE).stdout.fnmatch_lines([f"diffaccel gate: 1 winner has no gate reference: *; {record}"])
     nothing = gate.run(*GATE, "--golden", "other.json")
     nothing.stdout.fnmatch_lines(["*holds no winner *; record some: *--steps 20 --models * --golden other.json"])
+
+
+def test_what_records_golden_anew_is_the_search_of_the_judged_winners(
+    gate: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever judged one cell would search all of them, of other samples and without the GPU."""
+    worse = Verdict((Finding("speed", "regressed", "slower"),), (), (), (("speedup", 1.5),))
+    monkeypatch.setattr(GateRun, "_judge", lambda _, case: (worse if case.candidate else OK, None))
+    said = " ".join(str(gate.run(*GATE).stdout).split())
+    samples = f"--num-samples {MET.num_samples} --batch-size {MET.batch_size}"
+    golden = f"pytest benches --update-golden --fresh {samples} {CHOSEN}"
+    references = f"pytest benches --gate --update-golden --fresh {CHOSEN}"
+    assert f"next: what is wanted as it is now is recorded by: {golden}, then {references} " in said
 
 
 @pytest.mark.parametrize(
@@ -386,7 +401,11 @@ def test_what_records_references_names_the_golden_file_that_is_judged(gate: Made
         (20.0, "speed", "--gate-budget * or more: pictures take some of it"),
         (0.1, "speed", "a quieter machine or a longer --gate-budget: *"),
         (20.0, "quality", "golden and references of more samples (--num-samples): *"),
-        (None, "speed", "record references while all is well: pytest benches --gate --update-golden --models *"),
+        (
+            None,
+            "speed",
+            "record references while all is well: pytest benches --gate --update-golden --pipe *",
+        ),
     ],
 )
 def test_the_end_of_a_gate_advises_what_its_start_does(

@@ -121,7 +121,7 @@ def record_command(settings: GateSettings, *options: str) -> str:
     """What to type to record references of all that a gate judges."""
     quality = (f"{name}={100 * smallest:g}%" for name, smallest in settings.quality.items() if name != LPIPS)
     named = [part for text in quality for part in ("--gate-quality", text)]
-    return benches_command("--gate", "--update-golden", *options, *named, *settings.place)
+    return benches_command("--gate", "--update-golden", *options, *named, *settings.choice, *settings.place)
 
 
 def how_to_record(settings: GateSettings) -> str:

@@ -65,7 +65,7 @@ class GateReport:
         if not cases and self._run.holds_winners:
             self._screen.write_line(
                 f"diffaccel gate: none of the winners in {self._settings.golden} is among the chosen tests; they are "
-                f"judged by: {benches_command('--gate', *self._gate.place)}"
+                f"judged by: {benches_command('--gate', *self._gate.choice, *self._gate.place)}"
             )
             return
         if not cases:
@@ -249,7 +249,10 @@ class GateReport:
             )
         entries = [case.entry for case in self._run.cases]
         decided = deciding_options({entry.quality for entry in entries}, {entry.rule for entry in entries})
-        record = benches_command("--update-golden", "--fresh", *decided, *self._gate.place)
+        sizes = {("--num-samples", str(entry.num_samples), "--batch-size", str(entry.batch_size)) for entry in entries}
+        drawn = sizes.pop() if len(sizes) == 1 else ()
+        own = (*decided, *drawn, *self._gate.choice, *self._gate.place)
+        record = benches_command("--update-golden", "--fresh", *own)
         changed = list(dict.fromkeys(str(result.cell) for result in self._results if _pipeline_changed(result)))
         if changed:
             # Golden made now would hold the winners of what may be broken.
@@ -261,8 +264,8 @@ class GateReport:
             lines.append(f"next: golden is out of date where winners improved: {record}")
         if any(map(_is_slower, self._results)):
             lines.append(
-                "next: judge it in another process before you believe it: the same command with --lf (beside other "
-                "processes on the GPU a winner has seemed slower by 2.5% though nothing had changed)"
+                "next: judge it in another process before you believe it: the same command with --lf (what became "
+                "slower is so in every process, what other work disturbed is not)"
             )
         if counts.get("regressed") and not changed:
             references = record_command(self._gate, "--fresh")

@@ -73,8 +73,8 @@ class GateSettings:
         quality: by metric, the smallest relative loss that matters, between 0 and 1; of LPIPS always.
         budget_s: seconds that all cases may take together.
         strict: whether a case that cannot be decided fails.
-        place: options, as given, that say whose winners are judged, with which weights and prompts: a command that
-            records for this gate repeats them.
+        choice: options, as given, that say which winners are judged: a command that records for this gate repeats them.
+        place: the same of those that say of which golden file and on what device, with which weights and prompts.
     """
 
     slowdown: float
@@ -83,18 +83,24 @@ class GateSettings:
     quality: Mapping[str, float]
     budget_s: float
     strict: bool
+    choice: tuple[str, ...] = ()
     place: tuple[str, ...] = ()
 
     @classmethod
     def from_options(
-        cls, options: Namespace, quality: Mapping[str, float], place: tuple[str, ...] = ()
+        cls,
+        options: Namespace,
+        quality: Mapping[str, float],
+        choice: tuple[str, ...] = (),
+        place: tuple[str, ...] = (),
     ) -> GateSettings | None:
         """What was given; None without ``--gate``.
 
         Args:
             options: parsed ones.
             quality: what they say of metrics.
-            place: those of them that are repeated where a command is advised.
+            choice: those of them that choose winners, repeated where a command is advised.
+            place: those that say where they are, repeated too.
 
         Raises:
             OptionError: when another of its options was given alone.
@@ -107,6 +113,7 @@ class GateSettings:
                 quality,
                 options.gate_budget,
                 options.gate_strict,
+                choice,
                 place,
             )
         alone = [declared.names[0] for declared in GATE_OPTIONS if getattr(options, declared.dest) != declared.default]

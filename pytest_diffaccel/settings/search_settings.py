@@ -168,7 +168,12 @@ class Settings:
             store=options.store or f"sqlite:///{WORK.store}",
             picture_grid=_picture_grid(options.picture_grid),
             gpus=None if options.gpus is None else named_gpus(options.gpus),
-            gate=GateSettings.from_options(options, losses_that_matter(options.gate_quality, metrics), _place(options)),
+            gate=GateSettings.from_options(
+                options,
+                losses_that_matter(options.gate_quality, metrics),
+                choice=_as_given(options, "--pipe", "--sched", "--steps", "--search-targets"),
+                place=_as_given(options, "--gpus", "--golden", "--models", "--stack", "--clip-model", "--prompts"),
+            ),
             report=_report(options.diffaccel_report, gate=options.gate),
             metrics=secondary,
             bounds=bounds,
@@ -178,12 +183,14 @@ class Settings:
         )
 
 
-def _place(options: Namespace) -> tuple[str, ...]:
-    """What was given of the options by which a gate finds its winners, their weights, prompts and scores."""
-    named = ("--golden", "--models", "--stack", "--clip-model", "--prompts")
-    found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in named)
+def _as_given(options: Namespace, *names: str) -> tuple[str, ...]:
+    """Those of the named options that were given, for a command that repeats them."""
+    found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in names)
     given = ((declared.names[0], getattr(options, declared.dest), declared.default) for declared in found)
-    return tuple(part for name, value, default in given if value != default for part in (name, str(value)))
+    values = (
+        (name, value if isinstance(value, list) else [value]) for name, value, default in given if value != default
+    )
+    return tuple(part for name, several in values for value in several for part in (name, str(value)))
 
 
 def _golden(options: Namespace) -> Path:
