@@ -72,7 +72,7 @@ class KernelTimes:
     A GPU that several processes use goes from one to the other every 2 ms or so, and the kernel that is cut off seems
     to take so much longer. Runs of one pipeline launch the same kernels in the same order, and other processes cut
     them off elsewhere in each. By four runs nearly all of that is known: of a recorded step (docs/ci.md) the best of
-    two was up to 65% too long beside another process, and the best of four up to 0.7%.
+    two was up to 65% too long beside another process, and the best of four within 0.7%.
 
     Args:
         beside: of the same pipeline, otherwise accelerated, in the same batches: what surrounds the steps is the same
