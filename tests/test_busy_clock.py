@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from timings import kernels_of_h100
 
 from pytest_diffaccel.measure.busy_clock import Activity, KernelTimes, activities_of, busy_timing
 
@@ -171,11 +169,7 @@ def _best(runs: NDArray[np.int64]) -> int:
 
 
 def test_beside_another_process_steps_take_what_they_take_alone() -> None:
-    """Durations (ns) of the kernels of 20 unaccelerated and 20 shallow steps, read on an H100: the stand-in for SD1.5
-    at 512 px in batches of 8, alone, and beside a process that multiplied matrices for a sixth of the time.
-    """
-    path = Path(__file__).with_name("data") / "kernels-h100.json.gz"
-    recorded = json.loads(gzip.decompress(path.read_bytes()))
+    recorded = kernels_of_h100()
     for kind in ("full", "shallow"):
         alone, beside = (np.array(recorded[company][kind]) for company in ("alone", "beside"))
         kernels = KernelTimes()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from entries import MET
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from timings import BASELINE, CANDIDATE, FIXED_S, FULL, noisy_block, run, speedup_of
+from timings import BASELINE, CANDIDATE, FIXED_S, FULL, kernels_of_h100, noisy_block, run, speedup_of
 
 from pytest_diffaccel.gate import pictures, timing
 from pytest_diffaccel.gate.case_plan import (
@@ -853,8 +851,7 @@ def test_what_surrounds_the_steps_is_known_by_the_runs_of_both_pipelines(monkeyp
 
     The durations are those of a step's kernels on an H100, beside another process.
     """
-    path = Path(__file__).with_name("data") / "kernels-h100.json.gz"
-    recorded = json.loads(gzip.decompress(path.read_bytes()))
+    recorded = kernels_of_h100()
     alone_s = np.array(recorded["alone"]["shallow"]).sum(axis=1).mean() / 1e9
     cut = sorted(recorded["beside"]["shallow"], key=sum)[-2:]
     gpu = Profiled(monkeypatch, [*cut, *recorded["beside"]["shallow"]])

@@ -421,7 +421,7 @@ def test_the_gate_has_defaults_and_spellings(settings: Any) -> None:
     assert settings("--gate").gate == GateSettings(0.03, 0.15, False, {"lpips": 0.05}, 600.0, False)
     chosen = ("--sched", "DDIM", "--steps", "20", "--steps", "25")
     told = settings("--gate", *chosen, "--gpus", "--golden", "mine.json").gate
-    assert (told.choice, told.place) == (chosen, ("--gpus", "all", "--golden", "mine.json"))
+    assert (told.choice, told.place) == (chosen, ("--gpus=all", "--golden", "mine.json"))
     for share in ("4%", "0.04"):
         assert settings("--gate", "--gate-slowdown", share, "--gate-quality", share).gate.slowdown == pytest.approx(
             0.04

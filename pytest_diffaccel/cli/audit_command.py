@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_diffaccel.report.terminal import print_lines, width
 from pytest_diffaccel.settings.option_types import count
-from pytest_diffaccel.settings.options import SEARCH_OPTIONS, benches_command
+from pytest_diffaccel.settings.options import SEARCH_OPTIONS, as_given, benches_command, options_of
 from pytest_diffaccel.settings.work_folder import GOLDEN
 from pytest_diffaccel.words import counted
 
@@ -189,13 +189,8 @@ def _search_command(parsed: argparse.Namespace, cell: Cell, *, beside: bool) -> 
         cell: the preset's.
         beside: whether golden has the cell's keys already, which a search leaves as they are.
     """
-    words = ["--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps)]
-    for declared in SEARCH_OPTIONS:
-        value, name = getattr(parsed, declared.dest, None), declared.names[0]
-        if name in _OF_SEARCH and value != declared.default:
-            words += [f"{name}={value}"] if name == "--gpus" else [name, str(value)]
     golden = Path(parsed.golden)
     if beside:
         golden = golden.with_name(f"{golden.stem}-{cell.pipe}{golden.suffix}")
-    words += ["--golden", str(golden)] if golden != GOLDEN else []
-    return benches_command(*words)
+    where = ("--golden", str(golden)) if golden != GOLDEN else ()
+    return benches_command(*options_of(cell), *as_given(parsed, _OF_SEARCH), *where)

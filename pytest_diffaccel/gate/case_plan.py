@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -61,6 +61,10 @@ class GateCase:
     def cost(self) -> float:
         """Of a block, in steps of the unaccelerated pipeline."""
         return self.cell.steps * (1 + 1 / (self.entry.speedup or 1.0 if self.candidate else 1.0))
+
+    def times_as_dear(self, others: Iterable[GateCase]) -> float:
+        """What blocks of others cost together, as a multiple of one of its own."""
+        return sum(other.cost for other in others) / self.cost
 
 
 def gate_cases(
@@ -152,7 +156,7 @@ def affordable(
     """
     figure_s = block_s * blocks
     kept = LOOKS[0] if case.candidate else _VERDICT_FIGURES
-    reserved_s = later_beside_s + sum(kept * figure_s * other.cost / case.cost for other in later if other.candidate)
+    reserved_s = later_beside_s + kept * figure_s * case.times_as_dear(other for other in later if other.candidate)
     spare = int((left_s - reserved_s) / figure_s)
     if case.candidate is None or spare >= LOOKS[0]:
         return spare
@@ -172,7 +176,7 @@ def recordable(
         blocks: of a figure.
         later_beside_s: what those that come after it take beside timing, seconds.
     """
-    shares = 1 + sum(other.cost / case.cost for other in later)
+    shares = 1 + case.times_as_dear(later)
     return max(LOOKS[0], int((left_s - later_beside_s) / shares / (block_s * blocks)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records.environment import Environment, differences
-from pytest_diffaccel.settings.options import benches_command
+from pytest_diffaccel.settings.options import benches_command, options_of
 
 #: What must be equal. Speed-ups of other hardware, models or sizes are other speed-ups.
 _MUST_EQUAL = (
@@ -64,8 +64,7 @@ def _with(environment: Environment, fields: dict[str, object]) -> Environment:
 
 def refusal(comparison: Comparison, golden: Path, cell: Cell) -> str:
     """Why a case cannot be judged here, and what to do."""
-    chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
-    command = benches_command(*chosen, "--golden", "golden/THIS_DEVICE.search_params.json")
+    command = benches_command(*options_of(cell), "--golden", "golden/THIS_DEVICE.search_params.json")
     if comparison.stack:
         return f"{golden} was recorded on another stack: {'; '.join(comparison.refused)}; {comparison.stack}"
     return (

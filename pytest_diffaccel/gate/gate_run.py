@@ -23,7 +23,7 @@ from pytest_diffaccel.records.gate_sessions import GateSession, Speed, read_refe
 from pytest_diffaccel.records.golden_file import Golden, incomplete
 from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.gate_options import GateSettings
-from pytest_diffaccel.settings.options import benches_command
+from pytest_diffaccel.settings.options import benches_command, options_of
 from pytest_diffaccel.settings.search_settings import Settings
 
 if TYPE_CHECKING:
@@ -284,8 +284,7 @@ class GateRun:
 
 
 def _record_anew(cell: Cell) -> str:
-    chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
-    return benches_command(*chosen, "--update-golden")
+    return benches_command(*options_of(cell), "--update-golden")
 
 
 def _by(clock: Clock, sessions: Sequence[GateSession]) -> list[Speed]:

@@ -155,7 +155,7 @@ class SpeedJudge:
             return
         # Every later case keeps its pictures, and what this one's device time took.
         taken_s = began_s - self.budget.left_s
-        kept_s = self.later_beside_s + taken_s * sum(other.cost / case.cost for other in self.later)
+        kept_s = self.later_beside_s + taken_s * case.times_as_dear(self.later)
         if not self.recording and self.budget.left_s <= kept_s:
             why = f"not timed: the rest of the budget of {self.budget.seconds:.0f} s goes to the later winners"
             yield self._host_judged(Judged(HOST, Finding("speed", "inconclusive", why), power=0.0))

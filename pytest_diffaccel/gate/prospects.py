@@ -37,8 +37,8 @@ class Prospect:
         shown: the smallest that they show, from that one on, as a fraction; None when they show none up to a half.
         figures: for which there is time.
         is_reachable: whether any budget shows the one that matters.
-        beside_s: what all cases take beside timing (pictures, whole runs), seconds; None where no reference tells.
         enough_s: a budget that shows all that any budget shows of all winners, seconds.
+        counts_pictures: whether references tell what cases take beside timing, which is part of that.
     """
 
     case: GateCase
@@ -47,8 +47,8 @@ class Prospect:
     shown: float | None
     figures: int
     is_reachable: bool
-    beside_s: float | None
     enough_s: float
+    counts_pictures: bool
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def prospects(
     enough_s = beside_s[0] + sum(need.enough * need.figure_s for own in needs for need in own)
     while any(figures < need.enough for need, figures in _given(cases, needs, beside_s, enough_s)):
         enough_s *= 1.02  # a case keeps more for later ones than they need
-    told_s = seconds_beside(cases, sessions)
+    counts_pictures = seconds_beside(cases, sessions) is not None
     found = []
     for need, figures in _given(cases, needs, beside_s, settings.budget_s):
         if need.case.candidate is not None:
             shown = need.smallest_shown(figures, matters := _matters(need.clock, settings))
             showing = (shown == matters, shown, figures, bool(need.enough))
-            found.append(Prospect(need.case, need.clock, *showing, told_s, enough_s))
+            found.append(Prospect(need.case, need.clock, *showing, enough_s, counts_pictures))
     return found
 
 
@@ -168,7 +168,7 @@ def _given(
             found.append((need, figures))
             taken_s = min(figures, need.most) * need.figure_s
             left_s -= taken_s
-            kept_s += taken_s * sum(other.cost / case.cost for other in later)
+            kept_s += taken_s * case.times_as_dear(later)
     return found
 
 
@@ -229,7 +229,7 @@ def remedies(found: Sequence[Prospect]) -> dict[str, str]:
         hopeless = [one.clock.name for one in missing if not one.is_reachable]
         further = "further references (--gate --update-golden), as no budget is enough with so few"
         budget = f"--gate-budget {as_option(missing[0].enough_s)} or more"
-        if missing[0].beside_s is None:
+        if not missing[0].counts_pictures:
             budget += ": pictures take some of it"
         if len(hopeless) == len(missing):
             said[key] = further

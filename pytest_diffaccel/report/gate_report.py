@@ -23,7 +23,7 @@ from pytest_diffaccel.report.step_summary import gate_summary, write_step_summar
 from pytest_diffaccel.search.results import Broken
 from pytest_diffaccel.settings.metric_options import deciding_options
 from pytest_diffaccel.settings.option_types import spelled
-from pytest_diffaccel.settings.options import benches_command
+from pytest_diffaccel.settings.options import benches_command, options_of
 from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class GateReport:
             return
         if not cases:
             cell = self._settings.cells[0]
-            chosen = ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
-            command = benches_command(*chosen, *self._gate.place)
+            command = benches_command(*options_of(cell), *self._gate.place)
             golden = self._settings.golden
             other = None if golden.exists() else other_file(golden)
             advice = f"; name the golden file that is there: --golden {other}" if other else f"; record some: {command}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from pytest_diffaccel.settings.work_folder import GOLDEN, WORK
 
 if TYPE_CHECKING:
     import pytest
+
+    from pytest_diffaccel.matrix import Cell
 
 #: Folder of the search's and the gate's cases in a project, and the package that has them wherever it is installed.
 BENCHES, INSTALLED_BENCHES = "benches", "pytest_diffaccel.benches"
@@ -231,6 +233,28 @@ def add_options(parser: pytest.Parser) -> None:
 
 #: The options of a first search: one cell, in minutes; without any it is 27 of them, for hours.
 FIRST_SEARCH = ("--pipe", "SD1.5", "--sched", "DDIM", "--steps", "20", "--grid", "coarse")
+
+
+def options_of(cell: Cell) -> tuple[str, ...]:
+    """The options that choose one cell."""
+    return ("--pipe", cell.pipe, "--sched", cell.scheduler, "--steps", str(cell.steps))
+
+
+def as_given(options: Namespace, names: Collection[str]) -> tuple[str, ...]:
+    """Those of the named options that were given, for a command that repeats them.
+
+    Args:
+        options: parsed ones.
+        names: the first spellings of options of a search.
+    """
+    parts: list[str] = []
+    for declared in SEARCH_OPTIONS:
+        value, name = getattr(options, declared.dest, None), declared.names[0]
+        if name in names and value != declared.default:
+            for one in value if isinstance(value, list) else [value]:
+                # A value that may be left out is no word of its own.
+                parts += [f"{name}={one}"] if declared.keywords.get("nargs") == "?" else [name, str(one)]
+    return tuple(parts)
 
 
 def benches_command(*options: str) -> str:

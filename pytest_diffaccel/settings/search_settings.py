@@ -21,7 +21,7 @@ from pytest_diffaccel.rules import DIFFBENCH, DIFFBENCH_PROMPTS
 from pytest_diffaccel.settings.gate_options import GateSettings
 from pytest_diffaccel.settings.metric_options import chosen_metrics, deciding_metric, losses_that_matter
 from pytest_diffaccel.settings.option_types import OptionError
-from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, SEARCH_OPTIONS
+from pytest_diffaccel.settings.options import DEFAULT_SAMPLES, DEFAULT_SAMPLES_OTHERWISE, as_given
 from pytest_diffaccel.settings.work_folder import GOLDEN, WORK, golden_of
 from pytest_diffaccel.words import meant
 
@@ -171,8 +171,8 @@ class Settings:
             gate=GateSettings.from_options(
                 options,
                 losses_that_matter(options.gate_quality, metrics),
-                choice=_as_given(options, "--pipe", "--sched", "--steps", "--search-targets"),
-                place=_as_given(options, "--gpus", "--golden", "--models", "--stack", "--clip-model", "--prompts"),
+                choice=as_given(options, ("--pipe", "--sched", "--steps", "--search-targets")),
+                place=as_given(options, ("--gpus", "--golden", "--models", "--stack", "--clip-model", "--prompts")),
             ),
             report=_report(options.diffaccel_report, gate=options.gate),
             metrics=secondary,
@@ -181,16 +181,6 @@ class Settings:
             heartbeat_s=options.heartbeat,
             stack=options.stack,
         )
-
-
-def _as_given(options: Namespace, *names: str) -> tuple[str, ...]:
-    """Those of the named options that were given, for a command that repeats them."""
-    found = (declared for declared in SEARCH_OPTIONS if declared.names[0] in names)
-    given = ((declared.names[0], getattr(options, declared.dest), declared.default) for declared in found)
-    values = (
-        (name, value if isinstance(value, list) else [value]) for name, value, default in given if value != default
-    )
-    return tuple(part for name, several in values for value in several for part in (name, str(value)))
 
 
 def _golden(options: Namespace) -> Path:

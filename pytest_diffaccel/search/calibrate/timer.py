@@ -35,8 +35,8 @@ _RUNS = 4
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
 _NORMAL_95 = 1.96
-# Another process uses the GPU where more than this share of its time is cut off: alone, too, a kernel takes some
-# milliseconds more now and then (0.7% of two runs on an H200).
+# Another process uses the GPU where more than this share of its time is cut off: alone, too, 0.7% of two runs was on an
+# H200, by what was probably a copy that the host makes. Such copies are left out since.
 _SHARED = 0.02
 # Rounds after which no more are made, where these together narrow the intervals by less than this share: what is left
 # then is how the machine drifts, which more of the same does not tell.
