@@ -556,6 +556,7 @@ def test_the_gate_takes_goldens_ratios(searched: Searched, capsys: pytest.Captur
         assert searched.search(*gate) != 0
         said = " ".join(capsys.readouterr().out.split())
         assert "environments.json does not tell how its residuals grow from step to step (MagCache)" in said
+        assert "--steps 6 --update-golden --models models.toml" in said
         assert searched.measured[-1] == 0
     finally:
         environments.write_text(whole, encoding="utf-8")

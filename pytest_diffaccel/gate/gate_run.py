@@ -207,7 +207,8 @@ class GateRun:
         if not lacking:
             return ""
         untold = f"does not tell {', '.join(lacking)} in {case.cell}"
-        return incomplete(self.settings.golden, untold, _record_anew(case.cell))
+        again = benches_command(*options_of(case.cell), "--update-golden", *self.gate.place)
+        return incomplete(self.settings.golden, untold, again)
 
     @cached_property
     def _judged_by(self) -> dict[str, tuple[Metric, str]]:
@@ -281,10 +282,6 @@ class GateRun:
     def close(self) -> None:
         """Free what the run holds."""
         self._search.close()
-
-
-def _record_anew(cell: Cell) -> str:
-    return benches_command(*options_of(cell), "--update-golden")
 
 
 def _by(clock: Clock, sessions: Sequence[GateSession]) -> list[Speed]:
