@@ -28,7 +28,7 @@ from pytest_diffaccel.accelerators.restoration import restored
 from pytest_diffaccel.accelerators.tgate import TGate
 from pytest_diffaccel.accelerators.tome import ToMe
 from pytest_diffaccel.matrix import PIPES, SCHEDULERS, Params
-from pytest_diffaccel.measure.clock import launched_steps
+from pytest_diffaccel.measure.clock import launched_steps, timed, timed_steps
 
 GetPipeline = Callable[..., Any]
 
@@ -241,6 +241,28 @@ def test_the_first_steps_are_told_of_and_leave_no_trace(
         with untouched(pipeline), accident_at(pipeline.unet.conv_out, 2), pytest.raises(Accident):
             launched_steps(generate, PROMPTS, SEEDS, 3)
     assert same(plain(pipeline), before)
+
+
+def test_a_run_without_pictures_ends_with_its_last_step(
+    pipeline_of: GetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = pipeline_of("SD1.5", "DDIM")
+    decoded: list[int] = []
+    decode = pipeline.vae.decode
+
+    def noted(latents: Any, *args: Any, **kwargs: Any) -> Any:
+        decoded.append(len(latents))
+        return decode(latents, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.vae, "decode", noted)
+    with accelerate(pipeline, SETTINGS["DeepCache"], steps=STEPS, **SIZE) as generate:
+        _, whole = timed(generate, PROMPTS, SEEDS)
+        assert decoded == [2]
+        cut = timed_steps(generate, PROMPTS, SEEDS)
+    assert decoded == [2]
+    assert (whole.whole, cut.whole) == (True, False)
+    assert cut.kinds == whole.kinds == generate.kinds
+    assert min(cut.step_s) > 0
 
 
 def test_what_the_user_changes_between_generations_stays(pipeline_of: GetPipeline) -> None:

@@ -5,6 +5,7 @@ Speeds are made by hand (:class:`timings.SteadyClock`); pipelines, pictures and 
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pytest_diffaccel.matrix import TARGETS, Point
 from pytest_diffaccel.measure.measurement import Round
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.cases import NotWorthwhile
 
 POINTS = ((2, NOTHING), (10, NOTHING), (20, NOTHING))
@@ -185,6 +187,27 @@ def test_the_first_step_of_a_kind_in_a_process_is_not_counted(finished: Folder) 
     )
 
 
+def test_three_short_runs_of_an_accelerator_draw_their_pictures(empty: Folder, clock: SteadyClock) -> None:
+    """They tell what surrounds its steps, which is all that the others lack."""
+    run = open_run(*THRIFTY, methods=[Echo(POINTS)])
+    cell, rounds = run.groups[0].cell, 6
+    known = run.bench.known(cell)
+    timer = Timer(run.bench, cell)
+    timer.narrow(run.candidates, lambda _: False, lambda: len(known.rounds()) == rounds)
+    speedups, baseline_s = known.costs.speedups(run.candidates), known.baseline_s(20)
+    run.close()
+    made = empty.rounds()
+    assert [one.baseline.whole for one in made] == [True] * 3 + [False] * 3
+    drawn = [own.whole for one in made for own in one.runs]
+    assert drawn.count(True) == 3
+    assert len(drawn) > 6
+    assert not any(drawn[4:])
+    assert baseline_s == pytest.approx(21 * 0.02, rel=0.02)
+    for candidate, speedup in zip(run.candidates, speedups, strict=True):
+        full = math.ceil(20 / candidate.params["Echo"]["echo_interval"])
+        assert speedup.value == pytest.approx(21 * 0.02 / (0.02 + full * 0.02 + (20 - full) * 0.001), rel=0.03)
+
+
 # --- later sessions --------------------------------------------------------------------------------------------
 
 
@@ -210,6 +233,8 @@ def test_an_unfinished_search_looks_at_its_calibration_in_two_rounds_and_keeps_i
     assert len(after) == len(before) + 2
     known = {run.key for made in before for run in made.candidates}
     assert all({run.key for run in made.candidates} <= known for made in after[len(before) :])
+    # They would be all that is left, had they shown that the others hold no longer.
+    assert all(run.whole for made in after[len(before) :] for run in (made.baseline, *made.runs))
     assert found["calibration"].rounds == 0
     assert len(found["golden"]) == len(TARGETS)
 

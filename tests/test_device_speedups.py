@@ -52,8 +52,19 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_pipeline: None) -> 
         steps = tuple(cost * factor for cost, factor in zip(costs, noise, strict=True))
         return [], RunTiming(sum(steps) + PLAIN_S, steps, generate.kinds)
 
-    monkeypatch.setattr(timer, "busy", busy)
+    by_device(monkeypatch, busy)
     monkeypatch.setattr(calibration, "why_no_device_time", lambda: "")
+
+
+def by_device(monkeypatch: pytest.MonkeyPatch, busy: Callable[..., Any]) -> None:
+    """Let short runs take what ``busy`` says, whether or not they draw their pictures."""
+
+    def busy_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], _steps: int, kernels: Any) -> Any:
+        timing = busy(generate, prompts, seeds, kernels)[1]
+        return replace(timing, total_s=sum(timing.step_s), whole=False)
+
+    monkeypatch.setattr(timer, "busy", busy)
+    monkeypatch.setattr(timer, "busy_steps", busy_steps)
 
 
 def run_on_gpu(
@@ -131,7 +142,7 @@ def test_the_clock_that_decides_gets_a_calibrations_share_of_the_time(
         return [], RunTiming(PLAIN_S * 30, (PLAIN_S,) * len(generate.kinds), generate.kinds)
 
     monkeypatch.setattr(calibration, "time", watch)
-    monkeypatch.setattr(timer, "busy", slow)
+    by_device(monkeypatch, slow)
     monkeypatch.setattr(calibration, "_KNOWN_BY_DEVICE", 0.0)  # never known well enough
     monkeypatch.setattr(calibration, "_SHARE", 50.0)  # a minute, where a round takes six seconds
     run = run_on_gpu("device")
@@ -226,7 +237,7 @@ def test_a_short_run_is_profiled_once_unless_others_use_the_gpu(
             steps.append(kernels.undisturbed_ns(place, times_ns) / 1e9)
         return [], RunTiming(sum(steps) + PLAIN_S, tuple(steps), generate.kinds)
 
-    monkeypatch.setattr(timer, "busy", busy)
+    by_device(monkeypatch, busy)
     run = run_on_gpu("device")
     calibrate(run.bench, run.groups[0].cell)
     known = run.bench.known(run.groups[0].cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_diffaccel.measure.measurement import RunTiming
@@ -138,11 +139,26 @@ def timed(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> t
     """
 
     def run() -> tuple[list[Any], RunTiming]:
-        clock = CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
+        clock = _clock(generate)
         images = generate.observed(prompts, seeds, clock)
         return images, clock.timing(generate.kinds)
 
     return settled(generate, run)
+
+
+def timed_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> RunTiming:
+    """As :func:`timed`, but the run ends with its last step: no pictures are drawn."""
+
+    def run() -> RunTiming:
+        clock = _clock(generate)
+        generate.begun(prompts, seeds, clock, generate.steps)
+        return replace(clock.timing(generate.kinds), whole=False)
+
+    return settled(generate, run)
+
+
+def _clock(generate: Generate) -> CudaClock | WallClock:
+    return CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
 
 
 def launched_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:

@@ -47,15 +47,17 @@ class RunTiming:
         total_s: wall time of the call, seconds.
         step_s: time of each denoiser step (denoiser call and scheduler step), seconds; one per step, in order.
         kinds: the kind of each step, as parameters say or pictures decided; as long as ``step_s``.
+        whole: whether it drew its pictures; else it ended with its last step.
     """
 
     total_s: float
     step_s: tuple[float, ...]
     kinds: tuple[str, ...]
+    whole: bool = True
 
     @property
     def fixed_s(self) -> float:
-        """What is not a denoiser step: text encoder, latents, VAE; seconds."""
+        """What is not a denoiser step: text encoder, latents and, of a whole run, VAE; seconds."""
         return self.total_s - sum(self.step_s)
 
     def without_first(self, kinds: Collection[str]) -> RunTiming:
@@ -66,6 +68,7 @@ class RunTiming:
             self.total_s - sum(self.step_s[place] for place in first),
             tuple(self.step_s[place] for place in left),
             tuple(self.kinds[place] for place in left),
+            self.whole,
         )
 
 
@@ -334,4 +337,4 @@ def _block_from_json(data: dict[str, Any]) -> Block:
 
 
 def _run_from_json(data: dict[str, Any]) -> RunTiming:
-    return RunTiming(data["total_s"], tuple(data["step_s"]), tuple(data["kinds"]))
+    return RunTiming(data["total_s"], tuple(data["step_s"]), tuple(data["kinds"]), data.get("whole", True))

@@ -147,7 +147,8 @@ class Knowledge:
     def baseline_s(self, steps: int, clock: SpeedClock = "wall") -> float:
         """A whole run of the unaccelerated pipeline, seconds, by a clock's rounds, of which there is one at least."""
         runs = [made.baseline for made in self.rounds(clock)]
-        return steps * median(sum(run.step_s) / len(run.step_s) for run in runs) + median(run.fixed_s for run in runs)
+        step_s = median(sum(run.step_s) / len(run.step_s) for run in runs)
+        return steps * step_s + median(run.fixed_s for run in runs if run.whole)
 
     def busy_share(self, candidate: Candidate, run_s: float) -> float | None:
         """For which share of a run the GPU works, 0 to 1; None where too little is known of its own time.

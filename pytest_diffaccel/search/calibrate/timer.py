@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,8 +16,8 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import order_seed
-from pytest_diffaccel.measure.busy_clock import KernelTimes, busy
-from pytest_diffaccel.measure.clock import timed
+from pytest_diffaccel.measure.busy_clock import KernelTimes, busy, busy_steps
+from pytest_diffaccel.measure.clock import timed, timed_steps
 from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
 from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming, SpeedClock
 from pytest_diffaccel.measure.threads import computing_threads
@@ -31,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
+# Runs of an accelerator, and of none, that draw their pictures, which tells what surrounds the steps; the others end
+# with their last step. So many told the speed-ups of full-size SDXL and SD1.5 as well as all did (rounds recorded on an
+# H200); SDXL's VAE takes a third of a plain short run.
+_WHOLE_RUNS = 3
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
@@ -123,7 +128,8 @@ class Timer:
             return True
         chosen = random.Random(order_seed(self._bench.settings.seed, ["check"], 0)).sample(runs, min(_RUNS, len(runs)))
         with self._bench.pipelines.timing():
-            made = [again for _ in range(_CHECK_ROUNDS) if (again := self._make_round(chosen)) is not None]
+            # Whole runs: where all that was known before is forgotten, these are what is left.
+            made = [again for _ in range(_CHECK_ROUNDS) if (again := self._make_round(chosen, whole=True)) is not None]
         short = [(candidate, (block,)) for timed_round in made for candidate, block in timed_round.blocks]
         now = CostModel.fit(self._bench.registry, short, self._clock)
         for old, new in zip(before.speedups(chosen), now.speedups(chosen), strict=True):
@@ -152,8 +158,11 @@ class Timer:
         telling = list(runs.values())
         return telling if len(telling) <= _RUNS else random.SystemRandom().sample(telling, _RUNS)
 
-    def _make_round(self, runs: Sequence[Candidate]) -> Round | None:
-        """Time an unaccelerated short run and ``runs`` in random order; None when none of them works."""
+    def _make_round(self, runs: Sequence[Candidate], *, whole: bool = False) -> Round | None:
+        """Time an unaccelerated short run and ``runs`` in random order; None when none of them works.
+
+        They draw their pictures where ``whole``, and where too few of their accelerators' have.
+        """
         started_at, made = time.time(), len(self._bench.known(self._cell).rounds(self._clock))
         order = random.Random(order_seed(self._bench.settings.seed, [run.key for run in runs], made))
         plain = _plain(runs)
@@ -166,14 +175,15 @@ class Timer:
             is_wall = self._clock == "wall"
             watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
             end_watch = watch.begin()
-            seen = set(self._kernels)
+            seen, drawn = set(self._kernels), Counter[str]() if whole else self._drawn()
             for run, generate in order.sample(subjects, len(subjects)):
-                self._add(timings, run, generate)
+                self._add(timings, run, generate, whole=drawn[run.accelerator] < _WHOLE_RUNS)
+                drawn[run.accelerator] += not whole
             if self._is_shared(plain):
                 # A run shows the others' time slices only beside another one of its own.
                 for run, generate in subjects:
                     if run.key not in seen:
-                        self._add(timings, run, generate)
+                        self._add(timings, run, generate, whole=run.key not in timings or timings[run.key].whole)
             disturbance = end_watch()
         worked = tuple(run for run in runs if run.key in timings)
         if not worked or plain.key not in timings:
@@ -187,10 +197,17 @@ class Timer:
         """By the GPU's own time, the first unaccelerated run shows time slices of others in the next ones."""
         is_first = self._clock == "device" and plain.key not in self._kernels
         if is_first or not set(generate.kinds) <= self._bench.pipelines.warm_kinds:
-            self._time(plain, generate)
+            self._time(plain, generate, whole=True)
 
-    def _add(self, timings: dict[str, RunTiming], run: Candidate, generate: Generate) -> None:
-        timing = self._time(run, generate)
+    def _drawn(self) -> Counter[str]:
+        """Of each accelerator how many runs have drawn their pictures."""
+        rounds = self._bench.known(self._cell).rounds(self._clock)
+        rows = [(run, timing) for made in rounds for run, timing in zip(made.candidates, made.runs, strict=True)]
+        rows += [(_plain(made.candidates), made.baseline) for made in rounds]
+        return Counter(run.accelerator for run, timing in rows if timing.whole)
+
+    def _add(self, timings: dict[str, RunTiming], run: Candidate, generate: Generate, *, whole: bool) -> None:
+        timing = self._time(run, generate, whole=whole)
         if timing is not None:
             timings[run.key] = timing
 
@@ -198,7 +215,7 @@ class Timer:
         """Whether another process's time slices cut unaccelerated runs off, which each round has one of."""
         return plain.key in self._kernels and self._kernels[plain.key].cut_share > _SHARED
 
-    def _time(self, run: Candidate, generate: Generate) -> RunTiming | None:
+    def _time(self, run: Candidate, generate: Generate, *, whole: bool) -> RunTiming | None:
         """One run's times, less the first step of each kind that this process makes; None when it fails.
 
         A failure is none of a candidate's: it is left to the candidate to show what is wrong. One that takes the
@@ -212,7 +229,7 @@ class Timer:
             store.begin(*place, "short run", session=bench.session, since=bench.since)
         try:
             with time_limit(bench.settings.case_timeout_s):
-                timing = self._timed(run, generate)
+                timing = self._timed(run, generate, whole=whole)
         except (KeyboardInterrupt, SystemExit):
             store.forget_failure(*place)
             raise
@@ -230,12 +247,13 @@ class Timer:
         bench.pipelines.warm_kinds |= new
         return timing.without_first(new) if self._clock == "wall" else timing
 
-    def _timed(self, run: Candidate, generate: Generate) -> RunTiming:
-        """A run by the timer's clock."""
-        prompts, seeds = self._batch.prompts, self._batch.seeds
+    def _timed(self, run: Candidate, generate: Generate, *, whole: bool) -> RunTiming:
+        """A run by the timer's clock, with its pictures or without."""
+        batch = self._batch.prompts, self._batch.seeds
         if self._clock == "wall":
-            return timed(generate, prompts, seeds)[1]
-        return busy(generate, prompts, seeds, self._kernels.setdefault(run.key, KernelTimes()))[1]
+            return timed(generate, *batch)[1] if whole else timed_steps(generate, *batch)
+        kernels = self._kernels.setdefault(run.key, KernelTimes())
+        return busy(generate, *batch, kernels)[1] if whole else busy_steps(generate, *batch, generate.steps, kernels)
 
     def _misfits(self, runs: Iterable[Candidate]) -> set[str]:
         """Keys of the short runs that the model cannot take."""

@@ -189,7 +189,8 @@ def _undisturbed(values: Sequence[float], cost: Cost, most: float) -> Cost:
 def _fixed_costs(rows: Sequence[tuple[str, RunTiming]], found: Solution, expected: Expected) -> dict[str, Cost]:
     logs: defaultdict[str, list[float]] = defaultdict(list)
     for (name, run), level in zip(rows, found.levels + found.deviations, strict=True):
-        logs[name].append(math.log(run.fixed_s) - float(level))
+        if run.whole:
+            logs[name].append(math.log(run.fixed_s) - float(level))
     return {name: _fixed_cost(np.array(values), expected) for name, values in logs.items()}
 
 
