@@ -204,9 +204,10 @@ def main() -> None:
             for one in REGISTRY.suiting(cell.pipe)
             for pair in chooser.entries(cell, one.name)
         )
-        gone, known = read_golden(arguments.golden).keys() - found.keys(), chooser.records.environments
-        changes = merge(arguments.golden, found, update=True, prune=gone, environments=known)
-        print(f"{arguments.golden}: {len(found)} entries, {sum(one.kind != 'unchanged' for one in changes)} changed")
+        # Anew, not merged: that keeps older figures where they agree with these.
+        arguments.golden.unlink(missing_ok=True)
+        merge(arguments.golden, found, update=False, environments=chooser.records.environments)
+        print(f"{arguments.golden}: {len(found)} entries")
 
 
 if __name__ == "__main__":
