@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import charts
 from benchmarks.output import needed, parser, show
 from benchmarks.recorded import read
-from benchmarks.search_replay import REGISTRY, Replay, Table, judge, named
+from benchmarks.search_replay import FIRST, REGISTRY, Replay, Table, judge, named
 from pytest_diffaccel.matrix import Candidate
 
 # Other methods are looked at after every fiftieth of their candidates; Optuna's may ask for so many times as many.
@@ -43,12 +43,14 @@ class Run:
     Attributes:
         time: denoiser time, in baseline generations of one sample.
         images: generated.
+        calls: that drew them; 0 where nobody counted.
         right: share of targets that are right.
         regrets: of each target that has a winner.
     """
 
     time: float
     images: int
+    calls: int
     right: float
     regrets: list[float]
 
@@ -58,6 +60,7 @@ class Run:
         return cls(
             sum(part.time for part in parts),
             sum(part.images for part in parts),
+            sum(part.calls for part in parts),
             float(np.mean([part.right for part in parts])),
             [regret for part in parts for regret in part.regrets],
         )
@@ -67,7 +70,7 @@ def beginning(table: Table, order: Sequence[Candidate], part: int) -> Run:
     """A full evaluation of so many fiftieths of ``order``."""
     evaluated = order[: max(1, round(len(order) * part / _PARTS))]
     time = sum(table.samples / table.speedups[one].value for one in evaluated)
-    return Run(time, len(evaluated) * table.samples, *judge(table, named(table, evaluated)))
+    return Run(time, len(evaluated) * table.samples, 0, *judge(table, named(table, evaluated)))
 
 
 def cost_to_match(table: Table, order: Sequence[Candidate], share: float) -> Run:
@@ -149,15 +152,15 @@ def _tables() -> list[Table]:
     return [Table(cell, points) for cell, points in recorded.items() if points]
 
 
-def our_run(seed: int) -> Run:
-    """Our search of all cells."""
+def our_run(seed: int, first: int = FIRST) -> Run:
+    """Our search of all cells, with so many samples in a first evaluation."""
     parts = []
     for table in _tables():
         order = list(range(table.samples))
         random.Random(seed).shuffle(order)
-        replay = Replay(table, order)
+        replay = Replay(table, order, first=first)
         right, regrets = judge(table, replay.search())
-        parts.append(Run(replay.spent, replay.images, right, regrets))
+        parts.append(Run(replay.spent, replay.images, replay.calls, right, regrets))
     return Run.of_all(parts)
 
 
@@ -186,7 +189,7 @@ def compare(ours: Sequence[Run], others: Mapping[str, Sequence[Run]]) -> tuple[l
     """
     images = sum(table.samples * len(table.points) for table in _tables())
     rows = [
-        _row("exhaustive", [Run(_exhaustive_time(), images, 1.0, [0.0])]),
+        _row("exhaustive", [Run(_exhaustive_time(), images, 0, 1.0, [0.0])]),
         _row("ours", ours),
         *(_row(name, runs) for name, runs in others.items()),
     ]
@@ -209,6 +212,7 @@ def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "method": name,
         "seeds": len(runs),
         "images": round(median(run.images for run in runs)),
+        "calls": round(median(run.calls for run in runs)) or None,
         "time_vs_exhaustive": median(run.time for run in runs) / _exhaustive_time(),
         "targets_right": median(run.right for run in runs),
         "median_regret": median(median(run.regrets) for run in runs),
@@ -239,6 +243,9 @@ def main() -> None:
     made.add_argument(
         "--optuna-seeds", type=int, default=1, help="seeds of each Optuna sampler (default: 1; 20 take ten minutes)"
     )
+    made.add_argument(
+        "--first", type=int, default=FIRST, metavar="N", help=f"samples of our first evaluations (default: {FIRST})"
+    )
     made.add_argument("--plot", type=Path, metavar="FILE", help="also draw an SVG file")
     arguments = made.parse_args()
     counts = {name: arguments.seeds if name == "random" else arguments.optuna_seeds for name in OTHERS}
@@ -247,7 +254,7 @@ def main() -> None:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         # The longest jobs first, so that no core waits for one at the end.
         asked = {name: [pool.submit(orders_of, name, seed) for seed in range(counts[name])] for name in OTHERS}
-        found = [pool.submit(our_run, seed) for seed in range(arguments.seeds)]
+        found = [pool.submit(our_run, seed, arguments.first) for seed in range(arguments.seeds)]
         ours = [run.result() for run in found]
         orders = {name: [one.result() for one in own] for name, own in asked.items()}
         share = median(run.right for run in ours)

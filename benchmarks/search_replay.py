@@ -28,9 +28,10 @@ from pytest_diffaccel.search.predict.loss_model import EQUAL_LOSS
 
 REGISTRY = default_registry()
 MAX_LOSS = 0.25
-# Samples of a first evaluation, as with small batches; blocks that tell a borderline speed-up, as in
-# pytest_diffaccel.search.group.
-_FIRST, _BLOCKS_ENOUGH = 2, 4
+#: Samples of a first evaluation where calls of a few are cheap, as in pytest_diffaccel.search.workbench.
+FIRST = 2
+# Blocks that tell a borderline speed-up, as in pytest_diffaccel.search.group.
+_BLOCKS_ENOUGH = 4
 # A calibration's share of the exhaustive search's time, and accelerated runs in one of its rounds, as in
 # pytest_diffaccel.search.calibrate (calibration.py, timer.py).
 _CALIBRATION_SHARE, _ROUND = 0.01, 4
@@ -116,6 +117,8 @@ class Replay:
         accelerator: the group that is searched now.
         images: generated so far.
         spent: denoiser time so far, in baseline generations of one sample.
+        first: samples of a first evaluation; more are given in multiples of it.
+        calls: that drew samples so far.
     """
 
     table: Table
@@ -123,6 +126,8 @@ class Replay:
     accelerator: Accelerator = field(default_factory=lambda: next(iter(REGISTRY)))
     images: int = 0
     spent: float = 0.0
+    first: int = FIRST
+    calls: int = 0
     _evaluated: dict[Candidate, tuple[float, ...]] = field(default_factory=dict)
     _timed: set[Candidate] = field(default_factory=set)
     _told: dict[Candidate, Interval] = field(default_factory=dict)
@@ -133,7 +138,7 @@ class Replay:
         """The group as far as it is known now."""
         if self._plan is None:
             known = self._fitted, dict(self._evaluated)
-            self._plan = Plan(REGISTRY, self.accelerator, self.table.cell, *known, MAX_LOSS, _FIRST)
+            self._plan = Plan(REGISTRY, self.accelerator, self.table.cell, *known, MAX_LOSS, self.first)
         return self._plan
 
     @property
@@ -169,12 +174,13 @@ class Replay:
 
     def evaluate(self, candidate: Candidate) -> None:
         """The first samples."""
-        self.extend(candidate, _FIRST)
+        self.extend(candidate, self.first)
 
     def extend(self, candidate: Candidate, num_samples: int) -> None:
         """More samples."""
         losses = self.table.points[candidate].losses
         count = num_samples - len(self._evaluated.get(candidate, ()))
+        self.calls += 1
         self._generate(self.table.speedups[candidate].value, count)
         self._evaluated[candidate] = tuple(losses[place] for place in self.order[:num_samples])
         self._plan = None

@@ -213,9 +213,12 @@ def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metri
     return SearchRun(Settings.from_options(options, registry.names, known), registry, metrics=known)
 
 
-def without_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let searches of this process take the scale of their losses for known: a third of a small search's time."""
-    scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.1)
+def without_scale(monkeypatch: pytest.MonkeyPatch, *, batch: float = 0.0, alone_share: float = 1.0) -> None:
+    """Let searches of this process take the scale of their losses for known: a third of a small search's time.
+
+    And with it what a call that draws one picture takes, as a share of a batch's.
+    """
+    scale = QualityScale(repeat=0.0, batch=batch, one_ulp=0.0, unrelated=0.1, alone_share=alone_share)
     monkeypatch.setattr("pytest_diffaccel.search.null_control.measure_scale", lambda *_: scale)
 
 

@@ -78,7 +78,7 @@ def cases_of(cells: Cells) -> dict[str, SearchCase]:
 
 
 def calibrated(run_s: float = RUN_S, steps: int = 20) -> Calibration:
-    return Calibration(4, CALIBRATED_S, 0.041, run_s, steps, 0.55)
+    return Calibration(4, CALIBRATED_S, 0.041, run_s, steps, 0.55, 1.0)
 
 
 def told(calibration: Calibration) -> CaseResult:

@@ -105,7 +105,7 @@ OF_CELL = CellWinners(
     baseline="images/b",
     prompts=("red apple", "a ]]> <b>"),
 )
-NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55)})
+NEWS = News({"timing": 1.5}, {"SD1.5": Calibration(4, 9.6, math.inf, 1.43, 20, 0.55, 1.0)})
 SESSION = replace(
     GateSession(0.4, 0.01, 5.0, 0.01, 1.0, (0.1,), 0, "a digest", MET.environment),
     host=Speed(0.3, 0.01, 5.0, 0.02, 1.0),

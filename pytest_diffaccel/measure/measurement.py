@@ -256,7 +256,8 @@ class Measurement:
         quality: against the baseline's images.
         blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
-        peak_memory_mb: highest memory during the candidate's first generation (CUDA: allocated; CPU: resident), MiB.
+        peak_memory_mb: highest memory during the candidate's first generation of a whole batch (CUDA: allocated; CPU:
+            resident), MiB; None where none was made, or looked at.
         busy_share: share of a run during which the GPU works, 0 to 1; of winners only, None where nothing tells.
         metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
         decided: where the pictures decide what a step reuses, the kind of each step of each batch's generation, in
@@ -273,7 +274,7 @@ class Measurement:
     quality: Quality
     blocks: tuple[Block, ...]
     fired: dict[str, int] = field(default_factory=dict)
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: float | None = None
     busy_share: float | None = None
     metrics: Mapping[str, MetricValues] = field(default_factory=dict)
     decided: tuple[tuple[str, ...], ...] = ()
@@ -282,7 +283,7 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, all fields but empty optional ones; :meth:`from_json` reads it back equal."""
         fields = asdict(self)
-        for name in ("busy_share", "metrics", "decided", "host"):
+        for name in ("peak_memory_mb", "busy_share", "metrics", "decided", "host"):
             if not fields[name]:
                 del fields[name]
         return fields
@@ -296,6 +297,7 @@ class Measurement:
         """
         rest = dict(data)
         rest.pop("flops", None)  # arithmetic that older versions counted
+        rest["peak_memory_mb"] = rest.get("peak_memory_mb") or None  # older versions wrote 0 where they did not look
         quality = rest.pop("quality")
         return cls(
             candidate=_candidate_from_json(rest.pop("candidate")),

@@ -25,12 +25,15 @@ class QualityScale:
         batch: of the same images made one by one.
         one_ulp: of images whose start noise is one unit in the last place larger.
         unrelated: of images of the same prompts with other seeds.
+        alone_share: time of a call that draws one image, as a share of the whole batch's: what small calls are worth;
+            1 where an older version of this program did not look.
     """
 
     repeat: float
     batch: float
     one_ulp: float
     unrelated: float
+    alone_share: float = 1.0
 
     @property
     def noise_floor(self) -> float:

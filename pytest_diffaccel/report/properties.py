@@ -53,7 +53,7 @@ def _status(result: CaseResult) -> str:
 def _figures(figures: Figures) -> dict[str, str]:
     known: dict[str, Any] = figures.to_json()
     found = {name: str(known[name]) for name in _WORDS if name in known}
-    found |= {name: f"{known[name]:.6g}" for name in _FIGURES}
+    found |= {name: f"{known[name]:.6g}" for name in _FIGURES if known[name] is not None}
     found |= {name: _ends(known[name]) for name in _INTERVALS}
     return found | {"fired": ", ".join(f"{name}={count}" for name, count in figures.fired.items())}
 

@@ -167,7 +167,11 @@ class TimeLeft:
         if pipe in self._step_s:
             return  # another worker's
         self._step_s[pipe] = calibration.baseline_s / calibration.steps
-        self._efforts[pipe] = replace(self._effort, accelerated_share=calibration.accelerated_share)
+        self._efforts[pipe] = replace(
+            self._effort,
+            accelerated_share=calibration.accelerated_share,
+            first_batches=calibration.first_batches,
+        )
         self._run_s = self._run_s or calibration.baseline_s
 
     def _runs(self, case: SearchCase, result: CaseResult) -> float:

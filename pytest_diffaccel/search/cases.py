@@ -43,7 +43,7 @@ def search_case(
     """
     knowledge = bench.knowledge(candidate.cell, candidate.accelerator)
     known = knowledge.find(candidate)
-    if known is not None and known.sampling.num_samples >= bench.first_samples:
+    if known is not None and known.sampling.num_samples >= bench.first_samples(candidate.cell, candidate.accelerator):
         return known, False
     misfit = bench.pipelines.misfit(candidate)
     if misfit:

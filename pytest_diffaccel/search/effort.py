@@ -55,13 +55,13 @@ class Effort:
 
     Attributes:
         batches: of a whole evaluation.
-        first_batches: of a first evaluation.
+        first_batches: of a first evaluation; part of one where small calls are worth it.
         blocks: timed blocks that a candidate gets in an exhaustive search; None in any other.
         accelerated_share: mean time of an accelerated run, as a share of the unaccelerated one's.
     """
 
     batches: int
-    first_batches: int
+    first_batches: float
     blocks: int | None
     accelerated_share: float = ACCELERATED_SHARE
 
@@ -69,7 +69,7 @@ class Effort:
     def of(cls, settings: Settings) -> Effort:
         """What the settings ask for."""
         batches = math.ceil(settings.num_samples / settings.batch_size)
-        # At least 2 samples, as Workbench.first_samples has them.
+        # At least 2 samples, in whole batches as long as no calibration says otherwise (Workbench.first_samples).
         first = min(batches, math.ceil(2 / settings.batch_size))
         return cls(batches, first, settings.blocks if settings.exhaustive else None)
 

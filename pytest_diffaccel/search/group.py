@@ -54,12 +54,16 @@ class GroupSearch:
                 costs=known.costs,
                 evaluated=known.losses(self.cell),
                 max_loss=self.bench.settings.quality.max_loss,
-                first=self.bench.first_samples,
+                first=self._first_samples,
                 barred=barred,
                 quality=self.bench.settings.quality,
                 by_mean=self.bench.settings.by_mean,
             )
         return plan
+
+    @property
+    def _first_samples(self) -> int:
+        return self.bench.first_samples(self.cell, self.accelerator)
 
     def evaluate(self, candidate: Candidate) -> None:
         """Measure a candidate on its first samples; raises what :func:`.attempt.evaluate` raises."""
@@ -87,7 +91,7 @@ class GroupSearch:
         # What a case may take is for its first samples.
         most_s, more = self.bench.settings.case_timeout_s, num_samples - known.sampling.num_samples
         try:
-            with time_limit(most_s and most_s * max(1.0, more / self.bench.first_samples)):
+            with time_limit(most_s and most_s * max(1.0, more / self._first_samples)):
                 made = extend(self.bench, known, num_samples)
         except Exception as error:
             explained = note_failure(self.bench, candidate, error)

@@ -21,6 +21,7 @@ class Calibration:
         baseline_s: a whole run of the cell's unaccelerated pipeline, of one batch, seconds.
         steps: of that run.
         accelerated_share: mean over the candidates of what their runs take, as a share of the unaccelerated one's.
+        first_batches: mean over the candidates of their first evaluations' pictures, in batches.
     """
 
     rounds: int
@@ -29,6 +30,7 @@ class Calibration:
     baseline_s: float
     steps: int
     accelerated_share: float
+    first_batches: float
 
 
 @dataclass(frozen=True)

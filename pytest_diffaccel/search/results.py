@@ -32,7 +32,7 @@ class Figures:
         psnr_db: mean peak signal-to-noise ratio, dB.
         ssim: mean structural similarity, at most 1.
         fired: how often each method acted in one generation, by counter.
-        peak_memory_mb: highest memory during the first generation, MiB.
+        peak_memory_mb: highest memory during the first generation of a whole batch, MiB; None where none was made.
         num_samples: images scored.
         environment: id of the environment.
         rounds_s: seconds of each timed run; none where it was not timed.
@@ -47,7 +47,7 @@ class Figures:
     psnr_db: float
     ssim: float
     fired: Mapping[str, int]
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     num_samples: int
     environment: str
     rounds_s: tuple[float, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,12 +31,13 @@ from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.pipes import denoiser_of
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.database import PATIENCE_S
-from pytest_diffaccel.records.environment import Environment, describe_environment
+from pytest_diffaccel.records.environment import Environment, describe_environment, weights_identity
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
 from pytest_diffaccel.search.lessons import Lessons
 from pytest_diffaccel.search.pipelines import Pipelines
+from pytest_diffaccel.search.predict.loss_model import NO_LOSS
 from pytest_diffaccel.search.secondary import SecondaryMetrics
 from pytest_diffaccel.search.sharing import SharedGroups
 from pytest_diffaccel.search.spent import Spent
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 # Fewer samples than this say little of a candidate's loss; more are better spent on those that are still in the race.
 _FIRST_SAMPLES = 2
+# Calls draw as few where what a call takes beside its pictures is worth less than so many of them. A search whose first
+# evaluations have 2 pictures, not 8, takes 4.0% of an exhaustive one's time, not 6.3%, in twice as many calls
+# (benchmarks/search_cost.py --first 8).
+_FIXED_PICTURES = 1.0
 # Of which it is foreseen what they decide: how far prompts differ shows in some, and each takes a generation.
 _FORESEEN_BATCHES = 4
 # By how many seconds hosts' clocks may differ: when something was stored its host says.
@@ -120,13 +126,26 @@ class Workbench:
         #: Keys of the candidates that this process has begun to measure.
         self.attempted: set[str] = set()
 
-    @property
-    def first_samples(self) -> int:
-        """Samples of a candidate's first evaluation: whole batches."""
+    def first_samples(self, cell: Cell, accelerator: str) -> int:
+        """Samples of a candidate's first evaluation: whole batches, or a few where small calls are worth it."""
         settings = self.settings
         if settings.exhaustive:
             return settings.num_samples
-        return min(settings.batch_size * math.ceil(_FIRST_SAMPLES / settings.batch_size), settings.num_samples)
+        size = 1 if self._draws_few(cell, accelerator) else settings.batch_size
+        return min(size * math.ceil(_FIRST_SAMPLES / size), settings.num_samples)
+
+    def _draws_few(self, cell: Cell, accelerator: str) -> bool:
+        """Whether calls of a few pictures take that much less than whole batches, and draw the same.
+
+        Not where the pictures of a batch decide together, nor on a stack that is compiled for a batch's size.
+        """
+        scale, size = self.environment(cell).scale, self.settings.batch_size
+        (known,) = self.registry.select([accelerator])
+        if scale is None or known.deciding or self.environment(cell).stack or scale.batch > NO_LOSS:
+            return False
+        # A batch of n takes a fixed part and n pictures: the fixed part is what n calls of one take more, by n - 1.
+        fixed, picture = size * scale.alone_share - 1, 1 - scale.alone_share
+        return size > 1 and fixed < _FIXED_PICTURES * picture
 
     def knowledge(self, cell: Cell, accelerator: str) -> Knowledge:
         """What is known in the cell's environment; what others found is read when a group begins, in it of helpers."""
@@ -149,6 +168,8 @@ class Workbench:
 
         What was evaluated once and fails now is left out.
         """
+        if self.environment(cell).scale is None:
+            self.reread_environment(cell)  # it tells how many pictures a first evaluation has
         environment = self.environment(cell).id
         self._read_at = time.time()
         stored = [*self._stored(cell, "search", self.since), *self._stored(cell, "winner", self.since)]
@@ -273,11 +294,14 @@ class Workbench:
 
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)
-        pipeline = self.pipelines.of(cell)
+        # Gigabytes of weights are hashed beside the imports and the loading of them, which take as long.
+        with ThreadPoolExecutor(1) as pool:
+            weights = pool.submit(lambda: {name: weights_identity(own) for name, own in weight_files(spec).items()})
+            pipeline = self.pipelines.of(cell)
         return describe_environment(
             pipe=cell.pipe,
             model_source=spec.description,
-            weights=weight_files(spec),
+            weights=weights.result(),
             device=pipeline.device,
             dtype=denoiser_of(pipeline).dtype,
             image_size=spec.image_size or own_size(pipeline),
@@ -306,11 +330,14 @@ class Workbench:
         """The user's; none where there are none. Read once: a file that changes changes no search that has begun."""
         return read_prompt_file(self.settings.prompts).prompts if self.settings.prompts else ()
 
-    def batches(self, cell: Cell, purpose: Purpose, num_samples: int | None = None) -> list[Batch]:
-        """All samples of ``purpose``, or the first of them, batch by batch; only the last may be smaller."""
+    def batches(self, cell: Cell, purpose: Purpose, num_samples: int | None = None, had: int = 0) -> list[Batch]:
+        """All samples of ``purpose``, or the first of them, less the ``had`` first, batch by batch.
+
+        Only the last may be smaller.
+        """
         settings = self.settings
         count = num_samples or settings.num_samples
-        samples = evaluation_prompts.select(self._prompts(cell), count, settings.seed, purpose)
+        samples = evaluation_prompts.select(self._prompts(cell), count, settings.seed, purpose)[had:]
         parts = [samples[start : start + settings.batch_size] for start in range(0, len(samples), settings.batch_size)]
         return [Batch(tuple(prompt for prompt, _ in part), tuple(seed for _, seed in part)) for part in parts]
 

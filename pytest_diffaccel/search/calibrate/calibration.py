@@ -92,7 +92,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
     if bench.settings.decide_by == "device":
         most_s = max(most_s, _share_s(bench, cell, candidates))
     made += _by_device(bench, cell, candidates, most_s)
-    speedups = bench.known(cell).costs.speedups(candidates)
+    speedups, batch = bench.known(cell).costs.speedups(candidates), bench.settings.batch_size
     return Calibration(
         rounds=made,
         seconds=time.monotonic() - began,
@@ -100,6 +100,7 @@ def calibrate(bench: Workbench, cell: Cell) -> Calibration | None:
         baseline_s=bench.known(cell).baseline_s(cell.steps),
         steps=cell.steps,
         accelerated_share=fmean(1 / speedup.value for speedup in speedups),
+        first_batches=fmean(bench.first_samples(cell, one.accelerator) for one in candidates) / batch,
     )
 
 

@@ -31,7 +31,7 @@ class OutOfMemory(RuntimeError):
 
 
 def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None) -> Measurement:
-    """Measure a candidate on its first samples: all of them in an exhaustive search, else one batch.
+    """Measure a candidate on its first samples: all of them in an exhaustive search, else few.
 
     Args:
         bench: the search's workbench.
@@ -49,7 +49,8 @@ def evaluate(bench: Workbench, candidate: Candidate, predicted: Interval | None)
     blocks = 0 if predicted is not None else bench.settings.blocks
 
     def make() -> Measurement:
-        return measure(bench, candidate, blocks, bench.first_samples, predicted)
+        first = bench.first_samples(candidate.cell, candidate.accelerator)
+        return measure(bench, candidate, blocks, first, predicted)
 
     with bench.in_progress(candidate.cell, candidate.accelerator):
         return _attempt(bench, candidate, make)

@@ -44,7 +44,7 @@ class _Subject:
     images: dict[int, list[Image]] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     fired: dict[str, int] = field(default_factory=dict)
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: float | None = None
     decided: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def keep(self, place: int, images: list[Image]) -> None:
@@ -101,7 +101,7 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
 
     Args:
         bench: the search's workbench.
-        measurement: of the search, with fewer samples; whole batches of them.
+        measurement: of the search, with fewer samples.
         num_samples: how many it gets.
 
     Returns:
@@ -113,7 +113,7 @@ def extend(bench: Workbench, measurement: Measurement, num_samples: int) -> Meas
     images: list[Image] = []
     decided = list(measurement.decided)
     with bench.pipelines.lock.generating(), bench.pipelines.generating(cell, candidate.params) as generate:
-        for batch in bench.batches(cell, "search", num_samples)[had // bench.settings.batch_size :]:
+        for batch in bench.batches(cell, "search", num_samples, had):
             with bench.spent.on("pictures"):
                 images += generate.observed(*_arguments(batch), None)
             decided += [generate.decided] if generate.decided else []
@@ -152,6 +152,7 @@ def measure_together(
         for subject in subjects:
             known = bench.known(cell).find(subject.candidate)
             if known is not None:
+                # Of fewer pictures than a batch it is none of a batch's, and a timed run shows it.
                 subject.fired, subject.peak_memory_mb = dict(known.fired), known.peak_memory_mb
             if not (subject.fired and set(subject.generate.kinds) <= bench.pipelines.warm_kinds):
                 with bench.pipelines.lock.generating():
@@ -209,17 +210,20 @@ def _warm_up(bench: Workbench, cell: Cell, baseline: Generate) -> None:
 
 
 def _count(bench: Workbench, subject: _Subject, batch: Batch) -> None:
-    """The first generation: shows that the methods act, warms their kinds up, and how much memory they take."""
+    """The first generation: shows that the methods act; of a whole batch also how much memory it takes.
+
+    That also warms up the kinds of its steps: in batches of another size other kernels run.
+    """
     device = subject.generate.pipeline.device
-
-    def made() -> None:
-        subject.peak_memory_mb = peak_memory_mb(device)
-
+    peaks_mb: list[float] = []
     reset_peak_memory(device)
     with bench.spent.on("pictures"):
-        subject.keep(0, subject.generate.counted(*_arguments(batch), made=made))
+        images = subject.generate.counted(*_arguments(batch), made=lambda: peaks_mb.append(peak_memory_mb(device)))
+    subject.keep(0, images)
     subject.fired = dict(subject.generate.fired)
-    bench.pipelines.warm_kinds |= set(subject.generate.kinds)
+    if len(images) == bench.settings.batch_size:
+        (subject.peak_memory_mb,) = peaks_mb
+        bench.pipelines.warm_kinds |= set(subject.generate.kinds)
 
 
 def _arguments(batch: Batch) -> tuple[Sequence[str], Sequence[int]]:
@@ -248,7 +252,12 @@ def _runs(subject: _Subject, batches: Sequence[Batch]) -> TimedRun:
     def one(_index: int) -> RunTiming:
         again = len(subject.blocks) % full
         place = next((place for place in range(full) if place not in subject.images), again)
+        device = subject.generate.pipeline.device
+        if subject.peak_memory_mb is None:
+            reset_peak_memory(device)
         images, timing = timed(subject.generate, *_arguments(batches[place]))
+        if subject.peak_memory_mb is None:
+            subject.peak_memory_mb = peak_memory_mb(device)
         subject.keep(place, images)
         return timing
 

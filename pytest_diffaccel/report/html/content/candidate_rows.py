@@ -218,7 +218,7 @@ def _figures(measurement: Measurement, speedup: Interval, prompts: Prompts, *, v
         worst_prompt=prompts.of(measurement.sampling, place),
         psnr_db=quality.psnr_db,
         ssim=quality.ssim,
-        peak_memory_mb=measurement.peak_memory_mb or None,
+        peak_memory_mb=measurement.peak_memory_mb,
         samples=measurement.sampling.num_samples,
         blocks=len(measurement.blocks),
         verified=verified,
