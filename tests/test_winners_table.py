@@ -32,34 +32,35 @@ def test_each_reason_has_a_row_of_its_own() -> None:
     entries = {key(1.5): MET, key(1.8): MET, key(2.5): lossy, key(3.0): slow, key(4.0): slow}
     lines = winners_table(entries, {}, 80)
     assert [line.strip() for line in lines if line.startswith("  ") and line.strip()[0].isdigit()] == [
-        "1.5x to 1.8x  1.67x [1.65, 1.69]  0.041 [0.036, 0.047]  -",
+        "1.5-1.8x  1.67x [1.65, 1.69]  0.041 [0.036, 0.047]  -",
         "2.5x",
-        "3x to 4x",
+        "3-4x",
     ]
     text = " ".join(" ".join(lines).split())
     best = "best reached: 1.67x at LPIPS 0.041, by cache_interval=2, cache_branch_id=0"
-    assert f"2.5x unattainable: the fast ones lose too much quality; {best} 3x to 4x" in text
+    assert f"2.5x unattainable: the fast ones lose too much quality; {best} 3-4x" in text
     assert text.endswith(f"unattainable: no candidate is surely fast enough; {best}")
 
 
 def test_the_table_fits_80_columns() -> None:
-    """With the longest names and parameters, every figure in its column and whole."""
+    """With the longest names, parameters and targets, every figure in its column and whole."""
     triple = "DeepCache, T-Gate, and ToMe"
     params = {
         "DeepCache": {"cache_interval": 10, "cache_branch_id": 0},
         "T-Gate": {"gate_step": 12, "sp_interval": 3, "fi_interval": 1, "warm_up": 2},
         "ToMe": {"ratio": 0.75, "max_downsample": 8},
     }
-    fewer = FewerSteps(12, 1.52, 0.086, (0.07, 0.1))
-    entry = replace(MET, params=params, device_speedup=2.1, device_speedup_ci95=(2.0, 2.2), fewer_steps=fewer)
+    device = {"device_speedup": 2.1, "device_speedup_ci95": (2.0, 2.2), "decided_by": "device"}
+    rival = {"fewer_steps": FewerSteps(12, 1.52, 0.036, (0.03, 0.04)), "beats_fewer_steps": False}
+    entry = replace(MET, params=params, **device, **rival)
     cell = Cell("SDXL", "UniPCMultistepScheduler", 50)
-    scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.461)
+    scale = QualityScale(repeat=0.0, batch=0.0, one_ulp=0.0, unrelated=0.161)
     fast = replace(MET, speedup=11.5, speedup_ci95=(9.5, 12.5))
-    entries = {GoldenKey(cell, triple, 1.5): entry, GoldenKey(cell, "ToMe", 1.2): fast}
+    entries = {GoldenKey(cell, triple, target): entry for target in (1.2, 1.5)} | {GoldenKey(cell, "ToMe", 1.2): fast}
     lines = winners_table(entries, {MET.environment: replace(ENVIRONMENT, scale=scale)}, 80)
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     (row,) = [line for line in lines if "1.67x" in line]
-    assert row.split(maxsplit=1)[1].strip() == "1.67x [1.65, 1.69] GPU 2.10x  0.041 [0.036, 0.047] 9%  0.086 (12)"
+    assert row == "  1.2-1.5x  1.67x [1.65, 1.69] GPU 2.10x*  0.041 [0.036, 0.047] 25%  0.036 (12)!"
     heads = next(line for line in lines if "LPIPS [95%]" in line)
     assert heads.index("LPIPS [95%]") == row.index("0.041")
     assert "".join(line.strip() for line in lines if "=" in line).count("=") == 10
@@ -126,7 +127,7 @@ def test_rows_of_another_environment_are_marked() -> None:
     entries[key(1.2)] = replace(MET, environment=ENVIRONMENT.id)
     lines = winners_table(entries, {ENVIRONMENT.id: ENVIRONMENT, here.id: here}, 200)
     rows = [line.split("  ")[1] for line in lines if "1.67x" in line]
-    assert rows == ["1.2x °", "1.5x to 1.8x"]
+    assert rows == ["1.2x °", "1.5-1.8x"]
     assert lines[-1] == (
         "°: recorded in another environment than the rest: device another CPU (2 cores) -> a CPU (4 cores)."
     )
