@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pytest_diffaccel.gate.environments import Comparison
+from pytest_diffaccel.gate.environments import Comparison, refusal
+from pytest_diffaccel.matrix import Cell
 from pytest_diffaccel.records import environment as module
 from pytest_diffaccel.records.environment import Environment, describe_environment, differences
 from pytest_diffaccel.records.found_out import QualityScale
@@ -137,6 +138,19 @@ def test_the_gate_refuses_other_settings_where_both_are_known() -> None:
     assert compared.causes == ("threads 2 -> 7",)
     older = Comparison.between(ENVIRONMENT, one)
     assert (older.refused, older.causes) == ((), ("settings not recorded -> recorded",))
+
+
+def test_the_gate_advises_a_search_with_the_models_and_gpus_that_it_was_run_with() -> None:
+    """Golden is another file then, whatever was named."""
+    compared = Comparison.between(ENVIRONMENT, replace(ENVIRONMENT, device="another"))
+    place = ("--gpus=0", "--golden", "golden/one.json", "--models", "my models.toml")
+    said = refusal(compared, Path("golden/one.json"), Cell("SD1.5", "DDIM", 20), place)
+    assert said.startswith("golden/one.json was recorded elsewhere: device ")
+    assert said.endswith(
+        "--pipe SD1.5 --sched DDIM --steps 20 --gpus=0 --models 'my models.toml' "
+        "--golden golden/THIS_DEVICE.search_params.json"
+    )
+    assert "one.json" not in said.partition("elsewhere")[2]
 
 
 def test_describes_this_process(weights: Path) -> None:

@@ -327,7 +327,7 @@ def test_a_gain_that_is_vague_is_measured_again_by_a_later_session_and_the_bette
 
 def test_the_gate_says_how_to_run_on_goldens_stack() -> None:
     def said(golden: Environment, now: Environment) -> str:
-        return refusal(Comparison.between(golden, now), Path("golden/one.json"), Cell("SD1.5", "DDIM", 20))
+        return refusal(Comparison.between(golden, now), Path("golden/one.json"), Cell("SD1.5", "DDIM", 20), ())
 
     assert said(STACKED, ENVIRONMENT).startswith(
         "golden/one.json was recorded on another stack: stack blocks compiled by inductor, layout channels_last"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,9 +62,18 @@ def _with(environment: Environment, fields: dict[str, object]) -> Environment:
     return replace(environment, **fields)  # type: ignore[arg-type]  # fields of another environment
 
 
-def refusal(comparison: Comparison, golden: Path, cell: Cell) -> str:
-    """Why a case cannot be judged here, and what to do."""
-    command = benches_command(*options_of(cell), "--golden", "golden/THIS_DEVICE.search_params.json")
+def refusal(comparison: Comparison, golden: Path, cell: Cell, place: Sequence[str]) -> str:
+    """Why a case cannot be judged here, and what to do.
+
+    Args:
+        comparison: of golden's environment with this one.
+        golden: the golden file.
+        cell: the case's.
+        place: options that say where it was judged (:attr:`.GateSettings.place`).
+    """
+    at = place.index("--golden") if "--golden" in place else len(place)
+    elsewhere = ("--golden", "golden/THIS_DEVICE.search_params.json")
+    command = benches_command(*options_of(cell), *place[:at], *place[at + 2 :], *elsewhere)
     if comparison.stack:
         return f"{golden} was recorded on another stack: {'; '.join(comparison.refused)}; {comparison.stack}"
     return (

@@ -184,7 +184,10 @@ class GateRun:
         golden = self._golden.environment_of(case.entry)
         with self._budget.start():
             compared = Comparison.between(golden, bench.environment(case.cell)) if golden else Comparison((), ())
-        text = refusal(compared, self.settings.golden, case.cell) if compared.refused else self._unlearnt(case)
+        if compared.refused:
+            text = refusal(compared, self.settings.golden, case.cell, self.gate.place)
+        else:
+            text = self._unlearnt(case)
         if text:
             return Verdict((Finding("environment", "refused", text),)), None
         try:
