@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from pytest_diffaccel.models.schedulers import open_settings, original_settings
 from pytest_diffaccel.pipes import denoiser_of
 from pytest_diffaccel.records.contents import Failure
 from pytest_diffaccel.records.database import PATIENCE_S
-from pytest_diffaccel.records.environment import Environment, describe_environment, weights_identity
+from pytest_diffaccel.records.environment import Environment, describe_environment
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.kept_pictures import KeptPictures
 from pytest_diffaccel.search.knowledge import Knowledge
@@ -294,14 +293,11 @@ class Workbench:
 
     def _describe(self, cell: Cell) -> Environment:
         spec = self.source.spec(cell.pipe)
-        # Gigabytes of weights are hashed beside the imports and the loading of them, which take as long.
-        with ThreadPoolExecutor(1) as pool:
-            weights = pool.submit(lambda: {name: weights_identity(own) for name, own in weight_files(spec).items()})
-            pipeline = self.pipelines.of(cell)
+        pipeline = self.pipelines.of(cell)
         return describe_environment(
             pipe=cell.pipe,
             model_source=spec.description,
-            weights=weights.result(),
+            weights=weight_files(spec),
             device=pipeline.device,
             dtype=denoiser_of(pipeline).dtype,
             image_size=spec.image_size or own_size(pipeline),
