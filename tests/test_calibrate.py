@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from timings import STEADY, SteadyClock
 
 from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.matrix import TARGETS, Point
-from pytest_diffaccel.measure.measurement import Round
+from pytest_diffaccel.measure.measurement import Round, RunTiming
 from pytest_diffaccel.records.golden_file import read_golden
 from pytest_diffaccel.records.store import Store
+from pytest_diffaccel.search.calibrate.calibration import calibrate
 from pytest_diffaccel.search.calibrate.timer import Timer
 from pytest_diffaccel.search.cases import NotWorthwhile
 
@@ -206,6 +208,23 @@ def test_three_short_runs_of_an_accelerator_draw_their_pictures(empty: Folder, c
     for candidate, speedup in zip(run.candidates, speedups, strict=True):
         full = math.ceil(20 / candidate.params["Echo"]["echo_interval"])
         assert speedup.value == pytest.approx(21 * 0.02 / (0.02 + full * 0.02 + (20 - full) * 0.001), rel=0.03)
+
+
+def test_where_the_rounds_of_another_session_draw_no_pictures_this_ones_do(empty: Folder, clock: SteadyClock) -> None:
+    """With ``--fresh`` a search sees what others make from now on, and not the whole runs that they began with."""
+    run = open_run(*THRIFTY, "--fresh", methods=[Echo(POINTS)])
+    cell = run.groups[0].cell
+    plain = RunTiming(0.16, (0.02,) * 8, ("plain",) * 8, whole=False)
+    other = replace(run.candidates[1], cell=replace(cell, steps=8))
+    echo = RunTiming(0.03, (0.02, *(0.001,) * 7), ("Echo:full", *("Echo:echo",) * 7), whole=False)
+    for _ in range(4):
+        run.bench.store.save_round(run.bench.environment(cell).id, Round(plain, (other,), (echo,), "", time.time()))
+    found = calibrate(run.bench, cell)
+    made = run.bench.known(cell).rounds()
+    run.close()
+    assert found is not None
+    assert found.baseline_s == pytest.approx(21 * 0.02, rel=0.05)
+    assert sum(one.baseline.whole for one in made) > 0
 
 
 # --- later sessions --------------------------------------------------------------------------------------------

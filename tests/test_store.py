@@ -779,6 +779,28 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_is_stored_stays_when_another_process_closes_the_store(tmp_path: Path, is_there: bool) -> None:
+    """Also where this one has opened it twice, as a search does: to read a file ends SQLite's locks on it."""
+    path = tmp_path / "search.sqlite"
+    if is_there:
+        with Store.open(path) as store:
+            store.save_failure(candidate(), ENVIRONMENT, SAMPLING, "error", "before")
+    counts = (
+        f"from pytest_diffaccel.records.store import Store\nprint(len(Store.open({str(path)!r}).contents().failures))"
+    )
+
+    def seen_by_another() -> int:
+        done = subprocess.run([sys.executable, "-c", counts], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    with Store.open(path) as first, Store.open(path):
+        first.save_failure(candidate(), ENVIRONMENT, SAMPLING, "error", "one")
+        assert seen_by_another() == 1
+        first.save_failure(candidate(5), ENVIRONMENT, SAMPLING, "error", "two")
+        assert seen_by_another() == 2
+
+
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is no SQLite database"):
         Store.open(tmp_path)

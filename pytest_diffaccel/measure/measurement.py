@@ -256,8 +256,8 @@ class Measurement:
         quality: against the baseline's images.
         blocks: every timed run; none where the speed-up was known well enough.
         fired: how often each method really acted in one generation, by counter (``"cached_steps"`` and so on).
-        peak_memory_mb: highest memory during the candidate's first generation of a whole batch (CUDA: allocated; CPU:
-            resident), MiB; None where none was made, or looked at.
+        peak_memory_mb: highest memory during the candidate's first generation (CUDA: allocated; CPU: resident), MiB;
+            None where that drew fewer pictures than a batch, or nobody looked.
         busy_share: share of a run during which the GPU works, 0 to 1; of winners only, None where nothing tells.
         metrics: secondary metrics by name; of winners and rivals only, where any was asked for.
         decided: where the pictures decide what a step reuses, the kind of each step of each batch's generation, in

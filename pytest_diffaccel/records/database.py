@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ _LIBPQ |= {"tcp_user_timeout": 30_000}
 _BUSY_TIMEOUT_MS = 60_000
 # What a file of SQLite begins with, from its first table on (its file format, section 1.3.1).
 _SQLITE_HEADER = b"SQLite format 3\0"
+# Files, by device and inode, that this process may have connections to. To open and close one beside SQLite would end
+# the locks of all of them, and the next process that closes it would delete what is not yet in it (sqlite.org,
+# "How To Corrupt An SQLite Database File", section 2.2).
+_OPENED: set[tuple[int, int] | None] = set()
+_OPENING = threading.Lock()
 #: Any number that no other program is likely to lock in the same database ("diffacc" in ASCII).
 _ADVISORY_LOCK = 0x64696666616363
 
@@ -286,12 +292,27 @@ def _sqlite_engine(url: URL) -> Engine:
 @contextmanager
 def _opening(url: URL) -> Iterator[None]:
     """Let one process at a time open an SQLite file: switching a new one to WAL waits for no busy lock."""
-    if _is_sqlite(url):
-        _check_header(Path(url.database or ""))
-        with FileLock(f"{url.database}.lock", timeout=_BUSY_TIMEOUT_MS / 1000):
-            yield
-    else:
+    if not _is_sqlite(url):
         yield
+        return
+    path = Path(url.database or "")
+    with _OPENING:
+        if _inode(path) not in _OPENED:
+            _check_header(path)
+        try:
+            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_MS / 1000):
+                yield
+        finally:
+            _OPENED.add(_inode(path))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Which file it is, by device and inode; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _check_header(path: Path) -> None:

@@ -148,7 +148,9 @@ class Knowledge:
         """A whole run of the unaccelerated pipeline, seconds, by a clock's rounds, of which there is one at least."""
         runs = [made.baseline for made in self.rounds(clock)]
         step_s = median(sum(run.step_s) / len(run.step_s) for run in runs)
-        return steps * step_s + median(run.fixed_s for run in runs if run.whole)
+        # Of rounds that other sessions go on with, none may have drawn its pictures.
+        fixed_s = [run.fixed_s for run in runs if run.whole] or [run.fixed_s for run in runs]
+        return steps * step_s + median(fixed_s)
 
     def busy_share(self, candidate: Candidate, run_s: float) -> float | None:
         """For which share of a run the GPU works, 0 to 1; None where too little is known of its own time.

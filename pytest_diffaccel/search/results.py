@@ -32,7 +32,7 @@ class Figures:
         psnr_db: mean peak signal-to-noise ratio, dB.
         ssim: mean structural similarity, at most 1.
         fired: how often each method acted in one generation, by counter.
-        peak_memory_mb: highest memory during the first generation of a whole batch, MiB; None where none was made.
+        peak_memory_mb: highest memory during the first generation, MiB; None where that was no whole batch.
         num_samples: images scored.
         environment: id of the environment.
         rounds_s: seconds of each timed run; none where it was not timed.

@@ -206,7 +206,8 @@ def _share_is_spent(bench: Workbench, cell: Cell, candidates: Sequence[Candidate
 
     def spent() -> bool:
         rounds = [made for made in bench.known(cell).rounds() if made.started_at >= bench.began_at]
-        if len(rounds) < _LEAST_ROUNDS:
+        # Those of another session, which began before this one, may all end with their last step.
+        if len(rounds) < _LEAST_ROUNDS or not any(made.baseline.whole for made in rounds):
             return False  # every run that fails is passed over: that ends by itself
         if bench.settings.decide_by == "device":
             return True
