@@ -175,10 +175,11 @@ class Timer:
             is_wall = self._clock == "wall"
             watch = watch_machine(device, computing_threads(device)) if is_wall else watch_device(device)
             end_watch = watch.begin()
-            seen, drawn = set(self._kernels), Counter[str]() if whole else self._drawn()
+            seen, drawn = set(self._kernels), self._drawn()
             for run, generate in order.sample(subjects, len(subjects)):
-                self._add(timings, run, generate, whole=drawn[run.accelerator] < _WHOLE_RUNS)
-                drawn[run.accelerator] += not whole
+                draws = whole or drawn[run.accelerator] < _WHOLE_RUNS
+                drawn[run.accelerator] += draws
+                self._add(timings, run, generate, whole=draws)
             if self._is_shared(plain):
                 # A run shows the others' time slices only beside another one of its own.
                 for run, generate in subjects:
