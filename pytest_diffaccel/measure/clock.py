@@ -148,25 +148,26 @@ def timed(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> t
 
 def timed_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int]) -> RunTiming:
     """As :func:`timed`, but the run ends with its last step: no pictures are drawn."""
-
-    def run() -> RunTiming:
-        clock = _clock(generate)
-        generate.begun(prompts, seeds, clock, generate.steps)
-        return replace(clock.timing(generate.kinds), whole=False)
-
-    return settled(generate, run)
-
-
-def _clock(generate: Generate) -> CudaClock | WallClock:
-    return CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()
+    return _first_steps(generate, prompts, seeds, generate.steps, lambda: _clock(generate))
 
 
 def launched_steps(generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> RunTiming:
     """What the host takes to launch each of a batch's first ``steps`` steps on a CUDA device (:class:`HostClock`)."""
+    return _first_steps(generate, prompts, seeds, steps, HostClock)
+
+
+def _first_steps(
+    generate: Generate, prompts: Sequence[str], seeds: Sequence[int], steps: int, make: Callable[[], WallClock]
+) -> RunTiming:
+    """A batch's first ``steps`` steps, under a clock that is made for each run."""
 
     def run() -> RunTiming:
-        clock = HostClock()
+        clock = make()
         generate.begun(prompts, seeds, clock, steps)
-        return clock.timing(generate.kinds[:steps])
+        return replace(clock.timing(generate.kinds[:steps]), whole=False)
 
     return settled(generate, run)
+
+
+def _clock(generate: Generate) -> WallClock:
+    return CudaClock() if generate.pipeline.device.type == "cuda" else WallClock()

@@ -33,8 +33,8 @@ _LOG = logging.getLogger(__name__)
 # Accelerated runs beside each unaccelerated one.
 _RUNS = 4
 # Runs of an accelerator, and of none, that draw their pictures, which tells what surrounds the steps; the others end
-# with their last step. So many told the speed-ups of full-size SDXL and SD1.5 as well as all did (rounds recorded on an
-# H200); SDXL's VAE takes a third of a plain short run.
+# with their last step. So many told the speed-ups of full-size SDXL and SD1.5 nearly as well as all did (rounds of an
+# H200, docs/method.md); SDXL's VAE takes a third of a plain short run.
 _WHOLE_RUNS = 3
 # A later session makes so many rounds first; what an earlier one knew is forgotten where they are so many standard
 # errors off.

@@ -152,7 +152,7 @@ def measure_together(
         for subject in subjects:
             known = bench.known(cell).find(subject.candidate)
             if known is not None:
-                # Of fewer pictures than a batch it is none of a batch's, and a timed run shows it.
+                # Where it drew fewer pictures than a batch, its memory is not known: a timed run shows it.
                 subject.fired, subject.peak_memory_mb = dict(known.fired), known.peak_memory_mb
             if not (subject.fired and set(subject.generate.kinds) <= bench.pipelines.warm_kinds):
                 with bench.pipelines.lock.generating():
