@@ -35,6 +35,19 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def solve_on_one_thread() -> None:
+    """Let numpy and scipy, where their own wheels are installed, solve equations on one thread in this process.
+
+    A search solves thousands of systems of some hundred equations. Threads that wait for one another take longer over
+    one than a single thread does, and spin on cores that other workers compute and time on. torch's threads are its
+    own.
+    """
+    import scipy.linalg  # noqa: F401  only libraries that are loaded can be told
+    from threadpoolctl import ThreadpoolController
+
+    ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
+
+
 def computing_threads(device: torch.device) -> int:
     """Threads of this process that a generation keeps busy: one that feeds a GPU, torch's own on the CPU."""
     import torch

@@ -15,7 +15,7 @@ from pytest_diffaccel.accelerators.stack import EAGER, Prepared, SetUp, prepared
 from pytest_diffaccel.devices import computing_gpu, number_of_gpus
 from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.metrics.lpips import check_size
-from pytest_diffaccel.measure.threads import cores, use_one_thread, use_share_of_cores
+from pytest_diffaccel.measure.threads import cores, solve_on_one_thread, use_one_thread, use_share_of_cores
 from pytest_diffaccel.measure.timing_lock import TimingLock
 from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ModelSource
@@ -166,6 +166,7 @@ class Pipelines:
             raise NoPipeline(str(error)) from error
 
     def _share_cores(self) -> None:
+        solve_on_one_thread()
         if self._is_embedded:
             use_one_thread()
         elif self._gpu is not None:
