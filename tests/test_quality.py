@@ -84,7 +84,7 @@ def by_formula(height: int, width: int, noise: int) -> tuple[np.ndarray, np.ndar
 )
 def test_ssim_is_that_of_scikit_image(height: int, width: int, noise: int, ssim: float) -> None:
     """Recorded from ``skimage.metrics.structural_similarity(one, other, channel_axis=2)`` of scikit-image 0.26.0."""
-    one, other = by_formula(height, width, noise)
+    one, other = map(torch.from_numpy, by_formula(height, width, noise))
     assert structural_similarity(other, one) == pytest.approx(ssim, abs=1e-12)
 
 
@@ -107,7 +107,8 @@ def test_ssim_is_that_of_its_definition_window_by_window(seed: int, width: int, 
     variances = x.var((-2, -1), ddof=1) + y.var((-2, -1), ddof=1)
     luminance = (2 * mean_x * mean_y + 2.55**2) / (mean_x**2 + mean_y**2 + 2.55**2)
     expected = luminance * (2 * covariance + 7.65**2) / (variances + 7.65**2)
-    assert structural_similarity(one, other) == pytest.approx(expected.mean(), abs=1e-12)
+    found = structural_similarity(torch.from_numpy(one), torch.from_numpy(other))
+    assert found == pytest.approx(expected.mean(), abs=1e-12)
 
 
 def test_other_pictures_are_further_away_than_damaged_ones() -> None:

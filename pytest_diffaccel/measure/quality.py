@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pytest_diffaccel.measure.measurement import Quality
-from pytest_diffaccel.measure.metrics.lpips import KEPT_BYTES, KeptSide
+from pytest_diffaccel.measure.metrics.base import check_pairs, pixels_of
+from pytest_diffaccel.measure.metrics.lpips import KEPT_BYTES, KeptSide, check_size
 from pytest_diffaccel.measure.metrics.psnr import peak_signal_to_noise
 from pytest_diffaccel.measure.metrics.ssim import structural_similarity
 from pytest_diffaccel.measure.statistics import loss_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 class References:
@@ -30,31 +30,54 @@ class References:
         """Compare with ``images``, PIL images of equal size, on ``device``, keeping at most ``keep`` bytes."""
         self.images = images
         self._device = device
-        self._side = KeptSide(images, device, keep=keep)
+        self._most_bytes = keep
 
     @property
     def kept_bytes(self) -> int:
-        """Size of what is kept."""
+        """Size of what is kept of LPIPS."""
         return self._side.kept_bytes
 
     def distances(self, images: Sequence[Image], start: int = 0) -> list[float]:
-        """LPIPS of each image to the reference at its place (:meth:`.KeptSide.distances`)."""
-        return self._side.distances(images, start)
+        """LPIPS of each image to the reference at its place.
+
+        Args:
+            images: PIL images, of the references' size.
+            start: place among the references of the first image's.
+
+        Raises:
+            ValueError: when there are no images, fewer references from ``start`` on, sizes differ, or LPIPS cannot
+                compare what is so small.
+        """
+        return self._side.distances(self._pixels_of(images, start), start)
 
     def score(self, images: Sequence[Image], start: int = 0) -> Quality:
         """Quality of a candidate's images; takes and raises what :meth:`distances` does."""
-        distances = self.distances(images, start)
-        pairs = list(zip(map(np.array, images), self._pixels[start:], strict=False))
+        pixels = self._pixels_of(images, start)
+        distances = self._side.distances(pixels, start)
+        pairs = [(own, other.to(self._device)) for own, other in zip(pixels, self._pixels[start:], strict=False)]
         return Quality(
             lpips=loss_interval(distances),
-            psnr_db=float(np.mean([peak_signal_to_noise(*pair) for pair in pairs])),
-            ssim=float(np.mean([structural_similarity(*pair, self._device) for pair in pairs])),
+            psnr_db=fmean(peak_signal_to_noise(*pair) for pair in pairs),
+            ssim=fmean(structural_similarity(*pair) for pair in pairs),
             lpips_per_sample=tuple(distances),
         )
 
+    def _pixels_of(self, images: Sequence[Image], start: int) -> Tensor:
+        if start < 0:
+            raise ValueError(f"start={start} must be at least 0")
+        check_pairs(images, self.images[start : start + len(images)])
+        check_size(*images[0].size)
+        return pixels_of(images, self._device)
+
     @cached_property
-    def _pixels(self) -> list[NDArray[np.uint8]]:
-        return [np.array(image) for image in self.images]
+    def _side(self) -> KeptSide:
+        return KeptSide(self._pixels, self._device, keep=self._most_bytes)
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        """The references' pixels: in a GPU's memory where they take no more of it than may be kept."""
+        pixels = pixels_of(self.images)
+        return pixels.to(self._device) if pixels.nbytes <= self._most_bytes else pixels
 
 
 def pooled_quality(one: Quality, other: Quality) -> Quality:

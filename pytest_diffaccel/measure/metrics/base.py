@@ -11,6 +11,7 @@ from pytest_diffaccel.words import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 # How far beyond its range rounding may carry a value, and how many values a message names at most.
 _SLACK, _NAMED = 1e-6, 8
@@ -184,3 +185,14 @@ def check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:
     sizes = {image.size for image in (*images, *references)}
     if len(sizes) > 1:
         raise ValueError(f"images of different sizes cannot be compared: {sorted(sizes)}")
+
+
+def pixels_of(images: Sequence[Image], device: str = "cpu") -> Tensor:
+    """Pictures of one size as (count, height, width, 3) uint8 on a torch device.
+
+    A GPU gets a byte per value and computes from it: the host would make floats of them while the GPU waits.
+    """
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(device)

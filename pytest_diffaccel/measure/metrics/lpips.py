@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, check_pairs
+from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, check_pairs, pixels_of
 from pytest_diffaccel.models.tensors import file_digest
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def lpips_distances(
         ValueError: when the numbers or sizes differ, or they are too small (:func:`check_size`).
     """
     check_pairs(images, references)
-    return KeptSide(references, device, keep=0, net=net).distances(images)
+    check_size(*images[0].size, net)
+    return KeptSide(pixels_of(references, device), device, keep=0, net=net).distances(pixels_of(images, device))
 
 
 def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDArray[np.float32]]:
@@ -182,7 +183,7 @@ def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDA
     maps: list[NDArray[np.float32]] = []
     with torch.inference_mode():
         for pair in zip(images, references, strict=True):
-            left, right = (_as_tensor([image]) for image in pair)
+            left, right = (_inputs(pixels_of([image])) for image in pair)
             maps.append(lpips_model("cpu", spatial=True)(left, right)[0, 0].numpy())
     return maps
 
@@ -193,61 +194,48 @@ class KeptSide:
     The network gives other last bits in batches of another size. So a side is kept for exactly the images that were
     compared in one batch, and every figure is what it would be without keeping anything.
 
-    Kept on a CPU are the network's features: 34 MiB per picture of 512 pixels per side, 0.45 MiB per one of 64. In a
-    GPU's memory they would count as that of the candidates measured next, and computing them takes it no longer than
-    fetching them from the computer's: kept for a GPU are the network's inputs, there (3 MiB per picture of 512 pixels).
+    Kept on a CPU are the network's features: 34 MiB per picture of 512 pixels per side, 0.45 MiB per one of 64. A GPU
+    keeps nothing: in its memory they would count as that of the candidates measured next, and computing them takes it
+    no longer than fetching them from the computer's.
 
     Attributes:
         kept_bytes: size of what is kept.
     """
 
-    def __init__(
-        self, images: Sequence[Image], device: str = "cpu", *, keep: int = KEPT_BYTES, net: Net = "squeeze"
-    ) -> None:
-        """Of ``images``, PIL images of equal size, by ``net`` on ``device``, keeping at most ``keep`` bytes."""
-        self._images = images
+    def __init__(self, pixels: Tensor, device: str = "cpu", *, keep: int = KEPT_BYTES, net: Net = "squeeze") -> None:
+        """Of references, as :func:`.pixels_of` gives them, by ``net`` on ``device``, keeping at most ``keep`` bytes."""
+        self._pixels = pixels
         self._net = net
         self._device = device
-        self._on_gpu = device.startswith("cuda")
-        self._most_bytes = keep
+        self._most_bytes = 0 if device.startswith("cuda") else keep
         self._kept: dict[tuple[int, int], list[Tensor]] = {}
         self.kept_bytes = 0
 
-    def distances(self, images: Sequence[Image], start: int = 0) -> list[float]:
+    def distances(self, pixels: Tensor, start: int = 0) -> list[float]:
         """LPIPS of each image to the reference at its place.
 
         Args:
-            images: PIL images, of the references' size.
-            start: place among the references of the first image's.
-
-        Raises:
-            ValueError: when there are no images, fewer references from ``start`` on, or sizes differ.
+            pixels: images, as :func:`.pixels_of` gives them, of the references' size, which LPIPS can compare
+                (:func:`check_size`).
+            start: place among the references of the first image's; there are as many from it on.
         """
         import torch
 
-        self._check(images, start)
         distances: list[float] = []
         with torch.inference_mode():
-            for first in range(0, len(images), _LPIPS_BATCH):
-                batch = images[first : first + _LPIPS_BATCH]
-                features = _features(_as_tensor(batch), self._device, self._net)
+            for first in range(0, len(pixels), _LPIPS_BATCH):
+                batch = pixels[first : first + _LPIPS_BATCH]
+                features = _features(batch, self._device, self._net)
                 distances += _distances(features, self._features(start + first, len(batch)), self._device, self._net)
         return distances
-
-    def _check(self, images: Sequence[Image], start: int) -> None:
-        if start < 0:
-            raise ValueError(f"start={start} must be at least 0")
-        check_pairs(images, self._images[start : start + len(images)])
-        check_size(*images[0].size, self._net)
 
     def _features(self, start: int, count: int) -> list[Tensor]:
         """The network's features of ``count`` references from ``start`` on, computed in one batch."""
         side = self._kept.get((start, count))
         if side is None:
-            inputs = _as_tensor(self._images[start : start + count])
-            side = [inputs] if self._on_gpu else _features(inputs, self._device, self._net)
+            side = _features(self._pixels[start : start + count], self._device, self._net)
             self._keep((start, count), side)
-        return _features(side[0], self._device, self._net) if self._on_gpu else side
+        return side
 
     def _keep(self, span: tuple[int, int], side: list[Tensor]) -> None:
         size = sum(tensor.nbytes for tensor in side)
@@ -256,18 +244,18 @@ class KeptSide:
             self.kept_bytes += size
 
 
-def _features(inputs: Tensor, device: str, net: Net) -> list[Tensor]:
+def _features(pixels: Tensor, device: str, net: Net) -> list[Tensor]:
     """One side of LPIPS: normalised features by layer, (images, channels, height, width) each.
 
     Args:
-        inputs: as :func:`_as_tensor` gives them.
+        pixels: as :func:`.pixels_of` gives them.
         device: where the network runs.
         net: its backbone.
     """
     import lpips
 
     model = lpips_model(device, net)
-    return [lpips.normalize_tensor(layer) for layer in model.net(model.scaling_layer(inputs.to(device)))]
+    return [lpips.normalize_tensor(layer) for layer in model.net(model.scaling_layer(_inputs(pixels.to(device))))]
 
 
 def _distances(features: Sequence[Tensor], references: Sequence[Tensor], device: str, net: Net) -> list[float]:
@@ -298,10 +286,10 @@ def check_size(width: int, height: int, net: Net = "squeeze") -> None:
         )
 
 
-def _as_tensor(images: Sequence[Image]) -> Tensor:
-    """Images as (count, 3, height, width) float32 in [-1, 1], what LPIPS expects."""
-    import numpy as np
+def _inputs(pixels: Tensor) -> Tensor:
+    """Pixels as (count, 3, height, width) float32 in [-1, 1], what LPIPS expects."""
     import torch
 
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    # By a number a GPU would multiply with its reciprocal, which loses a bit; by a tensor it divides.
+    half = torch.tensor(127.5, device=pixels.device)
+    return pixels.permute(0, 3, 1, 2).float() / half - 1

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_diffaccel.measure.metrics.base import Metric, MetricFault
+from pytest_diffaccel.measure.metrics.base import Metric, MetricFault, pixels_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -30,25 +28,21 @@ class Ssim(Metric):
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:
         """One picture after the other: a picture's windows are all that is in memory."""
-        import numpy as np
-
         width, height = images[0].size
         if min(width, height) < _WINDOW:
             raise MetricFault(f"ssim: pictures of {width} x {height} pixels are smaller than its window of {_WINDOW}")
-        pairs = zip(images, references, strict=True)
-        return [structural_similarity(np.array(image), np.array(reference), device) for image, reference in pairs]
+        pairs = zip(pixels_of(images, device), pixels_of(references, device), strict=True)
+        return [structural_similarity(*pair) for pair in pairs]
 
 
-def structural_similarity(pixels: NDArray[np.uint8], reference: NDArray[np.uint8], device: str = "cpu") -> float:
+def structural_similarity(pixels: Tensor, reference: Tensor) -> float:
     """SSIM of two RGB images, the mean over places and channels; at most 1.
 
     Args:
-        pixels: (height, width, 3), at least 7 pixels per side.
-        reference: another image of this size.
-        device: torch device that computes it. A GPU gives the CPU's value, but for the last digits.
+        pixels: (height, width, 3) uint8, at least 7 pixels per side. A GPU gives the CPU's value, but for the last
+            digits.
+        reference: another image of this size, on the same device.
     """
-    import torch
-
     count = _WINDOW**2
 
     def local_mean(values: Tensor) -> Tensor:
@@ -56,7 +50,7 @@ def structural_similarity(pixels: NDArray[np.uint8], reference: NDArray[np.uint8
         columns = values.unfold(1, _WINDOW, 1).sum(-1)
         return columns.unfold(2, _WINDOW, 1).sum(-1) / count
 
-    one, other = (torch.from_numpy(each).to(device).permute(2, 0, 1).double() for each in (pixels, reference))
+    one, other = (each.permute(2, 0, 1).double() for each in (pixels, reference))
     mean, other_mean = local_mean(one), local_mean(other)
     unbiased = count / (count - 1)
     variance = unbiased * (local_mean(one * one) - mean**2)
