@@ -81,9 +81,14 @@ class Knowledge:
         key = measurement.candidate.key, measurement.sampling.purpose
         old = self._measurements.get(key)
         self._measurements[key] = measurement
-        if measurement.blocks != (old.blocks if old else ()):
+        blocks, decided = (old.blocks, old.decided) if old else ((), ())
+        if measurement.blocks != blocks:
             self._kinds.pop("wall", None)
-        self.forget_costs()
+            self.forget_costs()
+        elif measurement.decided != decided:
+            self.forget_costs()
+        # Pictures alone say nothing of speed-ups, which take a while to predict.
+        self.derived.clear()
 
     def drop(self, candidate: Candidate) -> None:
         """Forget the search's measurement of ``candidate``: it does not work any more."""
