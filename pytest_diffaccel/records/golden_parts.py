@@ -28,10 +28,11 @@ class FewerSteps:
     Attributes:
         steps: how many steps are as fast.
         speedup: of those steps.
-        lpips: mean LPIPS against the images of all steps, on the winner's samples.
+        lpips: mean LPIPS against the images of all steps, on the winner's samples or the first of them.
         lpips_ci95: its interval.
         quality: mean of the metric that decided, where that is not LPIPS.
         quality_ci95: its interval; None of a single picture.
+        num_samples: how many of the winner's samples showed that it loses more; None: it was scored on all.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -40,6 +41,7 @@ class FewerSteps:
     lpips_ci95: Range
     quality: float | None = None
     quality_ci95: Range | None = None
+    num_samples: Annotated[int, Field(ge=1)] | None = None
 
     def rounded(self) -> FewerSteps:
         """As the file keeps it."""

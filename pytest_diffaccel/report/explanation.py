@@ -124,7 +124,8 @@ def _outcome(entry: GoldenEntry) -> list[str]:
         score = rival.lpips if rival.quality is None else rival.quality
         word = "as much" if score == entry.deciding_value else "more" if entry.beats_fewer_steps else "less"
         loss = f"{rival.lpips:.3f}" if rival.quality is None else f"{entry.quality} {rival.quality:.4g}"
-        lines.append(f"  the plain pipeline with {rival.steps} steps is as fast and loses {word}: {loss}")
+        scored = f", of {rival.num_samples} pictures" if rival.num_samples else ""
+        lines.append(f"  the plain pipeline with {rival.steps} steps is as fast and loses {word}: {loss}{scored}")
     return lines
 
 

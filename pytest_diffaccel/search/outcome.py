@@ -254,7 +254,11 @@ def _selection(quality: Deciding, option: Option) -> dict[str, Any]:
 def _fewer_steps(quality: Deciding, measurement: Measurement, rival: Measurement) -> dict[str, Any]:
     """The rival as golden has it, and whether it is worse by the metric that decided."""
     lpips = rival.quality.lpips
-    fewer = FewerSteps(rival.candidate.cell.steps, rival.speedup.value, lpips.value, (lpips.low, lpips.high))
+    scored, all_samples = rival.sampling.num_samples, measurement.sampling.num_samples
+    fewer = FewerSteps(
+        *(rival.candidate.cell.steps, rival.speedup.value, lpips.value, (lpips.low, lpips.high)),
+        num_samples=scored if scored < all_samples else None,
+    )
     if quality.is_lpips:
         return {"fewer_steps": fewer}
     figures = metric_figures(rival.metrics[quality.name])

@@ -248,7 +248,8 @@ def _winner(bench: Workbench, cell: Cell, choice: Choice, verified: Mapping[str,
     known, candidate = bench.known(cell), choice.option.candidate
     if choice.reason is not None:
         return Winner(choice, verified.get(candidate.key) or known.find(candidate), None)
-    return Winner(choice, verified[candidate.key], rival(bench, cell, known.costs, choice.option.speedup.value))
+    winner = verified[candidate.key]
+    return Winner(choice, winner, rival(bench, cell, known.costs, choice.option.speedup.value, winner))
 
 
 def _verified(bench: Workbench, candidates: Sequence[Candidate], failed: list[str]) -> dict[str, Measurement]:

@@ -133,6 +133,7 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
     own = [record.measurement for record in recorded if _of(record.measurement, chosen)]
     searched = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "search")
     verified = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "winner")
+    rivals = _with_most_samples(measurement for measurement in own if measurement.sampling.rival_of is not None)
 
     def is_own(found: Decision | Failure | Attempt | GroupWinners | GroupDecision) -> bool:
         place = found.cell if isinstance(found, GroupWinners | GroupDecision) else found.candidate.cell
@@ -148,9 +149,7 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
         sampling=sampling,
         searched=searched,
         verified=verified,
-        rivals=tuple(
-            sorted((measurement for measurement in own if measurement.sampling.rival_of is not None), key=_steps)
-        ),
+        rivals=tuple(sorted(rivals.values(), key=_steps)),
         skipped=tuple(decision for key, decision in skipped.items() if key not in {**searched, **verified, **failed}),
         failures=tuple(failed.values()),
         running=tuple(attempt for attempt in contents.running if is_own(attempt)),
