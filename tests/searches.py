@@ -25,7 +25,7 @@ from pytest_diffaccel.records.found_out import QualityScale
 from pytest_diffaccel.records.store import Store
 from pytest_diffaccel.search.cases import NotWorthwhile
 from pytest_diffaccel.search.results import Winners
-from pytest_diffaccel.search.search_run import SearchRun
+from pytest_diffaccel.search.search_run import SearchRun, SearchSession
 from pytest_diffaccel.settings.options import add_options
 from pytest_diffaccel.settings.search_settings import Settings
 
@@ -199,7 +199,9 @@ def _forgetting_modules() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metric] = ()) -> SearchRun:
+def open_run(
+    *arguments: str, methods: Iterable[Method], metrics: Iterable[Metric] = (), session: SearchSession | None = None
+) -> SearchRun:
     """A session of a race without pytest, in the present folder, which is a :class:`SearchFolder`'s."""
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
@@ -210,7 +212,7 @@ def open_run(*arguments: str, methods: Iterable[Method], metrics: Iterable[Metri
     for metric in metrics:
         known.register(metric)
     options = parser.parse_known_args([*RACE_OPTIONS, *arguments])
-    return SearchRun(Settings.from_options(options, registry.names, known), registry, metrics=known)
+    return SearchRun(Settings.from_options(options, registry.names, known), registry, session, known)
 
 
 def without_scale(monkeypatch: pytest.MonkeyPatch, *, batch: float = 0.0, alone_share: float = 1.0) -> None:

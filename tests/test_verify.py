@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.predict.cost_model import CostModel
+from pytest_diffaccel.search.results import Winners
+from pytest_diffaccel.search.search_run import SearchSession
 from pytest_diffaccel.search.verify.cell_end import end_group
 from pytest_diffaccel.search.verify.verification import Winner
 
@@ -307,6 +310,30 @@ def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: Sm
     assert list(read_golden(search.golden)) == keys("Reply")
     (echo,) = [line for line in logged(search) if line["case"] == "SD1.5-DDIM-20-Echo"]
     assert "an accident in verification" in str(echo["failed"])
+
+
+def test_winners_are_verified_ahead_where_a_worker_would_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_imported: None
+) -> None:
+    """Two workers, two cells: while both are open, each worker can verify one; of the last, each group's its own."""
+    folder = SearchFolder(tmp_path)
+    monkeypatch.chdir(folder.path)
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    run = open_run(*OPTIONS, "--steps", "25", methods=[Echo(POINTS), Reply(POINTS)], session=SearchSession(workers=2))
+    verified = []
+
+    def looking(*where: Any) -> Winners:
+        found = find_winners(*where)
+        rows = folder.query("SELECT steps, accelerator FROM diffaccel_measurements WHERE purpose = 'winner'")
+        verified.append(sorted(set(rows)))
+        return found
+
+    find_winners = run.find_winners
+    monkeypatch.setattr(run, "find_winners", looking)
+    drive(run)
+    first = [(20, "Echo"), (20, "Reply")]
+    assert verified == [[], first, [*first, (25, "Echo")], [*first, (25, "Echo"), (25, "Reply")]]
 
 
 # --- what is not known well enough -----------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class SearchRun:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.results import Refusal, Winners
-        from pytest_diffaccel.search.verify.cell_end import end_group
+        from pytest_diffaccel.search.verify.cell_end import end_group, is_verified_ahead
         from pytest_diffaccel.search.verify.choices import NothingFits, NothingWorked, Unfinished
         from pytest_diffaccel.search.verify.verification import verify_ahead
 
@@ -209,8 +209,7 @@ class SearchRun:
         chosen: list[Choice] = []
         try:
             explored, chosen = self._decide(cell, accelerator)
-            if self.bench.has_company():
-                # Else one process would verify all of the cell's groups at the end while the others have nothing to do.
+            if is_verified_ahead(self.bench, cell, self.session.name, self.groups):
                 ahead = verify_ahead(self.bench, cell, accelerator)
                 keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
                 explored = replace(explored, failed=(*explored.failed, *ahead.failed))

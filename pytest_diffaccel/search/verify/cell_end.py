@@ -1,10 +1,10 @@
-"""Who verifies a cell: the process that decides its last group, whichever that is."""
+"""Who verifies a cell, and when: the process that decides its last group, whichever that is; or each its own group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytest_diffaccel.matrix import Cell
+from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
 from pytest_diffaccel.search.workbench import Workbench
 from pytest_diffaccel.settings.work_folder import WORK
@@ -33,3 +33,26 @@ def end_group(
         bench.store.end_group(cell, accelerator, environment, sampling, session, left)
         ended = bench.store.ended_groups(cell, environment, sampling, session)
     return {name: ended[name] for name in accelerators} if ended.keys() >= set(accelerators) else None
+
+
+def is_verified_ahead(bench: Workbench, cell: Cell, session: str, groups: Sequence[Group]) -> bool:
+    """Whether a group's winners are verified once it is decided, before those of its cell's other groups are.
+
+    All of a cell's winners together take fewer unaccelerated runs, and nothing is verified that other groups' winners
+    then change. But one process does that: where fewer of the pipe's cells are open than there are workers, the others
+    would have nothing to do meanwhile.
+
+    Args:
+        bench: the search's workbench.
+        cell: the group's cell.
+        session: what all processes of this session call it.
+        groups: all of the session's.
+    """
+    if not bench.has_company():
+        return False
+    names: dict[Cell, set[str]] = {}
+    for group in groups:
+        if group.cell.pipe == cell.pipe:
+            names.setdefault(group.cell, set()).add(group.accelerator)
+    ended = {one: bench.store.ended_groups(one, *bench.conditions(one), session).keys() for one in names}
+    return sum(not ended[one] >= own for one, own in names.items()) < max(bench.workers, 2)
