@@ -315,12 +315,13 @@ def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: Sm
 def test_winners_are_verified_ahead_where_a_worker_would_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_imported: None
 ) -> None:
-    """Two workers, two cells: while both are open, each worker can verify one; of the last, each group's its own."""
+    """Two workers, three cells: of the first, all winners together; of the last two, each group's its own."""
     folder = SearchFolder(tmp_path)
     monkeypatch.chdir(folder.path)
     without_scale(monkeypatch)
     SteadyClock(monkeypatch)
-    run = open_run(*OPTIONS, "--steps", "25", methods=[Echo(POINTS), Reply(POINTS)], session=SearchSession(workers=2))
+    more = ("--steps", "25", "--steps", "50")
+    run = open_run(*OPTIONS, *more, methods=[Echo(POINTS), Reply(POINTS)], session=SearchSession(workers=2))
     verified = []
 
     def looking(*where: Any) -> Winners:
@@ -332,8 +333,8 @@ def test_winners_are_verified_ahead_where_a_worker_would_idle(
     find_winners = run.find_winners
     monkeypatch.setattr(run, "find_winners", looking)
     drive(run)
-    first = [(20, "Echo"), (20, "Reply")]
-    assert verified == [[], first, [*first, (25, "Echo")], [*first, (25, "Echo"), (25, "Reply")]]
+    groups = [(steps, name) for steps in (20, 25, 50) for name in ("Echo", "Reply")]
+    assert verified == [[], *(groups[:count] for count in range(2, 7))]
 
 
 # --- what is not known well enough -----------------------------------------------------------------------------

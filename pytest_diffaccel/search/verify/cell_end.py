@@ -39,8 +39,8 @@ def is_verified_ahead(bench: Workbench, cell: Cell, session: str, groups: Sequen
     """Whether a group's winners are verified once it is decided, before those of its cell's other groups are.
 
     All of a cell's winners together take fewer unaccelerated runs, and nothing is verified that other groups' winners
-    then change. But one process does that: where fewer of the pipe's cells are open than there are workers, the others
-    would have nothing to do meanwhile.
+    then change. But one process does that, which takes long: where no more of the pipe's cells are open than there are
+    workers, the others would soon have nothing to do.
 
     Args:
         bench: the search's workbench.
@@ -55,4 +55,4 @@ def is_verified_ahead(bench: Workbench, cell: Cell, session: str, groups: Sequen
         if group.cell.pipe == cell.pipe:
             names.setdefault(group.cell, set()).add(group.accelerator)
     ended = {one: bench.store.ended_groups(one, *bench.conditions(one), session).keys() for one in names}
-    return sum(not ended[one] >= own for one, own in names.items()) < max(bench.workers, 2)
+    return sum(not ended[one] >= own for one, own in names.items()) <= max(bench.workers, 2)
