@@ -707,6 +707,14 @@ def test_a_gpu_that_others_use_shows_no_regression() -> None:
     assert beside_others(good, cut_share=0.5) == good
 
 
+def test_no_winner_improves_beside_other_processes() -> None:
+    better = Finding("speed", "improved", "2.382x instead of 2.283x of device time", 0.043, (0.036, 0.05))
+    assert beside_others(better, cut_share=0.01) == better
+    doubtful = beside_others(better, cut_share=0.18)
+    assert (doubtful.status, doubtful.change) == ("ok", 0.043)
+    assert "other processes' time slices took 18% beside that" in doubtful.text
+
+
 @pytest.mark.parametrize(
     ("status", "is_reference"), [("ok", True), ("inconclusive", True), ("warning", False), ("regressed", False)]
 )
@@ -760,6 +768,19 @@ def test_a_clock_that_could_show_nothing_is_not_timed(error: float, clocks: list
     is_said = "not timed, since its references know it too little" in " ".join(judged[1].notes())
     assert is_said == (HOST not in clocks)
     assert judged[0].findings[0].status == "ok"
+
+
+@pytest.mark.parametrize(("cut_share", "is_said"), [(0.01, False), (0.1, True)])
+def test_references_that_are_recorded_beside_other_processes_say_so(cut_share: float, is_said: bool) -> None:
+    timer = MadeUpTimer()
+    timer.cut_share = cut_share
+    settings, case = GateSettings(0.03, 0.15, False, {"lpips": 0.05}, 60, False), _cases(1.7)[1]
+    for reference in (KNOWN, None):
+        known = {DEVICE: reference, HOST: reference}
+        rest = settings, 2, (), Budget(60), known.get
+        judged = list(SpeedJudge(case, cast("CaseTimer", timer), *rest, recording=True).by_its_clocks(0.1))
+        notes = [" ".join(speed.notes()) for speed in judged]
+        assert ["while nobody else does" in note for note in notes] == [is_said, False]
 
 
 def test_host_time_leaves_later_winners_their_pictures_and_their_device_time() -> None:
