@@ -35,10 +35,10 @@ from pytest_diffaccel.search.decide.select import Choice, Option
 from pytest_diffaccel.search.group import GroupSearch
 from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.predict.cost_model import CostModel
-from pytest_diffaccel.search.results import Winners
 from pytest_diffaccel.search.search_run import SearchSession
 from pytest_diffaccel.search.verify.cell_end import end_group
-from pytest_diffaccel.search.verify.verification import Winner
+from pytest_diffaccel.search.verify.verification import Verification, Winner, verify_ahead
+from pytest_diffaccel.search.workbench import Workbench
 
 POINTS = ((2, NOTHING), (10, NOTHING))
 CELL = Cell("SD1.5", "DDIM", 20)
@@ -315,26 +315,24 @@ def test_a_worker_tells_of_a_winner_that_fails_ahead_of_the_cells_end(search: Sm
 def test_winners_are_verified_ahead_where_a_worker_would_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_imported: None
 ) -> None:
-    """Two workers, three cells: of the first, all winners together; of the last two, each group's its own."""
+    """Two workers, three cells: of the first, all winners together; of the last two, the first group's ahead."""
     folder = SearchFolder(tmp_path)
     monkeypatch.chdir(folder.path)
     without_scale(monkeypatch)
     SteadyClock(monkeypatch)
     more = ("--steps", "25", "--steps", "50")
     run = open_run(*OPTIONS, *more, methods=[Echo(POINTS), Reply(POINTS)], session=SearchSession(workers=2))
-    verified = []
+    ahead = []
 
-    def looking(*where: Any) -> Winners:
-        found = find_winners(*where)
-        rows = folder.query("SELECT steps, accelerator FROM diffaccel_measurements WHERE purpose = 'winner'")
-        verified.append(sorted(set(rows)))
-        return found
+    def noting(bench: Workbench, cell: Cell, accelerator: str) -> Verification:
+        ahead.append((cell.steps, accelerator))
+        return verify_ahead(bench, cell, accelerator)
 
-    find_winners = run.find_winners
-    monkeypatch.setattr(run, "find_winners", looking)
+    monkeypatch.setattr("pytest_diffaccel.search.verify.verification.verify_ahead", noting)
     drive(run)
-    groups = [(steps, name) for steps in (20, 25, 50) for name in ("Echo", "Reply")]
-    assert verified == [[], *(groups[:count] for count in range(2, 7))]
+    assert ahead == [(25, "Echo"), (50, "Echo")]
+    rows = folder.query("SELECT DISTINCT steps, accelerator FROM diffaccel_measurements WHERE purpose = 'winner'")
+    assert sorted(rows) == [(steps, name) for steps in (20, 25, 50) for name in ("Echo", "Reply")]
 
 
 # --- what is not known well enough -----------------------------------------------------------------------------

@@ -209,7 +209,7 @@ class SearchRun:
         chosen: list[Choice] = []
         try:
             explored, chosen = self._decide(cell, accelerator)
-            if is_verified_ahead(self.bench, cell, self.session.name, self.groups):
+            if is_verified_ahead(self.bench, Group(cell, accelerator), self.session.name, self.groups):
                 ahead = verify_ahead(self.bench, cell, accelerator)
                 keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
                 explored = replace(explored, failed=(*explored.failed, *ahead.failed))

@@ -35,24 +35,23 @@ def end_group(
     return {name: ended[name] for name in accelerators} if ended.keys() >= set(accelerators) else None
 
 
-def is_verified_ahead(bench: Workbench, cell: Cell, session: str, groups: Sequence[Group]) -> bool:
+def is_verified_ahead(bench: Workbench, group: Group, session: str, groups: Sequence[Group]) -> bool:
     """Whether a group's winners are verified once it is decided, before those of its cell's other groups are.
 
     All of a cell's winners together take fewer unaccelerated runs, and nothing is verified that other groups' winners
     then change. But one process does that, which takes long: where no more of the pipe's cells are open than there are
-    workers, the others would soon have nothing to do.
+    workers, the others would soon have nothing to do. Only the cell's last group has nobody to wait for.
 
     Args:
         bench: the search's workbench.
-        cell: the group's cell.
+        group: the group.
         session: what all processes of this session call it.
         groups: all of the session's.
     """
     if not bench.has_company():
         return False
-    names: dict[Cell, set[str]] = {}
-    for group in groups:
-        if group.cell.pipe == cell.pipe:
-            names.setdefault(group.cell, set()).add(group.accelerator)
-    ended = {one: bench.store.ended_groups(one, *bench.conditions(one), session).keys() for one in names}
-    return sum(not ended[one] >= own for one, own in names.items()) <= max(bench.workers, 2)
+    left = {one for one in groups if one.cell.pipe == group.cell.pipe}
+    for cell in {one.cell for one in left}:
+        left -= {Group(cell, name) for name in bench.store.ended_groups(cell, *bench.conditions(cell), session)}
+    is_last = not any(one.cell == group.cell for one in left - {group})
+    return not is_last and len({one.cell for one in left}) <= max(bench.workers, 2)
