@@ -97,6 +97,19 @@ def test_other_metrics_get_all_pictures(opened: Callable[..., Workbench]) -> Non
     assert made.sampling.num_samples == len(made.metrics["psnr"].values) == 20
 
 
+def test_metrics_are_of_all_pictures_whatever_was_drawn_before(opened: Callable[..., Workbench]) -> None:
+    few = found(opened("--metrics", "psnr", "--num-samples", "8"), [0.0] * 8)
+    made = found(opened("--metrics", "psnr"), [0.0] * 20)
+    assert few.sampling.num_samples == 8
+    assert made.sampling.num_samples == len(made.metrics["psnr"].values) == 20
+
+
+def test_what_ends_in_the_middle_of_a_batch_is_drawn_anew(opened: Callable[..., Workbench]) -> None:
+    """Its other pictures' batches would be others than the unaccelerated pipeline's."""
+    assert found(opened("--num-samples", "10"), [1.0] * 10).sampling.num_samples == 10
+    assert found(opened(), [0.0] * 20).sampling.num_samples == 8
+
+
 def test_golden_says_how_many_pictures_showed_it(opened: Callable[..., Workbench]) -> None:
     bench = opened()
     environment = bench.environment(CELL)

@@ -713,6 +713,7 @@ def test_no_winner_improves_beside_other_processes() -> None:
     doubtful = beside_others(better, cut_share=0.18)
     assert (doubtful.status, doubtful.change) == ("ok", 0.043)
     assert "other processes' time slices took 18% beside that" in doubtful.text
+    assert beside_others(better, cut_share=0.18, of_winner=False) == better
 
 
 @pytest.mark.parametrize(

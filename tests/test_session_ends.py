@@ -86,7 +86,7 @@ class MadeUp:
         self.measured.append(candidate)
         return measured(candidate, 2.0, 0.1)
 
-    def find_winners(self, cell: Cell, accelerator: str, others: object = ()) -> Winners:
+    def find_winners(self, cell: Cell, accelerator: str, *_wanted: object) -> Winners:
         found = Winners(cell, accelerator, left=self.left)
         if self.misfit:
             return replace(found, refused=Refusal("unfit", self.misfit))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from pytest_diffaccel.search.outcome import golden_entry
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.search_run import SearchSession
 from pytest_diffaccel.search.verify.cell_end import end_group
+from pytest_diffaccel.search.verify.fewer_steps import rival
 from pytest_diffaccel.search.verify.verification import Verification, Winner, verify_ahead
 from pytest_diffaccel.search.workbench import Workbench
 
@@ -333,6 +334,30 @@ def test_winners_are_verified_ahead_where_a_worker_would_idle(
     assert ahead == [(25, "Echo"), (50, "Echo")]
     rows = folder.query("SELECT DISTINCT steps, accelerator FROM diffaccel_measurements WHERE purpose = 'winner'")
     assert sorted(rows) == [(steps, name) for steps in (20, 25, 50) for name in ("Echo", "Reply")]
+
+
+def test_winners_with_a_rival_in_common_show_the_same_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything_imported: None
+) -> None:
+    """Also where it was drawn further for a later one."""
+    monkeypatch.chdir(SearchFolder(tmp_path).path)
+    without_scale(monkeypatch)
+    SteadyClock(monkeypatch)
+    samples = count(1)
+
+    def drawing(*asked: Any) -> Measurement | None:
+        made = rival(*asked)
+        return made and replace(made, sampling=replace(made.sampling, num_samples=next(samples)))
+
+    monkeypatch.setattr("pytest_diffaccel.search.verify.verification.rival", drawing)
+    last = drive(open_run(*OPTIONS, methods=[Echo(POINTS), Reply(POINTS)]))[-1]
+    assert last.of_cell is not None
+    shown = [decided.entry.fewer_steps for decided in last.of_cell.decided if decided.entry.fewer_steps]
+    by_steps = {
+        steps: {one.num_samples for one in shown if one.steps == steps} for steps in {one.steps for one in shown}
+    }
+    assert len(shown) > len(by_steps)
+    assert all(len(counts) == 1 for counts in by_steps.values())
 
 
 # --- what is not known well enough -----------------------------------------------------------------------------

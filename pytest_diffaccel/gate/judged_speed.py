@@ -215,7 +215,7 @@ class SpeedJudge:
         found = speed_finding(timed, plan, reference, clock.words)
         finding, note = explain_by_times(found, timed, reference, clock.words)
         if clock == DEVICE:
-            finding = beside_others(finding, timer.cut_share)
+            finding = beside_others(finding, timer.cut_share, of_winner=case.candidate is not None)
         judged = replace(judged, finding=finding, remarks=(*judged.remarks, note))
         if case.candidate is not None:
             return judged
@@ -241,20 +241,21 @@ class SpeedJudge:
         return replace(judged, finding=finding)
 
 
-def beside_others(finding: Finding, cut_share: float) -> Finding:
+def beside_others(finding: Finding, cut_share: float, *, of_winner: bool = True) -> Finding:
     """What device time says where other processes use the GPU: no regression where they take much of it.
 
-    Kernels that are cut off in every run cannot be told from slower ones. And no improvement where they take any of it:
-    golden is searched again for one.
+    Kernels that are cut off in every run cannot be told from slower ones. And no winner's improvement where they take
+    more than a little of it: golden is searched again for one.
 
     Args:
         finding: by device time.
         cut_share: of the GPU's time, that other processes' slices took beside what was kept.
+        of_winner: whether it is a winner's; a baseline that is faster than itself shows that measuring is not sound.
     """
     why = f"other processes' time slices took {cut_share:.0%} beside that: judge it while nobody else uses this GPU"
     if finding.status == "regressed" and cut_share > _MOST_CUT:
         return replace(finding, status="inconclusive", text=f"{finding.text}; {why}")
-    if finding.status == "improved" and cut_share > _SHARED:
+    if finding.status == "improved" and of_winner and cut_share > _SHARED:
         return replace(finding, status="ok", text=f"{finding.text}; {why}")
     return finding
 

@@ -54,20 +54,19 @@ class References:
         """Quality of a candidate's images; takes and raises what :meth:`distances` does."""
         pixels = self._pixels_of(images, start)
         distances = self._side.distances(pixels, start)
-        pairs = [(own, other.to(self._device)) for own, other in zip(pixels, self._pixels[start:], strict=False)]
-        return Quality(
-            lpips=loss_interval(distances),
-            psnr_db=fmean(peak_signal_to_noise(*pair) for pair in pairs),
-            ssim=fmean(structural_similarity(*pair) for pair in pairs),
-            lpips_per_sample=tuple(distances),
-        )
+        psnr_db, ssim = [], []
+        for pair in zip(pixels, self._pixels[start:], strict=False):
+            own, other = (each.to(self._device) for each in pair)
+            psnr_db.append(peak_signal_to_noise(own, other))
+            ssim.append(structural_similarity(own, other))
+        return Quality(loss_interval(distances), fmean(psnr_db), fmean(ssim), tuple(distances))
 
     def _pixels_of(self, images: Sequence[Image], start: int) -> Tensor:
         if start < 0:
             raise ValueError(f"start={start} must be at least 0")
         check_pairs(images, self.images[start : start + len(images)])
         check_size(*images[0].size)
-        return pixels_of(images, self._device)
+        return pixels_of(images)
 
     @cached_property
     def _side(self) -> KeptSide:

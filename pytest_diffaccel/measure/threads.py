@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def use_one_thread() -> None:
 
 
 def solve_on_one_thread() -> None:
-    """Let numpy and scipy, where their own wheels are installed, solve equations on one thread in this process.
+    """Let numpy and scipy solve equations on one thread in this process, where their wheels brought OpenBLAS along.
 
     A search solves thousands of systems of some hundred equations. Threads that wait for one another take longer over
     one than a single thread does, and spin on cores that other workers compute and time on. torch's threads are its
@@ -45,7 +46,11 @@ def solve_on_one_thread() -> None:
     import scipy.linalg  # noqa: F401  only libraries that are loaded can be told
     from threadpoolctl import ThreadpoolController
 
-    ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1)
+    loaded = ThreadpoolController()
+    paths = [library["filepath"] for library in loaded.info()]
+    # torch may bring one along, too, whose threads draw pictures.
+    own = [path for path in paths if Path(path).parent.name in ("numpy.libs", "scipy.libs")]
+    loaded.select(filepath=own).limit(limits=1)
 
 
 def computing_threads(device: torch.device) -> int:

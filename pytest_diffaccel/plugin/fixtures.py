@@ -158,9 +158,9 @@ class Case:
     def find_winners(self, group: Group) -> Winners:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
-        others = others_of(self._item, group)
+        others, wanted = others_of(self._item, group), groups_with_winners(self._item.session)
         with _refusals_of_cells_in_words():
-            result = put_result(self._item, self._run.find_winners(cell, accelerator, others))
+            result = put_result(self._item, self._run.find_winners(cell, accelerator, others, wanted))
         if result.refused:
             if result.refused.why != "failed":
                 pytest.skip(result.refused.text)

@@ -180,24 +180,27 @@ class SearchRun:
         ended = self.bench.store.ended_groups(group.cell, *self.bench.conditions(group.cell), self.session.name)
         return [group.accelerator, *others, IN_COMMON] if ended.keys() >= set(others) else [group.accelerator]
 
-    def find_winners(self, cell: Cell, accelerator: str, others: Collection[str] = ()) -> Winners:
+    def find_winners(
+        self, cell: Cell, accelerator: str, others: Collection[str] = (), wanted: Collection[Group] | None = None
+    ) -> Winners:
         """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
 
         Args:
             cell: the cell.
             accelerator: the group's.
             others: accelerators of the cell's other groups whose winners this session looks for, in any process.
+            wanted: all groups whose winners it looks for; None for all of its settings.
 
         Returns:
             The group's winners as they stand, or why it has none; after the last group, those of all.
         """
         try:
-            return self._found(cell, accelerator, others)
+            return self._found(cell, accelerator, others, self.groups if wanted is None else wanted)
         finally:
             if "bench" in vars(self):
                 self.give_up(Group(cell, accelerator), others)
 
-    def _found(self, cell: Cell, accelerator: str, others: Collection[str]) -> Winners:
+    def _found(self, cell: Cell, accelerator: str, others: Collection[str], wanted: Collection[Group]) -> Winners:
         from pytest_diffaccel.search.decide.racing import Explored
         from pytest_diffaccel.search.outcome import keep_winners, standing
         from pytest_diffaccel.search.results import Refusal, Winners
@@ -209,7 +212,7 @@ class SearchRun:
         chosen: list[Choice] = []
         try:
             explored, chosen = self._decide(cell, accelerator)
-            if is_verified_ahead(self.bench, Group(cell, accelerator), self.session.name, self.groups):
+            if is_verified_ahead(self.bench, Group(cell, accelerator), self.session.name, wanted):
                 ahead = verify_ahead(self.bench, cell, accelerator)
                 keep_winners(self.bench, cell, _decided(ahead.winners, {accelerator: explored.left}))
                 explored = replace(explored, failed=(*explored.failed, *ahead.failed))

@@ -187,12 +187,12 @@ def check_pairs(images: Sequence[Image], references: Sequence[Image]) -> None:
         raise ValueError(f"images of different sizes cannot be compared: {sorted(sizes)}")
 
 
-def pixels_of(images: Sequence[Image], device: str = "cpu") -> Tensor:
-    """Pictures of one size as (count, height, width, 3) uint8 on a torch device.
+def pixels_of(images: Sequence[Image]) -> Tensor:
+    """Pictures of one size as (count, height, width, 3) uint8 on the CPU.
 
-    A GPU gets a byte per value and computes from it: the host would make floats of them while the GPU waits.
+    A GPU gets such bytes, some pictures at a time: the host would make floats of them while the GPU waits.
     """
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).to(device)
+    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))

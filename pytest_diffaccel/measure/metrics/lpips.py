@@ -163,7 +163,7 @@ def lpips_distances(
     """
     check_pairs(images, references)
     check_size(*images[0].size, net)
-    return KeptSide(pixels_of(references, device), device, keep=0, net=net).distances(pixels_of(images, device))
+    return KeptSide(pixels_of(references), device, keep=0, net=net).distances(pixels_of(images))
 
 
 def lpips_maps(images: Sequence[Image], references: Sequence[Image]) -> list[NDArray[np.float32]]:
@@ -194,9 +194,9 @@ class KeptSide:
     The network gives other last bits in batches of another size. So a side is kept for exactly the images that were
     compared in one batch, and every figure is what it would be without keeping anything.
 
-    Kept on a CPU are the network's features: 34 MiB per picture of 512 pixels per side, 0.45 MiB per one of 64. A GPU
-    keeps nothing: in its memory they would count as that of the candidates measured next, and computing them takes it
-    no longer than fetching them from the computer's.
+    Kept on a CPU are the network's features: 34 MiB per picture of 512 pixels per side, 0.45 MiB per one of 64. On a
+    GPU none are: in its memory they would count as that of the candidates measured next, and computing them takes it no
+    longer than fetching them from the computer's.
 
     Attributes:
         kept_bytes: size of what is kept.

@@ -38,8 +38,8 @@ class Psnr(Metric):
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:
         """One picture after the other."""
-        pairs = zip(pixels_of(images, device), pixels_of(references, device), strict=True)
-        return [peak_signal_to_noise(*pair) for pair in pairs]
+        pairs = zip(pixels_of(images), pixels_of(references), strict=True)
+        return [peak_signal_to_noise(one.to(device), other.to(device)) for one, other in pairs]
 
 
 def peak_signal_to_noise(pixels: Tensor, reference: Tensor) -> float:

@@ -27,12 +27,12 @@ class Ssim(Metric):
     def score(
         self, images: Sequence[Image], references: Sequence[Image], prompts: Sequence[str], device: str
     ) -> list[float]:
-        """One picture after the other: a picture's windows are all that is in memory."""
+        """One picture after the other: only its windows are in a GPU's memory."""
         width, height = images[0].size
         if min(width, height) < _WINDOW:
             raise MetricFault(f"ssim: pictures of {width} x {height} pixels are smaller than its window of {_WINDOW}")
-        pairs = zip(pixels_of(images, device), pixels_of(references, device), strict=True)
-        return [structural_similarity(*pair) for pair in pairs]
+        pairs = zip(pixels_of(images), pixels_of(references), strict=True)
+        return [structural_similarity(one.to(device), other.to(device)) for one, other in pairs]
 
 
 def structural_similarity(pixels: Tensor, reference: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pytest_diffaccel.matrix import Cell, Group
 from pytest_diffaccel.measure.timing_lock import lock_between_processes
@@ -35,7 +35,7 @@ def end_group(
     return {name: ended[name] for name in accelerators} if ended.keys() >= set(accelerators) else None
 
 
-def is_verified_ahead(bench: Workbench, group: Group, session: str, groups: Sequence[Group]) -> bool:
+def is_verified_ahead(bench: Workbench, group: Group, session: str, wanted: Collection[Group]) -> bool:
     """Whether a group's winners are verified once it is decided, before those of its cell's other groups are.
 
     All of a cell's winners together take fewer unaccelerated runs, and nothing is verified that other groups' winners
@@ -46,11 +46,11 @@ def is_verified_ahead(bench: Workbench, group: Group, session: str, groups: Sequ
         bench: the search's workbench.
         group: the group.
         session: what all processes of this session call it.
-        groups: all of the session's.
+        wanted: all groups whose winners the session looks for.
     """
     if not bench.has_company():
         return False
-    left = {one for one in groups if one.cell.pipe == group.cell.pipe}
+    left = {one for one in wanted if one.cell.pipe == group.cell.pipe}
     for cell in {one.cell for one in left}:
         left -= {Group(cell, name) for name in bench.store.ended_groups(cell, *bench.conditions(cell), session)}
     is_last = not any(one.cell == group.cell for one in left - {group})

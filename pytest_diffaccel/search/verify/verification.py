@@ -109,7 +109,7 @@ def verify(bench: Workbench, cell: Cell, accelerators: Sequence[str], time_is_up
         again = {group.accelerator for group in open_ones if group.targets_left}
         left |= _looked_further(bench, cell, again | {name for name, _ in newly}, failed, time_is_up)
     working = verifiable(bench, cell, accelerators)
-    found = {name: _winners(bench, cell, name, verified) for name in working}
+    found = _with_same_rivals({name: _winners(bench, cell, name, verified) for name in working})
     winners = {name: _left_open(own) if left.get(name) else own for name, own in found.items()}
     unfinished = {name for name, count in left.items() if count}
     unfinished |= {group.accelerator for group in open_ones if group.targets_left}
@@ -150,7 +150,8 @@ def verify_ahead(bench: Workbench, cell: Cell, accelerator: str) -> Verification
     names, failed = verifiable(bench, cell, [accelerator]), list[str]()
     verified = _verified(bench, list(_chosen(bench, cell, names).values()), failed)
     working = verifiable(bench, cell, names)
-    return Verification({name: _winners(bench, cell, name, verified) for name in working}, tuple(failed))
+    found = {name: _winners(bench, cell, name, verified) for name in working}
+    return Verification(_with_same_rivals(found), tuple(failed))
 
 
 def _chosen(bench: Workbench, cell: Cell, accelerators: Sequence[str]) -> dict[str, Candidate]:
@@ -224,6 +225,17 @@ def _winners(bench: Workbench, cell: Cell, accelerator: str, verified: Mapping[s
     max_loss, barred = bench.settings.quality.max_loss, bench.secondary.bars(cell, accelerator)
     chosen = [final_choice(options, verified, target, max_loss, barred) for target in TARGETS]
     return [_winner(bench, cell, choice, verified) for choice in _open_to_others(bench, cell, accelerator, chosen)]
+
+
+def _with_same_rivals(found: Mapping[str, Sequence[Winner]]) -> dict[str, list[Winner]]:
+    """The winners: those that have a rival in common have it as it was drawn for all of them."""
+    rivals = [winner.rival for own in found.values() for winner in own if winner.rival is not None]
+    most = {one.candidate.key: one for one in sorted(rivals, key=lambda one: one.sampling.num_samples)}
+
+    def alike(winner: Winner) -> Winner:
+        return winner if winner.rival is None else replace(winner, rival=most[winner.rival.candidate.key])
+
+    return {name: [alike(winner) for winner in own] for name, own in found.items()}
 
 
 def _open_to_others(bench: Workbench, cell: Cell, accelerator: str, chosen: Sequence[Choice]) -> list[Choice]:

@@ -133,7 +133,9 @@ def _record(cell: Cell, recorded: Sequence[Recorded], failures: Sequence[Failure
     own = [record.measurement for record in recorded if _of(record.measurement, chosen)]
     searched = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "search")
     verified = _with_most_samples(measurement for measurement in own if measurement.sampling.purpose == "winner")
-    rivals = _with_most_samples(measurement for measurement in own if measurement.sampling.rival_of is not None)
+    newest_last = [record.measurement for record in sorted(recorded, key=lambda one: one.created_at)]
+    # Drawn further, or anew, with what was then known of the speed-up.
+    rivals = {one.candidate.key: one for one in newest_last if _of(one, chosen) and one.sampling.rival_of is not None}
 
     def is_own(found: Decision | Failure | Attempt | GroupWinners | GroupDecision) -> bool:
         place = found.cell if isinstance(found, GroupWinners | GroupDecision) else found.candidate.cell
