@@ -232,7 +232,6 @@ def drive(run: SearchRun) -> list[Winners]:
             if (candidate.cell, candidate.accelerator) == (cell, accelerator):
                 with suppress(NotWorthwhile, RuntimeError):
                     run.measure(candidate, others_follow=True)
-        others = [name for other, name in run.groups if other == cell and name != accelerator]
-        found.append(run.find_winners(cell, accelerator, others))
+        found.append(run.find_winners(cell, accelerator, run.groups))
     run.close()
     return found

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: A generation in which the GPU works for a smaller share of the wall time than this is launch-bound.
 LAUNCH_BOUND_SHARE = 0.9
+#: Another process uses the GPU where more than this share of its time is cut off (:attr:`KernelTimes.cut_share`):
+#: alone, too, 0.7% of two runs was on an H200, by what was probably a copy that the host makes. Such copies are left
+#: out since.
+SHARED_SHARE = 0.02
 
 # Memory that is not pinned, in the profiler's names of copies from it and to it.
 _BY_HOST = "Pageable"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_diffaccel.plugin import workers
-from pytest_diffaccel.plugin.case_items import gate_case_of, group_of, groups_with_winners, others_of
+from pytest_diffaccel.plugin.case_items import gate_case_of, group_of, groups_with_winners
 from pytest_diffaccel.plugin.case_results import put_result
 from pytest_diffaccel.plugin.refusals import refusal
 from pytest_diffaccel.plugin.registered import methods_of, metrics_of, pipes_of
@@ -158,9 +158,9 @@ class Case:
     def find_winners(self, group: Group) -> Winners:
         """Choose a group's winners, verify a cell's; skipped while candidates, or time for them, are missing."""
         cell, accelerator = group
-        others, wanted = others_of(self._item, group), groups_with_winners(self._item.session)
+        wanted = groups_with_winners(self._item.session)
         with _refusals_of_cells_in_words():
-            result = put_result(self._item, self._run.find_winners(cell, accelerator, others, wanted))
+            result = put_result(self._item, self._run.find_winners(cell, accelerator, wanted))
         if result.refused:
             if result.refused.why != "failed":
                 pytest.skip(result.refused.text)

@@ -84,8 +84,7 @@ class Knowledge:
         blocks, decided = (old.blocks, old.decided) if old else ((), ())
         if measurement.blocks != blocks:
             self._kinds.pop("wall", None)
-            self.forget_costs()
-        elif measurement.decided != decided:
+        if (measurement.blocks, measurement.decided) != (blocks, decided):
             self.forget_costs()
         # Pictures alone say nothing of speed-ups, which take a while to predict.
         self.derived.clear()

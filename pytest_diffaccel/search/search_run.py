@@ -153,8 +153,8 @@ class SearchRun:
 
         Args:
             group: the group.
-            others: for its winners' case, what :meth:`find_winners` is told; None for a candidate's. After the last of
-                the cell's groups, all are taken.
+            others: for its winners' case, accelerators of the cell's other groups whose winners this session looks
+                for; None for a candidate's. After the last of the cell's groups, all are taken.
 
         Returns:
             Whether the session has it now, and all that is needed; else another session is in it.
@@ -180,22 +180,20 @@ class SearchRun:
         ended = self.bench.store.ended_groups(group.cell, *self.bench.conditions(group.cell), self.session.name)
         return [group.accelerator, *others, IN_COMMON] if ended.keys() >= set(others) else [group.accelerator]
 
-    def find_winners(
-        self, cell: Cell, accelerator: str, others: Collection[str] = (), wanted: Collection[Group] | None = None
-    ) -> Winners:
+    def find_winners(self, cell: Cell, accelerator: str, wanted: Collection[Group] = ()) -> Winners:
         """Choose a group's winners; after the last of the cell's groups, verify those of all of them.
 
         Args:
             cell: the cell.
             accelerator: the group's.
-            others: accelerators of the cell's other groups whose winners this session looks for, in any process.
-            wanted: all groups whose winners it looks for; None for all of its settings.
+            wanted: all groups whose winners this session looks for, in any process; this one in any case.
 
         Returns:
             The group's winners as they stand, or why it has none; after the last group, those of all.
         """
+        others = sorted(name for other, name in wanted if other == cell and name != accelerator)
         try:
-            return self._found(cell, accelerator, others, self.groups if wanted is None else wanted)
+            return self._found(cell, accelerator, others, wanted)
         finally:
             if "bench" in vars(self):
                 self.give_up(Group(cell, accelerator), others)

@@ -16,7 +16,7 @@ from pytest_diffaccel.accelerators.acceleration import Generate
 from pytest_diffaccel.devices import CudaBroken, is_cuda_broken
 from pytest_diffaccel.matrix import Candidate, Cell
 from pytest_diffaccel.measure.blocks import order_seed
-from pytest_diffaccel.measure.busy_clock import KernelTimes, busy, busy_steps
+from pytest_diffaccel.measure.busy_clock import SHARED_SHARE, KernelTimes, busy, busy_steps
 from pytest_diffaccel.measure.clock import timed, timed_steps
 from pytest_diffaccel.measure.disturbance import watch_device, watch_machine
 from pytest_diffaccel.measure.measurement import Interval, Round, RunTiming, SpeedClock
@@ -40,9 +40,6 @@ _WHOLE_RUNS = 3
 # errors off.
 _CHECK_ROUNDS, _DISAGREE = 2, 3.5
 _NORMAL_95 = 1.96
-# Another process uses the GPU where more than this share of its time is cut off: alone, too, 0.7% of two runs was on an
-# H200, by what was probably a copy that the host makes. Such copies are left out since.
-_SHARED = 0.02
 # Rounds after which no more are made, where these together narrow the intervals by less than this share: what is left
 # then is how the machine drifts, which more of the same does not tell.
 _PATIENCE, _NARROWS = 4, 0.05
@@ -214,7 +211,7 @@ class Timer:
 
     def _is_shared(self, plain: Candidate) -> bool:
         """Whether another process's time slices cut unaccelerated runs off, which each round has one of."""
-        return plain.key in self._kernels and self._kernels[plain.key].cut_share > _SHARED
+        return plain.key in self._kernels and self._kernels[plain.key].cut_share > SHARED_SHARE
 
     def _time(self, run: Candidate, generate: Generate, *, whole: bool) -> RunTiming | None:
         """One run's times, less the first step of each kind that this process makes; None when it fails.
