@@ -34,7 +34,6 @@ Timer: TypeAlias = Callable[[Generate, list[str], list[int]], RunTiming]
 
 _FLUX = "FLUX.1"
 _STEPS = dict.fromkeys(PIPES, 20) | {_FLUX: 28}
-_IMAGES = BATCHES | {_FLUX: 1}
 # Blocks by each clock in each turn: whoever cuts the run off has figures of both.
 _TURNS, _WALL_BLOCKS, _DEVICE_BLOCKS = 3, 2, 1
 _DEEPCACHE = {"cache_interval": 3, "cache_branch_id": 0}
@@ -109,7 +108,7 @@ def tables(
     """The rows of a pipe, anew after each block."""
     pipeline: Any = load_pipeline(pipe, models="architecture")
     pipeline.set_progress_bar_config(disable=True)
-    prompts, seeds = ["a lighthouse at dusk"] * _IMAGES[pipe], list(range(_IMAGES[pipe]))
+    prompts, seeds = ["a lighthouse at dusk"] * BATCHES[pipe], list(range(BATCHES[pipe]))
     with prepared(pipeline, "compiled", parts) as stack, ExitStack() as open_ones:
         subjects = [
             Subject(

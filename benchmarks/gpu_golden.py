@@ -1,9 +1,9 @@
 """The golden database of a GPU from what ``record_gpu`` recorded there: ``golden/nvidia-h200.search_params.json``.
 
 - ``python -m benchmarks.gpu_golden plan FILE`` writes the winners to verify, for ``record_gpu winners --candidates``;
-- ``python -m benchmarks.gpu_golden golden`` writes the entries of all 1134 keys but those that are undecided: speed-ups
-  of verified winners as measured, the others as the cost model predicts them; losses of the embedded pipelines, each
-  entry says of which cell;
+- ``python -m benchmarks.gpu_golden golden`` writes entries of all 1134 keys and of FLUX.1's TaylorSeer and MagCache,
+  but those that are undecided: speed-ups of verified winners as measured, the others as the cost model predicts them;
+  losses of the embedded pipelines, each entry says of which cell;
 - ``python -m benchmarks.gpu_golden table`` compares prediction and measurement of every verified winner, and
   ``python -m benchmarks.gpu_golden best`` shows the best speed-ups within the quality bound.
 """
@@ -16,8 +16,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu_records import BUSY, DATA, REGISTRY, WALL, GpuRecords, all_cells, options, scored
+from benchmarks.gpu_records import (
+    BUSY,
+    DATA,
+    REGISTRY,
+    WALL,
+    GpuRecords,
+    accelerators_of,
+    all_cells,
+    options,
+    scored,
+)
 from benchmarks.output import parser, show
+from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.matrix import PIPES, TARGETS, Candidate, Cell
 from pytest_diffaccel.measure.busy_clock import LAUNCH_BOUND_SHARE
 from pytest_diffaccel.measure.measurement import Interval
@@ -25,6 +36,8 @@ from pytest_diffaccel.measure.statistics import loss_interval
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import merge, read_golden
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.search.decide.plan import Plan
+from pytest_diffaccel.search.decide.racing import space
 from pytest_diffaccel.search.decide.select import choose
 from pytest_diffaccel.search.predict.cost_model import CostModel
 
@@ -33,8 +46,16 @@ MAX_LOSS = 0.25
 
 # Targets of interest, and how many winners per cell are verified, by steps: they fit into ten minutes per pipe.
 _VERIFIED_TARGETS = (2.0, 1.5, 3.0)
-_VERIFIED_PER_CELL = {20: {"SD1.5": 8, "SD2.1": 8, "SDXL": 4}, 25: dict.fromkeys(PIPES, 2), 50: dict.fromkeys(PIPES, 2)}
-_ORDER = ("DeepCache", "T-Gate", "DeepCache and T-Gate", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe", "ToMe")
+_VERIFIED_PER_CELL = {
+    20: {"SD1.5": 8, "SD2.1": 8, "SDXL": 4},
+    25: dict.fromkeys(PIPES, 2),
+    28: {"FLUX.1": 4},
+    50: dict.fromkeys(PIPES, 2) | {"FLUX.1": 4},
+}
+_ORDER = (
+    *("DeepCache", "T-Gate", "DeepCache and T-Gate", "DeepCache and ToMe", "DeepCache, T-Gate, and ToMe", "ToMe"),
+    *("MagCache", "TaylorSeer"),
+)
 
 
 class Chooser:
@@ -47,9 +68,21 @@ class Chooser:
 
     def predicted(self, pipe: str, clock: str, candidates: list[Candidate]) -> list[Interval]:
         """Speed-ups by the cost model of the short runs."""
+        return self._model(pipe, clock).speedups(candidates)
+
+    def _model(self, pipe: str, clock: str) -> CostModel:
         if (pipe, clock) not in self._models:
             self._models[pipe, clock] = self.records.model(pipe, clock)
-        return self._models[pipe, clock].speedups(candidates)
+        return self._models[pipe, clock]
+
+    def _open_targets(self, cell: Cell, accelerator: str) -> set[float]:
+        """Targets that points without recorded losses may reach with a loss that is allowed, as a search sees it."""
+        scored_ones = [point for name in accelerators_of(cell.pipe) for point in scored(cell, name)]
+        evaluated = {point.candidate: point.losses for point in scored_ones}
+        (known,) = REGISTRY.select([accelerator])
+        samples = min(len(losses) for losses in evaluated.values())
+        plan = Plan(REGISTRY, known, cell, self._model(cell.pipe, BUSY), evaluated, MAX_LOSS, samples)
+        return plan.targets_open_to([Candidate(cell, accelerator, params) for params in space(plan, lambda _: True)])
 
     def entries(self, cell: Cell, accelerator: str) -> Iterator[tuple[GoldenKey, GoldenEntry]]:
         """A group's golden entries, of the targets that are decided."""
@@ -61,11 +94,12 @@ class Chooser:
             _about(self.measured[one][0].value, speedup) if one in self.measured else speedup
             for one, speedup in zip(candidates, predicted, strict=True)
         ]
+        open_targets = self._open_targets(cell, accelerator)
         for target in TARGETS:
             choice = choose(options(points, known), target, MAX_LOSS)
             if choice.option is None:
                 raise ValueError(f"{cell} {accelerator}: no losses are recorded")
-            if choice.reason == "undecided":
+            if choice.reason == "undecided" or (choice.reason and target in open_targets):
                 continue
             winner = choice.option.candidate
             wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
@@ -105,10 +139,9 @@ def plan(chooser: Chooser) -> list[Candidate]:
     """The winners to verify, pipe by pipe, most wanted first within a cell."""
     chosen: list[Candidate] = []
     for cell in all_cells():
-        entries = {
-            (key.accelerator, key.target): entry for name in _ORDER for key, entry in chooser.entries(cell, name)
-        }
-        wanted = [(name, target) for target in _VERIFIED_TARGETS for name in _ORDER]
+        names = [name for name in _ORDER if name in accelerators_of(cell.pipe)]
+        entries = {(key.accelerator, key.target): entry for name in names for key, entry in chooser.entries(cell, name)}
+        wanted = [(name, target) for target in _VERIFIED_TARGETS for name in names]
         winners = [
             Candidate(cell, name, entries[name, target].params)
             for name, target in wanted
@@ -152,8 +185,8 @@ def best(chooser: Chooser, entries: Mapping[GoldenKey, GoldenEntry]) -> list[dic
     Both within the quality bound: only winners of a target that is met are verified.
     """
     rows = []
-    for pipe in PIPES:
-        for accelerator in (one.name for one in REGISTRY.suiting(pipe)):
+    for pipe in BATCHES:
+        for accelerator in accelerators_of(pipe):
             row: dict[str, Any] = {"pipe": pipe, "accelerator": accelerator}
             verified = [
                 (device.value, wall.value, str(one.cell))
@@ -199,10 +232,7 @@ def main() -> None:
         show("verified winners: predicted against measured", rows, summary, as_json=arguments.json)
     else:
         found = dict(
-            pair
-            for cell in all_cells()
-            for one in REGISTRY.suiting(cell.pipe)
-            for pair in chooser.entries(cell, one.name)
+            pair for cell in all_cells() for name in accelerators_of(cell.pipe) for pair in chooser.entries(cell, name)
         )
         # Anew, not merged: that keeps older figures where they agree with these.
         arguments.golden.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.output import parser, show
 from benchmarks.record_gpu import BATCHES
 from pytest_diffaccel.accelerators.restoration import restored
+from pytest_diffaccel.matrix import PIPES
 from pytest_diffaccel.models.loading import load_pipeline
 
 _REPLAYS = 10
@@ -117,7 +118,7 @@ def _row(pipe: str, name: str, batch: int, call: Callable[[], Any]) -> dict[str,
 def main() -> None:
     """Print the times."""
     arguments = parser(__doc__ or "").parse_args()
-    rows = [row for pipe in BATCHES for row in rows_of(pipe)]
+    rows = [row for pipe in PIPES for row in rows_of(pipe)]
     show("denoiser calls from CUDA graphs and eager", rows, {}, as_json=arguments.json)
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record_losses import flux_cells
 from benchmarks.recorded import read
 from pytest_diffaccel.accelerators.base import InvalidParams
 from pytest_diffaccel.accelerators.registry import default_registry
@@ -164,7 +165,7 @@ def _source(cell: Cell, accelerator: str) -> Cell:
     enough = _SCORED_ENOUGH * max(of_pipe.values())
     own = [one for one, count in of_pipe.items() if one.scheduler == cell.scheduler and count >= enough]
     # Without one of its own: the first, which was recorded exhaustively.
-    return own[0] if own else next(iter(of_pipe))
+    return min(own, key=lambda one: abs(one.steps - cell.steps), default=next(iter(of_pipe)))
 
 
 def _scaled(params: Params, steps: int, wanted: int) -> Params:
@@ -181,3 +182,9 @@ def all_cells() -> Iterator[Cell]:
     from pytest_diffaccel.matrix import SCHEDULERS, STEPS, cells
 
     yield from cells(PIPES, SCHEDULERS, STEPS)
+    yield from flux_cells()
+
+
+def accelerators_of(pipe: str) -> list[str]:
+    """Those whose parameters alone say how fast they are; with the others it is the pictures, which are random here."""
+    return [one.name for one in REGISTRY.suiting(pipe) if not one.deciding]

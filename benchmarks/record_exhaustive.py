@@ -77,8 +77,9 @@ def _corners(space: Sequence[Point]) -> list[Point]:
 
 
 def candidates(cell: Cell, registry: Registry) -> list[Candidate]:
-    """Every recorded point of a cell."""
-    return [Candidate(cell, one.name, params) for one in registry.suiting(cell.pipe) for params in points(cell, one)]
+    """Every recorded point of a cell; none of methods that decide by the picture: thresholds are a model's own."""
+    known = [one for one in registry.suiting(cell.pipe) if not one.deciding]
+    return [Candidate(cell, one.name, params) for one in known for params in points(cell, one)]
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Time full-size SD1.5, SD2.1 and SDXL on a GPU, by their architectures alone, and record every run.
+"""Time full-size SD1.5, SD2.1, SDXL and FLUX.1 on a GPU, by their architectures alone, and record every run.
 
 - ``python -m benchmarks.record_gpu kinds`` times short runs that hold every kind of step;
 - ``python -m benchmarks.record_gpu winners --candidates FILE`` times whole generations of chosen candidates, one JSON
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ from pytest_diffaccel.accelerators.calls import guidance_scale_of, own_size
 from pytest_diffaccel.accelerators.deepcache import branches_of_pipe
 from pytest_diffaccel.accelerators.registry import default_registry
 from pytest_diffaccel.accelerators.tome import downsamples_of_pipe
-from pytest_diffaccel.matrix import PIPES, Candidate, Cell, Params
+from pytest_diffaccel.matrix import Candidate, Cell, Params
 from pytest_diffaccel.measure.blocks import run_blocks
 from pytest_diffaccel.measure.busy_clock import busy
 from pytest_diffaccel.measure.clock import timed
@@ -44,6 +44,7 @@ from pytest_diffaccel.models.loading import load_pipeline
 from pytest_diffaccel.models.registry import ARCHITECTURE, ModelSource
 from pytest_diffaccel.models.schedulers import open_settings, original_settings, set_scheduler
 from pytest_diffaccel.models.weights import weight_files
+from pytest_diffaccel.pipes import denoiser_of, described
 from pytest_diffaccel.records.environment import describe_environment
 
 # Candidates that share a block's baseline.
@@ -51,13 +52,14 @@ _ABREAST = 4
 # Steps of the runs that tell what every kind of step costs: a kind costs the same in any number of them.
 _SHORT = 12
 #: Images per call: enough that an unaccelerated call keeps an H200 busy.
-BATCHES = {"SD1.5": 8, "SD2.1": 4, "SDXL": 4}
+BATCHES = {"SD1.5": 8, "SD2.1": 4, "SDXL": 4, "FLUX.1": 1}
 # All four of T-GATE's kinds: planning and gated, each computed and reused.
 _GATE = {"gate_step": 6, "sp_interval": 2, "fi_interval": 2, "warm_up": 0}
 # With DeepCache every second step: computed and reused attention on full and on shallow steps.
 _GATE_TOGETHER = {"gate_step": 6, "sp_interval": 1, "fi_interval": 3, "warm_up": 0}
 _BRANCHES_TOGETHER = (0, 1, 3, 6)
 _RATIOS = (0.25, 0.5, 0.75)
+_INTERVALS, _ORDERS, _SKIPS = (2, 3), (0, 1, 2), ((0.12, 3), (0.24, 5))
 _LARGEST_DOWNSAMPLE = 4  # deeper there is only the mid block
 Timer: TypeAlias = Callable[[Generate, Sequence[str], Sequence[int]], tuple[list[Any], RunTiming]]
 
@@ -101,12 +103,21 @@ class Task:
 
 
 def kind_candidates(pipe: str) -> list[Candidate]:
-    """Every branch of DeepCache, every phase of T-GATE, ToMe's ratios, and of each combination some."""
-    cell, registry = Cell(pipe, "DDIM", _SHORT), default_registry()
+    """Every branch of DeepCache, every phase of T-GATE, ToMe's ratios, and of each combination some; all kinds of
+    TaylorSeer's and MagCache's steps.
+    """
+    cell, registry = Cell(pipe, described(pipe).schedulers[0], _SHORT), default_registry()
     return [Candidate(cell, registry.for_params(params).name, params) for params in _kind_params(pipe)]
 
 
 def _kind_params(pipe: str) -> Iterator[Params]:
+    if described(pipe).denoiser == "transformer":
+        for interval, order in product(_INTERVALS, _ORDERS):
+            point = {"cache_interval": interval, "disable_cache_before_step": 3, "max_order": order}
+            yield {"TaylorSeer": point}
+        for threshold, skips in _SKIPS:
+            yield {"MagCache": {"threshold": threshold, "max_skip_steps": skips, "retention_ratio": 0.2}}
+        return
     for branch in branches_of_pipe(pipe):
         yield {"DeepCache": _cache(branch)}
     yield {"T-Gate": _GATE}
@@ -127,11 +138,11 @@ def _cache(branch: int) -> dict[str, int]:
     return {"cache_interval": 2, "cache_branch_id": branch}
 
 
-def record(task: Task, candidates: Sequence[Candidate]) -> None:
+def record(task: Task, wanted: Sequence[Candidate]) -> None:
     """Time all candidates that the output file does not hold yet, pipe by pipe."""
     done = task.done()
-    todo = [one for one in candidates if one.key not in done]
-    print(f"{len(todo)} of {len(candidates)} candidates to time", flush=True)
+    todo = [one for one in wanted if one.key not in done]
+    print(f"{len(todo)} of {len(wanted)} candidates to time", flush=True)
     for pipe, same_pipe in groupby(todo, key=lambda one: one.cell.pipe):
         bench = _Bench(task, pipe)
         for cell, same in groupby(same_pipe, key=lambda one: one.cell):
@@ -168,7 +179,7 @@ class _Bench:
             model_source=self.spec.description,
             weights=random if self.spec.kind == ARCHITECTURE else weight_files(self.spec),
             device=self.pipeline.device,
-            dtype=self.pipeline.unet.dtype,
+            dtype=denoiser_of(self.pipeline).dtype,
             image_size=self.spec.image_size or own_size(self.pipeline),
             batch_size=batch,
             guidance_scale=guidance_scale_of(self.pipeline, self.spec.guidance_scale),
@@ -176,15 +187,13 @@ class _Bench:
             scheduler_defaults=open_settings(original_settings(self.pipeline)),
         )
 
-    def time(self, cell: Cell, candidates: Sequence[Candidate]) -> None:
+    def time(self, cell: Cell, wanted: Sequence[Candidate]) -> None:
         """Warm up and time a few candidates of one cell; what fails is recorded and left out."""
         set_scheduler(self.pipeline, cell.scheduler)
         with ExitStack() as stack:
             options = {"steps": cell.steps, **self.spec.call_options}
             baseline = stack.enter_context(accelerate(self.pipeline, {}, **options))
-            generators = {
-                one: stack.enter_context(accelerate(self.pipeline, one.params, **options)) for one in candidates
-            }
+            generators = {one: stack.enter_context(accelerate(self.pipeline, one.params, **options)) for one in wanted}
             if cell not in self._warm:
                 self._count(Candidate(cell, "", {}), baseline)
                 self._warm.add(cell)
@@ -193,7 +202,7 @@ class _Bench:
                 self._blocks(baseline, ready, "wall", self.task.wall_blocks, timed)
                 if self.pipeline.device.type == "cuda" and self.task.busy_blocks:
                     self._blocks(baseline, ready, "busy", self.task.busy_blocks, busy)
-        for one in candidates:
+        for one in wanted:
             self.task.write(type="done", step=self.task.step, key=one.key)
 
     def _count(self, candidate: Candidate, generate: Generate) -> bool:
@@ -264,12 +273,12 @@ def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["kinds", "winners"])
-    parser.add_argument("--pipe", choices=PIPES, action="append", help="default: all three")
+    parser.add_argument("--pipe", choices=list(BATCHES), action="append", help="default: all")
     parser.add_argument("--candidates", type=Path, help="for winners: what to time, as JSON lines")
     parser.add_argument("--output", type=Path, default=Path(".diffaccel/gpu.jsonl"), help="JSON lines, appended to")
     parser.add_argument("--models", default="architecture", help="model source (default: architecture)")
     parser.add_argument("--device", help="torch device (default: CUDA where there is any)")
-    parser.add_argument("--batch-size", type=int, help="images per call (default: 8 for SD1.5, else 4)")
+    parser.add_argument("--batch-size", type=int, help="images per call (default: 8 for SD1.5, 1 for FLUX.1, else 4)")
     parser.add_argument("--steps", type=int, help="for kinds: denoising steps instead of the plan's")
     parser.add_argument("--blocks", type=int, help="blocks in wall time (default: 1 for kinds, 3 for winners)")
     parser.add_argument("--busy-blocks", type=int, help="blocks in device time (default: 1 for kinds, 2 for winners)")
@@ -292,7 +301,7 @@ def main() -> None:
         until=time.monotonic() + arguments.seconds,
         path=arguments.output,
     )
-    pipes = arguments.pipe or PIPES
+    pipes = arguments.pipe or list(BATCHES)
     chosen = list(read_candidates(arguments.candidates)) if winners else [x for p in pipes for x in kind_candidates(p)]
     if arguments.steps and not winners:
         chosen = [replace(one, cell=replace(one.cell, steps=arguments.steps)) for one in chosen]
