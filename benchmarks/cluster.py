@@ -48,7 +48,7 @@ _STEPS = (20, 25, 50)
 _START_S, _LOST = 10.0, 0.01
 _SEED = 20270211
 # Of a search of full-size pipelines: 32 samples in batches of 8.
-_EFFORT = Effort(batches=4, first_batches=1, blocks=None)
+_EFFORT = Effort(batches=4, first_batches=1, blocks=None, rival_batches=1)
 _IMAGES = 8
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from entries import ENVIRONMENT
@@ -23,7 +25,7 @@ from pytest_diffaccel.search.results import CellWinners, Skipped, Winners
 
 CELL = Cell("SD1.5", "DDIM", 20)
 RESULT = measured(Candidate(CELL, "DeepCache", PARAMS), 1.6, 0.1234)
-EFFORT = Effort(batches=2, first_batches=1, blocks=None)
+EFFORT = Effort(batches=2, first_batches=1, blocks=None, rival_batches=2)
 #: An unaccelerated run of README's start, seconds on 2 CPU cores.
 RUN_S = 1.43
 
@@ -317,7 +319,7 @@ def test_stored_cases_take_no_time_and_say_nothing_of_it() -> None:
 def test_an_exhaustive_search_learns_from_its_first_cases() -> None:
     """Ten candidates of 2 blocks: each takes as long as the others, whatever a run takes."""
     cases = {str(number): SearchCase(CELL, "ToMe", is_winners=False, in_group=10) for number in range(10)}
-    effort = Effort(batches=2, first_batches=2, blocks=2)
+    effort = Effort(batches=2, first_batches=2, blocks=2, rival_batches=2)
     left = TimeLeft(cases, effort, Lanes(), embedded=True)
     assert left.seconds() is None
     first_s = effort.evaluation(1 / 1.6) + effort.batches  # the unaccelerated pictures, too
@@ -325,6 +327,18 @@ def test_an_exhaustive_search_learns_from_its_first_cases() -> None:
         left.case_ended(name, replace(RESULT, news=News({"loading": 9.0, "timing": seconds})), duration_s=60.0)
         assert left.seconds() == pytest.approx((9 - int(name)) * effort.evaluation())
     assert not left.is_calibrated
+
+
+@pytest.mark.parametrize(("size", "metrics", "batches"), [(8, (), 1), (1, (), 8), (64, (), 1), (8, ("psnr",), 4)])
+def test_rivals_are_reckoned_with_the_pictures_that_most_of_them_take(
+    size: int, metrics: tuple[str, ...], batches: int
+) -> None:
+    """Eight show of most that they lose more than the winner; with other metrics than LPIPS all 32 are drawn."""
+    settings: Any = SimpleNamespace(num_samples=32, batch_size=size, blocks=1, exhaustive=False, metrics=metrics)
+    effort = Effort.of(settings)
+    with_all = replace(effort, rival_batches=effort.batches)
+    assert effort.rival_batches == batches
+    assert with_all.verification(20) - effort.verification(20) == pytest.approx(9 * 0.45 * (effort.batches - batches))
 
 
 def test_groups_go_on_side_by_side_and_each_worker_verifies_its_own() -> None:

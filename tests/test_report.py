@@ -271,6 +271,18 @@ def figures_up(page: Any) -> list[float]:
     return [float(figure.replace("\u2212", "-")) for _, figure in sorted(texts)]
 
 
+def test_a_chart_says_of_how_many_pictures_a_point_of_fewer_steps_is(scored: Path, opened: Callable[..., Any]) -> None:
+    """Most are scored on fewer than the winners: no more are drawn once it is clear that they lose more."""
+    with opened(scored) as page:
+        plot = page.locator("#pareto-0 .plot.live svg")
+        page.locator("#pareto-0").scroll_into_view_if_needed()
+        plot.wait_for()
+        plot.locator("text", has_text="+").nth(8).hover()
+        tip = page.locator("#tip")
+        tip.wait_for()
+        assert "scored pictures" in tip.inner_text()
+
+
 def test_the_reader_chooses_by_keyboard_what_quality_is_told_by(scored: Path, opened: Callable[..., Any]) -> None:
     with opened(scored) as page:
         plot = page.locator("#pareto-0 .plot.live svg")

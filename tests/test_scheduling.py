@@ -412,7 +412,7 @@ def test_a_group_is_as_much_work_as_its_cases(exhaustive: bool) -> None:
     points = [(short, ratio / 10) for ratio in range(1, 4)] + [(long, ratio / 10) for ratio in range(1, 6)]
     run: Any = SimpleNamespace(
         settings=SimpleNamespace(
-            models="embedded", exhaustive=exhaustive, fresh=False, num_samples=8, batch_size=4, blocks=3
+            models="embedded", exhaustive=exhaustive, fresh=False, num_samples=8, batch_size=4, blocks=3, metrics=()
         ),
         groups=[Group(short, "ToMe"), Group(long, "ToMe")],
         candidates=[Candidate(cell, "ToMe", {"ToMe": {"ratio": ratio, "max_downsample": 1}}) for cell, ratio in points],

@@ -28,8 +28,9 @@ _WINNERS_AT_MOST, _WINNERS_HALF_AT = 4, 3
 # Winners in a block beside an unaccelerated run, and runs of each at the least, as in .evaluation; short runs then take
 # this share of the blocks' time, as in .verify.
 _TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 8, 2, 0.3
-# Rivals of a cell that are made: step counts that are as fast as its winners, and what each takes.
-_RIVALS, _RIVAL_SHARE = 9, 0.45
+# Rivals of a cell that are made: step counts that are as fast as its winners, what a batch of each takes, and so many
+# pictures show of most that they lose more, as in .verify: of 23 of 25 in a cell of full-size SD1.5.
+_RIVALS, _RIVAL_SHARE, _RIVAL_SAMPLES = 9, 0.45, 8
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class Effort:
         batches: of a whole evaluation.
         first_batches: of a first evaluation; part of one where small calls are worth it.
         blocks: timed blocks that a candidate gets in an exhaustive search; None in any other.
+        rival_batches: of a rival's evaluation.
         accelerated_share: mean time of an accelerated run, as a share of the unaccelerated one's.
     """
 
     batches: int
     first_batches: float
     blocks: int | None
+    rival_batches: int
     accelerated_share: float = ACCELERATED_SHARE
 
     @classmethod
@@ -71,7 +74,8 @@ class Effort:
         batches = math.ceil(settings.num_samples / settings.batch_size)
         # At least 2 samples, in whole batches as long as no calibration says otherwise (Workbench.first_samples).
         first = min(batches, math.ceil(2 / settings.batch_size))
-        return cls(batches, first, settings.blocks if settings.exhaustive else None)
+        of_rival = batches if settings.metrics else min(batches, math.ceil(_RIVAL_SAMPLES / settings.batch_size))
+        return cls(batches, first, settings.blocks if settings.exhaustive else None, of_rival)
 
     def evaluation(self, share: float | None = None) -> float:
         """Of one candidate, whose run takes ``share`` of an unaccelerated one, if that is known."""
@@ -100,7 +104,7 @@ class Effort:
         """Of verifying all of a cell's distinct winners, with their rivals."""
         together = winners * self.accelerated_share + math.ceil(winners / _TOGETHER)
         timed = max(_LEAST_TIMED, self.batches) * together
-        return timed * (1 + _NARROWING_SHARE) + min(_RIVALS, winners) * _RIVAL_SHARE * self.batches
+        return timed * (1 + _NARROWING_SHARE) + min(_RIVALS, winners) * _RIVAL_SHARE * self.rival_batches
 
 
 def winners(in_group: int) -> float:

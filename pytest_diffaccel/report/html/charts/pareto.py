@@ -232,6 +232,7 @@ def _rivals(points: Points, x: Spec, y: Spec) -> list[Spec]:
         {"field": "steps", "title": "unaccelerated, steps"},
         {"field": "speedup", "title": "speed-up"},
         {"field": y["field"], "title": points.axis.words, "format": points.axis.digits},
+        {"field": "pictures", "title": "scored pictures"},
     ]
     data = {"values": list(points.rivals)}
     return [

@@ -87,7 +87,8 @@ def _rivals(axis: Axis, record: CellRecord) -> list[dict[str, Any]]:
     """The plain pipeline, and with fewer steps, as far as the metric is known of them."""
     field = score_field(axis)
     known = [(rival, scores_of(rival).get(axis.name)) for rival in record.rivals]
-    plain = {"speedup": 1.0, field: axis.plain, "low": axis.plain, "high": axis.plain, "steps": record.cell.steps}
+    ends = {field: axis.plain, "low": axis.plain, "high": axis.plain}
+    plain = {"speedup": 1.0, **ends, "steps": record.cell.steps, "pictures": ""}
     return ([plain] if axis.plain is not None else []) + [
         {
             "speedup": round(rival.speedup.value, 4),
@@ -95,6 +96,7 @@ def _rivals(axis: Axis, record: CellRecord) -> list[dict[str, Any]]:
             "low": None if score.low is None else round(score.low, 5),
             "high": None if score.high is None else round(score.high, 5),
             "steps": rival.candidate.cell.steps,
+            "pictures": rival.sampling.num_samples,
         }
         for rival, score in known
         if score is not None
