@@ -428,6 +428,22 @@ def test_the_page_holds_all_rows_and_the_command_that_accepts(search: RecordedSe
     assert search.golden.read_bytes() == before
 
 
+def test_what_two_of_goldens_environments_differ_by_is_said_once(search: RecordedSearch) -> None:
+    search.fill()
+    with Store.open(search.store) as store:
+        (found,) = find(material(search))
+        (now,) = store.environments().values()
+    before = [replace(now, device="another CPU", threads=threads) for threads in (7, 9)]
+    entries = {
+        key: replace(entry, environment=before[place % 2].id)
+        for place, (key, entry) in enumerate(sorted(found.entries.items(), key=str))
+    }
+    merge(search.golden, entries, update=False, environments={one.id: one for one in before})
+    text = words(report(search))
+    assert text.count("device another CPU -&gt; ") == 1
+    assert text.count("threads 7 -&gt;") == text.count("threads 9 -&gt;") == 1
+
+
 def test_the_page_says_nothing_of_goldens_environment_where_golden_has_no_entry(search: RecordedSearch) -> None:
     search.fill()
     text = report(search).read_text(encoding="utf-8")

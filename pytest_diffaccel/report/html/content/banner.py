@@ -32,7 +32,7 @@ class Banner:
         beaten: winning settings that lose more than the plain pipeline with fewer steps, and of how many that is known.
         running: groups whose winners are not found yet.
         groups: groups begun.
-        drift: what differs between golden's environments and these, by pipe.
+        drift: what differs between golden's environments and these, with the pipe, each once.
         command: what searches again.
         complete: whether the command has all options that the search had.
         made_at: when the page was made.
@@ -51,7 +51,7 @@ class Banner:
     beaten: tuple[int, int]
     running: int
     groups: int
-    drift: tuple[tuple[str, tuple[str, ...]], ...]
+    drift: tuple[tuple[str, str], ...]
     command: str
     complete: bool
     made_at: str
@@ -96,13 +96,13 @@ def _hardware(environment: Environment) -> str:
     return f"{environment.device}{driver}, {environment.threads} thread{'s' * (environment.threads != 1)}"
 
 
-def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """What changed since golden was recorded, once per pair of environments."""
-    drift: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
+def _drift(material: Material, found: Sequence[Findings]) -> tuple[tuple[str, str], ...]:
+    """Pipes with what changed since golden was recorded; what several of golden's environments have in common, once."""
+    pairs: dict[tuple[str, str], tuple[Environment, Environment]] = {}
     for findings in found:
         now = findings.record.described
         for key, entry in material.golden.entries.items():
             before = material.golden.environment_of(entry)
             if key.cell == findings.cell and now and before and before.id != now.id:
-                drift[before.id, now.id] = key.cell.pipe, tuple(differences(before, now))
-    return tuple(drift.values())
+                pairs[before.id, now.id] = before, now
+    return tuple(dict.fromkeys((now.pipe, line) for before, now in pairs.values() for line in differences(before, now)))
