@@ -91,7 +91,7 @@ class Chooser:
         candidates = list(by_candidate)
         predicted = self.predicted(cell.pipe, BUSY, candidates)
         known = [
-            _about(self.measured[one][0].value, speedup) if one in self.measured else speedup
+            _about(self.measured[one].device.value, speedup) if one in self.measured else speedup
             for one, speedup in zip(candidates, predicted, strict=True)
         ]
         open_targets = self._open_targets(cell, accelerator)
@@ -102,7 +102,9 @@ class Chooser:
             if choice.reason == "undecided" or (choice.reason and target in open_targets):
                 continue
             winner = choice.option.candidate
-            wall = self.measured[winner][1] if winner in self.measured else self._wall(winner)
+            device, timed = choice.option.speedup, self.measured.get(winner)
+            wall = timed.wall if timed else self._wall(winner)
+            whole = timed.whole if timed else wall
             loss = loss_interval(choice.option.losses)
             environment = self.records.environment(winner)
             yield (
@@ -111,16 +113,19 @@ class Chooser:
                     status="unattainable" if choice.reason else "met",
                     reason=choice.reason,
                     params=winner.params,
-                    speedup=choice.option.speedup.value,
-                    speedup_ci95=(choice.option.speedup.low, choice.option.speedup.high),
-                    wall_speedup=wall.value,
-                    wall_speedup_ci95=(wall.low, wall.high),
+                    speedup=wall.value,
+                    speedup_ci95=(wall.low, wall.high),
+                    wall_speedup=whole.value,
+                    wall_speedup_ci95=(whole.low, whole.high),
+                    device_speedup=device.value,
+                    device_speedup_ci95=(device.low, device.high),
+                    decided_by="device",
                     lpips=loss.value,
                     lpips_ci95=(loss.low, loss.high),
                     num_samples=len(choice.option.losses),
                     batch_size=environment.batch_size,
                     environment=environment.id,
-                    basis="measured" if winner in self.measured else "predicted",
+                    basis="measured" if timed else "predicted",
                     quality_from=by_candidate[winner].quality_from,
                 ),
             )
@@ -154,18 +159,18 @@ def plan(chooser: Chooser) -> list[Candidate]:
 def comparison(chooser: Chooser) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row per verified winner: predicted and measured speed-ups."""
     rows, errors = [], {BUSY: [], WALL: []}  # type: tuple[list[dict[str, Any]], dict[str, list[float]]]
-    for one, (device, wall) in chooser.measured.items():
+    for one, timed in chooser.measured.items():
         guess = {clock: chooser.predicted(one.cell.pipe, clock, [one])[0].value for clock in (BUSY, WALL)}
-        errors[BUSY].append(abs(guess[BUSY] / device.value - 1))
-        errors[WALL].append(abs(guess[WALL] / wall.value - 1))
+        errors[BUSY].append(abs(guess[BUSY] / timed.device.value - 1))
+        errors[WALL].append(abs(guess[WALL] / timed.whole.value - 1))
         share = chooser.records.busy_share(one)
         rows.append(
             {
                 "cell": str(one.cell),
                 "accelerator": one.accelerator,
-                "device": device.value,
+                "device": timed.device.value,
                 "device_predicted": guess[BUSY],
-                "wall": wall.value,
+                "wall": timed.whole.value,
                 "wall_predicted": guess[WALL],
                 "busy_share": share,
                 "baseline_busy_share": chooser.records.busy_share(one, baseline=True),
@@ -189,14 +194,19 @@ def best(chooser: Chooser, entries: Mapping[GoldenKey, GoldenEntry]) -> list[dic
         for accelerator in accelerators_of(pipe):
             row: dict[str, Any] = {"pipe": pipe, "accelerator": accelerator}
             verified = [
-                (device.value, wall.value, str(one.cell))
-                for one, (device, wall) in chooser.measured.items()
+                (timed.device.value, timed.whole.value, str(one.cell))
+                for one, timed in chooser.measured.items()
                 if (one.cell.pipe, one.accelerator) == (pipe, accelerator)
             ]
             names: tuple[str, ...] = ("verified_device", "verified_wall", "verified_cell")
             row |= dict(zip(names, max(verified, default=("none", "none", "")), strict=True))
             golden = [
-                (entry.speedup or 0.0, entry.wall_speedup or 0.0, f"{key.cell.scheduler} {key.cell.steps}", entry.basis)
+                (
+                    entry.device_speedup or 0.0,
+                    entry.wall_speedup or 0.0,
+                    f"{key.cell.scheduler} {key.cell.steps}",
+                    entry.basis,
+                )
                 for key, entry in entries.items()
                 if (key.cell.pipe, key.accelerator) == (pipe, accelerator) and (entry.lpips or 0.0) <= MAX_LOSS
             ]

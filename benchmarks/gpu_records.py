@@ -32,6 +32,21 @@ _SCORED_ENOUGH = 0.9
 Blocks = dict[Candidate, list[Block]]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Speed-ups of a candidate whose whole generation was timed both ways.
+
+    Attributes:
+        device: step-kind estimate by the GPU's own time.
+        wall: the same by the wall clock.
+        whole: of whole runs by the wall clock.
+    """
+
+    device: Interval
+    wall: Interval
+    whole: Interval
+
+
 @dataclass
 class GpuRecords:
     """All that was recorded on one GPU.
@@ -78,11 +93,13 @@ class GpuRecords:
         """The cost model of a pipe, from the short runs alone."""
         return CostModel.fit(REGISTRY, [pair for pair in self.kinds[clock].items() if pair[0].cell.pipe == pipe])
 
-    def measured(self) -> dict[Candidate, tuple[Interval, Interval]]:
-        """Device and wall speed-up of every candidate whose whole generation was timed both ways."""
-        both = [one for one in self.winners[BUSY] if one in self.winners[WALL]]
+    def measured(self) -> dict[Candidate, Timed]:
+        """Speed-ups of every candidate whose whole generation was timed both ways."""
+        busy, wall = self.winners[BUSY], self.winners[WALL]
         return {
-            one: (step_kind_speedup(self.winners[BUSY][one]), wall_speedup(self.winners[WALL][one])) for one in both
+            one: Timed(step_kind_speedup(busy[one]), step_kind_speedup(wall[one]), wall_speedup(wall[one]))
+            for one in busy
+            if one in wall
         }
 
     def busy_share(self, candidate: Candidate, *, baseline: bool = False) -> float:

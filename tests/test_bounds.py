@@ -299,6 +299,9 @@ def test_what_bounds_leave_undecided_is_told_with_what_helps() -> None:
     assert "more pictures (--num-samples)" in said[1]
     assert said[2].endswith("; does not surely keep clip_score=-5%: -4.0% [-6.0%, -2.0%]")
     assert "on a quieter machine" in undecided_text({key: nearest}, {}, settings)[1]
+    assert "--grid coarse" not in undecided_text({key: nearest}, {}, settings)[1]
+    coarse = undecided_text({key: nearest}, {}, replace(settings, coarse=True))[1]
+    assert "leave out --grid coarse for other points; with --fresh" in coarse
 
 
 # --- choices ----------------------------------------------------------------------------------------------------

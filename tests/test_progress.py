@@ -19,7 +19,7 @@ from pytest_diffaccel.report.progress import EndedCase, Progress
 from pytest_diffaccel.report.sent_results import CaseResult
 from pytest_diffaccel.report.time_left import Lanes, TimeLeft
 from pytest_diffaccel.report.winners import calibration_text, provisional_text, slowdown_text
-from pytest_diffaccel.search.effort import Effort, SearchCase
+from pytest_diffaccel.search.effort import Effort, SearchCase, winners
 from pytest_diffaccel.search.news import Calibration, News
 from pytest_diffaccel.search.results import CellWinners, Skipped, Winners
 
@@ -348,6 +348,34 @@ def test_groups_go_on_side_by_side_and_each_worker_verifies_its_own() -> None:
     assert Lanes(8, alone=False).seconds(groups, verifications) == 30.0
     assert Lanes(8, alone=True).seconds(groups, verifications) == 50.0
     assert Lanes(4, alone=False, divisible=True).seconds(groups, verifications) == 17.5
+
+
+def test_one_of_several_workers_verifies_at_the_end_what_has_moved() -> None:
+    groups, verifications = [(CELL, 10.0), (CELL, 20.0), (CELL, 10.0)], {CELL: 30.0}
+    assert Lanes(1, alone=False).seconds(groups, verifications, again_s=15.0) == 70.0
+    assert Lanes(2, alone=False).seconds(groups, verifications, again_s=15.0) == 55.0
+    assert Lanes(2, alone=True).seconds(groups, verifications, again_s=15.0) == 50.0
+
+
+def test_the_time_left_of_two_workers_holds_what_one_of_them_does_alone() -> None:
+    """Before the last winners' case: beside its own group's winners it verifies what all others have moved."""
+    cases = cases_of({CELL: 1.0})
+    one, two = (TimeLeft(cases, EFFORT, Lanes(workers, alone=False), embedded=True) for workers in (1, 2))
+    *ended, (_, last, _) = search({CELL: 1.0}, {"SD1.5": calibrated()})
+    for name, result, seconds in ended:
+        if isinstance(result, Winners):
+            ahead = News({**result.news.phases_s, "verification": 10.0})
+            result = replace(result, news=ahead)
+        for left in (one, two):
+            left.case_ended(name, result, duration_s=seconds)
+    assert isinstance(last, Winners)
+    verified = sum(group.winners for name, group in MEASURED.items() if name != last.accelerator)
+    own = winners(len(MEASURED[last.accelerator].cases_s) + MEASURED[last.accelerator].skipped)
+    alone, beside, pace = one.seconds(), two.seconds(), two.pace
+    assert alone is not None
+    assert beside is not None
+    assert pace is not None
+    assert beside - alone == pytest.approx(pace * EFFORT.again(verified + own) * RUN_S, rel=0.01)
 
 
 def test_verifications_of_two_cells_go_on_at_once_unless_they_need_the_machine_alone() -> None:

@@ -154,6 +154,16 @@ def test_the_gpus_own_speedup_stands_beside_the_clocks() -> None:
     assert not any("GPU" in line for line in winners_table({key(1.5): MET}, {}, 80))
 
 
+def test_what_is_predicted_or_of_another_models_pictures_is_marked() -> None:
+    predicted = replace(MET, basis="predicted", quality_from="embedded SD1.5-DDIM-20")
+    entries = {key(1.5): predicted, replace(key(1.5), accelerator="ToMe"): MET}
+    lines = winners_table(entries, {}, 80)
+    assert ["~1.67x" in line for line in lines if "1.67x" in line] == [True, False]
+    assert "~: predicted from what its kinds of steps cost, not measured." in lines
+    assert "LPIPS: not of this model's pictures, but of embedded SD1.5-DDIM-20." in lines
+    assert not any("~" in line or "LPIPS: not" in line for line in winners_table({key(1.5): MET}, {}, 80))
+
+
 def settings(*arguments: str) -> Settings:
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)

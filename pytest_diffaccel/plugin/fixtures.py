@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _RUN = pytest.StashKey["SearchRun"]()
 _GATE = pytest.StashKey["GateRun | None"]()
+# The case of the gate that failed first, by why.
+_FAILED_FIRST = pytest.StashKey[dict[str, str]]()
 
 
 def search_run(config: pytest.Config) -> SearchRun:
@@ -190,8 +192,13 @@ class Judgement:
             result = put_result(self._item, self._gate.judge(case))
         failing = ("regressed", "refused", *(("inconclusive",) if self._gate.gate.strict else ()))
         if result.status in failing:
-            pytest.fail(result.verdict.describe(), pytrace=False)
+            pytest.fail(self._once(case, result.verdict.describe()), pytrace=False)
         return result
+
+    def _once(self, case: GateCase, text: str) -> str:
+        """Why a case fails; in short where another one of this process has failed for the very same reason."""
+        first = self._item.session.stash.setdefault(_FAILED_FIRST, {}).setdefault(text, case.key)
+        return text if first == case.key else f"{text.partition(':')[0]}, as {first} says"
 
 
 @pytest.fixture(scope="session")

@@ -109,12 +109,13 @@ def undecided_text(
     of_grid = [(key, choice) for key, choice in others if group_of(key) not in going_on and not choice.may_reach]
     of_speed = [(key, choice) for key, choice in others if group_of(key) not in going_on and choice.may_reach]
     no_more = "the same command measures no more of {}; "
+    other_points = "leave out --grid coarse for other points; " if settings.coarse else ""
     lines = []
     for nearest, why in (
         (unfinished, f"the time was up, {settings.goes_on}"),
         (of_others, f"others promise to reach {{}}, {settings.goes_on}"),
         (of_grid, "points that the coarse grid leaves out may reach {}: leave out --grid coarse"),
-        (of_speed, f"{no_more}with --fresh it measures anew, best on a quieter machine"),
+        (of_speed, f"{no_more}{other_points}with --fresh it measures anew, best on a quieter machine"),
         (of_bounds, f"{no_more}more pictures (--num-samples) make intervals of changes narrower"),
     ):
         one = len(nearest) == 1

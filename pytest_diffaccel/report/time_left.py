@@ -42,17 +42,22 @@ class Lanes:
         shared = not on_cpu or settings.models == "embedded"
         return cls(workers if shared else 1, on_cpu and not own_cores, settings.exhaustive)
 
-    def seconds(self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float]) -> float:
+    def seconds(
+        self, groups: Sequence[tuple[Cell, float]], verifications: Mapping[Cell, float], again_s: float = 0.0
+    ) -> float:
         """How long groups and the verification of their winners take.
 
         Args:
             groups: each group's cell and seconds of work.
             verifications: seconds of work by cell; of several workers, each verifies the groups that it has decided.
+            again_s: what one of several workers does at the end, while the others have nothing left to do: it verifies
+                what the winners of all groups of the last cell have moved.
         """
         if self.alone:
             return self._until_idle([seconds for _, seconds in groups]) + sum(verifications.values())
         of_cell = Counter(cell for cell, _ in groups)
-        return self._until_idle([seconds + verifications.get(cell, 0.0) / of_cell[cell] for cell, seconds in groups])
+        shared = [seconds + verifications.get(cell, 0.0) / of_cell[cell] for cell, seconds in groups]
+        return self._until_idle(shared) + (again_s if self.workers > 1 else 0.0)
 
     def _until_idle(self, groups: Sequence[float]) -> float:
         """When the last worker is done, if each takes the longest group that none has."""
@@ -136,6 +141,8 @@ class TimeLeft:
         self._done: defaultdict[str, float] = defaultdict(float)
         self._begun: set[Cell] = set()
         self._winners: defaultdict[Cell, dict[str, float]] = defaultdict(dict)
+        # Winners that were verified ahead of their cell's end.
+        self._verified: defaultdict[Cell, float] = defaultdict(float)
         for (cell, accelerator), group in self._groups.items():
             if group.winners:
                 self._winners[cell][accelerator] = winners(group.in_group)
@@ -183,7 +190,9 @@ class TimeLeft:
             if result.of_cell:
                 runs += self._verification(case.cell)
             elif "verification" in result.news.phases_s:  # its own winners, ahead of the cell's end
-                runs += effort.verification(self._winners[case.cell][case.accelerator])
+                verified = self._winners[case.cell][case.accelerator]
+                runs += effort.verification(verified)
+                self._verified[case.cell] += verified
                 self._winners[case.cell][case.accelerator] = 0.0
         elif isinstance(result, Measured):
             self._groups[Group(case.cell, case.accelerator)].evaluated += 1
@@ -233,13 +242,13 @@ class TimeLeft:
         pace = self.pace
         if pace is None:
             return None
-        verifications = self._verifications_s()
-        left_s = pace * self._lanes.seconds(self._groups_s(), verifications)
+        verifications, again_s = self._verifications_s(), self._again_s()
+        left_s = pace * self._lanes.seconds(self._groups_s(), verifications, again_s)
         if self._budget_s is None:
             return left_s
         # What begins within the budget is verified, however long that takes.
         budget_left_s = self._budget_s - max(self._budgeted_s.values(), default=0.0)
-        verifying_s = pace * self._lanes.seconds([(cell, 0.0) for cell in verifications], verifications)
+        verifying_s = pace * self._lanes.seconds([(cell, 0.0) for cell in verifications], verifications, again_s)
         return min(left_s, max(budget_left_s, verifying_s))
 
     def _groups_s(self) -> list[tuple[Cell, float]]:
@@ -259,6 +268,15 @@ class TimeLeft:
         """Seconds that verifying takes at the calibration's pace, by cell: of those with open winners' cases."""
         cells = dict.fromkeys(cell for (cell, _), group in self._groups.items() if group.winners)
         return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
+
+    def _again_s(self) -> float:
+        """Seconds that verifying what has moved takes at the end, at the calibration's pace: of the longest cell."""
+        cells = {cell for (cell, _), group in self._groups.items() if group.winners}
+        runs = {
+            cell: self._effort_of(cell).again(sum(self._winners[cell].values()) + self._verified[cell])
+            for cell in cells
+        }
+        return max((runs[cell] * cell.steps * self._step_s_of(cell.pipe) for cell in cells), default=0.0)
 
 
 def distinct(provisional: Sequence[Chosen]) -> int:

@@ -116,6 +116,10 @@ def legend(entries: Sequence[GoldenEntry], scale: QualityScale | None) -> list[s
         notes.append("By DiffBench's rule: means decide, not intervals; CLIP score at most 5% lower.")
     if any(metric.change is not None for entry in entries for metric in (entry.metrics or {}).values()):
         notes.append("Other metrics, %: change from the unaccelerated pictures', paired by prompt.")
+    if any(entry.basis == "predicted" for entry in entries if entry.status == "met"):
+        notes.append("~: predicted from what its kinds of steps cost, not measured.")
+    if others := sorted({entry.quality_from for entry in entries if entry.quality_from}):
+        notes.append(f"LPIPS: not of this model's pictures, but of {'; of '.join(others)}.")
     if any(entry.device_speedup is not None for entry in entries):
         notes.append("GPU: speedup by its own time (*: it decided); where that is higher, the GPU waits for the host.")
     return notes
@@ -169,7 +173,7 @@ def _targets(targets: Sequence[float]) -> str:
 
 def figures(entry: GoldenEntry, scale: QualityScale | None) -> tuple[str, str, str]:
     """The texts under :data:`HEADINGS`."""
-    speedup = interval_text(entry.speedup, entry.speedup_ci95, 2, "x")
+    speedup = "~" * (entry.basis == "predicted") + interval_text(entry.speedup, entry.speedup_ci95, 2, "x")
     if entry.device_speedup is not None:
         speedup += f" GPU {entry.device_speedup:.2f}x" + ("*" if entry.decided_by == "device" else "")
     lpips = interval_text(entry.lpips, entry.lpips_ci95, 3)

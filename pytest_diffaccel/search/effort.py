@@ -33,6 +33,11 @@ _TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 8, 2, 0.3
 _RIVALS, _RIVAL_SHARE, _RIVAL_SAMPLES = 9, 0.45, 8
 
 
+# Where each of several workers verifies its own groups, choices move by what all of them show, which the last one
+# verifies: this share of verifying them all, by four searches of README's start on two workers.
+_AGAIN = 0.8
+
+
 @dataclass(frozen=True)
 class SearchCase:
     """A case as far as its work goes.
@@ -105,6 +110,10 @@ class Effort:
         together = winners * self.accelerated_share + math.ceil(winners / _TOGETHER)
         timed = max(_LEAST_TIMED, self.batches) * together
         return timed * (1 + _NARROWING_SHARE) + min(_RIVALS, winners) * _RIVAL_SHARE * self.rival_batches
+
+    def again(self, winners: float) -> float:
+        """Of verifying what moved, at the end of a cell whose groups were each verified by themselves."""
+        return 0.0 if self.blocks is not None else _AGAIN * self.verification(winners)
 
 
 def winners(in_group: int) -> float:
