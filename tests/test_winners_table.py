@@ -116,6 +116,7 @@ def test_more_changes_than_a_cell_has_are_counted() -> None:
     faster = replace(MET, speedup=2.0, speedup_ci95=(1.9, 2.1))
     cells = [replace(key(1.5), cell=Cell("SD1.5", "DDIM", steps)) for steps in range(1, 51)]
     said = changes_text([Change(one, "differs", MET, faster) for one in cells], Path("golden.json"), {}, 80)
+    assert said[1] == "golden: golden.json: 50 differ"
     assert said[-1] == "  and 8 keys more"
     assert len(said) == 2 + 2 * 42 + 1
 

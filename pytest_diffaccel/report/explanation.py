@@ -153,9 +153,12 @@ def _unmeasured(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row.verdict == verdict]
         if own:
             reasons = Counter(_FIGURE.sub("N", row.reason) for row in own)
-            example = {_FIGURE.sub("N", row.reason): row.reason for row in own}
+            example = {_FIGURE.sub("N", row.reason): row for row in own}
             lines.append(f"{words} without being measured: {len(own)}")
-            lines += [f"  {count} as this one: {example[reason]}" for reason, count in reasons.most_common(_REASONS)]
+            lines += [
+                f"  {count}{', such as' * (count > 1)}: {example[reason].params}: {example[reason].reason}"
+                for reason, count in reasons.most_common(_REASONS)
+            ]
     return lines
 
 

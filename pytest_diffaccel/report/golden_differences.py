@@ -19,6 +19,13 @@ _LISTED = 10
 _TOLD = 42
 
 
+def counts_text(changes: Sequence[Change]) -> str:
+    """How many changes there are of each kind: ``2 differ, 5 new``."""
+    counts = Counter(change.kind for change in changes)
+    words = {kind: "differ" if kind == "differs" and count > 1 else kind for kind, count in counts.items()}
+    return ", ".join(f"{counts[kind]} {words[kind]}" for kind in sorted(counts)) or "nothing to record"
+
+
 def changes_text(
     changes: Sequence[Change], golden: Path, environments: Mapping[str, Environment], width: int
 ) -> list[str]:
@@ -30,8 +37,6 @@ def changes_text(
         environments: those before and after, by id.
         width: characters per line.
     """
-    counts = Counter(change.kind for change in changes)
-    said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
     told = sorted(
         (change for change in changes if change.kind in ("differs", "updated", "pruned")),
         key=lambda change: change.key.prompt_order,
@@ -47,7 +52,7 @@ def changes_text(
         lines += [f"    {', '.join(targets)}: {text}" for text, targets in by_text.items()]
     if len(told) > _TOLD:
         lines.append(f"  and {counted(len(told) - _TOLD, 'key')} more")
-    return ["", f"golden: {golden}: {said}", *(part for line in lines for part in wrapped(line, width))]
+    return ["", f"golden: {golden}: {counts_text(changes)}", *(part for line in lines for part in wrapped(line, width))]
 
 
 def changes_by_category(changes: Sequence[Change], *, every: bool, width: int) -> list[str]:

@@ -14,6 +14,7 @@ from pytest_diffaccel.records.environment import Environment
 from pytest_diffaccel.records.golden import GoldenEntry
 from pytest_diffaccel.records.golden_file import Change
 from pytest_diffaccel.records.golden_key import GoldenKey
+from pytest_diffaccel.report.golden_differences import counts_text
 from pytest_diffaccel.report.winners import (
     HEADINGS,
     figures,
@@ -136,10 +137,8 @@ def _failures(failures: Mapping[tuple[str, str, str], int]) -> list[str]:
 
 
 def _changes(changes: Sequence[Change], golden: Path) -> list[str]:
-    counts = Counter(change.kind for change in changes)
-    said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing to record"
     listed = [change for change in changes if change.kind in ("differs", "updated", "pruned")]
-    return [f"Golden `{golden}`: {said}.", *(["", *_items(listed)] if listed else [])]
+    return [f"Golden `{golden}`: {counts_text(changes)}.", *(["", *_items(listed)] if listed else [])]
 
 
 def _items(listed: Sequence[Change]) -> list[str]:

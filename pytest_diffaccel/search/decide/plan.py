@@ -122,7 +122,7 @@ class Plan:
         (worth,) = self._worth([candidate], gains)
         better = self._best([other for other in others if other not in self.evaluated], _MUCH_MORE * worth)
         if better is not None:
-            return Advice(False, f"{said}; {spaced_params(better.params)} promises more, and is tried first")
+            return Advice(False, f"{said}; {spaced_params(better.params)} promises more, and goes first")
         return Advice(True, f"{said}: could {could}")
 
     @property
