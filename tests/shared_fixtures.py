@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch starts its threads: they wait busily, so more of them than free cores make everything many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "500"
 # Searches that tests run are none of a workflow's.
 os.environ.pop("GITHUB_STEP_SUMMARY", None)
+# What a script's shell starts in the background ignores Ctrl-C, as do all processes that it starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import importlib
 import pkgutil
