@@ -261,22 +261,29 @@ class TimeLeft:
             if cell not in begun:
                 begun.add(cell)
                 runs += self._effort.batches
-            left.append((cell, runs * cell.steps * self._step_s_of(cell.pipe)))
+            left.append((cell, self._calibrated_s(cell, runs)))
         return left
 
     def _verifications_s(self) -> dict[Cell, float]:
         """Seconds that verifying takes at the calibration's pace, by cell: of those with open winners' cases."""
-        cells = dict.fromkeys(cell for (cell, _), group in self._groups.items() if group.winners)
-        return {cell: self._verification(cell) * cell.steps * self._step_s_of(cell.pipe) for cell in cells}
+        return {cell: self._calibrated_s(cell, self._verification(cell)) for cell in self._unverified()}
 
     def _again_s(self) -> float:
         """Seconds that verifying what has moved takes at the end, at the calibration's pace: of the longest cell."""
-        cells = {cell for (cell, _), group in self._groups.items() if group.winners}
-        runs = {
-            cell: self._effort_of(cell).again(sum(self._winners[cell].values()) + self._verified[cell])
-            for cell in cells
-        }
-        return max((runs[cell] * cell.steps * self._step_s_of(cell.pipe) for cell in cells), default=0.0)
+
+        def seconds(cell: Cell) -> float:
+            of_all = sum(self._winners[cell].values()) + self._verified[cell]
+            return self._calibrated_s(cell, self._effort_of(cell).again(of_all))
+
+        return max(map(seconds, self._unverified()), default=0.0)
+
+    def _unverified(self) -> list[Cell]:
+        """Cells with open winners' cases."""
+        return list(dict.fromkeys(cell for (cell, _), group in self._groups.items() if group.winners))
+
+    def _calibrated_s(self, cell: Cell, runs: float) -> float:
+        """Seconds that unaccelerated runs of a cell take at the calibration's pace."""
+        return runs * cell.steps * self._step_s_of(cell.pipe)
 
 
 def distinct(provisional: Sequence[Chosen]) -> int:

@@ -28,11 +28,11 @@ _WINNERS_AT_MOST, _WINNERS_HALF_AT = 4, 3
 # Winners in a block beside an unaccelerated run, and runs of each at the least, as in .evaluation; short runs then take
 # this share of the blocks' time, as in .verify.
 _TOGETHER, _LEAST_TIMED, _NARROWING_SHARE = 8, 2, 0.3
-# Rivals of a cell that are made: step counts that are as fast as its winners, what a batch of each takes, and so many
-# pictures show of most that they lose more, as in .verify: of 23 of 25 in a cell of full-size SD1.5.
-_RIVALS, _RIVAL_SHARE, _RIVAL_SAMPLES = 9, 0.45, 8
-
-
+#: Fewer pictures than this never show that a rival loses more than a winner. So many show it of most: of 23 of 25 in a
+#: cell of full-size SD1.5.
+RIVAL_SAMPLES = 8
+# Rivals of a cell that are made: step counts that are as fast as its winners, and what a batch of each takes.
+_RIVALS, _RIVAL_SHARE = 9, 0.45
 # Where each of several workers verifies its own groups, choices move by what all of them show, which the last one
 # verifies: this share of verifying them all, by four searches of README's start on two workers.
 _AGAIN = 0.8
@@ -79,7 +79,7 @@ class Effort:
         batches = math.ceil(settings.num_samples / settings.batch_size)
         # At least 2 samples, in whole batches as long as no calibration says otherwise (Workbench.first_samples).
         first = min(batches, math.ceil(2 / settings.batch_size))
-        of_rival = batches if settings.metrics else min(batches, math.ceil(_RIVAL_SAMPLES / settings.batch_size))
+        of_rival = batches if settings.metrics else min(batches, math.ceil(RIVAL_SAMPLES / settings.batch_size))
         return cls(batches, first, settings.blocks if settings.exhaustive else None, of_rival)
 
     def evaluation(self, share: float | None = None) -> float:

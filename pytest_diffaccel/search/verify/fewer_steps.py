@@ -13,14 +13,12 @@ from pytest_diffaccel.measure.measurement import Measurement, Quality, Sampling
 from pytest_diffaccel.measure.quality import pooled_quality
 from pytest_diffaccel.measure.statistics import mean_interval
 from pytest_diffaccel.records.leases import IN_COMMON
+from pytest_diffaccel.search.effort import RIVAL_SAMPLES
 from pytest_diffaccel.search.predict.cost_model import CostModel
 from pytest_diffaccel.search.workbench import Workbench
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# Fewer pictures than this never show that a rival loses more than a winner.
-_LEAST_SAMPLES = 8
 
 
 def steps_as_fast(costs: CostModel, steps: int, speedup: float) -> int | None:
@@ -95,6 +93,6 @@ def _loses_more(quality: Quality, winner: Measurement) -> bool:
     what they say then differs from what all samples say in at most 1.2%.
     """
     own, others = quality.lpips_per_sample, winner.quality.lpips_per_sample
-    if len(own) < _LEAST_SAMPLES or quality.lpips.value <= winner.quality.lpips.value:
+    if len(own) < RIVAL_SAMPLES or quality.lpips.value <= winner.quality.lpips.value:
         return False
     return mean_interval([mine - theirs for mine, theirs in zip(own, others, strict=False)]).low > 0
